@@ -1,0 +1,99 @@
+"""Errors that people cause, as one clear paragraph each, and the exit codes that go with them.
+
+A `UserError` carries everything a reader needs (what, where, allowed, nearest, what to do); commands print it without
+a traceback unless `--debug` is given. Everything else is a bug in this code and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable
+
+EXIT_OK = 0
+
+
+class UserError(Exception):
+    """Base of the errors that are printed as a paragraph. `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A configuration value or key, or a command line, that cannot work."""
+
+    exit_code = 64
+
+
+class DataError(UserError):
+    """Input data that is missing, unreadable or not what it should be."""
+
+    exit_code = 65
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+    exit_code = 66
+
+
+class NumericAbort(UserError):
+    """Training stopped because numbers went bad for too many steps in a row."""
+
+    exit_code = 70
+
+
+class StorageError(UserError):
+    """A disk that is full, read-only or failing."""
+
+    exit_code = 74
+
+
+class Preempted(UserError):
+    """The run was asked to stop, has saved its state and can be started again."""
+
+    exit_code = 75
+
+
+class PeerLost(UserError):
+    """Another process of the same run was lost, or this one is stuck."""
+
+    exit_code = 76
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Returns `Did you mean 'x'? ` for the closest option, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f"Did you mean '{close[0]}'? " if close else ""
+
+
+def one_of(what: str, value: object, options: Iterable[str], where: str = "") -> ConfigError:
+    """Builds the error for a value outside a fixed list: what it is, what is allowed, the nearest one.
+
+    Args:
+      what: the configuration key, for example `optimizer.name`.
+      value: the value that was given.
+      options: the allowed values.
+      where: the file or flag it came from, when known.
+    """
+    options = sorted(options)
+    place = f" ({where})" if where else ""
+    hint = nearest(str(value), options)
+    return ConfigError(
+        f"{what}={value!r}{place} is not known. {hint}Allowed: {', '.join(options)}."
+    )
+
+
+def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Runs a command and turns a `UserError` into one paragraph on standard error and its exit code."""
+    try:
+        return main() or EXIT_OK
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        label = "" if isinstance(error, Preempted) else "error: "
+        text = textwrap.fill(label + " ".join(str(error).split()), 100, break_long_words=False)
+        print(text, file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,49 @@
+"""The device mesh: three named axes, in this order.
+
+`replica` holds whole copies of the model (several slices), `data` splits the batch, the experts and FSDP weights,
+`model` splits heads and feed-forward width. Vision uses `replica` and `data` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from trainlib.errors import ConfigError
+
+AXES = ("replica", "data", "model")
+
+
+def make_mesh(
+    replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Builds the mesh (replica, data, model); one size may be -1 and then takes the devices that are left.
+
+    Axis types are passed explicitly: the default differs between JAX versions.
+
+    Raises:
+      ConfigError: when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"replica": replica, "data": data, "model": model}
+    wild = [name for name, size in sizes.items() if size == -1]
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(wild) > 1 or known < 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(
+            f"mesh={sizes} is not a mesh: every size is a positive number, and at most one is -1 "
+            "(the devices that are left)."
+        )
+    if wild:
+        sizes[wild[0]] = max(1, len(devices) // known)
+    total = int(np.prod(list(sizes.values())))
+    if total != len(devices):
+        raise ConfigError(
+            f"mesh={sizes} needs {total} devices, and {len(devices)} are there. Set mesh.replica, mesh.data and "
+            f"mesh.model so that their product is {len(devices)}, or leave mesh.data=-1 to take what is left."
+        )
+    shape = tuple(sizes[name] for name in AXES)
+    grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
