@@ -1,7 +1,8 @@
 """Errors that people cause, as one clear paragraph each, and the exit codes that go with them.
 
-A `UserError` carries everything a reader needs (what, where, allowed, nearest, what to do); commands print it without
-a traceback unless `--debug` is given. Everything else is a bug in this code and keeps its traceback.
+A `UserError` carries everything a reader needs (what, where, allowed, nearest, what to do);
+commands print it without a traceback unless `--debug` is given. Everything else is a bug in this
+code and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ EXIT_OK = 0
 
 
 class UserError(Exception):
-    """Base of the errors that are printed as a paragraph. `exit_code` is what the process returns."""
+    """Base of the errors that are printed as a paragraph; `exit_code` is the process's."""
 
     exit_code = 1
 
@@ -64,13 +65,14 @@ class PeerLost(UserError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """Returns `Did you mean 'x'? ` for the closest option, or an empty string when nothing is close."""
+    """Returns `Did you mean 'x'? ` for the closest option, or "" when nothing is close."""
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'? " if close else ""
 
 
 def one_of(what: str, value: object, options: Iterable[str], where: str = "") -> ConfigError:
-    """Builds the error for a value outside a fixed list: what it is, what is allowed, the nearest one.
+    """Builds the error for a value outside a fixed list: what it is, what is allowed, the nearest
+    one.
 
     Args:
       what: the configuration key, for example `optimizer.name`.
@@ -87,7 +89,7 @@ def one_of(what: str, value: object, options: Iterable[str], where: str = "") ->
 
 
 def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Runs a command and turns a `UserError` into one paragraph on standard error and its exit code."""
+    """Runs a command; a `UserError` becomes one paragraph on standard error and its exit code."""
     try:
         return main() or EXIT_OK
     except UserError as error:

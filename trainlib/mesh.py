@@ -1,7 +1,7 @@
 """The device mesh: three named axes, in this order.
 
-`replica` holds whole copies of the model (several slices), `data` splits the batch, the experts and FSDP weights,
-`model` splits heads and feed-forward width. Vision uses `replica` and `data` only.
+`replica` holds whole copies of the model (several slices), `data` splits the batch, the experts and
+FSDP weights, `model` splits heads and feed-forward width. Vision uses `replica` and `data` only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ AXES = ("replica", "data", "model")
 def make_mesh(
     replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Builds the mesh (replica, data, model); one size may be -1 and then takes the devices that are left.
+    """Builds the mesh (replica, data, model); one size may be -1 and then takes the devices that
+    are left.
 
     Axis types are passed explicitly: the default differs between JAX versions.
 
@@ -41,8 +42,9 @@ def make_mesh(
     total = int(np.prod(list(sizes.values())))
     if total != len(devices):
         raise ConfigError(
-            f"mesh={sizes} needs {total} devices, and {len(devices)} are there. Set mesh.replica, mesh.data and "
-            f"mesh.model so that their product is {len(devices)}, or leave mesh.data=-1 to take what is left."
+            f"mesh={sizes} needs {total} devices, and {len(devices)} are there. Set mesh.replica, "
+            f"mesh.data and mesh.model so that their product is {len(devices)}, or leave "
+            "mesh.data=-1 to take what is left."
         )
     shape = tuple(sizes[name] for name in AXES)
     grid = np.asarray(devices).reshape(shape)

@@ -1,9 +1,10 @@
 """Weights declared once: shape, logical axes and initialiser in one place, arrays made later.
 
-A model is built without making an array: each weight is an `nnx.Param` that holds a `jax.ShapeDtypeStruct`, its logical
-axes and its initialiser. So counts, shardings and compilations need no memory, and `initialise` makes each leaf on its
-own, already sharded. Outside a module, weights are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names
-that checkpoints, masks and exports use.
+A model is built without making an array: each weight is an `nnx.Param` that holds a
+`jax.ShapeDtypeStruct`, its logical axes and its initialiser. So counts, shardings and compilations
+need no memory, and `initialise` makes each leaf on its own, already sharded. Outside a module,
+weights are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
+checkpoints, masks and exports use.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Arrays = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is declared about one weight. `axes` names each dimension; `init(key, shape, dtype)` fills it."""
+    """What is declared about one weight: `axes` names each dimension, `init` fills it."""
 
     shape: tuple[int, ...]
     dtype: jnp.dtype
@@ -72,7 +73,7 @@ def flatten(tree: Mapping) -> dict:
 
 
 def unflatten(flat: Mapping) -> dict:
-    """Inverse of `flatten`; parts that are numbers become integers, as list positions are in NNX."""
+    """Inverse of `flatten`; parts that are numbers become integers, as in NNX lists."""
     paths = {
         tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
         for name, value in flat.items()
@@ -82,7 +83,7 @@ def unflatten(flat: Mapping) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Abstract:
-    """A model without its arrays: the NNX graph definition and the specs of its weights and statistics."""
+    """A model without its arrays: the graph definition, the specs of weights and statistics."""
 
     graphdef: nnx.GraphDef
     params: dict[str, Spec]
@@ -101,16 +102,18 @@ class Abstract:
 
 
 def _specs(state: nnx.State) -> dict[str, Spec]:
-    variables = {
-        ".".join(str(part) for part in path): variable
-        for path, variable in traverse_util.flatten_dict(
-            dict(state.raw_mapping), is_leaf=lambda _, node: isinstance(node, nnx.Variable)
-        ).items()
-    }
     specs = {}
-    for name, variable in variables.items():
-        struct, meta = variable.get_value(), variable.get_metadata()
-        specs[name] = Spec(struct.shape, struct.dtype, meta["axes"], meta["init"])
+
+    def visit(node, path: tuple) -> None:
+        if isinstance(node, nnx.Variable):
+            meta, struct = node.get_metadata(), node.get_value()
+            name = ".".join(str(part) for part in path)
+            specs[name] = Spec(struct.shape, struct.dtype, meta["axes"], meta["init"])
+        else:
+            for key, child in node.items():
+                visit(child, (*path, key))
+
+    visit(state, ())
     return specs
 
 
@@ -132,18 +135,21 @@ def leaf_key(key: jax.Array, name: str) -> jax.Array:
 
 @functools.cache
 def _maker(init: Initializer, shape: tuple[int, ...], dtype, sharding: Sharding | None) -> Callable:
-    # One compilation for each distinct (initialiser, shape, sharding); a whole model has a few dozen.
+    # One compilation for each distinct (initialiser, shape, sharding); a whole model has a few
+    # dozen.
     return jax.jit(lambda key: init(key, shape, dtype), out_shardings=sharding)
 
 
 def initialise(
     specs: Mapping[str, Spec], key: jax.Array, shardings: Mapping[str, Sharding] | None = None
 ) -> Arrays:
-    """Makes every array, leaf by leaf and already sharded, so that no second copy of the model ever exists.
+    """Makes every array, leaf by leaf and already sharded, so that no second copy of the model ever
+    exists.
 
     Args:
       specs: name -> Spec.
-      key: one key; each leaf derives its own from its name, so values do not depend on mesh or order.
+      key: one key; each leaf derives its own from its name, so values do not depend on mesh or
+        order.
       shardings: name -> sharding; None puts all on the default device.
     """
     arrays = {}

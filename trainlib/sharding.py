@@ -1,8 +1,10 @@
 """From logical axis names to the mesh: one strict resolver, one place for activation constraints.
 
-A rule table maps a logical axis (`conv_in`, `batch`, `expert`) to a mesh axis, a tuple of mesh axes, or None
-(replicated). The same table drives weights, optimiser slots, batches and compilation. Nothing falls back to replication in
-silence: an unknown axis, two dimensions on one mesh axis, or a size that does not divide is an error that names them.
+A rule table maps a logical axis (`conv_in`, `batch`, `expert`) to a mesh axis, a tuple of mesh
+axes, or None (replicated). The same table drives weights, optimiser slots, batches and compilation.
+Nothing falls back to replication in
+silence: an unknown axis, two dimensions on one mesh axis, or a size that does not divide is an
+error that names them.
 """
 
 from __future__ import annotations
@@ -38,14 +40,15 @@ def resolve(
     """Resolves the logical axes of one array to a sharding on `mesh`.
 
     Raises:
-      ConfigError: unknown logical axis or mesh axis, two dimensions on one mesh axis, or a dimension that the product of its mesh
-        axes does not divide. The message names the array, the axis and the nearest valid choice.
+      ConfigError: unknown logical axis or mesh axis, two dimensions on one mesh axis, or a
+        dimension that the product of its mesh axes does not divide. The message names the array,
+        the axis and the nearest valid choice.
     """
     entries, used = [], {}
     for size, axis in zip(shape, axes, strict=True):
         if axis is not None and axis not in rules:
             raise ConfigError(
-                f"Weight '{name}' has the logical axis '{axis}', for which there is no sharding rule. "
+                f"Weight '{name}' has the logical axis '{axis}', which no sharding rule names. "
                 f"{nearest(axis, rules)}Known axes: {', '.join(sorted(rules))}."
             )
         targets = _mesh_axes(rules[axis]) if axis is not None else ()
@@ -57,17 +60,17 @@ def resolve(
                 )
             if target in used:
                 raise ConfigError(
-                    f"Weight '{name}': the logical axes '{used[target]}' and '{axis}' both map to the mesh axis "
-                    f"'{target}'. Map one of them to another axis, or to None (replicated)."
+                    f"Weight '{name}': the logical axes '{used[target]}' and '{axis}' both map to "
+                    f"the mesh axis '{target}'. Map one of them elsewhere, or to None (replicated)."
                 )
             used[target] = axis
         parts = math.prod(mesh.shape[target] for target in targets)
         if size % parts:
             fits = max(n for n in range(1, parts + 1) if parts % n == 0 and size % n == 0)
             raise ConfigError(
-                f"Weight '{name}' has {size} along '{axis}', which does not divide over the {parts} devices of mesh "
-                f"axis {'x'.join(targets)}. The largest part count that fits is {fits}: change the mesh, or map "
-                f"'{axis}' to None (replicated)."
+                f"Weight '{name}' has {size} along '{axis}', which does not divide over the {parts} "
+                f"devices of mesh axis {'x'.join(targets)}. The largest part count that fits is "
+                f"{fits}: change the mesh, or map '{axis}' to None (replicated)."
             )
         entries.append(None if not targets else targets[0] if len(targets) == 1 else targets)
     return NamedSharding(mesh, P(*entries))
@@ -100,7 +103,7 @@ def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains an activation to the mesh by logical axis names; does nothing without an active mesh."""
+    """Constrains an activation by logical axis names; does nothing without an active mesh."""
     active = _ACTIVE.get()
     if active is None or active[0].size == 1:
         return x
@@ -111,9 +114,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def batch_local(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Runs `fn(*batched, *replicated)` on each device's own rows of the batch.
 
-    A loop over images must be local to a device: left to the partitioner, it would gather the batch. The result is called as
-    `batch_local(fn)(*batched, replicated=(...))`; batched arrays and the result have the batch as first dimension, replicated ones
-    are whole on every device (their gradients are summed over the batch axes).
+    A loop over images must be local to a device: left to the partitioner, it would gather the
+    batch. The result is called as `batch_local(fn)(*batched, replicated=(...))`; batched arrays and
+    the result have the batch as first dimension, replicated ones are whole on every device (their
+    gradients are summed over the batch axes).
     """
 
     def call(*batched: jax.Array, replicated: tuple[jax.Array, ...] = ()) -> jax.Array:
