@@ -7,6 +7,7 @@ FSDP weights, `model` splits heads and feed-forward width. Vision uses `replica`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ AXES = ("replica", "data", "model")
 
 
 def make_mesh(
-    replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+    replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """Builds the mesh (replica, data, model); one size may be -1 and then takes the devices that
     are left.

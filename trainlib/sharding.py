@@ -68,7 +68,7 @@ def resolve(
         if size % parts:
             fits = max(n for n in range(1, parts + 1) if parts % n == 0 and size % n == 0)
             raise ConfigError(
-                f"Weight '{name}' has {size} along '{axis}', which does not divide over the {parts} "
+                f"Weight '{name}' has {size} along '{axis}', which does not divide over {parts} "
                 f"devices of mesh axis {'x'.join(targets)}. The largest part count that fits is "
                 f"{fits}: change the mesh, or map '{axis}' to None (replicated)."
             )

@@ -1,0 +1,157 @@
+"""Configurations as data: a schema of (default, meaning) per dotted key, locked `ConfigDict`s,
+strict overrides.
+
+A family states its keys once, as a flat schema `{"optimizer.momentum": (0.9, "what it means")}`.
+Everything else follows from it: the locked `ml_collections.ConfigDict` that config files fill in,
+the type of every override on the command line, and what `launch.describe --explain` prints.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from trainlib.errors import ConfigError, nearest
+
+Schema = Mapping[str, tuple[Any, str]]
+
+
+def prefixed(prefix: str, schema: Schema) -> dict[str, tuple[Any, str]]:
+    """The same schema below a section: `momentum` becomes `optimizer.momentum`."""
+    return {f"{prefix}.{key}": field for key, field in schema.items()}
+
+
+def from_schema(schema: Schema) -> ConfigDict:
+    """Builds the locked configuration that holds every default of the schema."""
+    config = ConfigDict()
+    for key, (default, _) in schema.items():
+        section, *_, leaf = _walk(config, key)
+        section[leaf] = default
+    return config.lock()
+
+
+def _walk(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if parent not in config:
+            config[parent] = ConfigDict()
+        config = config[parent]
+    return config, leaf
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> value."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        return words[text.lower()]
+    if kind is int:
+        return int(text.replace("_", ""))
+    if kind is float:
+        return float(text)
+    if kind in (tuple, list):
+        value = ast.literal_eval(text) if text[:1] in "([" else _words(text)
+        return kind(value) if isinstance(value, tuple | list) else kind((value,))
+    return text
+
+
+def _words(text: str) -> tuple:
+    words = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        try:
+            words.append(ast.literal_eval(word))
+        except (SyntaxError, ValueError):
+            words.append(word)
+    return tuple(words)
+
+
+def override(config: ConfigDict, key: str, value: Any, where: str) -> None:
+    """Sets one dotted key, in place; strings are read as the type that the key has.
+
+    Raises:
+      ConfigError: unknown key (names the nearest), a section, or a value of another type.
+    """
+    known = flatten(config)
+    if key not in known:
+        sections = sorted({k.split(".")[0] for k in known if "." in k})
+        inside = sorted(k for k in known if k.startswith(key + "."))
+        if inside:
+            raise ConfigError(f"{where}: '{key}' is a section; set one of {', '.join(inside)}.")
+        raise ConfigError(
+            f"{where}: there is no configuration key '{key}'. {nearest(key, known)}Sections: "
+            f"{', '.join(sections)}; `python -m launch.describe --config=... --explain={key}` "
+            "lists what is near."
+        )
+    old = known[key]
+    kind = str if old is None else type(old)
+    try:
+        new = _parse(value, kind) if isinstance(value, str) else _coerce(value, kind)
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        raise ConfigError(
+            f"{where}: {key}={value!r} is not of type {kind.__name__}; the present value is "
+            f"{old!r}. Give a value of that type."
+        ) from None
+    section, leaf = _walk(config, key)
+    with section.ignore_type():
+        section[leaf] = new
+
+
+def _coerce(value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (tuple, list) and isinstance(value, tuple | list):
+        return kind(tuple(v) if isinstance(v, list) else v for v in value)
+    if (
+        (value is not None
+        and not isinstance(value, kind))
+        or isinstance(value, bool) != (kind is bool)
+    ):
+        raise TypeError
+    return value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved configuration as JSON, flat, one key a line."""
+    return json.dumps(flatten(config), indent=2, default=list) + "\n"
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads what `to_json` wrote (or a nested form of it) as dotted keys.
+
+    Raises:
+      ConfigError: when the file is missing or is not JSON of that form.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"The configuration {path} is not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration {path} must hold one JSON object of keys and values.")
+    return flatten(ConfigDict(content))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> (old, new) for every key whose value differs; lists and tuples count as equal."""
+
+    def plain(value: Any) -> Any:
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    keys = sorted(set(old) | set(new))
+    pairs = {key: (plain(old.get(key)), plain(new.get(key))) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,187 @@
+"""The train step and the evaluation step, for any model that is a loss function.
+
+One train step: split the batch into microbatches, sum gradients weighted by how many examples each
+holds, clip, update, skip the update when it is not finite, move the weight average. All of it is
+one jitted function with pinned shardings and a donated state; keys come from (seed, step,
+microbatch), so a resumed run draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainlib import sharding
+from trainlib.nn import Arrays
+from trainlib.optim import ema_update
+from trainlib.state import TrainState
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count); a metric is total / count
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOutput:
+    """What a loss function returns beside the scalar it is differentiated in.
+
+    Attributes:
+      weight: f32 scalar, how many examples (or tokens) `loss` is the mean of.
+      model_state: the updated running statistics.
+      metrics: name -> (total, count), summed over microbatches and devices.
+    """
+
+    weight: jax.Array
+    model_state: Arrays
+    metrics: Sums
+
+
+jax.tree_util.register_dataclass(LossOutput)
+
+LossFn = Callable[[Arrays, Arrays, Batch, jax.Array], tuple[jax.Array, LossOutput]]
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    # Row i goes to microbatch i % parts, so every device keeps its own rows and nothing moves.
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def _gradients(
+    loss_fn: LossFn, params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, Arrays, Arrays, Sums]:
+    """Weighted mean loss and gradient over the whole batch, new statistics, metric sums."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts == 1:
+        (loss, out), grads = grad_fn(params, model_state, batch, key)
+        return loss, grads, out.model_state, out.metrics
+
+    def body(carry, piece):
+        total_loss, total_weight, total_grads, statistics = carry
+        index, rows = piece
+        (loss, out), grads = grad_fn(params, statistics, rows, jax.random.fold_in(key, index))
+        grads = jax.tree.map(lambda t, g: t + g * out.weight, total_grads, grads)
+        carry = total_loss + loss * out.weight, total_weight + out.weight, grads, out.model_state
+        return carry, out.metrics
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
+    pieces = (jnp.arange(parts), _split(batch, parts))
+    (loss, weight, grads, statistics), metrics = jax.lax.scan(body, start, pieces)
+    scale = 1.0 / jnp.maximum(weight, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    return loss * scale, grads, statistics, jax.tree.map(lambda x: x.sum(0), metrics)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Builds the pure train step `(state, batch) -> (state, metrics)`.
+
+    Args:
+      loss_fn: `(params, model_state, batch, key) -> (mean loss, LossOutput)`.
+      optimizer: an optax transformation over the flat dictionary of weights.
+      seed: with the step number it gives every random key.
+      microbatches: how many pieces the batch is cut into; the result is the gradient of the whole.
+      ema_decay: decay of the moving average of weights; 0 turns it off.
+
+    The metrics gain `loss`, `grad_norm` and `skipped` (1 when this update was not finite and left
+    out).
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, grads, statistics, metrics = _gradients(
+            loss_fn, state.params, state.model_state, batch, key, microbatches
+        )
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        params = kept(params, state.params)
+        statistics = kept(statistics, state.model_state)
+        ema = state.ema
+        if ema_decay:
+            moved = ema_update(ema, {**params, **statistics}, ema_decay, state.step)
+            ema = kept(moved, ema)
+        bad = (~finite).astype(jnp.int32)
+        skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
+        one = jnp.ones((), jnp.float32)
+        metrics |= {
+            "loss": (loss.astype(jnp.float32), one),
+            "grad_norm": (norm.astype(jnp.float32), one),
+            "skipped": (bad.astype(jnp.float32), one),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=statistics,
+            opt_state=kept(opt_state, state.opt_state),
+            ema=ema,
+            skipped=skipped,
+        )
+        return new_state, metrics
+
+    return step
+
+
+def compile_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Sums]],
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Any:
+    """Jits a train step: pinned shardings, donated state, activation constraints on `mesh`."""
+
+    def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        with sharding.activate(mesh, rules):
+            return step(state, batch)
+
+    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    return jax.jit(
+        on_mesh,
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+
+def compile_eval(
+    evaluate: Callable[[Arrays, Arrays, Batch], Sums],
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Any:
+    """Jits `(params, model_state, batch) -> metric sums` on the mesh."""
+
+    def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
+        with sharding.activate(mesh, rules):
+            return evaluate(params, model_state, batch)
+
+    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    return jax.jit(
+        on_mesh,
+        in_shardings=(shardings.params, shardings.model_state, rows),
+        out_shardings=whole,
+    )
+
+
+def put_batch(batch: dict[str, Any], rows: NamedSharding) -> Batch:
+    """This host's rows (NumPy) -> global arrays, sharded over the batch axes."""
+    return {
+        name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()
+    }
