@@ -1,0 +1,122 @@
+"""Convolutions in NHWC: k x k by XLA's convolution, 1x1 as one 2-D matrix product.
+
+Letters: B batch, H W map, C input channels, F output channels, k kernel size.
+
+Padding is symmetric, (k - 1) / 2 on each side whatever the stride, as in the public TPU ResNet:
+the output has ceil(H / stride) rows, and a strided window sits alike on even and odd sizes.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainlib.errors import ConfigError
+from trainlib.nn import Initializer, declare
+
+# He initialisation over the fan-out; a depthwise kernel [k, k, 1, C] has k * k inputs and outputs,
+# its fan-in.
+HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+DEPTHWISE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)
+ZEROS = jax.nn.initializers.zeros
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution [.., C] x [C, F] -> [.., F] as one matrix product.
+
+    On CPU a 2-D product is about 1.4 times as fast as a 1x1 convolution, above all in its weight
+    gradient.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """[B, H, W, C], [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F]."""
+    size = kernel.shape[0]
+    groups = x.shape[-1] // kernel.shape[2]
+    if size == 1 and groups == 1:
+        return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
+    side = (size - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((side, side), (side, side)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+class Conv(nnx.Module):
+    """k x k convolution [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F] in `dtype`.
+
+    Args:
+      in_channels: C.
+      out_channels: F.
+      kernel_size: k, odd.
+      stride: 1 or more, in both directions.
+      depthwise: one filter a channel (F == C).
+      in_axis: logical name of the input channels; "image_channels" for the first layer, whose 3
+        channels no mesh axis divides.
+      init: initialiser of the kernel; None is He normal.
+      bias_init: initialiser of a bias [F]; None means that there is no bias (a normalisation
+        follows).
+      dtype: compute type; weights are stored in float32.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        depthwise: bool = False,
+        in_axis: str = "conv_in",
+        init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        dtype=jnp.float32,
+    ):
+        if kernel_size % 2 == 0:
+            raise ConfigError(
+                f"A convolution of kernel size {kernel_size} has no centre: use an odd size."
+            )
+        if depthwise and in_channels != out_channels:
+            raise ConfigError(
+                f"A depthwise convolution keeps its channels: {in_channels} -> {out_channels}."
+            )
+        self.stride = stride
+        self.dtype = jnp.dtype(dtype)
+        if depthwise:
+            shape, axis, default = (
+                (kernel_size, kernel_size, 1, out_channels),
+                "unit",
+                DEPTHWISE_NORMAL,
+            )
+        else:
+            shape, axis, default = (
+                (kernel_size, kernel_size, in_channels, out_channels),
+                in_axis,
+                HE_NORMAL,
+            )
+        self.kernel = declare(shape, ("height", "width", axis, "conv_out"), init or default)
+        if bias_init is not None:
+            self.bias = declare((out_channels,), ("channels",), bias_init)
+        self.has_bias = bias_init is not None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+class Classifier(nnx.Module):
+    """Last layer [B, features] -> logits [B, classes], always in float32."""
+
+    def __init__(self, features: int, classes: int, *, init: Initializer = CLASSIFIER_NORMAL):
+        self.kernel = declare((features, classes), ("features", "classes"), init)
+        self.bias = declare((classes,), ("classes",), ZEROS)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]

@@ -1,0 +1,75 @@
+"""Pooling and resizing of maps in NHWC.
+
+Letters: B batch, H W map, C channels.
+
+Windows are padded as convolutions are: (window - 1) / 2 on each side for an odd window, nothing
+for an even one. An average at the border divides by the number of pixels that lie inside the map,
+so a constant map stays constant (count_include_pad=False elsewhere); a padded pixel never wins a
+maximum.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _taps(
+    x: jax.Array, axis: int, window: int, stride: int, fill: float
+) -> tuple[list[jax.Array], np.ndarray]:
+    """The `window` strided slices along one axis, and each window's number of pixels in the map."""
+    size, side = x.shape[axis], (window - 1) // 2
+    steps = (size + 2 * side - window) // stride + 1
+    starts = np.arange(steps) * stride - side
+    inside = np.minimum(starts + window, size) - np.maximum(starts, 0)
+    pads = [(0, 0, 0)] * x.ndim
+    reach = (steps - 1) * stride + window  # may stop short of the padded edge, or of the map's
+    pads[axis] = (side, reach - size - side, 0)
+    padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), pads)
+    last = (steps - 1) * stride + 1
+    slices = [jax.lax.slice_in_dim(padded, tap, tap + last, stride, axis) for tap in range(window)]
+    return slices, inside
+
+
+def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
+    """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C] for odd windows; sums in float32.
+
+    Separable: 2 * window slices and additions, whose gradients are pads, where a window reduction
+      is a slow loop on CPU.
+    """
+    y = x.astype(jnp.float32)
+    for axis in (1, 2):
+        slices, inside = _taps(y, axis, window, stride, 0.0)
+        shape = [1] * y.ndim
+        shape[axis] = len(inside)
+        y = functools.reduce(jnp.add, slices) * (1.0 / inside).astype(np.float32).reshape(shape)
+    return y.astype(x.dtype)
+
+
+def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
+    """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C] for odd windows."""
+    side = (window - 1) // 2
+    return jax.lax.reduce_window(
+        x,
+        jnp.asarray(-jnp.inf, x.dtype),
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), (side, side), (side, side), (0, 0)),
+    )
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, C], mean in float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def bilinear_resize(x: jax.Array, height: int, width: int) -> jax.Array:
+    """[B, H, W, C] -> [B, height, width, C] with half-pixel centres, edge pixels repeated."""
+    if x.shape[1:3] == (height, width):
+        return x
+    shape = (x.shape[0], height, width, x.shape[3])
+    return jax.image.resize(x, shape, "bilinear", antialias=False)
