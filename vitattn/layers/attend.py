@@ -1,0 +1,105 @@
+"""Attention with a separable bias, the one primitive under every attention layer of this package.
+
+Dimension letters: Q queries, KH KW rows and columns of keys, d query/key width, e value width.
+
+    logit[i, (y, x)] = q[i] . k[y, x] + bias_row[i, y] + bias_col[i, x]
+    out[i]           = sum over (y, x) of softmax(logit[i])[y, x] * v[y, x]
+
+Two-dimensional relative logits (arXiv 1904.09925) and the k x k window of local attention
+(arXiv 1906.05909) are both a row term plus a column term, so no [Q, KH*KW] bias or mask is ever
+made by the caller. The backward pass rebuilds the probabilities from the logsumexp (the
+recomputation of FlashAttention, arXiv 2205.14135); with all keys of a query in one tile no online
+softmax is needed. What is kept between the passes is the inputs, the output and one number a query.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Array = jax.Array
+Bias = jax.Array | None
+
+# A mask value: two of them add up to a number that float32 and bfloat16 still hold.
+MASKED = -1e30
+
+_OUTPUT, _LOGSUMEXP = "attend_output", "attend_logsumexp"
+
+# Wraps the body of a loop around `attend`: only outputs and logsumexps outlive an iteration, and
+# the forward pass of `attend` is not run again in the backward pass, as a plain checkpoint would
+# do. The loop itself keeps XLA from merging the two passes, hence prevent_cse=False.
+keep_outputs = functools.partial(
+    jax.checkpoint,
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.save_only_these_names(_OUTPUT, _LOGSUMEXP),
+)
+
+
+def _logits(q: Array, k: Array, bias_row: Bias, bias_col: Bias) -> Array:
+    """[.., Q, KH*KW] in float32."""
+    content = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+    if bias_row is None or bias_col is None:
+        return content
+    rows, cols = bias_row.shape[-1], bias_col.shape[-1]
+    grid = content.reshape(*content.shape[:-1], rows, cols)
+    grid = grid + bias_row[..., :, None].astype(jnp.float32)
+    grid = grid + bias_col[..., None, :].astype(jnp.float32)
+    return grid.reshape(content.shape)
+
+
+@jax.custom_vjp
+def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias = None) -> Array:
+    """Softmax attention whose logits are q.k + bias_row + bias_col.
+
+    Args:
+      q: [.., Q, d], already scaled where the layer scales.
+      k: [.., KH*KW, d], keys flattened row by row (the column runs fast).
+      v: [.., KH*KW, e]; e may differ from d.
+      bias_row: [.., Q, KH] or None. Masks are entries of `MASKED`; every query needs one valid key.
+      bias_col: [.., Q, KW]; None exactly when bias_row is.
+
+    Returns:
+      [.., Q, e] in the type of v. Softmax statistics are float32 whatever the inputs are.
+    """
+    return _forward(q, k, v, bias_row, bias_col)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, bias_row: Bias, bias_col: Bias):
+    logits = _logits(q, k, bias_row, bias_col)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    p = jnp.exp(logits - top)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    out = jnp.einsum("...qk,...ke->...qe", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = checkpoint_name((out / total).astype(v.dtype), _OUTPUT)
+    logsumexp = checkpoint_name(top + jnp.log(total), _LOGSUMEXP)
+    return out, (q, k, v, bias_row, bias_col, out, logsumexp)
+
+
+def _backward(residuals, g: Array):
+    q, k, v, bias_row, bias_col, out, logsumexp = residuals
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    p = jnp.exp(_logits(q, k, bias_row, bias_col) - logsumexp)
+    # Sum over keys of p * dp, without the keys (FlashAttention's D): one number a query.
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    ds = p * (einsum("...qe,...ke->...qk", g, v) - delta)
+    d_row = d_col = None
+    if bias_row is not None and bias_col is not None:
+        grid = ds.reshape(*ds.shape[:-1], bias_row.shape[-1], bias_col.shape[-1])
+        d_row = jnp.sum(grid, axis=-1).astype(bias_row.dtype)
+        d_col = jnp.sum(grid, axis=-2).astype(bias_col.dtype)
+    ds = ds.astype(k.dtype)
+    dq = einsum("...qk,...kd->...qd", ds, k).astype(q.dtype)
+    dk = einsum("...qk,...qd->...kd", ds, q).astype(k.dtype)
+    dv = einsum("...qk,...qe->...ke", p.astype(g.dtype), g).astype(v.dtype)
+    return dq, dk, dv, d_row, d_col
+
+
+attend.defvjp(_forward, _backward)
+
+
+def attention_weights(q: Array, k: Array, bias_row: Bias = None, bias_col: Bias = None) -> Array:
+    """The probabilities [.., Q, KH*KW] themselves, materialised: for pictures only."""
+    return jax.nn.softmax(_logits(q, k, bias_row, bias_col), axis=-1)
