@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import ONES, ZEROS, BatchNorm
 from vitattn.layers.pool import global_average_pool, max_pool
@@ -150,8 +151,6 @@ def spatial_layer(config: ResNetConfig, in_channels: int, channels: int, place: 
     attention = config.attention
     if attention is None or place.stage not in attention.stages:
         return Conv(in_channels, channels, 3, place.stride, dtype=config.dtype)
-    from vitattn.layers.augmented import AugmentedConv, augmented_depths
-
     key_depth, value_depth = augmented_depths(
         channels, attention.kappa, attention.upsilon, attention.heads, attention.min_key_depth
     )
