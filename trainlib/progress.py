@@ -1,0 +1,207 @@
+"""Progress of a run: one live line on a terminal, plain lines elsewhere, and a closing summary.
+
+    step 1200/5000  24%  ETA 3m05s  loss 1.234  2,345 ex/s  wait 3%
+
+Rates are taken over a moving window that starts after the first step, so compilation is not in
+them, and pauses (evaluation, saving) are left out. `wait` is the share of time that the loop stood
+waiting for data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
+
+_WIDTH = 80  # columns, where the terminal does not say
+_CLEAR = "\r\x1b[K"
+
+
+class Rates(NamedTuple):
+    """Speed over a window. `eta` and `examples_per_second` are None before two steps have ended.
+
+    Attributes:
+      examples_per_second: throughput.
+      wait: share of the time spent waiting for data, 0 to 1.
+      eta: seconds to the last step.
+    """
+
+    examples_per_second: float | None
+    wait: float
+    eta: float | None
+
+
+class _Sample(NamedTuple):
+    time: float  # seconds, pauses taken out
+    step: int
+    waited: float  # seconds waited for data since the start
+
+
+def rates(first: _Sample, last: _Sample, examples_per_step: int, total_steps: int) -> Rates:
+    """Rates between two samples."""
+    seconds, steps = last.time - first.time, last.step - first.step
+    if steps <= 0 or seconds <= 0:
+        return Rates(None, 0.0, None)
+    wait = min(1.0, (last.waited - first.waited) / seconds)
+    eta = (total_steps - last.step) * seconds / steps
+    return Rates(steps * examples_per_step / seconds, wait, eta)
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds in two units at most: 45s, 3m05s, 2h07m, 3d04h."""
+    seconds = round(seconds)
+    for unit, size, smaller, part in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // part:02d}{smaller}"
+    return f"{seconds}s"
+
+
+def number(value: float) -> str:
+    """Formats a figure to be read, not parsed: about four digits, thousands separated."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+class Progress:
+    """Shows how far a run is; call `update` after every step.
+
+    Args:
+      total_steps: the last step of the run.
+      start_step: finished steps at the start (of a resumed run).
+      examples_per_step: global batch size.
+      stream: where to write; None: standard output.
+      enabled: False on all hosts but one; rates are kept all the same.
+      clock: seconds, monotonic.
+      interval: least seconds between two lines; None: 0.2 on a terminal, 10 elsewhere.
+      window: seconds that rates are taken over.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        examples_per_step: int = 1,
+        *,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        interval: float | None = None,
+        window: float = 30.0,
+    ):
+        self._total, self._step, self._examples = total_steps, start_step, examples_per_step
+        self._stream = stream or sys.stdout
+        self._live = self._stream.isatty()
+        self._enabled, self._clock, self._window = enabled, clock, window
+        self._interval = interval if interval is not None else 0.2 if self._live else 10.0
+        self._waited = self._paused = 0.0
+        self._samples: deque[_Sample] = deque()
+        self._first: _Sample | None = None
+        self._shown = -float("inf")
+        self._values: dict[str, float] = {}
+
+    def _now(self) -> _Sample:
+        return _Sample(self._clock() - self._paused, self._step, self._waited)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the request for a batch: counts as waiting for data."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
+    @contextlib.contextmanager
+    def pause(self, what: str) -> Iterator[None]:
+        """Around evaluation or saving: shown on a terminal, left out of all rates."""
+        start = self._clock()
+        if self._live:
+            self._write(f"{_CLEAR}step {self._step}/{self._total}  {what} ...")
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def update(self, step: int, **values: float) -> None:
+        """Notes that `step` steps have ended and shows it when it is time.
+
+        Args:
+          step: finished steps.
+          **values: figures to show, such as `loss`; host floats, kept until the next ones come.
+        """
+        self._step = step
+        self._values.update(values)
+        now = self._now()
+        if self._first is None:
+            self._first = now
+            self._samples.append(now)
+        due = self._clock() - self._shown >= self._interval or step >= self._total
+        if not due:
+            return
+        self._shown = self._clock()
+        if now.step > self._samples[-1].step:
+            self._samples.append(now)
+        # One sample older than the window stays, so that slow steps still have two.
+        while len(self._samples) > 2 and self._samples[1].time < now.time - self._window:
+            self._samples.popleft()
+        self._write(f"{_CLEAR}{self.line()}" if self._live else f"{self.line()}\n")
+
+    def rates(self) -> Rates:
+        """Rates over the window up to now."""
+        if not self._samples:
+            return Rates(None, 0.0, None)
+        return rates(self._samples[0], self._now(), self._examples, self._total)
+
+    def average(self) -> Rates:
+        """Rates over the whole run, from the end of its first step."""
+        return rates(self._first or self._now(), self._now(), self._examples, self._total)
+
+    def line(self) -> str:
+        """The line as it stands, cut to the terminal."""
+        speed = self.rates()
+        parts = [f"step {self._step}/{self._total}  {100 * self._step // max(1, self._total)}%"]
+        if speed.eta is not None and self._step < self._total:
+            parts.append(f"ETA {duration(speed.eta)}")
+        parts += [f"{name} {number(value)}" for name, value in self._values.items()]
+        if speed.examples_per_second is not None:
+            parts.append(f"{number(speed.examples_per_second)} ex/s  wait {speed.wait:.0%}")
+        width = shutil.get_terminal_size((_WIDTH, 24)).columns if self._live else 2 * _WIDTH
+        return "  ".join(parts)[: width - 1]
+
+    def message(self, text: str) -> None:
+        """Writes a line of its own, above the live line."""
+        self._write(f"{_CLEAR}{text}\n{self.line()}" if self._live else f"{text}\n")
+
+    def close(self) -> None:
+        """Ends the live line."""
+        if self._live and self._first is not None:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if self._enabled:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def summary(title: str, rows: Sequence[tuple[str, Any]]) -> str:
+    """Formats the table that closes a run: a title and rows (name, value), floats with `number`.
+
+    Values start in one column; one too long for 80 columns stands whole on a line of its own, so
+    that a path can be copied.
+    """
+    indent = max((len(name) for name, _ in rows), default=0) + 4
+    lines = ["", title, "-" * min(_WIDTH, len(title))]
+    for name, value in rows:
+        text = number(value) if isinstance(value, float) else str(value)
+        if indent + len(text) > _WIDTH:
+            lines += [f"  {name}", f"    {text}"]
+        else:
+            lines.append(f"  {name:<{indent - 2}}{text}")
+    return "\n".join(lines)

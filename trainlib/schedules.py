@@ -1,0 +1,156 @@
+"""Learning-rate schedules by name, all in steps, each with a linear warm-up.
+
+A schedule maps the number of updates already made (0 at the first) to the rate of the next one.
+`warmup_steps` rise linearly from `warmup_start` and are counted as the papers' code counts them:
+boundaries and exponential decay run from step 0, warm-up included; the cosine runs from the end of
+the warm-up to the last step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainlib.errors import one_of
+from trainlib.options import Options, complete, require
+
+NAMES = ("constant", "step", "cosine", "exponential", "inverse_sqrt")
+
+
+def defaults() -> Options:
+    """Returns the options of a schedule: key -> (default, meaning)."""
+    return {
+        "name": ("cosine", f"one of {', '.join(NAMES)}"),
+        "learning_rate": (
+            0.1,
+            "rate after the warm-up; for inverse_sqrt the factor of 1/sqrt(step)",
+        ),
+        "warmup_steps": (0, "steps of linear warm-up; 0: none"),
+        "warmup_start": (0.0, "rate at step 0 of the warm-up"),
+        "boundaries": ((), "step: the steps at which the rate is multiplied, rising"),
+        "factors": ((0.1,), "step: multiplier at each boundary, or one for all"),
+        "final_learning_rate": (0.0, "cosine: rate after the last step"),
+        "decay_rate": (0.97, "exponential: multiplier each decay_steps"),
+        "decay_steps": (1, "exponential: steps from one multiplication to the next"),
+        "staircase": (True, "exponential: multiply at whole decay_steps only, not in between"),
+        "plateau_steps": (10_000, "inverse_sqrt: the rate is constant up to this step"),
+    }
+
+
+def _check(options: dict[str, Any], total_steps: int) -> None:
+    def need(key: str, fits: bool, rule: str) -> None:
+        require(fits, f"schedule.{key}", options[key], rule)
+
+    warmup, boundaries, factors = (
+        options[key] for key in ("warmup_steps", "boundaries", "factors")
+    )
+    for key in ("learning_rate", "warmup_start", "final_learning_rate"):
+        need(key, 0 <= options[key] < math.inf, "a rate is finite and not negative")
+    need("decay_rate", 0 < options["decay_rate"] <= 1, "it lies above 0 and is at most 1")
+    need("decay_steps", options["decay_steps"] >= 1, "it is at least 1")
+    need("plateau_steps", options["plateau_steps"] >= 1, "it is at least 1")
+    need(
+        "warmup_steps",
+        0 <= warmup <= total_steps,
+        f"the warm-up lies between 0 and the {total_steps} steps of the run; "
+        "shorten it or train for more steps",
+    )
+    if options["name"] != "step":
+        return
+    whole = all(isinstance(b, int) and not isinstance(b, bool) and b > 0 for b in boundaries)
+    rising = whole and all(a < b for a, b in itertools.pairwise(boundaries))
+    need("boundaries", bool(boundaries) and rising, "it is a list of rising positive step numbers")
+    need("boundaries", boundaries[0] >= warmup, f"the first lies inside the warm-up of {warmup}")
+    need(
+        "factors",
+        len(factors) in (1, len(boundaries)) and all(_is_positive(f) for f in factors),
+        f"it holds one positive number, or one for each of the {len(boundaries)} boundaries",
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _body(options: dict[str, Any], total_steps: int) -> optax.Schedule:
+    """The schedule without its warm-up, as a function of the step from the start of the run."""
+    rate, warmup = options["learning_rate"], options["warmup_steps"]
+    if options["name"] == "constant":
+        return optax.constant_schedule(rate)
+    if options["name"] == "step":
+        boundaries, factors = options["boundaries"], options["factors"]
+        factors = factors * len(boundaries) if len(factors) == 1 else factors
+        return optax.piecewise_constant_schedule(rate, dict(zip(boundaries, factors, strict=True)))
+    if options["name"] == "cosine":
+        final, length = options["final_learning_rate"], max(1, total_steps - warmup)
+
+        def cosine(step: jax.typing.ArrayLike) -> jax.Array:
+            progress = jnp.clip((jnp.asarray(step) - warmup) / length, 0, 1)
+            return final + (rate - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+        return cosine
+    if options["name"] == "exponential":
+        decay, every = options["decay_rate"], options["decay_steps"]
+
+        def exponential(step: jax.typing.ArrayLike) -> jax.Array:
+            # Whole-number division: a quotient in f32 could fall on the wrong side of a stair.
+            times = (
+                jnp.asarray(step) // every if options["staircase"] else jnp.asarray(step) / every
+            )
+            return rate * decay**times
+
+        return exponential
+    plateau = options["plateau_steps"]
+    return lambda step: rate * jax.lax.rsqrt(jnp.maximum(step, plateau).astype(jnp.float32))
+
+
+def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
+    """Builds a schedule from the section `schedule` of a config.
+
+    - constant: learning_rate.
+    - step: times `factors[i]` from step `boundaries[i]` on.
+    - cosine: half a cosine from learning_rate at the end of the warm-up to final_learning_rate at
+      `total_steps`.
+    - exponential: learning_rate * decay_rate^(step / decay_steps), the exponent rounded down with
+      `staircase`.
+    - inverse_sqrt: learning_rate / sqrt(max(step, plateau_steps)), as in T5 and ST-MoE
+      (learning_rate 1, plateau 10,000).
+
+    Args:
+      config: mapping with the keys of `defaults()`; absent keys take their default.
+      total_steps: length of the run.
+
+    Returns:
+      step (int scalar, traced or not) -> rate (f32 scalar).
+
+    Raises:
+      ConfigError: an unknown name or key, a wrong type, or a value that cannot work.
+    """
+    options = complete("schedule", defaults(), config)
+    if options["name"] not in NAMES:
+        raise one_of("schedule.name", options["name"], NAMES)
+    _check(options, total_steps)
+    body, warmup, start = (
+        _body(options, total_steps),
+        options["warmup_steps"],
+        options["warmup_start"],
+    )
+    if warmup == 0:
+        return lambda step: jnp.asarray(body(step), jnp.float32)
+    # The exponential may have decayed before the warm-up ends; the ramp aims at the undecayed rate,
+    # as MnasNet's code does.
+    peak = options["learning_rate"]
+    if options["name"] == "inverse_sqrt":
+        peak /= math.sqrt(max(warmup, options["plateau_steps"]))
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        ramp = start + (peak - start) * (jnp.asarray(step) / warmup)
+        return jnp.where(jnp.asarray(step) < warmup, ramp, body(step)).astype(jnp.float32)
+
+    return schedule
