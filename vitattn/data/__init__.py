@@ -1,0 +1,16 @@
+"""Images for classification: sources, augmentation, batches. `facts` about order are in
+`trainlib.data`."""
+
+from vitattn.data.options import data_defaults
+from vitattn.data.pipeline import eval_batches, train_batches
+from vitattn.data.sources import Example, Source, check_classes, make_source
+
+__all__ = [
+    "Example",
+    "Source",
+    "check_classes",
+    "data_defaults",
+    "eval_batches",
+    "make_source",
+    "train_batches",
+]

@@ -1,0 +1,2 @@
+def make(config, argument, split):
+    raise NotImplementedError

@@ -1,0 +1,120 @@
+"""From the bytes of an image file, whatever its format and mode, to upright RGB pixels of one size.
+
+H height, W width in pixels; boxes are (left, top, right, bottom) in pixels of the upright image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+
+# Above this an image is refused before it is unpacked: a small file can unpack to gigabytes. It is
+# Pillow's own warning threshold, a 256 MiB picture in RGB.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 256 * 2**20
+
+# What is read. Pillow knows more, but some of its readers start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+_ORIENTATION_TAG = 0x0112
+# The EXIF orientations whose upright image swaps width and height.
+_TURNED = (5, 6, 7, 8)
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the message says why, for people."""
+
+
+class Picture:
+    """An image whose header has been read: its upright size is known, its pixels are not decoded
+    yet."""
+
+    def __init__(self, image: Image.Image):
+        """Takes an open image; raises BadImage if its size is not allowed."""
+        self._image = image
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise BadImage(f"has no pixels ({width}x{height})")
+        if width * height > MAX_PIXELS:
+            raise BadImage(
+                f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
+            )
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TURNED
+        self.width, self.height = (height, width) if turned else (width, height)
+
+    def render(self, box: Box, size: int) -> Image.Image:
+        """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of size x size.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box still has `size` pixels or
+        more then, which saves most of the decoding time of large photographs.
+        """
+        shrink = min(box[2] - box[0], box[3] - box[1]) / size
+        if shrink > 1:
+            width, height = self._image.size
+            self._image.draft(None, (int(np.ceil(width / shrink)), int(np.ceil(height / shrink))))
+        upright = to_rgb(ImageOps.exif_transpose(self._image))
+        across, down = upright.width / self.width, upright.height / self.height
+        scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        inside = (*scaled[:2], min(scaled[2], upright.width), min(scaled[3], upright.height))
+        return upright.resize((size, size), Image.Resampling.BICUBIC, box=inside)
+
+
+def open_picture(image: bytes | np.ndarray) -> Picture:
+    """Returns the picture of an encoded file, or of uint8 pixels [H, W, 1 or 3]; raises
+    BadImage."""
+    if isinstance(image, np.ndarray):
+        return Picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    if not image:
+        raise BadImage("is empty (zero bytes)")
+    if len(image) > MAX_BYTES:
+        raise BadImage(f"has {len(image):,} bytes, more than the {MAX_BYTES:,} that are read")
+    return guarded(lambda: Picture(Image.open(io.BytesIO(image), formats=FORMATS)))
+
+
+def guarded(decode: Callable[[], T]) -> T:
+    """Runs a decoding step and turns whatever Pillow raises on damaged bytes into BadImage."""
+    try:
+        return decode()
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"is none of the formats {', '.join(FORMATS)}, or is damaged") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files reach every line of every decoder
+        raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the image in 8-bit RGB.
+
+    Grey is repeated, CMYK and palettes are converted, transparent parts are laid on white, 16-bit
+    grey is scaled (65535 becomes 255, not clipped). Raises BadImage for floating-point pixels,
+    whose range nobody can know.
+    """
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return _sixteen_bits(image)
+    if image.mode == "F":
+        raise BadImage("has floating-point pixels, which have no agreed range")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        ground = Image.new("RGBA", colour.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage(f"has integer pixels from {values.min()} to {values.max()}, outside 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,193 @@
+"""From a source to batches: training batches without end, evaluation batches once and in order.
+
+B global batch, b the rows of this host, S image size. A batch is a dict of
+  image  float32 [b, S, S, 3]  normalised
+  label  int32   [b]
+  weight float32 [b]           1, or 0 for a bad record (then blank) and for padding
+  index  int64   [b]           record number in the source, -1 for padding
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from trainlib import data as shared
+from trainlib.errors import ConfigError, one_of
+from vitattn.data import augment
+from vitattn.data.images import BadImage, guarded, open_picture
+from vitattn.data.sources import Source, UnreadableRecord
+
+# Rows that one worker makes at a time: small enough that a first batch comes soon and many workers
+# need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing beside
+# decoding.
+_PIECE_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What happens to each picture. `augmentation` is None for evaluation."""
+
+    image_size: int
+    augmentation: str | None
+    eval_crop: float
+    mean: augment.Rgb
+    std: augment.Rgb
+    seed: int
+
+    def pixels(self, source: Source, record: int, epoch: int) -> tuple[np.ndarray, int]:
+        """Returns float32 [S, S, 3] and the label of one record; raises BadImage or
+        UnreadableRecord."""
+        example = source[record]
+        picture = open_picture(example.image)
+        if self.augmentation is None:
+            image = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
+        else:
+            rng = shared.generator(self.seed, epoch, record)
+            apply = augment.AUGMENTATIONS[self.augmentation]
+            image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
+        return augment.normalise(image, self.mean, self.std), example.label
+
+
+def train_batches(
+    source: Source,
+    config: Any,
+    batch_size: int,
+    seed: int,
+    start_batch: int,
+    host_index: int,
+    host_count: int,
+    image_size: int,
+) -> shared.Batches:
+    """Returns this host's training batches from number `start_batch` on, without end.
+
+    Args:
+      source: the training split.
+      config: the `data` part of a configuration.
+      batch_size: B, over all hosts.
+      seed: decides the order and the augmentation.
+      start_batch: number of the first global batch, the `next_batch` of a checkpoint.
+      host_index: this host, in 0..host_count-1.
+      host_count: hosts that share each global batch.
+      image_size: S, in pixels.
+
+    Raises:
+      ConfigError: a setting cannot work.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is negative: use 0 or more.")
+    recipe = _recipe(source, config, image_size, seed, config.augment)
+    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    make = functools.partial(_train_piece, source, recipe, batch_size, start, stop)
+    return _batches(make, source, config, stop - start, start_batch, None)
+
+
+def eval_batches(
+    source: Source,
+    config: Any,
+    batch_size: int,
+    host_index: int,
+    host_count: int,
+    image_size: int,
+) -> shared.Batches:
+    """Returns this host's evaluation batches: each record once over all hosts, in order,
+    unaugmented.
+
+    Every host gets the same number of batches; rows past the last record have weight 0 and index
+    -1.
+    """
+    recipe = _recipe(source, config, image_size, 0, None)
+    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    make = functools.partial(_eval_piece, source, recipe, batch_size, start, stop)
+    return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
+
+
+def _batches(
+    make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
+) -> shared.Batches:
+    return shared.Batches(
+        make,
+        pieces=-(-rows // _PIECE_ROWS),
+        start=start,
+        stop=stop,
+        workers=shared.worker_count(config.workers, source.in_memory),
+        prefetch=config.prefetch,
+        bad=shared.BadRecords(len(source), config.max_bad_fraction, source.describe),
+    )
+
+
+def _recipe(
+    source: Source, config: Any, image_size: int, seed: int, augmentation: str | None
+) -> _Recipe:
+    if augmentation is not None and augmentation not in augment.AUGMENTATIONS:
+        raise one_of("data.augment", augmentation, augment.AUGMENTATIONS)
+    if not 0 < config.eval_crop <= 1:
+        raise ConfigError(
+            f"data.eval_crop={config.eval_crop} is not allowed: it is the part of the shorter "
+            "side that evaluation sees, above 0 and at most 1 (0.875 for ImageNet, 1.0 for the "
+            "whole image)."
+        )
+    if not 0 <= config.max_bad_fraction <= 1:
+        raise ConfigError(
+            f"data.max_bad_fraction={config.max_bad_fraction} is not allowed: use 0..1 (0.001 is "
+            "one in a thousand)."
+        )
+    mean, std = _three(config.mean, source.mean, "mean"), _three(config.std, source.std, "std")
+    if min(std) <= 0:
+        raise ConfigError(f"data.std={std} is not allowed: each of the three must be above 0.")
+    return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
+
+
+def _three(value: Any, default: augment.Rgb, name: str) -> augment.Rgb:
+    numbers = tuple(float(v) for v in value) or default
+    if len(numbers) != 3:
+        raise ConfigError(
+            f"data.{name}={tuple(value)} is not allowed: give three numbers (red, green, blue; "
+            "0..1), or none for the data set's own."
+        )
+    return numbers
+
+
+def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:
+    """Returns the rows of the global batch that piece `piece` of the host's rows [start, stop)
+    holds."""
+    first = start + piece * _PIECE_ROWS
+    return np.arange(first, min(first + _PIECE_ROWS, stop), dtype=np.int64)
+
+
+def _train_piece(
+    source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
+) -> dict[str, Any]:
+    positions = batch * batch_size + _piece_rows(start, stop, piece)
+    epochs, records = shared.records_at(positions, recipe.seed, len(source))
+    return _read(source, recipe, records, epochs)
+
+
+def _eval_piece(
+    source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
+) -> dict[str, Any]:
+    records = batch * batch_size + _piece_rows(start, stop, piece)
+    records = np.where(records < len(source), records, -1)
+    return _read(source, recipe, records, np.zeros_like(records))
+
+
+def _read(
+    source: Source, recipe: _Recipe, records: np.ndarray, epochs: np.ndarray
+) -> dict[str, Any]:
+    """Reads the records into arrays; a bad one keeps its row, blank and with weight 0."""
+    rows, size = len(records), recipe.image_size
+    images = np.zeros((rows, size, size, 3), np.float32)
+    labels, weights = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    bad: list[tuple[int, str]] = []
+    for row, (record, epoch) in enumerate(zip(records.tolist(), epochs.tolist(), strict=True)):
+        if record < 0:
+            continue
+        try:
+            images[row], labels[row] = recipe.pixels(source, record, epoch)
+            weights[row] = 1
+        except (BadImage, UnreadableRecord) as error:
+            bad.append((record, str(error)))
+    return {"image": images, "label": labels, "weight": weights, "index": records, "bad": bad}
