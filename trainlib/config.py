@@ -115,10 +115,8 @@ def _coerce(value: Any, kind: type) -> Any:
         return float(value)
     if kind in (tuple, list) and isinstance(value, tuple | list):
         return kind(tuple(v) if isinstance(v, list) else v for v in value)
-    if (
-        (value is not None
-        and not isinstance(value, kind))
-        or isinstance(value, bool) != (kind is bool)
+    if (value is not None and not isinstance(value, kind)) or isinstance(value, bool) != (
+        kind is bool
     ):
         raise TypeError
     return value

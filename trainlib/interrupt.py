@@ -1,6 +1,7 @@
 """Stopping on request: the first SIGINT or SIGTERM asks, the second one leaves at once.
 
-Without `jax.distributed` nothing else handles SIGTERM, and a plain process would die with nothing saved.
+Without `jax.distributed` nothing else handles SIGTERM, and a plain process would die with nothing
+saved.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def state_shardings(
         step=whole,
         params=params,
         model_state=model_state,
-        opt_state=optim.slot_shardings(slots, params, mesh),
+        opt_state=optim.slot_shardings(slots, abstract.params, params, mesh),
         ema={**params, **model_state} if with_ema else {},
         skipped=whole,
     )

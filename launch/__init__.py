@@ -1,0 +1,1 @@
+"""The commands people type: `python -m launch.train`, `launch.evaluate`, `launch.describe`, ..."""

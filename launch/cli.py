@@ -1,0 +1,181 @@
+"""What every command shares: flags, loading a configuration, overrides, and where each value came
+from.
+
+Nothing heavy is imported here before it is needed: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from trainlib.errors import ConfigError, nearest, run_command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+FAMILIES = ("vitattn",)
+CONFIG_HELP = (
+    "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
+    "single values by --config.KEY=VALUE"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `ConfigError`s (exit 64), with the nearest flag."""
+
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise ConfigError(f"{self.prog}: {message}. See `python -m {self.prog} --help`.")
+
+
+def parser(prog: str, description: str) -> Parser:
+    """A parser with the flags that all commands have."""
+    made = Parser(prog=prog, description=description, allow_abbrev=False)
+    made.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
+    return made
+
+
+def parse(made: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits a command line into flags and `--config.KEY=VALUE` overrides.
+
+    Raises:
+      ConfigError: for a flag that does not exist (names the nearest) or an override without a
+        value.
+    """
+    overrides, rest, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"--config.{key} needs a value: --config.{key}=VALUE.")
+            value = words.pop(0)
+        overrides[key] = value
+    args, unknown = made.parse_known_args(rest)
+    if unknown:
+        flags = [flag for action in made._actions for flag in action.option_strings]
+        word = unknown[0].split("=")[0]
+        raise ConfigError(
+            f"{made.prog} has no argument '{word}'. {nearest(word, flags)}Flags: "
+            f"{', '.join(sorted(flags))}; configuration values are set by --config.KEY=VALUE."
+        )
+    return args, overrides
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A resolved configuration and, for every key, where its value was set."""
+
+    config: ConfigDict
+    origin: dict[str, str]
+
+
+def family_module(config: ConfigDict, name: str) -> ModuleType:
+    """Imports `vitattn.NAME` or the like for the family of a configuration."""
+    return importlib.import_module(f"{config.family}.{name}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} is not a configuration: it has no function get_config(variant).")
+    return module
+
+
+def shipped() -> list[Path]:
+    """The configuration files of this package."""
+    import configs
+
+    folder = Path(configs.__path__[0])
+    return sorted(p for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    by_stem = {p.stem: p for p in shipped()}
+    if path.stem in by_stem and path.parent.name in ("", "configs"):
+        return by_stem[path.stem]
+    raise ConfigError(
+        f"--config={name}: there is no such file. {nearest(path.stem, by_stem)}"
+        f"Shipped: {', '.join(f'configs/{stem}.py' for stem in by_stem)}."
+    )
+
+
+def _schema_config(family: str, source: str) -> ConfigDict:
+    from trainlib.config import from_schema
+
+    if family not in FAMILIES:
+        raise ConfigError(f"{source}: family={family!r} is not one of {', '.join(FAMILIES)}.")
+    return from_schema(importlib.import_module(f"{family}.config").schema())
+
+
+def load(text: str | None, overrides: dict[str, str]) -> Loaded:
+    """Loads `--config`, applies overrides, and says where each value was set.
+
+    Args:
+      text: `FILE.py[:variant]` or `FILE.json`.
+      overrides: dotted key -> text from the command line.
+
+    Raises:
+      ConfigError: no such file, variant or key, or a value of another type.
+    """
+    from trainlib.config import flatten, override, read_json
+
+    if not text:
+        raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
+    if text.endswith(".json"):
+        values = read_json(text)
+        config = _schema_config(str(values.get("family")), text)
+        for key, value in values.items():
+            override(config, key, value, text)
+        origin = dict.fromkeys(flatten(config), text)
+    else:
+        name, _, variant = text.partition(":")
+        path = _find(name)
+        module = _load_file(path)
+        base, config = module.get_config(""), module.get_config(variant)
+        defaults = flatten(_schema_config(config.family, name))
+        plain = flatten(base)
+        origin = {}
+        for key, value in flatten(config).items():
+            if value != plain[key]:
+                origin[key] = f"{path.name}, variant {variant}"
+            else:
+                origin[key] = path.name if value != defaults[key] else "default"
+    for key, value in overrides.items():
+        override(config, key, value, "command line")
+        origin[key] = "command line"
+    return Loaded(config, origin)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Entry point of a command: runs it, prints expected errors as a paragraph, exits."""
+    argv = sys.argv[1:]
+    sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))
+
+
+def read_workdir_config(workdir: Path) -> Any:
+    """The configuration that a run saved beside its checkpoints."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
+            "that was the --workdir of `python -m launch.train`."
+        )
+    return load(str(path), {}).config

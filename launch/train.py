@@ -1,0 +1,29 @@
+"""Trains a configuration: `python -m launch.train --config=configs/aa_resnet50.py:digits
+--workdir=DIR`.
+
+The same command goes on where an earlier run in DIR stopped. Exit codes: 0 done, 64 bad config, 65
+bad data, 66 bad checkpoint, 70 numeric abort, 74 disk, 75 stopped on request and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line, picks the family of the configuration, and calls its loop."""
+    parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="where the run lives")
+    args, overrides = cli.parse(parser, argv)
+    if args.workdir is None:
+        parser.error("--workdir is missing: the directory where checkpoints and metrics are kept")
+    config = cli.load(args.config, overrides).config
+    return cli.family_module(config, "train").run(config, args.workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)
