@@ -1,0 +1,185 @@
+"""2-D relative attention: against the formula, in memory, and over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from trainlib.errors import ConfigError
+from trainlib.mesh import make_mesh
+from trainlib.sharding import activate, batch_sharding
+from vitattn.layers import relative
+from vitattn.layers.relative import augment_features, relative_attention_2d, relative_index
+
+RULES = {"batch": ("replica", "data")}
+
+
+def inputs(batch=2, heads=2, height=5, width=7, d=6, e=4, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    maps = [(batch, heads, height, width, size) for size in (d, d, e)]
+    arrays = [rng.standard_normal(s) for s in [*maps, (2 * height - 1, d), (2 * width - 1, d)]]
+    return [jnp.asarray(a, dtype) for a in arrays]
+
+
+def direct(q, k, v, rel_h, rel_w):
+    """The formula with the relative tensor r[j - i + L - 1] of every pair of pixels, in float64."""
+    q, k, v, rel_h, rel_w = (np.asarray(a, np.float64) for a in (q, k, v, rel_h, rel_w))
+    batch, heads, height, width, _ = q.shape
+    out = np.zeros(v.shape)
+    for b, n, y, x in np.ndindex(batch, heads, height, width):
+        logits = np.zeros((height, width))
+        for Y, X in np.ndindex(height, width):
+            place = rel_h[Y - y + height - 1] + rel_w[X - x + width - 1]
+            logits[Y, X] = q[b, n, y, x] @ (k[b, n, Y, X] + place)
+        p = np.exp(logits - logits.max())
+        out[b, n, y, x] = np.einsum("YX,YXe->e", p / p.sum(), v[b, n])
+    return out
+
+
+def materialised(q, k, v, rel_h, rel_w):
+    """The same with every intermediate tensor held, for jax's own differentiation."""
+    batch, heads, height, width, _ = q.shape
+    rows = rel_h[jnp.arange(height)[None, :] - jnp.arange(height)[:, None] + height - 1]
+    cols = rel_w[jnp.arange(width)[None, :] - jnp.arange(width)[:, None] + width - 1]
+    place = rows[:, None, :, None] + cols[None, :, None, :]
+    logits = jnp.einsum("bnyxd,bnYXd->bnyxYX", q, k) + jnp.einsum("bnyxd,yxYXd->bnyxYX", q, place)
+    flat = jax.nn.softmax(logits.reshape(*logits.shape[:4], -1), axis=-1)
+    return jnp.einsum("bnyxj,bnje->bnyxe", flat, v.reshape(batch, heads, height * width, -1))
+
+
+def value_and_vjp(fn, args, g):
+    """fn(*args) and the gradients of its inner product with g, compiled as one program."""
+
+    def run(args, g):
+        out, vjp = jax.vjp(fn, *args)
+        return out, vjp(g)
+
+    return jax.jit(run)(args, g)
+
+
+def test_index_is_the_offset_of_the_key_from_the_query():
+    index = relative_index(5)
+    assert all(index[i, j] == j - i + 4 for i in range(5) for j in range(5))
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (6, 4), (1, 3), (7, 7)])
+def test_equals_the_formula(height, width):
+    args = inputs(height=height, width=width)
+    out = relative_attention_2d(*args)
+    np.testing.assert_allclose(out, direct(*args), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_values_and_gradients_do_not_depend_on_the_tile(rows):
+    args = inputs(height=6, width=5)
+    g = jnp.asarray(np.random.default_rng(1).standard_normal(args[2].shape), jnp.float32)
+    tiled = functools.partial(relative_attention_2d, rows_per_tile=rows)
+    out, grads = value_and_vjp(tiled, args, g)
+    expected, wanted_grads = value_and_vjp(materialised, args, g)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for actual, wanted in zip(grads, wanted_grads, strict=True):
+        assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_several_images_in_a_tile_equal_one(monkeypatch):
+    args = inputs(batch=6)
+    single = relative_attention_2d(*args)
+    monkeypatch.setattr(relative, "tile_bytes", lambda: 3 * 2 * (5 * 7) ** 2 * 4)
+    np.testing.assert_allclose(relative_attention_2d(*args), single, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_close_to_float32():
+    args = inputs(height=6, width=5, d=16, dtype=jnp.bfloat16)
+    out = relative_attention_2d(*args)
+    assert out.dtype == jnp.bfloat16
+    # Logits of size about 6 rounded at 2^-9 in their position terms: probabilities to about 2^-6.
+    assert np.abs(np.asarray(out, np.float32) - direct(*args)).max() < 2**-4
+
+
+def test_without_tables_it_does_not_know_positions():
+    """Permuting the pixels of keys and values alike changes nothing."""
+    q, k, v, _, _ = inputs(height=3, width=4)
+    order = np.random.default_rng(3).permutation(12)
+    shuffled = [a.reshape(2, 2, 12, -1)[:, :, order].reshape(a.shape) for a in (k, v)]
+    out = relative_attention_2d(q, k, v)
+    np.testing.assert_allclose(out, relative_attention_2d(q, *shuffled), rtol=1e-5, atol=1e-6)
+
+
+def test_augmented_features_carry_the_whole_logit():
+    """The path for fused kernels, run through jax's own attention: values and all gradients."""
+    args = inputs(height=5, width=6, d=6, e=4)
+
+    def augmented(q, k, v, rel_h, rel_w):
+        tables = rel_h[relative_index(5)], rel_w[relative_index(6)]
+        q, k = augment_features(q, k, *tables)
+        assert q.shape[-1] == 24  # 6 + 5 + 6 = 17, filled to a multiple of 8
+        flat = [a.reshape(2, 2, 30, -1).swapaxes(1, 2) for a in (q, k, v)]
+        # The XLA implementation wants equal widths, which only the fused kernel does without.
+        flat[2] = jnp.pad(flat[2], ((0, 0),) * 3 + ((0, 20),))
+        out = jax.nn.dot_product_attention(*flat, scale=1.0, implementation="xla")[..., :4]
+        return out.swapaxes(1, 2).reshape(2, 2, 5, 6, 4)
+
+    g = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 5, 6, 4)), jnp.float32)
+    out, grads = value_and_vjp(augmented, args, g)
+    expected, wanted_grads = value_and_vjp(relative_attention_2d, args, g)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    for actual, wanted in zip(grads, wanted_grads, strict=True):
+        assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_fused_kernel_on_a_gpu_equals_the_primitive():
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU")
+    args = [a.astype(jnp.bfloat16) for a in inputs(height=14, width=14, d=20, e=8)]
+    fused = relative_attention_2d(*args, implementation="cudnn")
+    plain = relative_attention_2d(*args)
+    assert np.abs(np.asarray(fused - plain, np.float32)).max() < 2**-4
+
+
+def test_unknown_implementation_is_named():
+    with pytest.raises(ConfigError, match="cudnn"):
+        relative_attention_2d(*inputs(), implementation="cudn")
+
+
+def loss(*args):
+    return jnp.sum(jnp.sin(relative_attention_2d(*args)))
+
+
+GRADIENT = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))
+
+
+def test_memory_at_28_pixels_is_one_tile_and_not_the_logits():
+    """Batch 16, 8 heads, d 20, e 4: all logits are 300 MiB, one image's 19 MiB. Kept between the
+    passes are q, k, v, the output and a number a query."""
+    specs = [jax.ShapeDtypeStruct((16, 8, 28, 28, width), jnp.float32) for width in (20, 20, 4)] + [
+        jax.ShapeDtypeStruct((55, 20), jnp.float32)
+    ] * 2
+    stats = jax.jit(GRADIENT).lower(*specs).compile().memory_analysis()
+    assert stats.temp_size_in_bytes <= 20 * 2**20
+
+
+def test_forward_pass_is_not_run_again_in_the_backward_pass():
+    """Two exponentials of a tile of logits: one in the forward pass, one rebuilding probabilities.
+    A third would mean that the checkpoint policy lost the named outputs."""
+    text = str(jax.make_jaxpr(GRADIENT)(*inputs()))
+    assert text.count(" = exp ") == 2
+
+
+def test_eight_devices_equal_one():
+    args = inputs(batch=16, height=4, width=3)
+    expected, grads = jax.jit(GRADIENT)(*args)
+    mesh = make_mesh(replica=2, data=4, devices=jax.devices()[:8])
+    rows, whole = batch_sharding(RULES, mesh), NamedSharding(mesh, PartitionSpec())
+    args = [jax.device_put(a, rows) for a in args[:3]] + jax.device_put(args[3:], whole)
+    with activate(mesh, RULES):
+        compiled = jax.jit(lambda *a: GRADIENT(*a)).lower(*args).compile()
+    actual, split = compiled(*args)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    for a, b in zip(split, grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+    # Images stay on their device: only table gradients and the loss are summed over devices.
+    assert "all-gather" not in compiled.as_text()
+    assert "all-reduce" in compiled.as_text()
