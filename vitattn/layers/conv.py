@@ -32,13 +32,30 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def _used_taps(size: int, kernel: int, stride: int) -> tuple[int, int, int]:
+    """First tap, number of taps and outputs along one axis, without taps that only see padding."""
+    side, outputs = (kernel - 1) // 2, -(-size // stride)
+    first = max(0, side - (outputs - 1) * stride)
+    return first, min(kernel, side + size) - first, outputs
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, H, W, C], [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F]."""
+    """[B, H, W, C], [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F].
+
+    Maps smaller than the kernel (the last stages of small images) are one matrix product: XLA's
+    convolution runs them in a scalar loop on CPU, up to 50 times slower.
+    """
     size = kernel.shape[0]
+    side = (size - 1) // 2
+    axes = [_used_taps(n, size, stride) for n in x.shape[1:3]]
     groups = x.shape[-1] // kernel.shape[2]
+    dense = groups == 1 and any(
+        min(n, axis[2]) < size for n, axis in zip(x.shape[1:3], axes, strict=True)
+    )
     if size == 1 and groups == 1:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
-    side = (size - 1) // 2
+    if dense:
+        return _convolve_small(x, kernel, stride, axes)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -47,6 +64,20 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _convolve_small(x: jax.Array, kernel: jax.Array, stride: int, axes: list) -> jax.Array:
+    """`convolve` as one product of the windows [B, H', W', taps * C] with the kernel."""
+    side = (kernel.shape[0] - 1) // 2
+    (top, rows, height), (left, cols, width) = axes
+    x = jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    windows = [
+        x[:, top + a :: stride, left + b :: stride][:, :height, :width]
+        for a in range(rows)
+        for b in range(cols)
+    ]
+    kernel = kernel[top : top + rows, left : left + cols]
+    return pointwise(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 class Conv(nnx.Module):
