@@ -1,0 +1,130 @@
+"""Convolutions against a direct sum in NumPy, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainlib import nn
+from trainlib.errors import ConfigError
+from vitattn.layers.conv import Classifier, Conv, convolve
+
+
+def reference(x, kernel, stride):
+    """y[b, i, j] = sum over taps of x[b, i s + a - p, j s + c - p] kernel[a, c], in float64."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    size, groups = kernel.shape[0], x.shape[-1] // kernel.shape[2]
+    side = (size - 1) // 2
+    rows, cols = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    y = np.zeros((x.shape[0], rows, cols, kernel.shape[-1]))
+    for i in range(rows):
+        for j in range(cols):
+            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            if groups == 1:
+                y[:, i, j] = np.einsum("bacd,acdf->bf", window, kernel)
+            else:
+                y[:, i, j] = np.einsum("bacf,acf->bf", window, kernel[:, :, 0])
+    return y
+
+
+def random(key, *shape):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+CASES = [  # height, width, kernel size, stride
+    (6, 5, 3, 1),
+    (6, 5, 3, 2),
+    (7, 7, 3, 2),
+    (9, 8, 7, 2),
+    (5, 6, 1, 1),
+    (5, 6, 1, 2),
+    (9, 9, 5, 1),
+    # Maps smaller than the kernel, which take another path:
+    (1, 1, 3, 1),
+    (2, 2, 3, 1),
+    (2, 2, 3, 2),
+    (2, 5, 3, 2),
+    (4, 4, 3, 2),
+    (1, 4, 5, 1),
+    (3, 4, 7, 2),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "size", "stride"), CASES)
+def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride):
+    x, kernel = random(0, 2, height, width, 3), random(1, size, size, 3, 4)
+    expected = reference(x, kernel, stride)
+    y, pull = jax.vjp(lambda x, w: convolve(x, w, stride), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    # The layer is bilinear, so its gradients are the coefficients of the reference.
+    g = random(2, *y.shape)
+    dx, dw = pull(g)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        tx, tw = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+        np.testing.assert_allclose(
+            np.sum(dx * tx), np.sum(g * reference(tx, kernel, stride)), rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(
+            np.sum(dw * tw), np.sum(g * reference(x, tw, stride)), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(("size", "stride", "height"), [(3, 1, 6), (3, 2, 7), (5, 2, 6), (5, 1, 3)])
+def test_depthwise_equals_the_direct_sum(size, stride, height):
+    x, kernel = random(0, 2, height, 5, 4), random(1, size, size, 1, 4)
+    expected = reference(x, kernel, stride)
+    np.testing.assert_allclose(convolve(x, kernel, stride), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_small_maps_have_no_convolution_in_the_program():
+    def operations(height):
+        shapes = jax.ShapeDtypeStruct((2, height, height, 3), jnp.float32), random(0, 3, 3, 3, 4)
+        return str(jax.make_jaxpr(convolve)(*shapes))
+
+    assert "conv_general_dilated" in operations(3)
+    assert "conv_general_dilated" not in operations(2)
+
+
+def test_layer_declares_computes_in_its_type_and_keeps_weights_in_float32():
+    spec = nn.abstract(Conv(3, 8, 3, 2, bias_init=jax.nn.initializers.ones, dtype="bfloat16"))
+    assert {name: s.shape for name, s in spec.params.items()} == {
+        "kernel": (3, 3, 3, 8),
+        "bias": (8,),
+    }
+    params = nn.initialise(spec.params, jax.random.key(0))
+    assert {p.dtype for p in params.values()} == {jnp.dtype("float32")}
+    x = random(3, 2, 8, 8, 3)
+    y = spec.bind(params, {})(x)
+    assert y.dtype == jnp.bfloat16
+    assert y.shape == (2, 4, 4, 8)
+    expected = reference(x, params["kernel"], 2) + 1
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.05, atol=0.05)
+
+
+def test_he_normal_keeps_the_variance_of_gradients():
+    # Fan-out of a 3x3 convolution to 64 channels is 576, of a depthwise 3x3 it is 9.
+    kernel = nn.initialise(nn.abstract(Conv(128, 64, 3)).params, jax.random.key(0))["kernel"]
+    assert np.std(kernel) == pytest.approx((2 / 576) ** 0.5, rel=0.02)
+    depthwise = Conv(2048, 2048, 3, depthwise=True)
+    kernel = nn.initialise(nn.abstract(depthwise).params, jax.random.key(0))["kernel"]
+    assert np.std(kernel) == pytest.approx((2 / 9) ** 0.5, rel=0.02)
+
+
+def test_impossible_layers_are_refused():
+    with pytest.raises(ConfigError, match="odd"):
+        Conv(3, 8, 2)
+    with pytest.raises(ConfigError, match="depthwise"):
+        Conv(3, 8, 3, depthwise=True)
+
+
+def test_classifier_is_affine_in_float32():
+    spec = nn.abstract(Classifier(5, 3))
+    params = nn.initialise(spec.params, jax.random.key(0))
+    params["bias"] = jnp.arange(3.0)
+    x = random(1, 4, 5).astype(jnp.bfloat16)
+    logits = spec.bind(params, {})(x)
+    assert logits.dtype == jnp.float32
+    expected = np.asarray(x, np.float64) @ np.asarray(params["kernel"]) + np.arange(3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
