@@ -303,13 +303,15 @@ def _numbered_piece(make_piece: Callable[[int, int], dict], pieces: int, number:
 
 
 def _join(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Concatenates the pieces of a batch; the copy also frees their shared memory."""
+    """Concatenates the pieces of a batch and empties them, which frees their shared memory."""
     joined: dict[str, Any] = {
         key: np.concatenate([np.asarray(piece[key]) for piece in pieces])
         for key in pieces[0]
         if key != "bad"
     }
     joined["bad"] = [entry for piece in pieces for entry in piece["bad"]]
+    for piece in pieces:
+        piece.clear()
     return joined
 
 
