@@ -1,0 +1,3 @@
+"""One file a result: `get_config(variant)` returns the resolved configuration; the docstring is the
+claim.
+"""

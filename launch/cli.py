@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 FAMILIES = ("vitattn",)
+SWITCHES = ("model.name",)  # with `*.kind`, what decides which other keys exist
 CONFIG_HELP = (
     "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
     "single values by --config.KEY=VALUE"
@@ -117,12 +118,55 @@ def _find(name: str) -> Path:
     )
 
 
-def _schema_config(family: str, source: str) -> ConfigDict:
+def _defaults(values: dict[str, Any], source: str) -> ConfigDict:
+    """The defaults of all keys that exist for these values (model and kinds decide)."""
     from trainlib.config import from_schema
 
+    family = str(values.get("family"))
     if family not in FAMILIES:
         raise ConfigError(f"{source}: family={family!r} is not one of {', '.join(FAMILIES)}.")
-    return from_schema(importlib.import_module(f"{family}.config").schema())
+    return from_schema(importlib.import_module(f"{family}.config").schema(values))
+
+
+def _from_json(path: str) -> Loaded:
+    from trainlib.config import flatten, override, read_json
+
+    values = read_json(path)
+    config = _defaults(values, path)
+    for key, value in values.items():
+        override(config, key, value, path)
+    return Loaded(config, dict.fromkeys(flatten(config), path))
+
+
+def _from_python(text: str) -> Loaded:
+    from trainlib.config import flatten
+
+    name, _, variant = text.partition(":")
+    path = _find(name)
+    module = _load_file(path)
+    config = module.get_config(variant)
+    values, plain = flatten(config), flatten(module.get_config(""))
+    defaults = flatten(_defaults(values, name))
+    origin = {}
+    for key, value in values.items():
+        if value != plain.get(key, defaults[key]):
+            origin[key] = f"{path.name}, variant {variant}"
+        else:
+            origin[key] = path.name if value != defaults[key] else "default"
+    return Loaded(config, origin)
+
+
+def _switched(config: ConfigDict, key: str, value: str) -> ConfigDict:
+    """Sets a key that decides which other keys exist; those that both have keep their values."""
+    from trainlib.config import flatten, override
+
+    values = flatten(config) | {key: value}
+    switched = _defaults(values, "command line")
+    known = flatten(switched)
+    for old, kept in values.items():
+        if old in known and kept != known[old]:
+            override(switched, old, kept, "command line")
+    return switched
 
 
 def load(text: str | None, overrides: dict[str, str]) -> Loaded:
@@ -135,33 +179,19 @@ def load(text: str | None, overrides: dict[str, str]) -> Loaded:
     Raises:
       ConfigError: no such file, variant or key, or a value of another type.
     """
-    from trainlib.config import flatten, override, read_json
+    from trainlib.config import flatten, override
 
     if not text:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
-    if text.endswith(".json"):
-        values = read_json(text)
-        config = _schema_config(str(values.get("family")), text)
-        for key, value in values.items():
-            override(config, key, value, text)
-        origin = dict.fromkeys(flatten(config), text)
-    else:
-        name, _, variant = text.partition(":")
-        path = _find(name)
-        module = _load_file(path)
-        base, config = module.get_config(""), module.get_config(variant)
-        defaults = flatten(_schema_config(config.family, name))
-        plain = flatten(base)
-        origin = {}
-        for key, value in flatten(config).items():
-            if value != plain[key]:
-                origin[key] = f"{path.name}, variant {variant}"
-            else:
-                origin[key] = path.name if value != defaults[key] else "default"
-    for key, value in overrides.items():
-        override(config, key, value, "command line")
+    loaded = _from_json(text) if text.endswith(".json") else _from_python(text)
+    config, origin = loaded.config, dict(loaded.origin)
+    for key in sorted(overrides, key=lambda key: not key.endswith((".kind", ".name"))):
+        if key in SWITCHES or key.endswith(".kind"):
+            config = _switched(config, key, overrides[key])
+        else:
+            override(config, key, overrides[key], "command line")
         origin[key] = "command line"
-    return Loaded(config, origin)
+    return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -170,7 +200,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))
 
 
-def read_workdir_config(workdir: Path) -> Any:
+def read_workdir_config(workdir: Path, overrides: dict[str, str]) -> ConfigDict:
     """The configuration that a run saved beside its checkpoints."""
     path = workdir / "config.json"
     if not path.is_file():
@@ -178,4 +208,4 @@ def read_workdir_config(workdir: Path) -> Any:
             f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
             "that was the --workdir of `python -m launch.train`."
         )
-    return load(str(path), {}).config
+    return load(str(path), overrides).config

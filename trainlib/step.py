@@ -125,6 +125,7 @@ def make_train_step(
             "loss": (loss.astype(jnp.float32), one),
             "grad_norm": (norm.astype(jnp.float32), one),
             "skipped": (bad.astype(jnp.float32), one),
+            "skipped_in_row": (skipped[1].astype(jnp.float32), one),
         }
         new_state = TrainState(
             step=state.step + 1,

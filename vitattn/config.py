@@ -29,6 +29,9 @@ WHOLE_AXES = (
     *("offset", "head_depth", "mixtures"),
 )
 
+# All weights but batch normalisation decay, as in the public TPU ResNet.
+DECAYED = r"^(?!.*norm)"
+
 GENERAL = {
     "name": ("", "name of the configuration, for reports"),
     "family": ("vitattn", "model family; picks the training loop"),
@@ -128,7 +131,9 @@ def default_config(model: str = "resnet", **kinds: str) -> ConfigDict:
       **kinds: which dataclass a nested field takes, for example `attention="augmented"`.
     """
     values = {f"model.{field}.kind": kind for field, kind in kinds.items()}
-    return config_lib.from_schema(schema({"model.name": model, **values}))
+    config = config_lib.from_schema(schema({"model.name": model, **values}))
+    config.optimizer.decay_pattern = DECAYED
+    return config
 
 
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""Evaluates a checkpoint, exactly over the full split: `python -m launch.evaluate --workdir=DIR`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and evaluates a checkpoint with the configuration of its run."""
+    parser = cli.parser("launch.evaluate", "Evaluate a checkpoint on the full evaluation split.")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    args, overrides = cli.parse(parser, argv)
+    if args.workdir is None:
+        parser.error("--workdir is missing: the directory of a training run")
+    config = cli.read_workdir_config(args.workdir, overrides)
+    result = cli.family_module(config, "evaluate").run(config, args.workdir, args.step)
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,52 @@
+"""Classification as pure functions of weights and a batch: the loss that is trained, the metrics
+that are measured.
+
+B images of a batch; a batch is {"image": f32 [B, H, W, 3], "label": i32 [B], "weight": f32 [B]},
+weight 0 marks rows that do not count (padding, unreadable images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from trainlib import losses, metrics, nn
+from trainlib.nn import Abstract, Arrays
+from trainlib.step import Batch, LossFn, LossOutput, Sums
+
+FIELDS = ("image", "label", "weight")
+
+
+def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
+    """The training loss: mean cross entropy over the rows that count, and top-1 on the way."""
+
+    def loss_fn(
+        params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, LossOutput]:
+        del key  # nothing in these models is random
+        model = abstract.bind(params, model_state)
+        logits = model(batch["image"], train=True)
+        labels, weights = batch["label"], batch["weight"]
+        total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
+        correct = metrics.top_k_correct(logits, labels, weights)
+        out = LossOutput(count, nn.stats(model), {"accuracy": correct})
+        return losses.mean(total, count), out
+
+    return loss_fn
+
+
+def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
+    """Sums of loss, top-1 and top-5 over the rows that count, with running statistics."""
+
+    def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
+        model = abstract.bind(params, model_state)
+        logits = model(batch["image"], train=False)
+        labels, weights = batch["label"], batch["weight"]
+        return {
+            "loss": losses.softmax_cross_entropy(logits, labels, weights),
+            "top1": metrics.top_k_correct(logits, labels, weights, 1),
+            "top5": metrics.top_k_correct(logits, labels, weights, 5),
+        }
+
+    return evaluate

@@ -1,0 +1,329 @@
+"""The training loop of the vision family, read downwards: mesh, data, model, state, step, restore,
+evals, loop.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from trainlib import config as shared_config
+from trainlib import metrics as metrics_lib
+from trainlib import nn, optim, schedules, sharding, step
+from trainlib import state as state_lib
+from trainlib.data import data_position, position_changes
+from trainlib.errors import ConfigError, NumericAbort, Preempted, StorageError
+from trainlib.interrupt import StopRequest
+from trainlib.mesh import make_mesh
+from trainlib.progress import Progress, duration, summary
+from trainlib.writers import Writers
+from vitattn import classify, evaluate
+from vitattn import config as config_lib
+from vitattn.data import check_classes, make_source, train_batches
+from vitattn.models import build, configure
+
+# What a resumed run may not change: the meaning of the weights or of the data position.
+FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Trains `config` in `workdir`, or goes on from its newest checkpoint; returns the exit code.
+
+    Raises:
+      UserError: bad configuration (64), data (65) or checkpoint (66), numbers that went bad (70), a
+        failing disk (74), or a request to stop, with everything saved (75).
+    """
+    started = time.monotonic()
+    main_host = jax.process_index() == 0
+
+    # ---------------------------------------------------------------- mesh
+    mesh = make_mesh(config.mesh.replica, config.mesh.data)
+    rules = config_lib.sharding_rules(config)
+    config_lib.check(config, sharding.batch_parts(rules, mesh))
+    rows = sharding.batch_sharding(rules, mesh)
+
+    # ---------------------------------------------------------------- data
+    source = make_source(config.data, "train")
+    eval_source = make_source(config.data, config.data.eval_split)
+    check_classes(source, configure(config.model).num_classes)
+
+    # ---------------------------------------------------------------- model
+    abstract = nn.abstract(build(config.model))
+    schedule = schedules.make_schedule(config.schedule, config.steps)
+    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    shardings = state_lib.state_shardings(
+        abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
+    )
+
+    # ---------------------------------------------------------------- restore
+    checkpoints = open_workdir(config, workdir)
+    start = checkpoints.latest() or 0
+    if start:
+        meta = checkpoints.meta(start)
+        changed = check_resume(meta, config, source.digest, len(source))
+        if start >= config.steps:
+            checkpoints.close()
+            return report_complete(workdir, start, config.steps)
+        like = state_lib.abstract_state(abstract, optimizer, shardings)
+        state = checkpoints.restore(start, like)
+    else:
+        changed = []
+        state = state_lib.create(abstract, optimizer, jax.random.key(config.seed), shardings)
+    save_config(config, workdir, main_host)
+    if main_host:
+        print(opening(config, abstract, mesh, len(source), len(eval_source), start), flush=True)
+        for line in changed:
+            print(f"  changed since step {start}: {line}", flush=True)
+
+    # ---------------------------------------------------------------- step
+    train_step = step.compile_step(
+        step.make_train_step(
+            classify.make_loss(abstract, config.label_smoothing),
+            optimizer,
+            seed=config.seed,
+            microbatches=config.microbatches,
+            ema_decay=config.ema_decay,
+        ),
+        shardings,
+        mesh,
+        rules,
+    )
+
+    # ---------------------------------------------------------------- evals
+    eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
+
+    def run_eval(state: state_lib.TrainState) -> dict[str, float]:
+        weights = state.ema or {**state.params, **state.model_state}
+        params = {name: weights[name] for name in abstract.params}
+        statistics = {name: weights[name] for name in abstract.model_state}
+        return evaluate.over_split(eval_step, params, statistics, eval_source, config, rows)
+
+    # ---------------------------------------------------------------- loop
+    progress = Progress(config.steps, start, config.batch_size, enabled=main_host)
+    writers = Writers(workdir, start) if main_host else None
+    recorder = Recorder(config, schedule, progress, writers)
+    result: dict[str, float] = {}
+    place = jax.process_index(), jax.process_count()
+    size = config.model.image_size
+
+    def save(number: int) -> None:
+        position = data_position(number, config.batch_size, config.seed, len(source), source.digest)
+        checkpoints.save(number, state, checkpoint_meta(config, position), result or None)
+
+    with (
+        StopRequest() as stop,
+        train_batches(
+            source, config.data, config.batch_size, config.seed, start, *place, size
+        ) as batches,
+        jax.transfer_guard("disallow"),
+    ):
+        for number in range(start + 1, config.steps + 1):
+            with progress.waiting():
+                batch = next(batches)
+            batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)
+            state, sums = train_step(state, batch)
+            recorder.record(number, sums)
+            if number == start + 1 and main_host:
+                jax.block_until_ready(sums)
+                progress.message(f"first step after {duration(time.monotonic() - started)}")
+            last = number == config.steps
+            result = {}
+            if last or (config.eval_every and number % config.eval_every == 0):
+                recorder.flush()
+                with progress.pause("evaluating"):
+                    result = run_eval(state)
+                if writers:
+                    writers.write(number, "eval", result)
+                progress.message(f"step {number}: " + evaluated(result))
+            if stop.requested or last or number % config.checkpoint.every == 0:
+                recorder.flush()
+                with progress.pause("saving"):
+                    save(number)
+            if stop.requested and not last:
+                break
+        bad = batches.bad
+    recorder.flush()
+    checkpoints.close()
+    progress.close()
+    if writers:
+        writers.close()
+    if number < config.steps:
+        raise Preempted(
+            f"Stopped on request after step {number} of {config.steps}. The state is saved in "
+            f"{workdir}; the same command goes on from there."
+        )
+    if main_host:
+        report(config, workdir, result, progress, time.monotonic() - started, number - start, bad)
+    return 0
+
+
+class Recorder:
+    """Writes the metrics of each step one step late, so that the device never waits for the host.
+
+    Stops the run when too many updates in a row were not finite.
+    """
+
+    def __init__(
+        self, config: ConfigDict, schedule: Any, progress: Progress, writers: Writers | None
+    ):
+        self._config, self._schedule = config, schedule
+        self._progress, self._writers = progress, writers
+        self._pending: tuple[int, step.Sums] | None = None
+
+    def record(self, number: int, sums: step.Sums) -> None:
+        """Takes the sums of step `number` and writes those of the step before."""
+        self.flush()
+        self._pending = number, sums
+
+    def flush(self) -> None:
+        """Writes what is pending.
+
+        Raises:
+          NumericAbort: the loss or gradient was not finite for too many steps in a row.
+        """
+        if self._pending is None:
+            return
+        number, sums = self._pending
+        self._pending = None
+        values = metrics_lib.compute(sums)
+        row = values.pop("skipped_in_row")
+        if row > self._config.max_skipped_steps:
+            raise NumericAbort(
+                f"The loss or a gradient was not finite for {int(row)} steps in a row, up to step "
+                f"{number}; max_skipped_steps={self._config.max_skipped_steps} allows no more. "
+                "None of these updates was applied, and older checkpoints are as they were. Lower "
+                "schedule.learning_rate, lengthen schedule.warmup_steps or set optimizer.clip_norm."
+            )
+        if self._writers and number % self._config.log_every == 0:
+            with jax.transfer_guard("allow"):
+                rate = float(self._schedule(number - 1))
+            self._writers.write(number, "train", values | {"learning_rate": rate})
+        self._progress.update(number, loss=values["loss"])
+
+
+def open_workdir(config: ConfigDict, workdir: Path) -> Any:
+    """Makes the workdir and opens its checkpoints.
+
+    Raises:
+      StorageError: the directory cannot be made or written.
+    """
+    from trainlib.checkpoint import Checkpoints
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"--workdir={workdir} cannot be made: {error.strerror}. Choose a directory that you "
+            "may write to."
+        ) from None
+    kept = config.checkpoint
+    return Checkpoints(workdir / "checkpoints", keep=kept.keep, best=kept.best)
+
+
+def save_config(config: ConfigDict, workdir: Path, main_host: bool) -> None:
+    """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
+    if main_host:
+        (workdir / "config.json").write_text(shared_config.to_json(config))
+
+
+def checkpoint_meta(config: ConfigDict, position: dict[str, Any]) -> dict[str, Any]:
+    """The JSON item of a checkpoint: resolved configuration, data position, versions."""
+    from trainlib.checkpoint import describe_versions
+
+    values = json.loads(shared_config.to_json(config))
+    return {"config": values, "data": position, "versions": describe_versions()}
+
+
+def check_resume(
+    meta: Mapping[str, Any], config: ConfigDict, digest: str, records: int
+) -> list[str]:
+    """What changed since the checkpoint, one line each.
+
+    Raises:
+      ConfigError: a key changed that decides the meaning of the weights or of the data position.
+    """
+    changes = shared_config.differences(meta["config"], shared_config.flatten(config))
+    lines = {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
+    fixed = [line for key, line in lines.items() if key.startswith(FIXED)]
+    if fixed:
+        raise ConfigError(
+            f"The run in this workdir was made with another configuration ({'; '.join(fixed)}), "
+            "and its weights or its data position mean something else now. Use a new --workdir, or set "
+            "these keys back."
+        )
+    saved = meta["data"]
+    now = data_position(saved["next_batch"], config.batch_size, config.seed, records, digest)
+    return [*lines.values(), *position_changes(saved, now)]
+
+
+def opening(
+    config: ConfigDict, abstract: nn.Abstract, mesh: Any, train: int, test: int, start: int
+) -> str:
+    """The lines that a run starts with."""
+    device = mesh.devices.flat[0]
+    lines = [
+        f"{config.name}: {abstract.param_count:,} parameters, {config.model.dtype}",
+        f"  data     {config.data.source}: {train:,} training and {test:,} evaluation images",
+        f"  devices  {mesh.size} x {device.device_kind}, mesh {dict(mesh.shape)}",
+        f"  steps    {config.steps} of {config.batch_size} images"
+        + (f", going on from {start}" if start else ""),
+    ]
+    return "\n".join(lines)
+
+
+def evaluated(result: Mapping[str, float]) -> str:
+    """One evaluation as a phrase."""
+    return (
+        f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %, "
+        f"loss {result['loss']:.4f} on {int(result['examples']):,} images"
+    )
+
+
+def report(
+    config: ConfigDict,
+    workdir: Path,
+    result: Mapping[str, float],
+    progress: Progress,
+    seconds: float,
+    steps: int,
+    bad: list[tuple[str, str]],
+) -> None:
+    """Draws the curves, keeps and prints the summary of a finished run."""
+    from trainlib.plots import curves
+
+    picture = curves(workdir)
+    speed = progress.average().examples_per_second or 0.0
+    rows = {
+        "top-1": f"{100 * result['top1']:.2f} %",
+        "top-5": f"{100 * result['top5']:.2f} %",
+        "evaluated on": f"{int(result['examples']):,} images ({config.data.eval_split} split)",
+        "time": f"{duration(seconds)} for {steps} steps",
+        "throughput": f"{speed:,.0f} images/s",
+        "unreadable": f"{len(bad)} records"
+        + "".join(f"; {where}: {why}" for where, why in bad[:5]),
+        "config": str(workdir / "config.json"),
+        "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
+        "curves": str(picture) if picture else "not drawn",
+        "checkpoints": str(workdir / "checkpoints"),
+    }
+    if not bad:
+        del rows["unreadable"]
+    (workdir / "summary.json").write_text(
+        json.dumps({"step": config.steps, **result, "rows": rows}, indent=2) + "\n"
+    )
+    print(summary(f"{config.name}: done", list(rows.items())), flush=True)
+
+
+def report_complete(workdir: Path, done: int, steps: int) -> int:
+    """Says that there is nothing left to do, and repeats the summary."""
+    path = workdir / "summary.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else {"checkpoints": str(workdir)}
+    print(summary(f"Complete: {done} steps are done, {steps} were asked for.", list(rows.items())))
+    print("\nTo go on, ask for more: --config.steps=N.")
+    return 0
