@@ -8,6 +8,7 @@ strings "NaN", "Infinity" and "-Infinity". A run that resumes from step s first 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -102,9 +103,11 @@ class JsonLines:
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Appends one record; values are numbers (host or device scalars), strings or None."""
         encoded = {name: _encode(value) for name, value in values.items()}
-        line = json.dumps({"step": int(step), "kind": kind, **encoded}, allow_nan=False)
+        record = {"step": int(step), "kind": kind, **encoded}
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            self._file.write(line.encode() + b"\n")
+            if self._file.write(line) != len(line):  # a disk that is nearly full takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise _storage_error(self._path, error) from error
 

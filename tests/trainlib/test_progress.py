@@ -1,0 +1,172 @@
+"""Rates, waiting and lines with a clock that the test moves."""
+
+import io
+
+import pytest
+
+from trainlib.progress import Progress, duration, number, summary
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def make(stream=None, **kwargs):
+    clock = Clock()
+    stream = stream if stream is not None else io.StringIO()
+    return Progress(100, examples_per_step=32, stream=stream, clock=clock, **kwargs), clock, stream
+
+
+def run(progress, clock, steps, seconds=1.0, wait=0.0, start=0, **values):
+    for step in range(start + 1, start + steps + 1):
+        with progress.waiting():
+            clock.now += wait
+        clock.now += seconds - wait
+        progress.update(step, **values)
+
+
+def test_compilation_in_the_first_step_is_in_no_rate():
+    progress, clock, _ = make()
+    clock.now += 60
+    progress.update(1)
+    assert progress.rates().eta is None
+    run(progress, clock, 10, seconds=0.5, start=1)
+    speed = progress.rates()
+    assert speed.examples_per_second == pytest.approx(64)
+    assert speed.eta == pytest.approx(89 * 0.5)
+    assert speed.wait == 0
+
+
+def test_waiting_is_a_share_of_the_window():
+    progress, clock, _ = make()
+    run(progress, clock, 21, seconds=2.0, wait=0.5)
+    assert progress.rates().wait == pytest.approx(0.25)
+
+
+def test_rates_forget_what_is_older_than_the_window():
+    progress, clock, _ = make(interval=0.0, window=10.0)
+    run(progress, clock, 30, seconds=1.0, wait=1.0)
+    run(progress, clock, 30, seconds=0.5, start=30)
+    speed = progress.rates()
+    assert speed.examples_per_second == pytest.approx(64)
+    assert speed.wait == 0
+    assert speed.eta == pytest.approx(40 * 0.5)
+    whole = progress.average()
+    assert whole.examples_per_second == pytest.approx(59 * 32 / (29 * 1.0 + 30 * 0.5))
+
+
+def test_steps_longer_than_the_window_still_have_a_rate():
+    progress, clock, _ = make(interval=0.0, window=10.0)
+    run(progress, clock, 5, seconds=60.0)
+    assert progress.rates().eta == pytest.approx(95 * 60)
+
+
+def test_pauses_are_in_no_rate():
+    progress, clock, _ = make()
+    run(progress, clock, 10)
+    with progress.pause("evaluating"):
+        clock.now += 500
+    run(progress, clock, 10, start=10)
+    assert progress.rates().examples_per_second == pytest.approx(32)
+    assert progress.average().examples_per_second == pytest.approx(32)
+
+
+def test_a_resumed_run_counts_its_own_steps_only():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(100, 50, 32, stream=stream, clock=clock)
+    run(progress, clock, 11, seconds=1.0, start=50)
+    assert progress.rates().examples_per_second == pytest.approx(32)
+    assert progress.rates().eta == pytest.approx(39)
+
+
+def test_without_a_terminal_lines_are_plain_few_and_include_the_last():
+    progress, clock, stream = make()
+    run(progress, clock, 100, seconds=0.5, loss=2.0)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+    assert [line.split()[1] for line in lines] == [
+        "1/100",
+        "21/100",
+        "41/100",
+        "61/100",
+        "81/100",
+        "100/100",
+    ]
+    assert lines[1] == "step 21/100  21%  ETA 40s  loss 2  64 ex/s  wait 0%"
+    assert "ETA" not in lines[-1]
+
+
+def test_a_terminal_gets_one_live_line_within_its_width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    progress, clock, stream = make(Terminal())
+    run(
+        progress, clock, 3, loss=1.23456789, accuracy=0.5, gradient_norm=123456.0, learning_rate=0.1
+    )
+    written = stream.getvalue()
+    assert "\n" not in written
+    frames = written.split("\r\x1b[K")[1:]
+    assert len(frames) == 3
+    assert all(len(frame) < 60 for frame in frames)
+    assert frames[-1].startswith("step 3/100  3%  ETA 1m37s  loss 1.235  accuracy 0.5")
+    progress.close()
+    assert stream.getvalue().endswith("\n")
+
+
+def test_a_terminal_is_not_written_to_more_often_than_the_interval():
+    progress, clock, stream = make(Terminal())
+    run(progress, clock, 99, seconds=0.01)
+    assert stream.getvalue().count("\r") == 5  # 0.99 s at 0.2 s, and the first
+
+
+def test_messages_stand_above_the_live_line():
+    progress, clock, stream = make(Terminal())
+    run(progress, clock, 1)
+    progress.message("saved step 1")
+    assert stream.getvalue().endswith("\r\x1b[Ksaved step 1\nstep 1/100  1%")
+
+
+def test_other_hosts_write_nothing_but_know_their_rates():
+    progress, clock, stream = make(enabled=False)
+    run(progress, clock, 11)
+    progress.message("hello")
+    assert stream.getvalue() == ""
+    assert progress.rates().examples_per_second == pytest.approx(32)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (3599.7, "1h00m"), (7620, "2h07m")]
+    + [(86400 * 3 + 3600 * 4, "3d04h")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.23456, "1.235"), (2345.6, "2,346"), (1e-7, "1e-07"), (1e12, "1e+12")]
+    + [(float("nan"), "nan")],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_summary_fits_80_columns_and_keeps_paths_whole():
+    path = "/a/very/long/path" * 6
+    text = summary("Done", [("top-1", 0.98765), ("time", "4m02s"), ("checkpoints", path)])
+    lines = text.splitlines()
+    assert lines[1:3] == ["Done", "----"]
+    assert lines[3] == "  top-1        0.9877"
+    assert lines[4] == "  time         4m02s"
+    assert lines[5:] == ["  checkpoints", f"    {path}"]
