@@ -254,8 +254,8 @@ def check_resume(
     if fixed:
         raise ConfigError(
             f"The run in this workdir was made with another configuration ({'; '.join(fixed)}), "
-            "and its weights or its data position mean something else now. Use a new --workdir, or set "
-            "these keys back."
+            "and its weights or its data position mean something else now. Use a new --workdir, or "
+            "set these keys back."
         )
     saved = meta["data"]
     now = data_position(saved["next_batch"], config.batch_size, config.seed, records, digest)

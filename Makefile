@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make train`, `make test`. Nothing is downloaded but Python packages.
+
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/aa_resnet50_digits
+
+.PHONY: train test lint bench soak nightly clean
+
+train: $(VENV)/.train
+	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
+
+# Two processes share the cores; each test file stays in one of them, so that it compiles once.
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.vision
+
+soak nightly: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+# uv where it is installed, venv and pip where it is not.
+$(VENV)/bin/python:
+	@if command -v uv >/dev/null 2>&1; then uv venv $(VENV) --seed --python $(PYTHON); \
+	else $(PYTHON) -m venv $(VENV); fi
+
+define install
+	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -c constraints.txt -e '$(1)'; \
+	else $(BIN)/python -m pip install -q -c constraints.txt -e '$(1)'; fi
+	@touch $@
+endef
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	$(call install,.[plots])
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	$(call install,.[plots,test])
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
