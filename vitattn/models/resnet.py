@@ -39,6 +39,7 @@ DEPTHS = {
     152: (True, (3, 8, 36, 3)),
 }
 STEMS = ("conv", "small_image")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +105,22 @@ class ResNetConfig:
             raise one_of("model.depth", self.depth, map(str, DEPTHS))
         if self.stem not in STEMS:
             raise one_of("model.stem", self.stem, STEMS)
+        if self.dtype not in DTYPES:
+            raise one_of("model.dtype", self.dtype, DTYPES)
+        if self.channels(STAGE_WIDTHS[0]) < 1:
+            raise ConfigError(f"model.width={self.width} leaves no channel in conv2_x.")
         if self.blocks and (len(self.blocks) != len(STAGES) or min(self.blocks) < 1):
             raise ConfigError(
                 f"model.blocks is {self.blocks}: give four numbers of blocks, each at least 1, "
                 f"or an empty tuple for those of depth {self.depth}, {DEPTHS[self.depth][1]}."
             )
+
+        for key in ("stages", "downsample"):
+            chosen = getattr(self.attention, key, ())
+            if not set(chosen) <= set(STAGES):
+                raise ConfigError(
+                    f"model.attention.{key} is {chosen}: stages are 2 to 5, for conv2_x to conv5_x."
+                )
 
     @property
     def bottleneck(self) -> bool:

@@ -1,0 +1,56 @@
+"""FLOP counts of programs whose operations are counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from trainlib import nn
+from vitattn.layers.conv import convolve
+from vitattn.models import build
+from vitattn.models.counts import flops, params_by_part
+
+
+def struct(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_a_product_is_two_flops_a_multiply_add():
+    assert flops(jnp.matmul, struct(3, 5), struct(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_loops_count_as_often_as_they_run():
+    def nested(x):
+        def inner(carry, _):
+            return carry @ x, None
+
+        def outer(carry, _):
+            return jax.lax.scan(inner, carry, None, length=5)[0], None
+
+        return jax.lax.scan(outer, x, None, length=3)[0]
+
+    assert flops(nested, struct(20, 20)) == pytest.approx(3 * 5 * 2 * 20**3, rel=1e-3)
+
+
+def test_loops_inside_a_checkpoint_and_a_jitted_function_are_found():
+    @jax.jit
+    def mapped(x):
+        return jax.lax.map(jax.checkpoint(lambda row: jnp.outer(row, row) @ row), x)
+
+    # A row: the outer product has 16 * 16 multiplications, the product with it 2 * 16 * 16 FLOPs.
+    assert flops(mapped, struct(7, 16)) == pytest.approx(7 * 3 * 256, rel=0.02)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 1), (9, 3, 2), (20, 7, 2)])
+def test_taps_on_padding_count(size, kernel, stride):
+    outputs = -(-size // stride)
+    counted = flops(
+        lambda x, w: convolve(x, w, stride), struct(2, size, size, 3), struct(kernel, kernel, 3, 4)
+    )
+    assert counted == 2 * 2 * outputs**2 * kernel**2 * 3 * 4
+
+
+def test_parts_are_in_the_order_of_the_model_and_add_up():
+    spec = nn.abstract(build({"name": "resnet", "depth": 26}))
+    parts = params_by_part(spec)
+    assert list(parts) == ["stem", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "head"]
+    assert sum(parts.values()) == spec.param_count
