@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint, exactly over the full split: `python -m launch.evaluate --workdir=DIR`."""
+"""Evaluates a checkpoint over the full split: `python -m launch.evaluate --workdir=DIR`."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def override(config: ConfigDict, key: str, value: Any, where: str) -> None:
             raise ConfigError(f"{where}: '{key}' is a section; set one of {', '.join(inside)}.")
         raise ConfigError(
             f"{where}: there is no configuration key '{key}'. {nearest(key, known)}Sections: "
-            f"{', '.join(sections)}; `python -m launch.describe --config=... --explain={key}` "
-            "lists what is near."
+            f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
+            "lists the keys of one."
         )
     old = known[key]
     kind = str if old is None else type(old)

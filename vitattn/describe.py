@@ -1,0 +1,55 @@
+"""What a vision configuration builds: parameters, FLOPs, published figures; nothing is trained or
+allocated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from trainlib import nn
+from vitattn.models import build, configure
+from vitattn.models.counts import forward_flops, params_by_part
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """The facts of a configuration as plain data.
+
+    Returns:
+      name, family, task, params, params_by_part, flops_per_example (forward pass of one image,
+      multiply-add = 2), image_size, num_classes, published (top1, top5, params, gflops, source;
+      those that are known).
+    """
+    resolved = configure(config.model)
+    abstract = nn.abstract(build(config.model))
+    size = resolved.image_size
+    published = {key: value for key, value in config.published.items() if value}
+    return {
+        "name": config.name,
+        "family": config.family,
+        "task": config.task,
+        "params": abstract.param_count,
+        "params_by_part": params_by_part(abstract),
+        "flops_per_example": forward_flops(
+            abstract, (size, size) if isinstance(size, int) else size
+        ),
+        "image_size": size,
+        "num_classes": resolved.num_classes,
+        "data": config.data.source,
+        "published": published,
+    }
+
+
+def row(facts: dict[str, Any]) -> list[str]:
+    """Cells of the table of all configurations."""
+    published = facts["published"]
+    score = f"{published['top1']:.1f} / {published['top5']:.1f}" if "top1" in published else "-"
+    return [
+        facts["name"],
+        f"{facts['task']}, {facts['data']}",
+        f"{facts['params']:,}",
+        f"{facts['flops_per_example'] / 1e9:.2f} G/image",
+        score,
+        published.get("source", "-"),
+    ]
