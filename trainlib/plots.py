@@ -23,9 +23,11 @@ def series(path: str | Path) -> dict[str, Series]:
 
 
 def _panels(found: dict[str, Series]) -> list[str]:
-    """What is drawn: loss and learning rate first, then all that evaluations measured."""
-    measured = [name for name, kinds in found.items() if set(kinds) - {"train"} and name != "loss"]
-    return [name for name in ("loss", "learning_rate") if name in found] + measured
+    """What is drawn: loss, learning rate and accuracy first, then all that evaluations measured."""
+    first = [name for name in ("loss", "learning_rate", "accuracy") if name in found]
+    # `examples` says how many were evaluated: the same number at every step.
+    evaluated = [name for name, kinds in found.items() if set(kinds) - {"train"}]
+    return first + [name for name in evaluated if name not in (*first, "examples")]
 
 
 def curves(workdir: str | Path) -> Path | None:

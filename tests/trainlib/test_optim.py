@@ -357,6 +357,38 @@ def test_what_cannot_work_is_refused_by_name(config, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw", "adafactor"])
+def test_eight_devices_with_sharded_slots_are_one_device(name):
+    shapes = {
+        "body.kernel": ((8, 12), ("conv_in", "conv_out")),
+        "head.kernel": ((16, 5), ("features", "classes")),
+        "head.bias": ((5,), ("classes",)),
+    }
+    split = {"body.kernel": P("data", None), "head.kernel": P("data", None), "head.bias": P(None)}
+    config = {"name": name, "clip_norm": 1.0, "weight_decay": 0.1, "factored_min_size": 5}
+    whole, _ = train(config, gradients(3, shapes), shapes)
+
+    eight = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = {name: NamedSharding(eight, spec) for name, spec in split.items()}
+    tx = make_optimizer(config, schedule, specs(shapes))
+    params = jax.device_put(arrays(0, shapes), places)
+    slots = slot_shardings(jax.eval_shape(tx.init, params), specs(shapes), places, eight)
+    state = jax.jit(tx.init, out_shardings=slots)(params)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step, in_shardings=(places, slots, places), out_shardings=(places, slots))
+    for grads in gradients(3, shapes):
+        params, state = step(params, state, jax.device_put(grads, places))
+    assert_same(params, jax.tree.map(np.asarray, whole), 1e-6)
+    if name != "adafactor":
+        held = [x for x in jax.tree.leaves(state) if x.shape == (8, 12)]
+        assert held
+        assert all(x.addressable_shards[0].data.shape == (1, 12) for x in held)
+
+
 def mesh():
     return Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
 

@@ -11,9 +11,10 @@ from trainlib.writers import JsonLines
 def write(workdir):
     writer = JsonLines(workdir / "metrics.jsonl")
     for step in range(1, 41):
-        writer.write(step, "train", {"loss": 1 / step, "learning_rate": 0.1, "wait": 0.0})
+        writer.write(step, "train", {"loss": 1 / step, "learning_rate": 0.1, "accuracy": 0.5})
         if step % 20 == 0:
-            writer.write(step, "eval", {"loss": 2 / step, "top1": step / 40, "note": "x"})
+            result = {"loss": 2 / step, "top1": step / 40, "examples": 360, "note": "x"}
+            writer.write(step, "eval", result)
     writer.write(41, "train", {"loss": float("nan")})
     writer.close()
 
@@ -23,8 +24,8 @@ def test_series_hold_every_number_by_name_and_kind(tmp_path):
     found = plots.series(tmp_path / "metrics.jsonl")
     assert found["loss"]["eval"] == [(20, 0.1), (40, 0.05)]
     assert len(found["loss"]["train"]) == 41
-    assert set(found) == {"loss", "learning_rate", "wait", "top1"}
-    assert plots._panels(found) == ["loss", "learning_rate", "top1"]
+    assert set(found) == {"loss", "learning_rate", "accuracy", "top1", "examples"}
+    assert plots._panels(found) == ["loss", "learning_rate", "accuracy", "top1"]
 
 
 def test_curves_are_drawn(tmp_path):

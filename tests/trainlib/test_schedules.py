@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from trainlib.schedules import make_schedule
 
 
 def rates(config, total, steps):
-    schedule = jax.jit(make_schedule(config, total))
+    schedule = make_schedule(config, total)
     return np.array([schedule(jnp.int32(step)) for step in steps])
 
 
