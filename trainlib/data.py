@@ -21,12 +21,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from trainlib.errors import ConfigError, DataError, PeerLost
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 
@@ -209,6 +211,8 @@ class Batches(Iterator[Batch]):
           prefetch: batches made ahead of their use.
           bad: where unreadable records are counted.
         """
+        import grain
+
         _mark_flags_parsed()
         self._bad = bad
         self._workers = workers
@@ -316,6 +320,8 @@ def _join(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_options(workers: int, ahead: int) -> grain.ReadOptions:
+    import grain
+
     if workers:
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     threads = min(4, ahead, len(os.sched_getaffinity(0)))

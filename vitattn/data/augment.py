@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vitattn.data.images import Box, Picture
-
-Rgb = tuple[float, float, float]
+from vitattn.data.sources import Rgb
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,
 # aspect 3/4 to 4/3.

@@ -13,7 +13,7 @@ import numpy as np
 
 from trainlib.data import record_order
 from trainlib.errors import ConfigError, DataError
-from vitattn.data.sources import SPLIT_SEED, Example, Source, hold_out, short_digest
+from vitattn.data.sources import SPLIT_SEED, Example, Rgb, Source, hold_out, short_digest
 
 # 36 of each of the 10 digits are the test split: 360 of the 1,797.
 _TEST_PER_DIGIT = 36
@@ -34,8 +34,8 @@ class Arrays:
         images: np.ndarray,
         labels: np.ndarray,
         class_names: Sequence[str],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: Rgb,
+        std: Rgb,
         digest: str,
     ):
         self.name, self.images, self.labels = name, images, labels
@@ -73,8 +73,8 @@ def digits(config: Any, argument: str, split: str) -> Source:
         labels[chosen],
         [str(d) for d in range(10)],
         # Of the training split, in units of the full range.
-        (0.305,) * 3,
-        (0.376,) * 3,
+        (0.305, 0.305, 0.305),
+        (0.376, 0.376, 0.376),
         short_digest(pixels[chosen].tobytes(), labels[chosen].tobytes()),
     )
     return source if split == "test" else hold_out(source, config.holdout, split)

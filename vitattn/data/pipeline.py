@@ -19,7 +19,7 @@ from trainlib import data as shared
 from trainlib.errors import ConfigError, one_of
 from vitattn.data import augment
 from vitattn.data.images import BadImage, guarded, open_picture
-from vitattn.data.sources import Source, UnreadableRecord
+from vitattn.data.sources import Rgb, Source, UnreadableRecord
 
 # Rows that one worker makes at a time: small enough that a first batch comes soon and many workers
 # need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing beside
@@ -34,8 +34,8 @@ class _Recipe:
     image_size: int
     augmentation: str | None
     eval_crop: float
-    mean: augment.Rgb
-    std: augment.Rgb
+    mean: Rgb
+    std: Rgb
     seed: int
 
     def pixels(self, source: Source, record: int, epoch: int) -> tuple[np.ndarray, int]:
@@ -49,6 +49,9 @@ class _Recipe:
             rng = shared.generator(self.seed, epoch, record)
             apply = augment.AUGMENTATIONS[self.augmentation]
             image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
+        if not 0 <= example.label < source.num_classes:
+            last = source.num_classes - 1
+            raise UnreadableRecord(f"has the label {example.label}, outside 0..{last}")
         return augment.normalise(image, self.mean, self.std), example.label
 
 
@@ -141,7 +144,7 @@ def _recipe(
     return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
 
 
-def _three(value: Any, default: augment.Rgb, name: str) -> augment.Rgb:
+def _three(value: Any, default: Rgb, name: str) -> Rgb:
     numbers = tuple(float(v) for v in value) or default
     if len(numbers) != 3:
         raise ConfigError(

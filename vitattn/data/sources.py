@@ -7,7 +7,6 @@ An image is uint8 pixels [H, W, C] or the bytes of an encoded file; a label is i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +14,13 @@ import numpy as np
 from trainlib.data import record_order
 from trainlib.errors import ConfigError, DataError, nearest
 
+Rgb = tuple[float, float, float]
+
 SPLITS = ("train", "holdout", "test")
+
+# Of ImageNet's training images, in units of the full range; also the default for folders.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The seed of every fixed division of a data set into parts. It is part of their definition, not a
 # setting.
@@ -39,14 +44,14 @@ class Source(Protocol):
     use."""
 
     num_classes: int
-    class_names: Sequence[str]
+    class_names: tuple[str, ...]
     # Changes when the number, names or sizes of the records do; kept in checkpoints.
     digest: str
     # The whole set lies in memory, and reading it costs nothing.
     in_memory: bool
     # Mean and standard deviation of its training pixels in RGB, in units of the full range.
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Rgb
+    std: Rgb
 
     def __len__(self) -> int: ...
 
