@@ -18,7 +18,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
@@ -26,17 +25,13 @@ from trainlib.nn import declare
 from vitattn.layers.attend import attention_weights
 from vitattn.layers.conv import Conv, pointwise
 from vitattn.layers.pool import average_pool, bilinear_resize
+from vitattn.layers.position import coordinates, sine_positions, table_init
 from vitattn.layers.relative import position_bias, relative_attention_2d, relative_index
 
 Array = jax.Array
 
 LECUN_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 POSITIONS = ("relative", "none", "sine", "coord")
-
-
-def table_init(key: Array, shape: tuple[int, ...], dtype) -> Array:
-    """Normal of standard deviation width^-0.5, for a table [offsets, width]."""
-    return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
 
 def augmented_depths(
@@ -74,26 +69,6 @@ def augmented_depths(
                 f"channels: choose {name} between {heads / out_channels:.4g} and 1, or fewer heads."
             )
     return key_depth, value_depth
-
-
-def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
-    """Sinusoids [H, W, C]: the first half of the channels tells the row, the rest the column."""
-
-    def one_axis(size: int, depth: int) -> np.ndarray:
-        rate = 10_000.0 ** (-2.0 * (np.arange(depth) // 2) / max(depth, 1))
-        angle = np.arange(size)[:, None] * rate[None, :]
-        return np.where(np.arange(depth) % 2 == 0, np.sin(angle), np.cos(angle))
-
-    half = channels // 2
-    rows = np.broadcast_to(one_axis(height, half)[:, None], (height, width, half))
-    cols = np.broadcast_to(one_axis(width, channels - half)[None], (height, width, channels - half))
-    return np.concatenate([rows, cols], -1).astype(np.float32)
-
-
-def coordinates(height: int, width: int) -> np.ndarray:
-    """Row and column of each pixel in [-1, 1], [H, W, 2] (CoordConv, arXiv 1807.03247)."""
-    y, x = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
-    return np.stack(np.meshgrid(y, x, indexing="ij"), -1).astype(np.float32)
 
 
 class AugmentedConv(nnx.Module):

@@ -13,7 +13,8 @@ import pytest
 
 from trainlib.errors import ConfigError
 from trainlib.nn import abstract, initialise
-from vitattn.layers.augmented import AugmentedConv, augmented_depths, coordinates, sine_positions
+from vitattn.layers.augmented import AugmentedConv, augmented_depths
+from vitattn.layers.position import coordinates, sine_positions
 
 BASE = {"kernel_size": 3, "heads": 2, "key_depth": 6, "value_depth": 4, "height": 5, "width": 4}
 VARIANTS = {

@@ -130,15 +130,6 @@ def test_augmented_features_carry_the_whole_logit():
         assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_fused_kernel_on_a_gpu_equals_the_primitive():
-    if jax.default_backend() != "gpu":
-        pytest.skip("needs an NVIDIA GPU")
-    args = [a.astype(jnp.bfloat16) for a in inputs(height=14, width=14, d=20, e=8)]
-    fused = relative_attention_2d(*args, implementation="cudnn")
-    plain = relative_attention_2d(*args)
-    assert np.abs(np.asarray(fused - plain, np.float32)).max() < 2**-4
-
-
 def test_unknown_implementation_is_named():
     with pytest.raises(ConfigError, match="cudnn"):
         relative_attention_2d(*inputs(), implementation="cudn")
