@@ -54,7 +54,7 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     side = (window - 1) // 2
     return jax.lax.reduce_window(
         x,
-        jnp.asarray(-jnp.inf, x.dtype),
+        np.asarray(-np.inf, x.dtype),
         jax.lax.max,
         (1, window, window, 1),
         (1, stride, stride, 1),

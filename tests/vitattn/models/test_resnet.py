@@ -259,7 +259,7 @@ def test_stems():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_AUGMENTED, TINY | {"depth": 34}])
+@pytest.mark.parametrize("config", [TINY | {"stem": "conv"}, TINY_AUGMENTED, TINY | {"depth": 34}])
 def test_every_weight_learns_and_statistics_move(config):
     spec, params, state, images = ready(config)
 
