@@ -313,8 +313,9 @@ def test_frozen_weights_keep_negative_zero_and_nan():
         updates, _ = tx.update(grads, tx.init(params), params)
         return optax.apply_updates(params, updates)
 
-    after = jax.jit(apply)(params, arrays(1))["norm.scale"]
-    assert np.asarray(after).tobytes() == np.asarray(params["norm.scale"]).tobytes()
+    for run in (apply, jax.jit(apply)):  # a compiler may drop the addition of 0, or not
+        after = run(params, arrays(1))["norm.scale"]
+        assert np.asarray(after).tobytes() == np.asarray(params["norm.scale"]).tobytes()
 
 
 def test_gradients_of_frozen_weights_may_be_left_out():
