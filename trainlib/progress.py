@@ -180,9 +180,10 @@ class Progress:
         self._write(f"{_CLEAR}{text}\n{self.line()}" if self._live else f"{text}\n")
 
     def close(self) -> None:
-        """Ends the live line."""
+        """Ends the live line; what is written later is plain. May be called twice."""
         if self._live and self._first is not None:
             self._write("\n")
+        self._live = False
 
     def _write(self, text: str) -> None:
         if self._enabled:

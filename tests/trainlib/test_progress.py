@@ -120,7 +120,8 @@ def test_a_terminal_gets_one_live_line_within_its_width(monkeypatch):
     assert all(len(frame) < 60 for frame in frames)
     assert frames[-1].startswith("step 3/100  3%  ETA 1m37s  loss 1.235  accuracy 0.5")
     progress.close()
-    assert stream.getvalue().endswith("\n")
+    progress.close()
+    assert stream.getvalue() == written + "\n"
 
 
 def test_a_terminal_is_not_written_to_more_often_than_the_interval():
