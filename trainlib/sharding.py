@@ -102,6 +102,13 @@ def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def active() -> tuple[Mesh, Rules] | None:
+    """The mesh and rules that a step is being traced for, for layers that are shard_maps of their
+    own.
+    """
+    return _ACTIVE.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains an activation by logical axis names; does nothing without an active mesh."""
     active = _ACTIVE.get()
