@@ -124,7 +124,7 @@ def flip_crop(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) 
     """
     box = centre_box(picture.width, picture.height, 1.0)
     image = picture.render(box, size)
-    pad = size // 8
+    pad = max(1, size // 8)
     left, top = (int(v) for v in rng.integers(0, 2 * pad + 1, 2))
     ground = Image.new("RGB", (size, size), tuple(round(255 * v) for v in mean))
     ground.paste(image, (pad - left, pad - top))

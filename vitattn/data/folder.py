@@ -170,16 +170,19 @@ def _images(folder: Path) -> list[str]:
 
 
 def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Returns the sorted names of (folders, files), without hidden ones and what archives leave
-    behind."""
+    """Returns the sorted names of (folders, files), without hidden ones and what archives leave."""
+    path = folder
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            shown = [e for e in entries if not e.name.startswith((".", "__"))]
-            folders = sorted(e.name for e in shown if e.is_dir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror or error}.") from error
-    known = set(folders)
-    return folders, sorted(e.name for e in shown if e.name not in known)
+            for entry in entries:
+                path = entry.path
+                if not entry.name.startswith((".", "__")):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:  # no permission, or a link that leads to itself
+        raise DataError(f"{path} cannot be opened: {error.strerror or error}.") from error
+    return sorted(folders), sorted(files)
 
 
 def _is_image(name: str) -> bool:

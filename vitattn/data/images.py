@@ -6,6 +6,7 @@ H height, W width in pixels; boxes are (left, top, right, bottom) in pixels of t
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,6 +23,9 @@ MAX_BYTES = 256 * 2**20
 
 # What is read. Pillow knows more, but some of its readers start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+# Pillow warns of every odd metadata field; what counts here is whether the pixels decode.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION_TAG = 0x0112
 # The EXIF orientations whose upright image swaps width and height.
@@ -46,7 +50,9 @@ class Picture:
             raise BadImage(
                 f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
             )
-        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TURNED
+        # Pillow gives the upright size of a TIFF, and the stored one of every other format.
+        orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION_TAG, 1)
+        turned = orientation in _TURNED
         self.width, self.height = (height, width) if turned else (width, height)
 
     def render(self, box: Box, size: int) -> Image.Image:

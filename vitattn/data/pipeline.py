@@ -111,6 +111,8 @@ def eval_batches(
 def _batches(
     make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
 ) -> shared.Batches:
+    if config.prefetch < 1:
+        raise ConfigError(f"data.prefetch={config.prefetch} is not allowed: use 1 or more batches.")
     return shared.Batches(
         make,
         pieces=-(-rows // _PIECE_ROWS),

@@ -1,0 +1,139 @@
+"""Augmentations: their ranges, what they may not do, and that the generator decides everything."""
+
+import colorsys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitattn.data import augment
+from vitattn.data.images import open_picture
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+MEAN = (0.2, 0.4, 0.6)
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_inception_crops_stay_inside_and_in_their_ranges():
+    rng = generator()
+    boxes = np.array([augment.inception_box(600, 400, rng) for _ in range(4000)])
+    left, top, right, bottom = boxes.T
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert right.max() <= 600
+    assert bottom.max() <= 400
+    area = (right - left) * (bottom - top) / (600 * 400)
+    aspect = (right - left) / (bottom - top)
+    assert 0.08 <= area.min() < 0.1
+    assert 0.85 < area.max() <= 1
+    assert 0.75 - 1e-9 <= aspect.min() < 0.77
+    assert 1.31 < aspect.max() <= 4 / 3 + 1e-9
+    assert left.max() > 300
+    # Uniform in area up to where the aspect no longer fits: as many below as above 0.29 of
+    # 0.08..0.5.
+    below, above = np.sum(area < 0.29), np.sum((area > 0.29) & (area < 0.5))
+    assert abs(below - above) < 6 * np.sqrt(below)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (1, 1), (3, 500)])
+def test_pictures_of_extreme_aspect_give_an_allowed_crop(width, height):
+    for seed in range(20):
+        left, top, right, bottom = augment.inception_box(width, height, generator(seed))
+        assert 0 <= left < right <= width + 1e-9
+        assert 0 <= top < bottom <= height + 1e-9
+        assert 0.75 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
+
+
+@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+@pytest.mark.parametrize("size", [7, 32])
+def test_an_augmentation_is_a_function_of_its_generator(name, size):
+    apply = augment.AUGMENTATIONS[name]
+
+    def run(seed):
+        image = apply(open_picture(PICTURE), size, generator(seed), MEAN)
+        assert (image.mode, image.size) == ("RGB", (size, size))
+        return np.asarray(image)
+
+    np.testing.assert_array_equal(run(1), run(1))
+    different = {run(seed).tobytes() for seed in range(12)}
+    assert len(different) == 1 if name == "none" else len(different) > 8
+
+
+def test_flip_crop_moves_by_at_most_an_eighth_and_fills_with_the_mean():
+    base = np.asarray(augment.none(open_picture(PICTURE), 32, generator(), MEAN))
+    seen = set()
+    for seed in range(300):
+        image = np.asarray(augment.flip_crop(open_picture(PICTURE), 32, generator(seed), MEAN))
+        seen.add(find_shift(base, image))
+    tops, lefts, flips = map(set, zip(*seen, strict=True))
+    assert tops == lefts == set(range(9))
+    assert flips == {True, False}
+
+
+def find_shift(base, image):
+    """The (top, left, flipped) of the crop of the padded base that equals the image."""
+    padded = np.empty((40, 40, 3), np.uint8)
+    padded[:] = (51, 102, 153)
+    padded[4:36, 4:36] = base
+    for top in range(9):
+        for left in range(9):
+            crop = padded[top : top + 32, left : left + 32]
+            if np.array_equal(crop, image):
+                return top, left, False
+            if np.array_equal(crop[:, ::-1], image):
+                return top, left, True
+    raise AssertionError("the image is no crop of the padded picture")
+
+
+def test_shift_never_mirrors_and_moves_little():
+    blob = np.zeros((16, 16, 1), np.uint8)
+    blob[4:6, 4:6] = 255
+    rows, columns = np.mgrid[0:32, 0:32]
+    centres = []
+    for seed in range(200):
+        image = augment.shift(open_picture(blob), 32, generator(seed), MEAN)
+        weight = np.asarray(image).astype(float)[..., 0]
+        centres.append(((weight * rows).sum(), (weight * columns).sum()) / weight.sum())
+    # The blob's centre is 6.5 pixels up and left of the middle of 32: by 3.2 of shift, by 15 % of
+    # scale and by 12 degrees it moves 5.6 at most; a mirrored one would lie 13 away.
+    distance = np.abs(np.array(centres) - 9.5).max()
+    assert 2 < distance < 5.7
+
+
+def test_hue_and_saturation_follow_the_hsv_definition():
+    colours = np.random.default_rng(1).integers(0, 256, (64, 1, 3), np.uint8)
+    found = np.asarray(augment._hue_saturation(Image.fromarray(colours), 0.1, 0.7)) / 255
+    for colour, new in zip(colours[:, 0] / 255, found[:, 0], strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        expected = colorsys.hsv_to_rgb((hue + 0.1) % 1, saturation * 0.7, value)
+        # Pillow's HSV has 8 bits: a level of hue is 6 levels of colour.
+        np.testing.assert_allclose(new, expected, atol=0.04)
+
+
+def test_brightness_and_contrast_follow_their_formulas():
+    image = Image.fromarray(PICTURE)
+    bright = np.asarray(augment._brightness(image, 0.1)).astype(int)
+    np.testing.assert_array_equal(bright, np.clip(np.rint(PICTURE + 25.5), 0, 255))
+    mean = PICTURE.reshape(-1, 3).mean(0)
+    expected = np.clip(np.rint((PICTURE - mean) * 0.6 + mean), 0, 255)
+    np.testing.assert_array_equal(np.asarray(augment._contrast(image, 0.6)), expected)
+
+
+def test_evaluation_equals_resizing_the_shorter_side_and_cutting_the_centre():
+    down, across = np.mgrid[0:256, 0:384] / 1.5
+    smooth = np.stack([down, across, down], -1).astype(np.uint8)
+    found = augment.evaluation(open_picture(smooth), 56, 0.875)
+    resized = Image.fromarray(smooth).resize((96, 64), Image.Resampling.BICUBIC)
+    expected = resized.crop((20, 4, 76, 60))
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_normalise_subtracts_and_divides():
+    found = augment.normalise(Image.fromarray(PICTURE), MEAN, (0.5, 0.25, 0.1))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(
+        found, (PICTURE / 255 - MEAN) / (0.5, 0.25, 0.1), rtol=1e-5, atol=1e-5
+    )
