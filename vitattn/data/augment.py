@@ -89,8 +89,10 @@ def _brightness(image: Image.Image, delta: float) -> Image.Image:
 
 def _contrast(image: Image.Image, factor: float) -> Image.Image:
     """Stretches each channel about its own mean."""
-    means = np.asarray(image).reshape(-1, 3).mean(0)
-    return image.point([v for m in means for v in _table((np.arange(256) - m) * factor + m)])
+    levels = np.arange(256)
+    counts = np.reshape(image.histogram(), (3, 256))
+    means = counts @ levels / counts.sum(1)
+    return image.point([v for m in means for v in _table((levels - m) * factor + m)])
 
 
 def _hue_saturation(image: Image.Image, hue: float, saturation: float) -> Image.Image:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from trainlib.errors import DataError
-from vitattn.data import data_defaults, make_source
+from vitattn.data import data_defaults, make_source, train_batches
 from vitattn.data.sources import UnreadableRecord
 
 
@@ -80,6 +80,19 @@ def test_imagenet_is_read_from_array_records_without_tensorflow(imagenet):
     c = c.copy_and_resolve_references()
     c.holdout = 0.25
     assert (len(make_source(c, "train")), len(make_source(c, "holdout"))) == (9, 3)
+
+
+def test_worker_processes_read_imagenet_as_this_process_does(imagenet):
+    batches = []
+    for workers in (0, 2):
+        c = config(source="imagenet", dir=str(imagenet[0]), workers=workers)
+        with train_batches(make_source(c, "train"), c, 8, 0, 0, 0, 1, 24) as reader:
+            batches.append([next(reader) for _ in range(3)])
+            assert reader.bad == []
+    for one, other in zip(*batches, strict=True):
+        assert one["weight"].all()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
 
 
 def copied(imagenet, root):
