@@ -124,7 +124,7 @@ def make_train_step(
         metrics |= {
             "loss": (loss.astype(jnp.float32), one),
             "grad_norm": (norm.astype(jnp.float32), one),
-            "skipped": (bad.astype(jnp.float32), one),
+            "skipped": (skipped[0].astype(jnp.float32), one),
             "skipped_in_row": (skipped[1].astype(jnp.float32), one),
         }
         new_state = TrainState(

@@ -30,7 +30,7 @@ def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
         labels, weights = batch["label"], batch["weight"]
         total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
         correct = metrics.top_k_correct(logits, labels, weights)
-        out = LossOutput(count, nn.stats(model), {"accuracy": correct})
+        out = LossOutput(count, nn.stats(model), {"top1": correct})
         return losses.mean(total, count), out
 
     return loss_fn

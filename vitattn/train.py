@@ -4,7 +4,7 @@ evals, loop.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import config as shared_config
-from trainlib import metrics as metrics_lib
 from trainlib import nn, optim, schedules, sharding, step
+from trainlib import run as run_lib
 from trainlib import state as state_lib
-from trainlib.data import data_position, position_changes
-from trainlib.errors import ConfigError, NumericAbort, Preempted, StorageError
+from trainlib.data import data_position
+from trainlib.errors import Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.mesh import make_mesh
-from trainlib.progress import Progress, duration, summary
+from trainlib.plots import curves
+from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
 from vitattn import classify, evaluate
 from vitattn import config as config_lib
@@ -62,21 +62,26 @@ def run(config: ConfigDict, workdir: Path) -> int:
     )
 
     # ---------------------------------------------------------------- restore
-    checkpoints = open_workdir(config, workdir)
+    def position(number: int) -> dict[str, Any]:
+        size, seed = config.batch_size, config.seed
+        return data_position(number, size, seed, len(source), source.digest)
+
+    checkpoints = run_lib.open_workdir(config, workdir)
     start = checkpoints.latest() or 0
     if start:
         meta = checkpoints.meta(start)
-        changed = check_resume(meta, config, source.digest, len(source))
+        changed = run_lib.check_resume(meta, config, FIXED, position(start))
         if start >= config.steps:
             checkpoints.close()
-            return report_complete(workdir, start, config.steps)
+            run_lib.report_complete(workdir, start, config.steps)
+            return 0
         like = state_lib.abstract_state(abstract, optimizer, shardings)
         state = checkpoints.restore(start, like)
     else:
         changed = []
         state = state_lib.create(abstract, optimizer, jax.random.key(config.seed), shardings)
-    save_config(config, workdir, main_host)
     if main_host:
+        run_lib.save_config(config, workdir)
         print(opening(config, abstract, mesh, len(source), len(eval_source), start), flush=True)
         for line in changed:
             print(f"  changed since step {start}: {line}", flush=True)
@@ -107,16 +112,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- loop
     progress = Progress(config.steps, start, config.batch_size, enabled=main_host)
     writers = Writers(workdir, start) if main_host else None
-    recorder = Recorder(config, schedule, progress, writers)
+    recorder = run_lib.Recorder(config, schedule, progress, writers)
     result: dict[str, float] = {}
     place = jax.process_index(), jax.process_count()
     size = config.model.image_size
 
     def save(number: int) -> None:
-        position = data_position(number, config.batch_size, config.seed, len(source), source.digest)
-        checkpoints.save(number, state, checkpoint_meta(config, position), result or None)
+        meta = run_lib.checkpoint_meta(config, position(number))
+        checkpoints.save(number, state, meta, result or None)
 
     with (
+        contextlib.closing(progress),
         StopRequest() as stop,
         train_batches(
             source, config.data, config.batch_size, config.seed, start, *place, size
@@ -150,7 +156,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
         bad = batches.bad
     recorder.flush()
     checkpoints.close()
-    progress.close()
     if writers:
         writers.close()
     if number < config.steps:
@@ -161,105 +166,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if main_host:
         report(config, workdir, result, progress, time.monotonic() - started, number - start, bad)
     return 0
-
-
-class Recorder:
-    """Writes the metrics of each step one step late, so that the device never waits for the host.
-
-    Stops the run when too many updates in a row were not finite.
-    """
-
-    def __init__(
-        self, config: ConfigDict, schedule: Any, progress: Progress, writers: Writers | None
-    ):
-        self._config, self._schedule = config, schedule
-        self._progress, self._writers = progress, writers
-        self._pending: tuple[int, step.Sums] | None = None
-
-    def record(self, number: int, sums: step.Sums) -> None:
-        """Takes the sums of step `number` and writes those of the step before."""
-        self.flush()
-        self._pending = number, sums
-
-    def flush(self) -> None:
-        """Writes what is pending.
-
-        Raises:
-          NumericAbort: the loss or gradient was not finite for too many steps in a row.
-        """
-        if self._pending is None:
-            return
-        number, sums = self._pending
-        self._pending = None
-        values = metrics_lib.compute(sums)
-        row = values.pop("skipped_in_row")
-        if row > self._config.max_skipped_steps:
-            raise NumericAbort(
-                f"The loss or a gradient was not finite for {int(row)} steps in a row, up to step "
-                f"{number}; max_skipped_steps={self._config.max_skipped_steps} allows no more. "
-                "None of these updates was applied, and older checkpoints are as they were. Lower "
-                "schedule.learning_rate, lengthen schedule.warmup_steps or set optimizer.clip_norm."
-            )
-        if self._writers and number % self._config.log_every == 0:
-            with jax.transfer_guard("allow"):
-                rate = float(self._schedule(number - 1))
-            self._writers.write(number, "train", values | {"learning_rate": rate})
-        self._progress.update(number, loss=values["loss"])
-
-
-def open_workdir(config: ConfigDict, workdir: Path) -> Any:
-    """Makes the workdir and opens its checkpoints.
-
-    Raises:
-      StorageError: the directory cannot be made or written.
-    """
-    from trainlib.checkpoint import Checkpoints
-
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"--workdir={workdir} cannot be made: {error.strerror}. Choose a directory that you "
-            "may write to."
-        ) from None
-    kept = config.checkpoint
-    return Checkpoints(workdir / "checkpoints", keep=kept.keep, best=kept.best)
-
-
-def save_config(config: ConfigDict, workdir: Path, main_host: bool) -> None:
-    """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
-    if main_host:
-        (workdir / "config.json").write_text(shared_config.to_json(config))
-
-
-def checkpoint_meta(config: ConfigDict, position: dict[str, Any]) -> dict[str, Any]:
-    """The JSON item of a checkpoint: resolved configuration, data position, versions."""
-    from trainlib.checkpoint import describe_versions
-
-    values = json.loads(shared_config.to_json(config))
-    return {"config": values, "data": position, "versions": describe_versions()}
-
-
-def check_resume(
-    meta: Mapping[str, Any], config: ConfigDict, digest: str, records: int
-) -> list[str]:
-    """What changed since the checkpoint, one line each.
-
-    Raises:
-      ConfigError: a key changed that decides the meaning of the weights or of the data position.
-    """
-    changes = shared_config.differences(meta["config"], shared_config.flatten(config))
-    lines = {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
-    fixed = [line for key, line in lines.items() if key.startswith(FIXED)]
-    if fixed:
-        raise ConfigError(
-            f"The run in this workdir was made with another configuration ({'; '.join(fixed)}), "
-            "and its weights or its data position mean something else now. Use a new --workdir, or "
-            "set these keys back."
-        )
-    saved = meta["data"]
-    now = data_position(saved["next_batch"], config.batch_size, config.seed, records, digest)
-    return [*lines.values(), *position_changes(saved, now)]
 
 
 def opening(
@@ -295,8 +201,6 @@ def report(
     bad: list[tuple[str, str]],
 ) -> None:
     """Draws the curves, keeps and prints the summary of a finished run."""
-    from trainlib.plots import curves
-
     picture = curves(workdir)
     speed = progress.average().examples_per_second or 0.0
     rows = {
@@ -305,25 +209,12 @@ def report(
         "evaluated on": f"{int(result['examples']):,} images ({config.data.eval_split} split)",
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.0f} images/s",
-        "unreadable": f"{len(bad)} records"
-        + "".join(f"; {where}: {why}" for where, why in bad[:5]),
         "config": str(workdir / "config.json"),
         "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
         "curves": str(picture) if picture else "not drawn",
         "checkpoints": str(workdir / "checkpoints"),
     }
-    if not bad:
-        del rows["unreadable"]
-    (workdir / "summary.json").write_text(
-        json.dumps({"step": config.steps, **result, "rows": rows}, indent=2) + "\n"
-    )
-    print(summary(f"{config.name}: done", list(rows.items())), flush=True)
-
-
-def report_complete(workdir: Path, done: int, steps: int) -> int:
-    """Says that there is nothing left to do, and repeats the summary."""
-    path = workdir / "summary.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {"checkpoints": str(workdir)}
-    print(summary(f"Complete: {done} steps are done, {steps} were asked for.", list(rows.items())))
-    print("\nTo go on, ask for more: --config.steps=N.")
-    return 0
+    if bad:
+        named = "; ".join(f"{where}: {why}" for where, why in bad[:5])
+        rows["unreadable"] = f"{len(bad)} images: {named}"
+    run_lib.keep_summary(workdir, f"{config.name}: done", rows, {"step": config.steps, **result})
