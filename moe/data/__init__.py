@@ -1,0 +1,20 @@
+"""Text for pre-training and fine-tuning: vocabularies, tokenised caches, span corruption, packing,
+batches. What holds about order is in `trainlib.data`."""
+
+from moe.data.catalog import make_source
+from moe.data.options import data_defaults
+from moe.data.pipeline import eval_batches, train_batches
+from moe.data.sources import Source, unigram_entropy
+from moe.data.vocabulary import Vocabulary, check_vocabulary, make_vocabulary
+
+__all__ = [
+    "Source",
+    "Vocabulary",
+    "check_vocabulary",
+    "data_defaults",
+    "eval_batches",
+    "make_source",
+    "make_vocabulary",
+    "train_batches",
+    "unigram_entropy",
+]

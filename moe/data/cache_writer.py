@@ -1,0 +1,295 @@
+"""Making a cache of tokenised data: shard by shard, in several processes or machines, resumable.
+
+Until it is complete, a cache NAME is the directory NAME.partial: plan.json says what is being made,
+and each finished shard has a SHARD.json, written last. What is finished stays when preparation is
+stopped, however hard, and started again.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from moe.data.cache import BLOCK, FORMAT, Shard, id_type, read_json, sha256_of
+from moe.data.readers import Reader
+from moe.data.vocabulary import Vocabulary
+from trainlib.data import BadRecords
+from trainlib.errors import DataError, StorageError
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.replace(path)
+
+
+class _StreamWriter:
+    """Cuts what is appended into records of one block."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._writer = ArrayRecordWriter(str(path), "group_size:1,zstd:3")
+        self._dtype, self._rest = dtype, np.zeros(0, dtype)
+
+    def append(self, ids: np.ndarray) -> None:
+        ids = np.concatenate([self._rest, ids.astype(self._dtype)])
+        whole = len(ids) // BLOCK * BLOCK
+        for start in range(0, whole, BLOCK):
+            self._writer.write(ids[start : start + BLOCK].tobytes())
+        self._rest = ids[whole:]
+
+    def close(self) -> None:
+        if len(self._rest):
+            self._writer.write(self._rest.tobytes())
+        self._writer.close()
+
+
+def _encoded(
+    reader: Reader, vocabulary: Vocabulary, shard: int, shards: int
+) -> Iterator[tuple[str, dict[str, np.ndarray], str]]:
+    """Yields (where, feature -> ids, why unusable) for each document.
+
+    Raises:
+      DataError: an id outside the vocabulary.
+    """
+    for where, text, reason in reader.documents(shard, shards):
+        ids = {
+            key: vocabulary.encode(value) if isinstance(value, str) else np.asarray(value)
+            for key, value in text.items()
+        }
+        for key, values in ids.items():
+            if len(values) and (values.min() < 0 or values.max() >= vocabulary.size):
+                wrong = values[(values < 0) | (values >= vocabulary.size)][0]
+                raise DataError(
+                    f"{reader.name}, {where}: '{key}' has the id {wrong}, outside the "
+                    f"{vocabulary.size} ids of the vocabulary {vocabulary.name}."
+                )
+        if not reason and not len(ids["targets"]):
+            reason = "has no tokens"
+        yield where, ids, reason
+
+
+def write_shard(
+    partial: Path, reader: Reader, vocabulary: Vocabulary, shard: int, shards: int
+) -> Shard:
+    """Tokenises one shard into `partial`, or finds it there; its json file is written last."""
+    name = f"{shard:05d}-of-{shards:05d}"
+    done = partial / f"{name}.json"
+    if done.is_file():
+        return Shard(**json.loads(done.read_text()))
+    temporary = partial / f"{name}.tokens.{os.getpid()}.tmp"
+    writer = _StreamWriter(temporary, id_type(vocabulary.size))
+    pairs = "inputs" in reader.features
+    ends, inputs, unusable, position = [], [], [], 0
+    counts = np.zeros(vocabulary.size, np.int64)
+    for where, ids, reason in _encoded(reader, vocabulary, shard, shards):
+        if reason:
+            unusable.append([where, reason])
+            continue
+        for key in reader.features:
+            writer.append(ids[key])
+            position += len(ids[key])
+        ends.append(position)
+        inputs.append(len(ids["inputs"]) if pairs else 0)
+        counts += np.bincount(ids["targets"], minlength=vocabulary.size)
+    writer.close()
+    tokens = partial / f"{name}.tokens"
+    record = Shard(
+        name, len(ends), position, int(counts.sum()),
+        temporary.stat().st_size, sha256_of(temporary), unusable,
+    )  # fmt: skip
+    temporary.replace(tokens)
+    _save_array(partial / f"{name}.ends.npy", np.asarray(ends, np.int64))
+    if pairs:
+        _save_array(partial / f"{name}.inputs.npy", np.asarray(inputs, np.int32))
+    _save_array(partial / f"{name}.counts.npy", counts)
+    _write_atomically(done, json.dumps(dataclasses.asdict(record)).encode())
+    return record
+
+
+def begin(directory: Path, reader: Reader, vocabulary: Vocabulary, shards: int) -> tuple[Path, int]:
+    """Makes `directory`.partial, or finds the one that an interrupted preparation left.
+
+    Returns:
+      The partial directory and its number of shards. What is left of another source, vocabulary or
+      state of the files is removed.
+
+    Raises:
+      DataError: the source is not there.
+      StorageError: the directory cannot be written.
+    """
+    fingerprint = reader.fingerprint()
+    if fingerprint is None:
+        raise DataError(
+            f"{reader.name}: there is nothing to read. Give a folder with *.txt (text:) or "
+            "*.jsonl (jsonl:) files, or the path of one file."
+        )
+    plan = {"format": FORMAT, "fingerprint": fingerprint, "vocabulary": vocabulary.digest}
+    partial = directory.with_name(f"{directory.name}.partial")
+    try:
+        found = read_json(partial / "plan.json")
+        if found and {**found, "shards": 0} == {**plan, "shards": 0}:
+            return partial, found["shards"]
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        _write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
+    except OSError as error:
+        raise StorageError(
+            f"{partial} cannot be written ({error.strerror}). Tokenised data is kept there: choose "
+            "another place with --config.data.cache=DIR."
+        ) from error
+    return partial, shards
+
+
+def finish(
+    directory: Path, partial: Path, reader: Reader, vocabulary: Vocabulary, shards: list[Shard]
+) -> None:
+    """Gives a cache whose shards are all written its manifest and its name."""
+    plan = read_json(partial / "plan.json")
+    digests = "".join(shard.sha256 for shard in shards)
+    manifest = {
+        **(plan or {}),
+        "source": reader.name,
+        "features": list(reader.features),
+        "vocabulary_name": vocabulary.name,
+        "vocabulary_size": vocabulary.size,
+        "extra_ids": vocabulary.extra_ids,
+        "digest": hashlib.sha256(digests.encode()).hexdigest()[:16],
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
+    _write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+    try:
+        partial.rename(directory)
+    except OSError:  # another process was first; shards are equal whoever writes them
+        if not (directory / "manifest.json").is_file():
+            raise
+
+
+def build(
+    directory: Path,
+    reader: Reader,
+    vocabulary: Vocabulary,
+    *,
+    shards: int,
+    workers: int,
+    max_bad_fraction: float,
+    part: tuple[int, int] = (0, 1),
+    prepare_worker: Callable[[], None] | None = None,
+    report: Callable[[str], None] = print,
+) -> bool:
+    """Makes the cache `directory`, or goes on where an earlier call stopped.
+
+    Args:
+      directory: where it shall be; when it is there already, nothing is done.
+      reader: what is read.
+      vocabulary: how it is tokenised.
+      shards: number of shards; one that was begun keeps its own.
+      workers: processes; 1 or less works in this one.
+      max_bad_fraction: as in the `data` part of a configuration.
+      part: (index, count): which share of the shards to write, for several machines.
+      prepare_worker: runs first in each worker process.
+      report: told one line for each shard.
+
+    Returns:
+      Whether the cache is complete; False while other parts are missing.
+
+    Raises:
+      DataError: nothing to read, too many unusable documents, or ids outside the vocabulary.
+      StorageError: the disk is full or cannot be written.
+    """
+    if (directory / "manifest.json").is_file():
+        return True
+    partial, shards = begin(directory, reader, vocabulary, shards)
+    bad = _Unusable(reader.name, max_bad_fraction)
+    own = range(part[0], shards, part[1])
+    write = functools.partial(_write_shard_or_explain, partial, reader, vocabulary, shards=shards)
+    for shard in _in_processes(write, own, workers, prepare_worker):
+        bad.count(shard)
+        report(
+            f"{reader.name}: shard {shard.name}, {shard.documents:,} documents, "
+            f"{shard.tokens:,} tokens, {len(shard.unusable):,} documents unusable"
+        )
+    names = [f"{shard:05d}-of-{shards:05d}" for shard in range(shards)]
+    found = [read_json(partial / f"{name}.json") for name in names]
+    if not all(found):
+        return (directory / "manifest.json").is_file()
+    done = [Shard(**shard) for shard in found if shard]
+    if not sum(shard.documents for shard in done):
+        raise DataError(
+            f"{reader.name} has no text for this part of the data ({bad.total} documents, all "
+            "unusable or of the other part). Give it more text, or another data.holdout."
+        )
+    finish(directory, partial, reader, vocabulary, done)
+    return True
+
+
+class _Unusable:
+    """Counts unusable documents over shards, and stops the preparation when they are too many."""
+
+    def __init__(self, name: str, max_fraction: float):
+        self.total = 0
+        self._places: list[str] = []
+        # The number of documents is known at the end only.
+        self._bad = BadRecords(2**62, max_fraction, lambda number: self._places[number])
+
+    def count(self, shard: Shard) -> None:
+        rows = shard.documents + len(shard.unusable)
+        self.total += rows
+        first = len(self._places)
+        self._places += [where for where, _ in shard.unusable]
+        reasons = [(first + i, why) for i, (_, why) in enumerate(shard.unusable)]
+        self._bad.count(rows, reasons)
+
+
+def _write_shard_or_explain(
+    partial: Path, reader: Reader, vocabulary: Vocabulary, shard: int, shards: int
+) -> Shard:
+    try:
+        return write_shard(partial, reader, vocabulary, shard, shards)
+    except OSError as error:
+        raise StorageError(
+            f"{partial}: shard {shard} cannot be written ({error}). Free space or choose another "
+            "place with --config.data.cache=DIR; the same command goes on from the finished shards."
+        ) from error
+
+
+def _in_processes(
+    write: Callable[..., Shard],
+    shards: Iterable[int],
+    workers: int,
+    prepare_worker: Callable[[], None] | None,
+) -> Iterator[Shard]:
+    shards = list(shards)
+    if workers <= 1 or len(shards) <= 1:
+        yield from (write(shard=shard) for shard in shards)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, prepare_worker) as pool:
+        futures = [pool.submit(write, shard=shard) for shard in shards]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,225 @@
+"""From `data.source` to what is read: readers of documents, their caches, sources, mixtures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moe.data.cache import Cache
+from moe.data.cache_writer import build
+from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
+from moe.data.sources import Mixture, Source, from_cache
+from moe.data.vocabulary import Vocabulary, make_vocabulary
+from trainlib.errors import ConfigError, DataError, nearest
+
+SPLITS = ("train", "holdout")
+
+# A source of at most so much is tokenised when a run first asks for it; more is a matter of
+# `launch.prepare`.
+_AT_FIRST_USE_BYTES = 32 << 20
+
+# About so much text goes into one shard.
+_SHARD_BYTES = 256 << 20
+
+_KINDS = ("pydoc", "text", "jsonl", "c4", "tfds", "seqio", "mixture")
+
+
+class Part(NamedTuple):
+    """One source of a published mixture."""
+
+    name: str
+    rate: float
+    tokens_in_billions: int
+
+
+# ST-MoE-32B (arXiv 2202.08906, table 19). Only C4 is public: who trains it supplies the others.
+MIXTURES = {
+    "st_moe_32b": (
+        Part("c4", 0.17, 183),
+        Part("webpages", 0.34, 143),
+        Part("wikipedia", 0.05, 3),
+        Part("conversations", 0.23, 174),
+        Part("forums", 0.02, 247),
+        Part("books", 0.17, 390),
+        Part("news", 0.02, 650),
+    )
+}
+
+
+def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Reader:
+    """Makes the reader of one source; nothing is opened yet.
+
+    Args:
+      config: the `data` part of a configuration.
+      source: what `data.source` names, except a mixture.
+      split: train or holdout.
+      vocabulary: what seqio Tasks are given.
+
+    Raises:
+      ConfigError: no such source, or an argument that it does not take or that is missing.
+    """
+    if not 0 <= config.holdout < 1:
+        raise ConfigError(f"data.holdout={config.holdout} is not allowed: use 0 <= holdout < 1.")
+    kind, _, argument = source.partition(":")
+    held = split == "holdout"
+    if kind not in _KINDS or kind == "mixture":
+        raise ConfigError(
+            f"data.source={source!r} is not known. {nearest(kind, _KINDS)}Allowed: pydoc, "
+            "text:FOLDER, jsonl:PATH, c4, tfds:NAME, seqio:TASK, mixture (with data.parts) or "
+            f"mixture:NAME of {', '.join(MIXTURES)}."
+        )
+    if (kind in ("pydoc", "c4")) == bool(argument):
+        wanted = "nothing" if argument else "a path or name"
+        raise ConfigError(f"data.source={source!r}: '{kind}' takes {wanted} after a colon.")
+    if kind == "pydoc":
+        return Pydoc(held)
+    if kind == "text":
+        return TextFolder(argument, config.holdout, held)
+    if kind == "jsonl":
+        fields = config.text_feature, config.inputs_feature
+        return Jsonl(argument, *fields, config.holdout, held)
+    from moe.data import tasks
+
+    return tasks.make_reader(config, source, split, vocabulary)
+
+
+def cache_root(config: Any) -> Path:
+    """Returns the directory of all caches."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(config.cache or home / "vitattn-moe" / "text").expanduser()
+
+
+def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Path:
+    """Returns where the cache of a source lies: its name tells source and split, and a digest all
+    that decides its content except the files themselves."""
+    kind = source.partition(":")[0]
+    deciding: list[Any] = [source, split, vocabulary.digest]
+    if kind in ("text", "jsonl"):
+        deciding.append(config.holdout)
+    if kind in ("jsonl", "tfds"):
+        deciding += [config.text_feature, config.inputs_feature]
+    if kind in ("c4", "tfds", "seqio") and split == "holdout":
+        deciding.append(config.eval_split)
+    digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", source).strip("_")[-60:]
+    return cache_root(config) / f"{readable}-{split}-{digest}"
+
+
+def shard_count(reader: Reader) -> int:
+    """Returns how many shards a source is divided into."""
+    return max(1, min(1024, -(-reader.size_bytes // _SHARD_BYTES)))
+
+
+def parts_of(config: Any) -> list[tuple[str, float]]:
+    """Returns the (source, rate) pairs that `data.source` stands for; one pair unless a mixture.
+
+    Raises:
+      ConfigError: the mixture is not known, or `data.parts` is not what it needs.
+      DataError: parts of a published mixture are not supplied.
+    """
+    kind, _, name = config.source.partition(":")
+    if kind != "mixture":
+        if config.parts:
+            raise ConfigError(
+                f"data.parts is set and data.source={config.source!r} is no mixture: set "
+                "--config.data.source=mixture, or leave data.parts empty."
+            )
+        return [(config.source, 1.0)]
+    if not all(len(p) == 2 for p in config.parts if not isinstance(p, str)) or any(
+        isinstance(p, str) for p in config.parts
+    ):
+        raise ConfigError(f"data.parts={config.parts!r} is not a list of pairs.")
+    if name:
+        return _named_mixture(name, dict(config.parts))
+    try:
+        pairs = [(str(source), float(rate)) for source, rate in config.parts]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs:
+        raise ConfigError(
+            f"data.parts={config.parts!r} does not describe a mixture: give (source, rate) pairs, "
+            "for example --config.data.parts=\"(('c4',0.8),('jsonl:/data/news',0.2))\"."
+        )
+    return pairs
+
+
+def _named_mixture(name: str, given: dict[str, str]) -> list[tuple[str, float]]:
+    if name not in MIXTURES:
+        raise ConfigError(
+            f"data.source='mixture:{name}' is not known. {nearest(name, MIXTURES)}Known: "
+            f"{', '.join(MIXTURES)}; or data.source=mixture with (source, rate) pairs in "
+            "data.parts."
+        )
+    parts = MIXTURES[name]
+    known = [part.name for part in parts]
+    for wrong in given:
+        if wrong not in known:
+            raise ConfigError(
+                f"data.parts names '{wrong}', which is no part of {name}. "
+                f"{nearest(wrong, known)}Its parts: {', '.join(known)}."
+            )
+    given = {"c4": "c4"} | given
+    missing = [part for part in parts if part.name not in given]
+    if missing:
+        listed = ", ".join(
+            f"{p.name} (rate {p.rate:g}, {p.tokens_in_billions}B tokens)" for p in missing
+        )
+        raise DataError(
+            f"the mixture {name} has parts that are not public and that you must supply: {listed}. "
+            "Give each a source in data.parts, for example --config.data.parts="
+            f"\"(('{missing[0].name}','jsonl:/data/{missing[0].name}'),...)\"; or train on c4 "
+            "alone with --config.data.source=c4."
+        )
+    return [(given[part.name], part.rate) for part in parts]
+
+
+def make_source(config: Any, split: str) -> Source:
+    """Opens the split `train` or `holdout` of what `config.source` names.
+
+    Small sources that need no TensorFlow are tokenised at first use; others must have been prepared
+    by `python -m launch.prepare`.
+
+    Raises:
+      DataError: the data is absent, not prepared, damaged or not what it should be.
+      ConfigError: no such source, split or vocabulary, or settings that cannot work together.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r} is not known. Allowed: {', '.join(SPLITS)}.")
+    vocabulary = make_vocabulary(config)
+    parts = parts_of(config)
+    sources = [_open(config, source, split, vocabulary) for source, _ in parts]
+    if len(sources) == 1:
+        return sources[0]
+    return Mixture(config.source, sources, [rate for _, rate in parts])
+
+
+def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Source:
+    reader = make_reader(config, source, split, vocabulary)
+    directory = cache_directory(config, source, split, vocabulary)
+    if not (directory / "manifest.json").is_file():
+        if reader.size_bytes > _AT_FIRST_USE_BYTES:
+            raise DataError(
+                f"{source} ({split}) has not been prepared: there is no {directory}. Tokenise it "
+                "once with `python -m launch.prepare` and the same --config (and overrides of "
+                "data.); training then starts from there."
+            )
+        build(
+            directory, reader, vocabulary, shards=1, workers=0,
+            max_bad_fraction=config.max_bad_fraction, report=lambda line: None,
+        )  # fmt: skip
+    cache = Cache(directory)
+    _check_unchanged(reader, cache)
+    return from_cache(source, cache, vocabulary, config)
+
+
+def _check_unchanged(reader: Reader, cache: Cache) -> None:
+    """The files may be gone, as on a machine that has the cache only, but not others."""
+    now = reader.fingerprint()
+    if now is not None and now != cache.manifest["fingerprint"]:
+        raise DataError(
+            f"{reader.name} has changed since it was tokenised (names or sizes of its files). "
+            f"Remove {cache.directory} and prepare it again, or restore the files."
+        )

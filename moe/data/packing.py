@@ -1,0 +1,103 @@
+"""From examples to the rows that the model reads: end of sequence, packing, segments, shifting.
+
+b rows, Le encoder tokens, Ld decoder tokens. An example is a pair of id arrays without EOS. The
+arrays that `fill_rows` makes, int32 unless said:
+  encoder_inputs     [b, Le]
+  encoder_segments   [b, Le]  1, 2, ... for the examples of a row, 0 for padding
+  encoder_positions  [b, Le]  from 0 in each segment
+  decoder_inputs     [b, Ld]  the targets shifted right by one in each segment, which starts with 0
+  decoder_targets    [b, Ld]
+  decoder_segments   [b, Ld]
+  decoder_positions  [b, Ld]
+  decoder_weights    [b, Ld]  float32, 1 for every target, EOS included, and 0 for padding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe.data.vocabulary import EOS
+
+Example = tuple[np.ndarray, np.ndarray]
+
+
+def pack_starts(
+    encoder: np.ndarray, decoder: np.ndarray, encoder_length: int, decoder_length: int
+) -> np.ndarray:
+    """Puts examples in rows in their order; a row takes what fits, then the next one begins.
+
+    Args:
+      encoder: int64 [N], encoder tokens of each example, EOS included, at most `encoder_length`.
+      decoder: int64 [N], the same for the decoder.
+      encoder_length: Le.
+      decoder_length: Ld.
+
+    Returns:
+      int64 [rows + 1]: row r holds the examples [starts[r], starts[r + 1]).
+    """
+    ends = []
+    for lengths, limit in ((encoder, encoder_length), (decoder, decoder_length)):
+        total = np.concatenate([[0], np.cumsum(lengths)])
+        ends.append(np.searchsorted(total, total[:-1] + limit, side="right") - 1)
+    following = np.minimum(*ends).tolist()
+    starts = [0]
+    while starts[-1] < len(following):
+        starts.append(following[starts[-1]])
+    return np.asarray(starts, np.int64)
+
+
+def fill_rows(
+    rows: Sequence[Sequence[Example]], encoder_length: int, decoder_length: int
+) -> dict[str, np.ndarray]:
+    """Lays examples out in rows, each with EOS appended, trimmed first where it is too long.
+
+    Args:
+      rows: the examples of each row, which together fit; an empty row stays padding.
+      encoder_length: Le.
+      decoder_length: Ld.
+
+    Returns:
+      The arrays that the module describes.
+    """
+    encoder = _Side(len(rows), encoder_length)
+    decoder = _Side(len(rows), decoder_length)
+    for row, examples in enumerate(rows):
+        for segment, (inputs, targets) in enumerate(examples, start=1):
+            encoder.add(row, segment, inputs)
+            decoder.add(row, segment, targets)
+    shifted = np.zeros_like(decoder.tokens)
+    shifted[:, 1:] = decoder.tokens[:, :-1] * (decoder.positions[:, 1:] > 0)
+    return {
+        "encoder_inputs": encoder.tokens,
+        "encoder_segments": encoder.segments,
+        "encoder_positions": encoder.positions,
+        "decoder_inputs": shifted,
+        "decoder_targets": decoder.tokens,
+        "decoder_segments": decoder.segments,
+        "decoder_positions": decoder.positions,
+        "decoder_weights": (decoder.segments > 0).astype(np.float32),
+    }
+
+
+class _Side:
+    """Tokens, segments and positions of the encoder or the decoder, filled from the left."""
+
+    def __init__(self, rows: int, length: int):
+        self.tokens, self.segments, self.positions = (
+            np.zeros((rows, length), np.int32) for _ in range(3)
+        )
+        self._filled = [0] * rows
+
+    def add(self, row: int, segment: int, ids: np.ndarray) -> None:
+        length = self.tokens.shape[1]
+        start = self._filled[row]
+        size = min(len(ids), length - 1)
+        stop = start + size + 1
+        assert stop <= length, "the examples of a row do not fit it"
+        self.tokens[row, start : stop - 1] = ids[:size]
+        self.tokens[row, stop - 1] = EOS
+        self.segments[row, start:stop] = segment
+        self.positions[row, start:stop] = np.arange(size + 1)
+        self._filled[row] = stop

@@ -1,0 +1,127 @@
+"""From a source to batches: training batches without end, evaluation batches once and in order.
+
+B global batch, b the rows of this host. A batch holds the arrays of `moe.data.packing` and
+  index  int64 [b]  record number in the source, -1 for padding
+A record that cannot be read keeps its row, as padding with decoder_weights 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from moe.data.packing import fill_rows
+from moe.data.sources import Source
+from trainlib import data as shared
+from trainlib.errors import ConfigError
+
+# Rows that one worker makes at a time: enough that handing them over costs little beside making
+# them.
+_PIECE_ROWS = 64
+
+_Lengths = tuple[int, int]
+
+
+def train_batches(
+    source: Source,
+    config: Any,
+    batch_size: int,
+    seed: int,
+    start_batch: int,
+    host_index: int,
+    host_count: int,
+) -> shared.Batches:
+    """Returns this host's training batches from number `start_batch` on, without end.
+
+    Args:
+      source: the training split.
+      config: the `data` part of a configuration.
+      batch_size: B, over all hosts.
+      seed: decides the order, the cuts and the noise.
+      start_batch: number of the first global batch, the `next_batch` of a checkpoint.
+      host_index: this host, in 0..host_count-1.
+      host_count: hosts that share each global batch.
+
+    Raises:
+      ConfigError: a setting cannot work.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed={seed} is negative: use 0 or more.")
+    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    lengths = config.encoder_length, config.decoder_length
+    make = functools.partial(_train_piece, source, lengths, seed, batch_size, start, stop)
+    return _batches(make, source, config, stop - start, start_batch, None)
+
+
+def eval_batches(
+    source: Source, config: Any, batch_size: int, host_index: int, host_count: int
+) -> shared.Batches:
+    """Returns this host's evaluation batches: each record once over all hosts, in order, with the
+    same noise every time.
+
+    Every host gets the same number of batches; rows past the last record are padding, index -1.
+    """
+    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    lengths = config.encoder_length, config.decoder_length
+    make = functools.partial(_eval_piece, source, lengths, batch_size, start, stop)
+    return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
+
+
+def _batches(
+    make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
+) -> shared.Batches:
+    if not 0 <= config.max_bad_fraction <= 1:
+        raise ConfigError(
+            f"data.max_bad_fraction={config.max_bad_fraction} is not allowed: use 0..1 (0.001 is "
+            "one in a thousand)."
+        )
+    return shared.Batches(
+        make,
+        pieces=-(-rows // _PIECE_ROWS),
+        start=start,
+        stop=stop,
+        workers=shared.worker_count(config.workers, source.in_memory),
+        prefetch=config.prefetch,
+        bad=shared.BadRecords(len(source), config.max_bad_fraction, source.describe),
+    )
+
+
+def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:
+    first = start + piece * _PIECE_ROWS
+    return np.arange(first, min(first + _PIECE_ROWS, stop), dtype=np.int64)
+
+
+def _train_piece(
+    source: Source, lengths: _Lengths, seed: int, batch_size: int, start: int, stop: int,
+    batch: int, piece: int,
+) -> dict[str, Any]:  # fmt: skip
+    positions = batch * batch_size + _piece_rows(start, stop, piece)
+    epochs, records = source.locate(positions, seed)
+    return _read(source, lengths, records, epochs, seed)
+
+
+def _eval_piece(
+    source: Source,
+    lengths: _Lengths,
+    batch_size: int,
+    start: int,
+    stop: int,
+    batch: int,
+    piece: int,
+) -> dict[str, Any]:
+    records = batch * batch_size + _piece_rows(start, stop, piece)
+    records = np.where(records < len(source), records, -1)
+    return _read(source, lengths, records, None, 0)
+
+
+def _read(
+    source: Source, lengths: _Lengths, records: np.ndarray, epochs: np.ndarray | None, seed: int
+) -> dict[str, Any]:
+    present = records[records >= 0]  # only evaluation has others, at the end
+    rows = source.rows(present, epochs, seed)
+    bad = [(int(r), row) for r, row in zip(present, rows, strict=True) if isinstance(row, str)]
+    examples = [[] if isinstance(row, str) else row for row in rows]
+    examples += [[] for _ in range(len(records) - len(present))]
+    return {**fill_rows(examples, *lengths), "index": records, "bad": bad}
