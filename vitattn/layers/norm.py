@@ -57,10 +57,13 @@ def _backward(eps, kept, cotangents):
     dy = cotangents[0].astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    centred = x.astype(jnp.float32) - mean
+    wide = x.astype(jnp.float32)
     dbias = jnp.sum(dy, axes)
-    dscale = jnp.sum(dy * centred, axes) * inverse
-    dx = (scale * inverse) * (dy - dbias / count - centred * (inverse * dscale / count))
+    dscale = (jnp.sum(dy * wide, axes) - mean * dbias) * inverse
+    # dx as a dy + b x + c with vectors a, b, c: no centred copy of x is made.
+    a = scale * inverse
+    b = -a * inverse * dscale / count
+    dx = a * dy + b * wide - (a * dbias / count + b * mean)
     return dx.astype(x.dtype), dscale, dbias
 
 
