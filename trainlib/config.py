@@ -35,7 +35,7 @@ def from_schema(schema: Schema) -> ConfigDict:
     return config.lock()
 
 
-def _walk(config: Any, key: str) -> tuple[ConfigDict, str]:
+def _walk(config: Any, key: str) -> tuple[Any, str]:
     *parents, leaf = key.split(".")
     for parent in parents:
         if parent not in config:

@@ -36,7 +36,7 @@ class Recorder:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Any,
         schedule: Callable[[int], Any],
         progress: Progress,
         writers: Writers | None,
@@ -93,7 +93,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
             f"--workdir={workdir} cannot be made: {error.strerror}. Choose a directory that you "
             "may write to."
         ) from None
-    kept = config.checkpoint
+    kept: Any = config.checkpoint
     return Checkpoints(workdir / "checkpoints", keep=kept.keep, best=kept.best)
 
 
