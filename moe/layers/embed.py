@@ -1,0 +1,73 @@
+"""Words to vectors and back: the input table, the output logits.
+
+Letters: B batch, L length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from moe.layers.weights import NORMAL, scaled_fan_in, to_batch, to_rows, use
+from trainlib import sharding
+from trainlib.nn import declare
+
+
+class Embedding(nnx.Module):
+    """The input table [V, D], shared by encoder and decoder; D lies over the mesh columns."""
+
+    def __init__(self, vocabulary: int, width: int):
+        self.table = declare((vocabulary, width), ("tokens", "table"), NORMAL)
+
+    def __call__(self, tokens: jax.Array, dtype) -> jax.Array:
+        """int32 [B, L] -> [B, L, D] in `dtype`.
+
+        The cast comes after the lookup, so that the gradients of a word are added in float32.
+        """
+        return lookup(self.table[...], tokens).astype(dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
+        scaled = to_rows(x) * x.shape[-1] ** -0.5
+        return _logits(scaled, use(self.table, x.dtype).T)
+
+
+class Output(nnx.Module):
+    """The output matrix [D, V] of an untied model; V lies over the mesh columns."""
+
+    def __init__(self, width: int, vocabulary: int, init_scale: float = 1.0):
+        self.kernel = declare((width, vocabulary), ("embed", "vocab"), scaled_fan_in(init_scale))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> logits [B, L, V] float32."""
+        return _logits(to_rows(x), use(self.kernel, x.dtype))
+
+
+def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    logits = jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
+    return sharding.constrain(logits, "rows", None, "vocab")
+
+
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of `table` [V, D] for tokens [B, L], in its type.
+
+    On a mesh with columns each device looks its part of D up for its whole row of the batch, and
+    one all-to-all turns "all sequences, part of D" into "some sequences, all of D". The automatic
+    partitioner would copy the whole result to every device.
+    """
+    active = sharding.active()
+    if active is None or active[0].shape["model"] == 1:
+        return to_batch(jnp.take(table, tokens, axis=0))
+    mesh, rules = active
+
+    def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        found = jnp.take(table, tokens, axis=0)
+        return jax.lax.all_to_all(found, "model", split_axis=0, concat_axis=2, tiled=True)
+
+    specs = P(None, rules["table"]), P(rules["rows"])
+    gathered = jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=P(rules["batch"]), check_vma=False
+    )
+    return gathered(table, tokens)

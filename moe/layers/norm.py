@@ -1,0 +1,37 @@
+"""RMSNorm (arXiv 1910.07467) as in T5: no mean is subtracted and there is no bias.
+
+    y = x / sqrt(mean(x^2) + eps) * scale
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.weights import ONES
+from trainlib.nn import declare
+
+
+def rms_normalise(x: jax.Array, scale: jax.Array | None, eps: float = 1e-6) -> jax.Array:
+    """[.., D] -> [.., D] in the type of x; the mean square and the product are float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y if scale is None else y * scale).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Normalises [.., D] over its last dimension.
+
+    Args:
+      width: D.
+      use_scale: False leaves out the learned scale (a stability ablation of ST-MoE, table 3).
+    """
+
+    def __init__(self, width: int, use_scale: bool = True):
+        self.use_scale = use_scale
+        if use_scale:
+            self.scale = declare((width,), ("norm",), ONES)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_normalise(x, self.scale[...] if self.use_scale else None)

@@ -1,0 +1,83 @@
+"""T5's relative position bias (arXiv 1910.10683, section 2.1): one table a stack, shared by its
+layers.
+
+Letters: Q queries, K keys, N heads, R buckets. Half of the buckets stand for single distances, the
+other half for distances that grow geometrically up to `max_distance`; all farther ones share the
+last. An encoder keeps half of all buckets for keys behind the query and half for keys ahead.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from trainlib.nn import Initializer, declare
+
+BUCKETS, MAX_DISTANCE = 32, 128
+
+
+def relative_buckets(
+    offsets: np.ndarray,
+    *,
+    bidirectional: bool,
+    buckets: int = BUCKETS,
+    max_distance: int = MAX_DISTANCE,
+) -> np.ndarray:
+    """Bucket of each offset (key position minus query position), int32 in the shape of `offsets`.
+
+    Bucket of a distance n, with H buckets for this direction and E = H / 2 exact ones:
+    n for n < E, else min(H - 1, E + floor(log(n / E) / log(max_distance / E) * (H - E))).
+
+    The logarithms are float32 in this order of operations, as in T5: at the seams another order
+    falls on the other side.
+    """
+    first = np.zeros(offsets.shape, np.int32)
+    distance = -offsets
+    if bidirectional:
+        buckets //= 2
+        first = np.where(distance < 0, buckets, 0).astype(np.int32)
+        distance = np.abs(distance)
+    distance = np.maximum(distance, 0)
+    exact = buckets // 2
+    far = np.maximum(distance, 1).astype(np.float32) / exact
+    steps = np.log(far) / np.log(max_distance / exact) * (buckets - exact)
+    far_bucket = np.minimum(exact + steps.astype(np.int32), buckets - 1)
+    return (first + np.where(distance < exact, distance, far_bucket)).astype(np.int32)
+
+
+@functools.cache
+def _table_init(scale: float) -> Initializer:
+    return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+
+
+class RelativeBias(nnx.Module):
+    """Bias [1, N, Q, K] float32 that is added to attention logits.
+
+    Args:
+      heads: N.
+      bidirectional: True in an encoder.
+      init_scale: of the uniform initialiser over the mean of both fans.
+    """
+
+    def __init__(self, heads: int, *, bidirectional: bool, init_scale: float = 1.0):
+        self.bidirectional = bidirectional
+        self.table = declare((BUCKETS, heads), ("buckets", "head"), _table_init(init_scale))
+
+    def __call__(self, queries: int, keys: int, first_query: int = 0) -> jax.Array:
+        """For queries first_query .. first_query + Q - 1 and keys 0 .. K - 1 of one array.
+
+        Positions in the array serve packed sequences too: inside one segment the difference of two
+        array positions is that of the segment's own, and other pairs are masked.
+        """
+        query = np.arange(first_query, first_query + queries)
+        offsets = np.arange(keys)[None, :] - query[:, None]
+        found = relative_buckets(offsets, bidirectional=self.bidirectional)
+        # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
+        # into 32. Full precision, because the matrix units of a TPU would round the table.
+        chosen = jnp.asarray(found[..., None] == np.arange(BUCKETS), jnp.float32)
+        bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
+        return bias[None]

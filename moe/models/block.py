@@ -1,0 +1,152 @@
+"""One transformer block, dense or sparse.
+
+Letters: B batch, L length, K length of the encoder's output, N heads, D model width. Each sublayer
+is x + dropout(layer(norm(x))):
+
+    dense encoder   self-attention, FFN             sparse encoder  self-attention, experts, FFN
+    dense decoder   self-, cross-attention, FFN     sparse decoder  self-, cross-, experts, FFN
+
+The FFN beside the experts (ST-MoE, arXiv 2202.08906, appendix C) stands after them, before them, or
+not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe.layers.attention import Attention
+from moe.layers.ffn import FeedForward
+from moe.layers.norm import RMSNorm
+from moe.layers.sparse import SparseFFN
+from moe.layers.weights import dropout, split
+from moe.models.architecture import Architecture
+from moe.routing_config import RoutingConfig
+
+Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all blocks of a stack see beside the residual stream.
+
+    Attributes:
+      bias: float32 [1, N, L, L] relative position bias.
+      mask: bool [B, 1, L, L] of self-attention.
+      valid: bool [B, L], False at padding: such tokens are routed nowhere and counted nowhere.
+      source: [B, K, D] encoder output, or None.
+      source_mask: bool [B, 1, L, K], or None.
+      words: [B, L, D] embeddings of the words, where routers see them, or None.
+    """
+
+    bias: jax.Array
+    mask: jax.Array
+    valid: jax.Array
+    source: jax.Array | None = None
+    source_mask: jax.Array | None = None
+    words: jax.Array | None = None
+
+
+class Block(nnx.Module):
+    """[B, L, D] -> [B, L, D].
+
+    Args:
+      config: the model.
+      routing: of the experts; None makes the block dense.
+      causal: the block is in a decoder.
+      cross: the block reads the encoder's output.
+    """
+
+    def __init__(
+        self, config: Architecture, routing: RoutingConfig | None, *, causal: bool, cross: bool
+    ):
+        self.config, self.sparse, self.cross = config, routing is not None, cross
+        self.attention_norm, self.attention = self._norm(), self._attention()
+        if cross:
+            self.cross_norm, self.cross_attention = self._norm(), self._attention()
+        if routing is not None:
+            self.experts_norm = self._norm()
+            self.experts = SparseFFN(
+                config.width,
+                config.hidden,
+                routing,
+                activation=config.activation,
+                expert_bias=config.expert_bias,
+                init_scale=config.init_scale,
+                router_init_scale=config.router_init_scale or None,
+                expert_dropout=config.expert_dropout,
+                causal=causal,
+            )
+        self.dense = routing is None or config.extra_ffn != "none"
+        if self.dense:
+            self.ffn_norm = self._norm()
+            self.ffn = FeedForward(
+                config.width,
+                config.hidden,
+                activation=config.activation,
+                init_scale=config.init_scale,
+                dropout_rate=config.dropout,
+            )
+
+    def _norm(self) -> RMSNorm:
+        return RMSNorm(self.config.width, self.config.norm_scale)
+
+    def _attention(self) -> Attention:
+        config = self.config
+        return Attention(
+            config.width,
+            config.heads,
+            config.head_width,
+            init_scale=config.init_scale,
+            dropout_rate=config.dropout,
+        )
+
+    def _router_input(self, x: jax.Array, context: Context) -> jax.Array | None:
+        if context.words is None:
+            return None
+        return context.words if self.config.router_input == "word" else x + context.words
+
+    def _add(self, x: jax.Array, branch: jax.Array, key: jax.Array | None) -> jax.Array:
+        branch = dropout(branch, self.config.dropout, key)
+        scale = self.config.residual_scale
+        return x + (branch if scale == 1 else (scale * branch).astype(x.dtype))
+
+    def __call__(
+        self, x: jax.Array, context: Context, key: jax.Array | None, *, train: bool
+    ) -> tuple[jax.Array, Aux]:
+        """Runs the block; `key` None switches all randomness off."""
+        keys = split(key, 8)
+        aux: Aux = {}
+        y = self.attention_norm(x)
+        y, total = self.attention(y, y, context.bias, context.mask, keys[0])
+        aux["attention_z"] = _mean_square(total, context.valid)
+        x = self._add(x, y, keys[1])
+        if self.cross:
+            y = self.cross_norm(x)
+            y, total = self.cross_attention(y, context.source, None, context.source_mask, keys[2])
+            aux["cross_attention_z"] = _mean_square(total, context.valid)
+            x = self._add(x, y, keys[3])
+        before = self.config.extra_ffn == "before"
+        if self.dense and before:
+            x = self._add(x, self.ffn(self.ffn_norm(x), keys[4]), keys[5])
+        if self.sparse:
+            y = self.experts_norm(x)
+            y, aux["router"] = self.experts(
+                y, context.valid, keys[6], train=train, router_input=self._router_input(y, context)
+            )
+            x = self._add(x, y, keys[7])
+        if self.dense and not before:
+            x = self._add(x, self.ffn(self.ffn_norm(x), keys[4]), keys[5])
+        return x, aux
+
+
+def _mean_square(total: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean over real queries and heads of logsumexp^2, total [B, N, L]: the z-loss of attention."""
+    weights = valid[:, None, :].astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weights) * total.shape[1], 1.0)
+    return jnp.sum(weights * jnp.square(total)) / count

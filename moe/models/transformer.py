@@ -1,0 +1,102 @@
+"""Encoder-decoder, encoder-only and decoder-only models from the same stacks.
+
+Letters: B batch, L length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from moe.layers.embed import Embedding, Output
+from moe.models.architecture import Architecture
+from moe.models.block import Aux
+from moe.models.stack import Stack
+
+Batch = dict[str, jax.Array]
+Reports = dict[str, dict[str, Aux]]  # stack -> tree -> what its blocks report
+
+
+class Transformer(nnx.Module):
+    """A T5 v1.1-style model, dense or sparse.
+
+    `hidden` runs the stacks, `logits` the last matrix: a loss can then be recomputed without the
+    stacks. `encode` and `decode` are the two halves.
+    """
+
+    def __init__(self, config: Architecture):
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.width)
+        for name in config.stacks:
+            setattr(self, name, Stack(config, name))
+        if not config.tied_output:
+            self.output = Output(config.width, config.vocab_size, config.init_scale)
+
+    def encode(
+        self, tokens: jax.Array, segments: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Aux]]:
+        """Tokens int32 [B, L] -> [B, L, D] and the reports of the blocks."""
+        x = self.embedding(tokens, self.config.dtype)
+        return self.encoder(x, segments, key=key, train=train)
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        encoded: jax.Array | None = None,
+        encoder_segments: jax.Array | None = None,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Aux]]:
+        """Tokens int32 [B, L], already shifted right -> [B, L, D] and the reports of the blocks."""
+        x = self.embedding(tokens, self.config.dtype)
+        return self.decoder(x, segments, encoded, encoder_segments, key=key, train=train)
+
+    def hidden(
+        self, batch: Batch, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Reports]:
+        """The last hidden states [B, L, D] of the decoder (of the encoder, where it is alone).
+
+        Args:
+          batch: `encoder_inputs`, `encoder_segments`, `decoder_inputs`, `decoder_segments`, int32
+            [B, L], as far as the model has the stack.
+          train: which capacity factor the experts have.
+          key: for dropout and noise; None switches them off.
+        """
+        keys = {
+            name: None if key is None else jax.random.fold_in(key, number)
+            for number, name in enumerate(("encoder", "decoder"))
+        }
+        reports: Reports = {}
+        x = segments = None
+        if "encoder" in self.config.stacks:
+            segments = batch["encoder_segments"]
+            x, reports["encoder"] = self.encode(
+                batch["encoder_inputs"], segments, train=train, key=keys["encoder"]
+            )
+        if "decoder" in self.config.stacks:
+            x, reports["decoder"] = self.decode(
+                batch["decoder_inputs"],
+                batch["decoder_segments"],
+                x,
+                segments,
+                train=train,
+                key=keys["decoder"],
+            )
+        assert x is not None
+        return x, reports
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[B, L, D] -> float32 [B, L, V]."""
+        if self.config.tied_output:
+            return self.embedding.attend(hidden)
+        return self.output(hidden)
+
+    def __call__(
+        self, batch: Batch, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Reports]:
+        """Logits float32 [B, L, V] and the reports of the blocks; see `hidden`."""
+        x, reports = self.hidden(batch, train=train, key=key)
+        return self.logits(x), reports
+
