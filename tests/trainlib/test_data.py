@@ -61,6 +61,7 @@ def test_positions_cross_epochs_inside_a_batch():
     np.testing.assert_array_equal(epochs, np.repeat([0, 1], 10))
     for epoch in (0, 1):
         np.testing.assert_array_equal(np.sort(found[epochs == epoch]), np.arange(records))
+    assert not np.array_equal(found[epochs == 0], found[epochs == 1])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
@@ -116,6 +117,13 @@ def test_a_record_met_again_in_later_epochs_counts_once():
     bad = data.BadRecords(100, 0.12, str)
     assert count_until_stop(bad, 500, 100) is None
     assert len(bad.found) == 10
+
+
+def test_files_that_go_bad_in_a_late_epoch_are_held_against_one_epoch():
+    bad = data.BadRecords(1000, 0.01, str)
+    bad.count(50_000, [(n, "gone") for n in range(10)])
+    with pytest.raises(DataError, match="11 of the 1000 records"):
+        bad.count(10, [(10, "gone")])
 
 
 def test_the_message_names_the_bad_records():

@@ -103,6 +103,29 @@ def test_shift_never_mirrors_and_moves_little():
     assert 2 < distance < 5.7
 
 
+class Draws:
+    """A generator whose uniform draws are given."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def uniform(self, low, high, size=None):
+        del low, high
+        return self.values.pop(0) if size is None else np.array(self.values.pop(0))
+
+
+@pytest.mark.parametrize("angle", [-12.0, 7.0])
+def test_shift_turns_as_pillow_rotates_and_moves_as_asked(angle):
+    down, across = np.mgrid[0:32, 0:32]
+    bump = 255 * np.exp(-((down - 10) ** 2 + (across - 20) ** 2) / 60)
+    picture = bump.astype(np.uint8)[..., None]
+    turned = augment.shift(open_picture(picture), 32, Draws(angle, (0, 0), 1.0), MEAN)
+    expected = Image.fromarray(picture[..., 0]).rotate(-angle, Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(turned)[..., 0].astype(int) - np.asarray(expected)).max() <= 1
+    moved = augment.shift(open_picture(picture), 32, Draws(0.0, (3 / 32, -2 / 32), 1.0), MEAN)
+    np.testing.assert_array_equal(np.asarray(moved)[:30, 3:, 0], picture[2:, :29, 0])
+
+
 def test_hue_and_saturation_follow_the_hsv_definition():
     colours = np.random.default_rng(1).integers(0, 256, (64, 1, 3), np.uint8)
     found = np.asarray(augment._hue_saturation(Image.fromarray(colours), 0.1, 0.7)) / 255
