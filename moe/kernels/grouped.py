@@ -1,0 +1,77 @@
+"""Experts on segments of sorted rows with the grouped matrix products of accelerators.
+
+Letters: E experts, R rows, D model width, F hidden width.
+
+TPU: the Pallas kernel that comes with JAX (megablox). GPU: tokamax, when it is installed.
+`jax.lax.ragged_dot` is not used: on CPU, and on NVIDIA GPUs with the released jaxlib, it multiplies
+every row by every expert, E times the work.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moe.kernels.experts import Weights, hidden
+from trainlib.errors import ConfigError
+
+ROWS = 128  # rows of a tile; the number of rows has to be a multiple
+
+
+def check_backend() -> None:
+    """Raises ConfigError where no grouped matrix product is known to be fast."""
+    backend = jax.default_backend()
+    if backend == "gpu":
+        try:
+            import tokamax  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "routing.dispatch='grouped' on a GPU needs the package tokamax, which is not "
+                "installed. Install it, or use routing.dispatch='index' (fast everywhere) or "
+                "'dropless'."
+            ) from error
+    elif backend != "tpu":
+        raise ConfigError(
+            f"routing.dispatch='grouped' runs on TPU and GPU, and this is {backend}. Use "
+            "routing.dispatch='index' (capacity) or 'dropless' (no capacity)."
+        )
+
+
+def _product(x: jax.Array, weight: jax.Array, sizes: jax.Array, interpret: bool) -> jax.Array:
+    """[R, D] times [E, D, F] by segments of `sizes` rows -> [R, F]; later rows are undefined."""
+    if jax.default_backend() == "gpu":
+        import tokamax
+
+        return tokamax.ragged_dot(x, weight, sizes)
+    from jax.experimental.pallas.ops.tpu.megablox.ops import gmm
+
+    return gmm(x, weight, sizes, x.dtype, (ROWS, 128, 128), interpret=interpret)
+
+
+def grouped(
+    rows: jax.Array, sizes: jax.Array, weights: Weights, form: str, *, interpret: bool = False
+) -> jax.Array:
+    """Every expert on its own segment; segments follow each other without gaps.
+
+    Args:
+      rows: [R, D], R a multiple of `ROWS`.
+      sizes: int32 [E], rows of each segment.
+      weights: in the type of rows.
+      form: of the bias, see `moe.kernels.experts`.
+      interpret: run the TPU kernel step by step on any backend, for tests.
+
+    Returns:
+      [R, D]; rows after the last segment are zero.
+    """
+    names = [name for name in ("gate", "up") if name in weights]
+    pre = {name: _product(rows, weights[name], sizes, interpret) for name in names}
+    bounds = jnp.cumsum(sizes)
+    index = jnp.arange(rows.shape[0])
+    bias = None
+    if form != "none":
+        owner = jnp.sum(index[:, None] >= bounds, axis=1)
+        bias = jnp.take(weights["bias"], owner, axis=0, mode="clip")
+    inside = (index < bounds[-1])[:, None]
+    pre = {name: jnp.where(inside, value, 0) for name, value in pre.items()}
+    out = _product(hidden(pre, bias, form), weights["down"], sizes, interpret)
+    return jnp.where(inside, out, 0)

@@ -1,0 +1,214 @@
+"""Options of the router, and what follows from them alone: capacity, group size, policy.
+
+Letters: E experts, K choices of a token, S tokens of a group, C capacity (rows of one expert for
+one group).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from trainlib.errors import ConfigError, one_of
+
+ROUTERS = ("tokens_choose", "experts_choose")
+POLICIES = ("all", "none", "threshold", "random")
+DISPATCHES = ("index", "dropless", "grouped")
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingConfig:
+    """How tokens are routed; the defaults are those of ST-MoE.
+
+    Attributes:
+      num_experts: E.
+      top_k: K, experts a token may be sent to. With 1 the gate is the probability itself (Switch).
+      router: "tokens_choose", or "experts_choose" (arXiv 2202.09368): each expert takes its C
+        likeliest tokens. That looks at later tokens, so it is refused in a causal stack.
+      capacity_factor: C = capacity_factor * S / E in training ...
+      capacity_factor_eval: ... and in evaluation.
+      capacity_per_choice: multiply C by K too (V-MoE, MaxText); the paper's code does not.
+      capacity_rounding: "floor" (Mesh TensorFlow) or "round" (flaxformer).
+      min_capacity: least C. At tiny sizes 4 hides drops.
+      group_size: S in tokens; it has to divide the tokens of a device.
+      group_sequences: S as a number of whole sequences (the paper's groups are 4 sequences); it
+        has to divide the sequences of a device. With both 0, S is the largest divisor of the
+        tokens of a device up to `max_group_size`, and results depend on the number of devices.
+      max_group_size: see `group_sequences`.
+      normalize_gates: divide the gates of the K choices by their sum; False: raw probabilities
+        (flaxformer).
+      second_policy: in training, when a choice beyond the first is sent: "all", "none", "threshold"
+        (normalised gate > second_threshold) or "random" (with probability gate /
+        second_threshold).
+      second_policy_eval: the same in evaluation. The paper's code stays random; "all" is
+        reproducible.
+      second_threshold: see `second_policy`.
+      batch_prioritized: slots fill by descending first-choice probability (arXiv 2106.05974) and
+        not from left to right; refused in a causal stack.
+      jitter: router inputs are multiplied by U(1 - jitter, 1 + jitter) in training.
+      router_dropout: dropout of router inputs in training.
+      logit_clip: router logits are clipped to +-logit_clip; 0: off (the paper argues against it).
+      router_dtype: "float32", or "bfloat16" to see why the paper does not use it.
+      balance_choices: "first" counts first choices in the balance loss (paper), "all" all K
+        (flaxformer; uniform routing then costs K).
+      balance_weight: coefficient of the balance loss.
+      z_weight: coefficient of the router z-loss.
+      over_layers: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
+      dispatch: "index" (capacity, gathers), "dropless" (no capacity, any backend) or "grouped"
+        (no capacity, grouped-matmul kernels of TPU or GPU).
+      partitioner: "shard_map", or "automatic": the compiler partitions, led by constraints. The
+        same results and, with dispatch "index", the same collectives.
+
+    Raises:
+      ConfigError: a value that cannot work.
+    """
+
+    num_experts: int
+    top_k: int = 2
+    router: str = "tokens_choose"
+    capacity_factor: float = 1.25
+    capacity_factor_eval: float = 2.0
+    capacity_per_choice: bool = False
+    capacity_rounding: str = "floor"
+    min_capacity: int = 4
+    group_size: int = 0
+    group_sequences: int = 0
+    max_group_size: int = 4096
+    normalize_gates: bool = True
+    second_policy: str = "random"
+    second_policy_eval: str = "all"
+    second_threshold: float = 0.2
+    batch_prioritized: bool = False
+    jitter: float = 0.0
+    router_dropout: float = 0.0
+    logit_clip: float = 0.0
+    router_dtype: str = "float32"
+    balance_choices: str = "first"
+    balance_weight: float = 0.01
+    z_weight: float = 1e-3
+    over_layers: str = "sum"
+    dispatch: str = "index"
+    partitioner: str = "shard_map"
+
+    def __post_init__(self):
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise one_of(f"routing.{field}", getattr(self, field), allowed)
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            if not low <= value <= high:  # written so that NaN fails
+                raise ConfigError(f"routing.{field}={value} is outside [{low:g}, {high:g}].")
+        if self.top_k > self.num_experts:
+            raise ConfigError(
+                f"routing.top_k={self.top_k} is more than routing.num_experts={self.num_experts}: "
+                f"a token can be sent to at most {self.num_experts} different experts."
+            )
+        if self.group_size and self.group_sequences:
+            raise ConfigError(
+                f"routing.group_size={self.group_size} and routing.group_sequences="
+                f"{self.group_sequences} both set the size of a group. Leave one of them at 0."
+            )
+        if self.partitioner == "automatic" and self.dispatch != "index":
+            raise ConfigError(
+                f"routing.dispatch={self.dispatch!r} sorts the tokens of one device, which needs "
+                "routing.partitioner='shard_map'. Use that, or routing.dispatch='index'."
+            )
+        if self.router == "experts_choose" and self.dispatch != "index":
+            raise ConfigError(
+                f"routing.router='experts_choose' fills every expert to its capacity, which "
+                f"routing.dispatch={self.dispatch!r} does not have. Use routing.dispatch='index'."
+            )
+
+    @property
+    def dropless(self) -> bool:
+        """Whether nothing is dropped for want of capacity."""
+        return self.dispatch != "index"
+
+    def check_causal(self) -> None:
+        """Raises ConfigError when the options would show a decoder its future."""
+        for leaks, option in (
+            (self.batch_prioritized, "batch_prioritized=True"),
+            (self.router == "experts_choose", "router='experts_choose'"),
+        ):
+            if leaks:
+                raise ConfigError(
+                    f"routing.{option} ranks tokens against later ones, so a causal stack would "
+                    "see its future (ST-MoE, appendix D). Use it in encoders only; in a decoder "
+                    "set batch_prioritized=False and router='tokens_choose'."
+                )
+
+
+_INF = math.inf
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "router": ROUTERS,
+    "capacity_rounding": ("floor", "round"),
+    "second_policy": POLICIES,
+    "second_policy_eval": POLICIES,
+    "router_dtype": ("float32", "bfloat16"),
+    "balance_choices": ("first", "all"),
+    "over_layers": ("sum", "mean"),
+    "dispatch": DISPATCHES,
+    "partitioner": ("shard_map", "automatic"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    **{"num_experts": (1, 2**20), "top_k": (1, _INF), "max_group_size": (1, _INF)},
+    **{"capacity_factor": (1e-6, 1e6), "capacity_factor_eval": (1e-6, 1e6)},
+    **{"min_capacity": (0, _INF), "group_size": (0, _INF), "group_sequences": (0, _INF)},
+    **{"second_threshold": (1e-9, _INF), "jitter": (0, 1), "router_dropout": (0, 0.999)},
+    **{"logit_clip": (0, _INF), "balance_weight": (0, _INF), "z_weight": (0, _INF)},
+}
+
+
+def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:
+    """C, rows of one expert for one group of `group_size` tokens.
+
+    Raises:
+      ConfigError: the result is below 1, so that every expert would drop everything.
+    """
+    factor = config.capacity_factor if train else config.capacity_factor_eval
+    choices = config.top_k if config.capacity_per_choice else 1
+    # The small term keeps 0.7 * 30 / 3 = 6.999... at 7.
+    exact = factor * choices * group_size / config.num_experts
+    rows = math.floor(exact + 1e-9) if config.capacity_rounding == "floor" else round(exact)
+    rows = max(min(group_size, rows), config.min_capacity)
+    if rows < 1:
+        key = "capacity_factor" if train else "capacity_factor_eval"
+        raise ConfigError(
+            f"routing.{key}={factor} gives {exact:.3g} rows for each of {config.num_experts} "
+            f"experts in a group of {group_size} tokens, so every token would be dropped. Use at "
+            f"least {config.num_experts / (choices * group_size):.3g}, larger groups, or "
+            "routing.min_capacity=1."
+        )
+    return rows
+
+
+def tokens_per_group(config: RoutingConfig, sequences: int, length: int) -> int:
+    """S, for a device that holds `sequences` sequences of `length` tokens.
+
+    Raises:
+      ConfigError: the configured size does not divide what the device holds.
+    """
+    tokens = sequences * length
+    if not (config.group_size or config.group_sequences):
+        limit = min(tokens, config.max_group_size)
+        return max(size for size in range(1, limit + 1) if tokens % size == 0)
+    key, size, whole, unit = (
+        ("group_size", config.group_size, tokens, "tokens")
+        if config.group_size
+        else ("group_sequences", config.group_sequences, sequences, "sequences")
+    )
+    if whole % size:
+        fits = max(n for n in range(1, min(size, whole) + 1) if whole % n == 0)
+        raise ConfigError(
+            f"routing.{key}={size} does not divide the {whole} {unit} that a device routes "
+            f"({sequences} sequences of {length}). The nearest size below that does is {fits}; 0 "
+            "chooses one automatically."
+        )
+    return size if config.group_size else size * length
+
+
+def policy(config: RoutingConfig, *, train: bool) -> str:
+    """The second-choice policy in force; "all" when there is no second choice."""
+    if config.top_k == 1 or config.router == "experts_choose":
+        return "all"
+    return config.second_policy if train else config.second_policy_eval
