@@ -27,13 +27,25 @@ from trainlib.data import BadRecords
 from trainlib.errors import DataError, StorageError
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all, whatever happens."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory of the cache; raises StorageError where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be made ({error.strerror}). Tokenised data is kept there: choose "
+            "another place with --config.data.cache=DIR."
+        ) from error
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -124,7 +136,7 @@ def write_shard(
     if pairs:
         _save_array(partial / f"{name}.inputs.npy", np.asarray(inputs, np.int32))
     _save_array(partial / f"{name}.counts.npy", counts)
-    _write_atomically(done, json.dumps(dataclasses.asdict(record)).encode())
+    write_atomically(done, json.dumps(dataclasses.asdict(record)).encode())
     return record
 
 
@@ -147,19 +159,13 @@ def begin(directory: Path, reader: Reader, vocabulary: Vocabulary, shards: int) 
         )
     plan = {"format": FORMAT, "fingerprint": fingerprint, "vocabulary": vocabulary.digest}
     partial = directory.with_name(f"{directory.name}.partial")
-    try:
-        found = read_json(partial / "plan.json")
-        if found and {**found, "shards": 0} == {**plan, "shards": 0}:
-            return partial, found["shards"]
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        _write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
-    except OSError as error:
-        raise StorageError(
-            f"{partial} cannot be written ({error.strerror}). Tokenised data is kept there: choose "
-            "another place with --config.data.cache=DIR."
-        ) from error
+    found = read_json(partial / "plan.json")
+    if found and {**found, "shards": 0} == {**plan, "shards": 0}:
+        return partial, found["shards"]
+    if partial.exists():
+        shutil.rmtree(partial)
+    make_directory(partial)
+    write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
     return partial, shards
 
 
@@ -179,7 +185,7 @@ def finish(
         "digest": hashlib.sha256(digests.encode()).hexdigest()[:16],
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
-    _write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
     try:
         partial.rename(directory)
     except OSError:  # another process was first; shards are equal whoever writes them

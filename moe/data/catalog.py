@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe.data.cache import Cache
-from moe.data.cache_writer import build
+from moe.data.cache import Cache, read_json
+from moe.data.cache_writer import build, make_directory, write_atomically
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
 from moe.data.sources import Mixture, Source, from_cache
+from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -81,9 +83,7 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
     if kind == "jsonl":
         fields = config.text_feature, config.inputs_feature
         return Jsonl(argument, *fields, config.holdout, held)
-    from moe.data import tasks
-
-    return tasks.make_reader(config, source, split, vocabulary)
+    return SeqioReader(config, source, split, vocabulary)
 
 
 def cache_root(config: Any) -> Path:
@@ -110,7 +110,7 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
 
 def shard_count(reader: Reader) -> int:
     """Returns how many shards a source is divided into."""
-    return max(1, min(1024, -(-reader.size_bytes // _SHARD_BYTES)))
+    return max(1, min(reader.most_shards, -(-reader.size_bytes // _SHARD_BYTES)))
 
 
 def parts_of(config: Any) -> list[tuple[str, float]]:
@@ -127,7 +127,7 @@ def parts_of(config: Any) -> list[tuple[str, float]]:
                 f"data.parts is set and data.source={config.source!r} is no mixture: set "
                 "--config.data.source=mixture, or leave data.parts empty."
             )
-        return [(config.source, 1.0)]
+        return _seqio_mixture(config) or [(config.source, 1.0)]
     if not all(len(p) == 2 for p in config.parts if not isinstance(p, str)) or any(
         isinstance(p, str) for p in config.parts
     ):
@@ -144,6 +144,29 @@ def parts_of(config: Any) -> list[tuple[str, float]]:
             "for example --config.data.parts=\"(('c4',0.8),('jsonl:/data/news',0.2))\"."
         )
     return pairs
+
+
+def _mixture_file(config: Any) -> Path:
+    return cache_root(config) / f"{config.source.replace(':', '_')}-mixture.json"
+
+
+def _seqio_mixture(config: Any) -> list[tuple[str, float]]:
+    """Returns the Tasks of a seqio Mixture as `write_mixture` noted them; none for a Task."""
+    if not config.source.startswith("seqio:"):
+        return []
+    rates = read_json(_mixture_file(config)) or {}
+    return [(f"seqio:{task}", rate) for task, rate in rates.items()]
+
+
+def write_mixture(config: Any) -> None:
+    """Notes the Tasks and rates of a seqio Mixture beside the caches; training has no seqio."""
+    kind, _, name = config.source.partition(":")
+    if kind != "seqio":
+        return
+    rates = mixture_rates(name)
+    if rates is not None:
+        make_directory(cache_root(config))
+        write_atomically(_mixture_file(config), json.dumps(rates).encode())
 
 
 def _named_mixture(name: str, given: dict[str, str]) -> list[tuple[str, float]]:

@@ -36,10 +36,17 @@ class Reader(Protocol):
     """A source of documents; it pickles to worker processes."""
 
     name: str
+
     # "targets" alone is running text; with "inputs" each document is a pair.
-    features: tuple[str, ...]
+    @property
+    def features(self) -> tuple[str, ...]: ...
+
     # About how much there is; decides the number of shards and whether it is prepared at first use.
-    size_bytes: int
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def most_shards(self) -> int: ...
 
     def fingerprint(self) -> str | None:
         """Returns what changes when the source does, or None when it is not here."""
@@ -65,7 +72,7 @@ class Pydoc:
     kept once, so that the held-out topics share none with the training ones.
     """
 
-    name, features, size_bytes = "pydoc", ("targets",), 500_000
+    name, features, size_bytes, most_shards = "pydoc", ("targets",), 500_000, 1
 
     def __init__(self, holdout: bool):
         self.holdout = holdout
@@ -98,6 +105,8 @@ class Pydoc:
 class _Files:
     """The files with one suffix in a folder (at any depth), in the order of their paths, or one
     file; cut into pieces whose ends depend on nothing but the files."""
+
+    most_shards = 1024
 
     def __init__(self, kind: str, path: str, fraction: float, holdout: bool):
         self.name, self.kind = f"{kind}:{path}", kind

@@ -1,0 +1,57 @@
+"""Tokenises the text of a configuration, once: `python -m launch.prepare
+--config=configs/st_moe_tiny.py`.
+
+The same command goes on where an earlier one stopped. Exit codes: 0 done, 64 bad config, 65 bad
+data, 74 disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import cli
+from trainlib.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and prepares the data of a configuration."""
+    parser = cli.parser("launch.prepare", "Tokenise the data of a configuration, once.")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--split", choices=("train", "holdout"), help="default: both")
+    parser.add_argument("--workers", type=int, default=-1, help="processes; default: one a core")
+    parser.add_argument(
+        "--part", metavar="I/N", default="0/1", help="this machine's share of the shards, from 0/N"
+    )
+    parser.add_argument(
+        "--tasks", metavar="FILE.py", type=Path, help="Python file that registers seqio Tasks"
+    )
+    parser.add_argument("--verify", action="store_true", help="read what is there and check it")
+    args, overrides = cli.parse(parser, argv)
+    config = cli.load(args.config, overrides).config
+    if importlib.util.find_spec(f"{config.family}.prepare") is None:
+        raise ConfigError(
+            f"There is nothing to prepare for the family {config.family}: it reads its data sets "
+            "as they are. Start `python -m launch.train` at once."
+        )
+    prepare = cli.family_module(config, "prepare")
+    return prepare.run(
+        config,
+        splits=(args.split,) if args.split else ("train", "holdout"),
+        workers=args.workers,
+        part=_part(args.part),
+        tasks=args.tasks,
+        verify=args.verify,
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part={text} is not I/N with 0 <= I < N, for example --part=0/4.")
+    return int(index), int(count)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""Tokenises the data of a configuration into caches that training reads."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moe.data import check_vocabulary, make_vocabulary, unigram_entropy
+from moe.data.cache import Cache
+from moe.data.cache_writer import build
+from moe.data.catalog import (
+    cache_directory,
+    make_reader,
+    parts_of,
+    shard_count,
+    write_mixture,
+)
+from moe.data.vocabulary import Vocabulary
+
+
+def run(
+    config: Any,
+    *,
+    splits: Sequence[str] = ("train", "holdout"),
+    workers: int = -1,
+    part: tuple[int, int] = (0, 1),
+    tasks: Path | None = None,
+    verify: bool = False,
+) -> int:
+    """Prepares every source of the configuration, and says what each holds.
+
+    Args:
+      config: a configuration of this family; its `data` part decides.
+      splits: which splits to prepare.
+      workers: processes; -1 is one for each CPU core.
+      part: (index, count), this machine's share of the shards.
+      tasks: a Python file that registers the seqio Tasks and Mixtures that `data.source` names.
+      verify: also reads what is there and compares the digests.
+
+    Returns:
+      0; a share of the shards counts as done although others are missing.
+
+    Raises:
+      ConfigError: a source, a vocabulary or a package that does not exist.
+      DataError: nothing to read, too many unusable documents, ids outside the vocabulary, damage.
+      StorageError: the disk.
+    """
+    data = config.data
+    vocabulary = make_vocabulary(data)
+    if "model" in config and "vocab_size" in config.model:
+        check_vocabulary(vocabulary, config.model.vocab_size)
+    if tasks is not None:
+        from moe.data.tasks import load_definitions
+
+        load_definitions(tasks)
+    write_mixture(data)
+    workers = len(os.sched_getaffinity(0)) if workers < 0 else workers
+    complete = True
+    for source, _ in parts_of(data):
+        for split in splits:
+            complete &= _prepare(data, source, split, vocabulary, workers, part, tasks, verify)
+    if not complete:
+        print("Other shares of the shards are missing: run the other --part=I/N.")
+    return 0
+
+
+def _prepare(
+    data: Any,
+    source: str,
+    split: str,
+    vocabulary: Vocabulary,
+    workers: int,
+    part: tuple[int, int],
+    tasks: Path | None,
+    verify: bool,
+) -> bool:
+    reader = make_reader(data, source, split, vocabulary)
+    directory = cache_directory(data, source, split, vocabulary)
+    if not (directory / "manifest.json").is_file():
+        done = build(
+            directory,
+            reader,
+            vocabulary,
+            shards=shard_count(reader),
+            workers=workers,
+            max_bad_fraction=data.max_bad_fraction,
+            part=part,
+            prepare_worker=functools.partial(_load, tasks) if tasks else None,
+        )
+        if not done:
+            return False
+    cache = Cache(directory)
+    if verify:
+        cache.verify()
+    print(describe(source, split, cache))
+    return True
+
+
+def _load(tasks: Path) -> None:
+    from moe.data.tasks import load_definitions
+
+    load_definitions(tasks)
+
+
+def describe(source: str, split: str, cache: Cache) -> str:
+    """Returns what a cache holds: sizes, entropy of its ids, and the documents left out."""
+    unusable = [entry for shard in cache.shards for entry in shard.unusable]
+    lines = [
+        f"{source} ({split}): {cache.documents:,} documents, {cache.tokens:,} tokens, unigram "
+        f"entropy {unigram_entropy(cache.counts()):.3f} nats, in {cache.directory}"
+    ]
+    lines += [f"  left out: {where}: {why}" for where, why in unusable[:20]]
+    if len(unusable) > 20:
+        lines.append(f"  left out: {len(unusable) - 20} more, all in manifest.json")
+    return "\n".join(lines)
