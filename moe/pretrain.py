@@ -12,18 +12,15 @@ are means over tokens as well, keep their weight whatever the batch size.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moe.layers.sparse import SparseOutput
 from moe.models.transformer import Reports, Transformer
 from moe.routing import RoutingConfig, auxiliary_loss
-from trainlib import losses
+from trainlib import losses, metrics
 from trainlib.errors import ConfigError
 from trainlib.nn import Abstract, Arrays
 from trainlib.step import Batch, LossFn, LossOutput, Sums
@@ -33,8 +30,7 @@ FIELDS = (
     *("decoder_targets", "decoder_weights"),
 )
 ATTENTION = ("attention_z", "cross_attention_z")
-TARGETS = "targets"  # the metric that counts target words
-ROUTER = "router"  # prefix of metrics that are vectors over blocks
+ROUTER = "router"  # prefix of the metrics that are vectors over blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +104,9 @@ def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
 
 
 def _sparse(reports: Reports) -> dict[str, SparseOutput]:
-    return {stack: trees["sparse"]["router"] for stack, trees in reports.items() if "sparse" in trees}
+    return {
+        stack: trees["sparse"]["router"] for stack, trees in reports.items() if "sparse" in trees
+    }
 
 
 def router_metrics(reports: Reports) -> Sums:
@@ -160,7 +158,7 @@ def router_loss(reports: Reports, routing: RoutingConfig) -> jax.Array:
     return auxiliary_loss(joined, routing)
 
 
-def make_evaluate(abstract: Abstract, vocabulary: int) -> Callable[[Arrays, Arrays, Batch], Sums]:
+def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
     """Sums over the real target tokens at evaluation capacity, without dropout or noise."""
 
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
@@ -168,44 +166,30 @@ def make_evaluate(abstract: Abstract, vocabulary: int) -> Callable[[Arrays, Arra
         hidden, reports = model.hidden(batch, train=False)
         sums = _measure(model, batch, hidden)
         del sums["z"]
-        words = jnp.zeros(vocabulary).at[batch["decoder_targets"]].add(batch["decoder_weights"])
-        return {**sums, **router_metrics(reports), TARGETS: (words, jnp.ones(()))}
+        return sums | router_metrics(reports)
 
     return evaluate
 
 
-def unigram_entropy(words: np.ndarray) -> float:
-    """Entropy in nats of the distribution that the counts [V] describe.
-
-    It is the least cross-entropy on these targets of a model that ignores all context.
-    """
-    shares = words[words > 0] / words.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
-def scalars(sums: Mapping[str, tuple[Any, Any]], blocks: Mapping[str, tuple[int, ...]]) -> Sums:
-    """Splits vectors over blocks (and experts) into one pair of numbers each, on the host.
+def values_of(sums: Sums, blocks: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """The values of a step's sums on the host, vectors over blocks and experts taken apart.
 
     `router/encoder/load` [P, E] of the sparse blocks (3, 7) becomes `router/encoder.3/load_0`, ...
 
     Args:
-      sums: what the step returned, fetched.
-      blocks: stack -> numbers of its sparse blocks.
+      sums: what a step or evaluation returned.
+      blocks: stack -> numbers of its sparse blocks, see `Architecture.sparse_blocks`.
     """
     found = {}
-    for name, (total, count) in sums.items():
+    for name, (total, count) in metrics.to_host(sums).items():
         if not name.startswith(f"{ROUTER}/"):
             found[name] = total, count
             continue
         _, stack, metric = name.split("/")
-        for row, block in enumerate(blocks[stack]):
-            values = np.atleast_1d(np.asarray(total)[row])
-            for index, value in enumerate(values):
-                suffix = f"_{index}" if values.size > 1 or metric == "load" else ""
-                found[f"{ROUTER}/{stack}.{block}/{metric}{suffix}"] = value, np.asarray(count)[row]
-    return found
-
-
-def perplexity(cross_entropy: float) -> float:
-    """e^cross-entropy; infinity past what a float holds."""
-    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
+        for block, totals, counted in zip(blocks[stack], total, count, strict=True):
+            place = f"{ROUTER}/{stack}.{block}/{metric}"
+            if metric == "load":
+                found |= {f"{place}_{e}": (share, counted) for e, share in enumerate(totals)}
+            else:
+                found[place] = totals, counted
+    return metrics.compute(found)

@@ -1,8 +1,7 @@
-"""Models by name: `build(config)` turns plain data into a module that has no arrays yet."""
+"""Models from plain data: `build(config.model, config.routing)` makes a module without arrays."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,37 +11,40 @@ from moe.models.transformer import Transformer
 from moe.routing_config import RoutingConfig
 from trainlib.errors import one_of
 
-ROUTING = "routing."
-
 
 def architecture(model: Mapping[str, Any], routing: Mapping[str, Any]) -> Architecture:
     """The sections `model` and `routing` of a configuration as one checked dataclass.
 
     Args:
-      model: `name` (a key of `SIZES`) and fields of `Architecture`; absent ones as the size has
-        them.
+      model: fields of `Architecture` but `routing`; absent ones have their defaults.
       routing: fields of `RoutingConfig`; with `num_experts` 0 every block is dense.
 
     Raises:
-      ConfigError: an unknown name, or a value that cannot work.
+      ConfigError: a value that cannot work.
     """
-    values = dict(model.items())
-    name = values.pop("name")
-    if name not in SIZES:
-        raise one_of("model.name", name, SIZES)
-    size = SIZES[name]
-    fields = {key: value for key, value in size.items() if not key.startswith(ROUTING)}
-    router = {
-        key.removeprefix(ROUTING): value for key, value in size.items() if key.startswith(ROUTING)
-    }
-    router |= dict(routing.items())
+    router = dict(routing.items())
     config = RoutingConfig(**router) if router["num_experts"] else None
-    return Architecture(**(fields | values), routing=config)
+    return Architecture(**dict(model.items()), routing=config)
 
 
-def named(name: str, **changes: Any) -> Architecture:
-    """The architecture of a named size, with fields changed."""
-    return dataclasses.replace(architecture({"name": name}, {}), **changes)
+def size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections `model` and `routing` of a named size, as far as they differ from defaults.
+
+    Raises:
+      ConfigError: there is no such size.
+    """
+    if name not in SIZES:
+        raise one_of("size", name, SIZES)
+    values = SIZES[name]
+    model = {key: value for key, value in values.items() if "." not in key}
+    routing = {key.partition(".")[2]: value for key, value in values.items() if "." in key}
+    return model, routing
+
+
+def named(name: str, routing: Mapping[str, Any] | None = None, **model: Any) -> Architecture:
+    """The architecture of a named size, with fields of its router and of its own changed."""
+    own, router = size(name)
+    return architecture(own | model, router | dict(routing or {}))
 
 
 def build(model: Mapping[str, Any], routing: Mapping[str, Any]) -> Transformer:

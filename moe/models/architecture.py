@@ -115,15 +115,18 @@ class Architecture:
         """
         if self.routing is None or stack == "encoder":
             return self.routing
-        return dataclasses.replace(
-            self.routing, batch_prioritized=False, router="tokens_choose"
-        )
+        return dataclasses.replace(self.routing, batch_prioritized=False, router="tokens_choose")
 
     @property
     def stacks(self) -> dict[str, str]:
         """Stack -> the field that holds its number of blocks."""
         names = ("encoder", "decoder") if self.kind == "encoder_decoder" else (self.kind,)
         return {name: f"{name}_blocks" for name in names}
+
+    def sparse_blocks(self, stack: str) -> tuple[int, ...]:
+        """Numbers of the sparse blocks of a stack, from 0."""
+        periods, before, sparse, after = self.periods(stack)
+        return tuple(p * (before + sparse + after) + before for p in range(periods * sparse))
 
     def periods(self, stack: str) -> tuple[int, int, int, int]:
         """(periods, dense blocks before, sparse blocks, dense blocks after) in each period.

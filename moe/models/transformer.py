@@ -99,4 +99,3 @@ class Transformer(nnx.Module):
         """Logits float32 [B, L, V] and the reports of the blocks; see `hidden`."""
         x, reports = self.hidden(batch, train=train, key=key)
         return self.logits(x), reports
-

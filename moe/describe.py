@@ -1,0 +1,107 @@
+"""What a configuration of this family builds: parameters, FLOPs, published figures; nothing is
+trained or allocated.
+
+Letters: L tokens of a stack, D model width, F hidden width, I heads times head width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe.models import architecture
+from moe.models.architecture import Architecture
+from moe.models.transformer import Transformer
+from trainlib import nn
+
+
+def params_by_part(abstract: nn.Abstract) -> dict[str, int]:
+    """Parameters of attention, dense feed-forward layers, experts, routers, norms and tables."""
+    parts = Counter()
+    for name, spec in abstract.params.items():
+        parts[_part(name)] += spec.size
+    return dict(parts)
+
+
+def _part(name: str) -> str:
+    for part, words in (
+        ("tables", ("embedding.", "output.")),
+        ("routers", ("experts.router",)),
+        ("norms", ("norm.scale",)),
+        ("experts", (".experts.",)),
+        ("attention", ("attention.", ".bias.table")),
+    ):
+        if any(word in name for word in words):
+            return part
+    return "dense feed-forward"
+
+
+def forward_flops(model: Architecture, encoder_length: int, decoder_length: int) -> float:
+    """FLOPs of the matrix products of one sequence forward, multiply-add = 2, nothing recomputed.
+
+    Experts count at their training capacity, attention logits over whole rows. The papers' own
+    figures follow from no single formula; this one gives 20.27T for ST-MoE-32B (printed: 20.2T).
+    """
+    lengths = {"encoder": encoder_length, "decoder": decoder_length}
+    d, inner = model.width, model.heads * model.head_width
+    ffn = (3 if model.activation == "geglu" else 2) * d * model.hidden
+    total = 0.0
+    for stack in model.stacks:
+        tokens = lengths[stack]
+        blocks, sparse = getattr(model, model.stacks[stack]), len(model.sparse_blocks(stack))
+        total += blocks * (4 * d * inner + 2 * tokens * inner) * tokens
+        if stack == "decoder" and "encoder" in model.stacks:
+            cross = 2 * d * inner * (tokens + encoder_length) + 2 * encoder_length * inner * tokens
+            total += blocks * cross
+        beside = sparse if model.extra_ffn != "none" else 0
+        total += (blocks - sparse + beside) * ffn * tokens
+        if model.routing is not None:
+            rows = model.routing.capacity_factor
+            if model.routing.dropless or model.routing.capacity_per_choice:
+                rows = model.routing.top_k * (1 if model.routing.dropless else rows)
+            total += sparse * (ffn * rows + d * model.routing.num_experts) * tokens
+    last = lengths["decoder" if "decoder" in model.stacks else "encoder"]
+    return 2 * (total + d * model.vocab_size * last)
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """The facts of a configuration as plain data.
+
+    Returns:
+      name, family, task, params, params_by_part, flops_per_example (forward pass of one row,
+      multiply-add = 2), experts, sparse_blocks (stack -> block numbers), encoder_length,
+      decoder_length, data, published (those figures that are known).
+    """
+    model = architecture(config.model, config.routing)
+    abstract = nn.abstract(Transformer(model))
+    lengths = config.data.encoder_length, config.data.decoder_length
+    return {
+        "name": config.name,
+        "family": config.family,
+        "task": config.task,
+        "params": abstract.param_count,
+        "params_by_part": params_by_part(abstract),
+        "flops_per_example": forward_flops(model, *lengths),
+        "experts": config.routing.num_experts,
+        "sparse_blocks": {s: list(model.sparse_blocks(s)) for s in model.stacks},
+        "encoder_length": lengths[0],
+        "decoder_length": lengths[1],
+        "data": config.data.source,
+        "published": {key: value for key, value in config.published.items() if value},
+    }
+
+
+def row(facts: dict[str, Any]) -> list[str]:
+    """Cells of the table of all configurations."""
+    published = facts["published"]
+    score = published.get("neg_log_perplexity")
+    return [
+        facts["name"],
+        f"{facts['task']}, {facts['data']}",
+        f"{facts['params']:,}",
+        f"{facts['flops_per_example'] / 1e9:,.2f} G/row",
+        f"log perplexity {score}" if score else "-",
+        published.get("source", "-"),
+    ]

@@ -1,0 +1,168 @@
+"""Evaluation on the held-out split, and the command that runs it on a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from moe import plan as plan_lib
+from moe import pretrain
+from moe.data import check_vocabulary, eval_batches, make_source, unigram_entropy
+from moe.data.sources import Source
+from moe.plan import Plan
+from trainlib import checkpoint, metrics, nn, step
+from trainlib.errors import CheckpointError
+from trainlib.progress import summary
+
+TOKENS, UNIGRAM = "tokens", "unigram_entropy"
+
+
+def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
+    """Cross-entropy, accuracy and router metrics over a split, and how many tokens were predicted.
+
+    Args:
+      eval_step: `plan.eval_step()`.
+      params: weights.
+      source: the split.
+      plan: of the run.
+    """
+    config, total = plan.config, None
+    size = config.eval_batch_size or config.batch_size
+    place = jax.process_index(), jax.process_count()
+    fields = pretrain.fields(plan.model.kind)
+    with eval_batches(source, config.data, size, *place) as batches:
+        for batch in itertools.islice(batches, config.eval_batches or None):
+            on_device = step.put_batch({name: batch[name] for name in fields}, plan.rows)
+            total = metrics.merge(total, metrics.to_host(eval_step(params, {}, on_device)))
+    assert total is not None
+    tokens = int(total["cross_entropy"].count)
+    return {**pretrain.values_of(total, plan.blocks), TOKENS: tokens}
+
+
+def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run on its held-out split and prints the result.
+
+    Args:
+      config: the configuration of the run.
+      workdir: where its checkpoints are.
+      at_step: which step; None is the newest.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one.
+    """
+    plan = plan_lib.make(config)
+    source = make_source(config.data, "holdout")
+    check_vocabulary(source.vocabulary, plan.model.vocab_size)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    number = pick_step(checkpoints, at_step)
+    params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
+    checkpoints.close()
+    result = over_split(plan.eval_step(), params, source, plan)
+    result = {"step": number, **result, UNIGRAM: unigram_entropy(source.target_counts())}
+    rows = [("step", number), *table(result), *router_rows(result, plan)]
+    print(summary(f"{config.name} on {config.data.source}, held out", rows))
+    return result
+
+
+def table(result: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Rows of a printed result."""
+    loss, unigram = result["cross_entropy"], result[UNIGRAM]
+    return [
+        ("cross-entropy", f"{loss:.4f} nats a token on {int(result[TOKENS]):,} tokens"),
+        ("unigram entropy", f"{unigram:.4f} nats; cross-entropy is {unigram - loss:.4f} below"),
+        ("token accuracy", f"{100 * result['accuracy']:.2f} %"),
+    ]
+
+
+def loads(result: Mapping[str, float], plan: Plan) -> dict[str, np.ndarray]:
+    """`STACK.BLOCK` of each sparse block -> share of the choices sent that each expert got [E]."""
+    routing = plan.model.routing
+    return {
+        f"{stack}.{block}": np.array(
+            [
+                result[f"{pretrain.ROUTER}/{stack}.{block}/load_{expert}"]
+                for expert in range(routing.num_experts)
+            ]
+        )
+        for stack, blocks in plan.blocks.items()
+        if routing is not None
+        for block in blocks
+    }
+
+
+def router_rows(result: Mapping[str, float], plan: Plan) -> list[tuple[str, str]]:
+    """One row for each sparse block: load of its experts, dropped tokens, entropy of its router."""
+    rows = []
+    for place, load in loads(result, plan).items():
+        values = {
+            n: result[f"{pretrain.ROUTER}/{place}/{n}"] for n in ("dropped_choices", "entropy")
+        }
+        shares = " ".join(f"{100 * share:.0f}" for share in load)
+        if len(load) > 8:
+            shares = f"{100 * load.min():.1f} to {100 * load.max():.1f}"
+        rows.append(
+            (
+                f"router {place}",
+                f"load {shares} %, dropped {100 * values['dropped_choices']:.1f} %, "
+                f"entropy {values['entropy']:.2f} of {np.log(len(load)):.2f}",
+            )
+        )
+    return rows
+
+
+def pick_step(checkpoints: checkpoint.Checkpoints, at_step: int | None) -> int:
+    """The step to read.
+
+    Raises:
+      CheckpointError: it is not there; names those that are.
+    """
+    steps = checkpoints.steps()
+    number = steps[-1] if steps and at_step is None else at_step
+    if number not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(
+            f"{checkpoints.directory} holds no step {'' if at_step is None else at_step}; steps "
+            f"there: {there}. Train first, or choose another --workdir or --step."
+        )
+    return number
+
+
+def read_params(
+    checkpoints: checkpoint.Checkpoints,
+    number: int,
+    abstract: nn.Abstract,
+    shardings: Mapping[str, NamedSharding],
+) -> nn.Arrays:
+    """Reads the weights of a step, and nothing else of it.
+
+    Raises:
+      CheckpointError: the step holds another model; names what differs.
+    """
+    stored = checkpoints.shapes(number)
+    wanted = {f"params/{name}": spec for name, spec in abstract.params.items()}
+    wrong = [
+        f"{name} {spec.shape}"
+        for name, spec in wanted.items()
+        if name not in stored or tuple(stored[name].shape) != spec.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"Step {number} in {checkpoints.directory} holds another model: it has no "
+            f"{', '.join(wrong[:5])}. Give the configuration that it was trained with (config.json "
+            "beside the checkpoints)."
+        )
+    structs = {
+        name: jax.ShapeDtypeStruct(
+            spec.shape, spec.dtype, sharding=shardings[name.removeprefix("params/")]
+        )
+        for name, spec in wanted.items()
+    }
+    read = checkpoints.restore_some(number, structs)
+    return {name.removeprefix("params/"): value for name, value in read.items()}

@@ -1,0 +1,89 @@
+"""What a configuration trains on a mesh: model, optimiser and the place of every array, without any
+array. Training, evaluation and compilation ahead of time start from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from moe import config as config_lib
+from moe import pretrain
+from moe.models import architecture
+from moe.models.architecture import Architecture
+from moe.models.transformer import Transformer
+from trainlib import nn, optim, schedules, sharding, step
+from trainlib.mesh import make_mesh
+from trainlib.state import TrainState, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that follows from a configuration and a mesh.
+
+    Attributes:
+      config: the resolved configuration.
+      mesh: the mesh.
+      rules: logical axis -> mesh axis.
+      model: the architecture.
+      abstract: the model without arrays.
+      schedule: step -> learning rate.
+      optimizer: over the flat weights.
+      shardings: of every leaf of the train state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    rules: sharding.Rules
+    model: Architecture
+    abstract: nn.Abstract
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    shardings: TrainState
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Sharding of a batch."""
+        return sharding.batch_sharding(self.rules, self.mesh)
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, ...]]:
+        """Stack -> numbers of its sparse blocks."""
+        return {stack: self.model.sparse_blocks(stack) for stack in self.model.stacks}
+
+    def train_step(self):
+        """The compiled train step `(state, batch) -> (state, sums)`; compiles at its first call."""
+        objective = pretrain.Objective(**dict(self.config.objective.items()))
+        loss = pretrain.make_loss(self.abstract, self.model.routing, objective)
+        made = step.make_train_step(
+            loss, self.optimizer, seed=self.config.seed, microbatches=self.config.microbatches
+        )
+        return step.compile_step(made, self.shardings, self.mesh, self.rules)
+
+    def eval_step(self):
+        """The compiled evaluation step `(params, {}, batch) -> sums`."""
+        made = pretrain.make_evaluate(self.abstract)
+        return step.compile_eval(made, self.shardings, self.mesh, self.rules)
+
+
+def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
+    """Builds the plan; `mesh` defaults to the one that the configuration asks for.
+
+    Raises:
+      ConfigError: a value that cannot work, on this mesh.
+    """
+    mesh = mesh or make_mesh(config.mesh.replica, config.mesh.data, config.mesh.model)
+    rules = config_lib.sharding_rules(config)
+    config_lib.check(config, sharding.batch_parts(rules, mesh))
+    model = architecture(config.model, config.routing)
+    pretrain.fields(model.kind)
+    abstract = nn.abstract(Transformer(model))
+    schedule = schedules.make_schedule(config.schedule, config.steps)
+    optimizer = optim.make_optimizer(
+        config.optimizer, schedule, abstract.params, config_lib.STACKED_AXES
+    )
+    shardings = state_shardings(abstract, optimizer, mesh, rules, with_ema=False)
+    return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings)

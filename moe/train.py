@@ -1,0 +1,218 @@
+"""The training loop of the mixture-of-experts family, read downwards: model and mesh, data,
+restore, step, evals, loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from moe import evaluate, plots, pretrain, upcycle
+from moe import plan as plan_lib
+from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
+from moe.data.sources import Source
+from moe.plan import Plan
+from trainlib import run as run_lib
+from trainlib import state as state_lib
+from trainlib import step
+from trainlib.data import data_position
+from trainlib.errors import Preempted
+from trainlib.interrupt import StopRequest
+from trainlib.plots import curves
+from trainlib.progress import Progress, duration
+from trainlib.writers import Writers
+
+# What a resumed run may not change: the meaning of the weights or of the data position.
+FIXED = (
+    *("family", "task", "seed", "batch_size", "model.width", "model.hidden", "model.head"),
+    *("model.kind", "model.vocab_size", "model.activation", "model.sparse", "model.extra_ffn"),
+    *("model.tied_output", "model.encoder_blocks", "model.decoder_blocks", "model.expert_bias"),
+    *("routing.num_experts", "routing.top_k", "data.source", "data.parts", "data.vocabulary"),
+    *("data.extra_ids", "data.encoder_length", "data.decoder_length", "upcycle."),
+)
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Trains `config` in `workdir`, or goes on from its newest checkpoint; returns the exit code.
+
+    Raises:
+      UserError: bad configuration (64), data (65) or checkpoint (66), numbers that went bad (70), a
+        failing disk (74), or a request to stop, with everything saved (75).
+    """
+    started = time.monotonic()
+    main_host = jax.process_index() == 0
+
+    # ---------------------------------------------------------------- model and mesh
+    plan = plan_lib.make(config)
+    fields = pretrain.fields(plan.model.kind)
+
+    # ---------------------------------------------------------------- data
+    source = make_source(config.data, "train")
+    eval_source = make_source(config.data, "holdout")
+    check_vocabulary(source.vocabulary, plan.model.vocab_size)
+    unigram = unigram_entropy(eval_source.target_counts())
+
+    # ---------------------------------------------------------------- restore
+    def position(number: int) -> dict[str, Any]:
+        size, seed = config.batch_size, config.seed
+        return data_position(number, size, seed, len(source), source.digest)
+
+    checkpoints = run_lib.open_workdir(config, workdir)
+    start = checkpoints.latest() or 0
+    if start:
+        changed = run_lib.check_resume(checkpoints.meta(start), config, FIXED, position(start))
+        if start >= config.steps:
+            checkpoints.close()
+            run_lib.report_complete(workdir, start, config.steps)
+            return 0
+        like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
+        state = checkpoints.restore(start, like)
+    else:
+        changed = []
+        key = jax.random.key(config.seed)
+        state = state_lib.create(plan.abstract, plan.optimizer, key, plan.shardings)
+        if config.upcycle.workdir:
+            state = upcycle.start(plan, state)
+    if main_host:
+        run_lib.save_config(config, workdir)
+        print(opening(plan, source, eval_source, unigram, start), flush=True)
+        for line in changed:
+            print(f"  changed since step {start}: {line}", flush=True)
+
+    # ---------------------------------------------------------------- step and evals
+    train_step, eval_step = plan.train_step(), plan.eval_step()
+
+    def run_eval() -> dict[str, float]:
+        measured = evaluate.over_split(eval_step, state.params, eval_source, plan)
+        return {**measured, evaluate.UNIGRAM: unigram}
+
+    # ---------------------------------------------------------------- loop
+    progress = Progress(config.steps, start, config.batch_size, enabled=main_host)
+    writers = Writers(workdir, start) if main_host else None
+    recorder = run_lib.Recorder(
+        config,
+        plan.schedule,
+        progress,
+        writers,
+        shown=("cross_entropy", "accuracy"),
+        values_of=functools.partial(pretrain.values_of, blocks=plan.blocks),
+    )
+    result: dict[str, float] = {}
+    place = jax.process_index(), jax.process_count()
+
+    def save(number: int) -> None:
+        meta = run_lib.checkpoint_meta(config, position(number))
+        checkpoints.save(number, state, meta, figures(result) or None)
+
+    with (
+        contextlib.closing(progress),
+        StopRequest() as stop,
+        train_batches(
+            source, config.data, config.batch_size, config.seed, start, *place
+        ) as batches,
+        jax.transfer_guard("disallow"),
+    ):
+        for number in range(start + 1, config.steps + 1):
+            with progress.waiting():
+                batch = next(batches)
+            batch = step.put_batch({name: batch[name] for name in fields}, plan.rows)
+            state, sums = train_step(state, batch)
+            recorder.record(number, sums)
+            if number == start + 1 and main_host:
+                jax.block_until_ready(sums)
+                progress.message(f"first step after {duration(time.monotonic() - started)}")
+            last = number == config.steps
+            result = {}
+            if last or (config.eval_every and number % config.eval_every == 0):
+                recorder.flush()
+                with progress.pause("evaluating"):
+                    result = run_eval()
+                if writers:
+                    writers.write(number, "eval", figures(result))
+                progress.message(f"step {number}: " + evaluated(result))
+            if stop.requested or last or number % config.checkpoint.every == 0:
+                recorder.flush()
+                with progress.pause("saving"):
+                    save(number)
+            if stop.requested and not last:
+                break
+        bad = batches.bad
+    recorder.flush()
+    checkpoints.close()
+    if writers:
+        writers.close()
+    if number < config.steps:
+        raise Preempted(
+            f"Stopped on request after step {number} of {config.steps}. The state is saved in "
+            f"{workdir}; the same command goes on from there."
+        )
+    if main_host:
+        report(plan, workdir, result, progress, time.monotonic() - started, number - start, bad)
+    return 0
+
+
+def figures(result: Mapping[str, float]) -> dict[str, float]:
+    """The figures of an evaluation without those of single routers, which the training lines of
+    `metrics.jsonl` and TensorBoard hold for every step.
+    """
+    return {n: v for n, v in result.items() if not n.startswith(f"{pretrain.ROUTER}/")}
+
+
+def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:
+    """The lines that a run starts with."""
+    config, mesh = plan.config, plan.mesh
+    data = config.data
+    lines = [
+        f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
+        f"  data     {data.source}: {len(source):,} training and {len(held_out):,} held-out rows "
+        f"of {data.encoder_length} + {data.decoder_length} tokens",
+        f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
+        f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
+        f"  steps    {config.steps} of {config.batch_size} rows"
+        + (f", going on from {start}" if start else ""),
+    ]
+    return "\n".join(lines)
+
+
+def evaluated(result: Mapping[str, float]) -> str:
+    """One evaluation as a phrase."""
+    return (
+        f"cross-entropy {result['cross_entropy']:.4f} (unigram {result[evaluate.UNIGRAM]:.4f}), "
+        f"accuracy {100 * result['accuracy']:.2f} % on {int(result[evaluate.TOKENS]):,} tokens"
+    )
+
+
+def report(
+    plan: Plan,
+    workdir: Path,
+    result: Mapping[str, float],
+    progress: Progress,
+    seconds: float,
+    steps: int,
+    bad: list[tuple[str, str]],
+) -> None:
+    """Draws the curves and the expert load, keeps and prints the summary of a finished run."""
+    config = plan.config
+    pictures = curves(workdir), plots.expert_load(workdir, evaluate.loads(result, plan))
+    speed = progress.average().examples_per_second or 0.0
+    rows = {
+        **dict(evaluate.table(result)),
+        **dict(evaluate.router_rows(result, plan)),
+        "time": f"{duration(seconds)} for {steps} steps",
+        "throughput": f"{speed:,.1f} rows/s, {speed * config.data.encoder_length:,.0f} tokens/s",
+        "config": str(workdir / "config.json"),
+        "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
+        "pictures": ", ".join(str(path) for path in pictures if path) or "not drawn",
+        "checkpoints": str(workdir / "checkpoints"),
+    }
+    if bad:
+        named = "; ".join(f"{where}: {why}" for where, why in bad[:5])
+        rows["unreadable"] = f"{len(bad)} records: {named}"
+    run_lib.keep_summary(workdir, f"{config.name}: done", rows, {"step": config.steps, **result})
