@@ -21,7 +21,7 @@ from trainlib.errors import ConfigError, nearest, run_command
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-FAMILIES = ("vitattn",)
+FAMILIES = ("vitattn", "moe")
 SWITCHES = ("model.name",)  # with `*.kind`, what decides which other keys exist
 CONFIG_HELP = (
     "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
