@@ -8,7 +8,8 @@ from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
 from vitattn.models.fields import from_data
-from vitattn.models.resnet import ResNet, ResNetConfig
+from vitattn.models.resnet import ResNet
+from vitattn.models.resnet_config import ResNetConfig
 
 MODELS = {"resnet": (ResNetConfig, ResNet)}
 

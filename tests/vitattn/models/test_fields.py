@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from trainlib.errors import ConfigError
 from vitattn.models import build, configure
 from vitattn.models.fields import from_data
-from vitattn.models.resnet import AugmentedConfig
+from vitattn.models.resnet_config import AugmentedConfig
 
 
 @dataclasses.dataclass(frozen=True)

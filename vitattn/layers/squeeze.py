@@ -1,0 +1,118 @@
+"""Gates on channels and places, which the attention papers compare with.
+
+Letters: B batch, H W map, C channels, r reduction ratio.
+
+All of them multiply a map [B, H, W, C] by numbers in (0, 1) that come from its averages:
+squeeze-and-excitation (Hu et al. 2017, arXiv 1709.01507), the convolutional block attention module
+(Woo et al. 2018, arXiv 1807.06521), and gather-excite without parameters over the whole map
+(Hu et al. 2018, arXiv 1810.12348).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainlib.errors import one_of
+from trainlib.nn import declare
+from vitattn.layers.conv import Conv
+from vitattn.layers.norm import BatchNorm
+
+ZEROS = jax.nn.initializers.zeros
+HE_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+GATES = ("none", "se", "cbam", "gather_excite")
+
+
+class Bottleneck(nnx.Module):
+    """C -> hidden -> C with a ReLU between, on averages [B, C] in float32."""
+
+    def __init__(self, channels: int, hidden: int):
+        # The narrow side would not divide over a mesh: only the wide one is split.
+        self.down = declare((channels, hidden), ("conv_in", "conv_out"), HE_IN)
+        self.down_bias = declare((hidden,), ("channels",), ZEROS)
+        self.up = declare((hidden, channels), ("channels", "conv_out"), HE_IN)
+        self.up_bias = declare((channels,), ("channels",), ZEROS)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(x @ self.down[...] + self.down_bias[...])
+        return hidden @ self.up[...] + self.up_bias[...]
+
+
+class SqueezeExcite(nnx.Module):
+    """x * sigmoid(W_2 relu(W_1 mean(x))), one number for each image and channel.
+
+    Args:
+      channels: C.
+      hidden: channels between; C / 16 in the paper.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        self.excite = Bottleneck(channels, hidden)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        del train
+        gate = self.excite(jnp.mean(x, (1, 2), dtype=jnp.float32))
+        return x * jax.nn.sigmoid(gate).astype(x.dtype)[:, None, None, :]
+
+
+class Cbam(nnx.Module):
+    """A gate on channels from average and maximum, then a gate on places from the same two.
+
+    The place gate is a 7x7 convolution of [mean over C, max over C] to one map, normalised.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, decay: float, eps: float, dtype=jnp.float32):
+        self.excite = Bottleneck(channels, hidden)
+        self.place = Conv(2, 1, 7, in_axis="unit", dtype=dtype)
+        self.norm = BatchNorm(1, decay=decay, eps=eps)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        mean = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        largest = jnp.max(x, (1, 2)).astype(jnp.float32)
+        gate = jax.nn.sigmoid(self.excite(mean) + self.excite(largest))
+        x = x * gate.astype(x.dtype)[:, None, None, :]
+        mean = jnp.mean(x, -1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        places = jnp.concatenate([mean, jnp.max(x, -1, keepdims=True)], -1)
+        return x * jax.nn.sigmoid(self.norm(self.place(places), train=train))
+
+
+class GatherExcite(nnx.Module):
+    """x * sigmoid(mean(x)) without parameters, gathered over the whole map."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        del train
+        mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
+        return x * jax.nn.sigmoid(mean).astype(x.dtype)
+
+
+def make_gate(
+    kind: str,
+    channels: int,
+    *,
+    ratio: int = 16,
+    decay: float = 0.9,
+    eps: float = 1e-5,
+    dtype=jnp.float32,
+) -> nnx.Module:
+    """The gate that ends a residual branch, called as `gate(x, train=...)`.
+
+    Args:
+      kind: "se", "cbam" or "gather_excite".
+      channels: C.
+      ratio: r; between are max(1, C / r) channels.
+      decay: of running statistics, where the gate has any.
+      eps: added to variances.
+      dtype: compute type of convolutions in the gate.
+
+    Raises:
+      ConfigError: another kind.
+    """
+    hidden = max(1, channels // ratio)
+    if kind == "se":
+        return SqueezeExcite(channels, hidden)
+    if kind == "cbam":
+        return Cbam(channels, hidden, decay=decay, eps=eps, dtype=dtype)
+    if kind == "gather_excite":
+        return GatherExcite()
+    raise one_of("gate", kind, GATES)
