@@ -44,16 +44,17 @@ def digits(config: ConfigDict) -> None:
     config.model.image_size = 8
     config.model.stem = "small_image"
     config.model.dtype = "float32"
-    config.steps = 300
+    config.steps = 250
     config.batch_size = 96
-    config.eval_every = 75
-    config.checkpoint.every = 75
+    config.eval_every = 50
+    config.checkpoint.every = 50
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 0.1
+    config.schedule.learning_rate = 0.05
     config.schedule.warmup_steps = 30
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.label_smoothing = 0.1
+    config.ema_decay = 0.98
 
 
 def imagenet_resnet(config: ConfigDict) -> None:

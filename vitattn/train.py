@@ -25,7 +25,7 @@ from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
 from vitattn import classify, evaluate
 from vitattn import config as config_lib
-from vitattn.data import check_classes, make_source, train_batches
+from vitattn.data import check_classes, check_settings, make_source, train_batches
 from vitattn.models import build, configure
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
@@ -52,6 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     source = make_source(config.data, "train")
     eval_source = make_source(config.data, config.data.eval_split)
     check_classes(source, configure(config.model).num_classes)
+    check_settings(source, config.data, config.model.image_size)
 
     # ---------------------------------------------------------------- model
     abstract = nn.abstract(build(config.model))

@@ -2,13 +2,14 @@
 `trainlib.data`."""
 
 from vitattn.data.options import data_defaults
-from vitattn.data.pipeline import eval_batches, train_batches
+from vitattn.data.pipeline import check_settings, eval_batches, train_batches
 from vitattn.data.sources import Example, Source, check_classes, make_source
 
 __all__ = [
     "Example",
     "Source",
     "check_classes",
+    "check_settings",
     "data_defaults",
     "eval_batches",
     "make_source",

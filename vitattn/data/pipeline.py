@@ -55,6 +55,15 @@ class _Recipe:
         return augment.normalise(image, self.mean, self.std), example.label
 
 
+def check_settings(source: Source, config: Any, image_size: int) -> None:
+    """Refuses settings of `data` that cannot work, before anything is read.
+
+    Raises:
+      ConfigError: names the key and what it may be.
+    """
+    _recipe(source, config, image_size, 0, config.augment)
+
+
 def train_batches(
     source: Source,
     config: Any,
