@@ -8,10 +8,16 @@ from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
 from vitattn.models.fields import from_data
+from vitattn.models.mnasnet import MnasNet, MnasNetConfig
 from vitattn.models.resnet import ResNet
 from vitattn.models.resnet_config import ResNetConfig
+from vitattn.models.wide_resnet import WideResNet, WideResNetConfig
 
-MODELS = {"resnet": (ResNetConfig, ResNet)}
+MODELS = {
+    "mnasnet": (MnasNetConfig, MnasNet),
+    "resnet": (ResNetConfig, ResNet),
+    "wide_resnet": (WideResNetConfig, WideResNet),
+}
 
 
 def configure(config: Mapping):

@@ -51,7 +51,7 @@ def halved(size: int, stride: int) -> int:
 
 
 def augmented_conv(
-    attention: AugmentedConfig,
+    attention,
     in_channels: int,
     channels: int,
     place: Place,
@@ -60,7 +60,17 @@ def augmented_conv(
     downsample: bool = False,
     dtype: str = "float32",
 ) -> AugmentedConv:
-    """An attention-augmented convolution with the depths that the configuration asks for."""
+    """An attention-augmented convolution with the depths that the configuration asks for.
+
+    Args:
+      attention: kappa, upsilon, heads, min_key_depth and position, as in `AugmentedConfig`.
+      in_channels: of the input.
+      channels: of the output.
+      place: of the output.
+      kernel_size: of the convolution beside the attention.
+      downsample: attends at half of the output's resolution.
+      dtype: compute type.
+    """
     key_depth, value_depth = augmented_depths(
         channels, attention.kappa, attention.upsilon, attention.heads, attention.min_key_depth
     )

@@ -1,0 +1,226 @@
+"""MnasNet-A1 (Tan et al. 2018, arXiv 1807.11626) and its attention-augmented version.
+
+Letters: B batch, H W image, C channels, e expansion, k kernel size.
+
+A block widens its input by e with a 1x1 convolution, runs a depthwise k x k one there, gates it
+by squeeze-and-excitation, and projects back without an activation. Attention augmentation (arXiv
+1904.09925, table 3) replaces the 1x1 expansion wherever it runs at 1/16 of the image or less: the
+reading that reproduces the published parameters and FLOPs of all four widths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainlib.errors import ConfigError, one_of
+from vitattn.layers.conv import Classifier, Conv
+from vitattn.layers.norm import BatchNorm
+from vitattn.layers.pool import global_average_pool
+from vitattn.layers.squeeze import SqueezeExcite
+from vitattn.models.resnet import Place, augmented_conv, halved
+from vitattn.models.resnet_config import DTYPES
+
+STEM_WIDTH = 32
+HEAD_WIDTH = 1280  # of every multiplier
+STEMS = ("conv", "small_image")
+
+
+class Row(NamedTuple):
+    """Blocks of one kind: figure 7 of arXiv 1807.11626."""
+
+    repeats: int
+    expansion: int
+    kernel: int
+    channels: int
+    stride: int
+    squeeze: float  # channels of the gate over those of the block's input; 0 for no gate
+
+
+ROWS = (
+    Row(1, 1, 3, 16, 1, 0),
+    Row(2, 6, 3, 24, 2, 0),
+    Row(3, 3, 5, 40, 2, 0.25),
+    Row(4, 6, 3, 80, 2, 0),
+    Row(2, 6, 3, 112, 1, 0.25),
+    Row(3, 6, 5, 160, 2, 0.25),
+    Row(1, 6, 3, 320, 1, 0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpansionAugmentedConfig:
+    """Attention-augmented 1x1 expansions, as arXiv 1904.09925 has them in MnasNet.
+
+    Attributes:
+      kappa: key depth over the width of the expansion.
+      upsilon: value depth over that width.
+      heads: attention heads.
+      min_key_depth: least key depth of one head; 0 for none.
+      from_stride: expansions are augmented where the image has been strided at least this much.
+      position: "relative", "none", "sine" or "coord".
+    """
+
+    kind: ClassVar[str] = "augmented"
+
+    kappa: float = 0.1
+    upsilon: float = 0.05
+    heads: int = 4
+    min_key_depth: int = 0
+    from_stride: int = 16
+    position: str = "relative"
+
+
+@dataclasses.dataclass(frozen=True)
+class MnasNetConfig:
+    """Everything that defines a MnasNet-A1.
+
+    Attributes:
+      width: multiplier of the widths, but not of the 1280 channels of the head.
+      num_classes: logits.
+      image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
+      stem: "conv" (3x3 stride 2) or "small_image" (3x3 stride 1: CIFAR, digits).
+      dropout: probability of dropping a feature before the classifier.
+      attention: what augments the expansions.
+      dtype: compute type, "float32" or "bfloat16".
+      bn_decay: of running statistics.
+      bn_eps: added to variances.
+    """
+
+    width: float = 1.0
+    num_classes: int = 1000
+    image_size: int | tuple[int, int] = 224
+    stem: str = "conv"
+    dropout: float = 0.2
+    attention: ExpansionAugmentedConfig | None = None
+    dtype: str = "float32"
+    bn_decay: float = 0.99
+    bn_eps: float = 1e-3
+
+    def __post_init__(self):
+        for key, options in (("dtype", DTYPES), ("stem", STEMS)):
+            if getattr(self, key) not in options:
+                raise one_of(f"model.{key}", getattr(self, key), options)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} must be at least 0 and below 1.")
+        if self.width <= 0:
+            raise ConfigError(f"model.width={self.width} must be above 0.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def channels(self, base: int) -> int:
+        """A width scaled by the multiplier, rounded to a multiple of 8, never down by over 10 %."""
+        scaled = base * self.width
+        rounded = max(8, int(scaled + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+    def norm(self, channels: int) -> BatchNorm:
+        """A normalisation."""
+        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps)
+
+
+class InvertedBlock(nnx.Module):
+    """1x1 to e C with ReLU, depthwise k x k with ReLU, gate, 1x1; plus the input where equal."""
+
+    def __init__(
+        self, config: MnasNetConfig, row: Row, in_channels: int, place: Place, total_stride: int
+    ):
+        """Declares the weights; `place` is that of the expansion, whose stride is 1."""
+        out_channels, wide = config.channels(row.channels), in_channels * row.expansion
+        stride, attention = place.stride, config.attention
+        self.expands, self.gated = row.expansion > 1, row.squeeze > 0
+        self.adds = stride == 1 and in_channels == out_channels
+        if self.expands:
+            if attention is not None and total_stride >= attention.from_stride:
+                self.expand = augmented_conv(
+                    attention,
+                    in_channels,
+                    wide,
+                    dataclasses.replace(place, stride=1),
+                    kernel_size=1,
+                    dtype=config.dtype,
+                )
+            else:
+                self.expand = Conv(in_channels, wide, 1, dtype=config.dtype)
+            self.norm1 = config.norm(wide)
+        self.depthwise = Conv(wide, wide, row.kernel, stride, depthwise=True, dtype=config.dtype)
+        self.norm2 = config.norm(wide)
+        if self.gated:
+            self.gate = SqueezeExcite(wide, max(1, int(in_channels * row.squeeze)))
+        self.project = Conv(wide, out_channels, 1, dtype=config.dtype)
+        self.norm3 = config.norm(out_channels)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = x
+        if self.expands:
+            y = jax.nn.relu(self.norm1(self.expand(y), train=train))
+        y = jax.nn.relu(self.norm2(self.depthwise(y), train=train))
+        if self.gated:
+            y = self.gate(y, train=train)
+        y = self.norm3(self.project(y), train=train)
+        return x + y if self.adds else y
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, normalisation, ReLU."""
+
+    def __init__(self, conv: Conv, norm: BatchNorm):
+        self.conv, self.norm = conv, norm
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return jax.nn.relu(self.norm(self.conv(x), train=train))
+
+
+class MnasNet(nnx.Module):
+    """MnasNet-A1; `blocks1` .. `blocks7` are the rows of the paper's figure."""
+
+    def __init__(self, config: MnasNetConfig):
+        self.config = config
+        channels, total_stride = config.channels(STEM_WIDTH), 2
+        stride = 2 if config.stem == "conv" else 1
+        height, width = (halved(size, stride) for size in config.size)
+        options = {"in_axis": "image_channels", "dtype": config.dtype}
+        conv = Conv(3, channels, 3, stride, **options)
+        self.stem = ConvNorm(conv, config.norm(channels))
+        for number, row in enumerate(ROWS, 1):
+            blocks = []
+            for index in range(row.repeats):
+                stride = row.stride if index == 0 else 1
+                place = Place(number, stride, height, width)
+                blocks.append(InvertedBlock(config, row, channels, place, total_stride))
+                height, width = halved(height, stride), halved(width, stride)
+                total_stride *= stride
+                channels = config.channels(row.channels)
+            setattr(self, f"blocks{number}", nnx.List(blocks))
+        self.top = ConvNorm(
+            Conv(channels, HEAD_WIDTH, 1, dtype=config.dtype), config.norm(HEAD_WIDTH)
+        )
+        self.head = Classifier(HEAD_WIDTH, config.num_classes)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Images [B, H, W, 3] -> float32 logits [B, classes]; training drops features by `key`.
+
+        Raises:
+          ValueError: training with dropout and without a key.
+        """
+        x = self.stem(images.astype(self.config.dtype), train=train)
+        for number in range(1, len(ROWS) + 1):
+            for block in getattr(self, f"blocks{number}"):
+                x = block(x, train=train)
+        x = global_average_pool(self.top(x, train=train).astype(jnp.float32))
+        if train and self.config.dropout:
+            if key is None:
+                raise ValueError("Training with dropout needs a random key.")
+            kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.config.dropout), 0)
+        return self.head(x)

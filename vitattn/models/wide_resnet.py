@@ -1,0 +1,196 @@
+"""Wide residual networks for small images, and their attention-augmented versions.
+
+Letters: B batch, H W image, C channels, k widening factor.
+
+WRN-d-k (Zagoruyko & Komodakis 2016, arXiv 1605.07146) has pre-activation blocks of two 3x3
+convolutions in three groups of (d - 4) / 6 blocks, at full, half and quarter resolution, of widths
+16k, 32k and 64k. Shortcuts have no parameters: 2x2 average pool and channels of zeros, the only
+reading that gives the 36.3 M parameters of arXiv 1904.09925, table 1. There attention augments the
+first convolution of every block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainlib.errors import ConfigError, one_of
+from vitattn.layers.conv import Classifier, Conv
+from vitattn.layers.norm import BatchNorm
+from vitattn.layers.pool import average_pool, global_average_pool
+from vitattn.layers.squeeze import GATES, make_gate
+from vitattn.models.resnet import Place, augmented_conv, halved
+from vitattn.models.resnet_config import DTYPES
+
+GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them
+GROUP_WIDTHS = (16, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class WideAugmentedConfig:
+    """Attention-augmented convolution as arXiv 1904.09925 has it in wide residual networks.
+
+    Attributes:
+      kappa: key depth over the width of the replaced convolution.
+      upsilon: value depth over that width.
+      heads: attention heads.
+      min_key_depth: least key depth of one head; 0 for none.
+      stages: groups that are augmented (2 is conv2_x).
+      position: "relative", "none", "sine" or "coord".
+    """
+
+    kind: ClassVar[str] = "augmented"
+
+    kappa: float = 0.2
+    upsilon: float = 0.1
+    heads: int = 8
+    min_key_depth: int = 20
+    stages: tuple[int, ...] = GROUPS
+    position: str = "relative"
+
+
+@dataclasses.dataclass(frozen=True)
+class WideResNetConfig:
+    """Everything that defines a wide residual network.
+
+    Attributes:
+      depth: 6 n + 4, with n blocks in each group.
+      widening: k, the multiplier of the widths 16, 32 and 64.
+      num_classes: logits.
+      image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
+      attention: what augments the first convolution of each block.
+      gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
+      gate_ratio: channels of the branch over those within the gate.
+      dtype: compute type, "float32" or "bfloat16".
+      bn_decay: of running statistics.
+      bn_eps: added to variances.
+    """
+
+    depth: int = 28
+    widening: int = 10
+    num_classes: int = 100
+    image_size: int | tuple[int, int] = 32
+    attention: WideAugmentedConfig | None = None
+    gate: str = "none"
+    gate_ratio: int = 16
+    dtype: str = "float32"
+    bn_decay: float = 0.9
+    bn_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.depth < 10 or (self.depth - 4) % 6:
+            near = max(10, round((self.depth - 4) / 6) * 6 + 4)
+            raise ConfigError(
+                f"model.depth={self.depth} is no depth of a wide residual network: it is 6 n + 4, "
+                f"with n blocks in each group. Nearest: {near}."
+            )
+        if self.widening < 1 or self.gate_ratio < 1:
+            raise ConfigError(
+                f"model.widening={self.widening} and model.gate_ratio={self.gate_ratio} must be at "
+                "least 1."
+            )
+        for key, options in (("dtype", DTYPES), ("gate", GATES)):
+            if getattr(self, key) not in options:
+                raise one_of(f"model.{key}", getattr(self, key), options)
+        stages = self.attention.stages if self.attention else ()
+        if not set(stages) <= set(GROUPS):
+            raise ConfigError(
+                f"model.attention.stages is {stages}: groups are 2 to 4, for conv2_x to conv4_x."
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def norm(self, channels: int) -> BatchNorm:
+        """A normalisation."""
+        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps)
+
+
+def widen(x: jax.Array, channels: int, stride: int) -> jax.Array:
+    """Shortcut without parameters: averages stride x stride pixels, adds channels of zeros.
+
+    As many zeros come before the channels as after them. The last window of an odd map averages the
+    pixels that exist, so the size is that of a strided convolution.
+    """
+    if stride > 1:
+        odd = [(0, 0), *((0, -size % stride) for size in x.shape[1:3]), (0, 0)]
+        x = average_pool(jnp.pad(x, odd, mode="edge"), stride, stride)
+    missing = channels - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+class WideBlock(nnx.Module):
+    """Normalise, ReLU, 3x3 (with the stride, and the attention), and again without; plus the input.
+
+    Where the width changes, the shortcut starts after the first ReLU (shared pre-activation).
+    """
+
+    def __init__(self, config: WideResNetConfig, in_channels: int, channels: int, place: Place):
+        self.channels, self.stride = channels, place.stride
+        self.changes = in_channels != channels
+        self.norm1 = config.norm(in_channels)
+        attention = config.attention
+        if attention is not None and place.stage in attention.stages:
+            self.conv1 = augmented_conv(attention, in_channels, channels, place, dtype=config.dtype)
+        else:
+            self.conv1 = Conv(in_channels, channels, 3, place.stride, dtype=config.dtype)
+        self.norm2 = config.norm(channels)
+        self.conv2 = Conv(channels, channels, 3, dtype=config.dtype)
+        self.gated = config.gate != "none"
+        if self.gated:
+            self.gate = make_gate(
+                config.gate,
+                channels,
+                ratio=config.gate_ratio,
+                decay=config.bn_decay,
+                eps=config.bn_eps,
+                dtype=config.dtype,
+            )
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        active = jax.nn.relu(self.norm1(x, train=train))
+        y = jax.nn.relu(self.norm2(self.conv1(active), train=train))
+        y = self.conv2(y)
+        if self.gated:
+            y = self.gate(y, train=train)
+        return y + (widen(active, self.channels, self.stride) if self.changes else x)
+
+
+class WideResNet(nnx.Module):
+    """Wide residual network; its groups are the attributes conv2_x .. conv4_x, lists of blocks."""
+
+    def __init__(self, config: WideResNetConfig):
+        self.config = config
+        channels = GROUP_WIDTHS[0]
+        self.stem = Conv(3, channels, 3, in_axis="image_channels", dtype=config.dtype)
+        height, width = config.size
+        for group, base in zip(GROUPS, GROUP_WIDTHS, strict=True):
+            blocks = []
+            for index in range((config.depth - 4) // 6):
+                stride = 2 if index == 0 and group > GROUPS[0] else 1
+                height, width = halved(height, stride), halved(width, stride)
+                place = Place(group, stride, height, width)
+                blocks.append(WideBlock(config, channels, base * config.widening, place))
+                channels = base * config.widening
+            setattr(self, f"conv{group}_x", nnx.List(blocks))
+        self.norm = config.norm(channels)
+        self.head = Classifier(channels, config.num_classes)
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Images [B, H, W, 3] -> float32 logits [B, classes]; nothing is random, so no `key`."""
+        del key
+        x = self.stem(images.astype(self.config.dtype))
+        for group in GROUPS:
+            for block in getattr(self, f"conv{group}_x"):
+                x = block(x, train=train)
+        x = jax.nn.relu(self.norm(x, train=train))
+        return self.head(global_average_pool(x.astype(jnp.float32)))
