@@ -173,6 +173,8 @@ def finish(
     directory: Path, partial: Path, reader: Reader, vocabulary: Vocabulary, shards: list[Shard]
 ) -> None:
     """Gives a cache whose shards are all written its manifest and its name."""
+    for left in partial.glob("*.tmp"):  # of processes that were killed
+        left.unlink(missing_ok=True)
     plan = read_json(partial / "plan.json")
     digests = "".join(shard.sha256 for shard in shards)
     manifest = {
