@@ -9,6 +9,7 @@ last. An encoder keeps half of all buckets for keys behind the query and half fo
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def relative_buckets(
     distance = np.maximum(distance, 0)
     exact = buckets // 2
     far = np.maximum(distance, 1).astype(np.float32) / exact
-    steps = np.log(far) / np.log(max_distance / exact) * (buckets - exact)
+    steps = np.log(far) / math.log(max_distance / exact) * (buckets - exact)
     far_bucket = np.minimum(exact + steps.astype(np.int32), buckets - 1)
     return (first + np.where(distance < exact, distance, far_bucket)).astype(np.int32)
 

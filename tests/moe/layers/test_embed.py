@@ -1,0 +1,65 @@
+"""The word table: lookup and its gradient on every mesh, logits in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.embed import Embedding, Output, lookup
+from trainlib import nn, sharding
+from trainlib.mesh import make_mesh
+
+RULES = {
+    "batch": ("replica", "data", "model"),
+    "rows": ("replica", "data"),
+    "table": "model",
+    "tokens": None,
+    "embed": "data",
+    "vocab": "model",
+}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4)])
+def test_lookup_is_indexing_on_every_mesh(shape):
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    table = jax.random.normal(jax.random.key(0), (13, 8))
+    tokens = jax.random.randint(jax.random.key(1), (8, 5), 0, 13)
+    upstream = jax.random.normal(jax.random.key(2), (8, 5, 8))
+    where = sharding.resolve("table", table.shape, ("tokens", "table"), RULES, mesh)
+
+    @jax.jit
+    def run(table, tokens, upstream):
+        with sharding.activate(mesh, RULES):
+            found, pull = jax.vjp(lambda table: lookup(table, tokens), table)
+            return found, pull(upstream)[0]
+
+    split = jax.device_put(tokens, sharding.batch_sharding(RULES, mesh))
+    found, gradient = run(jax.device_put(table, where), split, upstream)
+    np.testing.assert_array_equal(found, np.asarray(table)[np.asarray(tokens)])
+    expected = np.zeros((13, 8))
+    np.add.at(expected, np.asarray(tokens), np.asarray(upstream, np.float64))
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_gradients_of_a_word_are_added_in_float32_whatever_the_compute_type():
+    model = nn.abstract(Embedding(3, 2))
+    tokens = jnp.zeros((1, 4096), jnp.int32)  # bfloat16 sums of ones end at 256
+
+    def total(table):
+        return model.bind({"table": table}, {})(tokens, jnp.bfloat16).astype(jnp.float32).sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.ones((3, 2)))[0], [4096, 4096])
+
+
+def test_logits_are_float32_and_tied_ones_are_scaled():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8)).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    table = np.random.default_rng(0).normal(size=(5, 8)).astype(jnp.bfloat16)
+    tied = nn.abstract(Embedding(5, 8)).bind({"table": table}, {}).attend(x)
+    untied = nn.abstract(Output(8, 5)).bind({"kernel": table.T}, {})(x)
+    assert tied.dtype == untied.dtype == jnp.float32
+    expected = wide @ np.asarray(table, np.float64).T
+    np.testing.assert_allclose(untied, expected, atol=1e-4)
+    np.testing.assert_allclose(tied, expected / np.sqrt(8), atol=2e-2)

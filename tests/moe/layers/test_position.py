@@ -1,0 +1,77 @@
+"""Relative position buckets against T5's rule written out one distance at a time, and the bias that
+they select.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.position import BUCKETS, MAX_DISTANCE, RelativeBias, relative_buckets
+from trainlib import nn
+
+
+def t5_bucket(offset: int, bidirectional: bool, epsilon: float = 0.0) -> int:
+    """The rule of arXiv 1910.10683 for one offset (key minus query), float32 as in its code."""
+    count, behind, first = BUCKETS, -offset, 0
+    if bidirectional:
+        count //= 2
+        if behind < 0:
+            first = count
+        behind = abs(behind)
+    elif behind < 0:
+        behind = 0
+    if behind < count // 2:
+        return first + behind
+    ratio = np.float32(behind) / np.float32(count // 2) + np.float32(epsilon)
+    share = np.log(ratio) / np.float32(math.log(MAX_DISTANCE / (count // 2)))
+    return first + min(count - 1, count // 2 + int(share * np.float32(count - count // 2)))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_are_t5s(bidirectional):
+    offsets = np.arange(-600, 601)
+    actual = relative_buckets(offsets, bidirectional=bidirectional)
+    expected = [t5_bucket(int(offset), bidirectional) for offset in offsets]
+    np.testing.assert_array_equal(actual, expected)
+    # flaxformer adds one float32 step inside the logarithm: no distance changes its bucket.
+    nudged = [t5_bucket(int(o), bidirectional, np.finfo(np.float32).eps) for o in offsets]
+    np.testing.assert_array_equal(actual, nudged)
+
+
+def test_buckets_worked_by_hand():
+    # Encoder: 16 buckets a side, 8 exact; 8 * 16^(k/8) is the start of bucket 8 + k: 16 -> 10,
+    # 32 -> 12, 64 -> 14, and 128 would be 16 but the side ends at 15.
+    found = relative_buckets(np.array([0, -1, -7, -8, -16, -32, -64, -128, 1, 7, 16, 500]),
+                             bidirectional=True)  # fmt: skip
+    np.testing.assert_array_equal(found, [0, 1, 7, 8, 10, 12, 14, 15, 17, 23, 26, 31])
+    # Decoder: keys ahead share bucket 0 with the query itself (they are masked anyway).
+    found = relative_buckets(np.array([5, 0, -15, -16, -127, -128]), bidirectional=False)
+    np.testing.assert_array_equal(found, [0, 0, 15, 16, 31, 31])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_bias_is_a_lookup_and_so_is_its_gradient(bidirectional):
+    module = RelativeBias(3, bidirectional=bidirectional)
+    model = nn.abstract(module)
+    table = np.random.default_rng(0).normal(size=(BUCKETS, 3)).astype(np.float32)
+    queries, keys, first = 5, 150, 140
+    upstream = np.random.default_rng(1).normal(size=(1, 3, queries, keys)).astype(np.float32)
+
+    def bias(table):
+        return model.bind({"table": table}, {})(queries, keys, first)
+
+    actual, pull = jax.vjp(bias, jnp.asarray(table))
+    expected = np.zeros((1, 3, queries, keys), np.float32)
+    gradient = np.zeros_like(table)
+    for query in range(queries):
+        for key in range(keys):
+            bucket = t5_bucket(key - (first + query), bidirectional)
+            expected[0, :, query, key] = table[bucket]
+            gradient[bucket] += upstream[0, :, query, key]
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_allclose(pull(jnp.asarray(upstream))[0], gradient, atol=1e-4)
