@@ -8,6 +8,8 @@ the output has ceil(H / stride) rows, and a strided window sits alike on even an
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -58,30 +60,72 @@ def _used_taps(size: int, kernel: int, stride: int) -> tuple[int, int, int]:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, H, W, C], [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F].
+    """Convolves [B, H, W, C] with [k, k, C, F], or depthwise with [k, k, 1, C], k odd.
+
+    The result is [B, ceil(H / stride), ceil(W / stride), F].
 
     Maps smaller than the kernel (the last stages of small images) are one matrix product: XLA's
     convolution runs them in a scalar loop on CPU, up to 50 times slower.
     """
     size = kernel.shape[0]
-    side = (size - 1) // 2
     axes = [_used_taps(n, size, stride) for n in x.shape[1:3]]
-    groups = x.shape[-1] // kernel.shape[2]
-    dense = groups == 1 and any(
-        min(n, axis[2]) < size for n, axis in zip(x.shape[1:3], axes, strict=True)
-    )
-    if size == 1 and groups == 1:
+    if kernel.shape[2] == 1 and x.shape[-1] > 1:
+        return _depthwise(x, kernel, stride)
+    if size == 1:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
-    if dense:
+    if any(min(n, axis[2]) < size for n, axis in zip(x.shape[1:3], axes, strict=True)):
         return _convolve_small(x, kernel, stride, axes)
+    return _xla_convolution(x, kernel, stride)
+
+
+def _xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    side = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=((side, side), (side, side)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
+
+
+def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Depthwise convolution as a sum of shifted maps."""
+    size = kernel.shape[0]
+    side = (size - 1) // 2
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    parts = [
+        x[:, a::stride, b::stride][:, :height, :width] * kernel[a, b, 0]
+        for a in range(size)
+        for b in range(size)
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Depthwise, on CPU by taps: 5 to 50 times as fast as XLA's grouped convolution there."""
+    taps = functools.partial(_depthwise_taps, stride=stride)
+    xla = functools.partial(_xla_convolution, stride=stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=taps, default=xla)
+
+
+def _depthwise_forward(x, kernel, stride):
+    return _depthwise(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride, kept, g):
+    def pull(convolution):
+        return lambda x, w, g: jax.vjp(lambda *a: convolution(*a, stride), x, w)[1](g)
+
+    return jax.lax.platform_dependent(
+        *kept, g, cpu=pull(_depthwise_taps), default=pull(_xla_convolution)
+    )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _convolve_small(x: jax.Array, kernel: jax.Array, stride: int, axes: list) -> jax.Array:

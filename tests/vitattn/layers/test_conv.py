@@ -7,6 +7,7 @@ import pytest
 
 from trainlib import nn
 from trainlib.errors import ConfigError
+from vitattn.layers import conv
 from vitattn.layers.conv import Classifier, Conv, convolve
 
 
@@ -76,11 +77,25 @@ def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride):
         )
 
 
+@pytest.mark.parametrize("through_xla", [False, True])
 @pytest.mark.parametrize(("size", "stride", "height"), [(3, 1, 6), (3, 2, 7), (5, 2, 6), (5, 1, 3)])
-def test_depthwise_equals_the_direct_sum(size, stride, height):
+def test_depthwise_equals_the_direct_sum(size, stride, height, through_xla):
     x, kernel = random(0, 2, height, 5, 4), random(1, size, size, 1, 4)
     expected = reference(x, kernel, stride)
-    np.testing.assert_allclose(convolve(x, kernel, stride), expected, rtol=1e-5, atol=1e-5)
+    g = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
+    function = conv._xla_convolution if through_xla else convolve
+
+    @jax.jit
+    def run(x, kernel, g):
+        y, pull = jax.vjp(lambda x, w: function(x, w, stride), x, kernel)
+        return y, *pull(g)
+
+    y, dx, dw = run(x, kernel, g)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    rng = np.random.default_rng(0)
+    tx, tw = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+    along = [np.sum(g * reference(tx, kernel, stride)), np.sum(g * reference(x, tw, stride))]
+    np.testing.assert_allclose([np.sum(dx * tx), np.sum(dw * tw)], along, rtol=1e-4, atol=1e-4)
 
 
 def test_small_maps_have_no_convolution_in_the_program():

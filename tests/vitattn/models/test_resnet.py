@@ -218,8 +218,11 @@ def aa_resnet_50_macs():
 def test_forward_flops_are_those_derived_by_hand(attention, macs, gflops):
     assert 2 * macs == pytest.approx(gflops * 1e9, rel=1e-3)
     spec = nn.abstract(build({"name": "resnet", "attention": attention}))
-    # Normalisation, ReLU, softmax and pooling are less than 1 % on top of the products.
-    assert 2 * macs < forward_flops(spec, (224, 224)) < 2 * macs * 1.01
+    counted = forward_flops(spec, (224, 224))
+    if attention is None:
+        assert counted == 2 * macs
+    else:  # bilinear upsampling in conv3_x is two small products, which the derivation leaves out
+        assert 2 * macs < counted < 2 * macs * 1.001
 
 
 @pytest.mark.parametrize(
