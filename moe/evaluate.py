@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    number = pick_step(checkpoints, at_step)
+    number = checkpoints.pick(at_step)
     params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
     checkpoints.close()
     result = over_split(plan.eval_step(), params, source, plan)
@@ -115,23 +115,6 @@ def router_rows(result: Mapping[str, float], plan: Plan) -> list[tuple[str, str]
             )
         )
     return rows
-
-
-def pick_step(checkpoints: checkpoint.Checkpoints, at_step: int | None) -> int:
-    """The step to read.
-
-    Raises:
-      CheckpointError: it is not there; names those that are.
-    """
-    steps = checkpoints.steps()
-    number = steps[-1] if steps and at_step is None else at_step
-    if number not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(
-            f"{checkpoints.directory} holds no step {'' if at_step is None else at_step}; steps "
-            f"there: {there}. Train first, or choose another --workdir or --step."
-        )
-    return number
 
 
 def read_params(

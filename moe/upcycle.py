@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from moe.evaluate import pick_step, read_params
+from moe.evaluate import read_params
 from moe.models.architecture import Architecture
 from moe.models.stack import TREES
 from moe.models.transformer import Transformer
@@ -101,7 +101,7 @@ def start(plan: Plan, state: TrainState) -> TrainState:
     abstract = nn.abstract(Transformer(dense_of(plan.model)))
     places = sharding.resolve_specs(abstract.params, plan.rules, plan.mesh)
     checkpoints = Checkpoints(folder)
-    number = pick_step(checkpoints, options.step or None)
+    number = checkpoints.pick(options.step or None)
     dense = read_params(checkpoints, number, abstract, places)
     checkpoints.close()
     return dataclasses.replace(state, params=upcycle(state.params, dense, plan.model))

@@ -79,6 +79,22 @@ class Checkpoints:
         """All finished steps, ascending."""
         return sorted(self._manager.all_steps())
 
+    def pick(self, step: int | None) -> int:
+        """The step that was asked for, or the newest.
+
+        Raises:
+          CheckpointError: it is not there; names those that are.
+        """
+        steps = self.steps()
+        number = steps[-1] if steps and step is None else step
+        if number is None or number not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"{self.directory} holds no step {'' if step is None else step}; steps there: "
+                f"{there}. Train first, or choose another --workdir or --step."
+            )
+        return number
+
     def save(
         self,
         step: int,

@@ -9,8 +9,11 @@ the type of every override on the command line, and what `launch.describe --expl
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,73 @@ from ml_collections import ConfigDict
 from trainlib.errors import ConfigError, nearest
 
 Schema = Mapping[str, tuple[Any, str]]
+
+
+# Keys that the loops of both families read.
+COMMON: dict[str, tuple[Any, str]] = {
+    "name": ("", "name of the configuration, for reports"),
+    "seed": (0, "seed of weights, data order and everything else that is drawn"),
+    "steps": (1000, "training steps, all runs in the workdir together"),
+    "batch_size": (128, "examples in one step, over all devices"),
+    "microbatches": (1, "pieces a batch is cut into to save memory; gradients are summed"),
+    "max_skipped_steps": (10, "updates in a row that may be skipped as not finite; then exit 70"),
+    "log_every": (1, "steps between lines in metrics.jsonl"),
+    "eval_every": (0, "steps between evaluations; 0 = only at the end"),
+    "eval_batch_size": (0, "examples in one evaluation step; 0 = batch_size"),
+    "checkpoint.every": (1000, "steps between checkpoints"),
+    "checkpoint.keep": (3, "newest checkpoints that stay"),
+    "checkpoint.best": ("", "evaluation metric whose best checkpoint stays as well; '' = none"),
+    "mesh.replica": (1, "mesh axis of whole copies of the model"),
+    "mesh.data": (-1, "mesh axis that splits the batch (and what `sharding` says); -1 = the rest"),
+}
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """Reads the `Attributes:` section of a docstring: field -> meaning."""
+    text = (inspect.getdoc(cls) or "").partition("Attributes:")[2].partition("\nRaises:")[0]
+    entries = re.findall(r"^  (\w+): (.+?)(?=^  \w+: |\Z)", text, re.M | re.S)
+    return {name: " ".join(doc.split()) for name, doc in entries}
+
+
+def dataclass_schema(cls: type, leave_out: Container[str] = ()) -> dict[str, tuple[Any, str]]:
+    """Schema of a dataclass: its defaults, and the meanings that its docstring gives.
+
+    Fields without a default, or whose default is None, are not keys.
+    """
+    docs = attribute_docs(cls)
+    return {
+        field.name: (field.default, docs[field.name])
+        for field in dataclasses.fields(cls)
+        if field.name not in leave_out and field.default not in (dataclasses.MISSING, None)
+    }
+
+
+def check_common(config: ConfigDict, batch_parts: int) -> None:
+    """Refuses values of the common keys that cannot work, before anything is compiled.
+
+    Args:
+      config: a resolved configuration.
+      batch_parts: devices that share the batch.
+
+    Raises:
+      ConfigError: with the key, its value and the nearest value that works.
+    """
+    values = flatten(config)
+    least = {"eval_every": 0, "eval_batch_size": 0, "max_skipped_steps": 0}
+    least |= dict.fromkeys(("steps", "batch_size", "microbatches", "log_every"), 1)
+    least |= dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1)
+    for key, smallest in least.items():
+        if values[key] < smallest:
+            raise ConfigError(f"{key}={values[key]} must be at least {smallest}.")
+    pieces = {"batch_size": values["microbatches"], "eval_batch_size": 1}
+    for key, parts in pieces.items():
+        size, step = values[key], batch_parts * parts
+        if size % step:
+            cut = f" x {parts} microbatches" if parts > 1 else ""
+            raise ConfigError(
+                f"{key}={size} does not divide over {batch_parts} devices{cut}. Nearest: "
+                f"{max(step, round(size / step) * step)}."
+            )
 
 
 def prefixed(prefix: str, schema: Schema) -> dict[str, tuple[Any, str]]:

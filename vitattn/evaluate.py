@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from trainlib import checkpoint, metrics, optim, schedules, sharding, state, step
 from trainlib import nn as nn_lib
-from trainlib.errors import CheckpointError
 from trainlib.mesh import make_mesh
 from trainlib.progress import summary
 from vitattn import classify
@@ -61,7 +60,7 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     abstract = nn_lib.abstract(build(config.model))
     shardings = weight_shardings(abstract, config, mesh, rules)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    number = pick_step(checkpoints, at_step)
+    number = checkpoints.pick(at_step)
     params, model_state = read_weights(checkpoints, number, abstract, shardings)
     checkpoints.close()
     eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
@@ -90,23 +89,6 @@ def weight_shardings(
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
     return state.state_shardings(abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay))
-
-
-def pick_step(checkpoints: checkpoint.Checkpoints, at_step: int | None) -> int:
-    """The step to read.
-
-    Raises:
-      CheckpointError: it is not there; names those that are.
-    """
-    steps = checkpoints.steps()
-    number = steps[-1] if steps and at_step is None else at_step
-    if number not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(
-            f"{checkpoints.directory} holds no step {'' if at_step is None else at_step}; steps "
-            f"there: {there}. Train first, or choose another --workdir or --step."
-        )
-    return number
 
 
 def read_weights(
