@@ -45,6 +45,7 @@ def digits(config: ConfigDict) -> None:
     config.model.stem = "small_image"
     config.model.dtype = "float32"
     config.steps = 250
+    config.log_every = 1
     config.batch_size = 96
     config.eval_every = 50
     config.checkpoint.every = 50

@@ -211,7 +211,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration {path} is not JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"The configuration {path} must hold one JSON object of keys and values.")
-    return flatten(ConfigDict(content))
+    return _flat(content)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    values = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict)
+        values |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
