@@ -13,6 +13,7 @@ from moe.data.cache import Cache
 from moe.data.cache_writer import build
 from moe.data.catalog import (
     cache_directory,
+    check_settings,
     make_reader,
     parts_of,
     shard_count,
@@ -49,6 +50,7 @@ def run(
       StorageError: the disk.
     """
     data = config.data
+    check_settings(data)
     vocabulary = make_vocabulary(data)
     if "model" in config and "vocab_size" in config.model:
         check_vocabulary(vocabulary, config.model.vocab_size)

@@ -16,6 +16,7 @@ from moe.data.sources import Mixture, Source, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
+from trainlib.options import require
 
 SPLITS = ("train", "holdout")
 
@@ -63,8 +64,6 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
     Raises:
       ConfigError: no such source, or an argument that it does not take or that is missing.
     """
-    if not 0 <= config.holdout < 1:
-        raise ConfigError(f"data.holdout={config.holdout} is not allowed: use 0 <= holdout < 1.")
     kind, _, argument = source.partition(":")
     held = split == "holdout"
     if kind not in _KINDS or kind == "mixture":
@@ -128,9 +127,7 @@ def parts_of(config: Any) -> list[tuple[str, float]]:
                 "--config.data.source=mixture, or leave data.parts empty."
             )
         return _seqio_mixture(config) or [(config.source, 1.0)]
-    if not all(len(p) == 2 for p in config.parts if not isinstance(p, str)) or any(
-        isinstance(p, str) for p in config.parts
-    ):
+    if not all(isinstance(part, tuple | list) and len(part) == 2 for part in config.parts):
         raise ConfigError(f"data.parts={config.parts!r} is not a list of pairs.")
     if name:
         return _named_mixture(name, dict(config.parts))
@@ -199,6 +196,25 @@ def _named_mixture(name: str, given: dict[str, str]) -> list[tuple[str, float]]:
     return [(given[part.name], part.rate) for part in parts]
 
 
+def check_settings(config: Any) -> None:
+    """Refuses numbers of the `data` part of a configuration that cannot work, before anything is
+    read; those of span corruption are refused with its source.
+
+    Raises:
+      ConfigError: names the key and what it may be.
+    """
+    allowed = {
+        "holdout": (0 <= config.holdout < 1, "use 0 <= holdout < 1"),
+        "max_bad_fraction": (0 <= config.max_bad_fraction <= 1, "use 0..1 (0.001 is 1 in 1,000)"),
+        "encoder_length": (config.encoder_length >= 2, "use 2 or more"),
+        "decoder_length": (config.decoder_length >= 2, "use 2 or more"),
+        "workers": (config.workers >= -1, "use 0 (none) or more, or -1 to choose"),
+        "prefetch": (config.prefetch >= 1, "use 1 or more"),
+    }
+    for key, (fits, rule) in allowed.items():
+        require(fits, f"data.{key}", config[key], rule)
+
+
 def make_source(config: Any, split: str) -> Source:
     """Opens the split `train` or `holdout` of what `config.source` names.
 
@@ -211,6 +227,7 @@ def make_source(config: Any, split: str) -> Source:
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split!r} is not known. Allowed: {', '.join(SPLITS)}.")
+    check_settings(config)
     vocabulary = make_vocabulary(config)
     parts = parts_of(config)
     sources = [_open(config, source, split, vocabulary) for source, _ in parts]

@@ -72,11 +72,6 @@ def eval_batches(
 def _batches(
     make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
 ) -> shared.Batches:
-    if not 0 <= config.max_bad_fraction <= 1:
-        raise ConfigError(
-            f"data.max_bad_fraction={config.max_bad_fraction} is not allowed: use 0..1 (0.001 is "
-            "one in a thousand)."
-        )
     return shared.Batches(
         make,
         pieces=-(-rows // _PIECE_ROWS),

@@ -17,9 +17,10 @@ import numpy as np
 
 from moe.data.cache import Cache
 from moe.data.packing import Example, pack_starts
+from moe.data.shuffle import places
 from moe.data.span_corruption import SpanCorruption, window_length
 from moe.data.vocabulary import Vocabulary
-from trainlib.data import generator, record_order, records_at
+from trainlib.data import generator, record_order
 from trainlib.errors import ConfigError, DataError
 
 # Fixed by definition, not settings: the order in which examples are put into rows, the noise of
@@ -84,7 +85,7 @@ class _Cached:
         raise NotImplementedError
 
     def locate(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        return records_at(positions, seed, len(self))
+        return places(positions, seed, len(self))
 
     def counts(self) -> np.ndarray:
         return self.cache.counts().astype(np.float64)
@@ -312,25 +313,23 @@ class Mixture:
         parts = [(s.digest, rate) for s, rate in zip(sources, self.rates.tolist(), strict=True)]
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self._starts = np.cumsum([0, *(len(source) for source in sources)]).tolist()
-        self._each = _whole_counts(self.rates)
-        self._owners = np.repeat(np.arange(len(sources)), self._each)
+        self._each = tuple(_whole_counts(self.rates).tolist())
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def locate(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         cycles, offsets = np.divmod(positions, _CYCLE)
-        epochs, records = np.empty_like(positions), np.empty_like(positions)
-        place = np.empty_like(positions)
+        owners, own = np.empty_like(positions), np.empty_like(positions)
         for cycle in np.unique(cycles):
             here = cycles == cycle
-            place[here] = _cycle_order(seed, int(cycle))[offsets[here]]
-        owners = self._owners[place]
-        first = np.cumsum(self._each) - self._each
-        for number, source in enumerate(self.sources):
+            cycle_owners, turns = _cycle(seed, int(cycle), self._each)
+            owners[here], own[here] = cycle_owners[offsets[here]], turns[offsets[here]]
+        epochs, records = np.empty_like(positions), np.empty_like(positions)
+        for number in np.unique(owners).tolist():
             here = owners == number
-            own = cycles[here] * self._each[number] + place[here] - first[number]
-            epochs[here], found = source.locate(own, seed)
+            before = cycles[here] * self._each[number]
+            epochs[here], found = self.sources[number].locate(before + own[here], seed)
             records[here] = found + self._starts[number]
         return epochs, records
 
@@ -378,9 +377,15 @@ def _whole_counts(rates: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _cycle_order(seed: int, cycle: int) -> np.ndarray:
+def _cycle(seed: int, cycle: int, each: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int64 [_CYCLE] twice: each row's source, and which of its rows of the cycle."""
     bits = np.random.Philox(np.random.SeedSequence((_MIX_ROLE, seed, cycle)))
-    return np.argsort(bits.random_raw(_CYCLE), kind="stable")
+    order = np.argsort(bits.random_raw(_CYCLE), kind="stable")
+    owners = np.repeat(np.arange(len(each)), each)[order]
+    turns = np.empty(_CYCLE, np.int64)
+    for number, count in enumerate(each):
+        turns[owners == number] = np.arange(count)
+    return owners, turns
 
 
 def unigram_entropy(counts: np.ndarray) -> float:
