@@ -1,6 +1,6 @@
 """What the experts compute, on rows that stand ready.
 
-Letters: E experts, N rows of each, D model width, F hidden width, M parts from mesh columns.
+Letters: E experts, N rows of each, D model width, F hidden width.
 
     geglu  y = ((gelu(x gate) * (x up)) [+ or * bias]) down     relu  y = (relu(x up) ...) down
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from moe.layers.ffn import activate
 
@@ -34,21 +33,15 @@ def batched(rows: jax.Array, weights: Weights, form: str, kept: jax.Array | None
     """Every expert on its own rows, as one batched matrix product each.
 
     Args:
-      rows: [M, E, N, D].
+      rows: [E, N, D].
       weights: in the type of rows.
       form: of the bias.
-      kept: [M, E, N, F] factor of the hidden vectors (dropout), or None.
+      kept: [E, N, F] factor of the hidden vectors (dropout), or None.
 
     Returns:
-      [M, E, N, D]; with F split over columns, the part that this column contributes.
+      [E, N, D]; with F split over columns, the part that this column contributes.
     """
-    pre = {
-        name: jnp.einsum("mend,edf->menf", rows, weights[name])
-        for name in ("gate", "up")
-        if name in weights
-    }
-    bias = weights["bias"][None, :, None] if form != "none" else None
-    h = hidden(pre, bias, form)
-    if kept is not None:
-        h = h * kept
-    return jnp.einsum("menf,efd->mend", h, weights["down"])
+    # Plain products: `einsum` may swap the operands, which costs the CPU a third in transposes.
+    pre = {name: rows @ weights[name] for name in ("gate", "up") if name in weights}
+    h = hidden(pre, weights["bias"][:, None] if form != "none" else None, form)
+    return (h if kept is None else h * kept) @ weights["down"]

@@ -380,15 +380,17 @@ def _with_capacity(
     """[G, S, D] -> [G, S, D] through [E, G, C, D]: every expert has C rows for each group."""
     rows = moving.dispatch(x, routed.slot, routed.source)
     arrived = checkpoint_name(_to_experts(rows, place), "experts_in")
-    experts, groups, count, width = arrived.shape
-    stacked = arrived.reshape(experts, groups * count, width)
-    columns = place.columns
-    # The leading dimension is the one that compiles to a native reduce-scatter.
-    stacked = lax.all_gather(stacked, columns) if columns else stacked[None]
+    experts, _, _, width = arrived.shape
+    ready = arrived.reshape(experts, -1, width)
+    if place.columns:
+        # Columns lead: scattering over another dimension compiles to a whole all-reduce.
+        ready = lax.all_gather(ready, place.columns).swapaxes(0, 1).reshape(experts, -1, width)
     if hidden_kept is not None:
-        hidden_kept = _as_stacked(hidden_kept, stacked.shape[0], place)
-    out = batched(stacked, weights, form, hidden_kept)
-    out = lax.psum_scatter(out, columns) if columns else out[0]
+        hidden_kept = _as_arrived(hidden_kept, place)
+    out = batched(ready, weights, form, hidden_kept)
+    if place.columns:
+        parts = out.reshape(experts, place.size(place.columns), -1, width).swapaxes(0, 1)
+        out = lax.psum_scatter(parts, place.columns)
     returned = _from_experts(out.reshape(arrived.shape), place)
     returned = checkpoint_name(returned, "experts_out")
     return moving.combine(returned, routed.gates, routed.slot, routed.source)
@@ -408,12 +410,12 @@ def _from_experts(rows: jax.Array, place: Placement) -> jax.Array:
     return lax.all_to_all(rows, place.rows, 1, 0, tiled=True) if place.rows else rows
 
 
-def _as_stacked(kept: jax.Array, columns: int, place: Placement) -> jax.Array:
-    """[e, G, C, f] in the order of the global batch -> [M, e, N, f] in the order of arrival."""
+def _as_arrived(kept: jax.Array, place: Placement) -> jax.Array:
+    """[e, G, C, f] in the order of the global batch -> [e, N, f] in the order of arrival."""
     experts, groups, count, width = kept.shape
-    rows = place.size(place.rows)
+    rows, columns = place.size(place.rows), place.size(place.columns)
     kept = kept.reshape(experts, rows, columns, groups // (rows * columns) * count, width)
-    return kept.transpose(2, 0, 1, 3, 4).reshape(columns, experts, -1, width)
+    return kept.swapaxes(1, 2).reshape(experts, -1, width)
 
 
 def _dropless(
