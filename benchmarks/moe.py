@@ -1,0 +1,174 @@
+"""Sparse layer against its floors on one CPU core: `python -m benchmarks.moe`.
+
+Forward and backward of one layer, float32, GEGLU, top-2, capacity 1.25 * 2 * T / E, all weights and
+inputs differentiated, router and its losses included. The floors:
+
+    padded  the three batched matrix products alone, on a ready [E, C, D] buffer
+    dense   one dense GEGLU layer of hidden width 2 F: the arithmetic of the choices, no padding
+
+The ratio to the padded floor is what routing, dispatch and combining cost; the ratio to the dense
+floor adds what padding and many small products cost. `--peer` adds the papers' one-hot einsum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+from benchmarks import timing
+
+CHOICES, FACTOR = 2, 1.25
+# (experts, tokens, width, hidden, target ratio to the padded floor)
+CASES = (
+    (8, 2048, 512, 1024, 1.05),
+    (32, 2048, 512, 1024, 1.05),
+    (64, 2048, 256, 512, 1.20),
+    (128, 2048, 256, 512, 1.20),
+)
+DENSE_TARGET, DROPLESS_TARGET = 1.45, 1.20
+
+
+def layer(experts: int, width: int, hidden: int, dispatch: str):
+    """Returns (routing, abstract layer, weights)."""
+    import jax
+
+    from moe.layers.sparse import SparseFFN
+    from moe.routing_config import RoutingConfig
+    from trainlib import nn
+
+    routing = RoutingConfig(
+        experts,
+        top_k=CHOICES,
+        capacity_factor=FACTOR,
+        capacity_per_choice=True,
+        second_policy="all",
+        dispatch=dispatch,
+    )
+    spec = nn.abstract(SparseFFN(width, hidden, routing, init_scale=1.0))
+    return routing, spec, nn.initialise(spec.params, jax.random.key(0))
+
+
+def sparse_step(experts: int, tokens: int, width: int, hidden: int, dispatch: str):
+    """Returns a function that runs the sparse layer forward and backward."""
+    import jax
+    import jax.numpy as jnp
+
+    from moe.routing import auxiliary_loss
+
+    routing, spec, params = layer(experts, width, hidden, dispatch)
+    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, width)) for i in (1, 2))
+
+    def loss_fn(params, x):
+        y, out = spec.bind(params, {})(x, train=True)
+        return jnp.vdot(y, dy) + auxiliary_loss(out.losses, routing)
+
+    step = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))
+    return lambda: jax.block_until_ready(step(params, x))
+
+
+def padded_step(experts: int, tokens: int, width: int, hidden: int):
+    """Returns a function that runs the experts alone on a ready buffer."""
+    import jax
+    import jax.numpy as jnp
+
+    from moe.kernels.experts import batched
+    from moe.routing_config import capacity
+
+    routing, _, params = layer(experts, width, hidden, "index")
+    rows = capacity(routing, tokens, train=True)
+    weights = {name: params[name] for name in ("gate", "up", "down")}
+    shape = (experts, rows, width)
+    x, dy = (jax.random.normal(jax.random.key(i), shape) for i in (1, 2))
+
+    def loss_fn(weights, x):
+        return jnp.vdot(batched(x, weights, "none", None), dy)
+
+    step = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))
+    return lambda: jax.block_until_ready(step(weights, x))
+
+
+def dense_step(tokens: int, width: int, hidden: int):
+    """Returns a function that runs a dense layer with the arithmetic of CHOICES experts."""
+    import jax
+    import jax.numpy as jnp
+
+    from moe.layers.ffn import FeedForward
+    from trainlib import nn
+
+    spec = nn.abstract(FeedForward(width, CHOICES * hidden))
+    params = nn.initialise(spec.params, jax.random.key(0))
+    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, width)) for i in (1, 2))
+    step = jax.jit(
+        jax.value_and_grad(lambda p, x: jnp.vdot(spec.bind(p, {})(x), dy), argnums=(0, 1))
+    )
+    return lambda: jax.block_until_ready(step(params, x))
+
+
+def einsum_step(experts: int, tokens: int, width: int, hidden: int):
+    """Returns a function that runs the layer with one-hot dispatch and combine, one group."""
+    import jax
+    import jax.numpy as jnp
+
+    from moe.kernels.experts import batched
+    from moe.routing import auxiliary_loss, route
+
+    routing, _, params = layer(experts, width, hidden, "index")
+    x, dy = (jax.random.normal(jax.random.key(i), (tokens, width)) for i in (1, 2))
+
+    def loss_fn(params, x):
+        routed = route((x @ params["router"])[None], None, None, routing, train=True)
+        rows = routed.source.shape[-1]
+        one_hot = jax.nn.one_hot(routed.slot[0], experts * rows)
+        buffer = jnp.einsum("skr,sd->rd", one_hot, x).reshape(experts, rows, width)
+        weights = {name: params[name] for name in ("gate", "up", "down")}
+        out = batched(buffer, weights, "none", None).reshape(-1, width)
+        y = jnp.einsum("skr,sk,rd->sd", one_hot, routed.gates[0], out)
+        losses = jax.tree.map(lambda v: v.sum(0), routed.losses)
+        return jnp.vdot(y, dy) + auxiliary_loss(losses, routing)
+
+    step = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))
+    return lambda: jax.block_until_ready(step(params, x))
+
+
+def verdict(ratio: float, target: float) -> str:
+    """How a ratio stands to its target."""
+    return f"{ratio:.3f}   target <= {target:.2f}   {'met' if ratio <= target else 'NOT MET'}"
+
+
+def main():
+    """Prints CPU times and ratios with their targets."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each candidate")
+    parser.add_argument("--experts", type=int, nargs="*", help="only these numbers of experts")
+    parser.add_argument("--peer", action="store_true", help="time the one-hot einsum as well")
+    options = parser.parse_args()
+    timing.pin_one_thread()
+    print(timing.header())
+    for experts, tokens, width, hidden, target in CASES:
+        if options.experts and experts not in options.experts:
+            continue
+        size = (tokens, width, hidden)
+        candidates = {
+            "index": sparse_step(experts, *size, "index"),
+            "padded floor": padded_step(experts, *size),
+            "dense floor": dense_step(*size),
+        }
+        if experts == 8:
+            candidates["dropless"] = sparse_step(experts, *size, "dropless")
+        if options.peer:
+            candidates["one-hot einsum"] = einsum_step(experts, *size)
+        times = timing.fastest(candidates, options.rounds)
+        print(f"\nE={experts} T={tokens} D={width} F={hidden}, float32, forward and backward")
+        for name, milliseconds in times.items():
+            print(f"  {name:16}{milliseconds:8.0f} ms")
+        ratio = functools.partial(lambda t, a, b: t[a] / t[b], times)
+        print("  index / padded  ", verdict(ratio("index", "padded floor"), target))
+        if experts == 8:
+            print("  index / dense   ", verdict(ratio("index", "dense floor"), DENSE_TARGET))
+            print("  dropless / dense", verdict(ratio("dropless", "dense floor"), DROPLESS_TARGET))
+        else:
+            print(f"  index / dense    {ratio('index', 'dense floor'):.3f}")
+
+
+if __name__ == "__main__":
+    main()
