@@ -96,6 +96,8 @@ def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         label = "" if isinstance(error, Preempted) else "error: "
-        text = textwrap.fill(label + " ".join(str(error).split()), 100, break_long_words=False)
+        words = label + " ".join(str(error).split())
+        # Paths and flags stay whole, to be copied.
+        text = textwrap.fill(words, 100, break_long_words=False, break_on_hyphens=False)
         print(text, file=sys.stderr)
         return error.exit_code
