@@ -69,8 +69,8 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
     if kind not in _KINDS or kind == "mixture":
         raise ConfigError(
             f"data.source={source!r} is not known. {nearest(kind, _KINDS)}Allowed: pydoc, "
-            "text:FOLDER, jsonl:PATH, c4, tfds:NAME, seqio:TASK, mixture (with data.parts) or "
-            f"mixture:NAME of {', '.join(MIXTURES)}."
+            "text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, mixture (with data.parts) "
+            f"or mixture:NAME of {', '.join(MIXTURES)}."
         )
     if (kind in ("pydoc", "c4")) == bool(argument):
         wanted = "nothing" if argument else "a path or name"

@@ -10,8 +10,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
     return {
         "source": (
             "pydoc",
-            "what is read: pydoc, text:FOLDER, jsonl:PATH, c4, tfds:NAME, seqio:TASK, mixture, or "
-            "mixture:st_moe_32b",
+            "what is read: pydoc, text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, "
+            "mixture, or mixture:st_moe_32b",
         ),
         "parts": (
             (),

@@ -95,7 +95,7 @@ def make_task(
 
     Args:
       config: the `data` part of a configuration.
-      source: c4, tfds:NAME, or what `readers` read.
+      source: c4, tfds:NAME:VERSION, or what `readers` read.
       vocabulary: what its features are tokenised with.
       readers: split -> reader, for a source that needs no TFDS.
     """
@@ -109,6 +109,11 @@ def make_task(
         origin = seqio.FunctionDataSource(functools.partial(_texts, readers), splits=tuple(readers))
     else:
         name = _C4 if kind == "c4" else argument
+        if ":" not in name:
+            raise ConfigError(
+                f"data.source={source!r} needs the version of the set: tfds:NAME[/CONFIG]:VERSION, "
+                "for example tfds:wiki40b/en:1.3.0."
+            )
         origin = seqio.TfdsDataSource(name, tfds_data_dir=config.dir or None)
     feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
     return seqio.Task(
@@ -202,13 +207,11 @@ class SeqioReader:
         seqio = _seqio(self.name)
         task = self._task()
         part = seqio.ShardInfo(shard, shards)
+        dataset = task.source.get_dataset(self.split, shuffle=False, shard_info=part)
         if task.supports_caching:
-            dataset = task.source.get_dataset(self.split, shuffle=False, shard_info=part)
             dataset = task.preprocess_precache(dataset, seed=0)
         else:
-            dataset = task.get_dataset(
-                None, self.split, shuffle=False, seed=0, shard_info=part, trim_output_features=False
-            )
+            dataset = task.preprocess_postcache(dataset, sequence_length=None, seed=0)
         yield from dataset.as_numpy_iterator()
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
