@@ -68,13 +68,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     convolution runs them in a scalar loop on CPU, up to 50 times slower.
     """
     size = kernel.shape[0]
-    axes = [_used_taps(n, size, stride) for n in x.shape[1:3]]
     if kernel.shape[2] == 1 and x.shape[-1] > 1:
         return _depthwise(x, kernel, stride)
     if size == 1:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
-    if any(min(n, axis[2]) < size for n, axis in zip(x.shape[1:3], axes, strict=True)):
-        return _convolve_small(x, kernel, stride, axes)
+    if any(-(-n // stride) < size for n in x.shape[1:3]):
+        return _convolve_small(x, kernel, stride)
     return _xla_convolution(x, kernel, stride)
 
 
@@ -90,18 +89,31 @@ def _xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
+def _windows(x: jax.Array, size: int, stride: int) -> list[tuple[int, int, jax.Array]]:
+    """(row, column, shifted and strided map) of each tap that sees the map, not only padding."""
+    side = (size - 1) // 2
+    axes = [_used_taps(n, size, stride) for n in x.shape[1:3]]
+    (top, rows, height), (left, cols, width) = axes
+    x = jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    return [
+        (a, b, x[:, a::stride, b::stride][:, :height, :width])
+        for a in range(top, top + rows)
+        for b in range(left, left + cols)
+    ]
+
+
+def _convolve_small(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`convolve` as one product of the windows [B, H', W', taps * C] with the kernel."""
+    taps = _windows(x, kernel.shape[0], stride)
+    (top, left, _), (bottom, right, _) = taps[0], taps[-1]
+    matrix = kernel[top : bottom + 1, left : right + 1].reshape(-1, kernel.shape[-1])
+    return pointwise(jnp.concatenate([shifted for _, _, shifted in taps], -1), matrix)
+
+
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Depthwise convolution as a sum of shifted maps."""
-    size = kernel.shape[0]
-    side = (size - 1) // 2
-    height, width = (-(-n // stride) for n in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
-    parts = [
-        x[:, a::stride, b::stride][:, :height, :width] * kernel[a, b, 0]
-        for a in range(size)
-        for b in range(size)
-    ]
-    return functools.reduce(jnp.add, parts)
+    taps = _windows(x, kernel.shape[0], stride)
+    return functools.reduce(jnp.add, [shifted * kernel[a, b, 0] for a, b, shifted in taps])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -126,20 +138,6 @@ def _depthwise_backward(stride, kept, g):
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _convolve_small(x: jax.Array, kernel: jax.Array, stride: int, axes: list) -> jax.Array:
-    """`convolve` as one product of the windows [B, H', W', taps * C] with the kernel."""
-    side = (kernel.shape[0] - 1) // 2
-    (top, rows, height), (left, cols, width) = axes
-    x = jnp.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
-    windows = [
-        x[:, top + a :: stride, left + b :: stride][:, :height, :width]
-        for a in range(rows)
-        for b in range(cols)
-    ]
-    kernel = kernel[top : top + rows, left : left + cols]
-    return pointwise(jnp.concatenate(windows, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 class Conv(nnx.Module):

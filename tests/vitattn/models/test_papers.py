@@ -1,4 +1,4 @@
-"""Every classification row of the two papers: exact parameters, FLOPs, and known misses as such."""
+"""Every classification row of the papers: exact parameters, FLOPs, known misses as such."""
 
 import pytest
 
@@ -94,13 +94,15 @@ def test_squeeze_and_excitation_adds_what_is_derived_by_hand():
     assert 25_557_032 + added == 28_088_024
 
 
-# A SASA layer on C channels: 3 C^2 (queries, keys, values) + 7 C / 8 (row and column tables of half
-# a head's depth each, 8 heads); a 3x3 convolution has 9 C^2. Two more derivations, for 50 layers:
+# A SASA layer on C channels: 3 C^2 (queries, keys, values) + 7 C / 8 (row and column tables of
+# half a head's depth each, 8 heads); a 3x3 convolution has 9 C^2. Two more derivations, for 50
+# layers:
 def test_standalone_counts_are_derived_by_hand():
     layers = {64: 3, 128: 4, 256: 6, 512: 3}
     change = sum(n * (3 * c * c + 7 * c // 8 - 9 * c * c) for c, n in layers.items())
     assert 25_557_032 + change == 18_015_504
     without_keys = sum(n * c * c for c, n in layers.items())
     assert 18_015_504 - without_keys == 16_758_032
-    # Stem: q and k from 3 to 64, four value matrices, 2 x 4 places and 4 mixtures of head depth 16.
+    # Stem: q and k from 3 to 64, four value matrices, 2 x 4 places and 4 mixtures of head depth
+    # 16.
     assert 18_015_504 - 7 * 7 * 3 * 64 + 3 * 128 + 4 * 3 * 64 + 12 * 16 == 18_007_440
