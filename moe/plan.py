@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe import pretrain
+from moe.layers import sparse
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
+from moe.routing_config import capacity
 from trainlib import nn, optim, schedules, sharding, step
 from trainlib.mesh import make_mesh
 from trainlib.state import TrainState, state_shardings
@@ -80,6 +82,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     config_lib.check(config, sharding.batch_parts(rules, mesh))
     model = architecture(config.model, config.routing)
     pretrain.fields(model.kind)
+    _check_routing(config, model, mesh, rules)
     abstract = nn.abstract(Transformer(model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(
@@ -87,3 +90,20 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     )
     shardings = state_shardings(abstract, optimizer, mesh, rules, with_ema=False)
     return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings)
+
+
+def _check_routing(
+    config: ConfigDict, model: Architecture, mesh: Mesh, rules: sharding.Rules
+) -> None:
+    """Refuses experts, groups and capacities that do not fit the mesh and the batch."""
+    lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
+    train, held_out = config.batch_size // config.microbatches, config.eval_batch_size
+    for stack in model.stacks:
+        routing = model.stack_routing(stack)
+        if routing is None:
+            continue
+        place = sparse.placement(mesh, rules, routing)
+        for sequences, training in ((train, True), (held_out or config.batch_size, False)):
+            size = sparse.group_tokens(routing, sequences, lengths[stack], place)
+            if not routing.dropless:
+                capacity(routing, size, train=training)

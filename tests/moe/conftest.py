@@ -1,0 +1,88 @@
+"""Models and batches small enough to compile in seconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from moe.models import architecture
+from moe.models.architecture import Architecture
+from moe.models.transformer import Transformer
+from trainlib import nn
+
+SMALL = {
+    **{"vocab_size": 48, "width": 16, "hidden": 24, "heads": 2, "head_width": 8},
+    **{"encoder_blocks": 4, "decoder_blocks": 2, "sparse_period": 2},
+    **{"dtype": "float32", "remat": "none"},
+}
+# Capacity for everything and the reproducible policy: what a token gets depends on it alone.
+ROOMY = {
+    **{"num_experts": 4, "capacity_factor": 8.0, "capacity_factor_eval": 8.0},
+    **{"second_policy": "all", "group_sequences": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Architecture]:
+    """`small(experts=4, routing={...}, **model)`: an architecture; 0 experts makes it dense."""
+
+    def make(experts: int = 4, routing: dict[str, Any] | None = None, **model: Any):
+        return architecture(SMALL | model, ROOMY | {"num_experts": experts} | (routing or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[[Architecture], tuple[nn.Abstract, nn.Arrays]]:
+    """`made(architecture)`: the abstract model, and weights that no compiler had to make."""
+
+    def make(config: Architecture):
+        abstract = nn.abstract(Transformer(config))
+        rng = np.random.default_rng(0)
+        weights = {}
+        for name, spec in sorted(abstract.params.items()):
+            values = rng.normal(size=spec.shape)
+            if spec.axes[-1] == "norm":
+                values = 1 + 0.2 * values
+            elif len(spec.shape) > 1 and "table" not in name:
+                values *= spec.shape[-2] ** -0.5
+            weights[name] = values.astype(np.float32)
+        return abstract, weights
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quick() -> Callable[..., Any]:
+    """`jax.jit` for programs that run once: less time in LLVM, the same XLA passes."""
+    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="session")
+def text() -> Callable[..., dict[str, np.ndarray]]:
+    """`text(rows)`: a batch of packed rows, two segments and padding in each."""
+
+    def make(rows: int, encoder: int = 12, decoder: int = 7, words: int = 48):
+        rng = np.random.default_rng(rows)
+
+        def segments(length: int) -> np.ndarray:
+            first = rng.integers(1, length - 1, size=(rows, 1))
+            places, end = np.arange(length), rng.integers(first + 1, length + 1)
+            return ((places < end) * (1 + (places >= first))).astype(np.int32)
+
+        batch = {
+            "encoder_inputs": rng.integers(1, words, (rows, encoder), dtype=np.int32),
+            "encoder_segments": segments(encoder),
+            "decoder_inputs": rng.integers(1, words, (rows, decoder), dtype=np.int32),
+            "decoder_targets": rng.integers(1, words, (rows, decoder), dtype=np.int32),
+            "decoder_segments": segments(decoder),
+        }
+        batch["decoder_weights"] = (batch["decoder_segments"] > 0).astype(np.float32)
+        return batch
+
+    return make

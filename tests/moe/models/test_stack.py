@@ -1,0 +1,110 @@
+"""Stacks: a loop over periods computes what its blocks compute one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe.layers.attention import segment_mask
+from moe.models.block import Block, Context
+from moe.models.stack import Stack
+from trainlib import nn
+
+LAYOUTS = [  # experts, blocks, period, offset
+    (4, 4, 2, -1),  # dense, sparse
+    (4, 8, 4, 1),  # dense, sparse, dense, dense
+    (4, 2, 1, 0),  # sparse only
+    (0, 3, 4, -1),  # dense only
+]
+
+
+def pick(params, prefix):
+    return {n.removeprefix(prefix): w for n, w in params.items() if n.startswith(prefix)}
+
+
+def one_by_one(config, params, x, segments):
+    """The encoder with each block built alone and given its slice of the stacked weights."""
+    periods, before, sparse, after = config.periods("encoder")
+    length = before + sparse + after
+    stack = nn.abstract(Stack(config, "encoder")).bind(pick(params, "encoder."), {})
+    context = Context(
+        bias=stack.bias(x.shape[1], x.shape[1]),
+        mask=segment_mask(segments, segments),
+        valid=segments > 0,
+    )
+    for number in range(periods * length):
+        period, place = divmod(number, length)
+        tree, index = ("dense", (period, place)) if place < before else ("sparse", (period,))
+        if place >= before + sparse:
+            tree, index = "tail", (period, place - before - sparse)
+        routing = config.routing if tree == "sparse" else None
+        block = nn.abstract(Block(config, routing, causal=False, cross=False))
+        weights = {n: w[index] for n, w in pick(params, f"encoder.{tree}.").items()}
+        x, _ = block.bind(weights, {})(x, context, None, train=False)
+    return stack.norm(x)
+
+
+@pytest.mark.parametrize(("experts", "blocks", "period", "offset"), LAYOUTS)
+def test_a_stack_runs_its_blocks_in_order(
+    small, made, text, quick, experts, blocks, period, offset
+):
+    places = {"encoder_blocks": blocks, "sparse_period": period, "sparse_offset": offset}
+    config = small(experts, kind="encoder", **places)
+    abstract, params = made(config)
+    batch = text(2)
+
+    @quick
+    def both(params):
+        model = abstract.bind(params, {})
+        x = model.embedding(batch["encoder_inputs"], jnp.float32)
+        expected = one_by_one(config, params, x, jnp.asarray(batch["encoder_segments"]))
+        return *model.hidden(batch, train=False), expected
+
+    hidden, reports, expected = both(params)
+    np.testing.assert_allclose(hidden, expected, atol=2e-5)
+    if experts:
+        router = reports["encoder"]["sparse"]["router"]
+        assert router.losses["balance"][0].shape == (blocks // period,)
+        shares = router.metrics["load"][0].sum(-1) / router.metrics["load"][1]
+        np.testing.assert_allclose(shares, np.ones(blocks // period), rtol=1e-6)
+
+
+def test_scan_and_remat_change_nothing(small, made, text, quick):
+    """With dropout and a random second choice, so that the keys of blocks are compared as well."""
+    places = {"encoder_blocks": 6, "sparse_period": 3, "sparse_offset": 2}
+    config = small(4, {"second_policy": "random"}, kind="encoder", dropout=0.2, **places)
+    batch, key = text(2), jax.random.key(5)
+
+    def gradients(config):
+        abstract, params = made(config)
+
+        def loss(params):
+            hidden, reports = abstract.bind(params, {}).hidden(batch, train=True, key=key)
+            return jnp.mean(jnp.square(hidden)), reports
+
+        return quick(jax.value_and_grad(loss, has_aux=True))(params)
+
+    plain = gradients(config)
+    for change in ({"scan": False}, {"remat": "block"}):
+        changed = gradients(dataclasses.replace(config, **change))
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(changed), strict=True
+        ):
+            scale = float(np.abs(a).max()) + 1e-6
+            np.testing.assert_allclose(a, b, atol=5e-6 * scale, err_msg=f"{change} {path}")
+
+
+def test_dropout_of_blocks_and_sequences_differs(small, made, text, quick):
+    """Equal sequences: only keys can make a difference between them, or between two calls."""
+    config = small(0, kind="encoder", encoder_blocks=2, dropout=0.5)
+    abstract, params = made(config)
+    batch = {name: np.repeat(value[:1], 2, axis=0) for name, value in text(1).items()}
+    run = quick(lambda key: abstract.bind(params, {}).hidden(batch, train=True, key=key)[0])
+    first, second = run(jax.random.key(0)), run(jax.random.key(1))
+    assert not np.allclose(first, second)
+    assert not np.allclose(first[0], first[1])
+    np.testing.assert_array_equal(first, run(jax.random.key(0)))

@@ -1,0 +1,161 @@
+"""Whole models: causality by gradient, packing, padding, types, and eight devices against one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe import config as config_lib
+from moe import pretrain
+from trainlib import sharding
+from trainlib.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def logits_of(made, quick):
+    """`logits_of(config)`: a compiled function of a batch."""
+
+    def make(config):
+        abstract, params = made(config)
+        run = quick(lambda params, batch: abstract.bind(params, {})(batch, train=False)[0])
+        return lambda batch: np.asarray(run(params, batch))
+
+    return make
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_decoder_is_causal_by_gradient_and_reads_all_of_the_encoder(small, made, quick, experts):
+    config = small(experts, encoder_blocks=2)
+    abstract, params = made(config)
+    rng = np.random.default_rng(0)
+    x, source = (rng.normal(size=(1, n, 16)).astype(np.float32) for n in (7, 12))
+
+    @quick
+    def jacobian(x, source):
+        def run(x, source):
+            own, other = jnp.ones((1, 7), jnp.int32), jnp.ones((1, 12), jnp.int32)
+            decoder = abstract.bind(params, {}).decoder
+            return decoder(x, own, source, other, train=False)[0][0].sum(-1)
+
+        return jax.jacobian(run, argnums=(0, 1))(x, source)
+
+    by_input, by_source = jacobian(x, source)
+    reach = np.abs(by_input[:, 0]).sum(-1)  # [output position, input position]
+    assert np.all(reach[np.triu_indices(7, 1)] == 0)
+    assert np.all(reach[np.tril_indices(7)] > 0)
+    assert np.all(np.abs(by_source).sum((1, 3)) > 0)
+
+
+def test_encoder_sees_both_ways(small, made, quick):
+    abstract, params = made(small(kind="encoder", encoder_blocks=2))
+    x = np.random.default_rng(0).normal(size=(1, 9, 16)).astype(np.float32)
+
+    def run(x):
+        segments = jnp.ones((1, 9), jnp.int32)
+        return abstract.bind(params, {}).encoder(x, segments, train=False)[0][0].sum(-1)
+
+    assert np.all(np.abs(quick(jax.jacobian(run))(x)).sum((1, 3)) > 0)
+
+
+def row(*examples):
+    """One row of packed (encoder, decoder) word lists."""
+    out = {}
+    for name, length, part in (("encoder", 12, 0), ("decoder", 8, 1)):
+        ids, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+        place = 0
+        for number, example in enumerate(examples, 1):
+            end = place + len(example[part])
+            ids[0, place:end], segments[0, place:end], place = example[part], number, end
+        out[f"{name}_inputs"], out[f"{name}_segments"] = ids, segments
+    return out
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_packed_examples_and_padding_do_not_matter(small, logits_of, experts):
+    """Two examples in one row give what each gives in a row of its own, whatever the padding."""
+    run, rng = logits_of(small(experts)), np.random.default_rng(0)
+    first, second = ((rng.integers(1, 48, e), rng.integers(1, 48, d)) for e, d in ((5, 3), (6, 4)))
+    packed = run(row(first, second))[0]
+    np.testing.assert_allclose(packed[:3], run(row(first))[0, :3], atol=1e-5)
+    np.testing.assert_allclose(packed[3:7], run(row(second))[0, :4], atol=1e-5)
+    junk = row(first, second)
+    for stack in ("encoder", "decoder"):
+        junk[f"{stack}_inputs"][junk[f"{stack}_segments"] == 0] = 7
+    np.testing.assert_array_equal(run(junk)[0, :7], packed[:7])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_one_stack_alone_with_a_tied_output(small, logits_of, text, kind):
+    logits = logits_of(small(kind=kind, tied_output=True, encoder_blocks=2))(text(2))
+    assert logits.shape == (2, 12 if kind == "encoder" else 7, 48)
+    assert np.all(np.isfinite(logits))
+
+
+def test_options_of_the_stability_studies_act(small, made, logits_of, text):
+    """Each one changes the logits and leaves them finite."""
+    base = small(kind="decoder")
+    plain = logits_of(base)(text(2))
+    for change in (
+        *({"activation": "relu"}, {"norm_scale": False}, {"residual_scale": 0.5}),
+        *({"expert_bias": "additive"}, {"router_input": "both"}, {"extra_ffn": "before"}),
+    ):
+        logits = logits_of(dataclasses.replace(base, **change))(text(2))
+        assert np.all(np.isfinite(logits)), change
+        assert np.abs(logits - plain).max() > 1e-3, change
+
+
+def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quick):
+    config = small(dtype="bfloat16", encoder_blocks=2)
+    abstract, params = made(config)
+
+    def run(model):
+        hidden, reports = model.hidden(text(2), train=False)
+        return hidden, model.logits(hidden), reports["encoder"]["sparse"]["router"]
+
+    hidden, logits, router = quick(lambda params: run(abstract.bind(params, {})))(params)
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    assert {x.dtype for x in jax.tree.leaves(router)} == {jnp.dtype("float32")}
+    assert {spec.dtype for spec in abstract.params.values()} == {jnp.dtype("float32")}
+    wide, _ = made(dataclasses.replace(config, dtype="float32"))
+    _, expected, _ = quick(lambda params: run(wide.bind(params, {})))(params)
+    # 8 bits of each activation: a hundredth of the logits' deviation of 1, times a few layers. A
+    # token near a tie may go to another expert, so the typical error is bounded, not the largest.
+    assert np.median(np.abs(logits - expected)) < 0.03
+
+
+@pytest.mark.parametrize(("shape", "weights"), [((1, 4, 2), "fsdp"), ((2, 2, 2), "replicated")])
+def test_eight_devices_are_one(small, made, text, quick, shape, weights):
+    """Loss within 1e-5 and every gradient; the random policy draws the same on any mesh."""
+    routing = {"second_policy": "random", "capacity_factor": 1.0}
+    config = small(8, routing, encoder_blocks=2, remat="block")
+    abstract, params = made(config)
+    batch = text(16)
+    defaults = config_lib.default_config("st_moe_tiny")
+    defaults.sharding = weights
+    rules = config_lib.sharding_rules(defaults)
+    loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
+
+    def grads(params, batch):
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(3))
+
+    (expected, out), wanted = quick(grads)(params, batch)
+    mesh = make_mesh(*shape)
+
+    def on_mesh(params, batch):
+        with sharding.activate(mesh, rules):
+            return grads(params, batch)
+
+    places = sharding.resolve_specs(abstract.params, rules, mesh)
+    rows = sharding.batch_sharding(rules, mesh)
+    run = quick(on_mesh, in_shardings=(places, rows))
+    (loss, split), actual = run(jax.device_put(params, places), jax.device_put(batch, rows))
+    np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
+    for name, gradient in wanted.items():
+        scale = float(np.abs(gradient).max()) + 1e-6
+        np.testing.assert_allclose(actual[name], gradient, atol=2e-5 * scale, err_msg=name)
+    for name, (total, _) in out.metrics.items():
+        np.testing.assert_allclose(split.metrics[name][0], total, rtol=1e-4, err_msg=name)

@@ -1,0 +1,82 @@
+"""Keys of the family: each explained, each logical axis placed, impossible values refused."""
+
+from __future__ import annotations
+
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from moe import config as config_lib
+from moe import plan as plan_lib
+from moe.models import SIZES, named
+from moe.models.transformer import Transformer
+from trainlib import nn, sharding
+from trainlib.config import flatten
+from trainlib.errors import ConfigError
+from trainlib.mesh import make_mesh
+
+
+def test_every_key_has_a_meaning_and_every_field_of_the_model_a_key():
+    schema = config_lib.schema()
+    assert all(meaning.strip() for _, meaning in schema.values())
+    config = config_lib.default_config("st_moe_l")
+    assert set(flatten(config)) == set(schema)
+    assert config.routing.num_experts == 32
+    assert config.model.width == 1024
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_rules_place_every_weight_of_every_size(name):
+    config = config_lib.default_config(name)
+    for kind in ("fsdp", "replicated"):
+        config.sharding = kind
+        specs = nn.abstract(Transformer(named(name, expert_bias="additive"))).params
+        rules = config_lib.sharding_rules(config)
+        places = sharding.resolve_specs(specs, rules, make_mesh(1, 4, 2))
+        for weight, place in places.items():
+            if ".experts." in weight and "router" not in weight:
+                assert place.spec[specs[weight].axes.index("expert")] == "data"
+        split = any("data" in place.spec for w, place in places.items() if ".attention." in w)
+        assert split == (kind == "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 12, r"batch_size=12 does not divide over 8 devices.*Nearest: 16"),
+        ("eval_batch_size", 4, "eval_batch_size=4 does not divide over 8 devices"),
+        ("microbatches", 3, r"8 devices x 3 microbatches.*Nearest: 24"),
+        ("steps", 0, "steps=0 must be at least 1"),
+        ("sharding", "fdsp", "Did you mean 'fsdp'"),
+        ("model.kind", "encoder", "predicts the decoder's targets"),
+        ("model.heads", 3, "which does not divide over 2 devices"),
+        ("routing.num_experts", 6, "does not divide over the 4 rows"),
+        ("routing.top_k", 5, "top_k=5 is more than"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_compiled(key, value, message):
+    config = config_lib.default_config("st_moe_tiny")
+    config.batch_size = 16
+    section, _, leaf = key.rpartition(".")
+    setattr(getattr(config, section) if section else config, leaf, value)
+    with pytest.raises(ConfigError, match=message):
+        plan_lib.make(config, make_mesh(1, 4, 2))
+
+
+def test_slots_of_the_optimiser_follow_their_weights():
+    """Factored moments of stacked experts keep the places of the dimensions that they keep."""
+    config = config_lib.default_config("st_moe_tiny")
+    plan = plan_lib.make(config, make_mesh(1, 4, 2))
+    name = "encoder.sparse.experts.up"  # [period, expert, embed 128, mlp 256]
+    assert plan.shardings.params[name].spec == P(None, "data", None, "model")
+    slots = plan.shardings.opt_state["factored"]
+    # v_row averages the largest dimension (mlp) away, v_col the second largest.
+    assert slots.v_row[name].spec == P(None, "data", None)
+    assert slots.v_col[name].spec == P(None, "data", "model")
+
+
+def test_groups_and_capacity_are_checked_too():
+    config = config_lib.default_config("st_moe_tiny")
+    config.batch_size = 8
+    config.routing.group_sequences = 3
+    with pytest.raises(ConfigError, match="group_sequences=3 does not divide"):
+        plan_lib.make(config, make_mesh(1, 1, 1, devices=make_mesh().devices.flat[:1]))

@@ -1,0 +1,122 @@
+"""The pre-training loss and its metrics against NumPy, term by term."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe import pretrain
+from trainlib.errors import ConfigError
+
+
+def logsumexp(x):
+    top = x.max(-1, keepdims=True)
+    return np.log(np.exp(x - top).sum(-1)) + top[..., 0]
+
+
+def test_token_sums_are_their_formulas():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 5, 11)).astype(np.float32) * 4
+    targets, weights = rng.integers(0, 11, (3, 5)), rng.integers(0, 2, (3, 5)).astype(np.float32)
+    sums = pretrain.token_sums(jnp.asarray(logits), targets, weights)
+    wide = logits.astype(np.float64)
+    total = logsumexp(wide)
+    own = np.take_along_axis(wide, targets[..., None], -1)[..., 0]
+    for name, values in (
+        ("cross_entropy", total - own),
+        ("z", total**2),
+        ("accuracy", wide.argmax(-1) == targets),
+    ):
+        np.testing.assert_allclose(sums[name][0], (weights * values).sum(), rtol=1e-5)
+        assert float(sums[name][1]) == weights.sum()
+
+
+def test_equal_logits_are_right_for_one_word_and_nan_for_none():
+    targets = np.arange(4)[None]
+    flat = pretrain.token_sums(jnp.zeros((1, 4, 4)), targets, np.ones((1, 4)))
+    assert float(flat["accuracy"][0]) == 1
+    broken = pretrain.token_sums(jnp.full((1, 4, 4), jnp.nan), targets, np.ones((1, 4)))
+    assert float(broken["accuracy"][0]) == 0
+
+
+def test_padding_adds_nothing_even_where_its_logits_are_nan():
+    logits = np.random.default_rng(1).normal(size=(1, 3, 5)).astype(np.float32)
+    logits[0, 2] = np.nan
+    targets, weights = np.array([[1, 2, 9]]), np.array([[1.0, 1.0, 0.0]])
+
+    def loss(logits):
+        return pretrain.token_sums(logits, targets, weights)["cross_entropy"][0]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+    expected = loss(jnp.asarray(logits[:, :2].repeat(2, 1)[:, [0, 2, 1]]))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.all(gradient[0, 2] == 0)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
+    """Every weight is put on a scale of its own, so that a part left out or doubled is seen."""
+    config = small(4, {"balance_weight": 0.3, "z_weight": 0.07}, encoder_blocks=2, scan=False)
+    abstract, params = made(config)
+    batch = text(2)
+    objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)
+    loss_fn = pretrain.make_loss(abstract, config.routing, objective)
+
+    @quick
+    def both(params):
+        loss, out = loss_fn(params, {}, batch, jax.random.key(0))
+        logits, reports = abstract.bind(params, {})(batch, train=True, key=jax.random.key(0))
+        return loss, out, logits, reports
+
+    loss, out, logits, reports = both(params)
+    weights = batch["decoder_weights"]
+    total = logsumexp(np.asarray(logits, np.float64))
+    own = np.take_along_axis(np.asarray(logits), batch["decoder_targets"][..., None], -1)[..., 0]
+    expected = (weights * (total - own)).sum() / weights.sum()
+    np.testing.assert_allclose(out.metrics["cross_entropy"][0] / weights.sum(), expected, rtol=1e-5)
+    expected += 0.11 * (weights * total**2).sum() / weights.sum()
+    for trees in reports.values():
+        for name, report in trees.items():
+            expected += 0.013 * sum(np.sum(v) for n, v in report.items() if n.endswith("_z"))
+            if name == "sparse":
+                for part, weight in (("balance", 0.3), ("z", 0.07)):
+                    value, count = report["router"].losses[part]
+                    expected += weight * float(np.sum(value / count))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert float(out.weight) == weights.sum()
+
+
+def test_values_are_named_by_stack_block_and_expert(small):
+    blocks = {"encoder": (1, 3), "decoder": (1,)}
+    sums = {
+        "cross_entropy": (jnp.float32(6), jnp.float32(2)),
+        "router/encoder/load": (jnp.array([[1.0, 3.0], [4.0, 0.0]]), jnp.array([4.0, 8.0])),
+        "router/decoder/entropy": (jnp.array([9.0]), jnp.array([3.0])),
+    }
+    assert pretrain.values_of(sums, blocks) == {
+        "cross_entropy": 3.0,
+        "router/encoder.1/load_0": 0.25,
+        "router/encoder.1/load_1": 0.75,
+        "router/encoder.3/load_0": 0.5,
+        "router/encoder.3/load_1": 0.0,
+        "router/decoder.1/entropy": 3.0,
+    }
+
+
+def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
+    config = dataclasses.replace(small(0, kind="decoder"), routing=None)
+    abstract, params = made(config)
+    loss_fn = pretrain.make_loss(abstract, None, pretrain.Objective(z_loss=0.0))
+    batch = {name: value for name, value in text(2).items() if name in pretrain.fields("decoder")}
+    loss, out = quick(lambda params: loss_fn(params, {}, batch, jax.random.key(0)))(params)
+    np.testing.assert_allclose(loss, out.metrics["cross_entropy"][0] / out.weight, rtol=1e-6)
+    assert set(out.metrics) == {"cross_entropy", "accuracy"}
+
+
+def test_an_encoder_alone_has_no_targets():
+    with pytest.raises(ConfigError, match="encoder_decoder"):
+        pretrain.fields("encoder")

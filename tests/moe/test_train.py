@@ -1,0 +1,99 @@
+"""The real loop on real text at a tiny size: training, resuming, evaluating, upcycling."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from moe import evaluate, train
+from moe.config import default_config
+from trainlib.errors import ConfigError
+from trainlib.writers import read
+
+
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory):
+    """`config_of(**changes)`: eight devices, one sparse block a stack, a few seconds to compile."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def make(experts: int = 4, **changes):
+        config = default_config("st_moe_tiny")
+        config.model.update(width=32, hidden=32, heads=2, head_width=16, vocab_size=384)
+        config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
+        config.model.update(dtype="float32", remat="none")
+        config.routing.update(num_experts=experts, group_sequences=1)
+        config.data.update(cache=cache, workers=0, encoder_length=48, decoder_length=24)
+        config.mesh.update(data=4, replica=2)
+        config.update(batch_size=8, steps=4, eval_batches=2, log_every=1)
+        config.checkpoint.every = 2
+        config.update(changes)
+        return config
+
+    return make
+
+
+def logged(workdir, kind):
+    return [r for r in read(workdir / "metrics.jsonl") if r["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(config_of, tmp_path_factory):
+    """A run of four steps."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert train.run(config_of(), workdir) == 0
+    return workdir
+
+
+def test_a_run_leaves_losses_router_metrics_and_pictures(finished):
+    lines = logged(finished, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    # A new model knows nothing: ln 384 and the spread of its first logits.
+    assert math.log(384) - 0.5 < lines[0]["cross_entropy"] < math.log(384) + 1.5
+    for stack in ("encoder", "decoder"):
+        shares = [lines[-1][f"router/{stack}.0/load_{expert}"] for expert in range(4)]
+        assert sum(shares) == pytest.approx(1)
+        assert 0 <= lines[-1][f"router/{stack}.0/dropped_choices"] < 1
+        assert 0 < lines[-1][f"router/{stack}.0/entropy"] <= math.log(4) + 1e-6
+    summary = json.loads((finished / "summary.json").read_text())
+    assert 2 < summary["unigram_entropy"] < summary["cross_entropy"]
+    assert "load" in summary["rows"]["router encoder.0"]
+    assert "nats" in summary["rows"]["unigram entropy"]
+    for name in ("config.json", "curves.png", "expert_load.png"):
+        assert (finished / name).stat().st_size > 0
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(config_of, finished, tmp_path):
+    assert train.run(config_of(steps=2), tmp_path) == 0
+    assert train.run(config_of(), tmp_path) == 0
+    for kind in ("train", "eval"):
+        whole, resumed = logged(finished, kind), logged(tmp_path, kind)
+        assert whole[-1] == resumed[-1]
+    assert logged(finished, "train") == logged(tmp_path, "train")
+    with pytest.raises(ConfigError, match=r"model\.width"):
+        changed = config_of()
+        changed.model.width = 64
+        train.run(changed, tmp_path)
+
+
+def test_evaluating_the_checkpoint_gives_the_score_of_the_run(config_of, finished, capsys):
+    result = evaluate.run(config_of(), finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert result["cross_entropy"] == pytest.approx(summary["cross_entropy"], abs=1e-6)
+    assert "unigram entropy" in capsys.readouterr().out
+
+
+def test_a_sparse_run_starts_from_a_dense_one(config_of, tmp_path):
+    """Untrained in between, so both score the same; a rate of 0 makes one step no step."""
+    dense = config_of(experts=0, steps=1)
+    sparse = config_of(steps=1)
+    for config in (dense, sparse):
+        config.schedule.learning_rate = 0.0
+        config.routing.update(capacity_factor_eval=8.0)
+    assert train.run(dense, tmp_path / "dense") == 0
+    sparse.upcycle.workdir = str(tmp_path / "dense")
+    assert train.run(sparse, tmp_path / "sparse") == 0
+    scores = [logged(tmp_path / name, "eval")[-1]["cross_entropy"] for name in ("dense", "sparse")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
