@@ -1,0 +1,97 @@
+"""Classifies images: `python -m launch.predict --workdir=DIR IMAGE...`.
+
+With `--attention=out.png` it also draws which pixels a query attends to. Exit codes: 0 done, 64 bad
+argument or no run in DIR, 65 an image that is missing or cannot be read, 66 no such checkpoint, 74
+the picture cannot be written.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and classifies with the newest weights of a run."""
+    parser = cli.parser("launch.predict", "Classify images with a trained model.")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", type=Path, help="image files, or folders of them"
+    )
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument(
+        "--class_names", metavar="FILE", type=Path, help="names of the classes, one a line"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object an image, each on a line"
+    )
+    parser.add_argument(
+        "--attention",
+        metavar="PICTURE",
+        type=Path,
+        help="draw attention maps to this .png, .pdf or .svg",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="A,B",
+        type=_words,
+        default=(),
+        help="attention layers or parts (conv4_x), or all; default: the last of those that attend "
+        "at the highest resolution",
+    )
+    parser.add_argument(
+        "--heads", metavar="N,M", type=_numbers, default=(), help="heads, from 0; default: all"
+    )
+    parser.add_argument(
+        "--query",
+        metavar="Y,X",
+        type=_pixel,
+        help="the pixel that attends, from the top left of the image as the model sees it; "
+        "default: the centre",
+    )
+    args, overrides = cli.parse(parser, argv)
+    if args.workdir is None:
+        parser.error("--workdir is missing: the directory of a training run")
+    if not args.images:
+        parser.error("there is no image: name image files or folders after the flags")
+    if not args.attention and (args.layers or args.heads or args.query):
+        parser.error("--layers, --heads and --query choose what --attention=PICTURE.png shows")
+    config = cli.read_workdir_config(args.workdir, overrides)
+    if config.family != "vitattn":
+        parser.error(f"{args.workdir} holds a run of family {config.family}, not of images")
+    from vitattn.predict import Request, run
+
+    request = Request(
+        images=args.images,
+        class_names=args.class_names,
+        as_json=args.json,
+        attention=args.attention,
+        layers=args.layers,
+        heads=args.heads,
+        query=args.query,
+    )
+    return run(config, args.workdir, request, args.step)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(word.strip().isdecimal() for word in text.split(",")):
+        raise ArgumentTypeError(f"'{text}' is not a list of numbers such as 0,3")
+    return tuple(int(word) for word in text.split(","))
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    numbers = _numbers(text)
+    if len(numbers) != 2:
+        raise ArgumentTypeError(f"'{text}' is not a row and a column, such as 112,112")
+    return numbers[0], numbers[1]
+
+
+if __name__ == "__main__":
+    cli.run(main)

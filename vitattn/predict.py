@@ -1,0 +1,424 @@
+"""Classifies image files with the weights of a run, and draws what its attention layers look at.
+
+Letters: B images of a batch, C classes, N heads, H W image, h w map of a layer.
+
+Images go through the evaluation pipeline, in batches of one shape, so that one program is compiled
+however many there are. With attention maps a batch has one image for each device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from trainlib import checkpoint, nn, sharding, state, step
+from trainlib.errors import ConfigError, DataError, nearest
+from trainlib.mesh import make_mesh
+from trainlib.progress import Progress
+from vitattn import attention_maps, evaluate, plots
+from vitattn import config as config_lib
+from vitattn.data import cifar, eval_batches, folder, make_source
+from vitattn.data.sources import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Example,
+    Rgb,
+    Source,
+    UnreadableRecord,
+    short_digest,
+)
+from vitattn.models import build, configure
+
+TOP = 5
+BATCH = 32
+# Up to this many images the processes that would read them take longer to start than to read.
+FEW_IMAGES = 256
+
+# Of data sets that may be elsewhere by now; the weights were trained with them.
+_STATISTICS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "folder": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar100": (cifar.MEAN, cifar.STD),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a model.
+
+    Attributes:
+      images: image files, and folders that are searched for them.
+      class_names: a file with one name a line; None takes those of the data set, where known.
+      as_json: one JSON object an image instead of text.
+      attention: the picture to draw, or None.
+      layers: attention layers or parts of the network; empty for `choose_layers`' default.
+      heads: their numbers; empty for all.
+      query: row and column of a pixel of the model's image; None is the centre.
+    """
+
+    images: Sequence[Path]
+    class_names: Path | None = None
+    as_json: bool = False
+    attention: Path | None = None
+    layers: Sequence[str] = ()
+    heads: Sequence[int] = ()
+    query: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came out for one image.
+
+    Attributes:
+      image: its file.
+      error: why it could not be decoded; empty when it could.
+      pixels: f32 [H, W, 3], normalised, as the model saw it.
+      probabilities: f32 [C].
+      maps: attention layer -> f32 [N, h, w].
+    """
+
+    image: Path
+    error: str
+    pixels: np.ndarray
+    probabilities: np.ndarray
+    maps: dict[str, np.ndarray]
+
+
+class Images:
+    """Image files as a data set without labels, a `vitattn.data.sources.Source`."""
+
+    in_memory = False
+    num_classes, class_names = 1, ("",)
+
+    def __init__(self, paths: Sequence[Path], mean: Rgb, std: Rgb):
+        self.paths, self.mean, self.std = tuple(paths), mean, std
+        self.digest = short_digest(*paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, record: int) -> Example:
+        try:
+            return Example(self.paths[record].read_bytes(), 0)
+        except OSError as error:
+            raise UnreadableRecord(f"cannot be read ({error.strerror or error})") from error
+
+    def describe(self, record: int) -> str:
+        return str(self.paths[record])
+
+
+def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None = None) -> int:
+    """Prints the likeliest classes of each image, and draws the attention maps that are asked for.
+
+    Images that cannot be decoded are named at the end; the others are answered all the same.
+
+    Raises:
+      ConfigError: a layer, head or query that the model does not have.
+      DataError: images or names that are missing, cannot be decoded or do not fit.
+      CheckpointError: no such step, or one of another model.
+      StorageError: the picture cannot be written.
+    """
+    if config.task != "classification":
+        raise ConfigError(f"{workdir} holds a run of task={config.task}, which names no classes.")
+    resolved = configure(config.model)
+    paths = find_images(request.images)
+    mean, std, known = source_facts(config.data, with_names=request.class_names is None)
+    names = class_names(request.class_names, known, resolved.num_classes)
+    abstract = nn.abstract(build(config.model))
+    query = choose_query(request.query, resolved.size)
+    heads = choose_maps(request, abstract, resolved.size, len(paths)) if request.attention else {}
+
+    mesh = make_mesh()
+    # Weights of a classifier fit on each device, whatever mesh they were trained on.
+    rules = config_lib.sharding_rules(config) | config_lib.RULES["replicated"]
+    shardings = evaluate.weight_shardings(abstract, config, mesh, rules)
+    number, params, model_state = load_weights(config, workdir, at_step, abstract, shardings)
+    forward = make_predict(abstract, heads, query, resolved.size)
+    compiled = step.compile_eval(forward, shardings, mesh, rules)
+    rows = sharding.batch_sharding(rules, mesh)
+
+    def predict(images: np.ndarray) -> dict[str, Any]:
+        return jax.device_get(
+            compiled(params, model_state, step.put_batch({"image": images}, rows))
+        )
+
+    data = config.data.copy_and_resolve_references()
+    data.max_bad_fraction = 1.0  # every image was asked for: all are tried
+    if len(paths) <= FEW_IMAGES:
+        data.workers = 0
+    size = -(-(1 if heads else min(BATCH, len(paths))) // mesh.size) * mesh.size
+    found = answers(Images(paths, mean, std), data, size, config.model.image_size, predict)
+    if not request.as_json:
+        print(f"{config.name}, step {number}")
+    bad, drawn = [], []
+    with contextlib.closing(found):
+        for answer in reported(found, len(paths), size, names, request.as_json):
+            if answer.error:
+                bad.append(f"{answer.image} {answer.error}")
+            elif heads:
+                drawn += picture_rows(
+                    answer, names, heads, query, data.mean or mean, data.std or std
+                )
+    if drawn:
+        plots.attention_picture(request.attention, drawn, query)
+        print(f"attention maps: {request.attention}", file=sys.stderr)
+    if bad:
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images got no answer: {'; '.join(bad[:20])}{more}."
+        )
+    return 0
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """The files that were given, and those below folders that were given, sorted by name.
+
+    Raises:
+      DataError: a path that does not exist (names the nearest), or a folder without images.
+    """
+    found = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in folder.SUFFIXES)
+            if not inside:
+                raise DataError(
+                    f"The folder {path} has no images: no file in it or below it ends in "
+                    f"{', '.join(folder.SUFFIXES)}."
+                )
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise DataError(f"There is no image {path}. {nearest(path.name, there)}")
+    return found
+
+
+def source_facts(data: ConfigDict, *, with_names: bool) -> tuple[Rgb, Rgb, Sequence[str]]:
+    """Mean, standard deviation and class names of the data set of a run.
+
+    The data set need not be there. Without it names may be unknown, and then empty.
+    """
+    kind = data.source.partition(":")[0]
+    if kind not in _STATISTICS:
+        source = make_source(data, data.eval_split)
+        return source.mean, source.std, source.class_names
+    names: Sequence[str] = ()
+    if with_names and kind == "imagenet":
+        names = _wordnet_ids()
+    elif with_names:
+        with contextlib.suppress(DataError):
+            names = make_source(data, data.eval_split).class_names
+    return *_STATISTICS[kind], names
+
+
+def _wordnet_ids() -> list[str]:
+    """ImageNet's classes as TFDS numbers them, from its file, without its import."""
+    package = importlib.util.find_spec("tensorflow_datasets")
+    for place in (package.submodule_search_locations if package else None) or []:
+        file = Path(place) / "datasets" / "imagenet2012" / "labels.txt"
+        if file.is_file():
+            return file.read_text().split()
+    return []
+
+
+def class_names(file: Path | None, known: Sequence[str], classes: int) -> list[str]:
+    """One name for each of the outputs of a model: those of a file, else known ones, else numbers.
+
+    Raises:
+      DataError: the file cannot be read, or holds another number of names than the model has
+        classes.
+    """
+    if file is None:
+        return [*known, *(f"class {number}" for number in range(len(known), classes))][:classes]
+    try:
+        names = file.read_text(encoding="utf-8").strip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--class_names={file} cannot be read: {error}.") from None
+    if len(names) != classes:
+        raise DataError(
+            f"--class_names={file} holds {len(names)} names and the model has {classes} classes. "
+            "Give one name a line, in the order of the labels."
+        )
+    return [name.strip() for name in names]
+
+
+def choose_query(query: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+    """The pixel that attends: the one that was asked for, or the centre.
+
+    Raises:
+      ConfigError: it lies outside the image.
+    """
+    y, x = query or (size[0] // 2, size[1] // 2)
+    if y >= size[0] or x >= size[1]:
+        raise ConfigError(
+            f"--query={y},{x} lies outside the image that the model sees, {size[0]} x {size[1]} "
+            f"pixels: rows are 0 to {size[0] - 1}, columns 0 to {size[1] - 1}."
+        )
+    return y, x
+
+
+def choose_maps(
+    request: Request, abstract: nn.Abstract, size: tuple[int, int], images: int
+) -> dict[str, tuple[int, ...]]:
+    """Attention layer -> heads to draw.
+
+    Raises:
+      ConfigError: the model lacks a layer or head, or the picture cannot be drawn.
+      StorageError: the directory of the picture does not exist.
+    """
+    found = attention_maps.survey(abstract, size)
+    layers = attention_maps.choose_layers(found, request.layers)
+    heads = attention_maps.choose_heads(found, layers, request.heads)
+    plots.check_picture(request.attention, images * sum(map(len, heads.values())))
+    return heads
+
+
+def load_weights(
+    config: ConfigDict,
+    workdir: Path,
+    at_step: int | None,
+    abstract: nn.Abstract,
+    shardings: state.TrainState,
+) -> tuple[int, nn.Arrays, nn.Arrays]:
+    """Step, weights and running statistics of a run; moving averages where it keeps them.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one.
+    """
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    with contextlib.closing(checkpoints):
+        number = checkpoints.pick(at_step)
+        return number, *evaluate.read_weights(checkpoints, number, abstract, shardings)
+
+
+def make_predict(
+    abstract: nn.Abstract,
+    heads: dict[str, tuple[int, ...]],
+    query: tuple[int, int],
+    size: tuple[int, int],
+) -> Callable[[nn.Arrays, nn.Arrays, step.Batch], dict[str, Any]]:
+    """The pure function `(params, model_state, {"image": [B, H, W, 3]}) -> probabilities, maps`.
+
+    Its result is {"probabilities": f32 [B, C], "maps": {layer: f32 [B, N, h, w]}}, with the
+    attention of the cell that holds pixel `query` by the chosen heads.
+    """
+
+    def predict(params: nn.Arrays, model_state: nn.Arrays, batch: step.Batch) -> dict[str, Any]:
+        maps = {}
+
+        def see(name: str, layer: attention_maps.Layer, x: jax.Array) -> None:
+            whole = attention_maps.query_map(layer, x, query, size)
+            maps[name] = whole[:, np.asarray(heads[name])]
+
+        model = abstract.bind(params, model_state)
+        attention_maps.observe(model, heads, see)
+        logits = model(batch["image"], train=False)
+        return {"probabilities": jax.nn.softmax(logits), "maps": maps}
+
+    return predict
+
+
+def answers(
+    source: Source,
+    data: ConfigDict,
+    batch_size: int,
+    image_size: int,
+    predict: Callable[[np.ndarray], dict[str, Any]],
+) -> Iterator[Answer]:
+    """An answer for each record of `source`, in order, from batches of one shape."""
+    with eval_batches(source, data, batch_size, 0, 1, image_size) as batches:
+        for batch in batches:
+            out = predict(batch["image"])
+            reasons = dict(batches.bad)
+            for row, record in enumerate(batch["index"].tolist()):
+                if record >= 0:
+                    where = source.describe(record)
+                    yield Answer(
+                        Path(where),
+                        "" if batch["weight"][row] else reasons[where],
+                        batch["image"][row],
+                        out["probabilities"][row],
+                        {name: maps[row] for name, maps in out["maps"].items()},
+                    )
+
+
+def reported(
+    found: Iterator[Answer], total: int, batch_size: int, names: Sequence[str], as_json: bool
+) -> Iterator[Answer]:
+    """Passes answers on once they are printed; shows how far it is when there are several batches.
+
+    The live line shares the terminal with the answers. Where these go to a file, it is on standard
+    error.
+    """
+    live = sys.stdout.isatty()
+    many = total > batch_size
+    with contextlib.closing(Progress(total, stream=sys.stdout if live else sys.stderr)) as progress:
+        for done, answer in enumerate(found, 1):
+            text = as_line(answer, names) if as_json else as_text(answer, names)
+            if many and live:
+                progress.message(text)
+            else:
+                print(text, flush=live)
+            if many and (done % batch_size == 0 or done == total):
+                progress.update(done)
+            yield answer
+
+
+def top(probabilities: np.ndarray) -> list[int]:
+    """The likeliest classes, the likeliest first."""
+    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+
+
+def as_text(answer: Answer, names: Sequence[str]) -> str:
+    """An answer for people."""
+    if answer.error:
+        return f"{answer.image}\n    {answer.error}"
+    lines = [f"  {answer.probabilities[n]:7.2%}  {names[n]}" for n in top(answer.probabilities)]
+    return "\n".join([str(answer.image), *lines])
+
+
+def as_line(answer: Answer, names: Sequence[str]) -> str:
+    """An answer as one line of JSON: image, and error or classes (number, name, probability)."""
+    if answer.error:
+        return json.dumps({"image": str(answer.image), "error": answer.error})
+    classes = [
+        {"class": n, "name": names[n], "probability": float(answer.probabilities[n])}
+        for n in top(answer.probabilities)
+    ]
+    return json.dumps({"image": str(answer.image), "classes": classes})
+
+
+def picture_rows(
+    answer: Answer,
+    names: Sequence[str],
+    heads: dict[str, tuple[int, ...]],
+    query: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> list[plots.AttentionRow]:
+    """What the picture shows of an answer: a row for each layer."""
+    image = np.clip(answer.pixels * np.asarray(std) + np.asarray(mean), 0, 1).astype(np.float32)
+    best = top(answer.probabilities)[0]
+    caption = f"{answer.image.name}: {names[best]} {answer.probabilities[best]:.0%}"
+    return [
+        plots.AttentionRow(
+            image,
+            caption,
+            layer,
+            shown,
+            answer.maps[layer],
+            attention_maps.cell(query, image.shape[:2], answer.maps[layer].shape[1:]),
+        )
+        for layer, shown in heads.items()
+    ]
