@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -27,9 +28,14 @@ from trainlib.data import BadRecords
 from trainlib.errors import DataError, StorageError
 
 
+def _process() -> str:
+    """Names this process among all that may write to one directory at once."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that is there whole or not at all, whatever happens."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{_process()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -49,7 +55,7 @@ def make_directory(path: Path) -> None:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{_process()}.tmp")
     with temporary.open("wb") as file:
         np.save(file, array)
     temporary.replace(path)
@@ -72,9 +78,13 @@ class _StreamWriter:
         self._rest = ids[whole:]
 
     def close(self) -> None:
+        """Writes what is left; raises OSError when anything could not be written."""
         if len(self._rest):
             self._writer.write(self._rest.tobytes())
-        self._writer.close()
+        try:
+            self._writer.close()
+        except RuntimeError as error:  # as the writer reports a full disk, and only now
+            raise OSError(str(error)) from error
 
 
 def _encoded(
@@ -110,7 +120,7 @@ def write_shard(
     done = partial / f"{name}.json"
     if done.is_file():
         return Shard(**json.loads(done.read_text()))
-    temporary = partial / f"{name}.tokens.{os.getpid()}.tmp"
+    temporary = partial / f"{name}.tokens.{_process()}.tmp"
     writer = _StreamWriter(temporary, id_type(vocabulary.size))
     pairs = "inputs" in reader.features
     ends, inputs, unusable, position = [], [], [], 0
@@ -140,12 +150,12 @@ def write_shard(
     return record
 
 
-def begin(directory: Path, reader: Reader, vocabulary: Vocabulary, shards: int) -> tuple[Path, int]:
-    """Makes `directory`.partial, or finds the one that an interrupted preparation left.
+def begin(partial: Path, reader: Reader, vocabulary: Vocabulary, shards: int) -> int:
+    """Makes the directory `partial`, or finds the one that an interrupted preparation left.
 
     Returns:
-      The partial directory and its number of shards. What is left of another source, vocabulary or
-      state of the files is removed.
+      Its number of shards. What is left of another source, vocabulary or state of the files is
+      removed.
 
     Raises:
       DataError: the source is not there.
@@ -158,22 +168,21 @@ def begin(directory: Path, reader: Reader, vocabulary: Vocabulary, shards: int) 
             "*.jsonl (jsonl:) files, or the path of one file."
         )
     plan = {"format": FORMAT, "fingerprint": fingerprint, "vocabulary": vocabulary.digest}
-    partial = directory.with_name(f"{directory.name}.partial")
     found = read_json(partial / "plan.json")
     if found and {**found, "shards": 0} == {**plan, "shards": 0}:
-        return partial, found["shards"]
-    if partial.exists():
+        return found["shards"]
+    if found:
         shutil.rmtree(partial)
     make_directory(partial)
     write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
-    return partial, shards
+    return shards
 
 
 def finish(
     directory: Path, partial: Path, reader: Reader, vocabulary: Vocabulary, shards: list[Shard]
 ) -> None:
     """Gives a cache whose shards are all written its manifest and its name."""
-    for left in partial.glob("*.tmp"):  # of processes that were killed
+    for left in partial.glob("?????-of-*.tmp"):  # of processes that were killed
         left.unlink(missing_ok=True)
     plan = read_json(partial / "plan.json")
     digests = "".join(shard.sha256 for shard in shards)
@@ -193,6 +202,7 @@ def finish(
     except OSError:  # another process was first; shards are equal whoever writes them
         if not (directory / "manifest.json").is_file():
             raise
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def build(
@@ -204,6 +214,7 @@ def build(
     workers: int,
     max_bad_fraction: float,
     part: tuple[int, int] = (0, 1),
+    private: bool = False,
     prepare_worker: Callable[[], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> bool:
@@ -217,6 +228,8 @@ def build(
       workers: processes; 1 or less works in this one.
       max_bad_fraction: as in the `data` part of a configuration.
       part: (index, count): which share of the shards to write, for several machines.
+      private: keeps what is unfinished apart from other processes that do the same at once, as the
+        hosts of a pod may; it cannot be resumed.
       prepare_worker: runs first in each worker process.
       report: told one line for each shard.
 
@@ -229,10 +242,50 @@ def build(
     """
     if (directory / "manifest.json").is_file():
         return True
-    partial, shards = begin(directory, reader, vocabulary, shards)
-    bad = _Unusable(reader.name, max_bad_fraction)
+    partial = directory.with_name(f"{directory.name}.partial{f'-{_process()}' if private else ''}")
+    try:
+        return _write_and_finish(
+            directory,
+            partial,
+            reader,
+            vocabulary,
+            shards,
+            workers,
+            max_bad_fraction,
+            part,
+            prepare_worker,
+            report,
+        )
+    except (OSError, StorageError) as error:
+        if (directory / "manifest.json").is_file():
+            return True  # another process finished it meanwhile
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{directory} cannot be written ({error}). Free space or choose another place with "
+            "--config.data.cache=DIR; the same command goes on from the finished shards."
+        ) from error
+    finally:
+        if private:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_and_finish(
+    directory: Path,
+    partial: Path,
+    reader: Reader,
+    vocabulary: Vocabulary,
+    shards: int,
+    workers: int,
+    max_bad_fraction: float,
+    part: tuple[int, int],
+    prepare_worker: Callable[[], None] | None,
+    report: Callable[[str], None],
+) -> bool:
+    shards = begin(partial, reader, vocabulary, shards)
+    bad = _Unusable(max_bad_fraction)
     own = range(part[0], shards, part[1])
-    write = functools.partial(_write_shard_or_explain, partial, reader, vocabulary, shards=shards)
+    write = functools.partial(write_shard, partial, reader, vocabulary, shards=shards)
     for shard in _in_processes(write, own, workers, prepare_worker):
         bad.count(shard)
         report(
@@ -246,8 +299,8 @@ def build(
     done = [Shard(**shard) for shard in found if shard]
     if not sum(shard.documents for shard in done):
         raise DataError(
-            f"{reader.name} has no text for this part of the data ({bad.total} documents, all "
-            "unusable or of the other part). Give it more text, or another data.holdout."
+            f"{reader.name} has no text for this part of the data ({bad.total} documents are "
+            "unusable, others belong to the other part). Give it more, or another data.holdout."
         )
     finish(directory, partial, reader, vocabulary, done)
     return True
@@ -256,7 +309,7 @@ def build(
 class _Unusable:
     """Counts unusable documents over shards, and stops the preparation when they are too many."""
 
-    def __init__(self, name: str, max_fraction: float):
+    def __init__(self, max_fraction: float):
         self.total = 0
         self._places: list[str] = []
         # The number of documents is known at the end only.
@@ -269,18 +322,6 @@ class _Unusable:
         self._places += [where for where, _ in shard.unusable]
         reasons = [(first + i, why) for i, (_, why) in enumerate(shard.unusable)]
         self._bad.count(rows, reasons)
-
-
-def _write_shard_or_explain(
-    partial: Path, reader: Reader, vocabulary: Vocabulary, shard: int, shards: int
-) -> Shard:
-    try:
-        return write_shard(partial, reader, vocabulary, shard, shards)
-    except OSError as error:
-        raise StorageError(
-            f"{partial}: shard {shard} cannot be written ({error}). Free space or choose another "
-            "place with --config.data.cache=DIR; the same command goes on from the finished shards."
-        ) from error
 
 
 def _in_processes(

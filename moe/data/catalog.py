@@ -247,7 +247,7 @@ def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Sourc
                 "data.); training then starts from there."
             )
         build(
-            directory, reader, vocabulary, shards=1, workers=0,
+            directory, reader, vocabulary, shards=1, workers=0, private=True,
             max_bad_fraction=config.max_bad_fraction, report=lambda line: None,
         )  # fmt: skip
     cache = Cache(directory)

@@ -116,7 +116,7 @@ def replace_or_die(path, target):
     return replace(path, target)
 Path.replace = replace_or_die
 build(Path(sys.argv[1]), TextFolder(sys.argv[2], 0.0, False), ByteVocabulary(100), shards=4,
-      workers=0, max_bad_fraction=0.0)
+      workers=0, max_bad_fraction=0.0, private=len(sys.argv) > 4)
 """
 
 
@@ -142,6 +142,20 @@ def test_survives_a_kill_at_any_write(tmp_path):
     assert resumed.digest == whole.digest
     assert resumed.documents == 8
     assert sorted(files(tmp_path / "c")) == sorted(files(tmp_path / "whole"))
+
+
+def test_several_processes_at_once(tmp_path):
+    """As when every host of a pod meets an unprepared small source at the same moment."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for n in range(8):
+        (data / f"{n}.txt").write_text(f"text {n} " * 700)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "c"), str(data), "99", "private"]
+    runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, errors
+    assert Cache(tmp_path / "c").documents == 8
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "data"]
 
 
 def test_changed_source_starts_again(tmp_path):
@@ -279,10 +293,10 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_a_full_disk(tmp_path, monkeypatch):
     from moe.data import cache_writer
 
-    def full(path, array):
-        with open("/dev/full", "wb") as file:
-            file.write(array.tobytes())
+    class Full(cache_writer._StreamWriter):
+        def __init__(self, path, dtype):
+            super().__init__(Path("/dev/full"), dtype)
 
-    monkeypatch.setattr(cache_writer, "_save_array", full)
-    with pytest.raises(StorageError, match=r"shard 0 cannot be written.*No space left"):
+    monkeypatch.setattr(cache_writer, "_StreamWriter", Full)
+    with pytest.raises(StorageError, match=r"cannot be written.*No space left"):
         make(tmp_path / "c", Lines())
