@@ -227,6 +227,42 @@ def compare(row: Published) -> Compared:
     return Compared(row, nn.abstract(build(row.model)).param_count, paper_flops(config))
 
 
+HEADER = (
+    "model",
+    "params",
+    "printed",
+    "delta",
+    "GFLOP",
+    "printed",
+    "delta",
+    "top-1/5",
+    "table",
+    "",
+)
+
+
+def cells(compared: Compared) -> tuple[str, ...]:
+    """A row as text, under `HEADER`: computed, printed, relative difference, published scores."""
+
+    def versus(computed: float, printed: str, unit: float) -> tuple[str, str]:
+        if not printed:
+            return "-", "-"
+        return printed, f"{100 * (computed / unit / float(printed) - 1):+.1f} %"
+
+    row = compared.published
+    scores = [f"{score:.1f}" for score in (row.top1, row.top5) if score]
+    return (
+        row.label,
+        f"{compared.params:,}",
+        *versus(compared.params, row.params, 1e6),
+        f"{compared.flops / 1e9:.2f}",
+        *versus(compared.flops, row.gflops, 1e9),
+        " / ".join(scores) or "-",
+        row.source,
+        row.note,
+    )
+
+
 def paper_flops(config) -> float:
     """FLOPs of a forward pass of one image as the papers count them.
 
