@@ -2,6 +2,7 @@
 
 No argument: a table of all shipped configurations. `--config=X [--json]`: one of them, built
 without arrays. `--config=X --explain=KEY`: a key's value, meaning and where it was set.
+`--table=papers [--json]`: every classification row of the papers beside what is built here.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch import cli
 
+if TYPE_CHECKING:
+    from vitattn.models.papers import Compared
+
 COLUMNS = ("config", "task, data", "parameters", "FLOPs", "published top-1 / top-5", "source")
+TABLES = ("papers",)
+PAPER_COLUMNS = (
+    *("model", "parameters", "printed M", "delta M", "GFLOP", "printed", "delta"),
+    *("top-1 / top-5", "source", "note"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,10 +30,13 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser("launch.describe", "Say what the configurations are.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")
     parser.add_argument("--explain", metavar="KEY", help="value, meaning and origin of a key")
     args, overrides = cli.parse(parser, argv)
     if args.explain:
         return explain(cli.load(args.config, overrides), args.explain)
+    if args.table:
+        return table(args.table, args.json)
     if args.config or overrides:
         return one(cli.load(args.config, overrides), args.json)
     return every(args.json)
@@ -61,23 +73,101 @@ def every(as_json: bool) -> int:
     """Prints a table of all shipped configurations."""
     facts = []
     for path in cli.shipped():
-        if sys.stderr.isatty():
-            print(f"\r\x1b[Kcounting {path.stem} ...", end="", file=sys.stderr, flush=True)
+        counting(path.stem)
         loaded = cli.load(str(path), {})
         described = facts_of(loaded)
         facts.append((described, cli.family_module(loaded.config, "describe").row(described)))
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    counting("")
     if as_json:
         print(json.dumps([described for described, _ in facts]))
         return 0
-    rows = [COLUMNS, *(row for _, row in facts)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    show([COLUMNS, *(row for _, row in facts)])
     return 0
+
+
+def counting(what: str) -> None:
+    """Says on a terminal what is being counted; "" wipes the line."""
+    if sys.stderr.isatty():
+        text = f"counting {what} ..." if what else ""
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows in columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def table(name: str, as_json: bool) -> int:
+    """Prints the published models: computed figures, printed ones, and what lies between.
+
+    Raises:
+      ConfigError: there is no such table.
+    """
+    from trainlib.errors import one_of
+
+    if name not in TABLES:
+        raise one_of("--table", name, TABLES)
+    from vitattn.models import papers
+
+    rows = []
+    for row in papers.published():
+        counting(row.label)
+        rows.append(papers.compare(row))
+    counting("")
+    if as_json:
+        print(json.dumps([compared_facts(row) for row in rows]))
+        return 0
+    show([PAPER_COLUMNS, *(compared_cells(row) for row in rows)])
+    return 0
+
+
+def compared_facts(row: Compared) -> dict[str, Any]:
+    """A row of the table of papers as plain data; `published` has what the paper prints.
+
+    Returns:
+      label, source, params, gflops, published (params in millions, gflops, top1, top5; None where
+      nothing is printed), params_delta in millions, gflops_delta in percent, note.
+    """
+    printed = row.published
+    params = float(printed.params) if printed.params else None
+    gflops = float(printed.gflops) if printed.gflops else None
+    return {
+        "label": printed.label,
+        "source": printed.source,
+        "params": row.params,
+        "gflops": row.flops / 1e9,
+        "published": {
+            "params": params,
+            "gflops": gflops,
+            "top1": printed.top1 or None,
+            "top5": printed.top5 or None,
+        },
+        "params_delta": None if params is None else row.params / 1e6 - params,
+        "gflops_delta": None if gflops is None else 100 * (row.flops / 1e9 / gflops - 1),
+        "note": printed.note,
+    }
+
+
+def compared_cells(row: Compared) -> list[str]:
+    """A row of the table of papers as text."""
+    facts = compared_facts(row)
+    params, gflops = facts["params_delta"], facts["gflops_delta"]
+    scores = [f"{s:.1f}" for s in (row.published.top1, row.published.top5) if s]
+    return [
+        row.published.label,
+        f"{row.params:,}",
+        row.published.params or "-",
+        "-" if params is None else f"{params:+.2f}",
+        f"{facts['gflops']:.2f}",
+        row.published.gflops or "-",
+        "-" if gflops is None else f"{gflops:+.1f} %",
+        " / ".join(scores) or "-",
+        row.published.source,
+        row.published.note,
+    ]
 
 
 def explain(loaded: cli.Loaded, key: str) -> int:

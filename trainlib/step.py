@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ def _split(batch: Batch, parts: int) -> Batch:
 def _gradients(
     loss_fn: LossFn, params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[jax.Array, Arrays, Arrays, Sums]:
-    """Weighted mean loss and gradient over the whole batch, new statistics, metric sums."""
+    """Weighted mean loss, its gradient in `params`, new statistics, metric sums; whole batch."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:
         (loss, out), grads = grad_fn(params, model_state, batch, key)
@@ -81,6 +81,14 @@ def _gradients(
     return loss * scale, grads, statistics, jax.tree.map(lambda x: x.sum(0), metrics)
 
 
+def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
+    """Weights that learn, weights that do not."""
+    if trained is None:
+        return params, {}
+    learned = {name: value for name, value in params.items() if name in trained}
+    return learned, {name: value for name, value in params.items() if name not in trained}
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -88,6 +96,7 @@ def make_train_step(
     seed: int,
     microbatches: int = 1,
     ema_decay: float = 0.0,
+    trained: Collection[str] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds the pure train step `(state, batch) -> (state, metrics)`.
 
@@ -97,6 +106,10 @@ def make_train_step(
       seed: with the step number it gives every random key.
       microbatches: how many pieces the batch is cut into; the result is the gradient of the whole.
       ema_decay: decay of the moving average of weights; 0 turns it off.
+      trained: names of the weights that learn (`optim.trained_names`); None is all. The others are
+        not differentiated: what lies before the first trained weight has no backward pass, and
+        `grad_norm` does not count them. Running statistics are no weights: those of frozen parts
+        follow the batches as ever.
 
     The metrics gain `loss`, `grad_norm` and `skipped` (1 when this update was not finite and left
     out).
@@ -104,8 +117,13 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        learned, fixed = _parted(state.params, trained)
+
+        def loss_of(learned: Arrays, *rest: Any) -> tuple[jax.Array, LossOutput]:
+            return loss_fn(learned | fixed, *rest)
+
         loss, grads, statistics, metrics = _gradients(
-            loss_fn, state.params, state.model_state, batch, key, microbatches
+            loss_of, learned, state.model_state, batch, key, microbatches
         )
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

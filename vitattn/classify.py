@@ -24,9 +24,8 @@ def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
     def loss_fn(
         params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, LossOutput]:
-        del key  # nothing in these models is random
         model = abstract.bind(params, model_state)
-        logits = model(batch["image"], train=True)
+        logits = model(batch["image"], train=True, key=key)
         labels, weights = batch["label"], batch["weight"]
         total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
         correct = metrics.top_k_correct(logits, labels, weights)

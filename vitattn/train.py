@@ -23,7 +23,7 @@ from trainlib.mesh import make_mesh
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
-from vitattn import classify, evaluate
+from vitattn import classify, evaluate, transfer
 from vitattn import config as config_lib
 from vitattn.data import check_classes, check_settings, make_source, train_batches
 from vitattn.models import build, configure
@@ -81,6 +81,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     else:
         changed = []
         state = state_lib.create(abstract, optimizer, jax.random.key(config.seed), shardings)
+        if config.init_from:
+            state, taken = transfer.start(state, config, abstract, shardings)
+            if main_host:
+                print(taken, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
         print(opening(config, abstract, mesh, len(source), len(eval_source), start), flush=True)
@@ -95,6 +99,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             seed=config.seed,
             microbatches=config.microbatches,
             ema_decay=config.ema_decay,
+            trained=optim.trained_names(config.optimizer, abstract.params),
         ),
         shardings,
         mesh,

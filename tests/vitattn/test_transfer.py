@@ -1,0 +1,198 @@
+"""Weights from another run: what is taken, interpolated, new and refused; frozen parts stay put."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from configs.aa_resnet50 import get_config
+from trainlib import checkpoint, nn, optim, schedules, sharding, state, step
+from trainlib.config import override
+from trainlib.errors import CheckpointError, ConfigError
+from trainlib.mesh import make_mesh
+from vitattn import classify, transfer
+from vitattn import config as config_lib
+from vitattn.models import build
+
+
+def small_config(**changes):
+    config = get_config("digits")
+    common.small_digits(config)
+    for key, value in changes.items():
+        override(config, key.replace("__", "."), value, "test")
+    return config
+
+
+def filled(like, seed):
+    """Positive numbers in place of every array; nothing is compiled for them."""
+    rng = np.random.default_rng(seed)
+    floats = jax.numpy.floating
+
+    def fill(x):
+        if not jax.numpy.issubdtype(x.dtype, floats):
+            return np.zeros(x.shape, x.dtype)
+        return rng.uniform(0.01, 0.1, x.shape).astype(x.dtype)
+
+    return jax.tree.map(fill, like)
+
+
+def made(config, devices=1, seed=0):
+    """Model, optimiser, shardings and first state of a configuration."""
+    mesh = make_mesh(1, devices, devices=jax.devices()[:devices])
+    rules = config_lib.sharding_rules(config)
+    abstract = nn.abstract(build(config.model))
+    schedule = schedules.make_schedule(config.schedule, config.steps)
+    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    shardings = state.state_shardings(
+        abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
+    )
+    like = state.abstract_state(abstract, optimizer, shardings)
+    first = jax.device_put(filled(like, seed), shardings)
+    return abstract, optimizer, shardings, first, (mesh, rules)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run whose averages, statistics and weights all differ from those of a new one."""
+    config = small_config()
+    _, _, _, first, _ = made(config, seed=7)
+    ema = {name: value + 1 for name, value in first.ema.items()}
+    directory = tmp_path_factory.mktemp("run")
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
+    for number in (3, 5):
+        shifted = {name: value + number for name, value in ema.items()}
+        checkpoints.save(number, dataclasses.replace(first, ema=shifted), {"config": {}})
+        checkpoints.wait()
+    checkpoints.close()
+    return directory, ema
+
+
+def started(config, **options):
+    abstract, _, shardings, first, _ = made(config, **options)
+    return (*transfer.start(first, config, abstract, shardings), first)
+
+
+@pytest.mark.parametrize(
+    ("place", "step", "number"), [("", 0, 5), ("", 3, 3), ("checkpoints/3", 0, 3)]
+)
+def test_averages_of_the_step_are_taken_by_name(workdir, place, step, number):
+    directory, ema = workdir
+    config = small_config(init_from=str(directory / place), init_from_step=step)
+    begun, report, _ = started(config)
+    for name, value in {**begun.params, **begun.model_state}.items():
+        np.testing.assert_array_equal(value, ema[name] + number, err_msg=name)
+        np.testing.assert_array_equal(begun.ema[name], value)
+    assert f"step {number}" in report
+    assert f"{len(ema)} moving averages" in report
+    assert int(begun.step) == 0
+
+
+def test_without_averages_weights_and_statistics_are_taken(tmp_path):
+    config = small_config(ema_decay=0.0, init_from=str(tmp_path))
+    _, _, _, other, _ = made(config, seed=7)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, other, {"config": {}})
+    checkpoints.close()
+    begun, _, _ = started(config)
+    for name, value in begun.params.items():
+        np.testing.assert_array_equal(value, other.params[name])
+    assert begun.ema == {}
+
+
+def test_a_new_head_and_interpolated_tables_are_reported(workdir):
+    directory, ema = workdir
+    changes = {"model__num_classes": 7, "model__image_size": 16, "sharding": "fsdp"}
+    config = small_config(init_from=str(directory), **changes)
+    begun, report, first = started(config, devices=4)
+    for name in ("head.kernel", "head.bias"):
+        np.testing.assert_array_equal(begun.params[name], first.params[name])
+        assert name in report
+    assert begun.params["head.kernel"].sharding == first.params["head.kernel"].sharding
+    assert "interpolated" in report
+    tables = [n for n in begun.params if n.split(".")[-1] in ("rel_h", "rel_w")]
+    assert tables
+    for name in tables:
+        old, new = np.asarray(ema[name]) + 5, np.asarray(begun.params[name])
+        at = np.linspace(0, len(old) - 1, len(new))
+        columns = [np.interp(at, np.arange(len(old)), column) for column in old.T]
+        np.testing.assert_allclose(new, np.stack(columns, 1), atol=1e-6)
+        # Distance 0 stays distance 0: the middle row.
+        np.testing.assert_allclose(new[len(new) // 2], old[len(old) // 2], atol=1e-6)
+    same = set(begun.params) - set(tables) - {"head.kernel", "head.bias"}
+    for name in same:
+        np.testing.assert_array_equal(begun.params[name], ema[name] + 5, err_msg=name)
+
+
+def test_any_other_difference_is_refused_unless_it_starts_anew(workdir):
+    directory, _ = workdir
+    wider = small_config(init_from=str(directory), model__width=0.5)
+    with pytest.raises(CheckpointError, match=r"conv1\.kernel is \(1, 1, 16, 16\) there"):
+        started(wider)
+    gated = small_config(init_from=str(directory), model__gate="se")
+    with pytest.raises(CheckpointError, match=r"gate.* is missing there") as caught:
+        started(gated)
+    assert "init_new" in str(caught.value)
+    allowed = small_config(init_from=str(directory), model__gate="se", init_new=(r"\.gate\.",))
+    begun, report, first = started(allowed)
+    gate = next(name for name in begun.params if ".gate." in name)
+    np.testing.assert_array_equal(begun.params[gate], first.params[gate])
+    assert "(init_new)" in report
+    with pytest.raises(ConfigError, match="init_new"):
+        started(small_config(init_from=str(directory), init_new=("no_such_layer",)))
+
+
+def test_what_nothing_takes_is_left_over(workdir):
+    directory, _ = workdir
+    config = small_config(init_from=str(directory), model__attention__position="none")
+    _, report, _ = started(config)
+    assert "rel_h" in report.split("left over")[1]
+
+
+def test_a_place_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        transfer.find(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_frozen_weights_do_not_move_and_have_no_slots():
+    frozen = (r"^stem\.", r"^conv[23]_x\.")
+    factors = ((r"^conv4_x\.", 0.5),)
+    config = small_config(optimizer__frozen=frozen, optimizer__lr_multipliers=factors, batch_size=8)
+    config.model.zero_init = False
+    config.schedule.warmup_steps = 0
+    abstract, optimizer, shardings, first, place = made(config)
+    trained = optim.trained_names(config.optimizer, abstract.params)
+    still = set(abstract.params) - trained
+    assert still
+    assert {n.split(".")[0] for n in still} == {"stem", "conv2_x", "conv3_x"}
+    slots = "".join(n for n in checkpoint.to_flat(first) if n.startswith("opt_state"))
+    assert not any(name in slots for name in still)
+    run = step.make_train_step(
+        classify.make_loss(abstract, 0.0),
+        optimizer,
+        seed=0,
+        ema_decay=config.ema_decay,
+        trained=trained,
+    )
+    before = jax.tree.map(np.array, (first.params, first.model_state))
+    run = step.compile_step(run, shardings, *place)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
+        "label": rng.integers(0, 10, 8).astype(np.int32),
+        "weight": np.ones(8, np.float32),
+    }
+    batch = step.put_batch(batch, sharding.batch_sharding(place[1], place[0]))
+    for _ in range(2):
+        first, sums = run(first, batch)
+    params, statistics = before
+    for name in still:
+        assert np.asarray(first.params[name]).tobytes() == params[name].tobytes(), name
+    moved = {name for name in trained if np.any(np.asarray(first.params[name]) != params[name])}
+    assert moved == trained
+    # Statistics are no weights: those of frozen parts follow the batches.
+    name = "stem.norm.mean"
+    assert np.any(np.asarray(first.model_state[name]) != statistics[name])
+    assert float(sums["grad_norm"][0]) > 0

@@ -1,0 +1,209 @@
+"""Starts a run from the weights of another one: `init_from`, `init_from_step`, `init_new`.
+
+L offsets of a relative-position table, D depth of a head.
+
+A weight or statistic is taken where name and shape are equal, from the moving averages where the
+other run kept them. A head of another number of classes starts anew. A table of relative positions
+of another map size is interpolated along its offsets, ends on ends: a larger map shows the same
+picture in more pixels. Whatever else differs is an error, unless `init_new` matches its name.
+Optimiser slots and the step counter start anew. See `optimizer.frozen` for parts that shall not
+learn; their running statistics go on following the batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from trainlib import checkpoint, nn, optim
+from trainlib.errors import CheckpointError
+from trainlib.progress import summary
+from trainlib.state import TrainState
+
+NEW, STRETCHED = {"classes"}, {"offset"}  # axes that may differ, and what is done then
+SHOWN = 4  # names of one kind that are printed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What becomes of each weight and statistic.
+
+    Attributes:
+      taken: name -> name in the checkpoint; same shape.
+      stretched: name -> (name in the checkpoint, its shape), for relative-position tables.
+      new: name -> why it starts anew.
+      left: names in the checkpoint that nothing here takes.
+    """
+
+    taken: dict[str, str]
+    stretched: dict[str, tuple[str, tuple[int, ...]]]
+    new: dict[str, str]
+    left: list[str]
+
+
+def find(path: str | Path) -> tuple[Path, int | None]:
+    """Where the checkpoints are, and the step if `path` names one.
+
+    Args:
+      path: a workdir, its directory `checkpoints`, or one step in it.
+
+    Raises:
+      CheckpointError: none of these is there.
+    """
+    place = Path(path).expanduser()
+    candidates = [(place / "checkpoints", None), (place, None)]
+    if place.name.isdecimal():
+        candidates.append((place.parent, int(place.name)))
+    for directory, step in candidates:
+        if directory.is_dir() and any((s / "state").is_dir() for s in directory.glob("[0-9]*")):
+            return directory, step
+    raise CheckpointError(
+        f"init_from={path} holds no checkpoint. Give the --workdir of a run, its directory "
+        "checkpoints, or one step in it (WORKDIR/checkpoints/STEP)."
+    )
+
+
+def _differing(spec: nn.Spec, shape: tuple[int, ...]) -> set[str]:
+    """Logical axes in whose length a shape differs; all of them when it has another number."""
+    if len(shape) != len(spec.shape):
+        return set(spec.axes)
+    pairs = zip(spec.axes, shape, spec.shape, strict=True)
+    return {axis for axis, old, new in pairs if old != new}
+
+
+def match(
+    stored: Mapping[str, tuple[int, ...]], specs: Mapping[str, nn.Spec], init_new: Sequence[str]
+) -> Plan:
+    """Decides what is taken.
+
+    Args:
+      stored: name in the checkpoint (`params/...`, `model_state/...`, `ema/...`) -> shape.
+      specs: weights and statistics of the model that starts.
+      init_new: regular expressions of names that start anew whatever the checkpoint holds.
+
+    Raises:
+      CheckpointError: a weight is missing there or has another shape; names those.
+      ConfigError: a pattern that matches nothing.
+    """
+    averaged = any(name.startswith("ema/") for name in stored)
+    kinds = ("ema/",) if averaged else ("params/", "model_state/")
+    there = {n.partition("/")[2]: n for n in stored if n.startswith(kinds)}
+    anew = set().union(*(optim.matching("init_new", p, list(specs)) for p in init_new))
+    plan, wrong = Plan({}, {}, {}, [n for n in there if n not in specs]), []
+    for name, spec in specs.items():
+        source = there.get(name, "")
+        shape = tuple(stored.get(source, ()))
+        if name in anew:
+            plan.new[name] = "init_new"
+        elif not source:
+            wrong.append(f"{name} {spec.shape} is missing there")
+        elif shape == spec.shape:
+            plan.taken[name] = source
+        elif (differing := _differing(spec, shape)) <= NEW:
+            plan.new[name] = f"{shape} there"
+        elif differing <= STRETCHED:
+            plan.stretched[name] = (source, shape)
+        else:
+            wrong.append(f"{name} is {shape} there and {spec.shape} here")
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"The checkpoint of init_from does not fit this model: {'; '.join(wrong[:SHOWN])}"
+            f"{more}. Only a head of other classes and relative positions of another map size may "
+            "differ. Set the model keys as in the config.json beside the checkpoint, or let parts "
+            "start anew by --config.init_new=REGEX,... on their names."
+        )
+    return plan
+
+
+def stretch(table: jax.Array, length: int) -> jax.Array:
+    """Relative-position table f32 [L, D] -> [length, D]: linear, ends on ends."""
+    return jnp.asarray(_interpolation(table.shape[0], length), table.dtype) @ table
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """Matrix [new, old] whose rows weigh the two nearest old rows."""
+    at = np.linspace(0, old - 1, new)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old)))
+
+
+def start(
+    state: TrainState, config: ConfigDict, abstract: nn.Abstract, shardings: TrainState
+) -> tuple[TrainState, str]:
+    """Puts the weights that `config.init_from` names into a new state.
+
+    Args:
+      state: as `trainlib.state.create` makes it.
+      config: reads init_from, init_from_step and init_new.
+      abstract: the model.
+      shardings: of the state.
+
+    Returns:
+      The state and a table of what was taken, what is new and what was left over.
+
+    Raises:
+      CheckpointError: nothing there, or another model.
+      ConfigError: a pattern of init_new that matches nothing.
+    """
+    directory, step = find(config.init_from)
+    checkpoints = checkpoint.Checkpoints(directory)
+    number = checkpoints.pick(config.init_from_step or step)
+    specs = {**abstract.params, **abstract.model_state}
+    places: dict[str, NamedSharding] = {**shardings.params, **shardings.model_state}
+    stored = {
+        n: tuple(s.shape) for n, s in checkpoints.shapes(number).items() if hasattr(s, "shape")
+    }
+    plan = match(stored, specs, config.init_new)
+
+    wanted = {
+        source: jax.ShapeDtypeStruct(specs[name].shape, specs[name].dtype, sharding=places[name])
+        for name, source in plan.taken.items()
+    }
+    for name, (source, shape) in plan.stretched.items():
+        whole = NamedSharding(places[name].mesh, P())
+        wanted[source] = jax.ShapeDtypeStruct(shape, specs[name].dtype, sharding=whole)
+    read = checkpoints.restore_some(number, wanted)
+    checkpoints.close()
+
+    arrays = {name: read[source] for name, source in plan.taken.items()}
+    for name, (source, _) in plan.stretched.items():
+        fit = jax.jit(stretch, static_argnums=1, out_shardings=places[name])
+        arrays[name] = fit(read[source], specs[name].shape[0])
+    params = {name: arrays.get(name, value) for name, value in state.params.items()}
+    statistics = {name: arrays.get(name, value) for name, value in state.model_state.items()}
+    ema = state.ema
+    if ema:
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
+        ema = copy({**params, **statistics})
+    begun = dataclasses.replace(state, params=params, model_state=statistics, ema=ema)
+    return begun, report(plan, specs, f"Starting from step {number} in {directory}")
+
+
+def report(plan: Plan, specs: Mapping[str, nn.Spec], title: str) -> str:
+    """The table of a plan, as text."""
+    size = sum(specs[name].size for name in plan.taken)
+    averaged = any(source.startswith("ema/") for source in plan.taken.values())
+    kind = "moving averages" if averaged else "weights and statistics"
+    stretched = {name: f"{shape} there" for name, (_, shape) in plan.stretched.items()}
+    rows: list[tuple[str, Any]] = [("taken", f"{len(plan.taken)} {kind}, {size:,} numbers")]
+    for label, names in (("interpolated", stretched), ("new", plan.new)):
+        lines = [f"{name} {specs[name].shape} ({why})" for name, why in names.items()]
+        rows.append((label, _few(lines)))
+    rows.append(("left over", _few(plan.left)))
+    return summary(title, rows)
+
+
+def _few(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)}: {', '.join(names[:SHOWN])}{more}"
