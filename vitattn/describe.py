@@ -44,12 +44,12 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def row(facts: dict[str, Any]) -> list[str]:
     """Cells of the table of all configurations."""
     published = facts["published"]
-    score = f"{published['top1']:.1f} / {published['top5']:.1f}" if "top1" in published else "-"
+    scores = [f"{published[k]:.1f}" if k in published else "-" for k in ("top1", "top5")]
     return [
         facts["name"],
         f"{facts['task']}, {facts['data']}",
         f"{facts['params']:,}",
         f"{facts['flops_per_example'] / 1e9:.2f} G/image",
-        score,
+        " / ".join(scores) if "top1" in published else "-",
         published.get("source", "-"),
     ]
