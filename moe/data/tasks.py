@@ -179,13 +179,25 @@ class SeqioReader:
                 self._check(task)
             else:
                 task = make_task(self.config, self.name, self.vocabulary)
-            if self.split not in task.splits:
+            splits = self._splits(task)
+            if self.split not in splits:
                 raise DataError(
-                    f"{self.name} has no split '{self.split}', only {', '.join(task.splits)}. "
+                    f"{self.name} has no split '{self.split}', only {', '.join(splits)}. "
                     "Name its held-out split with --config.data.eval_split=NAME."
                 )
             self._made = task
         return self._made
+
+    def _splits(self, task: Any) -> list[str]:
+        try:
+            return list(task.splits)
+        except Exception as error:  # TFDS reports an absent set as many types
+            where = self.config.dir or "TFDS's own ~/tensorflow_datasets"
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{self.name}: its data was not found in {where} ({reason}). Give the TFDS data "
+                "directory with --config.data.dir=DIR, or make the set there with `tfds build`."
+            ) from error
 
     def _check(self, task: Any) -> None:
         has = sorted(task.output_features)

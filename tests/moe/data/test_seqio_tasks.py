@@ -20,7 +20,7 @@ from moe.data import make_source, make_vocabulary, tasks  # noqa: E402
 from moe.data.packing import fill_rows, pack_starts  # noqa: E402
 from moe.data.readers import Pydoc  # noqa: E402
 from moe.data.span_corruption import SpanCorruption  # noqa: E402
-from trainlib.errors import DataError  # noqa: E402
+from trainlib.errors import ConfigError, DataError  # noqa: E402
 
 T5_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 
@@ -237,6 +237,18 @@ def test_any_tfds_set(data_config, tmp_path, split):
     ids = make_source(config, split).cache.read(0, 99)
     text = make_vocabulary(config).decode(ids)
     assert sorted(text) == sorted("firstsecond" if split == "train" else "third")
+
+
+@pytest.mark.parametrize("source", ["c4", "tfds:not_there:1.0.0"])
+def test_absent_tfds_sets(data_config, tmp_path, source):
+    config = data_config(source=source, dir=str(tmp_path))
+    with pytest.raises(DataError, match=rf"its data was not found in {tmp_path}"):
+        prepare.run(ConfigDict({"data": config}), workers=0)
+
+
+def test_tfds_set_without_its_version(data_config):
+    with pytest.raises(ConfigError, match="needs the version"):
+        prepare.run(ConfigDict({"data": data_config(source="tfds:mini")}), workers=0)
 
 
 BROKEN = {
