@@ -63,15 +63,17 @@ def grouped(
     Returns:
       [R, D]; rows after the last segment are zero.
     """
-    names = [name for name in ("gate", "up") if name in weights]
-    pre = {name: _product(rows, weights[name], sizes, interpret) for name in names}
     bounds = jnp.cumsum(sizes)
     index = jnp.arange(rows.shape[0])
+    inside = (index < bounds[-1])[:, None]
+
+    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+        # What the kernels leave in rows of no segment is undefined, in both directions.
+        return jnp.where(inside, _product(jnp.where(inside, x, 0), weight, sizes, interpret), 0)
+
+    pre = {name: product(rows, weights[name]) for name in ("gate", "up") if name in weights}
     bias = None
     if form != "none":
         owner = jnp.sum(index[:, None] >= bounds, axis=1)
         bias = jnp.take(weights["bias"], owner, axis=0, mode="clip")
-    inside = (index < bounds[-1])[:, None]
-    pre = {name: jnp.where(inside, value, 0) for name, value in pre.items()}
-    out = _product(hidden(pre, bias, form), weights["down"], sizes, interpret)
-    return jnp.where(inside, out, 0)
+    return product(hidden(pre, bias, form), weights["down"])
