@@ -134,7 +134,7 @@ def _parse(text: str, kind: type) -> Any:
     if kind is float:
         return float(text)
     if kind in (tuple, list):
-        value = ast.literal_eval(text) if text[:1] in "([" else _words(text)
+        value = ast.literal_eval(text) if text.startswith(("(", "[")) else _words(text)
         return kind(value) if isinstance(value, tuple | list) else kind((value,))
     return text
 

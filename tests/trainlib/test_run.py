@@ -1,0 +1,119 @@
+"""What loops do around their steps: late metrics, the abort, stop requests, resume rules."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trainlib import run as run_lib
+from trainlib.config import COMMON, check_common, from_schema, override
+from trainlib.errors import ConfigError, NumericAbort
+from trainlib.interrupt import StopRequest
+from trainlib.progress import Progress
+from trainlib.writers import Writers
+
+
+def sums(loss, skipped=0, in_row=0):
+    values = {"loss": loss, "skipped": skipped, "skipped_in_row": in_row}
+    return {name: (np.float32(value), np.float32(1)) for name, value in values.items()}
+
+
+@pytest.fixture
+def config():
+    return from_schema(COMMON)
+
+
+def recorder(config, workdir):
+    progress = Progress(10, stream=io.StringIO())
+    writers = Writers(workdir, tensorboard=False)
+    return run_lib.Recorder(config, lambda step: 0.1 * step, progress, writers)
+
+
+def written(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_written_one_step_late_with_their_rate(config, tmp_path):
+    record = recorder(config, tmp_path)
+    record.record(1, sums(3.0))
+    assert written(tmp_path) == []
+    record.record(2, sums(2.0))
+    record.flush()
+    record.flush()
+    assert [(r["step"], r["loss"]) for r in written(tmp_path)] == [(1, 3.0), (2, 2.0)]
+    assert [r["learning_rate"] for r in written(tmp_path)] == [0.0, 0.1]
+
+
+def test_a_skipped_update_does_not_move_the_rate(config, tmp_path):
+    record = recorder(config, tmp_path)
+    for number, (skipped, in_row) in enumerate([(0, 0), (1, 1), (1, 0), (1, 0)], start=1):
+        record.record(number, sums(1.0, skipped, in_row))
+    record.flush()
+    rates = [r["learning_rate"] for r in written(tmp_path)]
+    np.testing.assert_allclose(rates, [0.0, 0.1, 0.1, 0.2])
+
+
+def test_too_many_bad_updates_in_a_row_stop_the_run(config, tmp_path):
+    override(config, "max_skipped_steps", 2, "test")
+    record = recorder(config, tmp_path)
+    for number in (1, 2, 3):
+        record.record(number, sums(float("nan"), number, number))
+    with pytest.raises(NumericAbort, match="3 steps in a row, up to step 3"):
+        record.flush()
+    assert [r["loss"] for r in written(tmp_path)] == ["NaN"] * 3
+
+
+def test_a_resumed_run_may_change_lengths_but_not_meanings(config):
+    position = {"next_batch": 5, "records": 10, "digest": "x", "batch_size": 128, "seed": 0}
+    meta = run_lib.checkpoint_meta(config, position)
+    override(config, "steps", 2000, "test")
+    found = run_lib.check_resume(meta, config, ("seed", "mesh."), position | {"digest": "y"})
+    assert found[0] == "steps: 1000 -> 2000"
+    assert "data set" in found[1]
+    override(config, "mesh.data", 4, "test")
+    with pytest.raises(ConfigError, match=r"mesh\.data: -1 -> 4"):
+        run_lib.check_resume(meta, config, ("seed", "mesh."), position)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps", 0, "at least 1"),
+        ("eval_every", -1, "at least 0"),
+        ("batch_size", 100, "8 devices. Nearest: 96"),
+        ("microbatches", 3, "8 devices x 3 microbatches. Nearest: 120"),
+        ("eval_batch_size", 12, "Nearest: 16"),
+    ],
+)
+def test_common_keys_are_checked(config, key, value, words):
+    override(config, key, value, "test")
+    with pytest.raises(ConfigError, match=words):
+        check_common(config, 8)
+
+
+def test_the_first_signal_asks_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_second_signal_leaves_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from trainlib.interrupt import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75
+    assert "SIGTERM again" in done.stderr
