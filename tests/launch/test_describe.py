@@ -1,0 +1,58 @@
+"""`launch.describe`: the table of the papers, one configuration, mistakes."""
+
+import json
+
+import pytest
+
+from launch import describe
+from trainlib.errors import run_command
+from vitattn.models import papers
+
+# Three rows stand for all, which tests/vitattn/models/test_papers.py checks: one that matches, a
+# known miss in parameters, one without printed counts.
+LABELS = ("AA-ResNet-50", "AA-WRN-28-10", "AA-ResNet-50, position none")
+
+
+@pytest.fixture
+def three_rows(monkeypatch):
+    rows = [row for row in papers.published() if row.label in LABELS]
+    assert len(rows) == len(LABELS)
+    monkeypatch.setattr(papers, "published", lambda: rows)
+
+
+def test_the_table_of_papers_shows_both_figures_and_what_lies_between(three_rows, capsys):
+    assert run_command(lambda: describe.main(["--table=papers"])) == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == {"model", *LABELS}
+    for cell in ("25,809,392", "25.8", "+0.01", "77.7 / 93.8", "1904.09925 ImageNet"):
+        assert cell in lines["AA-ResNet-50"]
+    assert "-0.15" in lines["AA-WRN-28-10"]
+    assert "36.05 M" in lines["AA-WRN-28-10"], "a miss says why"
+    assert " - " in lines["AA-ResNet-50, position none"]
+
+
+def test_the_table_of_papers_as_json(three_rows, capsys):
+    assert run_command(lambda: describe.main(["--table=papers", "--json"])) == 0
+    rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)}
+    row = rows["AA-ResNet-50"]
+    assert row["params"] == 25_809_392
+    assert row["published"] == {"params": 25.8, "gflops": 8.3, "top1": 77.7, "top5": 93.8}
+    assert row["params_delta"] == pytest.approx(0.009392)
+    assert row["gflops"] == pytest.approx(8.3, rel=0.03)
+    assert row["gflops_delta"] == pytest.approx(100 * (row["gflops"] / 8.3 - 1))
+    assert rows["AA-ResNet-50, position none"]["params_delta"] is None
+
+
+def test_another_table_is_refused(capsys):
+    assert run_command(lambda: describe.main(["--table=paper"])) == 64
+    assert "Did you mean 'papers'" in capsys.readouterr().err
+
+
+def test_one_configuration_and_its_variant(capsys):
+    argv = ["--config=configs/sasa_resnet26.py:conv", "--json"]
+    assert run_command(lambda: describe.main(argv)) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["name"] == "sasa_resnet26:conv"
+    assert facts["params"] == sum(facts["params_by_part"].values()) == 13_696_552
+    assert facts["published"]["top1"] == 74.5
+    assert facts["flops_per_example"] == pytest.approx(4.7e9, rel=0.01)
