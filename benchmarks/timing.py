@@ -1,9 +1,9 @@
 """CPU-time ratios on a machine that others use too.
 
 Wall time on a shared machine measures the neighbours. So candidates are timed by the CPU time of
-this process, pinned to one core with one thread, in interleaved rounds, and the minimum of the rounds
-counts. A number of another process or another day is not comparable; only ratios are reported as
-results.
+this process, pinned to one core with one thread, in interleaved rounds, and the minimum of the
+rounds counts. A number of another process or another day is not comparable; only ratios are
+reported as results.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def header(packages: tuple[str, ...] = ("jax", "jaxlib", "flax", "numpy")) -> st
     """Device, versions and date, as every benchmark prints them first."""
     import jax
 
-    devices = jax.devices()
+    device, count = jax.devices()[0], jax.device_count()
     versions = []
     for name in packages:
         try:
@@ -49,7 +49,7 @@ def header(packages: tuple[str, ...] = ("jax", "jaxlib", "flax", "numpy")) -> st
             versions.append(f"{name} absent")
     return "\n".join(
         [
-            f"device   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {cpu_name()}",
+            f"device   {count} x {device.device_kind} ({device.platform}), {cpu_name()}",
             f"versions python {platform.python_version()}, " + ", ".join(versions),
             f"date     {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         ]
@@ -71,8 +71,8 @@ def cpu_name() -> str:
 def fastest(candidates: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
     """Least CPU time of one call of each candidate, in milliseconds.
 
-    Each candidate must wait for its own result. One untimed call comes first (compilation); then the
-    rounds interleave the candidates, so that a slow spell of the machine meets all of them.
+    Each candidate must wait for its own result. One untimed call comes first (compilation); then
+    the rounds interleave the candidates, so that a slow spell of the machine meets all of them.
     """
     for run in candidates.values():
         run()

@@ -39,15 +39,28 @@ keep_outputs = functools.partial(
 
 
 def _logits(q: Array, k: Array, bias_row: Bias, bias_col: Bias) -> Array:
-    """[.., Q, KH*KW] in float32."""
-    content = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+    """[.., KH*KW, Q] in float32: keys before queries, so that the innermost loop of every sum over
+    keys, rows or columns runs along queries, which a CPU can vectorise."""
+    content = jnp.einsum("...kd,...qd->...kq", k, q, preferred_element_type=jnp.float32)
     if bias_row is None or bias_col is None:
         return content
-    rows, cols = bias_row.shape[-1], bias_col.shape[-1]
-    grid = content.reshape(*content.shape[:-1], rows, cols)
-    grid = grid + bias_row[..., :, None].astype(jnp.float32)
-    grid = grid + bias_col[..., None, :].astype(jnp.float32)
+    grid = content.reshape(*_grid(content, bias_row, bias_col))
+    grid = grid + bias_row[..., :, None, :].astype(jnp.float32)
+    grid = grid + bias_col[..., None, :, :].astype(jnp.float32)
     return grid.reshape(content.shape)
+
+
+def _grid(x: Array, bias_row: Array, bias_col: Array) -> tuple[int, ...]:
+    """Shape [.., KH, KW, Q] of x [.., KH*KW, Q]."""
+    return (*x.shape[:-2], bias_row.shape[-2], bias_col.shape[-2], x.shape[-1])
+
+
+def _times_keys(x: Array, p: Array) -> Array:
+    """x [.., KH*KW, c], p [.., KH*KW, Q] -> [.., Q, c], their product over keys, in float32."""
+    product = jnp.einsum("...kc,...kq->...cq", x, p, preferred_element_type=jnp.float32)
+    # The barrier keeps the compiler from merging the transposition into the product: it would read
+    # the large p against its order, which takes twice as long on a CPU.
+    return jax.lax.optimization_barrier(product).swapaxes(-1, -2)
 
 
 @jax.custom_vjp
@@ -58,8 +71,8 @@ def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias =
       q: [.., Q, d], already scaled where the layer scales.
       k: [.., KH*KW, d], keys flattened row by row (the column runs fast).
       v: [.., KH*KW, e]; e may differ from d.
-      bias_row: [.., Q, KH] or None. Masks are entries of `MASKED`; every query needs one valid key.
-      bias_col: [.., Q, KW]; None exactly when bias_row is.
+      bias_row: [.., KH, Q] or None. Masks are entries of `MASKED`; every query needs one valid key.
+      bias_col: [.., KW, Q]; None exactly when bias_row is.
 
     Returns:
       [.., Q, e] in the type of v. Softmax statistics are float32 whatever the inputs are.
@@ -69,11 +82,11 @@ def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias =
 
 def _forward(q: Array, k: Array, v: Array, bias_row: Bias, bias_col: Bias):
     logits = _logits(q, k, bias_row, bias_col)
-    top = jnp.max(logits, axis=-1, keepdims=True)
+    top = jnp.max(logits, axis=-2, keepdims=True)
     p = jnp.exp(logits - top)
-    total = jnp.sum(p, axis=-1, keepdims=True)
-    out = jnp.einsum("...qk,...ke->...qe", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = checkpoint_name((out / total).astype(v.dtype), _OUTPUT)
+    total = jnp.sum(p, axis=-2, keepdims=True)
+    out = _times_keys(v, p.astype(v.dtype)) / total.swapaxes(-1, -2)
+    out = checkpoint_name(out.astype(v.dtype), _OUTPUT)
     logsumexp = checkpoint_name(top + jnp.log(total), _LOGSUMEXP)
     return out, (q, k, v, bias_row, bias_col, out, logsumexp)
 
@@ -83,17 +96,17 @@ def _backward(residuals, g: Array):
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     p = jnp.exp(_logits(q, k, bias_row, bias_col) - logsumexp)
     # Sum over keys of p * dp, without the keys (FlashAttention's D): one number a query.
-    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    ds = p * (einsum("...qe,...ke->...qk", g, v) - delta)
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[..., None, :]
+    ds = p * (einsum("...ke,...qe->...kq", v, g) - delta)
     d_row = d_col = None
     if bias_row is not None and bias_col is not None:
-        grid = ds.reshape(*ds.shape[:-1], bias_row.shape[-1], bias_col.shape[-1])
-        d_row = jnp.sum(grid, axis=-1).astype(bias_row.dtype)
-        d_col = jnp.sum(grid, axis=-2).astype(bias_col.dtype)
-    ds = ds.astype(k.dtype)
-    dq = einsum("...qk,...kd->...qd", ds, k).astype(q.dtype)
-    dk = einsum("...qk,...qd->...kd", ds, q).astype(k.dtype)
-    dv = einsum("...qk,...qe->...ke", p.astype(g.dtype), g).astype(v.dtype)
+        grid = ds.reshape(*_grid(ds, bias_row, bias_col))
+        d_row = jnp.sum(grid, axis=-2).astype(bias_row.dtype)
+        d_col = jnp.sum(grid, axis=-3).astype(bias_col.dtype)
+    ds, p = ds.astype(k.dtype), p.astype(g.dtype)
+    dq = _times_keys(k, ds).astype(q.dtype)
+    dk = einsum("...kq,...qd->...kd", ds, q).astype(k.dtype)
+    dv = einsum("...kq,...qe->...ke", p, g).astype(v.dtype)
     return dq, dk, dv, d_row, d_col
 
 
@@ -102,4 +115,4 @@ attend.defvjp(_forward, _backward)
 
 def attention_weights(q: Array, k: Array, bias_row: Bias = None, bias_col: Bias = None) -> Array:
     """The probabilities [.., Q, KH*KW] themselves, materialised: for pictures only."""
-    return jax.nn.softmax(_logits(q, k, bias_row, bias_col), axis=-1)
+    return jax.nn.softmax(_logits(q, k, bias_row, bias_col), axis=-2).swapaxes(-1, -2)

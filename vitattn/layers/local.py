@@ -18,6 +18,8 @@ attend to the whole square. Keys outside the map are zeros and stay in the softm
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -28,21 +30,58 @@ from flax import nnx
 from trainlib.errors import ConfigError, one_of
 from trainlib.nn import declare
 from trainlib.sharding import batch_local
-from vitattn.layers.attend import MASKED, attend, keep_outputs
+from vitattn.layers.attend import MASKED
 from vitattn.layers.conv import pointwise
 from vitattn.layers.pool import average_pool
 from vitattn.layers.position import sine_positions, table_init
-from vitattn.layers.relative import largest_divisor, map_batched, tile_bytes
+from vitattn.layers.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
 Table = jax.Array | None
 
-# Divides the maps of 224 px images (56, 28, 14, 7); other sizes are filled up with unused queries.
-BLOCK = 7
+HALO_BLOCK = 7
 
 POSITIONS = ("relative", "none", "sine")
 KINDS = ("local", "halo")
 LECUN_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """How one axis of the map is cut: b queries a block, M = b + 2h keys.
+
+    Attributes:
+      size: H or W.
+      block: b.
+      halo: h.
+      index: [b, M], table row of a (query, key) of a block.
+      mask: [blocks or 1, b, M], 0 where the query may attend and `MASKED` elsewhere.
+    """
+
+    size: int
+    block: int
+    halo: int
+    index: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.size // self.block)
+
+
+def _axis(size: int, block: int, halo: int, window: int | None, mask_border: bool) -> _Axis:
+    """An axis of local attention, or of halo attention when there is no window."""
+    keys = np.arange(block + 2 * halo)
+    offset = keys[None, :] - np.arange(block)[:, None]
+    if window is None:
+        index, inside = offset + block - 1, np.ones((1, *offset.shape), bool)
+    else:
+        # Within the window the offset of a key from the window's first is 0 .. window - 1.
+        index, inside = np.clip(offset, 0, window - 1), (offset >= 0)[None] & (offset < window)
+    if mask_border:
+        first = np.arange(-(-size // block))[:, None] * block - halo
+        inside = inside & ((first + keys >= 0) & (first + keys < size))[:, None, :]
+    return _Axis(size, block, halo, index, np.where(inside, 0.0, MASKED).astype(np.float32))
 
 
 def local_attention(
@@ -54,7 +93,7 @@ def local_attention(
     *,
     window: int,
     mask_border: bool = False,
-    block: int = BLOCK,
+    block: tuple[int, int] | None = None,
 ) -> Array:
     """Each pixel attends to the window x window pixels around it.
 
@@ -67,16 +106,17 @@ def local_attention(
       rel_col: [window, d - d // 2].
       window: odd K.
       mask_border: leaves pixels outside the map out of the softmax.
-      block: side of a block of queries; results do not depend on it.
+      block: rows and columns of a block of queries; results do not depend on it.
 
     Returns:
       [B, H, W, N, e] in the type of v.
     """
-    halo = window // 2
-    offset = _offsets(block, halo)
-    inside = (offset >= 0) & (offset < window)
-    index = np.clip(offset, 0, window - 1)
-    return _blocked(q, k, v, rel_row, rel_col, index, inside, block, halo, mask_border)
+    sides = block or _block(*q.shape[1:3])
+    rows, cols = (
+        _axis(size, side, window // 2, window, mask_border)
+        for size, side in zip(q.shape[1:3], sides, strict=True)
+    )
+    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
 
 
 def halo_attention(
@@ -86,7 +126,7 @@ def halo_attention(
     rel_row: Table = None,
     rel_col: Table = None,
     *,
-    block: int = BLOCK,
+    block: int = HALO_BLOCK,
     halo: int = 3,
     mask_border: bool = False,
 ) -> Array:
@@ -94,107 +134,101 @@ def halo_attention(
 
     As `local_attention`, but the tables have one row for each offset within a square, 2b + 2h - 1.
     """
-    index = _offsets(block, halo) + block - 1
-    inside = np.ones(index.shape, bool)
-    return _blocked(q, k, v, rel_row, rel_col, index, inside, block, halo, mask_border)
+    rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
+    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
 
 
-def _offsets(block: int, halo: int) -> np.ndarray:
-    """[b, M] row of the key minus row of the query, where a window would begin at 0."""
-    return np.arange(block + 2 * halo)[None, :] - np.arange(block)[:, None]
+def _block(height: int, width: int) -> tuple[int, int]:
+    """Sides of a block of queries of local attention.
+
+    The fewer queries a block has, the fewer keys are read in vain by each, but the more often keys
+    are copied. Eight columns suit vector registers; 7 divides the maps of 224 px images.
+    """
+    if height % 4 == 0 and width % 8 == 0:
+        return 4, 8
+    return -(-height // -(-height // 7)), -(-width // -(-width // 7))
 
 
-def _blocked(q, k, v, rel_row, rel_col, index, inside, block, halo, mask_border) -> Array:
-    height, width = q.shape[1:3]
-    masks = [_mask(inside, size, block, halo, mask_border) for size in (height, width)]
+def _blocked(
+    q: Array, k: Array | None, v: Array, rel_row: Table, rel_col: Table, rows: _Axis, cols: _Axis
+) -> Array:
     tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
     keys = () if k is None else (k,)
 
     def local(q: Array, v: Array, *rest: Array) -> Array:
         keys = rest[: len(rest) - len(tables)]
-        gathered = [table[index] for table in rest[len(keys) :]]
+        axes = (rows, cols)[: len(tables)]
+        gathered = [t[a.index] for t, a in zip(rest[len(keys) :], axes, strict=True)]
+        groups = rows.blocks * cols.blocks * q.shape[3]
+        tiles = plan(q.shape[0], groups, 1, rows.mask[0].size * cols.mask[0].size * 4)
 
-        def image(inputs: tuple[Array, ...]) -> Array:
+        def chunk(inputs: tuple[Array, ...]) -> Array:
             q, v, *k = inputs
-            queries, values = _cut(q, block, 0), _cut(v, block, halo)
-            bias = _bias(queries, gathered, masks)
+            queries, values = _cut(q, rows, cols, halo=False), _cut(v, rows, cols)
+            bias = _bias(queries, gathered, rows.mask, cols.mask)
             # Without keys the content term is an inner product of width 0.
-            keys = _cut(k[0], block, halo) if k else values[..., :0]
+            keys = _cut(k[0], rows, cols) if k else values[..., :0]
             queries = queries if k else queries[..., :0]
-            out = _tiled(*(_flat(x) for x in (queries, keys, values, *bias)))
-            return _join(out.reshape(*queries.shape[:-1], -1), height, width)
+            flat = (_flat(x, 2) for x in (queries, keys, values))
+            terms = tuple(_flat(term, 1) for term in bias)
+            out = attend_tiled(*flat, terms, tiles, rows.block * cols.block)
+            return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
 
-        return map_batched(keep_outputs(image), (q, v, *keys), 1)
+        return map_images(chunk, (q, v, *keys), tiles)
 
     return batch_local(local)(q, v, *keys, replicated=tables)
 
 
-def _mask(inside: np.ndarray, size: int, block: int, halo: int, border: bool) -> np.ndarray:
-    """[blocks or 1, b, M]: 0 where a query may attend along one axis, else `MASKED`."""
-    inside = inside[None]
-    if border:
-        start = np.arange(-(-size // block)) * block - halo
-        key = start[:, None] + np.arange(inside.shape[-1])
-        inside = inside & ((key >= 0) & (key < size))[:, None, :]
-    return np.where(inside, 0.0, MASKED).astype(np.float32)
-
-
-def _cut(x: Array, block: int, halo: int) -> Array:
-    """[H, W, N, c] -> overlapping squares [R, C, N, M, M, c] of a zero-padded map.
+def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
+    """[I, H, W, N, c] -> overlapping rectangles [I, R, C, N, Y, X, c] of a zero-padded map.
 
     In two stages of static slices, rows then columns: the transpose is pad and add, no scatter.
     """
-    for axis in (0, 2):
-        size = x.shape[axis]
-        count = -(-size // block)
+    for at, axis in ((1, rows), (3, cols)):
+        margin = axis.halo if halo else 0
         pads = [(0, 0)] * x.ndim
-        pads[axis] = (halo, count * block - size + halo)
+        pads[at] = (margin, axis.blocks * axis.block - axis.size + margin)
         x = jnp.pad(x, pads)
-        starts = range(0, count * block, block)
-        bands = [jax.lax.slice_in_dim(x, i, i + block + 2 * halo, axis=axis) for i in starts]
-        x = jnp.stack(bands, axis=axis // 2)
-    return x.transpose(0, 1, 4, 2, 3, 5)
+        starts = range(0, axis.blocks * axis.block, axis.block)
+        length = axis.block + 2 * margin
+        bands = [jax.lax.slice_in_dim(x, i, i + length, axis=at) for i in starts]
+        x = jnp.stack(bands, axis=(at + 1) // 2)
+    return x.transpose(0, 1, 2, 5, 3, 4, 6)
 
 
 def _join(x: Array, height: int, width: int) -> Array:
-    """Squares of queries [R, C, N, b, b, c] -> [H, W, N, c]: what `_cut` without a halo undoes."""
-    rows, cols, heads, block, _, depth = x.shape
-    x = x.transpose(0, 3, 1, 4, 2, 5).reshape(rows * block, cols * block, heads, depth)
-    return x[:height, :width]
+    """Rectangles of queries [I, R, C, N, y, x, c] -> [I, H, W, N, c]."""
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6)
+    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])
+    return x[:, :height, :width]
 
 
-def _flat(x: Array) -> Array:
-    """[R, C, N, y, x, c] -> [R*C*N, y*x, c]."""
-    rows, cols, heads, height, width, depth = x.shape
-    return x.reshape(rows * cols * heads, height * width, depth)
+def _flat(x: Array, first: int) -> Array:
+    """[I, R, C, N, a, b, c] -> [I*R*C*N, .., ..], merging (a, b) if `first` is 2, (b, c) if 1."""
+    a, b, c = x.shape[4:]
+    return x.reshape(math.prod(x.shape[:4]), *((a * b, c) if first == 2 else (a, b * c)))
 
 
-def _bias(q: Array, tables: Sequence[Array], masks: Sequence[Array]) -> tuple[Array, Array]:
-    """Row and column terms [R, C, N, b, b, M] of the logits: positions and masks.
+def _bias(
+    q: Array, tables: Sequence[Array], row_mask: np.ndarray, col_mask: np.ndarray
+) -> tuple[Array, Array]:
+    """Row terms [I, R, C, N, M, y, x] and column terms of the logits: positions and masks.
 
     Args:
-      q: [R, C, N, b, b, d].
-      tables: row table [b, M, d // 2] and column table [b, M, d - d // 2], gathered; or none.
-      masks: rows [R or 1, b, M] and columns [C or 1, b, M].
+      q: [I, R, C, N, y, x, d].
+      tables: row table [y, M, d // 2] and column table [x, M', d - d // 2], gathered; or none.
+      row_mask: [R or 1, y, M].
+      col_mask: [C or 1, x, M'].
     """
-    mask_row = masks[0][:, None, None, :, None, :]
-    mask_col = masks[1][None, :, None, None, :, :]
+    row_mask = row_mask.swapaxes(1, 2)[:, None, None, :, :, None]
+    col_mask = col_mask.swapaxes(1, 2)[None, :, None, :, None, :]
     if not tables:
-        shape = (*q.shape[:-1], mask_row.shape[-1])
-        return jnp.broadcast_to(mask_row, shape), jnp.broadcast_to(mask_col, shape)
+        shapes = [(*q.shape[:4], mask.shape[3], *q.shape[4:6]) for mask in (row_mask, col_mask)]
+        return jnp.broadcast_to(row_mask, shapes[0]), jnp.broadcast_to(col_mask, shapes[1])
     half = tables[0].shape[-1]
-    row = jnp.einsum("rcnyxd,yYd->rcnyxY", q[..., :half], tables[0].astype(q.dtype))
-    col = jnp.einsum("rcnyxd,xXd->rcnyxX", q[..., half:], tables[1].astype(q.dtype))
-    return row + mask_row.astype(q.dtype), col + mask_col.astype(q.dtype)
-
-
-def _tiled(q: Array, k: Array, v: Array, bias_row: Array, bias_col: Array) -> Array:
-    """`attend` over the leading axis, some (block, head) pairs at a time."""
-    groups = q.shape[0]
-    pairs = largest_divisor(groups, tile_bytes() // (q.shape[1] * k.shape[1] * 4))
-    args = [x.reshape(groups // pairs, pairs, *x.shape[1:]) for x in (q, k, v, bias_row, bias_col)]
-    out = map_batched(lambda xs: attend(*xs), args, 1)
-    return out.reshape(groups, *out.shape[2:])
+    row = jnp.einsum("ircnyxd,yYd->ircnYyx", q[..., :half], tables[0].astype(q.dtype))
+    col = jnp.einsum("ircnyxd,xXd->ircnXyx", q[..., half:], tables[1].astype(q.dtype))
+    return row + row_mask.astype(q.dtype), col + col_mask.astype(q.dtype)
 
 
 class LocalAttention(nnx.Module):
@@ -217,7 +251,7 @@ class LocalAttention(nnx.Module):
         position_only: bool = False,
         mask_border: bool = False,
         kind: str = "local",
-        block: int = BLOCK,
+        block: int = HALO_BLOCK,
         dtype=jnp.float32,
     ):
         """Declares the weights.
@@ -233,7 +267,7 @@ class LocalAttention(nnx.Module):
           position_only: logits are q.r alone, without keys; needs relative positions.
           mask_border: leaves pixels outside the map out of the softmax.
           kind: "local" (a window around each pixel) or "halo" (a block and its halo).
-          block: side of a block of queries; part of the model for "halo" only.
+          block: side of a block of "halo" attention.
           dtype: type of the computation; weights are float32.
 
         Raises:
@@ -265,7 +299,7 @@ class LocalAttention(nnx.Module):
         k = None if self.position_only else qkv[:, :, :, 1]
         tables = (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
         if self.kind == "local":
-            sizes = {"window": self.window, "block": self.block}
+            sizes = {"window": self.window}
             out = local_attention(q, k, v, *tables, **sizes, mask_border=self.mask_border)
         else:
             sizes = {"halo": self.window // 2, "block": self.block}

@@ -1,7 +1,6 @@
 """Global self-attention over a 2-D map with relative positions (arXiv 1904.09925, section 3).
 
-Dimension letters: B batch, N heads, H W map, d query/key width a head, e value width a head, r rows
-of a tile.
+Dimension letters: B batch, N heads, H W map, d query/key width a head, e value width a head.
 
 The logit between the query at (y, x) and the key at (Y, X) is q.k + q.rel_h[Y-y+H-1] +
 q.rel_w[X-x+W-1]. Both position terms are factors of the separable bias of `attend`, so the memory
@@ -11,39 +10,18 @@ over; position factors are rebuilt inside the loop.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from trainlib.errors import one_of
 from trainlib.sharding import batch_local
-from vitattn.layers.attend import attend, keep_outputs
+from vitattn.layers.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
 Table = jax.Array | None
-
-# Logits of one tile. On a CPU they should stay in the cache (larger tiles lose up to 1.7x); an
-# accelerator wants the whole batch at once and is bounded by its memory only.
-_CPU_TILE_BYTES = 3 << 20
-_ACCELERATOR_TILE_BYTES = 1 << 30
-
-
-def tile_bytes() -> int:
-    """Bytes of float32 logits that one tile may have on the default backend."""
-    return _CPU_TILE_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_TILE_BYTES
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit` (at least 1)."""
-    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(1, limit))
-
-
-def map_batched(body, xs, size: int):
-    """`lax.map` of `body` over the leading axis of `xs`, `size` entries at a time (a divisor)."""
-    count = jax.tree.leaves(xs)[0].shape[0]
-    if size == count:
-        return jax.vmap(body)(xs)
-    return jax.lax.map(body, xs) if size == 1 else jax.lax.map(body, xs, batch_size=size)
 
 
 def relative_index(size: int) -> np.ndarray:
@@ -92,50 +70,36 @@ def relative_attention_2d(
 
 def _looped(q: Array, k: Array, v: Array, tables: tuple[Array, ...], rows: int | None) -> Array:
     """`tables` are gathered: row term [H, H, d], column term [W, W, d], or none of them."""
-    batch, heads, height, width, depth = q.shape
-    row_bytes = heads * width * height * width * 4
-    rows = rows or largest_divisor(height, tile_bytes() // row_bytes)
-    images = largest_divisor(batch, tile_bytes() // (row_bytes * height))
+    batch, heads, height, width, _ = q.shape
+    tiles = plan(batch, heads, height, width * height * width * 4)
+    if rows:
+        tiles = dataclasses.replace(tiles, steps=rows)
 
-    def image(inputs: tuple[Array, Array, Array]) -> Array:
-        q, k, v = inputs
-        keys = k.reshape(heads, height * width, depth)
-        values = v.reshape(heads, height * width, -1)
+    def chunk(inputs: tuple[Array, Array, Array]) -> Array:
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in inputs)
+        bias = position_bias(q, *tables) if tables else ()
+        flat = (x.reshape(x.shape[0], height * width, -1) for x in (q, k, v))
+        out = attend_tiled(*flat, bias, tiles, width)
+        return out.reshape(-1, heads, height, width, out.shape[-1])
 
-        def tile(inputs: tuple[Array, ...]) -> Array:
-            q, *row_table = inputs
-            queries = q.reshape(heads, rows * width, depth)
-            bias = position_bias(q, row_table[0], tables[1]) if tables else ()
-            return attend(queries, keys, values, *bias)
-
-        q = q.reshape(heads, height // rows, rows, width, depth).swapaxes(0, 1)
-        row_tables = tables and (tables[0].reshape(height // rows, rows, height, depth),)
-        # A tile that is the whole image needs no checkpoint of its own.
-        body = tile if rows == height else keep_outputs(tile)
-        out = map_batched(body, (q, *row_tables), 1)
-        return out.swapaxes(0, 1).reshape(heads, height, width, -1)
-
-    return map_batched(keep_outputs(image), (q, k, v), images)
+    return map_images(chunk, (q, k, v), tiles)
 
 
 def position_bias(q: Array, row_table: Array, col_table: Array) -> tuple[Array, Array]:
-    """Row and column terms of the relative logits, for queries [N, r, W, d] of some rows.
+    """Row and column terms of the relative logits.
 
     Args:
-      q: [N, r, W, d].
-      row_table: [r, H, d], the table gathered at (query row, key row).
+      q: [N, H, W, d].
+      row_table: [H, H, d], the table gathered at (query row, key row).
       col_table: [W, W, d], gathered at (query column, key column).
 
     Returns:
-      bias_row [N, r*W, H] and bias_col [N, r*W, W], as `attend` takes them.
+      bias_row [N, H, HW] and bias_col [N, W, HW], keys before queries, as `attend` takes them.
     """
-    bias_row = jnp.einsum("nyxd,yYd->nyxY", q, row_table.astype(q.dtype))
-    bias_col = jnp.einsum("nyxd,xXd->nyxX", q, col_table.astype(q.dtype))
-    queries = q.shape[1] * q.shape[2]
-    return (
-        bias_row.reshape(q.shape[0], queries, -1),
-        bias_col.reshape(q.shape[0], queries, -1),
-    )
+    bias_row = jnp.einsum("nyxd,yYd->nYyx", q, row_table.astype(q.dtype))
+    bias_col = jnp.einsum("nyxd,xXd->nXyx", q, col_table.astype(q.dtype))
+    flat = (*bias_row.shape[:2], -1), (*bias_col.shape[:2], -1)
+    return bias_row.reshape(flat[0]), bias_col.reshape(flat[1])
 
 
 def augment_features(
@@ -158,7 +122,8 @@ def augment_features(
       q', k': [B, N, HW, d'].
     """
     batch, heads, height, width, depth = q.shape
-    bias_row, bias_col = jax.vmap(position_bias, (0, None, None))(q, row_table, col_table)
+    terms = jax.vmap(position_bias, (0, None, None))(q, row_table, col_table)
+    bias_row, bias_col = (term.swapaxes(-1, -2) for term in terms)
     flat = (batch, heads, height * width)
     cols = jnp.tile(jnp.eye(width, dtype=k.dtype), (height, 1))
     rows = jnp.repeat(jnp.eye(height, dtype=k.dtype), width, axis=0)

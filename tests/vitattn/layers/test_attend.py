@@ -21,14 +21,15 @@ def reference(q, k, v, row, col, g):
     q, k, v, row, col, g = (np.asarray(x, np.float64) for x in (q, k, v, row, col, g))
     out, grads = np.zeros(g.shape), [np.zeros(x.shape) for x in (q, k, v, row, col)]
     for i in np.ndindex(q.shape[:-2]):
-        logits = q[i] @ k[i].T + (row[i][:, :, None] + col[i][:, None, :]).reshape(len(q[i]), -1)
+        place = row[i].T[:, :, None] + col[i].T[:, None, :]
+        logits = q[i] @ k[i].T + place.reshape(len(q[i]), -1)
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         p = weights / weights.sum(-1, keepdims=True)
         out[i] = p @ v[i]
         dp = g[i] @ v[i].T
         ds = p * (dp - (p * dp).sum(-1, keepdims=True))
-        grid = ds.reshape(len(ds), row.shape[-1], col.shape[-1])
-        parts = (ds @ k[i], ds.T @ q[i], p.T @ g[i], grid.sum(2), grid.sum(1))
+        grid = ds.reshape(len(ds), row.shape[-2], col.shape[-2])
+        parts = (ds @ k[i], ds.T @ q[i], p.T @ g[i], grid.sum(2).T, grid.sum(1).T)
         for grad, part in zip(grads, parts, strict=True):
             grad[i] = part
     return out, grads
@@ -37,7 +38,7 @@ def reference(q, k, v, row, col, g):
 def inputs(shape, seed=0):
     lead, queries, rows, cols, d, e = shape
     rng = np.random.default_rng(seed)
-    sizes = [(queries, d), (rows * cols, d), (rows * cols, e), (queries, rows), (queries, cols)]
+    sizes = [(queries, d), (rows * cols, d), (rows * cols, e), (rows, queries), (cols, queries)]
     arrays = [rng.standard_normal((*lead, *size)) for size in [*sizes, (queries, e)]]
     return [np.asarray(a, np.float32) for a in arrays]
 
@@ -65,7 +66,7 @@ def test_bfloat16_inputs_keep_float32_softmax_statistics():
     keys = 32 * 32
     q, k = jnp.zeros((1, 8), jnp.bfloat16), jnp.zeros((keys, 8), jnp.bfloat16)
     v = jnp.ones((keys, 4), jnp.bfloat16)
-    bias = jnp.zeros((1, 32), jnp.bfloat16)
+    bias = jnp.zeros((32, 1), jnp.bfloat16)
     out = attend(q, k, v, bias, bias)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(out, np.float32), 1.0)
@@ -89,7 +90,7 @@ def test_bfloat16_is_close_to_the_reference_of_the_rounded_inputs():
 def test_masked_keys_take_no_part_and_get_no_gradient(dtype):
     """Rows and columns masked in both factors: their logits hold two mask values."""
     q, k, v, row, col, g = (jnp.asarray(a, dtype) for a in inputs(((2,), 5, 4, 6, 8, 8)))
-    row, col = row.at[:, :, 3].set(MASKED), col.at[:, :, :2].set(MASKED)
+    row, col = row.at[:, 3].set(MASKED), col.at[:, :2].set(MASKED)
     out, vjp = jax.vjp(attend, q, k, v, row, col)
     _, dk, dv, drow, dcol = vjp(g)
     assert all(bool(jnp.isfinite(x).all()) for x in (out, dk, dv, drow, dcol))
@@ -99,7 +100,7 @@ def test_masked_keys_take_no_part_and_get_no_gradient(dtype):
         assert np.all(grid[:, :, :2] == 0)
     kept = k.reshape(2, 4, 6, 8)[:, :3, 2:].reshape(2, 12, 8)
     values = v.reshape(2, 4, 6, 8)[:, :3, 2:].reshape(2, 12, 8)
-    alone = attend(q, kept, values, row[:, :, :3], col[:, :, 2:])
+    alone = attend(q, kept, values, row[:, :3], col[:, 2:])
     np.testing.assert_allclose(
         np.asarray(out, np.float32),
         np.asarray(alone, np.float32),

@@ -99,13 +99,13 @@ def compare(fn, arrays, **options):
 @pytest.mark.parametrize("window", [3, 5, 7, 9, 11])
 def test_every_window_and_border_equals_the_loop(window, border):
     """The map is smaller than the larger windows: all four borders at once."""
-    attention = functools.partial(local_attention, window=window, block=4, mask_border=border)
+    attention = functools.partial(local_attention, window=window, block=(4, 3), mask_border=border)
     compare(attention, inputs(offsets=window), window=window, border=border)
 
 
 @pytest.mark.parametrize(
     ("height", "width", "block"),
-    [(1, 1, 7), (7, 14, 7), (8, 3, 7), (5, 9, 1), (6, 6, 3), (9, 4, 2)],
+    [(1, 1, (7, 7)), (8, 3, (7, 8)), (5, 9, (1, 4)), (9, 4, (2, 3)), (4, 8, None), (10, 7, None)],
 )
 def test_every_size_and_block_equals_the_loop(height, width, block):
     attention = functools.partial(local_attention, window=5, block=block)
@@ -122,7 +122,7 @@ def test_halo_attention_equals_the_loop(block, halo, border):
 
 def test_position_only_equals_the_loop_with_keys_of_zero():
     q, k, v, row, col, g = inputs(offsets=5)
-    fn = functools.partial(local_attention, window=5, block=4)
+    fn = functools.partial(local_attention, window=5, block=(4, 4))
     out, grads = value_and_vjp(lambda q, v, *rel: fn(q, None, v, *rel), (q, v, row, col), g)
     expected, wanted = reference(q, k, v, row, col, g, window=5, keys=False)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_position_only_equals_the_loop_with_keys_of_zero():
 
 def test_without_positions_it_equals_the_loop_with_tables_of_zero():
     q, k, v, row, col, g = inputs(offsets=5)
-    out = local_attention(q, k, v, window=5, block=4)
+    out = local_attention(q, k, v, window=5, block=(4, 4))
     expected, _ = reference(q, k, v, 0 * row, 0 * col, g, window=5)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -150,7 +150,7 @@ def test_a_pixel_outside_the_window_has_no_influence():
     q, k, v, row, col, _ = inputs(1, 9, 9, offsets=3)
 
     def one_pixel(k, v):
-        return jnp.sum(local_attention(q, k, v, row, col, window=3, block=4)[0, 4, 5] ** 2)
+        return jnp.sum(local_attention(q, k, v, row, col, window=3, block=(4, 3))[0, 4, 5] ** 2)
 
     for gradient in jax.jit(jax.grad(one_pixel, argnums=(0, 1)))(k, v):
         reached = np.abs(gradient[0]).sum((-2, -1)) > 0

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trainlib.errors import ConfigError
 from trainlib.mesh import make_mesh
 from trainlib.sharding import activate, batch_sharding
-from vitattn.layers import relative
+from vitattn.layers import tiling
 from vitattn.layers.relative import augment_features, relative_attention_2d, relative_index
 
 RULES = {"batch": ("replica", "data")}
@@ -84,10 +84,11 @@ def test_values_and_gradients_do_not_depend_on_the_tile(rows):
         assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_several_images_in_a_tile_equal_one(monkeypatch):
+@pytest.mark.parametrize("size", [0.2, 0.5, 1, 2, 100])
+def test_tiles_of_part_of_an_image_or_of_several_images_equal_one(monkeypatch, size):
     args = inputs(batch=6)
     single = relative_attention_2d(*args)
-    monkeypatch.setattr(relative, "tile_bytes", lambda: 3 * 2 * (5 * 7) ** 2 * 4)
+    monkeypatch.setattr(tiling, "tile_bytes", lambda: size * 2 * (5 * 7) ** 2 * 4)
     np.testing.assert_allclose(relative_attention_2d(*args), single, rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,182 @@
+"""Attention cores against a plain 3x3 convolution and against PyTorch: CPU-time ratios, and memory.
+
+    python -m benchmarks.vision [--rounds=7] [--only=AA] [--no-torch]
+
+Forward and backward pass for all inputs, float32, one pinned thread, without the 1x1 projections.
+The convolution is 3x3, C -> C, on the same map and batch in the same process. Needs jax, flax,
+optax and numpy; rows against PyTorch appear where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+
+from benchmarks import timing
+
+HEADS = 8
+MIB = 2**20
+
+# Map size -> greatest accepted ratio or temporary memory.
+AUGMENTED_OVER_CONV = {14: 0.47, 28: 5.5}
+AUGMENTED_OVER_BOTNET = {14: 0.78, 28: 0.42}
+AUGMENTED_OVER_FLASH = {28: 0.55}
+AUGMENTED_MEMORY = {28: 20}
+LOCAL_OVER_CONV = {14: 0.64, 28: 1.8, 56: 7.0}
+LOCAL_OVER_HALO = {14: 0.52, 28: 0.4, 56: 0.45}
+LOCAL_OVER_UNFOLD = {14: 0.05}
+LOCAL_MEMORY = {56: 55}
+
+
+@dataclasses.dataclass
+class Row:
+    """One check: what is compared, what was measured, and the target."""
+
+    name: str
+    detail: str
+    target: float
+    value: float
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.value <= self.target else "MISSED"
+        measured = f"{self.name:45s} {self.detail:18s} target {self.target:<5g}"
+        return f"{measured} {verdict:7s} {self.value:.3g}"
+
+
+def compiled(fn: Callable, args: tuple) -> tuple[Callable[[], object], float]:
+    """A candidate that runs fn(*args), and its temporary memory in MiB."""
+    import jax
+
+    program = jax.jit(fn).lower(*args).compile()
+    stats = program.memory_analysis()
+    temp = stats.temp_size_in_bytes / MIB if stats else float("nan")
+    return lambda: jax.block_until_ready(program(*args)), temp
+
+
+def gradient_of(fn: Callable, arguments: int) -> Callable:
+    """Value and gradients of the sum of squares of fn's output, as every candidate computes."""
+    import jax
+
+    return jax.value_and_grad(lambda *args: (fn(*args) ** 2).sum(), argnums=tuple(range(arguments)))
+
+
+def normal(*shapes: tuple[int, ...]) -> tuple:
+    import jax
+
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+
+def convolution(batch: int, size: int, channels: int) -> Callable[[], object]:
+    """3x3 SAME convolution and both of its gradients."""
+    import jax
+
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    args = normal((batch, size, size, channels), (3, 3, channels, channels))
+    return compiled(gradient_of(conv, 2), args)[0]
+
+
+def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
+    """Global attention: batch 16, 8 heads, key width 20, value width 4 a head."""
+    from vitattn.layers.relative import relative_attention_2d
+
+    batch, d, e = 16, 20, 4
+    maps = [(batch, HEADS, size, size, width) for width in (d, d, e)]
+    args = normal(*maps, *[(2 * size - 1, d)] * 2)
+    args = (args[0] * d**-0.5, *args[1:])
+    ours, temp = compiled(gradient_of(relative_attention_2d, 5), args)
+    runs = {"ours": ours, "conv": convolution(batch, size, channels)}
+    if peers:
+        runs["botnet"] = peers.botnet(batch, HEADS, size, d, e)
+        if size in AUGMENTED_OVER_FLASH:
+            runs["flash"] = peers.augmented_flash(batch, HEADS, size, d, e)
+    checks = [
+        (f"own 3x3 convolution {channels}", "conv", AUGMENTED_OVER_CONV),
+        ("torch, BoTNet structure", "botnet", AUGMENTED_OVER_BOTNET),
+        ("torch, flash on augmented features", "flash", AUGMENTED_OVER_FLASH),
+    ]
+    rows = ratios(f"AA {size} px", runs, checks, size, rounds)
+    if size in AUGMENTED_MEMORY:
+        rows.append(Row(f"AA {size} px temporary memory", "MiB", AUGMENTED_MEMORY[size], temp))
+    return rows
+
+
+def local(size: int, channels: int, peers, rounds: int) -> list[Row]:
+    """Local attention: batch 8, window 7, 8 heads."""
+    from vitattn.layers.local import local_attention
+
+    batch, window, d = 8, 7, channels // HEADS
+    args = normal(*[(batch, size, size, HEADS, d)] * 3, *[(window, d // 2)] * 2)
+    args = (args[0] * d**-0.5, *args[1:])
+    ours, temp = compiled(gradient_of(lambda *args: local_attention(*args, window=window), 5), args)
+    runs = {"ours": ours, "conv": convolution(batch, size, channels)}
+    if peers:
+        runs["halo"] = peers.halo(batch, HEADS, size, d)
+        if size in LOCAL_OVER_UNFOLD:
+            runs["unfold"] = peers.unfolded(batch, HEADS, size, d, window)
+    checks = [
+        (f"own 3x3 convolution {channels}", "conv", LOCAL_OVER_CONV),
+        ("torch, halo structure", "halo", LOCAL_OVER_HALO),
+        ("torch, unfold as published", "unfold", LOCAL_OVER_UNFOLD),
+    ]
+    rows = ratios(f"SASA {size} px", runs, checks, size, rounds)
+    if size in LOCAL_MEMORY:
+        rows.append(Row(f"SASA {size} px temporary memory", "MiB", LOCAL_MEMORY[size], temp))
+    return rows
+
+
+def ratios(name: str, runs: dict, checks: list, size: int, rounds: int) -> list[Row]:
+    times = timing.fastest(runs, rounds)
+    return [
+        Row(
+            f"{name} / {peer}",
+            f"{times['ours']:.1f} / {times[key]:.1f} ms",
+            target[size],
+            times["ours"] / times[key],
+        )
+        for peer, key, target in checks
+        if key in times and size in target
+    ]
+
+
+CASES = {
+    "AA 14": (augmented, 14, 256),
+    "AA 28": (augmented, 28, 128),
+    "SASA 14": (local, 14, 256),
+    "SASA 28": (local, 28, 128),
+    "SASA 56": (local, 56, 64),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds; the least time counts")
+    parser.add_argument(
+        "--only", default="", help="cases whose name contains this, such as 'AA 28'"
+    )
+    parser.add_argument("--no-torch", action="store_true", help="leaves the PyTorch peers out")
+    parser.add_argument("--core", type=int, default=None, help="processor core to be pinned to")
+    options = parser.parse_args()
+    timing.pin_one_thread(options.core)
+    peers = None
+    packages = ["jax", "jaxlib", "flax", "numpy"]
+    if not options.no_torch and importlib.util.find_spec("torch"):
+        from benchmarks import torch_peers as peers
+
+        peers.prepare()
+        packages.append("torch")
+    print(timing.header(tuple(packages)), flush=True)
+    for name, (case, size, channels) in CASES.items():
+        if options.only in name:
+            for row in case(size, channels, peers, options.rounds):
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
