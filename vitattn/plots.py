@@ -140,14 +140,14 @@ def _draw_map(
     axes.imshow(grey * (1 - 0.8 * share) + colour * 0.8 * share, extent=(0, width, height, 0))
     _mark_query(axes, query)
     beyond = 1 - float(weights.sum())
-    note = f"\nbeyond border {beyond:.0%}" if beyond > 0.005 else ""
+    note = f"\n{100 * beyond:.0f} % beyond the border" if beyond > 0.005 else ""
     axes.set_title(f"{name}, to {100 * top:.3g} %{note}", fontsize=6)
 
 
 def _mark_query(axes: Any, query: tuple[int, int]) -> None:
     y, x = query
-    axes.plot(x + 0.5, y + 0.5, "+", color="white", markersize=9, markeredgewidth=2.5)
-    axes.plot(x + 0.5, y + 0.5, "+", color="tab:green", markersize=8, markeredgewidth=1.2)
+    axes.plot(x + 0.5, y + 0.5, "+", color="white", markersize=7, markeredgewidth=2.2)
+    axes.plot(x + 0.5, y + 0.5, "+", color="tab:green", markersize=6, markeredgewidth=1)
 
 
 def _mark_cell(axes: Any, row: AttentionRow, width: float, height: float) -> None:

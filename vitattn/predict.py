@@ -356,13 +356,13 @@ def answers(
 def reported(
     found: Iterator[Answer], total: int, batch_size: int, names: Sequence[str], as_json: bool
 ) -> Iterator[Answer]:
-    """Passes answers on once they are printed; shows how far it is when there are several batches.
+    """Passes answers on once they are printed; shows how far it is when there are many.
 
     The live line shares the terminal with the answers. Where these go to a file, it is on standard
     error.
     """
     live = sys.stdout.isatty()
-    many = total > batch_size
+    many = total > max(BATCH, batch_size)
     with contextlib.closing(Progress(total, stream=sys.stdout if live else sys.stderr)) as progress:
         for done, answer in enumerate(found, 1):
             text = as_line(answer, names) if as_json else as_text(answer, names)
@@ -384,7 +384,9 @@ def as_text(answer: Answer, names: Sequence[str]) -> str:
     """An answer for people."""
     if answer.error:
         return f"{answer.image}\n    {answer.error}"
-    lines = [f"  {answer.probabilities[n]:7.2%}  {names[n]}" for n in top(answer.probabilities)]
+    lines = [
+        f"  {100 * answer.probabilities[n]:6.2f} %  {names[n]}" for n in top(answer.probabilities)
+    ]
     return "\n".join([str(answer.image), *lines])
 
 
@@ -410,7 +412,7 @@ def picture_rows(
     """What the picture shows of an answer: a row for each layer."""
     image = np.clip(answer.pixels * np.asarray(std) + np.asarray(mean), 0, 1).astype(np.float32)
     best = top(answer.probabilities)[0]
-    caption = f"{answer.image.name}: {names[best]} {answer.probabilities[best]:.0%}"
+    caption = f"{answer.image.name}: {names[best]} ({100 * answer.probabilities[best]:.0f} %)"
     return [
         plots.AttentionRow(
             image,

@@ -1,0 +1,125 @@
+"""Names, files and pictures around a prediction; whole commands are in tests/launch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainlib.errors import ConfigError, DataError, StorageError
+from vitattn import config as config_lib
+from vitattn import plots, predict
+from vitattn.data import make_source
+
+
+def test_names_come_from_the_file_the_data_set_or_are_numbers(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("cat\n great dane \nÄffchen\n", encoding="utf-8")
+    assert predict.class_names(file, ("x", "y", "z"), 3) == ["cat", "great dane", "Äffchen"]
+    assert predict.class_names(None, ("x", "y", "z"), 3) == ["x", "y", "z"]
+    assert predict.class_names(None, ("x",), 3) == ["x", "class 1", "class 2"]
+    with pytest.raises(DataError, match="3 names and the model has 10 classes"):
+        predict.class_names(file, (), 10)
+    for missing in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            predict.class_names(missing, (), 3)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        predict.class_names(file, (), 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "first", "count"),
+    [("digits", "0", 10), ("synthetic:7", "class 0", 7), ("imagenet", "n01440764", 1000)],
+)
+def test_facts_of_a_data_set_that_is_not_there(source, first, count, tmp_path):
+    data = config_lib.default_config().data
+    data.source, data.dir = source, str(tmp_path)
+    mean, std, names = predict.source_facts(data, with_names=True)
+    assert (names[0], len(names)) == (first, count)
+    if source == "imagenet":
+        with pytest.raises(DataError):
+            make_source(data, "test")
+    else:
+        assert (mean, std) == (make_source(data, "test").mean, make_source(data, "test").std)
+
+
+def test_a_folder_that_was_moved_leaves_its_statistics_and_no_names(tmp_path):
+    for part, name in (("train", "cat"), ("train", "dog"), ("val", "dog")):
+        folder = tmp_path / "data" / part / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "a.png")
+    data = config_lib.default_config().data
+    data.source = f"folder:{tmp_path / 'data'}"
+    mean, std, names = predict.source_facts(data, with_names=True)
+    assert names == ("cat", "dog")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert predict.source_facts(data, with_names=True) == (mean, std, ())
+
+
+def test_images_of_folders_are_found_in_order(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "notes.txt", "deep/c.webp"):
+        (tmp_path / "in" / name).write_text("")
+    (tmp_path / "odd").write_text("")  # a file that is named is taken whatever it is called
+    found = predict.find_images([tmp_path / "odd", tmp_path / "in"])
+    names = [str(path.relative_to(tmp_path)) for path in found]
+    assert names == ["odd", "in/a.JPG", "in/b.png", "in/deep/c.webp"]
+    with pytest.raises(DataError, match=r"no image .*Did you mean 'b.png'"):
+        predict.find_images([tmp_path / "in" / "bb.png"])
+    with pytest.raises(DataError, match="no image"):
+        predict.find_images([tmp_path / "nowhere" / "b.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        predict.find_images([tmp_path / "empty"])
+
+
+def test_the_query_is_the_centre_or_a_pixel_of_the_image():
+    assert predict.choose_query(None, (8, 11)) == (4, 5)
+    assert predict.choose_query((0, 0), (8, 11)) == (0, 0)
+    assert predict.choose_query((7, 10), (8, 11)) == (7, 10)
+    for outside in ((8, 0), (0, 11)):
+        with pytest.raises(ConfigError, match="rows are 0 to 7, columns 0 to 10"):
+            predict.choose_query(outside, (8, 11))
+
+
+def test_a_map_is_spread_over_the_image_without_new_extremes():
+    assert np.allclose(plots.upsampled(np.full((3, 2), 0.25), 30, 40), 0.25)
+    fine = plots.upsampled(np.array([[1.0, 0.0], [0.0, 0.0]]), 64, 64)
+    assert fine.shape == (64, 64)
+    assert fine.min() == 0
+    assert fine.max() == 1
+    assert (fine[:16, :16] == 1).all()  # up to the centre of the cell
+    assert fine[32, 32] == pytest.approx(0.25, abs=0.02)  # the mean of the four cells
+
+
+def rows(heads, beyond=0.0):
+    image = np.zeros((12, 16, 3), np.float32)
+    maps = np.full((heads, 3, 4), (1 - beyond) / 12, np.float32)
+    return plots.AttentionRow(image, "a.png: cat (9 %)", "conv4_x.0", range(heads), maps, (1, 2))
+
+
+@pytest.mark.parametrize("suffix", plots.FORMATS)
+def test_pictures_are_drawn_with_as_many_columns_as_the_layer_with_most_heads(suffix, tmp_path):
+    path = tmp_path / f"out.{suffix}"
+    plots.check_picture(path, 5)
+    plots.attention_picture(path, [rows(1), rows(3, beyond=0.5)], (5, 9))
+    assert path.stat().st_size > 1000
+    if suffix == "png":
+        width, height = Image.open(path).size
+        assert width / height == pytest.approx(5 * 1.55 / (2 * 2.05), rel=0.02)
+
+
+def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="Allowed: pdf, png, svg"):
+        plots.check_picture(tmp_path / "out.gif", 1)
+    with pytest.raises(StorageError, match="does not exist"):
+        plots.check_picture(tmp_path / "none" / "out.png", 1)
+    with pytest.raises(ConfigError, match="Choose fewer images"):
+        plots.check_picture(tmp_path / "out.png", 5000)
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(StorageError, match="cannot be written"):
+        plots.attention_picture(tmp_path / "out.png", [rows(1)], (0, 0))
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"vitattn-moe\[plots\]"):
+        plots.check_picture(Path("out.png"), 1)
