@@ -139,6 +139,18 @@ def mnasnet_digits(config: ConfigDict) -> None:
     config.model.width = 0.25
 
 
+def small_cifar100(config: ConfigDict) -> None:
+    """CIFAR-100 instead of digits with the same recipe, for minutes: 2.6 epochs."""
+    config.data.source = "cifar100"
+    config.data.augment = "flip_crop"
+    config.model.num_classes = 100
+    config.model.image_size = 32
+    config.steps = 1000
+    config.batch_size = 128
+    config.eval_every = config.checkpoint.every = 250
+    config.schedule.warmup_steps = 100
+
+
 def _imagenet(config: ConfigDict, epochs: int, batch_size: int) -> float:
     """Length and rhythm of a run on ImageNet; returns the steps of an epoch."""
     epoch = IMAGENET_TRAIN / batch_size
