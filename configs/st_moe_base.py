@@ -1,8 +1,8 @@
 """ST-MoE at the size of T5-Base: 0.7 billion parameters, 16 experts (released flaxformer
 configuration st_moe_base).
 
-    python -m launch.prepare --config=configs/st_moe_base.py --config.data.vocabulary=sentencepiece:FILE
-    python -m launch.train --config=configs/st_moe_base.py --workdir=DIR (with the same overrides)
+    python -m launch.prepare --config=configs/st_moe_base.py [--config.data.vocabulary=...]
+    python -m launch.train --config=configs/st_moe_base.py --workdir=DIR [the same overrides]
 
 The paper has no score at this size. Built here: 700,641,024 parameters. The released configuration
 has a router z-loss of 1e-4; the paper's 1e-3 stands here. Hardware: 16 devices, or fewer that
@@ -16,17 +16,13 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import common
-from moe.config import default_config
+from moe.config import default_config, published_recipe
+
+VARIANTS = {"dense": common.sets(routing__num_experts=0, published__source="T5 v1.1 base")}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense."""
-    config = default_config("st_moe_base")
-    common.st_moe(config, 100_000 * 2048 * 512)
+    config = published_recipe(default_config("st_moe_base"), tokens=100_000 * 2**20)
     config.published.source = "flaxformer st_moe_base"
-    return common.pick(__file__, variant, {"dense": _dense}, config)
-
-
-def _dense(config: ConfigDict) -> None:
-    config.routing.num_experts = 0
-    config.published.source = "T5 v1.1 base"
+    return common.pick(__file__, variant, VARIANTS, config)

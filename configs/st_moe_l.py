@@ -1,8 +1,8 @@
 """ST-MoE-L: 4.1 billion parameters, 32 experts in every fourth block, FLOPs of Dense-L (arXiv
 2202.08906).
 
-    python -m launch.prepare --config=configs/st_moe_l.py --config.data.vocabulary=sentencepiece:FILE
-    python -m launch.train --config=configs/st_moe_l.py --workdir=DIR (with the same overrides)
+    python -m launch.prepare --config=configs/st_moe_l.py [--config.data.vocabulary=...]
+    python -m launch.train --config=configs/st_moe_l.py --workdir=DIR [the same overrides]
 
 Published (tables 8 and 11): 4.1B parameters; negative log perplexity -1.369 on C4 after 100k steps
 of 1M tokens, top-2, capacity factor 1.25 / 2.0 (dense: -1.474). Built here: 4,105,444,352
@@ -17,28 +17,21 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import common
-from moe.config import default_config
+from moe.config import default_config, published_recipe
 
-STEP_TOKENS = 2048 * 512
+VARIANTS = {
+    "dense": common.sets(
+        routing__num_experts=0, published__params="0.8B", published__neg_log_perplexity=-1.474
+    ),
+    "long": common.sets(steps=500_000, published__neg_log_perplexity=0.0),
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense, long."""
-    config = default_config("st_moe_l")
-    common.st_moe(config, 100_000 * STEP_TOKENS)
+    config = published_recipe(default_config("st_moe_l"), tokens=100_000 * 2**20)
     config.routing.group_sequences = 4
     config.published.params = "4.1B"
     config.published.neg_log_perplexity = -1.369
     config.published.source = "arXiv 2202.08906 tables 8, 11"
-    return common.pick(__file__, variant, {"dense": _dense, "long": _long}, config)
-
-
-def _dense(config: ConfigDict) -> None:
-    config.routing.num_experts = 0
-    config.published.params = "0.8B"
-    config.published.neg_log_perplexity = -1.474
-
-
-def _long(config: ConfigDict) -> None:
-    config.steps = 500_000
-    config.published.neg_log_perplexity = 0.0
+    return common.pick(__file__, variant, VARIANTS, config)

@@ -73,6 +73,21 @@ def default_config(name: str) -> ConfigDict:
     return config
 
 
+def published_recipe(config: ConfigDict, tokens: int) -> ConfigDict:
+    """Fills in how ST-MoE was pre-trained on `tokens` encoder tokens: batches of 2048 rows of 512
+    and 114 (2^20 tokens), groups of 4 rows, a SentencePiece vocabulary that its user supplies.
+    """
+    config.batch_size = 2048
+    config.steps = tokens // (config.batch_size * config.data.encoder_length)
+    config.data.vocabulary = "sentencepiece:cc_all.32000.model"
+    config.data.source = "c4"
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.eval_batches = 16
+    config.checkpoint.every = 1_000
+    return config
+
+
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:
     """Logical axis -> mesh axis for this configuration.
 
