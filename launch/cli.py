@@ -62,7 +62,7 @@ def parse(made: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[s
                 raise ConfigError(f"--config.{key} needs a value: --config.{key}=VALUE.")
             value = words.pop(0)
         overrides[key] = value
-    args, unknown = made.parse_known_args(rest)
+    args, unknown = made.parse_known_intermixed_args(rest)
     if unknown:
         flags = [flag for action in made._actions for flag in action.option_strings]
         word = unknown[0].split("=")[0]

@@ -23,7 +23,7 @@ ARROW = {
     "moe": {"moe", "trainlib"},
     "configs": {"configs", "vitattn", "moe", "trainlib"},
     "launch": {"launch", "configs", "vitattn", "moe", "trainlib"},
-    "benchmarks": {"benchmarks", "vitattn", "moe", "trainlib"},
+    "benchmarks": {"benchmarks", "launch", "configs", "vitattn", "moe", "trainlib"},
 }
 NNX_NAMES = {
     *("Module", "Param", "Variable", "BatchStat", "Rngs", "List", "split", "merge", "state"),
@@ -134,7 +134,7 @@ def test_a_loop_is_read_in_one_go():
         assert len(path.open().readlines()) < 400, path
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "describe"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "describe", "predict", "prepare"])
 def test_help_imports_nothing_heavy(command):
     """What `--help` loads decides its time; a list of modules can be asserted, a time cannot."""
     code = (

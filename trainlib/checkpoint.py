@@ -159,7 +159,12 @@ class Checkpoints:
         return from_flat(restored["state"], like)
 
     def restore_some(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-        """Reads the named leaves of a step alone, for evaluation or for starting another model."""
+        """Reads the named leaves of a step alone, for evaluation or for starting another model.
+
+        Raises:
+          CheckpointError: it cannot be read, or lacks a name or has it in another shape or type.
+        """
+        self._check_structure(step, wanted, whole=False)
         args = ocp.args.PyTreeRestore(
             item=dict(wanted),
             restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),
@@ -185,10 +190,10 @@ class Checkpoints:
         except Exception as error:
             raise _damaged(self.directory, step, error) from error
 
-    def _check_structure(self, step: int, wanted: Mapping[str, Any]) -> None:
+    def _check_structure(self, step: int, wanted: Mapping[str, Any], *, whole: bool = True) -> None:
         stored = self.shapes(step)
         problems = [f"missing in the checkpoint: {n}" for n in wanted if n not in stored]
-        problems += [f"not in this model: {n}" for n in stored if n not in wanted]
+        problems += [f"not in this model: {n}" for n in stored if whole and n not in wanted]
         problems += [
             f"{n}: {tuple(stored[n].shape)} {stored[n].dtype} in the checkpoint, "
             f"{tuple(x.shape)} {x.dtype} here"

@@ -101,6 +101,8 @@ def test_another_model_is_refused_by_name(tmp_path):
     _, wider = make(make_mesh(), width=24)
     with pytest.raises(CheckpointError, match=r"stem\.0\.kernel: \(16, 6\).*\(24, 6\) .*here"):
         opened.restore(1, wider)
+    with pytest.raises(CheckpointError, match="holds another model: missing"):
+        opened.restore_some(1, {"params/head.kernel": like.params["norm.scale"]})
     scale = like.params["norm.scale"]
     half = jax.ShapeDtypeStruct(scale.shape, jnp.bfloat16, sharding=scale.sharding)
     other = dataclasses.replace(like, params={**like.params, "norm.scale": half})
