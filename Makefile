@@ -21,6 +21,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.vision
+	$(BIN)/python -m benchmarks.resnet_step
+	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.text_data
 
 # CIFAR-100 as well: make reproduce-small CIFAR100=DIR
 reproduce-small: $(VENV)/.train
