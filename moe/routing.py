@@ -93,7 +93,7 @@ def route(
     logits = jnp.where(valid[..., None], logits, 0.0)
     if config.logit_clip:
         logits = jnp.clip(logits, -config.logit_clip, config.logit_clip)
-    probs = jax.nn.softmax(logits)
+    probs, normalizer = _softmax(logits)
     rows = size if config.dropless else capacity(config, size, train=train)
     if config.router == "experts_choose":
         slot, source, gates, expert = _experts_choose(probs, valid, rows)
@@ -106,7 +106,7 @@ def route(
         balance = _balance(probs, best, valid, config)
     occupied = (jnp.sum(valid, axis=-1) > 0).astype(jnp.float32)
     tokens = jnp.sum(valid, axis=-1).astype(jnp.float32)
-    z = jnp.where(valid, jnp.square(jax.nn.logsumexp(logits, axis=-1)), 0.0)
+    z = jnp.where(valid, jnp.square(normalizer), 0.0)
     losses = {"balance": (balance, occupied), "z": (jnp.sum(z, axis=-1), tokens)}
     seen = jnp.sum(mask, axis=-1).astype(jnp.float32)
     broken = jnp.sum(mask & ~finite, axis=-1).astype(jnp.float32)
@@ -134,6 +134,14 @@ def auxiliary_loss(losses: Sums, config: RoutingConfig) -> jax.Array:
         total += weight * (jnp.sum(each) if config.over_layers == "sum" else jnp.mean(each))
     broken = jnp.sum(losses["nonfinite"][0])
     return jnp.where(broken > 0, jnp.nan, total)
+
+
+def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Probabilities [..., E] and the logarithm of their normaliser [...], from one exponential."""
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    unnormalized = jnp.exp(logits - largest)
+    total = jnp.sum(unnormalized, axis=-1, keepdims=True)
+    return unnormalized / total, (largest + jnp.log(total))[..., 0]
 
 
 def _best(logits: jax.Array, count: int) -> jax.Array:
