@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from launch import cli
 CONFIG = "configs/reproduce_small.py"
 KINDS = ("conv", "standalone", "augmented")
 TITLES = {"conv": "convolution", "standalone": "stand-alone attention", "augmented": "augmented"}
-COLUMNS = ("ResNet-26, quarter width", "parameters", "top-1 mean", "sd", "each seed", "minutes")
-TIME = "minutes.json"
+COLUMNS = ("ResNet-26, quarter width", "parameters", "top-1 mean", "sd", "each seed")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,10 +63,7 @@ def trained(
     # The budget is part of the name: a run is never prolonged past the end of its schedule.
     workdir = runs / data / f"{kind}_{config.steps}_steps_seed{seed}"
     if not (workdir / "summary.json").exists():
-        before = time.monotonic()
         train.run(config, workdir)
-        minutes = (time.monotonic() - before) / 60
-        (workdir / TIME).write_text(json.dumps(minutes))
     return measured(workdir, kind, seed)
 
 
@@ -90,7 +85,6 @@ def measured(workdir: Path, kind: str, seed: int) -> dict[str, Any]:
         "top1": summary["top1"],
         "examples": summary["examples"],
         "curve": [(line["step"], line["top1"]) for line in lines],
-        "minutes": json.loads((workdir / TIME).read_text()),
         "workdir": str(workdir),
     }
 
@@ -114,7 +108,6 @@ def print_table(data: str, results: list[dict[str, Any]]) -> None:
                 f"{statistics.mean(top1):.2f} %",
                 f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else "-",
                 ", ".join(f"{value:.2f}" for value in top1),
-                f"{sum(result['minutes'] for result in found):.1f}",
             )
         )
     print(

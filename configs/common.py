@@ -140,15 +140,20 @@ def mnasnet_digits(config: ConfigDict) -> None:
 
 
 def small_cifar100(config: ConfigDict) -> None:
-    """CIFAR-100 instead of digits with the same recipe, for minutes: 2.6 epochs."""
+    """CIFAR-100 instead of digits with the same recipe, for minutes: 2 epochs, stages at 8 to 1
+    pixels.
+
+    The stem strides by 4 as on ImageNet; at full resolution a step would cost 16 times as much.
+    """
     config.data.source = "cifar100"
     config.data.augment = "flip_crop"
     config.model.num_classes = 100
     config.model.image_size = 32
-    config.steps = 1000
+    config.model.stem = "conv"
+    config.steps = 800
     config.batch_size = 128
-    config.eval_every = config.checkpoint.every = 250
-    config.schedule.warmup_steps = 100
+    config.eval_every = config.checkpoint.every = 200
+    config.schedule.warmup_steps = 80
 
 
 def _imagenet(config: ConfigDict, epochs: int, batch_size: int) -> float:

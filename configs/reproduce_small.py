@@ -4,14 +4,15 @@ budgets, to see on a laptop that each of them learns.
     make reproduce-small                    # all of them, three seeds each, a table and a plot
     python -m launch.train --config=configs/reproduce_small.py:standalone --workdir=DIR
 
-Models: blocks 1, 2, 4, 1 as ResNet-26, widths 16, 32, 64, 128, a 3x3 stem without pooling.
+Models: blocks 1, 2, 4, 1 as ResNet-26, widths 16, 32, 64, 128, a 3x3 stem without pooling
+(on CIFAR-100 a 7x7 one with stride and pooling, so that stages start at 8 pixels as on digits).
 Stand-alone attention: 7x7 windows, 4 heads, in all stages. Augmented: kappa = upsilon = 0.25, 4
 heads of key depth 4 at least, in conv3_x to conv5_x, at the resolution of their maps. One recipe
 for all, not tuned for any: SGD with Nesterov momentum, rate 0.05, warm-up and cosine, weight decay
 5e-4, label smoothing 0.1, average of weights.
 
 Published: nothing at this size, so nothing to compare with; the papers' claims are about ImageNet.
-Hardware: 2 CPU cores. Measured here: see README.md.
+Hardware: 2 CPU cores. The command prints and draws what it measures; no figure is kept here.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.depth = 26
     config.model.width = 0.25
     common.digits(config)
+    config.steps = 500
     if kind != "none":
         config.model.attention.heads = 4
     if kind == "augmented":

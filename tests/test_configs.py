@@ -19,7 +19,12 @@ from vitattn.models import build, papers
 from vitattn.models.counts import params_by_part
 from vitattn.models.resnet_config import STAGES
 
-MODULES = {path.stem: cli._load_file(path) for path in cli.shipped() if path.stem[:3] != "st_"}
+FILES = {path.stem: cli._load_file(path) for path in cli.shipped()}
+MODULES = {
+    stem: module
+    for stem, module in FILES.items()
+    if module.get_config("").get("task") == "classification"
+}
 NAMES = [(stem, v) for stem, module in MODULES.items() for v in ("", *module.VARIANTS)]
 PAPERS = {
     (f"arXiv {row.source}", row.top1, row.top5, row.params): row for row in papers.published()
