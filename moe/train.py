@@ -159,10 +159,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 def figures(result: Mapping[str, float]) -> dict[str, float]:
-    """The figures of an evaluation without those of single routers, which the training lines of
-    `metrics.jsonl` and TensorBoard hold for every step.
+    """What an evaluation measured of the whole model. Single routers are in the training lines of
+    `metrics.jsonl` and TensorBoard for every step, constants in the summary.
     """
-    return {n: v for n, v in result.items() if not n.startswith(f"{pretrain.ROUTER}/")}
+    return {name: result[name] for name in ("cross_entropy", "accuracy") if name in result}
 
 
 def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.weights import dropout, scaled_fan_in, to_batch, to_rows, use
+from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.nn import declare
 from trainlib.sharding import constrain
 
@@ -85,6 +85,7 @@ class Attention(nnx.Module):
       head_width: H.
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the attention probabilities.
+      reduce: see `product`.
     """
 
     def __init__(
@@ -95,9 +96,10 @@ class Attention(nnx.Module):
         *,
         init_scale: float = 1.0,
         dropout_rate: float = 0.0,
+        reduce: str = "float32",
     ):
         self.heads, self.head_width = heads, head_width
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.reduce = dropout_rate, reduce
         inner = heads * head_width
         init = scaled_fan_in(init_scale)
         query_init = scaled_fan_in(init_scale / head_width)
@@ -107,7 +109,8 @@ class Attention(nnx.Module):
         self.out = declare((inner, width), ("heads", "embed"), init)
 
     def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        y = (x @ use(weight, x.dtype)).reshape(*x.shape[:2], self.heads, self.head_width)
+        y = product(x, weight, self.reduce)
+        y = y.reshape(*x.shape[:2], self.heads, self.head_width)
         return constrain(y, "rows", None, "head", None)
 
     def __call__(
@@ -148,4 +151,4 @@ class Attention(nnx.Module):
             drop = functools.partial(dropout, rate=self.dropout_rate, key=key)
         mixed, total = attend(query, keys, values, bias, mask, drop=drop)
         mixed = mixed.reshape(*x.shape[:2], self.heads * self.head_width)
-        return to_batch(mixed @ use(self.out, x.dtype)), total
+        return to_batch(product(mixed, self.out, self.reduce)), total

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from moe.layers.weights import NORMAL, scaled_fan_in, to_batch, to_rows, use
+from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows, use
 from trainlib import sharding
 from trainlib.nn import declare
+from trainlib.sharding import constrain
 
 
 class Embedding(nnx.Module):
@@ -31,23 +32,24 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
         scaled = to_rows(x) * x.shape[-1] ** -0.5
-        return _logits(scaled, use(self.table, x.dtype).T)
+        table = use(self.table, x.dtype)
+        logits = jnp.einsum("bld,vd->blv", scaled, table, preferred_element_type=jnp.float32)
+        return constrain(logits, "rows", None, "vocab")
 
 
 class Output(nnx.Module):
     """The output matrix [D, V] of an untied model; V lies over the mesh columns."""
 
-    def __init__(self, width: int, vocabulary: int, init_scale: float = 1.0):
+    def __init__(
+        self, width: int, vocabulary: int, init_scale: float = 1.0, reduce: str = "float32"
+    ):
+        self.reduce = reduce
         self.kernel = declare((width, vocabulary), ("embed", "vocab"), scaled_fan_in(init_scale))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32."""
-        return _logits(to_rows(x), use(self.kernel, x.dtype))
-
-
-def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    logits = jnp.einsum("bld,dv->blv", x, kernel, preferred_element_type=jnp.float32)
-    return sharding.constrain(logits, "rows", None, "vocab")
+        logits = product(to_rows(x), self.kernel, self.reduce, out=jnp.float32)
+        return constrain(logits, "rows", None, "vocab")
 
 
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:

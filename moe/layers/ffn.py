@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.weights import dropout, scaled_fan_in, to_batch, to_rows, use
+from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.nn import declare
 from trainlib.sharding import constrain
 
@@ -37,6 +37,7 @@ class FeedForward(nnx.Module):
       activation: one of `ACTIVATIONS`.
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the hidden vector.
+      reduce: see `product`.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class FeedForward(nnx.Module):
         activation: str = "geglu",
         init_scale: float = 1.0,
         dropout_rate: float = 0.0,
+        reduce: str = "float32",
     ):
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.reduce = dropout_rate, reduce
         init = scaled_fan_in(init_scale)
         self.gated = activation == "geglu"
         if self.gated:
@@ -58,8 +60,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = to_rows(x)
-        gate = x @ use(self.gate, x.dtype) if self.gated else None
-        hidden = activate(gate, x @ use(self.up, x.dtype))
+        gate = product(x, self.gate, self.reduce) if self.gated else None
+        hidden = activate(gate, product(x, self.up, self.reduce))
         hidden = constrain(hidden, "rows", None, "mlp")
         hidden = dropout(hidden, self.dropout_rate, key)
-        return to_batch(hidden @ use(self.down, x.dtype))
+        return to_batch(product(hidden, self.down, self.reduce))

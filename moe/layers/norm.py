@@ -1,6 +1,6 @@
 """RMSNorm (arXiv 1910.07467) as in T5: no mean is subtracted and there is no bias.
 
-    y = x / sqrt(mean(x^2) + eps) * scale
+y = x / sqrt(mean(x^2) + eps) * scale
 """
 
 from __future__ import annotations

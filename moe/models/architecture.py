@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from moe.layers.ffn import ACTIVATIONS
+from moe.layers.weights import REDUCE
 from moe.routing_config import RoutingConfig
 from trainlib.errors import ConfigError, one_of
 
@@ -44,6 +45,8 @@ class Architecture:
       dropout: of residual branches, embeddings, attention and hidden units.
       residual_scale: factor of every residual branch.
       dtype: of activations, "bfloat16" or "float32"; weights are kept in float32.
+      reduce_dtype: type in which gradients of dense matrices are added up over devices: "float32",
+        or "bfloat16" for half the traffic.
       remat: what is computed again in the backward pass: "block" or "none".
       scan: run equal blocks as a loop (compiles once) instead of one after the other.
     """
@@ -71,6 +74,7 @@ class Architecture:
     dropout: float = 0.0
     residual_scale: float = 1.0
     dtype: str = "bfloat16"
+    reduce_dtype: str = "float32"
     remat: str = "block"
     scan: bool = True
 
@@ -78,6 +82,7 @@ class Architecture:
         for key, allowed in (
             *(("kind", KINDS), ("activation", ACTIVATIONS), ("extra_ffn", EXTRA_FFN)),
             *(("dtype", DTYPES), ("remat", REMAT), ("router_input", ROUTER_INPUTS)),
+            ("reduce_dtype", REDUCE),
         ):
             if getattr(self, key) not in allowed:
                 raise one_of(f"model.{key}", getattr(self, key), allowed)

@@ -91,6 +91,7 @@ class Block(nnx.Module):
                 activation=config.activation,
                 init_scale=config.init_scale,
                 dropout_rate=config.dropout,
+                reduce=config.reduce_dtype,
             )
 
     def _norm(self) -> RMSNorm:
@@ -104,6 +105,7 @@ class Block(nnx.Module):
             config.head_width,
             init_scale=config.init_scale,
             dropout_rate=config.dropout,
+            reduce=config.reduce_dtype,
         )
 
     def _router_input(self, x: jax.Array, context: Context) -> jax.Array | None:

@@ -24,6 +24,7 @@ from moe.layers.position import RelativeBias
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Block, Context
+from trainlib.sharding import constrain
 
 TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
 
@@ -80,14 +81,17 @@ class Stack(nnx.Module):
           ([B, L, D], tree -> what its blocks report, stacked [P, ..] or [P, n, ..]).
         """
         first, last, blocks = split(key, 3)
+        # Masks are made where attention reads them, so that segments travel and not their pairs.
+        seen = constrain(segments, "rows", None)
+        source_mask = None
+        if source_segments is not None:
+            source_mask = segment_mask(seen, constrain(source_segments, "rows", None))
         context = Context(
             bias=self.bias(x.shape[1], x.shape[1]),
-            mask=segment_mask(segments, segments, causal=self.causal),
+            mask=segment_mask(seen, seen, causal=self.causal),
             valid=segments > 0,
             source=source,
-            source_mask=None
-            if source_segments is None
-            else segment_mask(segments, source_segments),
+            source_mask=source_mask,
             words=None if self.config.router_input == "hidden" else x,
         )
         x = dropout(x, self.config.dropout, first)

@@ -30,7 +30,9 @@ class Transformer(nnx.Module):
         for name in config.stacks:
             setattr(self, name, Stack(config, name))
         if not config.tied_output:
-            self.output = Output(config.width, config.vocab_size, config.init_scale)
+            self.output = Output(
+                config.width, config.vocab_size, config.init_scale, config.reduce_dtype
+            )
 
     def encode(
         self, tokens: jax.Array, segments: jax.Array, *, train: bool, key: jax.Array | None = None

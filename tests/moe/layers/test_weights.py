@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from moe.layers.embed import Output
 from moe.layers.ffn import FeedForward
 from moe.layers.weights import stack
 from trainlib import nn
@@ -26,3 +29,35 @@ def test_equal_stacks_share_one_initialiser():
     """So that a model of many layers compiles few initialisers."""
     first, second = (stack(FeedForward(4, 4), (2,), ("layer",)) for _ in range(2))
     assert nn.abstract(first).params["up"].init is nn.abstract(second).params["down"].init
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("float32", 257.0), ("bfloat16", 256.0)])
+def test_gradients_leave_a_device_in_the_type_that_was_asked_for(reduce, expected):
+    """257 ones: bfloat16 has no such number."""
+    layer = nn.abstract(FeedForward(1, 1, activation="relu", reduce=reduce))
+    ones = {"up": jnp.ones((1, 1)), "down": jnp.ones((1, 1))}
+    x = jnp.ones((1, 257, 1), jnp.bfloat16)
+
+    def total(weights):
+        return layer.bind(weights, {})(x).astype(jnp.float32).sum()
+
+    assert float(jax.grad(total)(ones)["down"][0, 0]) == expected
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_ways_of_adding_gradients_agree(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5)).astype(dtype)
+    upstream = jax.random.normal(jax.random.key(1), (2, 3, 7))
+    found = {}
+    for reduce in ("float32", "bfloat16"):
+        layer = nn.abstract(Output(5, 7, reduce=reduce))
+        kernel = jax.random.normal(jax.random.key(2), (5, 7))
+        logits, pull = jax.vjp(lambda x, w, m=layer: m.bind({"kernel": w}, {})(x), x, kernel)
+        assert logits.dtype == jnp.float32
+        found[reduce] = logits, *pull(upstream)
+    for first, second in zip(*found.values(), strict=True):
+        assert first.dtype == second.dtype
+        tolerance = 1e-6 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(
+            np.asarray(first, np.float32), np.asarray(second, np.float32), atol=4 * tolerance
+        )
