@@ -16,50 +16,55 @@ PLAIN = RNG.normal(size=(1, 12, 4))
 ONE_EXPERT = np.zeros((1, 12, 4)) + np.array([0, 9, 0, 0]) + 0.01 * PLAIN
 LAST_HIGHEST = ONE_EXPERT + 0.5 * np.arange(12)[None, :, None] * np.array([0, 1, 0, 0])
 
+ONE = {"top_k": 1, "capacity_factor": 1.0}
+TWO = {"top_k": 2, "second_policy": "all"}
+FIRST = {**ONE, "batch_prioritized": True}
+FOUR = {"top_k": 4, "second_policy": "random"}
+
 EDGES = {
-    "all to one expert": (ONE_EXPERT, {"top_k": 1}),
-    "all to one expert, two choices": (ONE_EXPERT, {"top_k": 2, "second_policy": "all"}),
-    "all to one expert, by priority": (LAST_HIGHEST, {"top_k": 1, "batch_prioritized": True}),
-    "every logit equal": (np.zeros((1, 12, 4)), {"top_k": 2, "second_policy": "all"}),
-    "every logit equal, by priority": (np.zeros((1, 12, 4)), {"batch_prioritized": True}),
-    "two experts tie": (np.tile([1.0, 3.0, 3.0, 0.0], (1, 12, 1)), {"top_k": 1}),
-    "one expert": (PLAIN[..., :1], {"top_k": 1, "capacity_factor": 1.0}),
-    "fewer tokens than experts": (RNG.normal(size=(1, 3, 8)), {"capacity_factor": 4.0}),
-    "one token": (RNG.normal(size=(1, 1, 4)), {"capacity_factor": 4.0}),
-    "capacity for everything": (PLAIN, {"capacity_factor": 100.0, "second_policy": "all"}),
-    "capacity of one row": (PLAIN, {"capacity_factor": 0.34, "second_policy": "all"}),
-    "second gate zero": (np.tile([300.0, 0.0, -300.0, 0.0], (1, 12, 1)), {"second_policy": "all"}),
-    "second gate zero, threshold": (200 * PLAIN, {"second_policy": "threshold"}),
-    "logits of +-1e4": (1e4 * np.sign(PLAIN), {}),
-    "logits of +-300": (300 * np.sign(PLAIN), {"top_k": 4, "second_policy": "all"}),
-    "as many choices as experts": (PLAIN, {"top_k": 4, "second_policy": "random"}),
+    "all to one expert": (ONE_EXPERT, ONE),
+    "all to one expert, two choices": (ONE_EXPERT, TWO),
+    "all to one expert, by priority": (LAST_HIGHEST, FIRST),
+    "every logit equal": (np.zeros((1, 12, 4)), TWO),
+    "every logit equal, by priority": (np.zeros((1, 12, 4)), FIRST),
+    "two experts tie": (np.tile([1.0, 3.0, 3.0, 0.0], (1, 12, 1)), ONE),
+    "one expert": (PLAIN[..., :1], ONE),
+    "fewer tokens than experts": (RNG.normal(size=(1, 3, 8)), {**TWO, "capacity_factor": 4.0}),
+    "one token": (RNG.normal(size=(1, 1, 4)), {**TWO, "capacity_factor": 4.0}),
+    "capacity for everything": (PLAIN, {**TWO, "capacity_factor": 100.0}),
+    "capacity of one row": (PLAIN, {**TWO, "capacity_factor": 0.34}),
+    "second gate zero": (np.tile([300.0, 0.0, -300.0, 0.0], (1, 12, 1)), TWO),
+    "third and fourth gate zero": (200 * PLAIN, FOUR),
+    "logits of +-1e4": (1e4 * np.sign(PLAIN), TWO),
+    "logits of +-300": (300 * np.sign(PLAIN), FOUR),
+    "as many choices as experts": (PLAIN, FOUR),
 }
+
+
+def simple(logits, mask=None, draws=None, **options):
+    """A routing in training and what `check` needs beside it."""
+    logits = np.asarray(logits)
+    config = RoutingConfig(logits.shape[-1], **{"min_capacity": 1, **options})
+    mask = np.ones(logits.shape[:2], bool) if mask is None else mask
+    if draws is None:
+        draws = np.random.default_rng(1).random((*mask.shape, config.top_k - 1), np.float32)
+    logits = logits.astype(np.float32) if logits.dtype == np.float64 else logits
+    routing = jax.tree.map(np.asarray, compiled(config, True)(logits, mask, draws))
+    return routing, (config, logits, mask, draws)
 
 
 @pytest.mark.parametrize("name", EDGES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 def test_edge(name, dtype):
     logits, options = EDGES[name]
-    config = RoutingConfig(logits.shape[-1], **{"top_k": 2, "min_capacity": 1, **options})
-    logits = np.asarray(jnp.asarray(logits, dtype))
-    mask = np.ones(logits.shape[:2], bool)
-    draws = RNG.random((*mask.shape, config.top_k - 1)).astype(np.float32)
-    got = jax.tree.map(np.asarray, compiled(config, True)(logits, mask, draws))
-    check(got, config, logits, mask, draws)
-
-
-def simple(logits, mask=None, draws=None, **options):
-    """A routing in training, top-1, capacity 1.0, at least 1."""
-    defaults = {"top_k": 1, "capacity_factor": 1.0, "min_capacity": 1}
-    config = RoutingConfig(logits.shape[-1], **{**defaults, **options})
-    return compiled(config, True)(jnp.asarray(logits), mask, draws)
+    routing, case = simple(jnp.asarray(logits, dtype), **options)
+    check(routing, *case)
 
 
 def test_a_full_expert_keeps_the_first_tokens_and_priority_keeps_the_surest():
     """C = 12 / 4 = 3: tokens 0 to 2 from the left, 11 to 9 by probability; the rest is dropped."""
-    left = simple(ONE_EXPERT)
+    left, surest = simple(ONE_EXPERT, **ONE)[0], simple(LAST_HIGHEST, **FIRST)[0]
     assert np.flatnonzero(left.gates[0, :, 0]).tolist() == [0, 1, 2]
-    surest = simple(LAST_HIGHEST, batch_prioritized=True)
     assert surest.source[1, 0].tolist() == [11, 10, 9]
     for routing in (left, surest):
         assert float(routing.metrics["dropped_tokens"][0][0]) == 9
@@ -68,8 +73,8 @@ def test_a_full_expert_keeps_the_first_tokens_and_priority_keeps_the_surest():
 
 
 def test_ties_go_to_the_lowest_index():
-    routing = simple(np.zeros((1, 8, 4)), top_k=3, second_policy="all", capacity_factor=9.0)
-    assert routing.expert[0].tolist() == [[0, 1, 2]] * 8
+    routing, _ = simple(np.zeros((1, 12, 4)), **TWO)
+    assert routing.expert[0].tolist() == [[0, 1]] * 12
 
 
 @pytest.mark.parametrize("pattern", ["end", "start", "holes", "all but one", "all"])
@@ -79,35 +84,25 @@ def test_padding_is_neither_routed_nor_counted(pattern):
     mask = np.ones((1, size), bool)
     hidden = {"end": slice(7, None), "start": slice(0, 4), "holes": slice(1, None, 2)}
     mask[0, hidden.get(pattern, slice(0 if pattern == "all" else 1, None))] = False
-    # The same capacity for both: 2 rows.
-    config = RoutingConfig(4, second_policy="all", capacity_factor=1e-3, min_capacity=2)
-    junk = np.where(mask[..., None], PLAIN, 1e30).astype(np.float32)
-    padded = compiled(config, True)(junk, mask, None)
-    kept = np.flatnonzero(mask[0])
-    assert np.all(padded.expert[0, ~mask[0]] == 4)
-    assert np.all(padded.gates[0, ~mask[0]] == 0)
-    if not len(kept):
-        assert np.all(padded.source == 2 * size)
-        assert all(float(total.sum()) == 0 for total, _ in padded.losses.values())
-        return
-    alone = compiled(config, True)(PLAIN[:, kept].astype(np.float32), None, None)
-    np.testing.assert_array_equal(padded.slot[0, kept], alone.slot[0])
-    np.testing.assert_allclose(padded.gates[0, kept], alone.gates[0], rtol=1e-6)
-    for mine, theirs in ((padded.losses, alone.losses), (padded.metrics, alone.metrics)):
-        for name in mine:
-            np.testing.assert_allclose(mine[name][0], theirs[name][0], rtol=1e-6, err_msg=name)
-            np.testing.assert_array_equal(mine[name][1], theirs[name][1], err_msg=name)
+    routing, (config, logits, _, draws) = simple(
+        np.where(mask[..., None], PLAIN, 1e30), mask, **TWO
+    )
+    check(routing, config, logits, mask, draws)
+    assert np.all(routing.expert[0, ~mask[0]] == 4)
+    assert np.all(routing.gates[0, ~mask[0]] == 0)
+    if pattern == "all":
+        assert np.all(routing.source == 2 * size)
+        assert all(float(total.sum()) == 0 for total, _ in routing.losses.values())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_token_that_is_not_finite_touches_only_itself(value):
     """The others are routed as if it were padding; the loss turns NaN, which skips the step."""
-    config = RoutingConfig(4, second_policy="all", min_capacity=1)
     logits = PLAIN.astype(np.float32).copy()
     logits[0, 5, 2] = value
     mask = np.ones((1, 12), bool)
     mask[0, 5] = False
-    got, want = (compiled(config, True)(logits, m, None) for m in (None, mask))
+    (got, (config, *_)), (want, _) = (simple(logits, m, **TWO) for m in (~mask | True, mask))
     for name in ("slot", "source", "gates", "expert"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
     assert float(got.metrics["nonfinite"][0].sum()) == 1
@@ -120,10 +115,10 @@ def test_a_token_that_is_not_finite_touches_only_itself(value):
 
 def test_the_largest_floats_route_and_their_loss_says_so():
     """+-3e38: softmax is exact; logsumexp squared passes float32, so the step will be skipped."""
-    logits = np.where(PLAIN.max(-1, keepdims=True) == PLAIN, 3e38, -3e38).astype(np.float32)
-    routing = simple(logits, capacity_factor=9.0)
+    logits = np.where(PLAIN.max(-1, keepdims=True) == PLAIN, 3e38, -3e38)
+    routing, _ = simple(logits, **ONE)
     np.testing.assert_array_equal(routing.expert[0, :, 0], logits[0].argmax(-1))
-    np.testing.assert_array_equal(routing.gates[0, :, 0], 1.0)
+    np.testing.assert_array_equal(routing.gates[0, :, 0], routing.slot[0, :, 0] < 12)
     assert np.isfinite(routing.losses["balance"][0]).all()
     assert np.isposinf(routing.losses["z"][0]).all()
     assert float(routing.metrics["entropy"][0][0]) == 0.0
@@ -136,7 +131,7 @@ def test_more_tokens_than_float32_can_count():
     logits = np.zeros((1, count, 2), np.float32)
     logits[..., 1] = 9.0
     rows = count - 1  # all but the last find a row
-    routing = simple(logits, capacity_factor=2 * rows / count)
+    routing, _ = simple(logits, top_k=1, capacity_factor=2 * rows / count)
     assert routing.slot[0, -4:, 0].tolist() == [2 * rows - 3, 2 * rows - 2, 2 * rows - 1, 2 * rows]
     assert routing.source[1, 0, -2:].tolist() == [rows - 2, rows - 1]
     assert float(routing.metrics["dropped_choices"][0][0]) == 1
@@ -163,6 +158,6 @@ def test_the_random_policy_needs_draws_and_keeps_the_stated_share():
     size, gate = 4000, 0.05
     logits = np.tile(np.log([1 - gate, gate]), (1, size, 1)).astype(np.float32)
     draws = np.random.default_rng(0).random((1, size, 1)).astype(np.float32)
-    routing = simple(logits, None, draws, top_k=2, capacity_factor=9.0)
+    routing, _ = simple(logits, None, draws, top_k=2, capacity_factor=9.0)
     share = float(routing.metrics["second_rate"][0][0]) / size
     assert abs(share - gate / 0.2) < 4 * (0.25 * 0.75 / size) ** 0.5  # four standard deviations
