@@ -21,7 +21,7 @@ def _taps(
     x: jax.Array, axis: int, window: int, stride: int, fill: float
 ) -> tuple[list[jax.Array], np.ndarray]:
     """The `window` strided slices along one axis, and each window's number of pixels in the map."""
-    size, side = x.shape[axis], (window - 1) // 2
+    size, side = x.shape[axis], (window - 1) // 2 if window % 2 else 0
     steps = (size + 2 * side - window) // stride + 1
     starts = np.arange(steps) * stride - side
     inside = np.minimum(starts + window, size) - np.maximum(starts, 0)

@@ -14,7 +14,7 @@ SIZES = [(6, 7), (5, 5), (4, 8), (2, 1), (1, 1)]
 
 def windows(x, window, stride):
     """Yields output position and the pixels of its window that lie in the map."""
-    side = (window - 1) // 2
+    side = (window - 1) // 2 if window % 2 else 0
     rows = (x.shape[1] + 2 * side - window) // stride + 1
     cols = (x.shape[2] + 2 * side - window) // stride + 1
     for i, j in itertools.product(range(rows), range(cols)):
