@@ -79,6 +79,6 @@ class RelativeBias(nnx.Module):
         found = relative_buckets(offsets, bidirectional=self.bidirectional)
         # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
         # into 32. Full precision, because the matrix units of a TPU would round the table.
-        chosen = jnp.asarray(found[..., None] == np.arange(BUCKETS), jnp.float32)
+        chosen = jax.nn.one_hot(jnp.asarray(found), BUCKETS, dtype=jnp.float32)
         bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
         return bias[None]

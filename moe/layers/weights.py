@@ -103,7 +103,10 @@ def _axes(weight: nnx.Param) -> tuple[str, ...]:
 def _whole(value: jax.Array, axes: tuple[str, ...], dtype) -> jax.Array:
     # Under FSDP `embed` is split over rows. Pinning the cast weight first as it is stored and then
     # whole makes the gather move half the bytes.
-    value = constrain(value.astype(dtype), *axes)
+    return _pin_whole(constrain(value.astype(dtype), *axes), axes)
+
+
+def _pin_whole(value: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return constrain(value, *(None if axis == "embed" else axis for axis in axes))
 
 
@@ -117,7 +120,9 @@ def _product_backward(axes: tuple[str, ...], out, kept, dy: jax.Array):
     x, weight = kept
     dx = jnp.matmul(dy, _whole(weight, axes, x.dtype).T).astype(x.dtype)
     dw = jnp.einsum("...i,...o->io", x, dy, preferred_element_type=jnp.float32)
-    return dx, constrain(dw, *axes).astype(weight.dtype)
+    # First whole, as a sum over rows: pinned at once as it is stored, the partitioner would split
+    # dy along the same dimension and move the activations instead.
+    return dx, constrain(_pin_whole(dw, axes), *axes).astype(weight.dtype)
 
 
 _product.defvjp(

@@ -1,0 +1,56 @@
+"""Shipped configurations of the family: what they build, cite and claim."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from configs import st_moe_32b, st_moe_base, st_moe_l, st_moe_tiny
+from moe import describe
+from moe import plan as plan_lib
+from moe.models import named
+from trainlib.mesh import make_mesh
+
+MODULES = (st_moe_tiny, st_moe_base, st_moe_l, st_moe_32b)
+COUNTS = {
+    **{"st_moe_tiny": 2_494_720, "st_moe_tiny:dense": 1_707_008},
+    **{"st_moe_base": 700_641_024, "st_moe_base:dense": 247_577_856},
+    **{"st_moe_l": 4_105_444_352, "st_moe_l:dense": 783_150_080},
+    "st_moe_32b": 269_104_613_376,
+}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_every_variant_builds_and_is_what_it_claims(module):
+    text = " ".join(module.__doc__.split())
+    for variant in ("", *module.VARIANTS):
+        config = module.get_config(variant)
+        plan = plan_lib.make(config, make_mesh(1, 4, 2))
+        facts = describe.describe(config)
+        count = plan.abstract.param_count
+        assert facts["params"] == count == sum(facts["params_by_part"].values())
+        assert COUNTS.get(config.name, count) == count
+        assert f"`{variant}`" in text or not variant
+        if config.name in COUNTS:
+            assert re.search(rf"{COUNTS[config.name]:,}\b", text), config.name
+        assert len(describe.row(facts)) == 6
+    assert f"--config=configs/{module.__name__.split('.')[1]}.py --workdir=" in text
+
+
+def test_recipes_are_those_of_the_paper():
+    config = st_moe_32b.get_config()
+    assert config.batch_size * config.data.encoder_length == 2**20
+    assert config.steps * 2**20 == pytest.approx(1.5e12, rel=1e-5)
+    assert (config.routing.capacity_factor, config.routing.capacity_factor_eval) == (1.25, 2.0)
+    assert (config.routing.balance_weight, config.routing.z_weight) == (0.01, 1e-3)
+    assert (config.model.init_scale, config.model.dropout) == (0.1, 0.0)
+    schedule = plan_lib.make(config, make_mesh(1, 8, 1)).schedule
+    assert float(schedule(0)) == pytest.approx(0.01)
+    assert float(schedule(40_000)) == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(("name", "printed"), [("st_moe_32b", 20.270e12), ("st_moe_l", 570.7e9)])
+def test_flops_of_a_sequence(name, printed):
+    """Counted by hand from the shapes, capacity 1.25, attention logits and output included."""
+    assert describe.forward_flops(named(name), 512, 114) == pytest.approx(printed, rel=1e-4)
