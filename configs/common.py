@@ -99,7 +99,7 @@ def digits(config: ConfigDict) -> None:
         config.model.stem = "small_image"
     config.model.dtype = "float32"
     config.model.bn_decay = 0.9
-    config.steps = 250
+    config.steps = 300
     config.batch_size = 96
     config.eval_every = 50
     config.checkpoint.every = 50

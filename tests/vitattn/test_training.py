@@ -117,8 +117,9 @@ def test_gradients_are_those_of_one_device():
     many = gradients(make_mesh(2, 4))
     for name, expected in one.items():
         scale = np.abs(expected).max()
-        assert scale > 0, name
-        np.testing.assert_allclose(many[name], expected, atol=2e-5 * scale, err_msg=name)
+        # conv5_x is one pixel here: with a single key there is no position to learn.
+        assert scale > 0 or name.startswith("conv5_x.0.conv2.rel_"), name
+        np.testing.assert_allclose(many[name], expected, atol=2e-5 * max(scale, 1e-6), err_msg=name)
 
 
 TREE_MODE = """

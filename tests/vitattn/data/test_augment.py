@@ -92,11 +92,17 @@ def test_shift_never_mirrors_and_moves_little():
     blob = np.zeros((16, 16, 1), np.uint8)
     blob[4:6, 4:6] = 255
     rows, columns = np.mgrid[0:32, 0:32]
-    centres = []
-    for seed in range(200):
-        image = augment.shift(open_picture(blob), 32, generator(seed), MEAN)
+
+    def centre(image):
         weight = np.asarray(image).astype(float)[..., 0]
-        centres.append(((weight * rows).sum(), (weight * columns).sum()) / weight.sum())
+        return tuple(((weight * rows).sum(), (weight * columns).sum()) / weight.sum())
+
+    plain = centre(augment.none(open_picture(blob), 32, generator(0), MEAN))
+    centres = [
+        centre(augment.shift(open_picture(blob), 32, generator(seed), MEAN)) for seed in range(200)
+    ]
+    still = centres.count(plain)
+    assert 70 < still < 130, "half of them stay as they are"
     # The blob's centre is 6.5 pixels up and left of the middle of 32: by 3.2 of shift, by 15 % of
     # scale and by 12 degrees it moves 5.6 at most; a mirrored one would lie 13 away.
     distance = np.abs(np.array(centres) - 9.5).max()
@@ -104,10 +110,13 @@ def test_shift_never_mirrors_and_moves_little():
 
 
 class Draws:
-    """A generator whose uniform draws are given."""
+    """A generator whose uniform draws are given, and whose digits all move."""
 
     def __init__(self, *values):
         self.values = list(values)
+
+    def random(self):
+        return 0.99
 
     def uniform(self, low, high, size=None):
         del low, high
