@@ -67,6 +67,7 @@ def route(
     config: RoutingConfig,
     *,
     train: bool,
+    gumbel: jax.Array | None = None,
 ) -> Routing:
     """Routes each group of tokens on its own.
 
@@ -80,6 +81,7 @@ def route(
         argument, not drawn here, so that results do not depend on how groups lie over devices.
       config: see RoutingConfig; with a dropless dispatch C is S.
       train: chooses the capacity factor and the second-choice policy.
+      gumbel: float32 [G, S, E], standard Gumbel noise for `sample_temperature`, or None.
 
     Raises:
       ConfigError: capacity below 1, or a group too large for 32-bit positions.
@@ -99,17 +101,18 @@ def route(
         slot, source, gates, expert = _experts_choose(probs, valid, rows)
         balance = jnp.zeros((groups,), jnp.float32)
     else:
-        expert, gates, best = _tokens_choose(logits, probs, valid, draws, config, train=train)
-        priority = _priority(best, probs) if config.batch_prioritized else None
-        slot, source = slots(expert, priority, experts, rows)
-        gates = jnp.where(slot < experts * rows, gates, 0.0)
+        scores = jax.lax.stop_gradient(logits)
+        if gumbel is not None:
+            scores = scores / config.sample_temperature + gumbel
+        best = _best(scores, config.top_k)
+        rule = policy(config, train=train)
+        slot, source, gates, expert = _tokens_choose(best, probs, valid, draws, config, rule, rows)
         balance = _balance(probs, best, valid, config)
-    occupied = (jnp.sum(valid, axis=-1) > 0).astype(jnp.float32)
-    tokens = jnp.sum(valid, axis=-1).astype(jnp.float32)
-    z = jnp.where(valid, jnp.square(normalizer), 0.0)
-    losses = {"balance": (balance, occupied), "z": (jnp.sum(z, axis=-1), tokens)}
-    seen = jnp.sum(mask, axis=-1).astype(jnp.float32)
-    broken = jnp.sum(mask & ~finite, axis=-1).astype(jnp.float32)
+    tokens, seen, broken = (
+        jnp.sum(which, axis=-1).astype(jnp.float32) for which in (valid, mask, mask & ~finite)
+    )
+    z = jnp.sum(jnp.where(valid, jnp.square(normalizer), 0.0), axis=-1)
+    losses = {"balance": (balance, jnp.minimum(tokens, 1.0)), "z": (z, tokens)}
     metrics = _metrics(logits, probs, valid, slot < experts * rows, expert)
     losses["nonfinite"] = metrics["nonfinite"] = (broken, seen)
     return Routing(slot, source, gates, expert, losses, metrics)
@@ -161,32 +164,36 @@ def _best(logits: jax.Array, count: int) -> jax.Array:
 
 
 def _tokens_choose(
-    logits: jax.Array,
+    best: jax.Array,
     probs: jax.Array,
     valid: jax.Array,
     draws: jax.Array | None,
     config: RoutingConfig,
-    *,
-    train: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The choices that are sent (else E), their gates, and all choices, each [G, S, K]."""
-    experts = logits.shape[-1]
-    best = _best(jax.lax.stop_gradient(logits), config.top_k)
-    # A contraction with one-hot rows in place of a gather: its gradient is no scatter.
-    index = jnp.arange(experts, dtype=jnp.int32)
-    raw = jnp.stack(
-        [
-            jnp.sum(jnp.where(index == best[..., k, None], probs, 0.0), axis=-1)
-            for k in range(config.top_k)
-        ],
-        axis=-1,
-    )
-    normalized = raw / (jnp.sum(raw, axis=-1, keepdims=True) + _GATE_EPSILON)
-    sent = _sent(jax.lax.stop_gradient(normalized), draws, config, policy(config, train=train))
-    expert = jnp.where(sent & valid[..., None], best, experts)
-    use_raw = config.top_k == 1 or not config.normalize_gates
-    gates = jnp.where(expert < experts, raw if use_raw else normalized, 0.0)
-    return expert, gates, best
+    rule: str,
+    rows: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Slot, source, gates and expert from the K best experts of each token."""
+    experts = probs.shape[-1]
+    priority = _priority(best, probs) if config.batch_prioritized else None
+    wanted = jnp.where(valid[..., None], best, experts)
+    gates = _gates(best, probs)
+    if rule == "if_dropped":
+        expert = _sent_in_turn(wanted, priority, experts, rows)
+    else:
+        normalized = gates / (jnp.sum(gates, axis=-1, keepdims=True) + _GATE_EPSILON)
+        sent = _sent(jax.lax.stop_gradient(normalized), draws, config, rule)
+        expert = jnp.where(sent, wanted, experts)
+        gates = normalized if config.normalize_gates and config.top_k > 1 else gates
+    slot, source = slots(expert, priority, experts, rows)
+    return slot, source, jnp.where(slot < experts * rows, gates, 0.0), expert
+
+
+def _gates(best: jax.Array, probs: jax.Array) -> jax.Array:
+    """float32 [G, S, K]: the probabilities of the chosen experts."""
+    # Contractions with one-hot rows in place of a gather: their gradient is no scatter.
+    index = jnp.arange(probs.shape[-1], dtype=jnp.int32)
+    chosen = [index == best[..., k, None] for k in range(best.shape[-1])]
+    return jnp.stack([jnp.sum(jnp.where(hit, probs, 0.0), axis=-1) for hit in chosen], axis=-1)
 
 
 def _sent(gates: jax.Array, draws: jax.Array | None, config: RoutingConfig, rule: str) -> jax.Array:
@@ -203,6 +210,22 @@ def _sent(gates: jax.Array, draws: jax.Array | None, config: RoutingConfig, rule
     else:
         keep = draws < later / config.second_threshold
     return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), keep], axis=-1)
+
+
+def _sent_in_turn(
+    best: jax.Array, priority: jax.Array | None, experts: int, rows: int
+) -> jax.Array:
+    """int32 [G, S, K]: each choice if all before it found no row, else E.
+
+    Later choices sort after earlier ones, so they never take a row that was given.
+    """
+    expert = best[..., :1]
+    for k in range(1, best.shape[-1]):
+        slot, _ = slots(expert, priority, experts, rows)
+        lost = jnp.all(slot == experts * rows, axis=-1)
+        again = jnp.where(lost, best[..., k], experts)
+        expert = jnp.concatenate([expert, again[..., None]], axis=-1)
+    return expert
 
 
 def _priority(best: jax.Array, probs: jax.Array) -> jax.Array:

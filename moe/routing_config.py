@@ -12,7 +12,7 @@ import math
 from trainlib.errors import ConfigError, one_of
 
 ROUTERS = ("tokens_choose", "experts_choose")
-POLICIES = ("all", "none", "threshold", "random")
+POLICIES = ("all", "none", "threshold", "random", "if_dropped")
 DISPATCHES = ("index", "dropless", "grouped")
 
 
@@ -38,13 +38,16 @@ class RoutingConfig:
       normalize_gates: divide the gates of the K choices by their sum; False: raw probabilities
         (flaxformer).
       second_policy: in training, when a choice beyond the first is sent: "all", "none", "threshold"
-        (normalised gate > second_threshold) or "random" (with probability gate /
-        second_threshold).
+        (normalised gate > second_threshold), "random" (with probability gate / second_threshold)
+        or "if_dropped" (when all choices before it found no row: no token left behind, arXiv
+        2101.03961, appendix B; its gate is the probability itself).
       second_policy_eval: the same in evaluation. The paper's code stays random; "all" is
         reproducible.
       second_threshold: see `second_policy`.
       batch_prioritized: slots fill by descending first-choice probability (arXiv 2106.05974) and
         not from left to right; refused in a causal stack.
+      sample_temperature: in training, draw the experts from softmax(logits / sample_temperature)
+        in place of taking the best; 0: off.
       jitter: router inputs are multiplied by U(1 - jitter, 1 + jitter) in training.
       router_dropout: dropout of router inputs in training.
       logit_clip: router logits are clipped to +-logit_clip; 0: off (the paper argues against it).
@@ -79,6 +82,7 @@ class RoutingConfig:
     second_policy_eval: str = "all"
     second_threshold: float = 0.2
     batch_prioritized: bool = False
+    sample_temperature: float = 0.0
     jitter: float = 0.0
     router_dropout: float = 0.0
     logit_clip: float = 0.0
@@ -155,7 +159,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{"capacity_factor": (1e-6, 1e6), "capacity_factor_eval": (1e-6, 1e6)},
     **{"min_capacity": (0, _INF), "group_size": (0, _INF), "group_sequences": (0, _INF)},
     **{"second_threshold": (1e-9, _INF), "jitter": (0, 1), "router_dropout": (0, 0.999)},
-    **{"logit_clip": (0, _INF), "balance_weight": (0, _INF), "z_weight": (0, _INF)},
+    **{
+        "sample_temperature": (0, _INF),
+        "logit_clip": (0, _INF),
+        "balance_weight": (0, _INF),
+        "z_weight": (0, _INF),
+    },
 }
 
 

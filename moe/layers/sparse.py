@@ -301,6 +301,9 @@ class SparseFFN(nnx.Module):
         if policy(config, train=train) == "random":
             shape = (*x.shape[:2], config.top_k - 1)
             tokens["draws"] = jax.random.uniform(_part(key, 0), shape)
+        if train and config.sample_temperature:
+            shape = (*x.shape[:2], config.num_experts)
+            tokens["gumbel"] = jax.random.gumbel(_part(key, 4), shape)
         noise = jnp.ones((), jnp.float32)
         if train and config.jitter:
             low, high = 1.0 - config.jitter, 1.0 + config.jitter
@@ -360,8 +363,8 @@ def _local(
     logits = jnp.einsum(
         "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
     )
-    mask, draws = grouped_tokens.get("mask"), grouped_tokens.get("draws")
-    routed = route(logits, mask, draws, routing, train=train)
+    mask, draws, gumbel = (grouped_tokens.get(name) for name in ("mask", "draws", "gumbel"))
+    routed = route(logits, mask, draws, routing, train=train, gumbel=gumbel)
     if routing.dropless:
         y = _dropless(x, routed, weights, routing, form, place)
     else:

@@ -52,7 +52,8 @@ def route_group(logits, mask, draws, config, train):
         best[s] = sorted(range(experts), key=lambda e: (-x[e], e))[:choices]
         raw = np.array([probs[s][e] for e in best[s]])
         normal = raw / (raw.sum() + np.float32(1e-9))
-        gates[s] = raw if choices == 1 or not config.normalize_gates else normal
+        alone = choices == 1 or rule == "if_dropped" or not config.normalize_gates
+        gates[s] = raw if alone else normal
         for k in range(choices):
             sent[s, k] = k == 0 or is_sent(rule, normal[k], draws[s][k - 1], config)
     order = [s for s in range(size) if valid[s]]
@@ -62,6 +63,8 @@ def route_group(logits, mask, draws, config, train):
     assignment = [["unsent"] * choices for _ in range(size)]
     for k in range(choices):
         for s in order:
+            if rule == "if_dropped":
+                sent[s, k] = not any(isinstance(place, tuple) for place in assignment[s])
             if sent[s, k]:
                 expert = best[s][k]
                 taken = used[expert] < rows

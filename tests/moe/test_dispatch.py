@@ -17,7 +17,13 @@ from moe.routing import RoutingConfig, route
 from tests.moe import oracle
 from trainlib.errors import ConfigError
 
-QUICK = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICK = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def weights_of(experts, width, hidden, *, gated=True, form="none", dtype=jnp.float32):
