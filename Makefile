@@ -37,6 +37,8 @@ $(VENV)/bin/python:
 	@if command -v uv >/dev/null 2>&1; then uv venv $(VENV) --seed --python $(PYTHON); \
 	else $(PYTHON) -m venv $(VENV); fi
 
+comma := ,
+
 define install
 	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -c constraints.txt -e '$(1)'; \
 	else $(BIN)/python -m pip install -q -c constraints.txt -e '$(1)'; fi
@@ -49,7 +51,7 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	$(call install,.[plots,test])
+	$(call install,.[plots$(comma)test])
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
