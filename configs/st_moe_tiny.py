@@ -31,7 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.encoder_length = 128
     config.data.decoder_length = 48
     config.batch_size = 32
-    config.steps = 300
-    config.eval_every = 100
-    config.checkpoint.every = 100
+    config.schedule.learning_rate = 3.0  # a small model learns faster at three times the usual rate
+    config.steps = 240
+    config.eval_every = 80
+    config.checkpoint.every = 80
     return common.pick(__file__, variant, VARIANTS, config)
