@@ -44,7 +44,7 @@ def ready(config, size=8):
         {"attention": LOCAL},
         {"attention": HALO | {"stages": (3, 4)}, "gate": "se", "gate_ratio": 4},
         # A known defect, still to be found: compiled without optimisation, as the test suite is, a
-        # gradient of this combination is not finite; with XLA's defaults it is.
+        # gradient of this combination is not finite.
         pytest.param(
             {
                 "attention": LOCAL | {"position_only": True, "stages": (4,)},
