@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test lint bench reproduce-small soak nightly clean
+.PHONY: train test lint bench reproduce-small reproduce-stability soak nightly clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -28,6 +28,9 @@ bench: $(VENV)/.test
 # CIFAR-100 as well: make reproduce-small CIFAR100=DIR
 reproduce-small: $(VENV)/.train
 	$(BIN)/python -m benchmarks.reproduce_small $(if $(CIFAR100),--cifar100=$(CIFAR100))
+
+reproduce-stability: $(VENV)/.train
+	$(BIN)/python -m benchmarks.reproduce_stability
 
 soak nightly: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -56,6 +56,16 @@ class SqueezeExcite(nnx.Module):
         return x * jax.nn.sigmoid(gate).astype(x.dtype)[:, None, None, :]
 
 
+def _largest(x: jax.Array, axis: int) -> jax.Array:
+    """Maximum along an axis, which stays with size 1.
+
+    Its gradient goes to the place that argmax named. That of `jnp.max` goes to where x equals the
+    maximum, and is 0 / 0 when the compiler computes x twice and rounds it differently.
+    """
+    place = jnp.argmax(jax.lax.stop_gradient(x), axis, keepdims=True)
+    return jnp.take_along_axis(x, place, axis)
+
+
 class Cbam(nnx.Module):
     """A gate on channels from average and maximum, then a gate on places from the same two.
 
@@ -69,11 +79,11 @@ class Cbam(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         mean = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        largest = jnp.max(x, (1, 2)).astype(jnp.float32)
+        largest = _largest(x.reshape(x.shape[0], -1, x.shape[-1]), 1)[:, 0].astype(jnp.float32)
         gate = jax.nn.sigmoid(self.excite(mean) + self.excite(largest))
         x = x * gate.astype(x.dtype)[:, None, None, :]
         mean = jnp.mean(x, -1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
-        places = jnp.concatenate([mean, jnp.max(x, -1, keepdims=True)], -1)
+        places = jnp.concatenate([mean, _largest(x, -1)], -1)
         return x * jax.nn.sigmoid(self.norm(self.place(places), train=train))
 
 

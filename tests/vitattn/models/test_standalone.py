@@ -43,16 +43,11 @@ def ready(config, size=8):
     [
         {"attention": LOCAL},
         {"attention": HALO | {"stages": (3, 4)}, "gate": "se", "gate_ratio": 4},
-        # A known defect, still to be found: compiled without optimisation, as the test suite is, a
-        # gradient of this combination is not finite.
-        pytest.param(
-            {
-                "attention": LOCAL | {"position_only": True, "stages": (4,)},
-                "gate": "cbam",
-                "gate_ratio": 4,
-            },
-            marks=pytest.mark.xfail(reason="gradient not finite at XLA optimisation level 0"),
-        ),
+        {
+            "attention": LOCAL | {"position_only": True, "stages": (4,)},
+            "gate": "cbam",
+            "gate_ratio": 4,
+        },
         {"stem": "attention", "stem_relative": True, "width": 0.25},
     ],
     ids=["local", "halo-se", "position-only-cbam", "attention-stem"],
