@@ -27,6 +27,7 @@ from trainlib.mesh import make_mesh
 from trainlib.progress import Progress
 from vitattn import attention_maps, evaluate, plots
 from vitattn import config as config_lib
+from vitattn.classify import CLASS_NAMES
 from vitattn.data import cifar, eval_batches, folder, make_source
 from vitattn.data.sources import (
     IMAGENET_MEAN,
@@ -58,7 +59,8 @@ class Request:
 
     Attributes:
       images: image files, and folders that are searched for them.
-      class_names: a file with one name a line; None takes those of the data set, where known.
+      class_names: a file with one name a line; None takes those that training left in the workdir,
+        or those of the data set, where known.
       as_json: one JSON object an image instead of text.
       attention: the picture to draw, or None.
       layers: attention layers or parts of the network; empty for `choose_layers`' default.
@@ -132,8 +134,10 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         raise ConfigError(f"{workdir} holds a run of task={config.task}, which names no classes.")
     resolved = configure(config.model)
     paths = find_images(request.images)
-    mean, std, known = source_facts(config.data, with_names=request.class_names is None)
-    names = class_names(request.class_names, known, resolved.num_classes)
+    kept = workdir / CLASS_NAMES
+    file = request.class_names or (kept if kept.is_file() else None)
+    mean, std, known = source_facts(config.data, with_names=file is None)
+    names = class_names(file, known, resolved.num_classes)
     abstract = nn.abstract(build(config.model))
     query = choose_query(request.query, resolved.size)
     heads = choose_maps(request, abstract, resolved.size, len(paths)) if request.attention else {}
@@ -244,10 +248,10 @@ def class_names(file: Path | None, known: Sequence[str], classes: int) -> list[s
     try:
         names = file.read_text(encoding="utf-8").strip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--class_names={file} cannot be read: {error}.") from None
+        raise DataError(f"The class names {file} cannot be read: {error}.") from None
     if len(names) != classes:
         raise DataError(
-            f"--class_names={file} holds {len(names)} names and the model has {classes} classes. "
+            f"{file} holds {len(names)} names and the model has {classes} classes. "
             "Give one name a line, in the order of the labels."
         )
     return [name.strip() for name in names]

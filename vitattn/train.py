@@ -87,6 +87,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 print(taken, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
+        classify.keep_class_names(source.class_names, workdir)
         print(opening(config, abstract, mesh, len(source), len(eval_source), start), flush=True)
         for line in changed:
             print(f"  changed since step {start}: {line}", flush=True)

@@ -27,7 +27,7 @@ def finished(cache, tmp_path_factory):
 
 def test_a_run_leaves_what_the_readme_says_and_ends_with_a_summary(finished):
     workdir, output = finished
-    for name in ("config.json", "metrics.jsonl", "curves.png", "checkpoints/12"):
+    for name in ("config.json", "class_names.txt", "metrics.jsonl", "curves.png", "checkpoints/12"):
         assert (workdir / name).exists(), name
     assert list((workdir / "tensorboard").glob("*tfevents*"))
     for word in ("1,437 training and 360 evaluation images", "top-1", "throughput", "curves.png"):

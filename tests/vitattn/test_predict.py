@@ -7,9 +7,15 @@ import pytest
 from PIL import Image
 
 from trainlib.errors import ConfigError, DataError, StorageError
+from vitattn import classify, plots, predict
 from vitattn import config as config_lib
-from vitattn import plots, predict
 from vitattn.data import make_source
+
+
+def test_names_that_training_kept_are_read_back(tmp_path):
+    names = ["cat", "great dane", "Äffchen"]
+    classify.keep_class_names(names, tmp_path)
+    assert predict.class_names(tmp_path / classify.CLASS_NAMES, (), 3) == names
 
 
 def test_names_come_from_the_file_the_data_set_or_are_numbers(tmp_path):
