@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from trainlib.nn import Initializer, declare
+from trainlib.sharding import constrain
 
 BUCKETS, MAX_DISTANCE = 32, 128
 
@@ -75,10 +76,21 @@ class RelativeBias(nnx.Module):
         array positions is that of the segment's own, and other pairs are masked.
         """
         query = np.arange(first_query, first_query + queries)
+        return self._read(self._buckets(query, keys))
+
+    def at(self, position: jax.Array, keys: int) -> jax.Array:
+        """Bias [1, N, 1, K] of one query at `position`, an int32 scalar that may be traced."""
+        found = jnp.asarray(self._buckets(np.arange(keys), keys))
+        return self._read(jax.lax.dynamic_slice_in_dim(found, position, 1))
+
+    def _buckets(self, query: np.ndarray, keys: int) -> np.ndarray:
         offsets = np.arange(keys)[None, :] - query[:, None]
-        found = relative_buckets(offsets, bidirectional=self.bidirectional)
+        return relative_buckets(offsets, bidirectional=self.bidirectional)
+
+    def _read(self, found: np.ndarray | jax.Array) -> jax.Array:
         # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
         # into 32. Full precision, because the matrix units of a TPU would round the table.
         chosen = jax.nn.one_hot(jnp.asarray(found), BUCKETS, dtype=jnp.float32)
         bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
-        return bias[None]
+        # By heads, as attention reads it: its gradient is then added up over mesh rows alone.
+        return constrain(bias[None], None, "head", None, None)

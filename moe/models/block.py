@@ -23,11 +23,13 @@ from moe.layers.attention import Attention
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
 from moe.layers.sparse import SparseFFN
-from moe.layers.weights import dropout, split
+from moe.layers.weights import dropout, split, to_rows
 from moe.models.architecture import Architecture
 from moe.routing_config import RoutingConfig
+from trainlib.sharding import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
+Kept = dict[str, jax.Array]  # keys and values that decoding keeps of a block, [B, L, N, H]
 
 
 @jax.tree_util.register_dataclass
@@ -118,6 +120,46 @@ class Block(nnx.Module):
         scale = self.config.residual_scale
         return x + (branch if scale == 1 else (scale * branch).astype(x.dtype))
 
+    def begin(self, source: jax.Array | None, rows: int, length: int, dtype) -> Kept:
+        """What decoding keeps of this block: room for the keys and values of `length` tokens of
+        `rows` sequences, and those of the encoder's output `source` [B, K, D].
+        """
+        shape = (rows, length, self.config.heads, self.config.head_width)
+        empty = constrain(jnp.zeros(shape, dtype), "rows", None, "head", None)
+        kept = {"key": empty, "value": empty}
+        if self.cross:
+            assert source is not None
+            keys, values = self.cross_attention.keys_values(to_rows(source))
+            kept |= {"cross_key": keys, "cross_value": values}
+        return kept
+
+    def step(
+        self, x: jax.Array, kept: Kept, position: jax.Array, context: Context
+    ) -> tuple[jax.Array, Kept]:
+        """One more token of each sequence, without dropout or noise.
+
+        Args:
+          x: [B, 1, D].
+          kept: of the tokens before, see `begin`.
+          position: int32 scalar, number of tokens before.
+          context: of this token; `mask` and `bias` span the length that was kept room for.
+        """
+        y = to_rows(self.attention_norm(x))
+        new = self.attention.keys_values(y)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(kept[name], value, position, axis=1)
+            for name, value in zip(("key", "value"), new, strict=True)
+        )
+        x = self._add(x, self.attention.read(y, keys, values, context.bias, context.mask)[0], None)
+        if self.cross:
+            y = to_rows(self.cross_norm(x))
+            ready = kept["cross_key"], kept["cross_value"]
+            x = self._add(
+                x, self.cross_attention.read(y, *ready, None, context.source_mask)[0], None
+            )
+        x, _ = self._feed_forward(x, context, [None] * 4, train=False)
+        return x, kept | {"key": keys, "value": values}
+
     def __call__(
         self, x: jax.Array, context: Context, key: jax.Array | None, *, train: bool
     ) -> tuple[jax.Array, Aux]:
@@ -133,17 +175,24 @@ class Block(nnx.Module):
             y, total = self.cross_attention(y, context.source, None, context.source_mask, keys[2])
             aux["cross_attention_z"] = _mean_square(total, context.valid)
             x = self._add(x, y, keys[3])
+        x, report = self._feed_forward(x, context, keys[4:], train=train)
+        return x, aux | report
+
+    def _feed_forward(
+        self, x: jax.Array, context: Context, keys: list[jax.Array | None], *, train: bool
+    ) -> tuple[jax.Array, Aux]:
+        aux: Aux = {}
         before = self.config.extra_ffn == "before"
         if self.dense and before:
-            x = self._add(x, self.ffn(self.ffn_norm(x), keys[4]), keys[5])
+            x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
         if self.sparse:
             y = self.experts_norm(x)
             y, aux["router"] = self.experts(
-                y, context.valid, keys[6], train=train, router_input=self._router_input(y, context)
+                y, context.valid, keys[2], train=train, router_input=self._router_input(y, context)
             )
-            x = self._add(x, y, keys[7])
+            x = self._add(x, y, keys[3])
         if self.dense and not before:
-            x = self._add(x, self.ffn(self.ffn_norm(x), keys[4]), keys[5])
+            x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
         return x, aux
 
 

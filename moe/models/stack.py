@@ -23,7 +23,7 @@ from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture
-from moe.models.block import Aux, Block, Context
+from moe.models.block import Aux, Block, Context, Kept
 from trainlib.sharding import constrain
 
 TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
@@ -98,31 +98,105 @@ class Stack(nnx.Module):
         x, aux = self._run(x, context, blocks, train)
         return dropout(self.norm(x), self.config.dropout, last), aux
 
+    def begin(
+        self, rows: int, length: int, dtype, source: jax.Array | None = None
+    ) -> dict[str, Kept]:
+        """What decoding keeps: tree -> see `Block.begin`, stacked as the weights of the tree are.
+
+        Args:
+          rows: sequences.
+          length: most tokens of one of them.
+          dtype: of activations.
+          source: [B, K, D] output of the encoder, for a decoder with cross-attention.
+        """
+
+        def body(graphdef: nnx.GraphDef) -> Callable:
+            def begun(_: None, piece: Any) -> tuple[None, Kept]:
+                return None, nnx.merge(graphdef, piece[0]).begin(source, rows, length, dtype)
+
+            return begun
+
+        return self._over_blocks(None, body, self._numbers())[1]
+
+    def step(
+        self,
+        x: jax.Array,
+        kept: dict[str, Kept],
+        position: jax.Array,
+        source_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Kept]]:
+        """Runs all blocks on one more token of each sequence, all of which are at `position`.
+
+        Args:
+          x: [B, 1, D] embedded tokens.
+          kept: of the tokens before; see `begin`.
+          position: int32 scalar, number of tokens before.
+          source_mask: bool [B, 1, 1, K], which positions of the encoder's output hold a token.
+        """
+        length = next(iter(kept.values()))["key"].shape[-3]
+        context = Context(
+            bias=self.bias.at(position, length),
+            mask=(jnp.arange(length) <= position)[None, None, None],
+            valid=jnp.ones(x.shape[:2], bool),
+            source_mask=source_mask,
+            words=None if self.config.router_input == "hidden" else x,
+        )
+
+        def body(graphdef: nnx.GraphDef) -> Callable:
+            def stepped(x: jax.Array, piece: Any) -> tuple[jax.Array, Kept]:
+                weights, own = piece
+                return nnx.merge(graphdef, weights).step(x, own, position, context)
+
+            return stepped
+
+        x, kept = self._over_blocks(x, body, kept)
+        return self.norm(x), kept
+
     def _run(
         self, x: jax.Array, context: Context, key: jax.Array | None, train: bool
     ) -> tuple[jax.Array, dict[str, Aux]]:
+        return self._over_blocks(
+            x, lambda graphdef: self._block(graphdef, context, key, train), self._numbers()
+        )
+
+    def _numbers(self) -> dict[str, jax.Array]:
+        """Tree -> numbers of its blocks in the stack, [P] or [P, n]."""
+        starts = sum(self.counts) * jnp.arange(self.periods)
+        numbers, first = {}, 0
+        for name, count in zip(TREES, self.counts, strict=True):
+            inside = 0 if name == "sparse" else jnp.arange(count)
+            numbers[name] = jnp.add.outer(starts, first + inside)
+            first += count
+        return {name: value for name, value in numbers.items() if hasattr(self, name)}
+
+    def _over_blocks(
+        self, x: Any, body: Callable[[nnx.GraphDef], Callable], extras: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Runs all blocks in order.
+
+        Args:
+          x: what they hand on.
+          body: makes the loop body (x, (weights, extra)) -> (x, report) of the blocks of a tree.
+          extras: tree -> what each block gets beside its weights, stacked as these are.
+        """
         trees = {name: n for name, n in zip(TREES, self.counts, strict=True) if n}
-        weights, blocks = {}, {}
+        weights, bodies = {}, {}
         for name in trees:
             graphdef, values = nnx.split(getattr(self, name))
-            weights[name] = nnx.to_pure_dict(values)
-            blocks[name] = self._block(graphdef, context, key, train)
-        length = sum(self.counts)
-        first = {"dense": 0, "sparse": self.counts[0], "tail": self.counts[0] + 1}
+            weights[name], bodies[name] = nnx.to_pure_dict(values), body(graphdef)
 
-        def period(x: jax.Array, piece: Any) -> tuple[jax.Array, dict[str, Aux]]:
-            weights, number = piece
-            aux = {}
+        def period(x: Any, piece: Any) -> tuple[Any, dict[str, Any]]:
+            weights, extras = piece
+            reports = {}
             for name, count in trees.items():
-                index = number * length + first[name]
+                own = weights[name], extras[name]
                 if name == "sparse":
-                    x, aux[name] = blocks[name](x, (weights[name], index))
+                    x, reports[name] = bodies[name](x, own)
                 else:
-                    pieces = weights[name], index + jnp.arange(count)
-                    x, aux[name] = self._loop(blocks[name], x, pieces, count)
-            return x, aux
+                    x, reports[name] = self._loop(bodies[name], x, own, count)
+            return x, reports
 
-        return self._loop(period, x, (weights, jnp.arange(self.periods)), self.periods)
+        return self._loop(period, x, (weights, extras), self.periods)
 
     def _block(
         self, graphdef: nnx.GraphDef, context: Context, key: jax.Array | None, train: bool
@@ -139,7 +213,7 @@ class Stack(nnx.Module):
         # A loop already keeps XLA from merging the two forward passes.
         return jax.checkpoint(body, prevent_cse=not self.config.scan)
 
-    def _loop(self, body: Callable, x: jax.Array, pieces: Any, length: int) -> tuple:
+    def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:
         if self.config.scan and length > 1:
             return jax.lax.scan(body, x, pieces, length=length)
         reports = []

@@ -10,8 +10,9 @@ from flax import nnx
 
 from moe.layers.embed import Embedding, Output
 from moe.models.architecture import Architecture
-from moe.models.block import Aux
+from moe.models.block import Aux, Kept
 from moe.models.stack import Stack
+from trainlib.sharding import constrain
 
 Batch = dict[str, jax.Array]
 Reports = dict[str, dict[str, Aux]]  # stack -> tree -> what its blocks report
@@ -54,6 +55,34 @@ class Transformer(nnx.Module):
         """Tokens int32 [B, L], already shifted right -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
         return self.decoder(x, segments, encoded, encoder_segments, key=key, train=train)
+
+    def begin(self, rows: int, length: int, encoded: jax.Array | None = None) -> dict[str, Kept]:
+        """What decoding token by token keeps: room for `length` tokens of `rows` sequences, and the
+        keys and values of the encoder's output [B, K, D].
+        """
+        return self.decoder.begin(rows, length, self.config.dtype, encoded)
+
+    def step(
+        self,
+        tokens: jax.Array,
+        kept: dict[str, Kept],
+        position: jax.Array,
+        encoder_segments: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Kept]]:
+        """Logits float32 [B, V] of what comes after one more token of each sequence.
+
+        Args:
+          tokens: int32 [B], the tokens at `position` of the decoder's input.
+          kept: of the positions before, see `begin`.
+          position: int32 scalar.
+          encoder_segments: int32 [B, K], 0 at padding; one segment a row.
+        """
+        x = self.embedding(tokens[:, None], self.config.dtype)
+        mask = None
+        if encoder_segments is not None:
+            mask = constrain(encoder_segments > 0, "rows", None)[:, None, None]
+        x, kept = self.decoder.step(x, kept, position, mask)
+        return self.logits(x)[:, 0], kept
 
     def hidden(
         self, batch: Batch, *, train: bool, key: jax.Array | None = None
