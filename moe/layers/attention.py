@@ -68,12 +68,15 @@ def attend(
     logits = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    logits = jnp.where(mask, logits, MASKED)
+    # Here and below: without it the backward pass splits the scores by batch, not by heads, and
+    # gathers whole projections for that.
+    logits = constrain(jnp.where(mask, logits, MASKED), "rows", "head", None, None)
     total = jax.nn.logsumexp(logits, axis=-1)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     if drop is not None:
         weights = drop(weights)
-    return jnp.einsum("bnqk,bknh->bqnh", weights, value), total
+    mixed = jnp.einsum("bnqk,bknh->bqnh", weights, value)
+    return constrain(mixed, "rows", None, "head", None), total
 
 
 class Attention(nnx.Module):

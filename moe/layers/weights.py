@@ -136,21 +136,27 @@ def to_rows(x: jax.Array) -> jax.Array:
 
     A sharding constraint is its own transpose: left alone, it would hold the cotangent gathered as
     well, and the backward pass would all-reduce where it can reduce-scatter. So the backward pass
-    asks for the split form.
+    asks for the split form; `to_batch` is the mirror image.
     """
     return _over_rows(x)
 
 
+@jax.custom_vjp
 def to_batch(x: jax.Array) -> jax.Array:
     """[B, ...] back to the residual stream: batch over rows and columns."""
-    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+    return _over_batch(x)
 
 
 def _over_rows(x: jax.Array) -> jax.Array:
     return constrain(x, "rows", *(None,) * (x.ndim - 1))
 
 
-to_rows.defvjp(lambda x: (_over_rows(x), None), lambda _, dy: (to_batch(dy),))
+def _over_batch(x: jax.Array) -> jax.Array:
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+
+to_rows.defvjp(lambda x: (_over_rows(x), None), lambda _, dy: (_over_batch(dy),))
+to_batch.defvjp(lambda x: (_over_batch(x), None), lambda _, dy: (_over_rows(dy),))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
