@@ -1,8 +1,9 @@
 """Trains a configuration: `python -m launch.train --config=configs/aa_resnet50.py:digits
---workdir=DIR`.
+--workdir=DIR`, on one host or many.
 
 The same command goes on where an earlier run in DIR stopped. Exit codes: 0 done, 64 bad config, 65
-bad data, 66 bad checkpoint, 70 numeric abort, 74 disk, 75 stopped on request and saved.
+bad data, 66 bad checkpoint, 70 numeric abort, 74 disk, 75 stopped on request and saved, 76 another
+process was lost or this one is stuck.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import cli
+from launch import cli, multihost
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,11 +19,24 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="where the run lives")
+    multihost.add_flags(parser)
+    parser.add_argument(
+        "--on_corrupt",
+        metavar="skip|fail",
+        help="a damaged checkpoint: go on from an older one, or stop with 66 "
+        "(--config.checkpoint.on_corrupt)",
+    )
     args, overrides = cli.parse(parser, argv)
+    if args.on_corrupt is not None:
+        overrides["checkpoint.on_corrupt"] = args.on_corrupt
     if args.workdir is None:
         parser.error("--workdir is missing: the directory where checkpoints and metrics are kept")
     config = cli.load(args.config, overrides).config
-    return cli.family_module(config, "train").run(config, args.workdir)
+
+    def train() -> int:
+        return cli.family_module(config, "train").run(config, args.workdir)
+
+    return multihost.run(args, config, train)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
 from moe.data.sources import Source
 from moe.plan import Plan
+from trainlib import peers, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
-from trainlib import step
-from trainlib.data import data_position
-from trainlib.errors import Preempted
+from trainlib.data import data_position, split_facts
+from trainlib.errors import CheckpointError, DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
@@ -58,22 +58,24 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     unigram = unigram_entropy(eval_source.target_counts())
+    peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore
     def position(number: int) -> dict[str, Any]:
         size, seed = config.batch_size, config.seed
         return data_position(number, size, seed, len(source), source.digest)
 
-    checkpoints = run_lib.open_workdir(config, workdir)
-    start = checkpoints.latest() or 0
-    if start:
-        changed = run_lib.check_resume(checkpoints.meta(start), config, FIXED, position(start))
+    checkpoints = run_lib.open_workdir(config, workdir, plan.abstract)
+    peers.agree({"the newest checkpoint": checkpoints.latest() or 0}, CheckpointError)
+    like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
+    resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
+    start = resumed.step if resumed else 0
+    if resumed:
+        state, changed = resumed.state, resumed.changed
         if start >= config.steps:
             checkpoints.close()
             run_lib.report_complete(workdir, start, config.steps)
             return 0
-        like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
-        state = checkpoints.restore(start, like)
     else:
         changed = []
         key = jax.random.key(config.seed)
@@ -125,6 +127,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             batch = step.put_batch({name: batch[name] for name in fields}, plan.rows)
             state, sums = train_step(state, batch)
             recorder.record(number, sums)
+            checkpoints.poll()
             if number == start + 1 and main_host:
                 jax.block_until_ready(sums)
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
@@ -137,15 +140,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 if writers:
                     writers.write(number, "eval", figures(result))
                 progress.message(f"step {number}: " + evaluated(result))
-            if stop.requested or last or number % config.checkpoint.every == 0:
+            stopping = not last and peers.stopping(number, stop.requested)
+            if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
-            if stop.requested and not last:
+            if stopping:
                 break
         bad = batches.bad
-    recorder.flush()
-    checkpoints.close()
+        recorder.flush()
+        with progress.pause("saving"):
+            checkpoints.close()
     if writers:
         writers.close()
     if number < config.steps:

@@ -110,6 +110,12 @@ def data_position(next_batch: int, batch_size: int, seed: int, records: int, dig
     }
 
 
+def split_facts(**splits: Any) -> dict[str, Any]:
+    """What all processes must see of each split (it has a length and a digest): label -> value."""
+    lengths = {f"records of the {name} split": len(split) for name, split in splits.items()}
+    return lengths | {f"digest of the {name} split": s.digest for name, s in splits.items()}
+
+
 def position_changes(saved: dict, now: dict) -> list[str]:
     """Returns one line for each thing that makes a resumed run read other records than an unbroken
     one would."""

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import nn, optim, schedules, sharding, step
+from trainlib import nn, optim, peers, schedules, sharding, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
-from trainlib.data import data_position
-from trainlib.errors import Preempted
+from trainlib.data import data_position, split_facts
+from trainlib.errors import CheckpointError, DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.mesh import make_mesh
 from trainlib.plots import curves
@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, config.data.eval_split)
     check_classes(source, configure(config.model).num_classes)
     check_settings(source, config.data, config.model.image_size)
+    peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- model
     abstract = nn.abstract(build(config.model))
@@ -67,17 +68,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
         size, seed = config.batch_size, config.seed
         return data_position(number, size, seed, len(source), source.digest)
 
-    checkpoints = run_lib.open_workdir(config, workdir)
-    start = checkpoints.latest() or 0
-    if start:
-        meta = checkpoints.meta(start)
-        changed = run_lib.check_resume(meta, config, FIXED, position(start))
+    checkpoints = run_lib.open_workdir(config, workdir, abstract)
+    peers.agree({"the newest checkpoint": checkpoints.latest() or 0}, CheckpointError)
+    like = state_lib.abstract_state(abstract, optimizer, shardings)
+    resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
+    start = resumed.step if resumed else 0
+    if resumed:
+        state, changed = resumed.state, resumed.changed
         if start >= config.steps:
             checkpoints.close()
             run_lib.report_complete(workdir, start, config.steps)
             return 0
-        like = state_lib.abstract_state(abstract, optimizer, shardings)
-        state = checkpoints.restore(start, like)
     else:
         changed = []
         state = state_lib.create(abstract, optimizer, jax.random.key(config.seed), shardings)
@@ -142,6 +143,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)
             state, sums = train_step(state, batch)
             recorder.record(number, sums)
+            checkpoints.poll()
             if number == start + 1 and main_host:
                 jax.block_until_ready(sums)
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
@@ -154,15 +156,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 if writers:
                     writers.write(number, "eval", result)
                 progress.message(f"step {number}: " + evaluated(result))
-            if stop.requested or last or number % config.checkpoint.every == 0:
+            stopping = not last and peers.stopping(number, stop.requested)
+            if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
-            if stop.requested and not last:
+            if stopping:
                 break
         bad = batches.bad
-    recorder.flush()
-    checkpoints.close()
+        recorder.flush()
+        with progress.pause("saving"):
+            checkpoints.close()
     if writers:
         writers.close()
     if number < config.steps:
