@@ -19,9 +19,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from trainlib.errors import ConfigError, nearest
+from trainlib.errors import ConfigError, nearest, one_of
 
 Schema = Mapping[str, tuple[Any, str]]
+
+ON_CORRUPT = ("skip", "fail")
 
 
 # Keys that the loops of both families read.
@@ -38,6 +40,8 @@ COMMON: dict[str, tuple[Any, str]] = {
     "checkpoint.every": (1000, "steps between checkpoints"),
     "checkpoint.keep": (3, "newest checkpoints that stay"),
     "checkpoint.best": ("", "evaluation metric whose best checkpoint stays as well; '' = none"),
+    "checkpoint.on_corrupt": ("skip", "a damaged checkpoint: skip it for an older one, or fail"),
+    "checkpoint.max_failed_saves": (3, "saves in a row that may fail with a warning; then exit 74"),
     "mesh.replica": (1, "mesh axis of whole copies of the model"),
     "mesh.data": (-1, "mesh axis that splits the batch (and what `sharding` says); -1 = the rest"),
 }
@@ -75,6 +79,9 @@ def check_common(config: ConfigDict, batch_parts: int) -> None:
     """
     values = flatten(config)
     least = {"eval_every": 0, "eval_batch_size": 0, "max_skipped_steps": 0}
+    least["checkpoint.max_failed_saves"] = 0
+    if values["checkpoint.on_corrupt"] not in ON_CORRUPT:
+        raise one_of("checkpoint.on_corrupt", values["checkpoint.on_corrupt"], ON_CORRUPT)
     least |= dict.fromkeys(("steps", "batch_size", "microbatches", "log_every"), 1)
     least |= dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1)
     for key, smallest in least.items():

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
-from trainlib.checkpoint import Checkpoints, describe_versions
+from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions
 from trainlib.data import position_changes
-from trainlib.errors import ConfigError, NumericAbort, StorageError
+from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError
+from trainlib.lock import WorkdirLock
+from trainlib.manifest import write_atomically
 from trainlib.metrics import compute
+from trainlib.nn import Abstract
 from trainlib.progress import Progress, summary
+from trainlib.saving import storage_error, warn
+from trainlib.state import TrainState
 from trainlib.step import Sums
 from trainlib.writers import Writers
 
@@ -80,10 +86,11 @@ class Recorder:
         self._progress.update(number, **{name: values[name] for name in self._shown})
 
 
-def open_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
-    """Makes the workdir and opens its checkpoints.
+def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Checkpoints:
+    """Makes the workdir, takes its lock and opens its checkpoints; closing them gives it back.
 
     Raises:
+      ConfigError: another run is at work there.
       StorageError: the directory cannot be made or written.
     """
     try:
@@ -94,18 +101,107 @@ def open_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
             "may write to."
         ) from None
     kept: Any = config.checkpoint
-    return Checkpoints(workdir / "checkpoints", keep=kept.keep, best=kept.best)
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep=kept.keep,
+        best=kept.best,
+        may_fail=kept.max_failed_saves,
+        axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
+        lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise storage_error(error, path) from None
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
-    (workdir / "config.json").write_text(config_lib.to_json(config))
+    _write(workdir / "config.json", config_lib.to_json(config))
 
 
 def checkpoint_meta(config: ConfigDict, position: dict[str, Any]) -> dict[str, Any]:
-    """The JSON item of a checkpoint: resolved configuration, data position, versions."""
+    """What a run says of itself in a manifest: configuration, data position, what decides bits."""
     values = json.loads(config_lib.to_json(config))
-    return {"config": values, "data": position, "versions": describe_versions()}
+    return {"config": values, "data": position, "versions": describe_versions(), **environment()}
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """How random numbers are drawn, and on what the arithmetic is done."""
+    read = jax.config.values
+    random = ("jax_default_prng_impl", "jax_threefry_partitionable")
+    device = jax.devices()[0]
+    return {
+        "random": {name: read[name] for name in random},
+        "platform": {
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "kind": device.device_kind,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "matmul_precision": read["jax_default_matmul_precision"],
+        },
+    }
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on: the step, its verified state, and what changed since, a line each."""
+
+    step: int
+    state: TrainState
+    changed: list[str]
+
+
+def resume(
+    checkpoints: Checkpoints,
+    config: ConfigDict,
+    fixed: tuple[str, ...],
+    position: Callable[[int], dict[str, Any]],
+    like: TrainState,
+) -> Resumed | None:
+    """Restores the newest step that is whole, or returns None when no step was ever finished.
+
+    A damaged step is named in a warning and, once an older one was read, set aside.
+
+    Args:
+      checkpoints: of the workdir, whose lock this run holds.
+      config: the configuration of this run; reads checkpoint.on_corrupt.
+      fixed: as for `check_resume`.
+      position: step -> `data_position` of the data set as it is now.
+      like: the state as shapes with shardings.
+
+    Raises:
+      ConfigError: a fixed key changed.
+      CheckpointError: another model; or damage, where `checkpoint.on_corrupt` is "fail" or no
+        step is whole.
+    """
+    kept: Any = config.checkpoint
+    damaged: list[int] = []
+    for step in checkpoints.numbers():
+        try:
+            found = checkpoints.manifest_everywhere(step)
+            if found is None:
+                continue
+            changed = check_resume(found.meta, config, fixed, position(step))
+            state = checkpoints.restore(step, like)
+        except DamagedStep as error:
+            if kept.on_corrupt == "fail":
+                raise
+            warn(str(error))
+            damaged.append(step)
+            continue
+        for number in damaged:
+            warn(f"Step {number} was set aside as {checkpoints.set_aside(number)}.")
+        return Resumed(step, state, changed)
+    if damaged:
+        raise CheckpointError(
+            f"No step in {checkpoints.directory} is whole: {', '.join(map(str, damaged))} "
+            f"{'are' if len(damaged) > 1 else 'is'} damaged. Restore the directory from a copy, or "
+            "start again in another --workdir."
+        )
+    return None
 
 
 def check_resume(
@@ -123,7 +219,7 @@ def check_resume(
     Raises:
       ConfigError: a fixed key changed.
     """
-    changes = config_lib.differences(meta["config"], config_lib.flatten(config))
+    changes = config_lib.differences(meta.get("config", {}), config_lib.flatten(config))
     lines = {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
     broken = [line for key, line in lines.items() if key.startswith(fixed)]
     if broken:
@@ -132,13 +228,26 @@ def check_resume(
             "and its weights or its data position mean something else now. Use a new --workdir, or "
             "set these keys back."
         )
-    return [*lines.values(), *position_changes(meta["data"], position)]
+    moved = position_changes(meta.get("data", {}), position)
+    return [*lines.values(), *moved, *environment_changes(meta)]
+
+
+def environment_changes(meta: Mapping[str, Any]) -> list[str]:
+    """What is different from when a step was saved, and may change the last bits of what follows,
+    one line each.
+    """
+    now = {"versions": describe_versions(), **environment()}
+    lines = []
+    for section, values in now.items():
+        changes = config_lib.differences(meta.get(section, values), values)
+        lines += [f"{section}.{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()]
+    return lines
 
 
 def keep_summary(workdir: Path, title: str, rows: Mapping[str, str], result: dict) -> None:
     """Prints the summary of a finished run and keeps it as JSON, with the figures in `result`."""
     content = json.dumps({**result, "rows": dict(rows)}, indent=2)
-    (workdir / SUMMARY).write_text(content + "\n")
+    _write(workdir / SUMMARY, content + "\n")
     print(summary(title, list(rows.items())), flush=True)
 
 

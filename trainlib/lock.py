@@ -1,0 +1,93 @@
+"""One run in a workdir at a time.
+
+A POSIX record lock on `run.lock`: the system drops it when its process ends, however it ends, and
+processes that a run starts (data workers) do not inherit it. The file names the holder, to be told
+to whoever is refused. Local disks and NFS honour such locks; buckets mounted as directories may
+not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+from trainlib.errors import ConfigError, StorageError
+
+NAME = "run.lock"
+
+
+class WorkdirLock:
+    """Holds `workdir` until `release` or the end of the process.
+
+    Args:
+      workdir: an existing directory.
+
+    Raises:
+      ConfigError: another process holds it; names its process id and host.
+      StorageError: the lock file cannot be written.
+    """
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / NAME
+        try:
+            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(
+                f"--workdir={workdir} cannot be written: {error.strerror}. Choose a directory "
+                "that you may write to."
+            ) from None
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder()
+            os.close(self._file)
+            raise ConfigError(
+                f"--workdir={workdir} is in use by {holder}. Two runs in one workdir would "
+                "overwrite each other. Wait for that run, stop it (it saves first), or choose "
+                "another --workdir."
+            ) from None
+        except OSError as error:
+            os.close(self._file)
+            raise StorageError(
+                f"{self._path} cannot be locked: {error.strerror}. Choose a --workdir on a file "
+                "system with locks."
+            ) from None
+        gone = self._holder()
+        if gone:
+            print(f"took over the lock of {gone}, which is gone", file=sys.stderr, flush=True)
+        self._write({"pid": os.getpid(), "host": socket.gethostname()})
+
+    def _holder(self) -> str:
+        """Who wrote the lock file; "" when its last holder released it."""
+        assert self._file is not None
+        text = os.pread(self._file, 4096, 0).decode(errors="replace")
+        if not text.strip():
+            return ""
+        try:
+            found = json.loads(text)
+            return f"process {found['pid']} on {found['host']}"
+        except (ValueError, TypeError, KeyError):
+            return "an unknown process"
+
+    def _write(self, content: dict[str, object] | None) -> None:
+        assert self._file is not None
+        text = "" if content is None else json.dumps(content) + "\n"
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text.encode(), 0)
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} cannot be written: {error.strerror}. Free space or choose another "
+                "--workdir."
+            ) from None
+
+    def release(self) -> None:
+        """Lets the next run in; does nothing the second time."""
+        if self._file is not None:
+            self._write(None)
+            os.close(self._file)
+            self._file = None
