@@ -1,0 +1,1 @@
+"""Scores of the fine-tuning tasks, by the definitions of the benchmarks."""

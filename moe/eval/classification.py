@@ -1,0 +1,55 @@
+"""Scores of classes: accuracy, macro F1, and the two scores of MultiRC, in percent.
+
+A predicted class of -1 stands for a text that names no class; it is always wrong.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from moe.eval.answers import percent
+
+INVALID = -1
+
+
+def accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
+    """Share of equal classes; NaN of nothing."""
+    return percent([a == b for a, b in zip(labels, predicted, strict=True)])
+
+
+def f1(labels: Sequence[int], predicted: Sequence[int], positive: int) -> float:
+    """F1 of one class, 2 TP / (2 TP + FP + FN); 0 where the class occurs nowhere."""
+    pairs = list(zip(labels, predicted, strict=True))
+    both = sum(a == b == positive for a, b in pairs)
+    once = sum((a == positive) != (b == positive) for a, b in pairs)
+    return 100 * 2 * both / (2 * both + once) if both else 0.0
+
+
+def macro_f1(labels: Sequence[int], predicted: Sequence[int], classes: int) -> float:
+    """Unweighted mean of the F1 of all classes, also of those that do not occur (CB)."""
+    if not labels:
+        return float("nan")
+    return float(np.mean([f1(labels, predicted, positive) for positive in range(classes)]))
+
+
+def multirc(
+    labels: Sequence[int], predicted: Sequence[int], questions: Sequence[Hashable]
+) -> dict[str, float]:
+    """F1 of the class 1 over all answers (F1a), and the share of questions all of whose answers are
+    classed right (exact match), as MultiRC defines them.
+
+    Args:
+      labels: 0 or 1 for each answer.
+      predicted: 0, 1 or `INVALID`, which counts as the wrong one of both.
+      questions: which question each answer belongs to.
+    """
+    if not labels:
+        return {"f1a": float("nan"), "em": float("nan")}
+    said = [1 - a if b == INVALID else b for a, b in zip(labels, predicted, strict=True)]
+    right = defaultdict(list)
+    for question, a, b in zip(questions, labels, said, strict=True):
+        right[question].append(a == b)
+    return {"f1a": f1(labels, said, 1), "em": percent([all(found) for found in right.values()])}

@@ -1,0 +1,328 @@
+"""Decoding against slow, plain references: a table of probabilities, and the uncached model."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe import decode
+from moe.data.vocabulary import EOS
+from moe.decode import Decoding
+from trainlib import sharding
+from trainlib.errors import ConfigError
+from trainlib.mesh import make_mesh
+
+# A toy language of four words (0 is padding, 1 ends) in which a word depends on the whole prefix.
+V, L = 4, 3
+
+
+def toy(seed: int, rows: int):
+    """`logits[prefix]` float64 [V] for each row and every prefix of at most L - 1 words."""
+    rng = np.random.default_rng(seed)
+    prefixes = [p for n in range(L) for p in itertools.product(range(V), repeat=n)]
+    tables = []
+    for _ in range(rows):
+        table = {p: rng.normal(size=V) * 1.5 for p in prefixes}
+        for logits in table.values():
+            logits[0] = decode.NEVER  # padding is no word
+        tables.append(table)
+    return tables
+
+
+def toy_step(tables, beams: int):
+    """The same as a step function; it keeps the prefix as a number in base V."""
+    codes = sum(V**n for n in range(L))
+    dense = np.full((len(tables), codes, V), 0.0, np.float32)
+    for row, table in enumerate(tables):
+        for prefix, logits in table.items():
+            dense[row, code(prefix)] = logits
+    dense = jnp.asarray(np.repeat(dense, beams, axis=0))
+
+    def step(tokens, kept, position):
+        first = jnp.asarray([sum(V**n for n in range(k)) for k in range(L)])[position]
+        value = jnp.where(position > 0, kept * V + tokens, 0)
+        return dense[jnp.arange(len(dense)), first + value], value
+
+    return step, jnp.zeros(len(dense), jnp.int32)
+
+
+def code(prefix) -> int:
+    value = 0
+    for word in prefix:
+        value = value * V + word
+    return sum(V**n for n in range(len(prefix))) + value
+
+
+def log_softmax(x):
+    return x - np.log(np.sum(np.exp(x)))
+
+
+def answers(table, alpha: float):
+    """Every answer that ends within L words -> its score; exhaustive."""
+    found = {}
+    for size in range(1, L + 1):
+        for body in itertools.product(range(2, V), repeat=size - 1):
+            words = (*body, EOS)
+            total = sum(log_softmax(table[words[:i]])[words[i]] for i in range(size))
+            found[words] = total / ((5 + size) / 6) ** alpha
+    return found
+
+
+def reorder(kept, parents):
+    rows, beams = parents.shape
+    return jnp.take_along_axis(kept.reshape(rows, beams), parents, axis=1).reshape(-1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_full_beam_is_exhaustive_search(alpha):
+    """7 answers end within 3 words (1 + 2 + 4). The last step has 4 hypotheses of 3 words each, so
+    12 beams hold them all.
+    """
+    tables = toy(3, 4)
+    step, kept = toy_step(tables, 12)
+    words, scores = jax.jit(lambda kept: decode.beam_search(step, kept, 4, L, 12, alpha, reorder))(
+        kept
+    )
+    for row, table in enumerate(tables):
+        best = sorted(answers(table, alpha).items(), key=lambda item: -item[1])
+        assert len(best) == 7
+        for k, (expected, score) in enumerate(best):
+            padded = (*expected, *(0,) * (L - len(expected)))
+            assert tuple(words[row, k].tolist()) == padded
+            assert scores[row, k] == pytest.approx(score, abs=1e-5)
+        assert (scores[row, 7:] <= decode.NEVER).all()
+
+
+def test_the_length_penalty_is_that_of_the_paper():
+    # Four words: ((5 + 4) / 6) ** 0.6 = 1.5 ** 0.6 = exp(0.243279) = 1.27542
+    assert decode.length_penalty(4, 0.6) == pytest.approx(1.27542, abs=1e-5)
+    assert decode.length_penalty(1, 0.6) == 1.0
+
+
+def test_one_beam_is_greedy():
+    """Also where the likeliest word never ends an answer: then the words up to L count."""
+    tables = toy(5, 32)
+    for table in tables[:3]:
+        for logits in table.values():
+            logits[EOS] = -50
+    step, kept = toy_step(tables, 1)
+    greedy, scores = decode.generate(step, kept, 32, L)
+    beam, _ = decode.beam_search(step, kept, 32, L, 1, 0.6, reorder)
+    np.testing.assert_array_equal(greedy, beam[:, 0])
+    for row, table in enumerate(tables):
+        words, total = (), 0.0
+        while len(words) < L and EOS not in words:
+            shares = log_softmax(table[words])
+            words, total = (*words, int(np.argmax(shares))), total + np.max(shares)
+        assert tuple(greedy[row].tolist()) == (*words, *(0,) * (L - len(words)))
+        assert scores[row] == pytest.approx(total, abs=1e-5)
+    assert {len(set(row.tolist()) & {EOS}) for row in greedy[:3]} == {0}
+
+
+def test_the_search_stops_when_all_have_ended():
+    """A step that counts its calls: two words each, of 50 allowed."""
+
+    def step(tokens, kept, position):
+        word = jnp.where(position == 1, EOS, 2)
+        return jnp.zeros((3, V)).at[:, word].set(9.0), kept + 1
+
+    def run(length):
+        calls = []
+
+        def counted(tokens, kept, position):
+            jax.debug.callback(lambda: calls.append(1))
+            return step(tokens, kept, position)
+
+        words, _ = decode.generate(counted, jnp.int32(0), 3, length)
+        jax.effects_barrier()
+        return words, len(calls)
+
+    words, calls = run(50)
+    assert calls == 2
+    assert words[:, :3].tolist() == [[2, EOS, 0]] * 3
+
+
+def test_sampling_draws_from_the_words_that_are_allowed():
+    logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.15, 0.1]])) * jnp.ones((4000, 1))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4000))
+
+    def shares(**options):
+        words = decode.sampler(keys, **options)(logits, jnp.int32(0))
+        return np.bincount(np.asarray(words), minlength=4) / 4000
+
+    # Three standard deviations of a share of 4,000 draws are at most 0.024.
+    np.testing.assert_allclose(shares(temperature=1.0), [0.5, 0.25, 0.15, 0.1], atol=0.024)
+    # p^2 over its sum 0.345: 0.7246, 0.1812, 0.0652, 0.0290
+    np.testing.assert_allclose(
+        shares(temperature=0.5), [0.7246, 0.1812, 0.0652, 0.0290], atol=0.024
+    )
+    np.testing.assert_allclose(shares(temperature=1.0, top_k=2), [2 / 3, 1 / 3, 0, 0], atol=0.024)
+    # The first two hold 0.75 >= 0.7; the first alone 0.5 < 0.7.
+    np.testing.assert_allclose(shares(temperature=1.0, top_p=0.7), [2 / 3, 1 / 3, 0, 0], atol=0.024)
+    assert shares(temperature=1.0, top_p=1e-6).tolist() == [1, 0, 0, 0]
+    # What a sequence draws is its own: the same alone and among others.
+    alone = decode.sampler(keys[7:8], 1.0)(logits[:1], jnp.int32(3))
+    among = decode.sampler(keys, 1.0)(logits, jnp.int32(3))
+    assert alone[0] == among[7]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("method", "bream"), ("beams", 0), ("temperature", 0.0), ("top_p", 0.0)]
+)
+def test_options_that_cannot_work_are_refused(option, value):
+    with pytest.raises(ConfigError, match=f"decoding.{option}"):
+        Decoding(**{option: value})
+
+
+# ------------------------------------------------------------------ the model
+
+
+@pytest.fixture(scope="module")
+def model(small, made):
+    """A sparse model of two periods, whose training capacity would drop tokens in its decoder."""
+    config = small(
+        encoder_blocks=2,
+        decoder_blocks=4,
+        sparse_offset=0,
+        extra_ffn="before",
+        routing={"capacity_factor_eval": 0.5, "min_capacity": 1},
+    )
+    abstract = decode.decoding_model(config)
+    weights = made(config)[1]
+    weights["output.kernel"][:, EOS] *= 3  # some answers end early, some never
+    return config, abstract, jax.device_put(weights)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(1)
+    lengths = np.asarray([9, 4, 12, 1, 7, 12, 3, 5])[:, None]
+    segments = (np.arange(12) < lengths).astype(np.int32)
+    words = rng.integers(2, 48, (8, 12), dtype=np.int32) * segments
+    return {"encoder_inputs": words, "encoder_segments": segments, "number": np.arange(8)}
+
+
+def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, quick):
+    """Random words in, max |logit difference| at every step; and a cache longer than needed."""
+    _, abstract, params = model
+    words = np.random.default_rng(2).integers(2, 48, (8, 6), dtype=np.int32)
+    words[:, 0] = 0
+
+    @quick
+    def whole(params, batch):
+        bound = abstract.bind(params, {})
+        segments = batch["encoder_segments"]
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+        ones = jnp.ones_like(words)
+        hidden, _ = bound.decode(jnp.asarray(words), ones, encoded, segments, train=False)
+        return bound.logits(hidden)
+
+    @quick
+    def stepwise(params, batch):
+        bound = abstract.bind(params, {})
+        segments = batch["encoder_segments"]
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+
+        def step(kept, piece):
+            position, word = piece
+            logits, kept = bound.step(word, kept, position, segments)
+            return kept, logits
+
+        kept = bound.begin(8, 9, encoded)
+        return jax.lax.scan(step, kept, (jnp.arange(6), jnp.asarray(words).T))[1]
+
+    expected = np.asarray(whole(params, inputs))
+    found = np.asarray(stepwise(params, inputs)).swapaxes(0, 1)
+    assert np.abs(expected).max() > 1
+    assert np.abs(found - expected).max() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def decoded(model, inputs, quick):
+    config, _, params = model
+
+    @functools.cache
+    def run(**options):
+        made = decode.make_generate(config, Decoding(**options), 6, 40)
+        return jax.tree.map(np.asarray, quick(made)(params, {}, inputs))
+
+    return run
+
+
+def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, quick):
+    config, _, params = model
+    found = decoded(method="greedy")
+    assert found["words"].shape == (8, 6)
+    assert found["words"].max() < 40
+    ended = (found["words"] == EOS).any(axis=1)
+    assert 0 < ended.sum() < 8
+    others = np.zeros((8, 3, 6), np.int32)
+    others[:, 1] = found["words"]
+    others[:, 2, :2] = (5, EOS)
+    scores = quick(decode.make_score(config))(params, {}, inputs | {"candidates": others})
+    scores = np.asarray(scores)
+    assert (scores[:, 0] == decode.NEVER).all()
+    # Greedy words are the likeliest of the 38 allowed; the scorer's distribution has all 48 words.
+    assert (scores[ended, 1] <= found["score"][ended] + 1e-4).all()
+    assert np.isfinite(scores).all()
+
+
+def test_beams_of_the_model_are_no_worse_than_greedy_and_one_is_the_same(decoded):
+    greedy, one, four = (
+        decoded(method="greedy"), decoded(method="beam", beams=1), decoded(method="beam", beams=4)
+    )  # fmt: skip
+    np.testing.assert_array_equal(greedy["words"], one["words"])
+    ended = (greedy["words"] == EOS).any(axis=1)
+    sizes = (greedy["words"] != 0).sum(axis=1)
+    own = greedy["score"] / decode.length_penalty(sizes, 0.6)
+    np.testing.assert_allclose(one["score"][ended], own[ended], atol=1e-5)
+    assert (four["score"][ended] >= one["score"][ended] - 1e-5).all()
+    assert (four["words"] != one["words"]).any()
+
+
+def test_sampled_answers_do_not_depend_on_the_batch(model, inputs, decoded, quick):
+    config, _, params = model
+    options = {"method": "sample", "seed": 3, "top_k": 10}
+    whole = decoded(**options)
+    part = {name: np.roll(value, 3, axis=0) for name, value in inputs.items()}
+    made = decode.make_generate(config, Decoding(**options), 6, 40)
+    turned = quick(made)(params, {}, part)
+    np.testing.assert_array_equal(np.roll(whole["words"], 3, axis=0), turned["words"])
+    assert len({tuple(row) for row in whole["words"].tolist()}) > 4
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_eight_devices_decode_as_one(model, inputs, decoded, shape):
+    config, _, params = model
+    mesh = make_mesh(*shape)
+    rules = {
+        "batch": ("replica", "data", "model"), "rows": ("replica", "data"), "embed": "data",
+        "expert": "data" if shape[1] <= 4 else None, "heads": "model", "head": "model",
+        "mlp": "model", "vocab": "model", "table": "model", "expert_mlp": "model",
+    }  # fmt: skip
+    rules |= dict.fromkeys(
+        ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
+    )
+    rows = sharding.batch_sharding(rules, mesh)
+    for method in ("greedy", "beam"):
+        made = decode.make_generate(config, Decoding(method=method, beams=2), 6, 40)
+
+        def on_mesh(params, batch, made=made):
+            with sharding.activate(mesh, rules):
+                return made(params, {}, batch)
+
+        batch = {name: jax.device_put(value, rows) for name, value in inputs.items()}
+        found = jax.jit(on_mesh)(params, batch)
+        expected = decoded(method=method, beams=2) if method == "beam" else decoded(method=method)
+        np.testing.assert_array_equal(found["words"], expected["words"])
+        np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
+
+
+def test_a_decoder_alone_is_refused(small):
+    with pytest.raises(ConfigError, match="encoder_decoder"):
+        decode.decoding_model(small(kind="decoder"))
