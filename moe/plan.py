@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -18,6 +20,7 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing_config import capacity
 from trainlib import nn, optim, schedules, sharding, step
+from trainlib import state as state_lib
 from trainlib.mesh import make_mesh
 from trainlib.state import TrainState, state_shardings
 
@@ -55,6 +58,20 @@ class Plan:
     def blocks(self) -> dict[str, tuple[int, ...]]:
         """Stack -> numbers of its sparse blocks."""
         return {stack: self.model.sparse_blocks(stack) for stack in self.model.stacks}
+
+    def abstract_state(self) -> TrainState:
+        """The train state as shapes and places, without arrays."""
+        return state_lib.abstract_state(self.abstract, self.optimizer, self.shardings)
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global training batch as shapes and places."""
+        data, size = self.config.data, self.config.batch_size
+        batch = {}
+        for name in pretrain.fields(self.model.kind):
+            length = data.encoder_length if name.startswith("encoder") else data.decoder_length
+            dtype = jnp.float32 if name.endswith("weights") else jnp.int32
+            batch[name] = jax.ShapeDtypeStruct((size, length), dtype, sharding=self.rows)
+        return batch
 
     def train_step(self):
         """The compiled train step `(state, batch) -> (state, sums)`; compiles at its first call."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from trainlib.errors import ConfigError
@@ -47,6 +48,23 @@ def make_mesh(
             f"mesh.data and mesh.model so that their product is {len(devices)}, or leave "
             "mesh.data=-1 to take what is left."
         )
-    shape = tuple(sizes[name] for name in AXES)
-    grid = np.asarray(devices).reshape(shape)
+    grid = _grid(tuple(sizes[name] for name in AXES), devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ConfigError(
+            f"mesh.replica={shape[0]} does not divide over {slices} slices: only whole copies of "
+            f"the model may lie on different slices. Use mesh.replica={slices} or a multiple."
+        )
+    inside = (shape[0] // slices, *shape[1:])
+    across = (slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
