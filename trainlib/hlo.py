@@ -1,0 +1,313 @@
+"""What a compiled program moves between devices, read from its optimised HLO.
+
+Every collective is counted as often as it runs (loops by their trip counts), with the mesh axes it
+runs over and the bytes of its whole buffer: the gathered, the not yet scattered. What the text of
+TPU programs hides:
+
+- loops carry no trip count: it is the constant that their condition compares with;
+- groups are printed in three ways; all become sets of device numbers, compared with the mesh axes;
+- a reduce-scatter may be an all-reduce with a slice, inside a fusion called all-reduce-scatter;
+- an asynchronous collective stands in several fusions, of which only the first starts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import numpy as np
+
+KINDS = (
+    *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"),
+    *("ragged-all-to-all", "collective-broadcast"),
+)
+OTHER = "other"  # groups along no set of whole mesh axes
+
+_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(
+    r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
+)
+
+
+def _bits(kind: str) -> int:
+    if kind in _BITS:
+        return _BITS[kind]
+    digits = re.search(r"\d+", kind)
+    return int(digits[0]) if digits else 8
+
+
+def array_bytes(text: str) -> list[int]:
+    """Bytes of every array type in a piece of HLO text, without padding of layouts."""
+    return [
+        math.prod(int(n) for n in shape.split(",") if n) * _bits(kind) // 8
+        for kind, shape in _ARRAY.findall(text)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: `%name = type opcode(operands), attributes`."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str  # operands and attributes
+
+    @cached_property
+    def operands(self) -> list[str]:
+        """Names of its operands."""
+        depth, end = 1, len(self.rest)
+        for place, letter in enumerate(self.rest):
+            depth += (letter in "({") - (letter in ")}")
+            if not depth:
+                end = place
+                break
+        return re.findall(r"%([\w.\-]+)", self.rest[:end])
+
+    @property
+    def called(self) -> list[str]:
+        """Computations it names, loops and conditionals apart from others included."""
+        found = _CALLED.findall(self.rest)
+        for listed, single in _BRANCHES.findall(self.rest):
+            found += re.findall(r"[\w.\-]+", listed) if listed else [single]
+        return found
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = _LINE.match(line)
+    if not found:
+        return None
+    # The type may be a tuple with comments and layouts full of brackets; no opcode stands in it.
+    body = found[2]
+    start = 0
+    if body.startswith("("):
+        depth = 0
+        for start, letter in enumerate(body):  # noqa: B007
+            depth += (letter == "(") - (letter == ")")
+            if not depth:
+                break
+    opcode = _OPCODE.search(body, start)
+    if not opcode:
+        return None
+    return Instruction(found[1], body[: opcode.start()], opcode[1], body[opcode.end() :])
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      axes: mesh axes it runs over, or (`OTHER`,).
+      size: devices in a group.
+      bytes: of the whole buffer on one device, once.
+      times: how often it runs in a step.
+      op: where in the program it comes from.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    size: int
+    bytes: int
+    times: int
+    op: str = ""
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes one device sends in a step: by rings, which are optimal in bandwidth."""
+        share = (self.size - 1) / self.size
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return factor * self.bytes * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """All collectives of one kind over the same axes."""
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    bytes: int
+    wire_bytes: float
+
+
+class Program:
+    """A parsed program.
+
+    Args:
+      text: `compiled.as_text()`.
+      mesh: axis -> size, in the order in which devices are numbered.
+    """
+
+    def __init__(self, text: str, mesh: Mapping[str, int]):
+        self.mesh = dict(mesh)
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] = []
+        for raw in text.splitlines():
+            line = raw.strip()
+            if not raw.startswith(" "):
+                head = _HEAD.match(line)
+                if head:
+                    current = self.computations.setdefault(head[1], [])
+                    if line.startswith("ENTRY"):
+                        self.entry = head[1]
+                continue
+            made = _instruction(line)
+            if made:
+                current.append(made)
+
+    # ------------------------------------------------------------------ how often things run
+    @cached_property
+    def times(self) -> dict[str, int]:
+        """Computation -> how often it runs in one execution of the program."""
+        found: Counter[str] = Counter()
+
+        def visit(name: str, times: int) -> None:
+            found[name] += times
+            for instruction in self.computations[name]:
+                trips = self.trips(instruction) if instruction.opcode == "while" else 1
+                for called in instruction.called:
+                    if called in self.computations:
+                        visit(called, times * trips)
+
+        visit(self.entry, 1)
+        return dict(found)
+
+    def trips(self, loop: Instruction) -> int:
+        """Trips of a loop; 1 where its condition compares with no constant."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+        if known:
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        lines = self.computations.get(condition[1], []) if condition else []
+        return max((value for value in self._constants(lines)), default=1) or 1
+
+    def _constants(self, lines: list[Instruction]) -> Iterator[int]:
+        for line in lines:
+            if line.opcode == "constant":
+                found = re.match(r"(-?\d+)\)", line.rest)
+                if found and int(found[1]) > 0:
+                    yield int(found[1])
+            for called in line.called:
+                yield from self._constants(self.computations.get(called, []))
+
+    # ------------------------------------------------------------------ collectives
+    @cached_property
+    def collectives(self) -> list[Collective]:
+        """Every collective that runs, with repetitions."""
+        found = []
+        for name, lines in self.computations.items():
+            times = self.times.get(name, 0)
+            starts = any('"AsyncCollectiveStart"' in line.rest for line in lines)
+            for line in lines if times else ():
+                # The same asynchronous collective stands in every fusion that it overlaps with.
+                if "chain_id=" in line.rest and not starts:
+                    continue
+                made = self._collective(name, line, times)
+                if made:
+                    found.append(made)
+        return found
+
+    def _collective(self, computation: str, line: Instruction, times: int) -> Collective | None:
+        kind = line.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            return None
+        sizes = array_bytes(line.type)
+        size = max(sizes) if line.opcode.endswith("-start") else sum(sizes)
+        if kind == "all-reduce" and "all-reduce-scatter" in computation:
+            kind = "reduce-scatter"
+        groups, number = self._groups(line)
+        if kind == "reduce-scatter" and line.opcode.startswith("reduce-scatter"):
+            size *= number
+        if number < 2:
+            return None
+        op = re.search(r'op_name="([^"]*)"', line.rest)
+        return Collective(kind, self._axes(groups), number, size, times, op[1] if op else "")
+
+    def totals(self) -> list[Total]:
+        """Collectives added up by kind and axes, the most bytes first."""
+        sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0, 0.0])
+        for one in self.collectives:
+            total = sums[one.kind, one.axes]
+            total[0] += one.times
+            total[1] += one.times * one.bytes
+            total[2] += one.wire_bytes
+        made = [Total(*key, int(n), int(size), wire) for key, (n, size, wire) in sums.items()]
+        return sorted(made, key=lambda total: -total.bytes)
+
+    def _groups(self, line: Instruction) -> tuple[np.ndarray | None, int]:
+        """Groups of devices [groups, members], or None where the text names them in no known way,
+        and the number of members.
+        """
+        devices = math.prod(self.mesh.values())
+        pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line.rest)
+        if pairs:
+            numbers = np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
+            return numbers, 2
+        named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line.rest)
+        if named:
+            return self._named(named[1], named[2])
+        iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line.rest)
+        if iota:
+            shape, dims = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+            numbers = np.arange(math.prod(dims)).reshape(dims)
+            if iota[3]:
+                numbers = numbers.transpose([int(n) for n in iota[3].split(",")])
+            return numbers.reshape(shape), shape[-1]
+        listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line.rest)
+        if listed:
+            groups = [
+                [int(n) for n in one.split(",")] for one in re.findall(r"\{([\d,]+)\}", listed[1])
+            ]
+            return np.array(groups), len(groups[0])
+        return np.arange(devices)[None], devices
+
+    @staticmethod
+    def _named(axes: str, over: str) -> tuple[np.ndarray | None, int]:
+        sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
+        chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)
+        grid = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        names, shape = [], []
+        for name, size in sizes.items():
+            part = next((c for c in chosen if c[0] == name and c[1]), None)
+            split = [size] if part is None else [int(part[1]), int(part[2]), -1]
+            names += [(name, index == 1 or part is None) for index in range(len(split))]
+            shape += (
+                split
+                if part is None
+                else [int(part[1]), int(part[2]), size // int(part[1]) // int(part[2])]
+            )
+        wanted = {c[0] for c in chosen}
+        grid = grid.reshape(shape)
+        last = [i for i, (name, whole) in enumerate(names) if name in wanted and whole]
+        first = [i for i in range(len(names)) if i not in last]
+        members = math.prod(shape[i] for i in last)
+        return grid.transpose(first + last).reshape(-1, members), members
+
+    def _axes(self, groups: np.ndarray | None) -> tuple[str, ...]:
+        """The smallest set of mesh axes whose groups hold these."""
+        if groups is None:
+            return (OTHER,)
+        places = np.unravel_index(groups, list(self.mesh.values()))
+        moved = tuple(
+            axis
+            for axis, place in zip(self.mesh, places, strict=True)
+            if np.any(place != place[:, :1])
+        )
+        return moved or (OTHER,)
+
+
+def involuntary(stderr: str) -> list[str]:
+    """The partitioner's warnings that it copies a whole array to every device."""
+    lines = stderr.splitlines()
+    return [line for line in lines if "nvoluntary full rematerialization" in line]

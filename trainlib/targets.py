@@ -1,0 +1,178 @@
+"""Accelerators by their usual names: what a chip can do, and how chips make a slice.
+
+A target is one slice or several equal ones, `v5p-1024`, `4xv6e-256`, `v4:8x8x8`, or GPUs,
+`gpu:h200x8`. The number in a TPU name counts what Google counts for that generation: cores for v4,
+v5p and tpu7x (two in each chip), chips for v5e and v6e. So v4-1024 and v5p-1024 have 512 chips.
+
+Sources, read 2026-11: cloud.google.com/tpu/docs v4, v5e, v5p, v6e and tpu7x (peak compute, HBM
+capacity and bandwidth, bidirectional interconnect bandwidth, of which half goes each way); for the
+interconnect of v4, six links of 50 GB/s, arXiv 2304.01433, table 4; NVIDIA's data sheets of H100
+SXM and H200 SXM (dense bf16 without sparsity, NVLink 900 GB/s in both directions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from trainlib.errors import ConfigError, nearest
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one device of JAX can do; a device is a chip, but for tpu7x, where it is half of one.
+
+    Attributes:
+      name: generation, as in names of targets.
+      kinds: what JAX calls the device (`Device.device_kind`).
+      flops: peak bf16 FLOP/s, multiply-add = 2.
+      hbm_bytes: nominal memory.
+      hbm_bandwidth: bytes/s.
+      ici_bandwidth: bytes/s that leave the device over all its fast links together, one way.
+      cores_named: how many of what a target's number counts one device is.
+      per_chip: devices in a chip.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    cores_named: int = 1
+    per_chip: int = 1
+
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9, 2),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 2),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9),
+        Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 1, 2),
+        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9),
+        Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9),
+    )
+}
+GPUS = ("h100", "h200")
+DCN_BANDWIDTH = 50e9 / 8  # bytes/s of one chip between slices: v5p's 50 Gbit/s
+
+# Chips of the usual slices; a name with another count needs its topology, `v5p:4x4x12`.
+_CUBES = (
+    *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+    *("8x16x16", "16x16x16", "16x16x24"),
+)
+_SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SLICES = {
+    "v4": _CUBES[:-2],
+    "v5e": _SQUARES,
+    "v5p": _CUBES,
+    "v6e": _SQUARES,
+    "tpu7x": ("1x1x1", *_CUBES),
+}
+_ALIASES = {"v5litepod": "v5e", "v5": "v5p", "v7x": "tpu7x", "trillium": "v6e", "ironwood": "tpu7x"}
+
+
+def _size(topology: str) -> int:
+    return math.prod(int(side) for side in topology.split("x"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A named set of devices.
+
+    Attributes:
+      name: as it was asked for.
+      chip: what each device can do.
+      topology: chips of one slice along each axis of its torus, "8x8x8"; "" for GPUs.
+      slices: how many of them.
+      devices: JAX devices, all slices together.
+    """
+
+    name: str
+    chip: Chip
+    topology: str
+    slices: int
+    devices: int
+
+    @property
+    def platform(self) -> str:
+        """What XLA calls it."""
+        return "cuda" if self.chip.name in GPUS else "tpu"
+
+    @property
+    def chips(self) -> int:
+        """Chips, all slices together."""
+        return self.devices // self.chip.per_chip
+
+
+def _usual(generation: str) -> dict[str, str]:
+    """Usual name -> topology of one generation."""
+    chip = CHIPS[generation]
+    return {
+        f"{generation}-{_size(t) * chip.cores_named * chip.per_chip}": t for t in SLICES[generation]
+    }
+
+
+def names() -> list[str]:
+    """All usual names of single slices."""
+    return [*(name for generation in SLICES for name in _usual(generation))]
+
+
+def _gpus(name: str) -> Target:
+    found = re.fullmatch(r"gpu:(\w+?)x(\d+)", name)
+    if not found or found[1] not in GPUS or not int(found[2]):
+        options = [f"gpu:{gpu}x8" for gpu in GPUS]
+        raise ConfigError(
+            f"--target={name} names no GPUs. {nearest(name, options)}Write the kind and how many: "
+            f"{', '.join(options)}; kinds: {', '.join(GPUS)}."
+        )
+    return Target(name, CHIPS[found[1]], "", 1, int(found[2]))
+
+
+def target(name: str) -> Target:
+    """The target of a name.
+
+    Args:
+      name: `v5p-1024`; `v5p:8x8x8` by topology; `2xv5p-1024` or `v5p-1024x2` for two slices;
+        `gpu:h200x8`.
+
+    Raises:
+      ConfigError: an unknown name; lists the nearest and all of that generation.
+    """
+    text = name.strip().lower()
+    if text.startswith("gpu:"):
+        return _gpus(text)
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(-\d+|:\d+(?:x\d+)*)(?:x(\d+))?", text)
+    if ":" in text:  # the sides of a topology and the number of slices would look alike
+        found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(:\d+(?:x\d+)*)()", text)
+    generation = _ALIASES.get(found[2], found[2]) if found else ""
+    if not found or generation not in SLICES or (found[1] and found[4]):
+        raise _unknown(name, names())
+    slices = int(found[1] or found[4] or 1)
+    usual, part = _usual(generation), f"{generation}{found[3]}"
+    topology = found[3][1:] if found[3][0] == ":" else usual.get(part, "")
+    sides = len(SLICES[generation][0].split("x"))
+    if not topology or len(topology.split("x")) != sides or not _size(topology) or not slices:
+        options = [f"{generation}:{t}" for t in SLICES[generation]] if ":" in text else list(usual)
+        raise _unknown(name, options)
+    chip = CHIPS[generation]
+    return Target(name, chip, topology, slices, slices * _size(topology) * chip.per_chip)
+
+
+def _unknown(name: str, options: list[str]) -> ConfigError:
+    shown = ", ".join(options)
+    return ConfigError(
+        f"--target={name} is not known. {nearest(name, options)}Known: {shown}; any slice by its "
+        "topology, v5p:4x4x12; several equal ones, 2xv5p-1024; GPUs, gpu:h200x8. The numbers of "
+        "v4, v5p and tpu7x count cores, two a chip."
+    )
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip that JAX calls `kind` (`jax.devices()[0].device_kind`); None if it is not listed."""
+    return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
