@@ -1,10 +1,11 @@
-"""The training loop of the vision family, read downwards: mesh, data, model, state, step, restore,
+"""The training loop of the vision family, read downwards: model and mesh, data, restore, step and
 evals, loop.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +14,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import nn, optim, peers, schedules, sharding, step
+from trainlib import goodput, nn, peers, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
 from trainlib.errors import CheckpointError, DataError, Preempted
 from trainlib.interrupt import StopRequest
-from trainlib.mesh import make_mesh
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
+from trainlib.watchdog import Watchdog
 from trainlib.writers import Writers
 from vitattn import classify, evaluate, transfer
-from vitattn import config as config_lib
+from vitattn import plan as plan_lib
 from vitattn.data import check_classes, check_settings, make_source, train_batches
-from vitattn.models import build, configure
+from vitattn.models import configure
+from vitattn.models.counts import forward_flops
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")
@@ -42,11 +44,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     started = time.monotonic()
     main_host = jax.process_index() == 0
 
-    # ---------------------------------------------------------------- mesh
-    mesh = make_mesh(config.mesh.replica, config.mesh.data)
-    rules = config_lib.sharding_rules(config)
-    config_lib.check(config, sharding.batch_parts(rules, mesh))
-    rows = sharding.batch_sharding(rules, mesh)
+    # ---------------------------------------------------------------- model and mesh
+    plan = plan_lib.make(config)
+    abstract, shardings = plan.abstract, plan.shardings
+    devices = list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
@@ -55,14 +56,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
     check_settings(source, config.data, config.model.image_size)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
-    # ---------------------------------------------------------------- model
-    abstract = nn.abstract(build(config.model))
-    schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
-    shardings = state_lib.state_shardings(
-        abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
-    )
-
     # ---------------------------------------------------------------- restore
     def position(number: int) -> dict[str, Any]:
         size, seed = config.batch_size, config.seed
@@ -70,8 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     checkpoints = run_lib.open_workdir(config, workdir, abstract)
     peers.agree({"the newest checkpoint": checkpoints.latest() or 0}, CheckpointError)
-    like = state_lib.abstract_state(abstract, optimizer, shardings)
-    resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
+    resumed = run_lib.resume(checkpoints, config, FIXED, position, plan.abstract_state())
     start = resumed.step if resumed else 0
     if resumed:
         state, changed = resumed.state, resumed.changed
@@ -81,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             return 0
     else:
         changed = []
-        state = state_lib.create(abstract, optimizer, jax.random.key(config.seed), shardings)
+        state = state_lib.create(abstract, plan.optimizer, jax.random.key(config.seed), shardings)
         if config.init_from:
             state, taken = transfer.start(state, config, abstract, shardings)
             if main_host:
@@ -89,41 +81,31 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if main_host:
         run_lib.save_config(config, workdir)
         classify.keep_class_names(source.class_names, workdir)
-        print(opening(config, abstract, mesh, len(source), len(eval_source), start), flush=True)
+        print(
+            opening(config, abstract, plan.mesh, len(source), len(eval_source), start), flush=True
+        )
         for line in changed:
             print(f"  changed since step {start}: {line}", flush=True)
 
-    # ---------------------------------------------------------------- step
-    train_step = step.compile_step(
-        step.make_train_step(
-            classify.make_loss(abstract, config.label_smoothing),
-            optimizer,
-            seed=config.seed,
-            microbatches=config.microbatches,
-            ema_decay=config.ema_decay,
-            trained=optim.trained_names(config.optimizer, abstract.params),
-        ),
-        shardings,
-        mesh,
-        rules,
-    )
-
-    # ---------------------------------------------------------------- evals
-    eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
+    # ---------------------------------------------------------------- step and evals
+    train_step, eval_step = plan.train_step(), plan.eval_step()
 
     def run_eval(state: state_lib.TrainState) -> dict[str, float]:
         weights = state.ema or {**state.params, **state.model_state}
         params = {name: weights[name] for name in abstract.params}
         statistics = {name: weights[name] for name in abstract.model_state}
-        return evaluate.over_split(eval_step, params, statistics, eval_source, config, rows)
+        return evaluate.over_split(eval_step, params, statistics, eval_source, config, plan.rows)
 
     # ---------------------------------------------------------------- loop
-    progress = Progress(config.steps, start, config.batch_size, enabled=main_host)
+    size = config.model.image_size
+    peak = goodput.peak_rate(functools.partial(forward_flops, abstract, (size, size)), devices)
+    progress = Progress(
+        config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
+    )
     writers = Writers(workdir, start) if main_host else None
-    recorder = run_lib.Recorder(config, schedule, progress, writers)
+    recorder = run_lib.Recorder(config, plan.schedule, progress, writers)
     result: dict[str, float] = {}
     place = jax.process_index(), jax.process_count()
-    size = config.model.image_size
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number))
@@ -131,6 +113,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     with (
         contextlib.closing(progress),
+        Watchdog(progress.beat, config.stuck_after, tell=peers.tell),
         StopRequest() as stop,
         train_batches(
             source, config.data, config.batch_size, config.seed, start, *place, size
@@ -140,7 +123,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         for number in range(start + 1, config.steps + 1):
             with progress.waiting():
                 batch = next(batches)
-            batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)
+            batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, plan.rows)
             state, sums = train_step(state, batch)
             recorder.record(number, sums)
             checkpoints.poll()
@@ -161,6 +144,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
+                if writers:
+                    writers.write(number, "goodput", goodput.values(progress))
             if stopping:
                 break
         bad = batches.bad
@@ -220,6 +205,7 @@ def report(
         "evaluated on": f"{int(result['examples']):,} images ({config.data.eval_split} split)",
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.0f} images/s",
+        **goodput.rows(progress, jax.devices()),
         "config": str(workdir / "config.json"),
         "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
         "curves": str(picture) if picture else "not drawn",
