@@ -14,12 +14,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from moe import evaluate, plots, pretrain, upcycle
+from moe import describe, evaluate, plots, pretrain, upcycle
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
 from moe.data.sources import Source
 from moe.plan import Plan
-from trainlib import peers, step
+from trainlib import goodput, peers, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
@@ -27,6 +27,7 @@ from trainlib.errors import CheckpointError, DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
+from trainlib.watchdog import Watchdog
 from trainlib.writers import Writers
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
@@ -51,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     # ---------------------------------------------------------------- model and mesh
     plan = plan_lib.make(config)
-    fields = pretrain.fields(plan.model.kind)
+    fields, devices = pretrain.fields(plan.model.kind), list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
@@ -96,7 +97,13 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return {**measured, evaluate.UNIGRAM: unigram}
 
     # ---------------------------------------------------------------- loop
-    progress = Progress(config.steps, start, config.batch_size, enabled=main_host)
+    lengths = config.data.encoder_length, config.data.decoder_length
+    peak = goodput.peak_rate(
+        functools.partial(describe.forward_flops, plan.model, *lengths), devices
+    )
+    progress = Progress(
+        config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
+    )
     writers = Writers(workdir, start) if main_host else None
     recorder = run_lib.Recorder(
         config,
@@ -115,6 +122,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     with (
         contextlib.closing(progress),
+        Watchdog(progress.beat, config.stuck_after, tell=peers.tell),
         StopRequest() as stop,
         train_batches(
             source, config.data, config.batch_size, config.seed, start, *place
@@ -145,6 +153,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
+                if writers:
+                    writers.write(number, "goodput", goodput.values(progress))
             if stopping:
                 break
         bad = batches.bad
@@ -212,6 +222,7 @@ def report(
         **dict(evaluate.router_rows(result, plan)),
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.1f} rows/s, {speed * config.data.encoder_length:,.0f} tokens/s",
+        **goodput.rows(progress, jax.devices()),
         "config": str(workdir / "config.json"),
         "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
         "pictures": ", ".join(str(path) for path in pictures if path) or "not drawn",

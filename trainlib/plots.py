@@ -26,7 +26,7 @@ def _panels(found: dict[str, Series]) -> list[str]:
     """What is drawn: loss, learning rate and accuracy first, then all that evaluations measured."""
     first = [name for name in ("loss", "learning_rate", "accuracy") if name in found]
     # `examples` says how many were evaluated: the same number at every step.
-    evaluated = [name for name, kinds in found.items() if set(kinds) - {"train"}]
+    evaluated = [name for name, kinds in found.items() if set(kinds) - {"train", "goodput"}]
     return first + [name for name in evaluated if name not in (*first, "examples")]
 
 

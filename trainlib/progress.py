@@ -1,19 +1,20 @@
 """Progress of a run: one live line on a terminal, plain lines elsewhere, and a closing summary.
 
-    step 1200/5000  24%  ETA 3m05s  loss 1.234  2,345 ex/s  wait 3%
+    step 1200/5000  24%  ETA 3m05s  loss 1.234  2,345 ex/s  mfu 41%  wait 3%
 
 Rates are taken over a moving window that starts after the first step, so compilation is not in
 them, and pauses (evaluation, saving) are left out. `wait` is the share of time that the loop stood
-waiting for data.
+waiting for data; `mfu` is told where the peak of the chips is known (`trainlib.goodput`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
@@ -28,11 +29,29 @@ class Rates(NamedTuple):
       examples_per_second: throughput.
       wait: share of the time spent waiting for data, 0 to 1.
       eta: seconds to the last step.
+      mfu: share of the peak of the chips, 0 to 1; None where the peak is unknown.
     """
 
     examples_per_second: float | None
     wait: float
     eta: float | None
+    mfu: float | None = None
+
+
+class Beat(NamedTuple):
+    """How far a loop is, for `trainlib.watchdog`.
+
+    Attributes:
+      mark: changes whenever something ended.
+      doing: what it is at: "step 12".
+      exempt: whether that has no usual length: compiling, evaluation, saving.
+      typical: median seconds of a step, pauses taken out; 0 when unknown.
+    """
+
+    mark: int
+    doing: str
+    exempt: bool
+    typical: float
 
 
 class _Sample(NamedTuple):
@@ -41,14 +60,21 @@ class _Sample(NamedTuple):
     waited: float  # seconds waited for data since the start
 
 
-def rates(first: _Sample, last: _Sample, examples_per_step: int, total_steps: int) -> Rates:
-    """Rates between two samples."""
+def rates(
+    first: _Sample,
+    last: _Sample,
+    examples_per_step: int,
+    total_steps: int,
+    peak: float | None = None,
+) -> Rates:
+    """Rates between two samples; `peak` is examples per second at an MFU of 1."""
     seconds, steps = last.time - first.time, last.step - first.step
     if steps <= 0 or seconds <= 0:
         return Rates(None, 0.0, None)
     wait = min(1.0, (last.waited - first.waited) / seconds)
     eta = (total_steps - last.step) * seconds / steps
-    return Rates(steps * examples_per_step / seconds, wait, eta)
+    speed = steps * examples_per_step / seconds
+    return Rates(speed, wait, eta, speed / peak if peak else None)
 
 
 def duration(seconds: float) -> str:
@@ -81,6 +107,8 @@ class Progress:
       clock: seconds, monotonic.
       interval: least seconds between two lines; None: 0.2 on a terminal, 10 elsewhere.
       window: seconds that rates are taken over.
+      peak: examples per second at an MFU of 1 (`goodput.peak_rate`); None: unknown.
+      began: when the run started, by `clock`; None: now.
     """
 
     def __init__(
@@ -94,13 +122,21 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         interval: float | None = None,
         window: float = 30.0,
+        peak: float | None = None,
+        began: float | None = None,
     ):
         self._total, self._step, self._examples = total_steps, start_step, examples_per_step
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
         self._enabled, self._clock, self._window = enabled, clock, window
         self._interval = interval if interval is not None else 0.2 if self._live else 10.0
+        self._peak = peak
         self._waited = self._paused = 0.0
+        self._began = clock() if began is None else began
+        self._last_end = 0.0
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._doing, self._pausing, self._beats = "", False, 0
+        self._durations: deque[float] = deque(maxlen=101)  # seconds of the last steps
         self._samples: deque[_Sample] = deque()
         self._first: _Sample | None = None
         self._shown = -float("inf")
@@ -113,21 +149,28 @@ class Progress:
     def waiting(self) -> Iterator[None]:
         """Around the request for a batch: counts as waiting for data."""
         start = self._clock()
+        self._doing = "the wait for data"
         try:
             yield
         finally:
+            self._doing = ""
             self._waited += self._clock() - start
 
     @contextlib.contextmanager
     def pause(self, what: str) -> Iterator[None]:
         """Around evaluation or saving: shown on a terminal, left out of all rates."""
         start = self._clock()
+        self._doing, self._pausing = what, True
+        self._beats += 1
         if self._live:
             self._write(f"{_CLEAR}step {self._step}/{self._total}  {what} ...")
         try:
             yield
         finally:
+            self._doing, self._pausing = "", False
+            self._beats += 1
             self._paused += self._clock() - start
+            self._spent[what] += self._clock() - start
 
     def update(self, step: int, **values: float) -> None:
         """Notes that `step` steps have ended and shows it when it is time.
@@ -139,9 +182,14 @@ class Progress:
         self._step = step
         self._values.update(values)
         now = self._now()
+        self._beats += 1
         if self._first is None:
             self._first = now
             self._samples.append(now)
+            self._spent["starting"] = self.seconds() - self._paused
+        else:
+            self._durations.append(now.time - self._last_end)
+        self._last_end = now.time
         due = self._clock() - self._shown >= self._interval or step >= self._total
         if not due:
             return
@@ -157,11 +205,30 @@ class Progress:
         """Rates over the window up to now."""
         if not self._samples:
             return Rates(None, 0.0, None)
-        return rates(self._samples[0], self._now(), self._examples, self._total)
+        return rates(self._samples[0], self._now(), self._examples, self._total, self._peak)
 
     def average(self) -> Rates:
         """Rates over the whole run, from the end of its first step."""
-        return rates(self._first or self._now(), self._now(), self._examples, self._total)
+        now = self._now()
+        return rates(self._first or now, now, self._examples, self._total, self._peak)
+
+    def seconds(self) -> float:
+        """Seconds since the run started."""
+        return self._clock() - self._began
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of the run that were no steps: `starting` (to the end of the first step),
+        `waiting for data` after it, and each kind of pause by its name.
+        """
+        waited = self._waited - (self._first.waited if self._first else self._waited)
+        return {**self._spent, "waiting for data": waited}
+
+    def beat(self) -> Beat:
+        """How far the loop is, for `trainlib.watchdog`; may be called from another thread."""
+        doing = self._doing or f"step {self._step + 1}"
+        known = tuple(self._durations)
+        typical = statistics.median(known) if known else 0.0
+        return Beat(self._beats, doing, self._pausing or self._first is None, typical)
 
     def line(self) -> str:
         """The line as it stands, cut to the terminal."""
@@ -171,7 +238,9 @@ class Progress:
             parts.append(f"ETA {duration(speed.eta)}")
         parts += [f"{name} {number(value)}" for name, value in self._values.items()]
         if speed.examples_per_second is not None:
-            parts.append(f"{number(speed.examples_per_second)} ex/s  wait {speed.wait:.0%}")
+            parts.append(f"{number(speed.examples_per_second)} ex/s")
+            parts += [f"mfu {speed.mfu:.0%}"] if speed.mfu is not None else []
+            parts.append(f"wait {speed.wait:.0%}")
         width = shutil.get_terminal_size((_WIDTH, 24)).columns if self._live else 2 * _WIDTH
         return "  ".join(parts)[: width - 1]
 
