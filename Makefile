@@ -32,8 +32,12 @@ reproduce-small: $(VENV)/.train
 reproduce-stability: $(VENV)/.train
 	$(BIN)/python -m benchmarks.reproduce_stability
 
-soak nightly: $(VENV)/.test
+soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# And the whole suite in the mode that Flax is moving to.
+nightly: soak
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # uv where it is installed, venv and pip where it is not.
 $(VENV)/bin/python:
