@@ -61,8 +61,8 @@ def run(
     write_mixture(data)
     workers = len(os.sched_getaffinity(0)) if workers < 0 else workers
     complete = True
-    for source, _ in parts_of(data):
-        for split in splits:
+    for split in splits:
+        for source, _ in parts_of(data, split):
             complete &= _prepare(data, source, split, vocabulary, workers, part, tasks, verify)
     if not complete:
         print("Other shares of the shards are missing: run the other --part=I/N.")

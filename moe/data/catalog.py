@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe.data import supervised
+from moe.data.benchmark import TRAIN, VALIDATION
 from moe.data.cache import Cache, read_json
 from moe.data.cache_writer import build, make_directory, write_atomically
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
-from moe.data.sources import Mixture, Source, from_cache
+from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
@@ -27,7 +29,7 @@ _AT_FIRST_USE_BYTES = 32 << 20
 # About so much text goes into one shard.
 _SHARD_BYTES = 256 << 20
 
-_KINDS = ("pydoc", "text", "jsonl", "c4", "tfds", "seqio", "mixture")
+_KINDS = ("pydoc", "text", "jsonl", "c4", "tfds", "seqio", "mixture", *supervised.KINDS)
 
 
 class Part(NamedTuple):
@@ -69,8 +71,8 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
     if kind not in _KINDS or kind == "mixture":
         raise ConfigError(
             f"data.source={source!r} is not known. {nearest(kind, _KINDS)}Allowed: pydoc, "
-            "text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, mixture (with data.parts) "
-            f"or mixture:NAME of {', '.join(MIXTURES)}."
+            "text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, task:NAMES, sample:NAMES, "
+            f"mixture (with data.parts) or mixture:NAME of {', '.join(MIXTURES)}."
         )
     if (kind in ("pydoc", "c4")) == bool(argument):
         wanted = "nothing" if argument else "a path or name"
@@ -82,6 +84,8 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
     if kind == "jsonl":
         fields = config.text_feature, config.inputs_feature
         return Jsonl(argument, *fields, config.holdout, held)
+    if kind in supervised.KINDS:
+        return supervised.TaskReader(config, source, split, vocabulary)
     return SeqioReader(config, source, split, vocabulary)
 
 
@@ -102,6 +106,9 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
         deciding += [config.text_feature, config.inputs_feature]
     if kind in ("c4", "tfds", "seqio") and split == "holdout":
         deciding.append(config.eval_split)
+    if kind in supervised.KINDS:
+        deciding += [supervised.TEXT_VERSION, config.dir, config.sentinels]
+        deciding += [config.encoder_length] if config.sentinels else []
     digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", source).strip("_")[-60:]
     return cache_root(config) / f"{readable}-{split}-{digest}"
@@ -112,14 +119,19 @@ def shard_count(reader: Reader) -> int:
     return max(1, min(reader.most_shards, -(-reader.size_bytes // _SHARD_BYTES)))
 
 
-def parts_of(config: Any) -> list[tuple[str, float]]:
+def parts_of(config: Any, split: str = "train") -> list[tuple[str, float]]:
     """Returns the (source, rate) pairs that `data.source` stands for; one pair unless a mixture.
+
+    Fine-tuning tasks are those that have the split; their rates follow from their sizes.
 
     Raises:
       ConfigError: the mixture is not known, or `data.parts` is not what it needs.
       DataError: parts of a published mixture are not supplied.
     """
     kind, _, name = config.source.partition(":")
+    if kind in supervised.KINDS:
+        part = TRAIN if split == "train" else VALIDATION
+        return [(f"{kind}:{t.name}", 1.0) for t in supervised.tasks_of(config.source, part)]
     if kind != "mixture":
         if config.parts:
             raise ConfigError(
@@ -229,6 +241,8 @@ def make_source(config: Any, split: str) -> Source:
         raise ConfigError(f"split={split!r} is not known. Allowed: {', '.join(SPLITS)}.")
     check_settings(config)
     vocabulary = make_vocabulary(config)
+    if config.source.partition(":")[0] in supervised.KINDS:
+        return _tasks(config, split, vocabulary)
     parts = parts_of(config)
     sources = [_open(config, source, split, vocabulary) for source, _ in parts]
     if len(sources) == 1:
@@ -236,11 +250,30 @@ def make_source(config: Any, split: str) -> Source:
     return Mixture(config.source, sources, [rate for _, rate in parts])
 
 
-def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Source:
+def _tasks(config: Any, split: str, vocabulary: Vocabulary) -> Source:
+    """The fine-tuning tasks of `config.source` that have this split: every training example equally
+    often, except that a task counts as `supervised.RATE_LIMIT` examples at most.
+    """
+    parts = parts_of(config, split)
+    if not parts:
+        raise DataError(
+            f"None of the tasks of data.source={config.source!r} has a split to "
+            f"{'train on' if split == 'train' else 'hold out'}."
+        )
+    sources = [_open(config, source, split, vocabulary) for source, _ in parts]
+    rates = [
+        len(source) * min(1.0, supervised.RATE_LIMIT / source.cache.documents) for source in sources
+    ]
+    return sources[0] if len(sources) == 1 else Mixture(config.source, sources, rates)
+
+
+def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Windows | Examples:
     reader = make_reader(config, source, split, vocabulary)
     directory = cache_directory(config, source, split, vocabulary)
     if not (directory / "manifest.json").is_file():
-        if reader.size_bytes > _AT_FIRST_USE_BYTES:
+        large = reader.size_bytes > _AT_FIRST_USE_BYTES
+        tasks = isinstance(reader, supervised.TaskReader)
+        if large and not tasks:
             raise DataError(
                 f"{source} ({split}) has not been prepared: there is no {directory}. Tokenise it "
                 "once with `python -m launch.prepare` and the same --config (and overrides of "
@@ -248,7 +281,7 @@ def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Sourc
             )
         build(
             directory, reader, vocabulary, shards=1, workers=0, private=True,
-            max_bad_fraction=config.max_bad_fraction, report=lambda line: None,
+            max_bad_fraction=config.max_bad_fraction, report=print if large else lambda line: None,
         )  # fmt: skip
     cache = Cache(directory)
     _check_unchanged(reader, cache)

@@ -11,13 +11,17 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "source": (
             "pydoc",
             "what is read: pydoc, text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, "
-            "mixture, or mixture:st_moe_32b",
+            "mixture, mixture:st_moe_32b, or fine-tuning tasks: task:NAMES, sample:NAMES",
         ),
         "parts": (
             (),
             "of a mixture: (source, rate) pairs; of a named mixture: (part, source) pairs",
         ),
-        "dir": ("", "TFDS data directory; empty is TFDS's own ~/tensorflow_datasets"),
+        "dir": (
+            "",
+            "TFDS data directory, or of task: the parent of the published folders; empty is TFDS's "
+            "own ~/tensorflow_datasets",
+        ),
         "cache": ("", "where tokenised data is kept; empty is ~/.cache/vitattn-moe/text"),
         "vocabulary": ("bytes", "bytes, or sentencepiece:FILE for a SentencePiece model"),
         "extra_ids": (100, "sentinels added at the top of the vocabulary"),
@@ -27,6 +31,7 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "eval_split": ("validation", "held-out split of c4, tfds: and seqio: sources"),
         "encoder_length": (512, "tokens of one encoder row"),
         "decoder_length": (114, "tokens of one decoder row"),
+        "sentinels": (0, "of tasks: sentinels that end the inputs and begin the targets"),
         "noise_density": (0.15, "fraction of the tokens that span corruption hides"),
         "mean_span": (3.0, "mean length of a hidden span, in tokens"),
         "merge_documents": (

@@ -399,7 +399,7 @@ def unigram_entropy(counts: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def from_cache(name: str, cache: Cache, vocabulary: Vocabulary, config: Any) -> Source:
+def from_cache(name: str, cache: Cache, vocabulary: Vocabulary, config: Any) -> Windows | Examples:
     """Makes the source that a cache and the settings of a run give.
 
     Raises:

@@ -1,0 +1,157 @@
+"""What a fine-tuning task is: where its records come from, how one becomes text, what is right.
+
+A record has the form in which TFDS gives it, whatever the source: flat, with classes as numbers and
+-1 where the class is not published. A task turns it into one `TextExample`. Texts are those of T5
+(arXiv 1910.10683, appendix D), so that checkpoints of that family can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainlib.errors import nearest
+
+Record = dict[str, Any]
+Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published or a `Bad`)
+
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+UNKNOWN_LABEL = -1
+
+
+class Bad(Exception):
+    """A record that cannot be used; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExample:
+    """One question as text, and all that its score and its line in a submission need.
+
+    Attributes:
+      inputs: what the encoder reads.
+      targets: texts to train on, one training example each; none where there is nothing to learn.
+      key: names the example among those of its task; for tasks scored in groups, the group first.
+      label: number of the right class, or -1.
+      choices: every text that can be an answer, in the order of the classes; () for free answers.
+      answers: accepted answers, for free answers; the referent, for WSC.
+      where: file and line, for messages.
+    """
+
+    inputs: str
+    targets: tuple[str, ...]
+    key: tuple[Hashable, ...]
+    label: int = UNKNOWN_LABEL
+    choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    where: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A task.
+
+    Attributes:
+      name: as in `data.source`.
+      metric: key of `moe.eval.scores.METRICS`.
+      text: record -> example; raises `Bad`.
+      records: row as published -> records; raises `Bad`.
+      folders: names that its directory has in the published archive.
+      files: split -> name of its file there.
+      read: file -> its rows.
+      tfds: builder, configuration and version.
+      tfds_splits: split -> what TFDS calls it.
+      labels: words of the classes, by number.
+    """
+
+    name: str
+    metric: str
+    text: Callable[[Record], TextExample]
+    records: Callable[[Any], list[Record]]
+    folders: tuple[str, ...]
+    files: Mapping[str, str]
+    tfds: str
+    tfds_splits: Mapping[str, str]
+    labels: tuple[str, ...] = ()
+    read: Callable[[Path], Rows] = dataclasses.field(default=lambda path: json_lines(path))
+
+
+def json_lines(path: Path) -> Rows:
+    """The objects of a JSONL file, by line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                row = Bad(f"is not JSON ({error})")
+            if not isinstance(row, dict | Bad):
+                row = Bad("is no JSON object")
+            yield f"line {number}", row
+
+
+def json_document(path: Path) -> Any:
+    """The content of a JSON file; raises `Bad`."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Bad(f"is not JSON ({error})") from None
+
+
+def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    """A field of a published row, of the type that it must have.
+
+    Raises:
+      Bad: it is absent or of another type.
+    """
+    if not isinstance(row, Mapping) or name not in row:
+        there = sorted(row) if isinstance(row, Mapping) else []
+        raise Bad(f"has no field '{name}'. {nearest(name, there)}Fields: {', '.join(there)}")
+    value = row[name]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise Bad(f"has {value!r} in the field '{name}', where {wanted} is needed")
+    return value
+
+
+def words(row: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """Fields that hold text, none of them empty."""
+    found = {name: field(row, name, str) for name in names}
+    for name, value in found.items():
+        if not value.strip():
+            raise Bad(f"has an empty field '{name}'")
+    return found
+
+
+def label(row: Mapping[str, Any], classes: Sequence[Any], name: str = "label") -> int:
+    """Number of the class in a field, -1 where the row has none.
+
+    Raises:
+      Bad: a value that is no class.
+    """
+    if name not in row:
+        return UNKNOWN_LABEL
+    value = row[name]
+    for number, allowed in enumerate(classes):
+        if value == allowed and isinstance(value, bool) == isinstance(allowed, bool):
+            return number
+    shown = ", ".join(json.dumps(value) for value in classes)
+    raise Bad(f"has the {name} {value!r}, which is none of {shown}")
+
+
+def phrase(prefix: str, record: Mapping[str, Any], *names: str) -> str:
+    """`prefix name: text name: text ..`, the format of T5 for classification."""
+    return " ".join([prefix, *(f"{name}: {record[name]}" for name in names)])
+
+
+def classified(
+    inputs: str, record: Mapping[str, Any], labels: tuple[str, ...], *key: Hashable
+) -> TextExample:
+    """An example whose answer is the word of its class."""
+    number = record["label"]
+    targets = (labels[number],) if number >= 0 else ()
+    return TextExample(inputs, targets, key, number, labels)

@@ -1,0 +1,126 @@
+"""Summaries: XSum and CNN-DailyMail, with T5's prefix."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from moe.data.benchmark import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Bad,
+    Benchmark,
+    Record,
+    Rows,
+    TextExample,
+    json_document,
+    words,
+)
+
+_XSUM_SPLITS = "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
+# Lines of the web page that are no part of an XSum article.
+_BUTTONS = frozenset(
+    (
+        *("Share this with", "Email", "Facebook", "Messenger", "Twitter", "Pinterest"),
+        *("WhatsApp", "Linkedin", "LinkedIn", "Copy this link", "These are external links and"),
+        "will open in a new window",
+    )
+)
+# What ends a sentence; other lines of a CNN or Daily Mail story get a full stop.
+_ENDS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
+
+
+def _xsum_rows(path: Path) -> Rows:
+    """`FOLDER/split` -> the articles of that split; the split file names their ids."""
+    folder, split = path.parent, path.name
+    where = folder / _XSUM_SPLITS
+    try:
+        ids = json_document(where)[split]
+    except (Bad, KeyError, TypeError) as error:
+        yield _XSUM_SPLITS, Bad(f"has no list of the ids of '{split}' ({error})")
+        return
+    for name in ids:
+        file = folder / "xsum-extracts-from-downloads" / f"{name}.data"
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue  # published ids whose pages are gone; TFDS leaves them out as well
+        yield file.name, {"id": name, "text": text}
+
+
+def _xsum_records(row: Any) -> list[Record]:
+    kept = [line for line in row["text"].splitlines() if line.strip() and line not in _BUTTONS]
+    parts = "\n".join(kept).split("[XSUM]")
+    if len(parts) < 7:
+        raise Bad("has no parts [XSUM]URL[XSUM], [XSUM]INTRODUCTION[XSUM], [XSUM]RESTBODY[XSUM]")
+    record = words(
+        {"summary": parts[4].strip(), "document": parts[6].strip()}, "document", "summary"
+    )
+    return [record | {"id": row["id"]}]
+
+
+def _story_rows(path: Path) -> Rows:
+    """`FOLDER/all_train.txt` lists URLs; a story is named by the SHA-1 of its URL."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = hashlib.sha1(line.strip().encode()).hexdigest()
+        files = [
+            path.parent / paper / "stories" / f"{name}.story" for paper in ("cnn", "dailymail")
+        ]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            yield f"line {number}", Bad(f"names {line.strip()}, and there is no {name}.story")
+        else:
+            yield found.name, {"id": name, "text": found.read_text(encoding="utf-8")}
+
+
+def _story_records(row: Any) -> list[Record]:
+    article, highlights, highlight = [], [], False
+    for line in map(str.strip, row["text"].splitlines()):
+        if line.startswith("@highlight"):
+            highlight = True
+        elif line:
+            line = line if line.endswith(_ENDS) else f"{line}."
+            (highlights if highlight else article).append(line)
+    joined = {"article": " ".join(article), "highlights": "\n".join(highlights)}
+    return [words(joined, "article", "highlights") | {"id": row["id"]}]
+
+
+def _text(source: str, summary: str) -> Any:
+    def text(record: Record) -> TextExample:
+        answer = record[summary]
+        key = record.get("id", record.get("idx"))
+        return TextExample(f"summarize: {record[source]}", (answer,), (key,), answers=(answer,))
+
+    return text
+
+
+_SPLITS = {split: split for split in (TRAIN, VALIDATION, TEST)}
+
+TASKS = (
+    Benchmark(
+        name="xsum",
+        metric="rouge",
+        text=_text("document", "summary"),
+        records=_xsum_records,
+        folders=("xsum", "XSum"),
+        files=_SPLITS,
+        read=_xsum_rows,
+        tfds="xsum:1.1.0",
+        tfds_splits=_SPLITS,
+    ),
+    Benchmark(
+        name="cnn_dailymail",
+        metric="rouge",
+        text=_text("article", "highlights"),
+        records=_story_records,
+        folders=("cnn_dailymail", "cnn-dailymail"),
+        files={TRAIN: "all_train.txt", VALIDATION: "all_val.txt", TEST: "all_test.txt"},
+        read=_story_rows,
+        tfds="cnn_dailymail:3.4.0",
+        tfds_splits=_SPLITS,
+    ),
+)
