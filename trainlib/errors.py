@@ -17,9 +17,18 @@ EXIT_OK = 0
 
 
 class UserError(Exception):
-    """Base of the errors that are printed as a paragraph; `exit_code` is the process's."""
+    """Base of the errors that are printed as a paragraph; `exit_code` is the process's.
+
+    Args:
+      message: the paragraph.
+      details: lines that are printed below it as they are, such as a table.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, details: str = ""):
+        super().__init__(message)
+        self.details = details
 
 
 class ConfigError(UserError):
@@ -99,5 +108,5 @@ def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
         words = label + " ".join(str(error).split())
         # Paths and flags stay whole, to be copied.
         text = textwrap.fill(words, 100, break_long_words=False, break_on_hyphens=False)
-        print(text, file=sys.stderr)
+        print(text, *filter(None, [error.details]), sep="\n", file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 
 from trainlib import checkpoint, nn, optim
 from trainlib.errors import CheckpointError
+from trainlib.init_from import find
 from trainlib.progress import summary
 from trainlib.state import TrainState
 
@@ -48,28 +48,6 @@ class Plan:
     stretched: dict[str, tuple[str, tuple[int, ...]]]
     new: dict[str, str]
     left: list[str]
-
-
-def find(path: str | Path) -> tuple[Path, int | None]:
-    """Where the checkpoints are, and the step if `path` names one.
-
-    Args:
-      path: a workdir, its directory `checkpoints`, or one step in it.
-
-    Raises:
-      CheckpointError: none of these is there.
-    """
-    place = Path(path).expanduser()
-    candidates = [(place / "checkpoints", None), (place, None)]
-    if place.name.isdecimal():
-        candidates.append((place.parent, int(place.name)))
-    for directory, step in candidates:
-        if directory.is_dir() and any((s / "state").is_dir() for s in directory.glob("[0-9]*")):
-            return directory, step
-    raise CheckpointError(
-        f"init_from={path} holds no checkpoint. Give the --workdir of a run, its directory "
-        "checkpoints, or one step in it (WORKDIR/checkpoints/STEP)."
-    )
 
 
 def _differing(spec: nn.Spec, shape: tuple[int, ...]) -> set[str]:
