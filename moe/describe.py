@@ -66,24 +66,35 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
     return 2 * (total + d * model.vocab_size * last)
 
 
+def _idle(model: Architecture, experts: int) -> int:
+    """Parameters of the experts that one token does not go to."""
+    if model.routing is None:
+        return 0
+    return experts - experts * model.routing.top_k // model.routing.num_experts
+
+
 def describe(config: ConfigDict) -> dict[str, Any]:
     """The facts of a configuration as plain data.
 
     Returns:
-      name, family, task, params, params_by_part, flops_per_example (forward pass of one row,
-      multiply-add = 2), experts, sparse_blocks (stack -> block numbers), encoder_length,
-      decoder_length, data, published (those figures that are known).
+      name, family, task, params, active_params (used for one token), params_by_part,
+      flops_per_example (forward pass of one row, multiply-add = 2), tokens_per_example (of the
+      encoder, where there is one, as the papers count), experts, sparse_blocks (stack -> block
+      numbers), encoder_length, decoder_length, data, published (those figures that are known).
     """
     model = architecture(config.model, config.routing)
     abstract = nn.abstract(Transformer(model))
     lengths = config.data.encoder_length, config.data.decoder_length
+    parts = params_by_part(abstract)
     return {
         "name": config.name,
         "family": config.family,
         "task": config.task,
         "params": abstract.param_count,
-        "params_by_part": params_by_part(abstract),
+        "active_params": abstract.param_count - _idle(model, parts.get("experts", 0)),
+        "params_by_part": parts,
         "flops_per_example": forward_flops(model, *lengths),
+        "tokens_per_example": lengths["encoder" not in model.stacks],
         "experts": config.routing.num_experts,
         "sparse_blocks": {s: list(model.sparse_blocks(s)) for s in model.stacks},
         "encoder_length": lengths[0],

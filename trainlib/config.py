@@ -43,6 +43,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "checkpoint.best": ("", "evaluation metric whose best checkpoint stays as well; '' = none"),
     "checkpoint.on_corrupt": ("skip", "a damaged checkpoint: skip it for an older one, or fail"),
     "checkpoint.max_failed_saves": (3, "saves in a row that may fail with a warning; then exit 74"),
+    "target": ("", "pod that the mesh is meant for; `python -m launch.compile` compiles for it"),
     "mesh.replica": (1, "mesh axis of whole copies of the model"),
     "mesh.data": (-1, "mesh axis that splits the batch (and what `sharding` says); -1 = the rest"),
 }
