@@ -1,0 +1,155 @@
+"""Takes weights away: `python -m launch.export --workdir=DIR --format=FORMAT --out=DIR`.
+
+    safetensors   sharded, in Hugging Face's names and layout where the model is a T5 v1.1 or a
+                  Switch Transformer (`transformers` loads the directory as it is), else in our own
+    t5x           a T5X checkpoint directory
+    stablehlo     the evaluation forward as a program, its weights beside it; runs without this
+                  package
+
+Reads one leaf at a time. Several processes, on any hosts that see both directories, share the
+work: `--part=1/4`, `--part=2/4`, ... Exit codes: 0 done, 64 bad argument or a model that the format
+cannot hold, 66 no such checkpoint, 74 the disk refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import cli
+from trainlib.errors import one_of
+
+if TYPE_CHECKING:
+    from trainlib.export import Written
+
+FORMATS = ("safetensors", "t5x", "stablehlo")
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and exports."""
+    parser = cli.parser("launch.export", "Export the weights of a run.")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    parser.add_argument("--format", help=", ".join(FORMATS))
+    parser.add_argument("--out", metavar="DIR", type=Path, help="a new or empty directory")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        help="raw, ema (moving averages), or auto: averages where the run kept them",
+    )
+    parser.add_argument("--dtype", help="f32, bf16 or f16; default: as stored")
+    parser.add_argument(
+        "--shard_size", type=_size, default=_size("5GB"), help="of one file; default: 5GB"
+    )
+    parser.add_argument(
+        "--names",
+        default="auto",
+        help="safetensors: hf, own or torchvision; t5x: t5, scalable, flaxformer or "
+        "flaxformer_scan",
+    )
+    parser.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="I/N", help="share of this process: 1/4"
+    )
+    parser.add_argument(
+        "--platforms", default="cpu,cuda,tpu", help="of stablehlo; default: cpu,cuda,tpu"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=0, help="of stablehlo: a fixed batch; default: any"
+    )
+    args, overrides = cli.parse(parser, argv)
+    for flag in ("workdir", "format", "out"):
+        if getattr(args, flag) is None:
+            parser.error(f"--{flag} is missing")
+    if args.format not in FORMATS:
+        raise one_of("--format", args.format, FORMATS)
+    if args.dtype is not None and args.dtype not in (*DTYPES, *DTYPES.values()):
+        raise one_of("--dtype", args.dtype, DTYPES)
+    config = cli.read_workdir_config(args.workdir, overrides)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy training
+    _run(args, config)
+    return 0
+
+
+def _run(args: Any, config: Any) -> None:
+    import jax.numpy as jnp
+
+    from trainlib import export
+    from trainlib.weights import open_weights
+
+    interop = cli.family_module(config, "interop")
+    abstract = interop.abstract(config)
+    name = DTYPES.get(args.dtype, args.dtype)
+    dtype = jnp.dtype(name) if name else None
+    kind = "t5x" if args.format == "t5x" else "safetensors"
+    names = "own" if args.format == "stablehlo" else args.names
+    layout = interop.layout(config, kind, names, name or "float32")
+    source = open_weights(args.workdir, abstract, args.step, args.weights)
+    share = export.Share(*args.part)
+    dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
+    out, extra = args.out, ()
+    if args.format == "t5x":
+        from moe.interop import t5x_io
+
+        written = t5x_io.write(source, layout, out, dtypes=dtypes, share=share)
+    else:
+        if args.format == "stablehlo":
+            from trainlib import stablehlo
+
+            extra = stablehlo.FILES
+            if share.first:
+                forward, inputs = interop.serving(config)
+                platforms = [word.strip() for word in args.platforms.split(",")]
+                program = stablehlo.program(
+                    forward, abstract, inputs, dtypes=dtypes, platforms=platforms, batch=args.batch
+                )
+        written = export.safetensors(
+            source, layout, out, dtypes=dtypes, shard_size=args.shard_size, share=share, extra=extra
+        )
+        if extra and share.first:
+            stablehlo.write(out, *program, config.name)
+    if share.first:
+        averaged = bool(getattr(source, "averaged", False))
+        about = {"name": config.name, "step": source.step, "moving_averages": averaged}
+        export.record(out, about | {"format": args.format, "names": layout.title})
+    source.close()
+    _report(args, config.name, layout, written, source.step, share)
+
+
+def _report(args: Any, name: str, layout: Any, written: Written, step: int, share: Any) -> None:
+    from trainlib.progress import summary
+
+    rows: list[tuple[str, Any]] = [
+        ("layout", layout.title),
+        ("files", f"{written.files} with {written.tensors} tensors"),
+        ("size", f"{written.size / 1e6:,.1f} MB"),
+        ("in", args.out),
+    ]
+    rows += [("note", note) for note in layout.notes]
+    if share.parts > 1:
+        rows.append(("part", f"{share.part + 1} of {share.parts}; complete when all have exited 0"))
+    print(summary(f"Exported step {step} of {name} as {args.format}", rows))
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip().upper())
+    if not found or not float(found[1]):
+        raise ArgumentTypeError(f"'{text}' is no size such as 500MB or 5GB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ArgumentTypeError(f"'{text}' is no share such as 1/4: from 1/N to N/N")
+    return int(found[1]) - 1, int(found[2])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""Brings weights in: `python -m launch.import_weights --format=FORMAT --path=PATH --out=WORKDIR`.
+
+    hf            a Hugging Face directory of T5 v1.1 or Switch Transformers (safetensors)
+    t5x           a T5X checkpoint of T5 1.1, Switch or ST-MoE
+    torchvision   ResNet weights in torchvision's names (safetensors)
+    safetensors   what `launch.export` wrote in our own names
+
+It prints what was mapped, missing, unexpected and mis-shaped, and writes a workdir that other
+commands take (`--config.init_from=WORKDIR`). `--check` also runs both models on the same input and
+prints the largest difference of their logits, where the other library is installed. Exit codes: 0
+done, 64 bad argument, 66 weights that are damaged, hostile or of another model, 74 the disk
+refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import cli
+from trainlib.errors import CheckpointError, one_of
+
+FAMILY_OF = {"hf": "moe", "t5x": "moe", "torchvision": "vitattn", "safetensors": ""}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and imports."""
+    parser = cli.parser("launch.import_weights", "Import weights of another library.")
+    parser.add_argument("--format", help=", ".join(FAMILY_OF))
+    parser.add_argument("--path", type=Path, help="directory or file of the weights")
+    parser.add_argument("--out", metavar="WORKDIR", type=Path, help="a new or empty directory")
+    parser.add_argument(
+        "--check", action="store_true", help="compare logits with the other library"
+    )
+    parser.add_argument(
+        "--ignore",
+        default="",
+        metavar="REGEX,...",
+        help="names in the file that may stay unread",
+    )
+    args, overrides = cli.parse(parser, argv)
+    for flag in ("format", "path", "out"):
+        if getattr(args, flag) is None:
+            parser.error(f"--{flag} is missing")
+    if args.format not in FAMILY_OF:
+        raise one_of("--format", args.format, FAMILY_OF)
+    if not args.path.exists():
+        raise CheckpointError(f"--path={args.path} does not exist.")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    _run(args, overrides)
+    return 0
+
+
+def _run(args: Any, overrides: dict[str, str]) -> None:
+    from trainlib import interchange, weights
+    from trainlib.config import override
+
+    interop, foreign = _open(args)
+    for key, value in overrides.items():
+        override(foreign.config, key, value, "command line")
+    abstract = interop.abstract(foreign.config)
+    specs = {**abstract.params, **abstract.model_state}
+    layout = interop.layout(foreign.config, foreign.kind, foreign.names)
+    ignore = [word for word in args.ignore.split(",") if word]
+    match = interchange.match(layout, specs, foreign.shapes, ignore)
+    print(match.table(f"{layout.title} from {args.path}"))
+    match.check(args.path)
+    weights.check_memory(sum(map(weights.nbytes, specs.values())), str(args.path))
+    found = {
+        name: jax_array(interchange.take(entries, specs[name], foreign.shapes, foreign.read))
+        for name, entries in layout.by_leaf().items()
+    }
+    if args.check:
+        print(f"\n{interop.compare(foreign.config, found, args.path, args.format)}")
+    weights.save_as_run(foreign.config, abstract, found, args.out)
+    print(f"\nWritten to {args.out}. Start from it by --config.init_from={args.out}")
+
+
+def jax_array(value: Any) -> Any:
+    """The array on the device that holds all weights while they are saved."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(value)
+
+
+def _open(args: Any) -> tuple[Any, Any]:
+    """The family's module and what it opened."""
+    import importlib
+
+    family = FAMILY_OF[args.format]
+    if family:
+        interop = importlib.import_module(f"{family}.interop")
+        return interop, interop.open_foreign(args.format, args.path)
+    from trainlib.errors import ConfigError
+    from trainlib.safetensors_io import Reader
+    from trainlib.untrusted import read_json
+
+    if not args.path.is_dir():
+        raise CheckpointError(f"--path={args.path} is no directory that `launch.export` wrote.")
+    read_json(args.path / "config.json")  # a regular file of bounded size
+    try:
+        config = cli.load(str(args.path / "config.json"), {}).config
+    except ConfigError as error:
+        raise CheckpointError(f"{args.path} is no export in our own names: {error}") from None
+    interop = cli.family_module(config, "interop")
+    reader = Reader(args.path)
+    shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    return interop, interop.Foreign(config, "safetensors", "own", shapes, reader.read)
+
+
+if __name__ == "__main__":
+    cli.run(main)

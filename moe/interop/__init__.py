@@ -1,0 +1,167 @@
+"""Weights of this family in the formats of others: Hugging Face, T5X, our own names, StableHLO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moe import config as config_lib
+from moe.interop import hf, t5x, t5x_io
+from moe.interop.parity import compare
+from moe.models import architecture
+from moe.models.architecture import Architecture
+from moe.models.transformer import Transformer
+from trainlib import config as settings
+from trainlib import nn
+from trainlib.errors import ConfigError, one_of
+from trainlib.interchange import Layout, own_layout
+from trainlib.safetensors_io import Reader
+from trainlib.untrusted import read_json
+
+__all__ = ["Foreign", "abstract", "compare", "layout", "open_foreign", "serving"]
+
+NAMES = ("auto", "hf", "own", *t5x.NAMES)
+
+
+def abstract(config: ConfigDict) -> nn.Abstract:
+    """The model of a configuration, without arrays."""
+    return nn.abstract(Transformer(architecture(config.model, config.routing)))
+
+
+def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "float32") -> Layout:
+    """The table of an export or import.
+
+    Args:
+      config: of the model.
+      kind: "safetensors" or "t5x".
+      names: one of `NAMES` that the format has; "auto" takes Hugging Face's where the model has a
+        place there, else ours; for T5X the unscanned ones.
+      dtype: of the exported weights, for Hugging Face's config.json.
+
+    Raises:
+      ConfigError: the model cannot be written in these names.
+    """
+    model = architecture(config.model, config.routing)
+    if kind == "t5x":
+        names = t5x.default_names(model) if names == "auto" else names
+        if names not in t5x.NAMES:
+            raise one_of("--names", names, t5x.NAMES)
+        t5x.check_names(names, model)
+        return t5x.layout(model, names)
+    if names not in ("auto", "hf", "own"):
+        raise one_of("--names", names, ("auto", "hf", "own"))
+    wrong = hf.obstacles(model)
+    if names == "hf" and wrong:
+        raise ConfigError(
+            f"Neither T5 v1.1 nor Switch Transformers of Hugging Face has {'; '.join(wrong)}. "
+            "Export with --names=own."
+        )
+    if names == "own" or wrong:
+        specs = nn.abstract(Transformer(model)).params
+        return own_layout(specs, {"config.json": settings.to_json(config)})
+    lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
+    return hf.layout(model, dtype=dtype, lengths=lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A checkpoint of another library that was opened.
+
+    Attributes:
+      config: what is known of it as a configuration of ours.
+      kind: of `layout`.
+      names: of `layout`.
+      shapes: tensor -> shape.
+      read: tensor -> array.
+    """
+
+    config: ConfigDict
+    kind: str
+    names: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+
+def open_foreign(kind: str, path: Path) -> Foreign:
+    """Opens Hugging Face's directory ("hf") or a T5X checkpoint ("t5x").
+
+    Raises:
+      CheckpointError: damaged, hostile, or of another kind of model.
+    """
+    if kind == "hf":
+        content = read_json(path / "config.json")
+        model, routing = hf.from_config(content)
+        reader = Reader(path)
+        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+        config = _config(str(content["model_type"]), model, routing)
+        source, shared = reader.read, "shared.weight"
+        if not model["tied_output"] and hf.HEAD not in shapes and shared in shapes:
+            # The output is the table, but not scaled: held here as a matrix of its own.
+            shapes[hf.HEAD] = shapes[shared]
+
+            def source(name: str) -> np.ndarray:
+                return reader.read(shared if name == hf.HEAD else name)
+
+        return Foreign(config, "safetensors", "hf", shapes, source)
+    checkpoint = t5x_io.Checkpoint(path)
+    found = t5x.guess(checkpoint.shapes)
+    config = _config(f"t5x_{found.names}", found.model, found.routing)
+    return Foreign(config, "t5x", found.names, checkpoint.shapes, checkpoint.read)
+
+
+def _config(name: str, model: Mapping[str, Any], routing: Mapping[str, Any]) -> ConfigDict:
+    config = settings.from_schema(config_lib.schema())
+    config.name = name
+    config.model.update(dict(model))
+    config.routing.update(dict(routing))
+    config.optimizer.name = "adafactor"
+    config.schedule.name = "inverse_sqrt"
+    config.schedule.learning_rate = 1.0
+    # One sequence a group divides any batch.
+    if config.routing.num_experts and not config.routing.group_sequences:
+        config.routing.group_sequences = 1
+    return config
+
+
+def serving_model(model: Architecture) -> Architecture:
+    """The same model with routing that does not depend on which sequences share a batch.
+
+    Each sequence is a group of its own, so that an answer is the same alone and among others. A
+    model without capacity limit keeps none: its capacity is the whole sequence.
+    """
+    routing = model.routing
+    if routing is None:
+        return dataclasses.replace(model, remat="none")
+    routing = dataclasses.replace(routing, group_size=0, group_sequences=1)
+    if routing.dropless:
+        free = {"dispatch": "index", "capacity_factor_eval": float(routing.num_experts)}
+        routing = dataclasses.replace(routing, capacity_per_choice=False, **free)
+    return dataclasses.replace(model, routing=routing, remat="none")
+
+
+def serving(config: ConfigDict) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]]]:
+    """The evaluation forward as a pure function, for export.
+
+    Returns:
+      `(params, {}, inputs) -> float32 logits [B, L, V]`, and the inputs: name -> (shape, dtype),
+      where a dimension "batch" is free.
+    """
+    model = serving_model(architecture(config.model, config.routing))
+    bound = nn.abstract(Transformer(model))
+
+    def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
+        return bound.bind(params, model_state)(inputs, train=False)[0]
+
+    lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
+    inputs = {
+        f"{stack}_{part}": (("batch", lengths[stack]), "int32")
+        for stack in model.stacks
+        for part in ("inputs", "segments")
+    }
+    return forward, inputs

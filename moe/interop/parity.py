@@ -1,0 +1,104 @@
+"""Runs a model of `transformers` and the imported one on the same tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from moe.models import architecture
+from moe.models.transformer import Transformer
+from trainlib import nn
+from trainlib.errors import CheckpointError, ConfigError
+
+LENGTHS = {"encoder": 24, "decoder": 12}
+SEQUENCES = 2
+TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order give about 1e-6
+
+
+def tokens(vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of random tokens; the second sequence of each stack ends in padding."""
+    random, batch = np.random.default_rng(seed), {}
+    for stack, length in LENGTHS.items():
+        words = random.integers(1, vocabulary, (SEQUENCES, length), dtype=np.int32)
+        seen = np.ones_like(words)
+        seen[1, length * 2 // 3 :] = 0
+        batch[f"{stack}_inputs"] = words * seen
+        batch[f"{stack}_segments"] = seen
+    return batch
+
+
+def our_logits(config: ConfigDict, params: nn.Arrays, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits float32 [B, L, V] of the model of a configuration, in evaluation."""
+    model = {**config.model.to_dict(), "dtype": "float32"}
+    bound = nn.abstract(Transformer(architecture(model, config.routing)))
+
+    @jax.jit
+    def forward(params: nn.Arrays, batch: nn.Arrays) -> jax.Array:
+        return bound.bind(params, {})(batch, train=False)[0]
+
+    return np.asarray(forward(params, {name: jnp.asarray(x) for name, x in batch.items()}))
+
+
+def transformers_logits(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits float32 [B, L, V] of the model that `transformers` loads from a directory.
+
+    Raises:
+      ConfigError: torch or transformers is not installed.
+      CheckpointError: it has another idea of what weights there are.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, logging
+    except ImportError as error:
+        raise ConfigError(
+            f"--check needs torch and transformers ({error}): pip install torch transformers."
+        ) from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(
+        path,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise CheckpointError(f"transformers does not find in {path} what it needs: {info}.")
+    model.eval()
+    inputs = {name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items()}
+    with torch.no_grad():
+        out = model(
+            input_ids=inputs["encoder_inputs"],
+            attention_mask=inputs["encoder_segments"],
+            decoder_input_ids=inputs["decoder_inputs"],
+            decoder_attention_mask=inputs["decoder_segments"],
+        )
+    return out.logits.float().numpy()
+
+
+def compare(config: ConfigDict, params: nn.Arrays, path: Path, kind: str) -> str:
+    """One line with the largest difference of the logits of real tokens.
+
+    Raises:
+      ConfigError: nothing to compare with.
+      CheckpointError: they differ by more than rounding.
+    """
+    if kind != "hf":
+        raise ConfigError(
+            f"--check compares with transformers, which does not read --format={kind}. Leave it "
+            "out."
+        )
+    batch = tokens(config.model.vocab_size)
+    ours, theirs = our_logits(config, params, batch), transformers_logits(path, batch)
+    real = batch["decoder_segments"] > 0
+    difference = float(np.max(np.abs(ours - theirs)[real]))
+    largest = float(np.max(np.abs(theirs[real])))
+    line = f"largest difference of logits to transformers {difference:.2e}, of {largest:.3g}"
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise CheckpointError(f"The imported model is another one: {line}.")
+    return line

@@ -1,0 +1,177 @@
+"""The evaluation forward as a portable program: StableHLO by `jax.export`, weights beside it.
+
+The directory needs nothing of this package: `load.py` in it is plain JAX and NumPy. Weights are
+arguments of the program, not constants in it, so it stays small and they stay in safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as jax_export
+
+from trainlib.errors import ConfigError, one_of
+from trainlib.nn import Abstract
+
+PROGRAM, SIGNATURE, LOADER, README = "forward.jax_export", "signature.json", "load.py", "README.md"
+FILES = (PROGRAM, SIGNATURE, LOADER, README)
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+Inputs = Mapping[str, tuple[tuple, str]]  # name -> (shape, dtype); a dimension "batch" is free
+
+
+def program(
+    forward: Callable[..., jax.Array],
+    abstract: Abstract,
+    inputs: Inputs,
+    *,
+    dtypes: Mapping[str, np.dtype],
+    platforms: Sequence[str],
+    batch: int = 0,
+) -> tuple[bytes, dict[str, Any]]:
+    """Exports `forward(params, model_state, inputs)`.
+
+    Args:
+      forward: pure; weights in the dtypes that the model declares.
+      abstract: the model.
+      inputs: of the forward.
+      dtypes: name -> dtype of the weights that will be given.
+      platforms: of `PLATFORMS`.
+      batch: a fixed batch, or 0 for any.
+
+    Returns:
+      The serialised program `f(weights, inputs) -> output`, and its signature as JSON values.
+
+    Raises:
+      ConfigError: a platform that does not exist, or a model that has no form for any batch.
+    """
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise one_of("--platforms", platform, PLATFORMS)
+    size = batch or jax_export.symbolic_shape("batch")[0]
+    given = {
+        name: jax.ShapeDtypeStruct(
+            tuple(size if n == "batch" else n for n in shape), np.dtype(dtype)
+        )
+        for name, (shape, dtype) in inputs.items()
+    }
+    specs = {**abstract.params, **abstract.model_state}
+    weights = {name: jax.ShapeDtypeStruct(s.shape, dtypes[name]) for name, s in specs.items()}
+
+    def run(weights: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]) -> jax.Array:
+        declared = {name: value.astype(specs[name].dtype) for name, value in weights.items()}
+        params = {name: declared[name] for name in abstract.params}
+        statistics = {name: declared[name] for name in abstract.model_state}
+        return forward(params, statistics, dict(inputs))
+
+    try:
+        exported = jax_export.export(jax.jit(run), platforms=list(platforms))(weights, given)
+    except jax.errors.InconclusiveDimensionOperation as error:
+        raise ConfigError(
+            "This model cannot be exported for any batch size: "
+            f"{str(error).splitlines()[0][:200]}. Fix the size by --batch=N."
+        ) from None
+    (output,) = exported.out_avals
+    signature = {
+        "inputs": {n: {"shape": _plain(s.shape), "dtype": s.dtype.name} for n, s in given.items()},
+        "output": {"shape": _plain(output.shape), "dtype": output.dtype.name},
+        "weights": len(weights),
+        "platforms": list(exported.platforms),
+        "calling_convention_version": exported.calling_convention_version,
+        "jax": jax.__version__,
+    }
+    return bytes(exported.serialize()), signature
+
+
+def _plain(shape: Sequence[Any]) -> list[int | str]:
+    return [n if isinstance(n, int) else str(n) for n in shape]
+
+
+def write(out: Path, program: bytes, signature: Mapping[str, Any], title: str) -> None:
+    """Writes program, signature, loader and a page on how to use them."""
+    (out / PROGRAM).write_bytes(program)
+    (out / SIGNATURE).write_text(json.dumps(dict(signature), indent=2) + "\n")
+    (out / LOADER).write_text(_LOADER)
+    (out / README).write_text(_README.format(title=title, platforms=signature["platforms"]))
+
+
+_LOADER = '''"""Loads this directory: needs jax and numpy, nothing else.
+
+    from load import load
+    forward, signature = load(".")
+    logits = forward({name: array for each name in signature["inputs"]})
+
+`python load.py` runs it once on zeros.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+
+
+def tensors(path):
+    """Name -> array of a safetensors file: header length, JSON header, data."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        dtype = jnp.dtype(DTYPES[entry["dtype"]])
+        values = np.fromfile(path, dtype, (stop - start) // dtype.itemsize, offset=8 + size + start)
+        yield name, jnp.asarray(values.reshape(entry["shape"]))
+
+
+def load(directory="."):
+    """(forward, signature): forward(inputs) is the program with these weights."""
+    directory = Path(directory)
+    program = export.deserialize(bytearray((directory / "forward.jax_export").read_bytes()))
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    weights = {}
+    for file in sorted(set(index["weight_map"].values())):
+        weights.update(tensors(directory / file))
+    call = jax.jit(program.call)
+    return lambda inputs: call(weights, inputs), json.loads(
+        (directory / "signature.json").read_text())
+
+
+if __name__ == "__main__":
+    forward, signature = load(Path(__file__).resolve().parent)
+    batch = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    zeros = {
+        name: jnp.zeros([n if isinstance(n, int) else batch for n in entry["shape"]],
+                        entry["dtype"])
+        for name, entry in signature["inputs"].items()
+    }
+    output = forward(zeros)
+    print("output", output.shape, output.dtype, "on", jax.default_backend())
+'''
+
+_README = """# {title}
+
+The evaluation forward of a trained model: `forward.jax_export` is the program (StableHLO,
+serialised by `jax.export`, for {platforms}), the `.safetensors` files are its weights,
+`signature.json` names inputs and output. jax and numpy are all that is needed:
+
+    python load.py        # runs it once on zeros
+
+    from load import load
+    forward, signature = load(".")
+    output = forward(inputs)  # a dictionary, see signature.json
+
+A dimension "batch" may have any size. `jax.export.deserialize(...).mlir_module()` gives the program
+as text. How long a program stays readable: https://docs.jax.dev/en/latest/export/export.html.
+"""

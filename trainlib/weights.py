@@ -1,0 +1,212 @@
+"""The weights of a run, leaf by leaf: from its checkpoints or from a directory that was exported.
+
+Whoever reads them here never holds more than `BATCH` bytes, or one leaf where that is larger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from trainlib import checkpoint, interchange, run, safetensors_io
+from trainlib.errors import CheckpointError, ConfigError, one_of
+from trainlib.nn import Abstract, Spec
+from trainlib.state import TrainState
+from trainlib.untrusted import MIB, check_memory
+
+BATCH = 32 * MIB  # small leaves are read together
+WEIGHTS = ("auto", "ema", "raw")
+
+
+def nbytes(spec: Spec) -> int:
+    """Bytes of a leaf."""
+    return spec.size * np.dtype(spec.dtype).itemsize
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a directory holds safetensors and no checkpoints."""
+    names = (safetensors_io.INDEX, safetensors_io.SINGLE)
+    return not (directory / "checkpoints").is_dir() and any(
+        (directory / name).is_file() for name in names
+    )
+
+
+class Exported:
+    """Weights in safetensors under our own names.
+
+    Attributes:
+      specs: name -> what the model declares.
+      step: which step of the run they are from, or 0 where nothing says it.
+    """
+
+    def __init__(self, directory: Path, abstract: Abstract):
+        self.specs = {**abstract.params, **abstract.model_state}
+        self.step = _step_of(directory)
+        self._reader = safetensors_io.Reader(directory)
+        layout = interchange.own_layout(self.specs, {})
+        there = {name: tensor.shape for name, tensor in self._reader.tensors.items()}
+        interchange.match(layout, self.specs, there).check(directory)
+        check_memory(sum(map(nbytes, self.specs.values())), str(directory))
+
+    def leaves(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of the leaves asked for, in the dtypes of the model."""
+        for name in self.specs if names is None else names:
+            yield name, self._reader.read(name).astype(self.specs[name].dtype, copy=False)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _step_of(directory: Path) -> int:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        step = json.loads((directory / "export.json").read_text()).get("step", 0)
+        return step if type(step) is int else 0
+    return 0
+
+
+class Saved:
+    """Weights in the checkpoints of a run.
+
+    Args:
+      directory: the workdir.
+      abstract: the model.
+      step: which; None is the newest.
+      which: "raw" weights, "ema" (their moving averages), or "auto", averages where there are any.
+
+    Raises:
+      CheckpointError: no such step, or one of another model, or no averages.
+    """
+
+    def __init__(
+        self, directory: Path, abstract: Abstract, step: int | None = None, which: str = "auto"
+    ):
+        if which not in WEIGHTS:
+            raise one_of("--weights", which, WEIGHTS)
+        folder = directory / "checkpoints"
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{directory} holds no weights: there is neither a directory checkpoints nor a "
+                f"{safetensors_io.SINGLE} in it. Give the --workdir of a training."
+            )
+        self.specs = {**abstract.params, **abstract.model_state}
+        self._checkpoints = checkpoint.Checkpoints(folder)
+        self.step = self._checkpoints.pick(step)
+        averaged = any(name.startswith("ema/") for name in self._checkpoints.shapes(self.step))
+        if which == "ema" and not averaged:
+            raise CheckpointError(
+                f"Step {self.step} in {folder} holds no moving averages: the run had ema_decay=0. "
+                "Use --weights=raw."
+            )
+        self.averaged = averaged and which != "raw"
+        self._kind = {
+            **dict.fromkeys(abstract.params, "params"),
+            **dict.fromkeys(abstract.model_state, "model_state"),
+        }
+
+    def leaves(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of the leaves asked for, in host memory."""
+        place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        for group in _groups(self.specs, list(self.specs if names is None else names)):
+            stored = {n: f"{'ema' if self.averaged else self._kind[n]}/{n}" for n in group}
+            read: dict[str, Any] = self._checkpoints.restore_some(
+                self.step,
+                {
+                    stored[n]: jax.ShapeDtypeStruct(
+                        self.specs[n].shape, self.specs[n].dtype, sharding=place
+                    )
+                    for n in group
+                },
+            )
+            for name in group:
+                yield name, np.asarray(read.pop(stored[name]))
+
+    def close(self) -> None:
+        """Closes the checkpoints."""
+        self._checkpoints.close()
+
+
+def _groups(specs: Mapping[str, Spec], names: list[str]) -> Iterator[list[str]]:
+    """Names in order, in groups of at most `BATCH` bytes."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        if group and size + nbytes(specs[name]) > BATCH:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += nbytes(specs[name])
+    if group:
+        yield group
+
+
+def open_weights(
+    directory: Path, abstract: Abstract, step: int | None = None, which: str = "auto"
+) -> Saved | Exported:
+    """The weights in a workdir or in an exported directory.
+
+    Raises:
+      CheckpointError: neither is there, or they are of another model.
+      ConfigError: `step` or `which` for an export, which has one set of weights.
+    """
+    if not is_export(directory):
+        return Saved(directory, abstract, step, which)
+    if step is not None or which != "auto":
+        raise ConfigError(
+            f"{directory} is an export: it holds the weights of one step. Leave --step and "
+            "--weights out, or give the --workdir of the training."
+        )
+    return Exported(directory, abstract)
+
+
+def part_of(sizes: Mapping[str, int], part: int, parts: int) -> list[str]:
+    """The names that process `part` of `parts` (from 0) handles: runs of about equal bytes."""
+    total, begun, found = max(1, sum(sizes.values())), 0, []
+    for name, size in sizes.items():
+        if math.floor(begun * parts / total) == part:
+            found.append(name)
+        begun += size
+    return found
+
+
+def save_as_run(
+    config: ConfigDict, abstract: Abstract, weights: Mapping[str, Any], out: Path
+) -> None:
+    """Writes weights as step 0 of a run, with its config.json: what `init_from` starts from.
+
+    Args:
+      config: of the run.
+      abstract: the model.
+      weights: name -> array, parameters and statistics.
+      out: a workdir without checkpoints.
+
+    Raises:
+      ConfigError: a run is there already.
+      StorageError: the disk refuses.
+    """
+    if (out / "checkpoints").exists() or (out / "config.json").exists():
+        raise ConfigError(
+            f"--out={out} already holds a run. Give a directory that is new or empty."
+        )
+    begun = TrainState(
+        step=jnp.int32(0),
+        params={name: weights[name] for name in abstract.params},
+        model_state={name: weights[name] for name in abstract.model_state},
+        opt_state=(),
+        ema={},
+        skipped=jnp.zeros(2, jnp.int32),
+    )
+    checkpoints = run.open_workdir(config, out, abstract)
+    with contextlib.closing(checkpoints):
+        checkpoints.save(0, begun, run.checkpoint_meta(config, {}))
+        checkpoints.wait()
+    run.save_config(config, out)
