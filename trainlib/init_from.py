@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainlib import manifest
 from trainlib.errors import CheckpointError
 
 
@@ -20,9 +21,9 @@ def find(path: str | Path) -> tuple[Path, int | None]:
     candidates: list[tuple[Path, int | None]] = [(place / "checkpoints", None), (place, None)]
     if place.name.isdecimal():
         candidates.append((place.parent, int(place.name)))
-    for directory, step in candidates:
-        if directory.is_dir() and any((s / "state").is_dir() for s in directory.glob("[0-9]*")):
-            return directory, step
+    for directory, number in candidates:
+        if any((step / manifest.NAME).is_file() for step in directory.glob("[0-9]*")):
+            return directory, number
     raise CheckpointError(
         f"init_from={path} holds no checkpoint. Give the --workdir of a run, its directory "
         "checkpoints, or one step in it (WORKDIR/checkpoints/STEP)."
