@@ -45,6 +45,8 @@ $(VENV)/bin/python:
 	else $(PYTHON) -m venv $(VENV); fi
 
 comma := ,
+# Elsewhere than on a Mac, the plain name would bring several gigabytes of CUDA along.
+TORCH := torch==2.13.0$(if $(filter Darwin,$(shell uname)),,+cpu)
 
 define install
 	@if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python -c constraints.txt -e '$(1)'; \
@@ -59,6 +61,8 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	$(call install,.[plots$(comma)test])
+	@$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) >/dev/null 2>&1 || echo \
+	    "pip finds no CPU build of torch, so tests against transformers are left out: install torch to run them."
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
