@@ -368,6 +368,10 @@ def run(args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]) 
             _leave(error, link, debug=args.debug)
 
 
+# How collectives and the coordination service say that the other side does not answer.
+_BROKEN = r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]onnection (closed|reset|refused)"
+
+
 def _leave(error: BaseException, link: Any, *, debug: bool) -> NoReturn:
     """Ends this process after an error, at once: leaving `jax.distributed` in order would wait for
     processes that wait for this one.
@@ -380,19 +384,14 @@ def _leave(error: BaseException, link: Any, *, debug: bool) -> NoReturn:
         link.tell(str(error))
         code = run_command(again, debug=debug)
     else:
-        if _from_device(error):
-            # A broken collective may be the first sign that another process is gone. JAX or that
-            # process says so soon, and this one then ends in `_leave_lost` or in `peers`.
+        lost = re.search(_BROKEN, str(error)) is not None
+        if lost:
+            # Often the first sign that another process is gone. JAX or that process says so soon,
+            # and this one then ends in `_leave_lost` or in `trainlib.peers`.
             time.sleep(HEARTBEAT + 5)
         traceback.print_exception(error)
         link.tell(f"{type(error).__name__}: {str(error)[:300]}")
-        code = 1
+        code = PeerLost.exit_code if lost else 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _from_device(error: BaseException) -> bool:
-    import jax
-
-    return isinstance(error, jax.errors.JaxRuntimeError)

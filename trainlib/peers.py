@@ -25,6 +25,7 @@ _ROOT = "run/"
 _FAILED, _HEARD, _ASKED, _AT = "news/failed/", "news/heard/", "news/stop", "news/at/"
 _PATIENCE = 600.0  # seconds that slow storage may hold one process back before the first step
 _GRACE = 2.0  # seconds in which a process that fails as well may say so itself
+_LAST_WORD = 8.0  # seconds that the first process gives the others to learn what happened
 
 
 class Board:
@@ -160,7 +161,7 @@ def _by_value(values: Sequence[str], hosts: Sequence[str]) -> str:
     groups = Counter(values).most_common()
     usual = groups[0][0] if groups[0][1] > len(values) / 2 else None
     parts = []
-    for value, _ in reversed(groups):
+    for value, _ in sorted(groups, key=lambda group: group[1]):
         if value == usual:
             continue
         who = [name(i, hosts[i]) for i, v in enumerate(values) if v == value]
@@ -227,17 +228,20 @@ class Link:
 
     def tell(self, text: str) -> None:
         """Says that this process failed, so that the others stop and name it; returns when they
-        have heard it, at most after 5 seconds.
+        have heard it, at most after some seconds.
         """
         with self._lock:
             self._failing = True
         news = {"time": time.time(), "host": socket.gethostname(), "text": text}
         with contextlib.suppress(Exception):  # the first process may be gone already
             self._board.post(f"{_FAILED}{self._board.index}", json.dumps(news))
-            # The store ends with the first process, so that one leaves last.
-            deadline = time.monotonic() + (5 if self._board.index == 0 else 0)
-            while time.monotonic() < deadline and len(self._informed()) < self._board.count:
-                time.sleep(0.1)
+            self._outlast_others()
+
+    def _outlast_others(self) -> None:
+        """The store ends with the first process: that one leaves when all others know why."""
+        deadline = time.monotonic() + (_LAST_WORD if self._board.index == 0 else 0)
+        while time.monotonic() < deadline and len(self._informed()) < self._board.count:
+            time.sleep(0.1)
 
     def _informed(self) -> set[str]:
         keys = {*self._board.read(_FAILED), *self._board.read(_HEARD)}
@@ -267,7 +271,6 @@ class Link:
         told.pop(f"{_FAILED}{self._board.index}", None)
         if not told or self._failing:
             return
-        self._board.post(f"{_HEARD}{self._board.index}", "")
         key = min(told, key=lambda k: told[k]["time"])
         time.sleep(_GRACE)
         with self._lock:
@@ -280,6 +283,8 @@ class Link:
                 file=sys.stderr,
                 flush=True,
             )
+            self._board.post(f"{_HEARD}{self._board.index}", "")
+            self._outlast_others()
             self._leave(PeerLost.exit_code)
 
     def _hear_stop(self, news: Mapping[str, str]) -> None:
