@@ -246,11 +246,14 @@ class Checkpoints:
             )
 
     def _damaged(self, step: int, what: str) -> DamagedStep:
-        return DamagedStep(
-            f"Step {step} in {self.directory} is damaged: {what}. Training goes on from an older "
-            f"step; to read one, give its number. Steps there: "
-            f"{', '.join(str(n) for n in self.numbers() if n != step) or 'no other'}."
+        others = [str(number) for number in self.numbers() if number != step]
+        way_out = (
+            f"Training goes on from the newest that is whole of {', '.join(others)}; other commands "
+            "take its number."
+            if others
+            else "There is no other step."
         )
+        return DamagedStep(f"Step {step} in {self.directory} is damaged: {what}. {way_out}")
 
     # ---------------------------------------------------------------- writing
     def save(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -25,9 +27,10 @@ from jax.sharding import NamedSharding
 from trainlib import digest, manifest
 from trainlib.errors import NumericAbort, StorageError
 
-CUT_OFF = ".orbax-checkpoint-tmp"  # in the name of a directory that Orbax had not finished
 REMOVED = ".removing"  # ends the name of a step that retention was removing
 DAMAGED = ".damaged"  # ends the name of a step that was set aside
+# Directories that Orbax had not finished or retention not removed, when a run was cut off.
+LEFT_BEHIND = re.compile(rf"\d+(\.orbax-checkpoint-tmp.*|{re.escape(REMOVED)})")
 
 
 class Saver:
@@ -59,7 +62,9 @@ class Saver:
         self.directory = directory
         self._keep, self._best, self._sign = keep, best, 1 if larger_is_better else -1
         self._may_fail, self._axes, self._good = may_fail, axes, good
-        self._orbax = ocp.StandardCheckpointer()
+        # Where Orbax cannot make a directory in the background, its threads wait five minutes for it.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.StandardCheckpointer(async_options=options)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._failed = 0  # saves in a row that failed
@@ -141,7 +146,7 @@ class Saver:
         if not self._main:
             return
         files = dict(manifest.files_of(target))
-        manifest.write(target, manifest.dataclasses.replace(entry, files=files))
+        manifest.write(target, dataclasses.replace(entry, files=files))
         self._retain(entry.step)
 
     def _retain(self, newest: int) -> None:
@@ -159,7 +164,7 @@ class Saver:
     def _sweep(self) -> None:
         """Removes what earlier runs were writing or removing when they were cut off."""
         for path in self.directory.iterdir():
-            if CUT_OFF in path.name or path.name.endswith(REMOVED):
+            if LEFT_BEHIND.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _miss(self, step: int, error: Exception) -> None:

@@ -1,0 +1,91 @@
+"""One run in a workdir: refusal by name, take-over from the dead."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainlib.errors import ConfigError, StorageError
+from trainlib.lock import NAME, WorkdirLock
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = (
+    "import sys, time; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
+    "lock = WorkdirLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of `tmp_path`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_refused_with_process_and_host(holder, tmp_path):
+    words = f"in use by process {holder.pid} on {socket.gethostname()}"
+    with pytest.raises(ConfigError, match=words):
+        WorkdirLock(tmp_path)
+    assert holder.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_of_a_dead_process_is_taken_over(holder, tmp_path, capfd, number):
+    holder.send_signal(number)
+    holder.wait()
+    lock = WorkdirLock(tmp_path)
+    assert f"took over the lock of process {holder.pid}" in capfd.readouterr().err
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    lock.release()
+    lock.release()
+    assert (tmp_path / NAME).read_text() == ""
+
+
+def test_a_stopped_process_still_holds_it(holder, tmp_path):
+    holder.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    with pytest.raises(ConfigError, match=f"process {holder.pid}"):
+        WorkdirLock(tmp_path)
+
+
+def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
+        "lock = WorkdirLock(Path(sys.argv[1]))\n"
+        "child = os.fork()\n"
+        "if child == 0: time.sleep(20); os._exit(0)\n"
+        "print(child, flush=True); os._exit(9)"
+    )
+    done = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout is not None
+    child = int(done.stdout.readline())
+    done.wait()
+    try:
+        WorkdirLock(tmp_path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        done.stdout.close()
+
+
+@pytest.mark.parametrize("content", ["", "not json", "[]", '{"pid": 1}', "\xff" * 9999])
+def test_a_damaged_lock_file_locks_nobody_out(tmp_path, content):
+    (tmp_path / NAME).write_text(content, encoding="latin-1")
+    WorkdirLock(tmp_path).release()
+
+
+def test_a_workdir_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+        WorkdirLock(tmp_path)
