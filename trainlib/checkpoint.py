@@ -248,8 +248,8 @@ class Checkpoints:
     def _damaged(self, step: int, what: str) -> DamagedStep:
         others = [str(number) for number in self.numbers() if number != step]
         way_out = (
-            f"Training goes on from the newest that is whole of {', '.join(others)}; other commands "
-            "take its number."
+            f"Training goes on from the newest that is whole of {', '.join(others)}; other "
+            "commands take its number."
             if others
             else "There is no other step."
         )

@@ -95,8 +95,11 @@ def read(directory: Path) -> Manifest:
       NoManifest: with the reason why this is no finished step.
       BadManifest: with what is damaged.
     """
-    if directory.is_symlink() or not directory.is_dir():
-        raise NoManifest(f"{directory} is not a directory")
+    try:
+        if directory.is_symlink() or not directory.is_dir():
+            raise NoManifest(f"{directory} is not a directory")
+    except OSError as error:
+        raise NoManifest(f"{directory} cannot be read: {error.strerror}") from None
     path = directory / NAME
     try:
         # A link would let a step from elsewhere point at any file of this machine.

@@ -62,7 +62,7 @@ class Saver:
         self.directory = directory
         self._keep, self._best, self._sign = keep, best, 1 if larger_is_better else -1
         self._may_fail, self._axes, self._good = may_fail, axes, good
-        # Where Orbax cannot make a directory in the background, its threads wait five minutes for it.
+        # Made in the background and refused, a directory is awaited by Orbax for five minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.StandardCheckpointer(async_options=options)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")

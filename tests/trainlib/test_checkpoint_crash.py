@@ -146,6 +146,11 @@ def test_only_what_a_save_left_behind_is_swept(states, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "1"])
 
 
+def save_and_wait(opened: Checkpoints, number: int, state) -> None:
+    opened.save(number, state, META)
+    opened.wait()
+
+
 @contextlib.contextmanager
 def full_disk(limit: int = 20_000) -> Iterator[None]:
     """No file may grow past `limit` bytes, as on a disk that has no more room."""
@@ -178,8 +183,7 @@ def test_a_full_disk_is_a_warning_up_to_the_limit_and_then_74(large, tmp_path, c
         assert "warning: Step 2 was not saved" in warned
         assert "stops with exit code 74 when the next save fails" in warned
         with pytest.raises(StorageError, match="Steps saved before are intact"):
-            opened.save(4, large, META)
-            opened.wait()
+            save_and_wait(opened, 4, large)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     opened.save(5, large, META)  # there is room again
     opened.close()
@@ -249,10 +253,10 @@ def test_a_slow_writer_holds_up_the_next_save_and_nothing_else(states, tmp_path,
 def as_nobody(folder: Path) -> Iterator[None]:
     """Acts without the rights of root, which ignores modes, and can still reach `folder`."""
     root = os.geteuid() == 0
-    closed = [p for p in folder.parents if root and p.stat().st_mode & 0o005 != 0o005]
+    closed = [p for p in folder.parents if root and p.stat().st_mode & 0o055 != 0o055]
     modes = {path: path.stat().st_mode for path in closed}
     for path in closed:
-        path.chmod(modes[path] | 0o005)
+        path.chmod(modes[path] | 0o055)
     if root:
         os.seteuid(65534)
     try:
@@ -273,8 +277,7 @@ def test_a_directory_that_may_not_be_written(states, tmp_path):
     with as_nobody(tmp_path):
         opened = Checkpoints(tmp_path)
         with pytest.raises(StorageError, match="Permission denied"):
-            opened.save(2, real[2], META)
-            opened.wait()
+            save_and_wait(opened, 2, real[2])
         assert equal(Checkpoints(tmp_path).restore(1, like), real[1])
     tmp_path.chmod(0o755)
 

@@ -75,8 +75,7 @@ def flips(pristine, tmp_path, count: int) -> dict[str, int]:
         try:
             found = Checkpoints(tmp_path).restore(2, like)
         except DamagedStep as error:
-            assert "Step 2" in str(error)
-            outcome["detected"] += 1
+            outcome["detected"] += "Step 2" in str(error)
             outcome["by digest"] += "has digest" in str(error)
         else:
             outcome["harmless" if equal(found, states[2]) else "silent"] += 1
@@ -149,14 +148,14 @@ def test_a_damaged_leaf_is_named_with_its_file_and_both_digests(copied, capsys):
 def test_fail_stops_at_damage(copied):
     folder, _, like = copied
     corrupt_values(folder / "2")
-    with pytest.raises(CheckpointError, match="leaf params/norm.scale") as caught:
+    with pytest.raises(CheckpointError, match=r"leaf params/norm\.scale") as caught:
         resume(folder, like, checkpoint__on_corrupt="fail")
     assert caught.value.exit_code == 66
     assert (folder / "2").is_dir()
 
 
 def test_no_file_can_be_cut_or_missing_unseen(pristine, tmp_path):
-    folder, states, like = pristine
+    folder, _, like = pristine
     for path in files(folder / "2"):
         name = path.relative_to(folder)
         for damage in ("cut", "missing"):
@@ -246,7 +245,7 @@ def test_links_inside_a_step_are_refused(copied, tmp_path):
 def test_a_manifest_that_is_none_is_damage(copied, content):
     folder, _, like = copied
     (folder / "2" / "manifest.json").write_bytes(content)
-    with pytest.raises(DamagedStep, match="manifest.json is damaged"):
+    with pytest.raises(DamagedStep, match=r"manifest\.json is damaged"):
         Checkpoints(folder).manifest(2)
     assert resume(folder, like).step == 1
 
