@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moe import subsets
+from moe.decode import Decoding
 from moe.models import size
 from moe.models.architecture import Architecture
 from moe.pretrain import Objective
@@ -25,14 +27,22 @@ from trainlib.errors import ConfigError, one_of
 RULES = {"fsdp": "data", "replicated": None}
 COLUMN_AXES = ("heads", "head", "mlp", "vocab", "table", "expert_mlp")
 WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
+TASKS = ("pretrain", "finetune")
 STACKED_AXES = ("period", "layer", "expert")  # Adafactor treats each index as a weight of its own
 
 GENERAL = config_lib.COMMON | {
     "family": ("moe", "model family; picks the training loop"),
-    "task": ("pretrain", "what the model learns: span corruption"),
+    "task": ("pretrain", "pretrain, or finetune: the tasks of data.source are scored as well"),
     "eval_batches": (0, "evaluation steps; 0 = the whole held-out split"),
     "mesh.model": (1, "mesh columns: heads and feed-forward width"),
     "sharding": ("fsdp", "dense weights over the mesh rows: fsdp or replicated"),
+    "init_from": ("", "workdir, checkpoints or step of the run that this one starts from"),
+    "init_from_step": (0, "checkpoint of that run; 0 = the newest"),
+    "evaluation.split": ("validation", "what tasks are scored on: train, validation or test"),
+    "evaluation.classify": (
+        "generate",
+        "answers with given candidates: generate the words (as T5), or rank, which is faster",
+    ),
     "upcycle.workdir": ("", "run of a dense model whose weights this one starts from; '' = none"),
     "upcycle.step": (0, "checkpoint of that run; 0 = the newest"),
     "published.params": ("", "parameters as the paper prints them"),
@@ -53,6 +63,8 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **config_lib.prefixed("routing", experts | config_lib.dataclass_schema(RoutingConfig)),
         **config_lib.prefixed("objective", config_lib.dataclass_schema(Objective)),
         **config_lib.prefixed("data", data_defaults()),
+        **config_lib.prefixed("finetune", subsets.defaults()),
+        **config_lib.prefixed("decoding", config_lib.dataclass_schema(Decoding)),
         **config_lib.prefixed("optimizer", optim.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),
     }
@@ -117,5 +129,7 @@ def check(config: ConfigDict, batch_parts: int) -> None:
       ConfigError: with the key, its value and the nearest value that works.
     """
     config_lib.check_common(config, batch_parts)
+    if config.task not in TASKS:
+        raise one_of("task", config.task, TASKS)
     if config.eval_batches < 0:
         raise ConfigError(f"eval_batches={config.eval_batches} must not be negative.")

@@ -19,6 +19,7 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing_config import capacity
+from moe.subsets import frozen_patterns
 from trainlib import nn, optim, schedules, sharding, step
 from trainlib import state as state_lib
 from trainlib.mesh import make_mesh
@@ -38,6 +39,7 @@ class Plan:
       schedule: step -> learning rate.
       optimizer: over the flat weights.
       shardings: of every leaf of the train state.
+      trained: names of the weights that learn.
     """
 
     config: ConfigDict
@@ -48,6 +50,7 @@ class Plan:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     shardings: TrainState
+    trained: frozenset[str]
 
     @property
     def rows(self) -> NamedSharding:
@@ -78,7 +81,11 @@ class Plan:
         objective = pretrain.Objective(**dict(self.config.objective.items()))
         loss = pretrain.make_loss(self.abstract, self.model.routing, objective)
         made = step.make_train_step(
-            loss, self.optimizer, seed=self.config.seed, microbatches=self.config.microbatches
+            loss,
+            self.optimizer,
+            seed=self.config.seed,
+            microbatches=self.config.microbatches,
+            trained=None if self.trained == set(self.abstract.params) else self.trained,
         )
         return step.compile_step(made, self.shardings, self.mesh, self.rules)
 
@@ -102,11 +109,13 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     _check_routing(config, model, mesh, rules)
     abstract = nn.abstract(Transformer(model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(
-        config.optimizer, schedule, abstract.params, config_lib.STACKED_AXES
-    )
+    options = dict(config.optimizer.items())
+    subset = config.finetune.train, config.finetune.router_with_moe
+    options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)
+    trained = frozenset(optim.trained_names(options, abstract.params))
+    optimizer = optim.make_optimizer(options, schedule, abstract.params, config_lib.STACKED_AXES)
     shardings = state_shardings(abstract, optimizer, mesh, rules, with_ema=False)
-    return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings)
+    return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings, trained)
 
 
 def _check_routing(

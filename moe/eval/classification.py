@@ -5,6 +5,7 @@ A predicted class of -1 stands for a text that names no class; it is always wron
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
@@ -53,3 +54,18 @@ def multirc(
     for question, a, b in zip(questions, labels, said, strict=True):
         right[question].append(a == b)
     return {"f1a": f1(labels, said, 1), "em": percent([all(found) for found in right.values()])}
+
+
+def matthews(labels: Sequence[int], predicted: Sequence[int]) -> float:
+    """Matthews' correlation of two classes, in percent (AX-b); 0 where it is not defined.
+
+    An invalid class counts as the wrong one of both.
+    """
+    if not labels:
+        return float("nan")
+    said = [1 - a if b == INVALID else b for a, b in zip(labels, predicted, strict=True)]
+    both = list(zip(labels, said, strict=True))
+    yes, no = both.count((1, 1)), both.count((0, 0))
+    wrong = both.count((0, 1)), both.count((1, 0))
+    scale = math.prod((yes + wrong[0], yes + wrong[1], no + wrong[0], no + wrong[1]))
+    return 100 * (yes * no - wrong[0] * wrong[1]) / math.sqrt(scale) if scale else 0.0

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moe.eval.classification import accuracy, f1, macro_f1, multirc
+from moe.eval.classification import accuracy, f1, macro_f1, matthews, multirc
 
 
 def test_accuracy_counts_a_text_that_is_no_class_as_wrong():
@@ -40,3 +40,12 @@ def test_multirc_scores_answers_and_questions():
 def test_questions_of_different_paragraphs_are_different():
     scores = multirc([1, 1], [1, 0], [(0, 0), (1, 0)])
     assert scores["em"] == 50.0
+
+
+def test_matthews_correlation():
+    # TP 3, TN 2, FP 1, FN 2: (3*2 - 1*2) / sqrt(4 * 5 * 3 * 4) = 4 / sqrt(240) = 0.258199
+    labels = [1, 1, 1, 0, 0, 0, 1, 1]
+    said = [1, 1, 1, 0, 0, 1, 0, -1]
+    assert matthews(labels, said) == pytest.approx(25.8199, abs=1e-4)
+    assert matthews([1, 0], [1, 1]) == 0.0  # one class only
+    assert matthews([1, 0], [1, 0]) == 100.0

@@ -1,0 +1,121 @@
+"""From input texts to answers: batches, the compiled search, texts again.
+
+Letters: B rows of a batch, C candidates, L most tokens of an answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe import decode
+from moe.data.vocabulary import EOS, Vocabulary
+from moe.decode import Decoding
+from moe.plan import Plan
+from trainlib import nn, step
+from trainlib.data import host_rows
+
+_CANDIDATE_STEP = 8  # lengths and numbers of candidates grow in few steps: each is a compilation
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One input for the encoder.
+
+    Attributes:
+      ids: int32, without EOS; what does not fit is cut off at the end.
+      number: what random draws follow from.
+      candidates: int32 ids of the answers to choose from, without EOS; () for a search.
+    """
+
+    ids: np.ndarray
+    number: int = 0
+    candidates: tuple[np.ndarray, ...] = ()
+
+
+class Answerer:
+    """Answers questions with the weights of a run; every host gets all answers.
+
+    Args:
+      plan: of the run.
+      vocabulary: what answers are written in.
+      batch_size: B; 0 takes that of evaluation.
+    """
+
+    def __init__(self, plan: Plan, vocabulary: Vocabulary, batch_size: int = 0):
+        config = plan.config
+        self.plan, self.vocabulary = plan, vocabulary
+        self.length = config.data.encoder_length
+        self.rows = batch_size or config.eval_batch_size or config.batch_size
+        self.place = host_rows(self.rows, jax.process_index(), jax.process_count())
+        options = Decoding(**dict(config.decoding.items()))
+        most = config.data.decoder_length
+        search = decode.make_generate(plan.model, options, most, vocabulary.size)
+        self._search = self._compiled(search)
+        self._score = self._compiled(decode.make_score(plan.model))
+
+    def _compiled(self, function: Any) -> Any:
+        plan = self.plan
+        return step.compile_eval(function, plan.shardings, plan.mesh, plan.rules)
+
+    def too_long(self, question: Question) -> bool:
+        """Whether the end of an input is cut off."""
+        return len(question.ids) > self.length - 1
+
+    def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[str]:
+        """The text found for each question, in order."""
+        for start in range(0, len(questions), self.rows):
+            part = questions[start : start + self.rows]
+            numbers = np.zeros(self.rows, np.int32)
+            numbers[: len(part)] = [question.number for question in part]
+            found = self._run(self._search, params, {**self._inputs(part), "number": numbers})
+            for words in found["words"][: len(part)]:
+                yield self.vocabulary.decode(_before_eos(words))
+
+    def choices(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[int]:
+        """Number of the likeliest candidate of each question, the first of equal ones."""
+        most = max(len(question.candidates) for question in questions)
+        longest = max(len(ids) for question in questions for ids in question.candidates) + 1
+        count = most if most <= 4 else _rounded(most)
+        for start in range(0, len(questions), self.rows):
+            part = questions[start : start + self.rows]
+            candidates = np.zeros((self.rows, count, _rounded(longest)), np.int32)
+            for row, question in enumerate(part):
+                for place, ids in enumerate(question.candidates):
+                    candidates[row, place, : len(ids)] = ids
+                    candidates[row, place, len(ids)] = EOS
+            batch = {**self._inputs(part), "candidates": candidates}
+            scores = self._run(self._score, params, batch)
+            yield from np.argmax(scores[: len(part)], axis=1).tolist()
+
+    def _inputs(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        tokens = np.zeros((self.rows, self.length), np.int32)
+        segments = np.zeros_like(tokens)
+        for row, question in enumerate(questions):
+            ids = question.ids[: self.length - 1]
+            tokens[row, : len(ids)] = ids
+            tokens[row, len(ids)] = EOS
+            segments[row, : len(ids) + 1] = 1
+        return {"encoder_inputs": tokens, "encoder_segments": segments}
+
+    def _run(self, compiled: Any, params: nn.Arrays, batch: dict[str, np.ndarray]) -> Any:
+        first, last = self.place
+        own = {name: value[first:last] for name, value in batch.items()}
+        return jax.device_get(compiled(params, {}, step.put_batch(own, self.plan.rows)))
+
+
+def _rounded(count: int) -> int:
+    """The next step of doubling from `_CANDIDATE_STEP`."""
+    size = _CANDIDATE_STEP
+    while size < count:
+        size *= 2
+    return size
+
+
+def _before_eos(words: np.ndarray) -> np.ndarray:
+    ends = np.flatnonzero(words == EOS)
+    return words[: ends[0]] if len(ends) else words

@@ -1,0 +1,138 @@
+"""From answers to the scores of a task, and the table of all tasks.
+
+A score is a dictionary of figures in percent; `main` condenses it to the one figure that averages
+are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from moe.data.benchmark import TextExample
+from moe.data.question_answering import UNANSWERABLE
+from moe.data.supervised import SUPERGLUE, TASKS
+from moe.eval.answers import answer_scores, names_referent, normalise_trivia
+from moe.eval.classification import INVALID, accuracy, macro_f1, matthews, multirc
+from moe.eval.rouge import rouge
+
+Figures = dict[str, float]
+Metric = Callable[[Sequence[TextExample], Sequence[str]], Figures]
+
+
+def class_of(example: TextExample, answer: str) -> int:
+    """Number of the class that an answer names, `INVALID` for none; the words have to be equal."""
+    text = answer.strip()
+    return example.choices.index(text) if text in example.choices else INVALID
+
+
+def _classes(examples: Sequence[TextExample], answers: Sequence[str]) -> tuple[list, list]:
+    pairs = zip(examples, answers, strict=True)
+    return [e.label for e in examples], [class_of(e, a) for e, a in pairs]
+
+
+def _accuracy(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    return {"accuracy": accuracy(*_classes(examples, answers))}
+
+
+def _cb(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    pairs = _classes(examples, answers)
+    return {"f1": macro_f1(*pairs, classes=3), "accuracy": accuracy(*pairs)}
+
+
+def _matthews(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    # Of RTE's classes the first is the positive one.
+    labels, said = _classes(examples, answers)
+    return {"matthews": matthews(labels, said), "accuracy": accuracy(labels, said)}
+
+
+def _multirc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    return multirc(*_classes(examples, answers), [example.key[:-1] for example in examples])
+
+
+def _wsc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    said = [wsc_class(e, a) for e, a in zip(examples, answers, strict=True)]
+    return {"accuracy": accuracy([e.label for e in examples], said)}
+
+
+def wsc_class(example: TextExample, answer: str) -> int:
+    """1 where an answer names the span that is asked about, 0 where it names another."""
+    found = names_referent(answer, example.answers[0])
+    return INVALID if found is None else int(found)
+
+
+def _free(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    said = ["" if answer.strip() == UNANSWERABLE else answer for answer in answers]
+    return answer_scores(said, [example.answers for example in examples])
+
+
+def _trivia(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    return answer_scores(answers, [example.answers for example in examples], normalise_trivia)
+
+
+def _rouge(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    return rouge(answers, [example.answers[0] for example in examples])
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": _accuracy,
+    "cb": _cb,
+    "matthews": _matthews,
+    "multirc": _multirc,
+    "record": _free,
+    "rouge": _rouge,
+    "squad": _free,
+    "trivia": _trivia,
+    "wsc": _wsc,
+}
+# Figures that the one figure of a task is the mean of, where it is not the mean of all.
+_MAIN = {"rouge": ("rouge2",), "squad": ("f1",), "trivia": ("em",), "matthews": ("matthews",)}
+
+
+def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    """The figures of a task; examples whose right answer is not published do not count.
+
+    Args:
+      task: its name.
+      examples: what was asked.
+      answers: the text that the model gave to each.
+    """
+    pairs = [(e, a) for e, a in zip(examples, answers, strict=True) if is_known(e, task)]
+    if not pairs:
+        return {}
+    known, said = zip(*pairs, strict=True)
+    return METRICS[TASKS[task].metric](known, said)
+
+
+def is_known(example: TextExample, task: str) -> bool:
+    """Whether the right answer is published."""
+    if example.choices and TASKS[task].metric != "record":
+        return example.label >= 0
+    return example.label >= 0 if TASKS[task].metric == "wsc" else bool(example.targets)
+
+
+def main(task: str, figures: Mapping[str, float]) -> float:
+    """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
+    ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for TriviaQA.
+    """
+    names = _MAIN.get(TASKS[task].metric, tuple(figures))
+    return sum(figures[name] for name in names) / len(names)
+
+
+def superglue(scores: Mapping[str, Figures]) -> float:
+    """Mean of the eight tasks of SuperGLUE; NaN where one is missing."""
+    if not all(scores.get(task) for task in SUPERGLUE):
+        return math.nan
+    return sum(main(task, scores[task]) for task in SUPERGLUE) / len(SUPERGLUE)
+
+
+def rows(scores: Mapping[str, Figures], counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The table of all tasks and of the averages."""
+    table = []
+    for task, figures in scores.items():
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+        table.append((task, f"{shown or 'no published answers'}  ({counts[task]:,} examples)"))
+    average = superglue(scores)
+    if not math.isnan(average):
+        table.append(("SuperGLUE", f"{average:.2f}  (mean of its 8 tasks)"))
+    return table

@@ -1,0 +1,104 @@
+"""Files for the leader board of SuperGLUE, and a plain form for all other tasks.
+
+One JSONL file a task, named as its folder: BoolQ.jsonl, CB.jsonl, .. An answer that names no class
+becomes the first one, because the leader board takes classes only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe.data.benchmark import TextExample
+from moe.data.supervised import SUPERGLUE, TASKS
+from moe.eval.scores import class_of, wsc_class
+from trainlib.errors import StorageError
+
+Lines = list[dict[str, Any]]
+
+
+def _class(example: TextExample, answer: str) -> int:
+    return max(0, class_of(example, answer))
+
+
+def _labels(words: Sequence[Any]) -> Callable[[Sequence[TextExample], Sequence[str]], Lines]:
+    def lines(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+        pairs = zip(examples, answers, strict=True)
+        return [{"idx": e.key[0], "label": words[_class(e, a)]} for e, a in pairs]
+
+    return lines
+
+
+def _wsc(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    pairs = zip(examples, answers, strict=True)
+    return [{"idx": e.key[0], "label": str(wsc_class(e, a) == 1)} for e, a in pairs]
+
+
+def _record(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    pairs = zip(examples, answers, strict=True)
+    return [{"idx": e.key[-1], "label": answer} for e, answer in pairs]
+
+
+def _multirc(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    paragraphs: dict[Any, dict[Any, Lines]] = {}
+    for example, answer in zip(examples, answers, strict=True):
+        paragraph, question, number = example.key
+        found = paragraphs.setdefault(paragraph, {}).setdefault(question, [])
+        found.append({"idx": number, "label": _class(example, answer)})
+    return [
+        {
+            "idx": paragraph,
+            "passage": {"questions": [{"idx": q, "answers": found} for q, found in asked.items()]},
+        }
+        for paragraph, asked in paragraphs.items()
+    ]
+
+
+def _plain(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    pairs = zip(examples, answers, strict=True)
+    return [{"id": "/".join(map(str, e.key)), "prediction": answer} for e, answer in pairs]
+
+
+_BOOL = ("false", "true")
+_FORMS = {
+    "boolq": _labels(_BOOL),
+    "wic": _labels(_BOOL),
+    "copa": _labels((0, 1)),
+    "multirc": _multirc,
+    "record": _record,
+    "wsc": _wsc,
+}
+
+
+def lines_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    """The lines of one task."""
+    if task in (*SUPERGLUE, "axb", "axg"):
+        return _FORMS.get(task, _labels(TASKS[task].labels))(examples, answers)
+    return _plain(examples, answers)
+
+
+def write(
+    directory: Path, examples: dict[str, list[TextExample]], answers: dict[str, list[str]]
+) -> list[Path]:
+    """Writes one file a task and returns their paths.
+
+    Raises:
+      StorageError: the directory cannot be written.
+    """
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for task, found in examples.items():
+            board = task in (*SUPERGLUE, "axb", "axg")
+            path = directory / f"{TASKS[task].folders[0] if board else task}.jsonl"
+            lines = lines_of(task, found, answers[task])
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            written.append(path)
+    except OSError as error:
+        raise StorageError(
+            f"--write_predictions={directory} cannot be written ({error.strerror}). Choose a "
+            "directory that you may write to."
+        ) from None
+    return written

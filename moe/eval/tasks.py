@@ -1,0 +1,138 @@
+"""Scoring the fine-tuning tasks of a configuration: examples, questions, answers, figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moe.answer import Answerer, Question
+from moe.data import supervised
+from moe.data.benchmark import SPLITS, Benchmark, TextExample
+from moe.data.vocabulary import make_vocabulary
+from moe.eval import scores as scoring
+from moe.plan import Plan
+from trainlib import nn
+from trainlib.errors import DataError, one_of
+
+CLASSIFY = ("generate", "rank")
+SCORE = "score/"  # prefix of the figures of tasks among the results of an evaluation
+
+
+class Tasks:
+    """The tasks of a run, all their examples read and tokenised.
+
+    Raises:
+      ConfigError: a key of `evaluation.` or `decoding.` that cannot work.
+      DataError: data that is not there or cannot be used.
+    """
+
+    def __init__(self, plan: Plan):
+        config = plan.config
+        if config.evaluation.split not in SPLITS:
+            raise one_of("evaluation.split", config.evaluation.split, SPLITS)
+        if config.evaluation.classify not in CLASSIFY:
+            raise one_of("evaluation.classify", config.evaluation.classify, CLASSIFY)
+        self.split, self.ranked = config.evaluation.split, config.evaluation.classify == "rank"
+        self.vocabulary = make_vocabulary(config.data)
+        self.answerer = Answerer(plan, self.vocabulary)
+        self.config = config
+        kind = config.data.source.partition(":")[0]
+        supervised.check_labels(config.data.source, self.split, self.vocabulary)
+        self.examples: dict[str, list[TextExample]] = {
+            task.name: supervised.load(config.data, f"{kind}:{task.name}", self.split)
+            for task in self._tasks()
+        }
+        if not self.examples:
+            raise DataError(
+                f"None of the tasks of data.source={config.data.source!r} publishes the split "
+                f"'{self.split}'. Choose another with --config.evaluation.split="
+                f"{', '.join(SPLITS)}."
+            )
+        self.questions = {
+            name: [self._question(name, n, example) for n, example in enumerate(examples)]
+            for name, examples in self.examples.items()
+        }
+        asked = [question for found in self.questions.values() for question in found]
+        self.count = len(asked)
+        self.truncated = sum(map(self.answerer.too_long, asked))
+
+    def _tasks(self) -> list[Benchmark]:
+        return supervised.tasks_of(self.config.data.source, self.split)
+
+    def _question(self, task: str, number: int, example: TextExample) -> Question:
+        data = self.config.data
+        settings = self.vocabulary, data.encoder_length, data.sentinels
+        ids, _ = supervised.encode(example, "", *settings)
+        candidates = ()
+        if self.ranked and example.choices:
+            candidates = tuple(supervised.encode(example, c, *settings)[1] for c in example.choices)
+        return Question(ids, number, candidates)
+
+    def answers(
+        self, params: nn.Arrays, done: Callable[[int], None] = lambda count: None
+    ) -> dict[str, list[str]]:
+        """Task -> the text that answers each of its examples.
+
+        Args:
+          params: weights.
+          done: told how many examples have been answered.
+        """
+        found: dict[str, list[str]] = {name: [] for name in self.examples}
+        for count, (name, text) in enumerate(self._answers(params), start=1):
+            found[name].append(text)
+            done(count)
+        return found
+
+    def _answers(self, params: nn.Arrays) -> Iterator[tuple[str, str]]:
+        searched: list[tuple[str, Question]] = []
+        for name, questions in self.questions.items():
+            if questions[0].candidates:
+                chosen = self.answerer.choices(params, questions)
+                for example, number in zip(self.examples[name], chosen, strict=True):
+                    yield name, example.choices[number]
+            else:
+                searched += [(name, question) for question in questions]
+        # All at once: their last batches would be padding for the most part.
+        found = self.answerer.answers(params, [question for _, question in searched])
+        for (name, _), text in zip(searched, found, strict=True):
+            yield name, text
+
+    def score(self, answers: dict[str, list[str]]) -> dict[str, scoring.Figures]:
+        """Task -> figures in percent; empty where no right answers are published."""
+        return {
+            name: scoring.score(name, examples, answers[name])
+            for name, examples in self.examples.items()
+        }
+
+    def rows(self, scores: dict[str, scoring.Figures]) -> list[tuple[str, str]]:
+        """The table of all tasks and their average."""
+        table = scoring.rows(scores, {name: len(found) for name, found in self.examples.items()})
+        if self.truncated:
+            limit = self.answerer.length - 1
+            table.append(
+                ("truncated", f"{self.truncated:,} of {self.count:,} inputs, to {limit} tokens")
+            )
+        return table
+
+
+def flat(scores: dict[str, scoring.Figures]) -> dict[str, float]:
+    """`score/TASK/FIGURE` -> percent, `score/mean` over tasks and, where it is defined,
+    `score/superglue`."""
+    found = {
+        f"{SCORE}{task}/{name}": value
+        for task, figures in scores.items()
+        for name, value in figures.items()
+    }
+    mains = [scoring.main(task, figures) for task, figures in scores.items() if figures]
+    if mains:
+        found[f"{SCORE}mean"] = sum(mains) / len(mains)
+    average = scoring.superglue(scores)
+    return found if math.isnan(average) else found | {f"{SCORE}superglue": average}
+
+
+def phrase(scores: dict[str, scoring.Figures]) -> str:
+    """The scores of an evaluation during training, on one line."""
+    parts = [f"{t} {scoring.main(t, figures):.1f}" for t, figures in scores.items() if figures]
+    average = scoring.superglue(scores)
+    return ", ".join(parts if math.isnan(average) else [f"SuperGLUE {average:.2f}", *parts])

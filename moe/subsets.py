@@ -1,0 +1,67 @@
+"""Parameter subsets of ST-MoE's fine-tuning study (arXiv 2202.08906, section 4.3, figure 5).
+
+attention: the four matrices of self- and cross-attention, and relative position biases; ffn: dense
+feed-forward layers; moe: experts, and their routers unless these count as dense
+(`router_with_moe`, which the paper leaves open); non_moe: all but these. Norms, the embedding and
+the output matrix belong to `all` and `non_moe` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from trainlib.errors import ConfigError, one_of
+
+SUBSETS = ("all", "non_moe", "moe", "attention", "ffn")
+_ATTENTION = re.compile(r"\.(cross_)?attention\.|\.bias\.table$")
+
+
+def defaults() -> dict[str, tuple[Any, str]]:
+    """Keys of the section `finetune`: default and meaning."""
+    return {
+        "train": ("all", f"weights that learn: {', '.join(SUBSETS)}"),
+        "router_with_moe": (True, "whether routers count as moe (True) or as non_moe"),
+        "keep_slots": (True, "take the optimiser's slots from init_from along, too"),
+    }
+
+
+def kind_of(name: str, router_with_moe: bool) -> str:
+    """What a weight is: "moe", "attention", "ffn" or "other"."""
+    if name.endswith(".experts.router"):
+        return "moe" if router_with_moe else "other"
+    if ".experts." in name:
+        return "moe"
+    if _ATTENTION.search(name):
+        return "attention"
+    return "ffn" if ".ffn." in name else "other"
+
+
+def trained(train: str, router_with_moe: bool, names: Iterable[str]) -> set[str]:
+    """The names of the weights that learn.
+
+    Raises:
+      ConfigError: no such subset, or one that this model has no weight of.
+    """
+    if train not in SUBSETS:
+        raise one_of("finetune.train", train, SUBSETS)
+    kinds = {name: kind_of(name, router_with_moe) for name in names}
+    if train == "all":
+        return set(kinds)
+    if train == "non_moe":
+        return {name for name, kind in kinds.items() if kind != "moe"}
+    found = {name for name, kind in kinds.items() if kind == train}
+    if not found:
+        raise ConfigError(
+            f"finetune.train={train!r} leaves nothing to learn: the model has no such weights "
+            "(routing.num_experts=0 makes every block dense). Use all or non_moe."
+        )
+    return found
+
+
+def frozen_patterns(train: str, router_with_moe: bool, names: Iterable[str]) -> tuple[str, ...]:
+    """The same as patterns of `optimizer.frozen`, one a weight that does not learn."""
+    names = list(names)
+    learned = trained(train, router_with_moe, names)
+    return tuple(f"^{re.escape(name)}$" for name in names if name not in learned)
