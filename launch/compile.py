@@ -2,8 +2,9 @@
 --config=configs/st_moe_32b.py --target=v5p-1024`.
 
 It says, before anyone pays, whether the step fits, what it moves between devices and what it can
-reach at best; on a machine without accelerators (extra aot). `--json` prints all of it as data.
-Exit codes: 0 fits, 64 bad configuration or target, 70 does not fit.
+reach at best; on a machine without accelerators (extra aot). `--search` varies the configuration
+until it fits. `--json` prints all of it as data. Exit codes: 0 fits, 64 bad configuration or
+target, 70 does not fit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
@@ -19,7 +21,13 @@ from launch import cli
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from trainlib.aot import Plan
+    from trainlib.search import Question
+    from trainlib.targets import Target
+
 EXIT_DOES_NOT_FIT = 70
+SEARCHES = ("slice", "batch", "remat")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vitattn-moe" / "plans"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,35 +41,125 @@ def main(argv: Sequence[str]) -> int:
         "default: the configuration's own",
     )
     parser.add_argument("--mfu", type=float, default=0.5, help="assumed share of peak, 0 to 1")
+    parser.add_argument(
+        "--search",
+        nargs="?",
+        const="all",
+        metavar="WHAT",
+        help="find the smallest slice, the largest batch, the cheapest remat that fits: "
+        f"{', '.join(SEARCHES)} or all of them",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="where searches keep reports (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = cli.parse(parser, argv)
     if not 0 < args.mfu <= 1:
         parser.error(f"--mfu={args.mfu} is a share of the peak: above 0, at most 1")
+    # Before JAX is imported: a machine's own accelerators are left alone.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.search:
+        return search(args, overrides)
     config = cli.load(args.config, overrides).config
-    report = compiled_report(config, args.target or config.target, args.mfu)
+    report = compiled_report(*planned(config, args.target), mfu=args.mfu)
     from trainlib.plan_report import to_text
 
     print(json.dumps(report) if args.json else to_text(report))
     return 0 if report["fits"] else EXIT_DOES_NOT_FIT
 
 
-def compiled_report(config: ConfigDict, name: str, mfu: float = 0.5) -> dict[str, Any]:
-    """Compiles a configuration for a target and says what comes of it.
+def planned(config: ConfigDict, name: str | None) -> tuple[Plan, Target]:
+    """The plan of a configuration on the mesh of a target, its own where none is named.
 
     Raises:
       ConfigError: a target, mesh or value that cannot work.
     """
-    # Before JAX is imported: a machine's own accelerators are left alone.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from trainlib import aot, plan_report, targets
+    from trainlib import aot, targets
+    from trainlib.errors import ConfigError
 
-    target = targets.target(name)
-    mesh = aot.mesh(config, target)
-    plan = cli.family_module(config, "plan").make(config, mesh)
-    facts = cli.family_module(config, "describe").describe(config)
+    if not (name or config.target):
+        raise ConfigError(
+            "--target is missing, and this configuration names none of its own: the pod to compile "
+            "for, such as --target=v5e-16 (see --help)."
+        )
+    target = targets.target(name or config.target)
+    return cli.family_module(config, "plan").make(config, aot.mesh(config, target)), target
+
+
+def compiled_report(plan: Plan, target: Target, mfu: float = 0.5) -> dict[str, Any]:
+    """Compiles a plan and says what comes of it, see `trainlib.plan_report`."""
+    from trainlib import aot, plan_report
+
+    facts = cli.family_module(plan.config, "describe").describe(plan.config)
+    _progress(f"compiling {plan.config.name} for {target.name} ...")
+    report = plan_report.make_report(plan, target, facts, aot.compile_plan(plan), mfu)
+    _progress("")
+    return report
+
+
+def _progress(text: str) -> None:
     if sys.stderr.isatty():
-        print(f"compiling {config.name} for {target.name} ...", file=sys.stderr, flush=True)
-    return plan_report.make_report(plan, target, facts, aot.compile_plan(plan), mfu)
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def search(args: Any, overrides: dict[str, str]) -> int:
+    """Runs the searches and prints every question, every answer and the report of the last one.
+
+    Raises:
+      ConfigError: there is no such search, or no variation of the configuration can work.
+    """
+    from launch.multihost import source_digest, versions
+    from trainlib import plan_report, targets
+    from trainlib import search as search_lib
+    from trainlib.config import flatten
+    from trainlib.errors import one_of
+
+    if args.search not in (*SEARCHES, "all"):
+        raise one_of("--search", args.search, (*SEARCHES, "all"))
+    cache, code = search_lib.Cache(args.cache), {"code": source_digest(), **versions()}
+
+    def plan_of(question: Question) -> tuple[Plan, Target]:
+        changed = {key: str(value) for key, value in question.overrides.items()}
+        return planned(cli.load(args.config, overrides | changed).config, question.target)
+
+    def compiled(question: Question) -> dict[str, Any]:
+        plan, target = plan_of(question)
+        key = [flatten(plan.config), target.name, args.mfu, code]
+        return cache.get(key, lambda: compiled_report(plan, target, args.mfu))
+
+    def say(question: Question, report: dict[str, Any]) -> None:
+        if not args.json:
+            print(f"  {question}: {plan_report.verdict(report).partition(': ')[2]}", flush=True)
+
+    config = cli.load(args.config, overrides).config
+    target = targets.target(args.target or config.target or "none")
+    asked = search_lib.Search(compiled, plan_of, say)
+    parts = config.microbatches * target.devices
+    searches = {
+        "slice": lambda: asked.smallest_slice(target),
+        "batch": lambda: asked.largest_batch(target, config.batch_size, parts),
+        "remat": lambda: asked.cheapest_remat(target),
+    }
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in SEARCHES if args.search == "all" else (args.search,):
+        if not args.json:
+            print(f"search for the {TITLES[name]}")
+        answer = searches[name]()
+        found[name] = answer.report
+        if not args.json:
+            print(f"  -> {answer.found or 'nothing fits'}\n")
+    if args.json:
+        print(json.dumps(found))
+    elif len(found) == 1 and answer.report:
+        print(plan_report.to_text(answer.report))
+    return 0 if all(found.values()) else EXIT_DOES_NOT_FIT
+
+
+TITLES = {
+    "slice": "smallest slice",
+    "batch": "largest batch",
+    "remat": "cheapest way to recompute",
+}
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class Target:
         return self.devices // self.chip.per_chip
 
 
-def _usual(generation: str) -> dict[str, str]:
+def usual(generation: str) -> dict[str, str]:
     """Usual name -> topology of one generation."""
     chip = CHIPS[generation]
     return {
@@ -120,7 +120,7 @@ def _usual(generation: str) -> dict[str, str]:
 
 def names() -> list[str]:
     """All usual names of single slices."""
-    return [*(name for generation in SLICES for name in _usual(generation))]
+    return [*(name for generation in SLICES for name in usual(generation))]
 
 
 def _gpus(name: str) -> Target:
@@ -154,11 +154,11 @@ def target(name: str) -> Target:
     if not found or generation not in SLICES or (found[1] and found[4]):
         raise _unknown(name, names())
     slices = int(found[1] or found[4] or 1)
-    usual, part = _usual(generation), f"{generation}{found[3]}"
-    topology = found[3][1:] if found[3][0] == ":" else usual.get(part, "")
+    known, part = usual(generation), f"{generation}{found[3]}"
+    topology = found[3][1:] if found[3][0] == ":" else known.get(part, "")
     sides = len(SLICES[generation][0].split("x"))
     if not topology or len(topology.split("x")) != sides or not _size(topology) or not slices:
-        options = [f"{generation}:{t}" for t in SLICES[generation]] if ":" in text else list(usual)
+        options = [f"{generation}:{t}" for t in SLICES[generation]] if ":" in text else list(known)
         raise _unknown(name, options)
     chip = CHIPS[generation]
     return Target(name, chip, topology, slices, slices * _size(topology) * chip.per_chip)

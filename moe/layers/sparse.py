@@ -41,6 +41,7 @@ from trainlib import sharding
 from trainlib.errors import ConfigError, one_of
 from trainlib.nn import declare
 
+EXCHANGED = ("experts_in", "experts_out")  # names of what came by all-to-all, for `trainlib.remat`
 ONES, ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
 
@@ -382,7 +383,7 @@ def _with_capacity(
 ) -> jax.Array:
     """[G, S, D] -> [G, S, D] through [E, G, C, D]: every expert has C rows for each group."""
     rows = moving.dispatch(x, routed.slot, routed.source)
-    arrived = checkpoint_name(_to_experts(rows, place), "experts_in")
+    arrived = checkpoint_name(_to_experts(rows, place), EXCHANGED[0])
     experts, _, _, width = arrived.shape
     ready = arrived.reshape(experts, -1, width)
     if place.columns:
@@ -395,7 +396,7 @@ def _with_capacity(
         parts = out.reshape(experts, place.size(place.columns), -1, width).swapaxes(0, 1)
         out = lax.psum_scatter(parts, place.columns)
     returned = _from_experts(out.reshape(arrived.shape), place)
-    returned = checkpoint_name(returned, "experts_out")
+    returned = checkpoint_name(returned, EXCHANGED[1])
     return moving.combine(returned, routed.gates, routed.slot, routed.source)
 
 

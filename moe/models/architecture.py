@@ -8,11 +8,11 @@ from moe.layers.ffn import ACTIVATIONS
 from moe.layers.weights import REDUCE
 from moe.routing_config import RoutingConfig
 from trainlib.errors import ConfigError, one_of
+from trainlib.remat import POLICIES
 
 KINDS = ("encoder_decoder", "encoder", "decoder")
 EXTRA_FFN = ("none", "before", "after")
 ROUTER_INPUTS = ("hidden", "word", "both")
-REMAT = ("none", "block")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -47,7 +47,9 @@ class Architecture:
       dtype: of activations, "bfloat16" or "float32"; weights are kept in float32.
       reduce_dtype: type in which gradients of dense matrices are added up over devices: "float32",
         or "bfloat16" for half the traffic.
-      remat: what is computed again in the backward pass: "block" or "none".
+      remat: what of a block is kept for the backward pass, the rest is computed again: "none" (all
+        is kept), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.remat`).
+      decoder_remat: the same for the decoder alone; "": as `remat`.
       scan: run equal blocks as a loop (compiles once) instead of one after the other.
     """
 
@@ -75,14 +77,15 @@ class Architecture:
     residual_scale: float = 1.0
     dtype: str = "bfloat16"
     reduce_dtype: str = "float32"
-    remat: str = "block"
+    remat: str = "full"
+    decoder_remat: str = ""
     scan: bool = True
 
     def __post_init__(self):
         for key, allowed in (
             *(("kind", KINDS), ("activation", ACTIVATIONS), ("extra_ffn", EXTRA_FFN)),
-            *(("dtype", DTYPES), ("remat", REMAT), ("router_input", ROUTER_INPUTS)),
-            ("reduce_dtype", REDUCE),
+            *(("dtype", DTYPES), ("remat", POLICIES), ("router_input", ROUTER_INPUTS)),
+            *(("reduce_dtype", REDUCE), ("decoder_remat", ("", *POLICIES))),
         ):
             if getattr(self, key) not in allowed:
                 raise one_of(f"model.{key}", getattr(self, key), allowed)

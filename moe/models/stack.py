@@ -21,9 +21,11 @@ from flax import nnx
 from moe.layers.attention import segment_mask
 from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
+from moe.layers.sparse import EXCHANGED
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Block, Context, Kept
+from trainlib.remat import recomputed
 from trainlib.sharding import constrain
 
 TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
@@ -208,10 +210,9 @@ class Stack(nnx.Module):
             block_key = None if key is None else jax.random.fold_in(key, number)
             return nnx.merge(graphdef, weights)(x, context, block_key, train=train)
 
-        if self.config.remat == "none":
-            return body
-        # A loop already keeps XLA from merging the two forward passes.
-        return jax.checkpoint(body, prevent_cse=not self.config.scan)
+        policy = (self.config.decoder_remat if self.causal else "") or self.config.remat
+        in_loop = self.config.scan and self.periods > 1
+        return recomputed(body, policy, exchanged=EXCHANGED, in_loop=in_loop)
 
     def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:
         if self.config.scan and length > 1:

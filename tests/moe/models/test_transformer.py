@@ -131,7 +131,7 @@ def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quic
 def test_eight_devices_are_one(small, made, text, quick, capfd):
     """Loss within 1e-5 and every gradient; the random policy draws the same on any mesh."""
     routing = {"second_policy": "random", "capacity_factor": 1.0}
-    config = small(8, routing, encoder_blocks=2, remat="block")
+    config = small(8, routing, encoder_blocks=2, remat="full")
     abstract, params = made(config)
     batch = text(16)
     loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
