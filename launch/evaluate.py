@@ -15,11 +15,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--write_predictions",
+        metavar="DIR",
+        type=Path,
+        help="after fine-tuning: write the answers to all tasks, as the leader boards want them",
+    )
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
     config = cli.read_workdir_config(args.workdir, overrides)
-    result = cli.family_module(config, "evaluate").run(config, args.workdir, args.step)
+    more = {}
+    if args.write_predictions is not None:
+        if config.family != "moe":
+            parser.error("--write_predictions is for runs of family moe")
+        more["write_predictions"] = args.write_predictions
+    result = cli.family_module(config, "evaluate").run(config, args.workdir, args.step, **more)
     if args.json:
         print(json.dumps(result))
     return 0

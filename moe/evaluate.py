@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from moe import plan as plan_lib
 from moe import pretrain
 from moe.data import check_vocabulary, eval_batches, make_source, unigram_entropy
 from moe.data.sources import Source
+from moe.eval import submission
+from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
 from trainlib import checkpoint, metrics, nn, step
-from trainlib.errors import CheckpointError
-from trainlib.progress import summary
+from trainlib.errors import CheckpointError, ConfigError
+from trainlib.progress import Progress, duration, summary
 
 TOKENS, UNIGRAM = "tokens", "unigram_entropy"
 
@@ -46,29 +50,65 @@ def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) ->
     return {**pretrain.values_of(total, plan.blocks), TOKENS: tokens}
 
 
-def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on its held-out split and prints the result.
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    at_step: int | None = None,
+    write_predictions: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run and prints the result: on its held-out split, or, after
+    fine-tuning, on its tasks.
 
     Args:
       config: the configuration of the run.
       workdir: where its checkpoints are.
       at_step: which step; None is the newest.
+      write_predictions: directory for the answers to all tasks, in the form of leader boards.
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
+      ConfigError: predictions of a run that has no tasks.
     """
     plan = plan_lib.make(config)
+    if write_predictions is not None and config.task != "finetune":
+        raise ConfigError(
+            f"--write_predictions writes answers to tasks, and {workdir} is a run of "
+            f"task={config.task!r}. Give the --workdir of a fine-tuning run."
+        )
     source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     number = checkpoints.pick(at_step)
     params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
     checkpoints.close()
+    if config.task == "finetune":
+        return score_tasks(plan, params, number, write_predictions)
     result = over_split(plan.eval_step(), params, source, plan)
     result = {"step": number, **result, UNIGRAM: unigram_entropy(source.target_counts())}
     rows = [("step", number), *table(result), *router_rows(result, plan)]
     print(summary(f"{config.name} on {config.data.source}, held out", rows))
     return result
+
+
+def score_tasks(
+    plan: Plan, params: nn.Arrays, number: int, write_predictions: Path | None
+) -> dict[str, Any]:
+    """Scores all tasks of a configuration, prints their table and writes their predictions."""
+    config = plan.config
+    tasks = tasks_lib.Tasks(plan)
+    started = time.monotonic()
+    main_host = jax.process_index() == 0
+    with contextlib.closing(Progress(tasks.count, enabled=main_host)) as progress:
+        answers = tasks.answers(params, progress.update)
+    scores = tasks.score(answers)
+    rows = [("step", str(number)), *tasks.rows(scores)]
+    rows.append(("answered", f"{tasks.count:,} in {duration(time.monotonic() - started)}"))
+    if write_predictions is not None and main_host:
+        written = submission.write(write_predictions, tasks.examples, answers)
+        rows.append(("predictions", ", ".join(map(str, written))))
+    if main_host:
+        print(summary(f"{config.name} on {config.data.source}, {tasks.split}", rows))
+    return {"step": number, "split": tasks.split, **tasks_lib.flat(scores)}
 
 
 def table(result: Mapping[str, float]) -> list[tuple[str, str]]:

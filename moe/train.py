@@ -14,16 +14,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from moe import describe, evaluate, plots, pretrain, upcycle
+from moe import describe, evaluate, finetune, plots, pretrain, upcycle
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
 from moe.data.sources import Source
+from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
 from trainlib import goodput, peers, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
-from trainlib.errors import CheckpointError, DataError, Preempted
+from trainlib.errors import DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
@@ -37,6 +38,7 @@ FIXED = (
     *("model.tied_output", "model.encoder_blocks", "model.decoder_blocks", "model.expert_bias"),
     *("routing.num_experts", "routing.top_k", "data.source", "data.parts", "data.vocabulary"),
     *("data.extra_ids", "data.encoder_length", "data.decoder_length", "upcycle."),
+    *("data.sentinels", "finetune.train", "finetune.router_with_moe"),
 )
 
 
@@ -52,6 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     # ---------------------------------------------------------------- model and mesh
     plan = plan_lib.make(config)
+    finetune.check(plan)
     fields, devices = pretrain.fields(plan.model.kind), list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
@@ -59,6 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     unigram = unigram_entropy(eval_source.target_counts())
+    tasks = tasks_lib.Tasks(plan) if config.task == "finetune" else None
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore
@@ -67,7 +71,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return data_position(number, size, seed, len(source), source.digest)
 
     checkpoints = run_lib.open_workdir(config, workdir, plan.abstract)
-    peers.agree({"the newest checkpoint": checkpoints.latest() or 0}, CheckpointError)
+    run_lib.agree_on_workdir(workdir, checkpoints)
     like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
     resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
     start = resumed.step if resumed else 0
@@ -83,6 +87,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
         state = state_lib.create(plan.abstract, plan.optimizer, key, plan.shardings)
         if config.upcycle.workdir:
             state = upcycle.start(plan, state)
+        if config.init_from:
+            state, taken = finetune.start(plan, state)
+            print(taken if main_host else "", flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
         print(opening(plan, source, eval_source, unigram, start), flush=True)
@@ -94,7 +101,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     def run_eval() -> dict[str, float]:
         measured = evaluate.over_split(eval_step, state.params, eval_source, plan)
-        return {**measured, evaluate.UNIGRAM: unigram}
+        scores = tasks.score(tasks.answers(state.params)) if tasks else {}
+        return {**measured, evaluate.UNIGRAM: unigram, **tasks_lib.flat(scores)}
 
     # ---------------------------------------------------------------- loop
     lengths = config.data.encoder_length, config.data.decoder_length
@@ -177,7 +185,8 @@ def figures(result: Mapping[str, float]) -> dict[str, float]:
     """What an evaluation measured of the whole model. Single routers are in the training lines of
     `metrics.jsonl` and TensorBoard for every step, constants in the summary.
     """
-    return {name: result[name] for name in ("cross_entropy", "accuracy") if name in result}
+    whole = ("cross_entropy", "accuracy")
+    return {n: v for n, v in result.items() if n in whole or n.startswith(tasks_lib.SCORE)}
 
 
 def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:
@@ -201,6 +210,7 @@ def evaluated(result: Mapping[str, float]) -> str:
     return (
         f"cross-entropy {result['cross_entropy']:.4f} (unigram {result[evaluate.UNIGRAM]:.4f}), "
         f"accuracy {100 * result['accuracy']:.2f} % on {int(result[evaluate.TOKENS]):,} tokens"
+        + tasks_lib.phrase(result)
     )
 
 
@@ -219,6 +229,7 @@ def report(
     speed = progress.average().examples_per_second or 0.0
     rows = {
         **dict(evaluate.table(result)),
+        **dict(tasks_lib.flat_rows(result)),
         **dict(evaluate.router_rows(result, plan)),
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.1f} rows/s, {speed * config.data.encoder_length:,.0f} tokens/s",

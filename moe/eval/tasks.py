@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from moe.answer import Answerer, Question
 from moe.data import supervised
@@ -131,8 +130,20 @@ def flat(scores: dict[str, scoring.Figures]) -> dict[str, float]:
     return found if math.isnan(average) else found | {f"{SCORE}superglue": average}
 
 
-def phrase(scores: dict[str, scoring.Figures]) -> str:
-    """The scores of an evaluation during training, on one line."""
-    parts = [f"{t} {scoring.main(t, figures):.1f}" for t, figures in scores.items() if figures]
-    average = scoring.superglue(scores)
-    return ", ".join(parts if math.isnan(average) else [f"SuperGLUE {average:.2f}", *parts])
+def phrase(result: Mapping[str, float]) -> str:
+    """The averages among the results of an evaluation, to end a line with."""
+    names = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
+    parts = [
+        f", {text} {result[SCORE + n]:.2f}" for n, text in names.items() if SCORE + n in result
+    ]
+    return "".join(parts)
+
+
+def flat_rows(result: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The figures that `flat` made, as rows of a table, one a task."""
+    found: dict[str, list[str]] = {}
+    for name, value in result.items():
+        if name.startswith(SCORE):
+            task, _, figure = name.removeprefix(SCORE).partition("/")
+            found.setdefault(task, []).append(f"{figure} {value:.2f}".strip())
+    return [(task, ", ".join(figures)) for task, figures in found.items()]
