@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ import jax
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
+from trainlib import peers
 from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions
 from trainlib.data import position_changes
 from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError
+from trainlib.lock import NAME as LOCK_NAME
 from trainlib.lock import WorkdirLock
 from trainlib.manifest import write_atomically
 from trainlib.metrics import compute
@@ -109,6 +112,23 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
         axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
         lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
     )
+
+
+def agree_on_workdir(workdir: Path, checkpoints: Checkpoints) -> None:
+    """Sees to it that all processes look into one directory, whose lock the first one holds.
+
+    Raises:
+      CheckpointError: they see other checkpoints.
+      ConfigError: the directory is not shared.
+    """
+    newest = checkpoints.latest() or 0
+    peers.agree({"the newest checkpoint in --workdir": newest}, CheckpointError)
+    path, late = workdir / LOCK_NAME, time.monotonic() + 10
+    while not path.exists() and time.monotonic() < late:  # network disks show new files late
+        time.sleep(0.1)
+    # The lock names its holder, so a file of the same name on a disk of one's own is told apart.
+    found = path.read_text() if path.exists() else "not there"
+    peers.agree({f"{LOCK_NAME} in --workdir, a directory that all hosts must share,": found})
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from trainlib import goodput, nn, peers, step
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
-from trainlib.errors import CheckpointError, DataError, Preempted
+from trainlib.errors import DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return data_position(number, size, seed, len(source), source.digest)
 
     checkpoints = run_lib.open_workdir(config, workdir, abstract)
-    peers.agree({"the newest checkpoint": checkpoints.latest() or 0}, CheckpointError)
+    run_lib.agree_on_workdir(workdir, checkpoints)
     resumed = run_lib.resume(checkpoints, config, FIXED, position, plan.abstract_state())
     start = resumed.step if resumed else 0
     if resumed:
