@@ -1,0 +1,86 @@
+"""Compilation from shapes alone: messages of the compiler, errors of targets, bytes of shardings.
+
+Programs are compiled for the simulated CPU devices here; `tests/launch/test_compile.py` compiles
+for TPUs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainlib import aot
+from trainlib.errors import ConfigError
+from trainlib.mesh import make_mesh
+from trainlib.targets import GIB, target
+
+OUT_OF_MEMORY = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(54.79G) exceeds available HBM (15.75G)."
+)
+
+
+def test_the_compilers_verdict_is_read():
+    shortfall = aot.read_shortfall(OUT_OF_MEMORY)
+    assert shortfall.required == pytest.approx(54.79 * GIB)
+    assert shortfall.available == pytest.approx(15.75 * GIB)
+    older = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 26.37G of 15.75G hbm."
+    assert aot.read_shortfall(older).required == pytest.approx(26.37 * GIB)
+
+
+@pytest.mark.parametrize(
+    "message", ["INTERNAL: a bug", "RESOURCE_EXHAUSTED: vmem", OUT_OF_MEMORY.replace("RES", "X")]
+)
+def test_other_errors_are_not_verdicts(message):
+    assert aot.read_shortfall(message) is None
+
+
+def test_bytes_on_a_device_follow_the_sharding():
+    mesh = make_mesh(1, 2, 4)
+
+    def struct(spec, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    tree = {
+        "split": struct(P("data", "model"), (6, 8), jnp.float32),  # 3 x 2 x 4
+        "both": struct(P(("data", "model")), (16,), jnp.bfloat16),  # 2 x 2
+        "whole": struct(P(), (5,), jnp.int32),  # 20
+    }
+    assert aot.device_bytes(tree) == 3 * 2 * 4 + 2 * 2 + 20
+
+
+def test_largest_values_are_listed_once_each():
+    def fn(x):
+        wide = x @ x.T
+        return jnp.sum(jnp.sin(wide) + wide)
+
+    jaxpr = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((100, 3), jnp.float32)).jaxpr
+    (size, text), *rest = aot.largest_values(jaxpr)
+    assert size == 100 * 100 * 4
+    assert text.startswith("float32[100, 100] of ")
+    assert all(smaller < size for smaller, _ in rest)
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"\[aot\]"):
+        aot.devices(target("v5e-4"))
+
+
+def test_gpus_are_compiled_for_where_they_are():
+    with pytest.raises(ConfigError, match="GPU"):
+        aot.devices(target("gpu:h200x8"))
+
+
+def test_standard_error_is_taken_and_given_back(capfd):
+    with aot._captured() as log:
+        os.write(2, b"from the compiler\n")
+    os.write(2, b"after\n")
+    assert log == ["from the compiler\n"]
+    assert capfd.readouterr().err == "after\n"
