@@ -8,7 +8,7 @@ files a locked `ConfigDict` of a named size to fill in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,6 +38,7 @@ GENERAL = config_lib.COMMON | {
     "sharding": ("fsdp", "dense weights over the mesh rows: fsdp or replicated"),
     "init_from": ("", "workdir, checkpoints or step of the run that this one starts from"),
     "init_from_step": (0, "checkpoint of that run; 0 = the newest"),
+    "sweep": ("", "grid: print the settings of the paper's table 20; a number: train that one"),
     "evaluation.split": ("validation", "what tasks are scored on: train, validation or test"),
     "evaluation.classify": (
         "generate",
@@ -47,6 +48,7 @@ GENERAL = config_lib.COMMON | {
     "upcycle.step": (0, "checkpoint of that run; 0 = the newest"),
     "published.params": ("", "parameters as the paper prints them"),
     "published.source": ("", "paper and table of the published figures"),
+    "published.score": (0.0, "the paper's score of the tasks, in percent"),
     "published.neg_log_perplexity": (0.0, "the paper's; its vocabulary and data, not comparable"),
 }
 
@@ -98,6 +100,54 @@ def published_recipe(config: ConfigDict, tokens: int) -> ConfigDict:
     config.eval_batches = 16
     config.checkpoint.every = 1_000
     return config
+
+
+def finetuning_recipe(config: ConfigDict, tasks: str) -> ConfigDict:
+    """Fills in how ST-MoE was fine-tuned (section 4) on the data of its benchmarks.
+
+    Groups are single sequences, so that what is measured of an example does not depend on its
+    neighbours.
+
+    Args:
+      config: of a named size.
+      tasks: as in `data.source`, after `task:`.
+    """
+    config.task = "finetune"
+    config.data.update(source=f"task:{tasks}", vocabulary="sentencepiece:cc_all.32000.model")
+    config.model.update(dropout=0.1, expert_dropout=0.2)
+    config.routing.group_sequences = 1
+    config.schedule.update(name="constant", learning_rate=1e-3, warmup_steps=1000)
+    config.batch_size = 512  # 2^18 tokens
+    config.steps = 20_000
+    config.eval_every = 1_000
+    config.checkpoint.every = 1_000
+    config.log_every = 50
+    return config
+
+
+def sample_recipe(tasks: str) -> Callable[[ConfigDict], None]:
+    """A variant: a small model on the examples of the tasks that come with this package."""
+
+    def apply(config: ConfigDict) -> None:
+        model, routing = size("st_moe_tiny")
+        config.model.update(model | {"dtype": "float32", "remat": "none"})
+        config.model.update(width=64, hidden=128, heads=4, head_width=16, vocab_size=384)
+        config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2)
+        config.model.update(dropout=0.0, expert_dropout=0.0)
+        config.routing.update(routing | {"min_capacity": 1})
+        config.data.update(source=f"sample:{tasks}", vocabulary="bytes")
+        config.data.update(encoder_length=256, decoder_length=48, workers=0)
+        config.schedule.update(learning_rate=3e-3, warmup_steps=20)
+        config.optimizer.name = "adamw"
+        config.batch_size = 32
+        config.steps = 400
+        config.eval_every = 100
+        config.eval_batch_size = 32
+        config.checkpoint.every = 200
+        config.log_every = 1
+        config.published.update(score=0.0, source="")
+
+    return apply
 
 
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:
