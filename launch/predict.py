@@ -1,22 +1,28 @@
-"""Classifies images: `python -m launch.predict --workdir=DIR IMAGE...`.
+"""Applies a trained model: `python -m launch.predict --workdir=DIR IMAGE...` classifies images,
+`--input=file.jsonl --output=out.jsonl` answers texts.
 
-With `--attention=out.png` it also draws which pixels a query attends to. Exit codes: 0 done, 64 bad
-argument or no run in DIR, 65 an image that is missing or cannot be read, 66 no such checkpoint, 74
-the picture cannot be written.
+With `--attention=out.png` it also draws which pixels a query attends to. Answers come in the order
+of the input, and the same command goes on after a stop. Exit codes: 0 done, 64 bad argument or no
+run in DIR, 65 an image or text that is missing or cannot be read, 66 no such checkpoint, 74 the
+output cannot be written, 75 stopped on request.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch import cli
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 
 def main(argv: Sequence[str]) -> int:
-    """Parses the command line and classifies with the newest weights of a run."""
-    parser = cli.parser("launch.predict", "Classify images with a trained model.")
+    """Parses the command line and applies the newest weights of a run."""
+    parser = cli.parser("launch.predict", "Classify images or answer texts with a trained model.")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", type=Path, help="image files, or folders of them"
     )
@@ -52,16 +58,24 @@ def main(argv: Sequence[str]) -> int:
         help="the pixel that attends, from the top left of the image as the model sees it; "
         "default: the centre",
     )
+    parser.add_argument(
+        "--input", metavar="FILE.jsonl", type=Path, help="texts to answer, in the field `inputs`"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.jsonl", type=Path, help="the same lines with `prediction`"
+    )
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
+    config = cli.read_workdir_config(args.workdir, overrides)
+    if config.family == "moe":
+        return answer(parser, config, args)
     if not args.images:
         parser.error("there is no image: name image files or folders after the flags")
+    if args.input or args.output:
+        parser.error(f"{args.workdir} holds a run on images: name image files after the flags")
     if not args.attention and (args.layers or args.heads or args.query):
         parser.error("--layers, --heads and --query choose what --attention=PICTURE.png shows")
-    config = cli.read_workdir_config(args.workdir, overrides)
-    if config.family != "vitattn":
-        parser.error(f"{args.workdir} holds a run of family {config.family}, not of images")
     from vitattn.predict import Request, run
 
     request = Request(
@@ -74,6 +88,18 @@ def main(argv: Sequence[str]) -> int:
         query=args.query,
     )
     return run(config, args.workdir, request, args.step)
+
+
+def answer(parser: cli.Parser, config: ConfigDict, args: Namespace) -> int:
+    """Answers a file of texts."""
+    if args.images or not args.input or not args.output:
+        parser.error(
+            f"{args.workdir} holds a run on texts: give --input=FILE.jsonl with the field `inputs` "
+            "on every line, and --output=FILE.jsonl"
+        )
+    from moe.predict import Request, run
+
+    return run(config, args.workdir, Request(args.input, args.output), args.step)
 
 
 def _words(text: str) -> tuple[str, ...]:

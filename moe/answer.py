@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from moe import decode
+from moe.data.supervised import encode
 from moe.data.vocabulary import EOS, Vocabulary
 from moe.decode import Decoding
 from moe.plan import Plan
@@ -30,11 +31,13 @@ class Question:
       ids: int32, without EOS; what does not fit is cut off at the end.
       number: what random draws follow from.
       candidates: int32 ids of the answers to choose from, without EOS; () for a search.
+      cut: the end of the input is missing.
     """
 
     ids: np.ndarray
     number: int = 0
     candidates: tuple[np.ndarray, ...] = ()
+    cut: bool = False
 
 
 class Answerer:
@@ -62,9 +65,14 @@ class Answerer:
         plan = self.plan
         return step.compile_eval(function, plan.shardings, plan.mesh, plan.rules)
 
-    def too_long(self, question: Question) -> bool:
-        """Whether the end of an input is cut off."""
-        return len(question.ids) > self.length - 1
+    def question(self, text: str, number: int, candidates: Sequence[str] = ()) -> Question:
+        """Tokenises an input, and the answers to choose from; what is cut off is noted."""
+        data = self.plan.config.data
+        settings = self.vocabulary, data.encoder_length, data.sentinels
+        ids, _ = encode(text, "", *settings)
+        answers = tuple(encode(text, answer, *settings)[1] for answer in candidates)
+        size = len(self.vocabulary.encode(text)) + data.sentinels
+        return Question(ids, number, answers, size > data.encoder_length - 1)
 
     def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[str]:
         """The text found for each question, in order."""

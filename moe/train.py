@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from moe import describe, evaluate, finetune, plots, pretrain, upcycle
+from moe import describe, evaluate, finetune, plots, pretrain, sweep, upcycle
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
 from moe.data.sources import Source
@@ -51,6 +51,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     """
     started = time.monotonic()
     main_host = jax.process_index() == 0
+    if not sweep.settle(config):
+        return 0
 
     # ---------------------------------------------------------------- model and mesh
     plan = plan_lib.make(config)

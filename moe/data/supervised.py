@@ -11,6 +11,7 @@ needs TensorFlow, and only where the set is not stored as ArrayRecord.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -123,8 +124,7 @@ def read(config: Any, source: str, split: str) -> Iterator[tuple[str, TextExampl
         except Bad as error:
             yield where, error
             continue
-        fields = {f: getattr(example, f) for f in example.__dataclass_fields__} | {"where": where}
-        yield where, TextExample(**fields)
+        yield where, dataclasses.replace(example, where=where)
 
 
 def _shown(key: tuple) -> str:
@@ -242,7 +242,7 @@ def check_labels(source: str, split: str, vocabulary: Vocabulary) -> None:
 
 
 def encode(
-    example: TextExample, target: str, vocabulary: Vocabulary, length: int, sentinels: int
+    text: str, target: str, vocabulary: Vocabulary, length: int, sentinels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids of one example, without EOS: (inputs, targets), int32.
 
@@ -250,14 +250,14 @@ def encode(
     4.5); inputs are then cut so that these stay.
 
     Args:
-      example: the example.
+      text: the input.
       target: the answer.
       vocabulary: the vocabulary.
       length: most tokens of the encoder, EOS included.
       sentinels: how many.
     """
     marks = (vocabulary.size - 1 - np.arange(sentinels)).astype(np.int32)
-    inputs = vocabulary.encode(example.inputs)
+    inputs = vocabulary.encode(text)
     if sentinels:
         inputs = np.concatenate([inputs[: length - 1 - sentinels], marks])
     return inputs, np.concatenate([marks, vocabulary.encode(target)])
@@ -310,6 +310,10 @@ class TaskReader:
 
     def _ids(self, example: TextExample, target: str) -> dict[str, np.ndarray]:
         pair = encode(
-            example, target, self.vocabulary, self.config.encoder_length, self.config.sentinels
+            example.inputs,
+            target,
+            self.vocabulary,
+            self.config.encoder_length,
+            self.config.sentinels,
         )
         return dict(zip(self.features, pair, strict=True))

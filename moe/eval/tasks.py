@@ -49,24 +49,19 @@ class Tasks:
                 f"{', '.join(SPLITS)}."
             )
         self.questions = {
-            name: [self._question(name, n, example) for n, example in enumerate(examples)]
+            name: [self._question(n, example) for n, example in enumerate(examples)]
             for name, examples in self.examples.items()
         }
         asked = [question for found in self.questions.values() for question in found]
         self.count = len(asked)
-        self.truncated = sum(map(self.answerer.too_long, asked))
+        self.truncated = sum(question.cut for question in asked)
 
     def _tasks(self) -> list[Benchmark]:
         return supervised.tasks_of(self.config.data.source, self.split)
 
-    def _question(self, task: str, number: int, example: TextExample) -> Question:
-        data = self.config.data
-        settings = self.vocabulary, data.encoder_length, data.sentinels
-        ids, _ = supervised.encode(example, "", *settings)
-        candidates = ()
-        if self.ranked and example.choices:
-            candidates = tuple(supervised.encode(example, c, *settings)[1] for c in example.choices)
-        return Question(ids, number, candidates)
+    def _question(self, number: int, example: TextExample) -> Question:
+        choices = example.choices if self.ranked else ()
+        return self.answerer.question(example.inputs, number, choices)
 
     def answers(
         self, params: nn.Arrays, done: Callable[[int], None] = lambda count: None
