@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test lint bench reproduce-small reproduce-stability soak nightly clean
+.PHONY: train test lint bench reproduce-small reproduce-stability soak nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -38,6 +38,10 @@ soak: $(VENV)/.test
 # And the whole suite in the mode that Flax is moving to.
 nightly: soak
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Prints how many damaged files were refused and how many could still be read.
+fuzz: $(VENV)/.test
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.mutate --count=$(or $(COUNT),20000) --seed=$(or $(SEED),0)
 
 # uv where it is installed, venv and pip where it is not.
 $(VENV)/bin/python:
