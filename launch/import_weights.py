@@ -106,6 +106,7 @@ def _open(args: Any) -> tuple[Any, Any]:
     except ConfigError as error:
         raise CheckpointError(f"{args.path} is no export in our own names: {error}") from None
     interop = cli.family_module(config, "interop")
+    interop.check_size(config)
     reader = Reader(args.path)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
     return interop, interop.Foreign(config, "safetensors", "own", shapes, reader.read)

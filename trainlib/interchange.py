@@ -96,8 +96,9 @@ def own_layout(specs: Mapping[str, Spec], files: Mapping[str, str]) -> Layout:
 
 
 def slots(shape: tuple[int, ...], index: tuple[int | slice, ...]) -> tuple[int, ...]:
-    """Shape of `leaf[index]`."""
-    return np.broadcast_to(np.int8(0), shape)[index].shape
+    """Shape of `leaf[index]`, for an index of numbers and whole slices."""
+    rest = shape[len(index) :]
+    return *(n for n, i in zip(shape, index, strict=False) if isinstance(i, slice)), *rest
 
 
 @functools.lru_cache(maxsize=4096)

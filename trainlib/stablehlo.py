@@ -100,7 +100,7 @@ def write(out: Path, program: bytes, signature: Mapping[str, Any], title: str) -
     (out / README).write_text(_README.format(title=title, platforms=signature["platforms"]))
 
 
-_LOADER = '''"""Loads this directory: needs jax and numpy, nothing else.
+_LOADER = '''"""Loads this directory: needs jax, numpy and flatbuffers, nothing else.
 
     from load import load
     forward, signature = load(".")
@@ -164,7 +164,7 @@ _README = """# {title}
 
 The evaluation forward of a trained model: `forward.jax_export` is the program (StableHLO,
 serialised by `jax.export`, for {platforms}), the `.safetensors` files are its weights,
-`signature.json` names inputs and output. jax and numpy are all that is needed:
+`signature.json` names inputs and output. jax, numpy and flatbuffers are all that is needed:
 
     python load.py        # runs it once on zeros
 

@@ -27,6 +27,7 @@ from vitattn.models.resnet_config import DEPTHS, STAGES, ResNetConfig
 
 NAMES = ("auto", "own", "torchvision")
 KERNEL = Transform(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
+MOST_LAYERS = 2000
 TOLERANCE = 1e-3  # of the largest logit
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -103,6 +104,20 @@ def _blocks(model: ResNetConfig) -> tuple[int, ...]:
     return model.blocks or DEPTHS[model.depth][1]
 
 
+def check_size(config: ConfigDict) -> None:
+    """Refuses a configuration from a file of weights whose model would take for ever to build.
+
+    Raises:
+      CheckpointError: more layers than any model has.
+    """
+    for key in ("blocks", "depth"):
+        value = config.model.get(key, 0)
+        if sum(value if isinstance(value, tuple | list) else [value]) > MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json: model.{key}={str(value)[:60]} is more than {MOST_LAYERS} layers."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Foreign:
     """A file of another library that was opened.
@@ -144,6 +159,7 @@ def open_foreign(kind: str, path: Path) -> Foreign:
     config.model.depth = depth or (50 if bottleneck else 18)
     if depth is None:
         config.model.blocks = tuple(blocks)
+    check_size(config)
     config.model.num_classes = head[0]
     return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
 

@@ -26,6 +26,7 @@ from trainlib.untrusted import integer
 T5, SWITCH = "t5", "switch_transformers"
 HEAD = "lm_head.weight"
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_MOST_EXPERTS = 100_000  # in all layers; Switch-C has 61,440
 _NO_CAPACITY = 1e-6  # a factor so small that `min_capacity` alone decides
 
 # Some published files hold a bias that no model reads.
@@ -297,6 +298,12 @@ def _switch_sections(
             "stacks and no bias."
         )
     (period,) = steps
+    experts = integer(config.get("num_experts", 8), "config.json: num_experts", 1, 2**16)
+    layers = model["encoder_blocks"] + model["decoder_blocks"]
+    if layers * experts > _MOST_EXPERTS:
+        raise CheckpointError(
+            f"config.json: {experts:,} experts in {layers:,} layers are more than any model has."
+        )
     rows = integer(config.get("expert_capacity", 64), "config.json: expert_capacity", 1, 2**20)
     model |= {
         "activation": "relu",
@@ -305,7 +312,7 @@ def _switch_sections(
         "sparse_offset": min(1, period - 1),
     }
     routing = {
-        "num_experts": integer(config.get("num_experts", 8), "config.json: num_experts", 1, 2**16),
+        "num_experts": experts,
         "top_k": 1,
         "group_sequences": 1,
         "capacity_factor": _NO_CAPACITY,

@@ -56,7 +56,6 @@ class ZarrArray:
     chunks: tuple[int, ...]
     dtype: np.dtype
     packed: bool
-    separator: str
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -193,7 +192,9 @@ def find(path: Path) -> Path:
     steps = {
         int(p.name.removeprefix("checkpoint_")): p
         for p in (path.glob("checkpoint_*") if path.is_dir() else ())
-        if re.fullmatch(r"checkpoint_\d{1,12}", p.name) and (p / TREE).exists()
+        if re.fullmatch(r"checkpoint_\d{1,12}", p.name)
+        and not p.is_symlink()
+        and (p / TREE).exists()
     }
     if not steps:
         raise CheckpointError(
@@ -264,21 +265,20 @@ def _describe(folder: Path) -> ZarrArray:
             integer(n, f"{where}: {key}", 1, 2**48)
     if len(shape) != len(chunks) or any(c > n for n, c in zip(shape, chunks, strict=True)):
         raise CheckpointError(f"{where}: chunks of {chunks} do not fit an array of {shape}.")
-    compressor, separator = content.get("compressor"), content.get("dimension_separator", ".")
+    compressor = content.get("compressor")
     kind = compressor.get("id") if isinstance(compressor, dict) else compressor
-    plain = (content.get("order", "C"), content.get("filters"), content.get("zarr_format"))
-    if kind not in (None, "gzip", "zlib") or plain != ("C", None, 2) or separator not in (".", "/"):
+    forms = {"zarr_format": 2, "order": "C", "filters": None, "dimension_separator": "."}
+    if kind not in (None, "gzip", "zlib") or any(content.get(k, v) != v for k, v in forms.items()):
         raise CheckpointError(
-            f"{where}: read are zarr version 2, order C, no filters, and gzip or no compression."
+            f"{where}: read are zarr version 2, order C, no filters, chunks in one directory, and "
+            "gzip or no compression."
         )
     dtype = content.get("dtype")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(
             f"{where}: dtype {str(dtype)[:40]!r} is not read; {', '.join(_DTYPES)} are."
         )
-    array = ZarrArray(
-        folder, tuple(shape), tuple(chunks), _DTYPES[dtype], kind is not None, separator
-    )
+    array = ZarrArray(folder, tuple(shape), tuple(chunks), _DTYPES[dtype], kind is not None)
     if math.prod(array.grid) > _MAX_CHUNKS:
         raise CheckpointError(f"{where}: {math.prod(array.grid):,} chunks are too many.")
     return array
@@ -289,10 +289,7 @@ def _read(array: ZarrArray) -> np.ndarray:
     value = np.empty(array.shape, array.dtype)
     size = math.prod(array.chunks) * array.dtype.itemsize
     for place in itertools.product(*map(range, array.grid)):
-        file = array.folder / (array.separator.join(map(str, place)) or "0")
-        if array.separator == "/" and any(p.is_symlink() for p in file.parents):
-            raise CheckpointError(f"{file} lies behind a symbolic link; links are not followed.")
-        data = _chunk(file, size, array.packed)
+        data = _chunk(array.folder / (".".join(map(str, place)) or "0"), size, array.packed)
         piece = np.frombuffer(data, array.dtype).reshape(array.chunks)
         where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, array.chunks, strict=True))
         target = value[where]
