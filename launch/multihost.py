@@ -71,6 +71,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=START_TIMEOUT,
         help=f"how long to wait for the other processes (default {START_TIMEOUT})",
     )
+    group.add_argument(
+        "--heartbeat",
+        metavar="SECONDS",
+        type=int,
+        default=HEARTBEAT,
+        help=f"silence after which a process is lost (default {HEARTBEAT})",
+    )
 
 
 # ---------------------------------------------------------------- who takes part
@@ -86,6 +93,9 @@ def find(args: argparse.Namespace, env: Mapping[str, str]) -> Place | None:
     Raises:
       ConfigError: flags or variables that say half of what is needed, or contradict each other.
     """
+    for flag, value in (("--heartbeat", args.heartbeat), ("--start_timeout", args.start_timeout)):
+        if value <= 0:
+            raise ConfigError(f"{flag}={value:g} must be a number of seconds above 0.")
     if args.multihost not in KINDS:
         raise one_of("--multihost", args.multihost, KINDS)
     given = (args.coordinator, args.processes, args.process)
@@ -244,8 +254,13 @@ def _checked(place: Place) -> Place:
 # ---------------------------------------------------------------- start
 
 
-def start(place: Place, patience: float) -> None:
+def start(place: Place, patience: float, heartbeat: int = HEARTBEAT) -> None:
     """Meets the other processes and starts JAX on all.
+
+    Args:
+      place: of this process.
+      patience: seconds to wait for the others.
+      heartbeat: seconds without a sign of life after which a process is lost.
 
     Raises:
       ConfigError: an address that cannot work.
@@ -270,7 +285,7 @@ def start(place: Place, patience: float) -> None:
             local_device_ids=place.local_devices,
             cluster_detection_method="deactivate",
             initialization_timeout=60,
-            heartbeat_timeout_seconds=HEARTBEAT,
+            heartbeat_timeout_seconds=heartbeat,
             coordinator_bind_address=f"{local}:{port}" if local else None,
         )
     except RuntimeError as error:
@@ -347,14 +362,14 @@ def run(args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]) 
     """Calls `train` on all processes of the run; does not return where one of several failed.
 
     Args:
-      args: parsed flags of `add_flags`, and `debug`.
+      args: parsed flags of `add_flags` and of `cli.parser`.
       config: the resolved configuration, which all processes must share.
       train: trains and returns the exit code.
     """
     place = find(args, os.environ)
     if place is None:
         return train()
-    start(place, args.start_timeout)
+    start(place, args.start_timeout, args.heartbeat)
     from trainlib import peers
 
     with peers.linked() as link:
@@ -365,14 +380,14 @@ def run(args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]) 
         except Preempted:  # on all processes at the same step
             raise
         except BaseException as error:
-            _leave(error, link, debug=args.debug)
+            _leave(error, link, args)
 
 
 # How collectives and the coordination service say that the other side does not answer.
 _BROKEN = r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]onnection (closed|reset|refused)"
 
 
-def _leave(error: BaseException, link: Any, *, debug: bool) -> NoReturn:
+def _leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoReturn:
     """Ends this process after an error, at once: leaving `jax.distributed` in order would wait for
     processes that wait for this one.
     """
@@ -382,13 +397,13 @@ def _leave(error: BaseException, link: Any, *, debug: bool) -> NoReturn:
 
     if isinstance(error, UserError):
         link.tell(str(error))
-        code = run_command(again, debug=debug)
+        code = run_command(again, debug=args.debug)
     else:
         lost = re.search(_BROKEN, str(error)) is not None
         if lost:
             # Often the first sign that another process is gone. JAX or that process says so soon,
             # and this one then ends in `_leave_lost` or in `trainlib.peers`.
-            time.sleep(HEARTBEAT + 5)
+            time.sleep(args.heartbeat + 5)
         traceback.print_exception(error)
         link.tell(f"{type(error).__name__}: {str(error)[:300]}")
         code = PeerLost.exit_code if lost else 1
