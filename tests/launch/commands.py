@@ -29,6 +29,18 @@ TINY = (
 )
 
 
+# A sparse encoder-decoder that compiles in seconds; the text is real.
+TINY_MOE = (
+    "--config=configs/st_moe_tiny.py",
+    *(f"--config.model.{key}=32" for key in ("width", "hidden")),
+    *(f"--config.model.{key}=1" for key in ("encoder_blocks", "decoder_blocks", "sparse_period")),
+    *("--config.model.heads=2", "--config.model.head_width=16", "--config.model.vocab_size=384"),
+    *("--config.routing.num_experts=2", "--config.data.encoder_length=48"),
+    *("--config.data.decoder_length=24", "--config.data.workers=0", "--config.batch_size=8"),
+    *("--config.eval_every=0", "--config.eval_batches=2", "--config.checkpoint.every=3"),
+)
+
+
 def environment(cache: Path, devices: int = 1, **extra: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {
@@ -76,6 +88,23 @@ def stop_after(
     process.send_signal(number)
     out, error = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def killed(
+    moment: str, step: int, *arguments: str, cache: Path, workdir: Path
+) -> list[tuple[int, float]]:
+    """Trains until the save of `step` comes to `moment`, and then dies; returns the losses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", moment, str(step), "--"]
+        + [*arguments, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return losses(workdir)
 
 
 def records(workdir: Path, kind: str) -> list[dict]:

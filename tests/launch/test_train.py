@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import TINY, losses, records, run, stop_after
+from commands import TINY, killed, losses, records, run, stop_after
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(finished, cache, tmp_p
     reference = stop_after(reached + 4, number, *long, cache=cache, workdir=whole)
     assert reference.returncode == 75
     assert losses(tmp_path)[: reached + 4] == losses(whole)[: reached + 4]
+
+
+def test_a_run_killed_inside_a_save_goes_on_bit_for_bit(finished, cache, tmp_path):
+    arguments = (*TINY, "--config.steps=12")
+    killed("mid_shard", 10, *arguments, cache=cache, workdir=tmp_path)
+    done = run("train", *arguments, f"--workdir={tmp_path}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "going on from 5" in done.stdout
+    assert losses(tmp_path) == losses(finished[0])
 
 
 def test_evaluation_repeats_the_last_one_of_the_run(finished, cache):
