@@ -134,7 +134,9 @@ def test_a_loop_is_read_in_one_go():
         assert len(path.open().readlines()) < 400, path
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "describe", "predict", "prepare"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "describe", "predict", "prepare", "doctor"]
+)
 def test_help_imports_nothing_heavy(command):
     """What `--help` loads decides its time; a list of modules can be asserted, a time cannot."""
     code = (
