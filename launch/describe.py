@@ -2,6 +2,8 @@
 
 No argument: a table of all shipped configurations. `--config=X [--json]`: one of them, built
 without arrays. `--config=X --explain=KEY`: a key's value, meaning and where it was set.
+`--checkpoint=DIR [--config=X] [--json]`: what a checkpoint holds, whether it is whole, and how its
+configuration differs from X.
 `--table=papers [--json]`: every classification row of the papers beside what is built here.
 """
 
@@ -32,7 +34,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")
     parser.add_argument("--explain", metavar="KEY", help="value, meaning and origin of a key")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="a workdir or a step: leaves, digests, config diff"
+    )
     args, overrides = cli.parse(parser, argv)
+    if args.checkpoint:
+        from launch import describe_checkpoint
+
+        given = cli.load(args.config, overrides).config if args.config else None
+        return describe_checkpoint.describe(args.checkpoint, given, args.json)
     if args.explain:
         return explain(cli.load(args.config, overrides), args.explain)
     if args.table:

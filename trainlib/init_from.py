@@ -8,11 +8,12 @@ from trainlib import manifest
 from trainlib.errors import CheckpointError
 
 
-def find(path: str | Path) -> tuple[Path, int | None]:
+def find(path: str | Path, flag: str = "init_from") -> tuple[Path, int | None]:
     """Where the checkpoints are, and the step if `path` names one.
 
     Args:
       path: a workdir, its directory `checkpoints`, or one step in it.
+      flag: what the path was given as, for the message.
 
     Raises:
       CheckpointError: none of these is there.
@@ -25,6 +26,6 @@ def find(path: str | Path) -> tuple[Path, int | None]:
         if any((step / manifest.NAME).is_file() for step in directory.glob("[0-9]*")):
             return directory, number
     raise CheckpointError(
-        f"init_from={path} holds no checkpoint. Give the --workdir of a run, its directory "
+        f"{flag}={path} holds no checkpoint. Give the --workdir of a run, its directory "
         "checkpoints, or one step in it (WORKDIR/checkpoints/STEP)."
     )

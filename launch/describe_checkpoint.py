@@ -1,0 +1,197 @@
+"""Describes the checkpoints of a run: `python -m launch.describe --checkpoint=DIR [--config=FILE]`.
+
+DIR is a workdir, its `checkpoints`, or one step. Every leaf of the newest step, or of the one that
+was named, is read and compared with the digest it was saved with, a few at a time; with `--config`,
+what differs from that configuration. Nothing is written. Exit code 66 when
+something is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from trainlib.checkpoint import Checkpoints
+    from trainlib.manifest import Leaf, Manifest
+
+BATCH = 64 << 20  # bytes of small leaves that are read together
+DAMAGED = "damaged"
+SHOWN = 10  # damaged leaves that are printed
+
+
+def describe(where: str, config: ConfigDict | None, as_json: bool) -> int:
+    """Prints what a checkpoint holds, whether it is whole, and how its configuration differs.
+
+    Args:
+      where: workdir, `checkpoints` or step.
+      config: to compare with; None: no comparison.
+      as_json: print one JSON object, with every leaf.
+
+    Returns:
+      0, or 66 when a leaf of this step, or another step by its manifest, is damaged.
+
+    Raises:
+      CheckpointError: there is no step, or its manifest is missing or damaged.
+    """
+    from trainlib.checkpoint import Checkpoints
+    from trainlib.config import differences, flatten
+    from trainlib.errors import CheckpointError
+    from trainlib.init_from import find
+
+    directory, named = find(where, "--checkpoint")
+    checkpoints = Checkpoints(directory)
+    step = checkpoints.pick(named)
+    found = checkpoints.manifest(step)
+    damaged = verify(checkpoints, found)
+    saved = found.meta.get("config", {})
+    changes = {} if config is None else differences(saved, flatten(config))
+    others = {number: state(checkpoints, number) for number in checkpoints.numbers()}
+    if as_json:
+        print(json.dumps(facts(found, damaged, changes, others)))
+    else:
+        show(found, damaged, changes if config is not None else None, others, str(directory))
+    broken = damaged or any(what.startswith(DAMAGED) for what in others.values())
+    return CheckpointError.exit_code if broken else 0
+
+
+def nbytes(leaf: Leaf) -> int:
+    """Bytes of a leaf in memory."""
+    import jax.numpy as jnp
+
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+
+
+def _batches(leaves: Mapping[str, Leaf]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for name, leaf in leaves.items():
+        if batch and size + nbytes(leaf) > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += nbytes(leaf)
+    if batch:
+        yield batch
+
+
+def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
+    """Leaf -> what is wrong with it, of the leaves that cannot be read or are not what was saved.
+
+    Holds no more than `BATCH` bytes, or one leaf where that is larger.
+    """
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from trainlib.checkpoint import DamagedStep
+
+    place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    shapes = checkpoints.shapes(found.step)
+
+    def read(names: list[str]) -> dict[str, str]:
+        wanted = {
+            n: jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=place) for n in names
+        }
+        try:
+            checkpoints.restore_some(found.step, wanted)
+        except DamagedStep as error:
+            if len(names) == 1:
+                return {names[0]: str(error)}
+            return {name: why for n in names for name, why in read([n]).items()}
+        return {}
+
+    return {name: why for names in _batches(found.leaves) for name, why in read(names).items()}
+
+
+def state(checkpoints: Checkpoints, number: int) -> str:
+    """What is known of a step without reading its arrays."""
+    from trainlib.checkpoint import DamagedStep
+    from trainlib.errors import CheckpointError
+
+    try:
+        found = checkpoints.manifest(number)
+    except DamagedStep as error:
+        return f"{DAMAGED}: {error}"
+    except CheckpointError:
+        return "not finished, or not ours"
+    metrics = ", ".join(f"{name} {value:.6g}" for name, value in found.metrics.items())
+    return "whole by its manifest" + (f"; {metrics}" if metrics else "")
+
+
+def facts(
+    found: Manifest,
+    damaged: Mapping[str, str],
+    changes: Mapping[str, tuple[Any, Any]],
+    others: Mapping[int, str],
+) -> dict[str, Any]:
+    """The description as plain data; sizes in bytes."""
+    leaves = {
+        name: {
+            "shape": leaf.shape,
+            "dtype": leaf.dtype,
+            "axes": leaf.axes,
+            "partition": leaf.partition,
+            "bytes": nbytes(leaf),
+            "digest": leaf.digest,
+            "verified": name not in damaged,
+        }
+        for name, leaf in found.leaves.items()
+    }
+    return {
+        "step": found.step,
+        "bytes": sum(map(nbytes, found.leaves.values())),
+        "bytes_on_disk": sum(found.files.values()),
+        "mesh": dict(found.mesh),
+        "metrics": dict(found.metrics),
+        "meta": dict(found.meta),
+        "damaged": dict(damaged),
+        "config_changes": {key: list(pair) for key, pair in changes.items()},
+        "steps": dict(others),
+        "leaves": leaves,
+    }
+
+
+def show(
+    found: Manifest,
+    damaged: Mapping[str, str],
+    changes: Mapping[str, tuple[Any, Any]] | None,
+    others: Mapping[int, str],
+    directory: str,
+) -> None:
+    """Prints the description as a table."""
+    from trainlib.progress import summary
+
+    parts: dict[str, list[Leaf]] = {}
+    for name, leaf in found.leaves.items():
+        parts.setdefault(name.split("/")[0], []).append(leaf)
+    rows = [("name", str(found.meta.get("config", {}).get("name", "")))]
+    for part, leaves in parts.items():
+        count, size = sum(math.prod(leaf.shape) for leaf in leaves), sum(map(nbytes, leaves))
+        types = ", ".join(sorted({leaf.dtype for leaf in leaves}))
+        rows.append(
+            (part, f"{len(leaves)} leaves, {count:,} values, {size / 1e6:,.2f} MB, {types}")
+        )
+    rows.append(("on disk", f"{sum(found.files.values()) / 1e6:,.2f} MB, {len(found.files)} files"))
+    mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    rows.append(("saved on", f"mesh {mesh or 'unknown'}"))
+    rows += [(name, f"{value:.6g}") for name, value in found.metrics.items()]
+    for section in ("data", "versions", "random"):
+        values = found.meta.get(section, {})
+        rows.append((section, ", ".join(f"{key} {value}" for key, value in values.items())))
+    good = len(found.leaves) - len(damaged)
+    rows.append(("digests", f"{good} of {len(found.leaves)} leaves verified"))
+    print(summary(f"Step {found.step} in {directory}", rows))
+    for name, why in list(damaged.items())[:SHOWN]:
+        print(f"\ndamaged: {name}: {why}")
+    if len(damaged) > SHOWN:
+        print(f"\nand {len(damaged) - SHOWN} more; --json lists all")
+    if changes is not None:
+        print("\nconfiguration: " + ("the same" if not changes else "saved -> given"))
+        for key, (old, new) in changes.items():
+            print(f"  {key}: {old!r} -> {new!r}")
+    print("\nsteps")
+    for number, what in others.items():
+        print(f"  {number}: {what}")
