@@ -168,3 +168,16 @@ def test_a_manifest_is_plain_json(saved):
     content = json.loads((folder / "3" / "manifest.json").read_text())
     assert set(content) == {"sha256", "manifest"}
     assert content["manifest"]["meta"] == META
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
+def test_a_checkpoint_of_an_earlier_release_is_read(sizes):
+    """`golden/format1` was written by jax 0.10.2 and Orbax 0.12.8; every leaf counts up by 1/8."""
+    opened = Checkpoints(Path(__file__).parent / "golden" / "format1")
+    like = shapes(make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)]))
+    found = opened.restore(5, like)
+    for leaf in jax.tree.leaves(found):
+        ramp = np.arange(leaf.size).reshape(leaf.shape) / 8 + 0.125
+        np.testing.assert_array_equal(leaf, ramp.astype(leaf.dtype))
+    assert (opened.latest(), opened.meta(5)) == (5, META)
+    assert opened.manifest(5).metrics == {"top1": 0.75}
