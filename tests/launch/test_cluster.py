@@ -1,0 +1,152 @@
+"""The recipes: shell syntax, what a dry run prints, and manifests that are YAML."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch import multihost
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "launch" / "cluster"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh"))
+
+
+def dry(name, *steps, tmp_path, **changed):
+    """Output of a dry run with some placeholders changed; PATH holds nothing that costs money."""
+    text = (FOLDER / name).read_text()
+    for key, value in changed.items():
+        text, count = re.subn(rf"^{key}=\S+", f"{key}={shlex.quote(value)}", text, flags=re.M)
+        assert count == 1, key
+    script = tmp_path / name
+    script.write_text(text)
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    for tool in ("cat", "seq", "head", "sed"):
+        if not (tools / tool).exists():
+            (tools / tool).symlink_to(shutil.which(tool))
+    bash = shutil.which("bash")
+    done = subprocess.run(
+        [bash, str(script), *steps, "--dry_run"],
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def test_the_recipes_are_there():
+    assert SCRIPTS == ["gke.sh", "slurm_gpu.sh", "tpu_vm.sh"]
+    page = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}`" in page for name in SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_shell_understands_them(name):
+    subprocess.run(["bash", "-n", str(FOLDER / name)], check=True, timeout=60)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = [str(FOLDER / name) for name in SCRIPTS]
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_tpu_vm_prints_every_step(tmp_path):
+    lines = dry("tpu_vm.sh", tmp_path=tmp_path, WORKERS="3").splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert commands[0][:5] == ["gcloud", "compute", "tpus", "queued-resources", "create"]
+    assert "--node-id=st-moe" in commands[0]
+    assert commands[-1][:5] == ["gcloud", "compute", "tpus", "queued-resources", "delete"]
+    # create, wait, git, scp, install, mount, doctor, train, follow, stop, mkdir, 3 x scp, delete.
+    assert len(commands) == 15
+    train = next(word for c in commands for word in c if "launch.train --config=c" in word)
+    assert "--config=configs/st_moe_32b.py" in train
+    assert "--workdir=/mnt/share/runs/st_moe_32b" in train
+
+
+def test_tpu_vm_serves_several_slices(tmp_path):
+    output = dry("tpu_vm.sh", "create", "train", tmp_path=tmp_path, SLICES="2", SPOT="--spot")
+    create, first, second = output.splitlines()
+    assert "--node-count=2 --node-prefix=st-moe" in create
+    assert "--spot" in create
+    assert " ssh st-moe-0 " in first
+    assert " ssh st-moe-1 " in second
+
+
+@pytest.mark.parametrize("accelerator", ["tpu", "gpu"])
+def test_gke_writes_a_jobset(tmp_path, accelerator):
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    output = dry("gke.sh", "train", tmp_path=tmp_path, ACCELERATOR=accelerator, HOSTS="16")
+    manifest = yaml.safe_load(output.split("<<EOF\n")[1].split("\nEOF")[0])
+    assert manifest["kind"] == "JobSet"
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (16, 16, 0)
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [64, 65, 66, 70]
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    assert "launch.train --config=configs/st_moe_32b.py" in container["command"][-1]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]} == {"share", "shm"}
+    if accelerator == "tpu":
+        assert container["resources"]["limits"] == {"google.com/tpu": 4}
+        assert "env" not in container
+    else:
+        # What `launch.multihost` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
+        env = {one["name"]: one["value"] for one in container["env"]}
+        parser = argparse.ArgumentParser()
+        multihost.add_flags(parser)
+        place = multihost.find(parser.parse_args([]), env | {"JOB_COMPLETION_INDEX": "3"})
+        address = "st-moe-workers-0-0.st-moe:8476"
+        assert place == multihost.Place("environment", address, 16, 3)
+
+
+def test_gke_prints_every_step(tmp_path):
+    output = dry("gke.sh", tmp_path=tmp_path)
+    for words in ("docker build", "docker push", "launch.doctor", "launch.train", "kubectl logs"):
+        assert words in output
+    assert "xpk workload create --workload=st-moe" in output
+
+
+def test_slurm_prints_every_step(tmp_path):
+    output = dry("slurm_gpu.sh", tmp_path=tmp_path).splitlines()
+    assert [line.split()[0] for line in output] == ["sbatch", "srun", "scontrol"]
+    assert "-m launch.train --config=configs/st_moe_l.py" in output[1]
+    assert "-m launch.doctor" in dry("slurm_gpu.sh", "doctor", tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, False), (75, True), (76, True), (64, False)])
+def test_slurm_queues_again_what_can_go_on(tmp_path, code, queued):
+    """Inside an allocation, with tools that only say what they were asked."""
+    for tool, ends in (("srun", code), ("scontrol", 0)):
+        path = tmp_path / tool
+        path.write_text(f'#!/bin/sh\necho "{tool} $*"\nexit {ends}\n')
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(FOLDER / "slurm_gpu.sh")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stdout.startswith("srun --label")
+    assert ("scontrol requeue 77" in done.stdout) == queued
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_step_that_does_not_exist_is_refused(name):
+    done = subprocess.run(
+        ["bash", str(FOLDER / name), "--dry_run", "trian"], capture_output=True, text=True
+    )
+    assert done.returncode == 64
+    assert "trian" in done.stderr
