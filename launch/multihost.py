@@ -228,9 +228,16 @@ def _from_tpu(env: Mapping[str, str], patience: float) -> Place | None:
         return None
     from jax._src.clusters import ClusterEnv
 
-    found = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(patience)
-    )
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(patience)
+        )
+    except Exception as error:  # whatever the metadata server or a missing variable lead to
+        raise ConfigError(
+            f"A TPU is here, but not which hosts its slice has ({type(error).__name__}: {error}). "
+            "Name the processes by --coordinator, --processes and --process, or say "
+            "--multihost=off to use the chips of this host alone."
+        ) from error
     address, count, index, _ = found
     if address is None or count is None or index is None:
         return None
