@@ -107,12 +107,16 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def row(facts: dict[str, Any]) -> list[str]:
     """Cells of the table of all configurations."""
     published = facts["published"]
-    score = published.get("neg_log_perplexity")
+    shown = [
+        f"{text} {published[key]}"
+        for key, text in (("neg_log_perplexity", "log perplexity"), ("score", "score"))
+        if key in published
+    ]
     return [
         facts["name"],
         f"{facts['task']}, {facts['data']}",
         f"{facts['params']:,}",
         f"{facts['flops_per_example'] / 1e9:,.2f} G/row",
-        f"log perplexity {score}" if score else "-",
+        ", ".join(shown) or "-",
         published.get("source", "-"),
     ]
