@@ -13,6 +13,7 @@ cannot hold, 66 no such checkpoint, 74 the disk refuses.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: Any, config: Any) -> None:
     import jax.numpy as jnp
 
-    from trainlib import export
+    from trainlib import export, stablehlo
     from trainlib.weights import open_weights
 
     interop = cli.family_module(config, "interop")
@@ -90,29 +91,30 @@ def _run(args: Any, config: Any) -> None:
     kind = "t5x" if args.format == "t5x" else "safetensors"
     names = "own" if args.format == "stablehlo" else args.names
     layout = interop.layout(config, kind, names, name or "float32")
+    beside = interop.beside(args.workdir)
+    layout = dataclasses.replace(layout, files={**layout.files, **beside})
     source = open_weights(args.workdir, abstract, args.step, args.weights)
     share = export.Share(*args.part)
     dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
-    out, extra = args.out, ()
+    out, program = args.out, None
     if args.format == "t5x":
         from moe.interop import t5x_io
 
         written = t5x_io.write(source, layout, out, dtypes=dtypes, share=share)
     else:
-        if args.format == "stablehlo":
-            from trainlib import stablehlo
-
-            extra = stablehlo.FILES
-            if share.first:
-                forward, inputs = interop.serving(config)
-                platforms = [word.strip() for word in args.platforms.split(",")]
-                program = stablehlo.program(
-                    forward, abstract, inputs, dtypes=dtypes, platforms=platforms, batch=args.batch
-                )
+        served = args.format == "stablehlo"
+        if served and share.first:
+            program = _program(args, interop.serving(config), abstract, dtypes)
         written = export.safetensors(
-            source, layout, out, dtypes=dtypes, shard_size=args.shard_size, share=share, extra=extra
+            source,
+            layout,
+            out,
+            dtypes=dtypes,
+            shard_size=args.shard_size,
+            share=share,
+            extra=stablehlo.FILES if served else (),
         )
-        if extra and share.first:
+        if program:
             stablehlo.write(out, *program, config.name)
     if share.first:
         averaged = bool(getattr(source, "averaged", False))
@@ -120,6 +122,18 @@ def _run(args: Any, config: Any) -> None:
         export.record(out, about | {"format": args.format, "names": layout.title})
     source.close()
     _report(args, config.name, layout, written, source.step, share)
+
+
+def _program(args: Any, serving: Any, abstract: Any, dtypes: Any) -> tuple[bytes, dict[str, Any]]:
+    """The program and its signature, before anything is written."""
+    from trainlib import stablehlo
+
+    forward, inputs, facts = serving
+    platforms = [word.strip() for word in args.platforms.split(",")]
+    program, signature = stablehlo.program(
+        forward, abstract, inputs, dtypes=dtypes, platforms=platforms, batch=args.batch
+    )
+    return program, signature | {"facts": facts}
 
 
 def _report(args: Any, name: str, layout: Any, written: Written, step: int, share: Any) -> None:

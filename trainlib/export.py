@@ -19,9 +19,7 @@ from trainlib import interchange, safetensors_io
 from trainlib.errors import ConfigError, StorageError
 from trainlib.interchange import Entry, Layout
 from trainlib.saving import storage_error
-from trainlib.weights import Exported, Saved
-
-RECORD = "export.json"
+from trainlib.weights import RECORD, Exported, Saved
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ Whoever reads them here never holds more than `BATCH` bytes, or one leaf where t
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,9 +21,10 @@ from trainlib import checkpoint, interchange, run, safetensors_io
 from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.nn import Abstract, Spec
 from trainlib.state import TrainState
-from trainlib.untrusted import MIB, check_memory
+from trainlib.untrusted import MIB, check_memory, read_json
 
 BATCH = 32 * MIB  # small leaves are read together
+RECORD = "export.json"  # says where exported weights come from
 WEIGHTS = ("auto", "ema", "raw")
 
 
@@ -68,8 +68,8 @@ class Exported:
 
 
 def _step_of(directory: Path) -> int:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        step = json.loads((directory / "export.json").read_text()).get("step", 0)
+    with contextlib.suppress(CheckpointError):
+        step = read_json(directory / RECORD, MIB).get("step")
         return step if type(step) is int else 0
     return 0
 

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.interchange import SAME, TRANSPOSED, Entry, Layout, Transform, own_layout
 from trainlib.safetensors_io import Reader
 from vitattn import config as config_lib
+from vitattn.classify import CLASS_NAMES
 from vitattn.models import build, configure
 from vitattn.models.resnet_config import DEPTHS, STAGES, ResNetConfig
 
@@ -164,21 +166,36 @@ def open_foreign(kind: str, path: Path) -> Foreign:
     return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
 
 
-def serving(config: ConfigDict) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]]]:
+def beside(workdir: Path) -> dict[str, str]:
+    """Files of a run that go along with its weights: name -> text."""
+    file = workdir / CLASS_NAMES
+    return {CLASS_NAMES: file.read_text(encoding="utf-8")} if file.is_file() else {}
+
+
+def serving(
+    config: ConfigDict,
+) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
     """The evaluation forward as a pure function, for export.
 
     Returns:
-      `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`, and the
-      inputs: name -> (shape, dtype), where a dimension "batch" is free. Images are as training sees
-      them: scaled and normalised.
+      `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`; the inputs:
+      name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
     """
+    from vitattn.predict import source_facts  # which imports this module
+
     model = abstract(config)
     height, width = configure(config.model).size
 
     def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
         return model.bind(params, model_state)(inputs["image"], train=False)
 
-    return forward, {"image": (("batch", height, width, 3), "float32")}
+    mean, std, _ = source_facts(config.data, with_names=False)
+    facts = {
+        "image": "(RGB / 255 - mean) / std",
+        "mean": [float(value) for value in config.data.mean or mean],
+        "std": [float(value) for value in config.data.std or std],
+    }
+    return forward, {"image": (("batch", height, width, 3), "float32")}, facts
 
 
 def compare(config: ConfigDict, weights: nn.Arrays, path: Path, kind: str) -> str:
@@ -207,7 +224,7 @@ def compare(config: ConfigDict, weights: nn.Arrays, path: Path, kind: str) -> st
     model = abstract(config)
     params = {name: weights[name] for name in model.params}
     statistics = {name: weights[name] for name in model.model_state}
-    forward, _ = serving(config)
+    forward, *_ = serving(config)
     found = np.asarray(jax.jit(forward)(params, statistics, {"image": image}))
     difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
     line = f"largest difference of logits to torchvision {difference:.2e}, of {largest:.3g}"

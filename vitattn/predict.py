@@ -21,11 +21,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, nn, sharding, state, step
+from trainlib import checkpoint, nn, sharding, state, step, weights
 from trainlib.errors import ConfigError, DataError, nearest
 from trainlib.mesh import make_mesh
 from trainlib.progress import Progress
-from vitattn import attention_maps, evaluate, plots
+from vitattn import attention_maps, evaluate, interop, plots
 from vitattn import config as config_lib
 from vitattn.classify import CLASS_NAMES
 from vitattn.data import cifar, eval_batches, folder, make_source
@@ -132,6 +132,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     """
     if config.task != "classification":
         raise ConfigError(f"{workdir} holds a run of task={config.task}, which names no classes.")
+    if weights.is_export(workdir):
+        interop.check_size(config)
     resolved = configure(config.model)
     paths = find_images(request.images)
     kept = workdir / CLASS_NAMES
@@ -295,11 +297,20 @@ def load_weights(
     abstract: nn.Abstract,
     shardings: state.TrainState,
 ) -> tuple[int, nn.Arrays, nn.Arrays]:
-    """Step, weights and running statistics of a run; moving averages where it keeps them.
+    """Step, weights and running statistics of a run (moving averages where it keeps them) or of a
+    directory that `launch.export` wrote.
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
     """
+    if weights.is_export(workdir):
+        source = weights.open_weights(workdir, abstract, at_step)
+        places = {**shardings.params, **shardings.model_state}
+        found = {n: jax.device_put(value, places[n]) for n, value in source.leaves()}
+        params, statistics = (
+            {n: found[n] for n in specs} for specs in (abstract.params, abstract.model_state)
+        )
+        return source.step, params, statistics
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     with contextlib.closing(checkpoints):
         number = checkpoints.pick(at_step)

@@ -24,7 +24,16 @@ from trainlib.interchange import Layout, own_layout
 from trainlib.safetensors_io import Reader
 from trainlib.untrusted import read_json
 
-__all__ = ["Foreign", "abstract", "check_size", "compare", "layout", "open_foreign", "serving"]
+__all__ = [
+    "Foreign",
+    "abstract",
+    "beside",
+    "check_size",
+    "compare",
+    "layout",
+    "open_foreign",
+    "serving",
+]
 
 NAMES = ("auto", "hf", "own", *t5x.NAMES)
 
@@ -151,12 +160,20 @@ def serving_model(model: Architecture) -> Architecture:
     return dataclasses.replace(model, routing=routing, remat="none")
 
 
-def serving(config: ConfigDict) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]]]:
+def beside(workdir: Path) -> dict[str, str]:
+    """Files of a run that go along with its weights: none."""
+    del workdir
+    return {}
+
+
+def serving(
+    config: ConfigDict,
+) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
     """The evaluation forward as a pure function, for export.
 
     Returns:
-      `(params, {}, inputs) -> float32 logits [B, L, V]`, and the inputs: name -> (shape, dtype),
-      where a dimension "batch" is free.
+      `(params, {}, inputs) -> float32 logits [B, L, V]`; the inputs: name -> (shape, dtype), where
+      a dimension "batch" is free; what a caller must know of them.
     """
     model = serving_model(architecture(config.model, config.routing))
     bound = nn.abstract(Transformer(model))
@@ -170,4 +187,10 @@ def serving(config: ConfigDict) -> tuple[Callable[..., jax.Array], dict[str, tup
         for stack in model.stacks
         for part in ("inputs", "segments")
     }
-    return forward, inputs
+    facts = {
+        "segments": "1 at tokens, 0 at padding; several texts in a row have numbers of their own",
+        "decoder_inputs": "targets shifted right by one, starting with 0",
+        "vocabulary": config.data.vocabulary,
+        "routing": "each row is a group of its own",
+    }
+    return forward, inputs, facts

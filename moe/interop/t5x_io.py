@@ -26,11 +26,11 @@ import numpy as np
 
 from trainlib import interchange
 from trainlib.errors import CheckpointError
-from trainlib.export import RECORD, Share, Written, prepare
+from trainlib.export import Share, Written, prepare
 from trainlib.interchange import Layout
 from trainlib.saving import storage_error
 from trainlib.untrusted import MAX_JSON, MIB, integer, open_regular, read_json, read_small
-from trainlib.weights import Exported, Saved, nbytes, part_of
+from trainlib.weights import RECORD, Exported, Saved, nbytes, part_of
 
 TREE = "checkpoint"
 _MAX_LEAVES = 100_000

@@ -1,0 +1,314 @@
+"""`launch.export` as a user types it: formats, parts, dtypes, memory, and the way back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors import safe_open
+
+from launch import export, import_weights
+from moe import interop
+from moe.interop import parity
+from tests.launch.commands import ROOT, command, environment
+from tests.moe.interop import models
+from trainlib import checkpoint, run, safetensors_io, weights
+from trainlib import config as settings
+from trainlib.errors import run_command
+from trainlib.state import TrainState
+from vitattn import config as vision_config
+from vitattn import interop as vision
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Name -> (workdir, its weights) of tiny runs of both families."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {n: (root / n, models.workdir(models.config(n), root / n)) for n in ("t5", "st_moe")}
+    config = vision_config.default_config("resnet", attention="augmented")
+    settings.override(config, "model.blocks", (1, 1, 1, 1), "test")
+    settings.override(config, "model.width", 0.125, "test")
+    settings.override(config, "model.num_classes", 10, "test")
+    settings.override(config, "model.image_size", 32, "test")
+    settings.override(config, "model.stem", "small_image", "test")
+    settings.override(config, "model.attention.heads", 2, "test")
+    settings.override(config, "model.attention.min_key_depth", 4, "test")
+    settings.override(config, "data.source", "digits", "test")
+    return made | {"vision": (root / "vision", averaged_run(config, root / "vision"))}
+
+
+def averaged_run(config: ConfigDict, path) -> dict[str, np.ndarray]:
+    """A run whose moving averages are not its weights; returns `raw/...` and `ema/...`."""
+    abstract = vision.abstract(config)
+    random = np.random.default_rng(0)
+
+    def draw(specs):
+        low = 0.1  # variances are positive
+        return {n: random.uniform(low, 0.3, s.shape).astype(np.float32) for n, s in specs.items()}
+
+    params, statistics = draw(abstract.params), draw(abstract.model_state)
+    ema = draw({**abstract.params, **abstract.model_state})
+    step = jax.numpy.int32(3)
+    arrays = [jax.tree.map(jax.numpy.asarray, tree) for tree in (params, statistics, ema)]
+    skipped = jax.numpy.zeros(2, jax.numpy.int32)
+    state = TrainState(step, arrays[0], arrays[1], (), arrays[2], skipped)
+    path.mkdir()
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints")
+    checkpoints.save(3, state, run.checkpoint_meta(config, {}))
+    checkpoints.close()
+    run.save_config(config, path)
+    raw = {f"raw/{n}": v for n, v in {**params, **statistics}.items()}
+    return raw | {f"ema/{n}": v for n, v in ema.items()}
+
+
+def exported(capsys, workdir, out, *flags):
+    code = run_command(lambda: export.main([f"--workdir={workdir}", f"--out={out}", *flags]))
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def imported(workdir) -> dict[str, np.ndarray]:
+    """The weights that an import wrote."""
+    from launch.cli import read_workdir_config
+
+    config = read_workdir_config(workdir, {})
+    family = {"moe": interop, "vitattn": vision}[config.family]
+    source = weights.Saved(workdir, family.abstract(config))
+    return dict(source.leaves())
+
+
+WAYS = {
+    "hf": ("t5", ["--format=safetensors", "--shard_size=50KB"], "hf"),
+    "own names": ("st_moe", ["--format=safetensors"], "safetensors"),
+    "own names of a T5": ("t5", ["--format=safetensors", "--names=own"], "safetensors"),
+    "t5x": ("t5", ["--format=t5x"], "t5x"),
+    "t5x scalable": ("t5", ["--format=t5x", "--names=scalable"], "t5x"),
+    "t5x flaxformer": ("st_moe", ["--format=t5x"], "t5x"),
+    "t5x flaxformer scanned": ("st_moe", ["--format=t5x", "--names=flaxformer_scan"], "t5x"),
+    "stablehlo": ("st_moe", ["--format=stablehlo", "--platforms=cpu"], "safetensors"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_goes_out_comes_back_bit_for_bit(runs, tmp_path, capsys, way):
+    name, flags, form = WAYS[way]
+    workdir, values = runs[name]
+    code, text = exported(capsys, workdir, tmp_path / "out", *flags)
+    assert code == 0, text
+    assert "Exported step 0" in text
+    code = run_command(
+        lambda: import_weights.main(
+            [f"--format={form}", f"--path={tmp_path / 'out'}", f"--out={tmp_path / 'back'}"]
+        )
+    )
+    text = capsys.readouterr().out
+    assert code == 0, text
+    assert "missing     0" in text
+    back = imported(tmp_path / "back")
+    assert set(back) == set(values)
+    for leaf, value in values.items():
+        np.testing.assert_array_equal(back[leaf], value, strict=True)
+
+
+@pytest.mark.parametrize("which", ["auto", "ema", "raw"])
+def test_averaged_and_raw_weights(runs, tmp_path, capsys, which):
+    workdir, values = runs["vision"]
+    flags = ["--format=safetensors", f"--weights={which}"]
+    code, text = exported(capsys, workdir, tmp_path / "out", *flags)
+    assert code == 0, text
+    kind = "raw/" if which == "raw" else "ema/"
+    expected = {n.removeprefix(kind): v for n, v in values.items() if n.startswith(kind)}
+    found = {}
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            found[name] = file.get_tensor(name)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["step"] == 3
+    assert about["moving_averages"] == (which != "raw")
+
+
+def test_bfloat16_keeps_statistics(runs, tmp_path, capsys):
+    workdir, values = runs["vision"]
+    flags = ["--format=safetensors", "--dtype=bf16"]
+    assert exported(capsys, workdir, tmp_path / "out", *flags)[0] == 0
+    reader = safetensors_io.Reader(tmp_path / "out")
+    kinds = {n: t.dtype.name for n, t in reader.tensors.items()}
+    assert kinds["head.kernel"] == "bfloat16"
+    assert kinds["stem.norm.mean"] == kinds["stem.norm.var"] == "float32"
+    expected = values["ema/head.kernel"].astype(jax.numpy.bfloat16)
+    np.testing.assert_array_equal(reader.read("head.kernel"), expected)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "t5x"])
+def test_two_processes_write_what_one_writes(runs, tmp_path, form):
+    """Each writes files of its own, at the same time; none is written twice."""
+    workdir, _ = runs["st_moe"]
+    flags = [f"--workdir={workdir}", f"--format={form}", "--shard_size=50KB"]
+    env = environment(tmp_path / "cache")
+
+    def start(out, *more):
+        return subprocess.Popen(
+            command("export", *flags, f"--out={tmp_path / out}", *more),
+            **{"cwd": ROOT, "env": env, "text": True},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    processes = [start("two", f"--part={n}/2") for n in (1, 2)] + [start("one")]
+    texts = [p.communicate(timeout=200)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0], texts
+    one, two = (
+        {
+            p.relative_to(tmp_path / d): p.read_bytes()
+            for p in (tmp_path / d).rglob("*")
+            if p.is_file()
+        }
+        for d in ("one", "two")
+    )
+    assert one == two
+    counts = [int(line.split()[1]) for t in texts for line in t.splitlines() if "tensors" in line]
+    assert counts[0] + counts[1] == counts[2]
+    assert 0.25 < counts[0] / counts[2] < 0.75
+
+
+def test_a_program_runs_without_this_package(runs, tmp_path, capsys):
+    workdir, values = runs["st_moe"]
+    out = tmp_path / "out"
+    flags = ["--format=stablehlo", "--platforms=cpu,tpu,cuda"]
+    code, text = exported(capsys, workdir, out, *flags)
+    assert code == 0, text
+    config = models.config("st_moe")
+    batch = parity.tokens(config.model.vocab_size)
+    batch = {n: np.pad(x, ((0, 1), (0, models.LENGTH - x.shape[1]))) for n, x in batch.items()}
+    expected = parity.our_logits(config, models.structs(values), batch)
+    np.savez(tmp_path / "batch.npz", expected=expected, **batch)
+    code = (
+        "import sys, numpy as np\n"
+        "import importlib.util as u\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('moe', 'vitattn', 'trainlib', 'launch', 'flax'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        f"sys.path.insert(0, {str(out)!r})\n"
+        "from load import load\n"
+        f"forward, signature = load({str(out)!r})\n"
+        f"given = dict(np.load({str(tmp_path / 'batch.npz')!r}))\n"
+        "expected = given.pop('expected')\n"
+        "assert sorted(given) == sorted(signature['inputs'])\n"
+        "found = np.asarray(forward(given))\n"
+        "print(float(np.abs(found - expected)[given['decoder_segments'] > 0].max()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"cwd": tmp_path, "env": environment(tmp_path / "cache"), "text": True},
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
+    signature = json.loads((out / "signature.json").read_text())
+    assert signature["platforms"] == ["cpu", "tpu", "cuda"]
+    assert signature["output"]["shape"][0] == "batch"
+
+
+def test_a_program_of_a_vision_model(runs, tmp_path, capsys):
+    workdir, _ = runs["vision"]
+    flags = ["--format=stablehlo", "--platforms=cpu", "--dtype=bf16"]
+    code, text = exported(capsys, workdir, tmp_path / "out", *flags)
+    assert code == 0, text
+    done = subprocess.run(
+        [sys.executable, "load.py", "3"],
+        **{"cwd": tmp_path / "out", "env": environment(tmp_path / "cache"), "text": True},
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.stdout == "output (3, 10) float32 on cpu\n", done.stderr
+    facts = json.loads((tmp_path / "out" / "signature.json").read_text())["facts"]
+    assert len(facts["mean"]) == len(facts["std"]) == 3
+
+
+LARGE = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from launch import export
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+flags = [f"--workdir={{sys.argv[1]}}", "--format=safetensors", "--shard_size=10MB"]
+export.main([f"--workdir={{sys.argv[2]}}", *flags[1:], f"--out={{sys.argv[3]}}/small"])
+before = peak()
+export.main([*flags, f"--out={{sys.argv[3]}}/large"])
+print("GREW", peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_larger_than_the_memory_it_takes(runs, tmp_path):
+    """A model of 640 MB in leaves of at most 64 MB: the export takes at most two of them."""
+    config = models.config("t5")
+    sizes = {"width": 1024, "hidden": 4096, "heads": 16, "head_width": 64, "vocab_size": 4096}
+    config.model.update(sizes | {"encoder_blocks": 4, "decoder_blocks": 4})
+    values = models.workdir(config, tmp_path / "large")
+    leaf = max(v.nbytes for v in values.values()) / 2**20
+    total = sum(v.nbytes for v in values.values()) / 2**20
+    assert total > 6 * leaf
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE.format(root=str(ROOT))]
+        + [str(p) for p in (tmp_path / "large", runs["t5"][0], tmp_path)],
+        **{"cwd": ROOT, "env": environment(tmp_path / "cache"), "text": True},
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    grew = float(done.stdout.rpartition("GREW")[2])
+    assert grew < 2.5 * leaf, f"{grew:.0f} MB for leaves of {leaf:.0f} MB, {total:.0f} MB in all"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "named"),
+    [
+        (["--format=pickle"], 64, "safetensors"),
+        (["--format=safetensor"], 64, "Did you mean 'safetensors'"),
+        ([], 64, "--format is missing"),
+        (["--format=safetensors", "--dtype=int8"], 64, "bf16"),
+        (["--format=safetensors", "--shard_size=big"], 64, "500MB"),
+        (["--format=safetensors", "--part=3/2"], 64, "1/4"),
+        (["--format=safetensors", "--names=hf"], 64, "extra_ffn"),
+        (["--format=safetensors", "--names=hug"], 64, "own"),
+        (["--format=safetensors", "--step=9"], 66, "steps there"),
+        (["--format=safetensors", "--weights=ema"], 66, "--weights=raw"),
+        (["--format=safetensors", "--weights=best"], 64, "ema"),
+        (["--format=t5x", "--names=scalable"], 64, "num_experts"),
+        (["--format=stablehlo", "--platforms=cpu,npu"], 64, "tpu"),
+    ],
+)
+def test_mistakes_are_explained(runs, tmp_path, capsys, flags, code, named):
+    workdir, _ = runs["st_moe"]
+    found, text = exported(capsys, workdir, tmp_path / "out", *flags)
+    assert found == code, text
+    assert named in " ".join(text.split())
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_a_directory_with_other_files_is_left_alone(runs, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    workdir, _ = runs["t5"]
+    code, text = exported(capsys, workdir, tmp_path, "--format=safetensors")
+    assert code == 64
+    assert "notes.txt" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_vision_family_has_no_t5x(runs, tmp_path, capsys):
+    code, text = exported(capsys, runs["vision"][0], tmp_path / "out", "--format=t5x")
+    assert code == 64
+    assert "stablehlo" in text
