@@ -290,16 +290,20 @@ class Checkpoints:
         if self._saver:
             self._saver.wait()
 
-    def set_aside(self, step: int) -> Path:
-        """Renames a step that does not count, so that it is in nobody's way; returns its new path.
+    def set_aside(self, step: int) -> None:
+        """Renames a step that does not count, so that it is in nobody's way, and says so. The first
+        process does it for all.
 
         Raises:
           StorageError: the disk refuses.
         """
+        if jax.process_index() != 0:
+            return
         try:
-            return saving.set_aside(self.directory / str(step))
+            aside = saving.set_aside(self.directory / str(step))
         except OSError as error:
             raise saving.storage_error(error, self.directory) from None
+        saving.warn(f"Step {step} was set aside as {aside}.")
 
     def close(self) -> None:
         """Finishes what is under way, stops the writer and lets go of the lock.

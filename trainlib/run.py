@@ -213,7 +213,7 @@ def resume(
             damaged.append(step)
             continue
         for number in damaged:
-            warn(f"Step {number} was set aside as {checkpoints.set_aside(number)}.")
+            checkpoints.set_aside(number)
         return Resumed(step, state, changed)
     if damaged:
         raise CheckpointError(
