@@ -80,6 +80,24 @@ def test_a_process_finds_its_place():
     assert find(flags(), {k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) is None
 
 
+def test_a_slice_is_read_as_jax_reads_it(monkeypatch):
+    """GKE's variables; on a TPU VM the metadata server says the same."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(multihost, "has_tpu", lambda: True)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,b,c,d")
+    monkeypatch.setenv("TPU_WORKER_ID", "2")
+    assert find(flags(), {}) == Place("tpu", "localhost:8482", 4, 2)
+    assert find(flags(), {"JAX_PLATFORMS": "cpu"}) is None
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert find(flags(), {}) is None
+    monkeypatch.setenv("TPU_WORKER_ID", "zero")
+    with pytest.raises(ConfigError, match="not which hosts its slice has"):
+        find(flags(), {})
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [

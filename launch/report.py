@@ -1,0 +1,118 @@
+"""How a run stands, from the files in its workdir: `python -m launch.report --workdir=DIR`.
+
+Reads nothing but JSON, so it may be asked of a run that is training, on any host that sees the
+workdir. `--json` prints the same as data.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import cli
+from trainlib.errors import ConfigError
+
+KINDS = ("train", "eval", "goodput")
+HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and prints the report."""
+    parser = cli.parser("launch.report", "Say how a run stands.")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="of the run")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args, overrides = cli.parse(parser, argv)
+    if overrides:
+        raise ConfigError("launch.report reads a run as it is; --config.KEY=VALUE changes nothing.")
+    facts = report(args.workdir)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        from trainlib.progress import summary
+
+        print(summary(f"{facts['name']} in {args.workdir}", rows(facts)))
+    return 0
+
+
+def report(workdir: Path) -> dict[str, Any]:
+    """What the files of a run say.
+
+    Returns:
+      name, steps (asked for), step (of the last line of metrics), seconds_ago (since that line),
+      holder (process and host that hold or last held the workdir; None after an orderly end),
+      checkpoints (step numbers), and for each kind of metrics its last line: train, eval, goodput.
+
+    Raises:
+      ConfigError: there is no run in the directory.
+    """
+    from trainlib.config import read_json
+    from trainlib.writers import read
+
+    if not (workdir / "config.json").is_file():
+        raise ConfigError(
+            f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
+            "that was the --workdir of `python -m launch.train`."
+        )
+    config = read_json(workdir / "config.json")
+    metrics = workdir / "metrics.jsonl"
+    last: dict[str, dict[str, Any]] = {}
+    for record in read(metrics) if metrics.exists() else ():
+        last[record.get("kind", "train")] = record
+    return {
+        "name": config.get("name"),
+        "steps": config.get("steps"),
+        "step": max((record["step"] for record in last.values()), default=0),
+        "seconds_ago": time.time() - metrics.stat().st_mtime if metrics.exists() else None,
+        "holder": _holder(workdir),
+        "checkpoints": sorted(
+            int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
+        ),
+        **{kind: last.get(kind, {}) for kind in KINDS},
+    }
+
+
+def _holder(workdir: Path) -> str | None:
+    from trainlib.lock import NAME
+
+    try:
+        found = json.loads((workdir / NAME).read_text())
+        return f"process {found['pid']} on {found['host']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The report as rows (name, text)."""
+    from trainlib.goodput import phrase
+    from trainlib.progress import duration, number
+
+    done = facts["step"] >= facts["steps"]
+    ago = "" if facts["seconds_ago"] is None else f", written {duration(facts['seconds_ago'])} ago"
+    if facts["holder"]:
+        state = f"held by {facts['holder']} (or left by it, if it was killed)"
+    else:
+        state = "complete" if done else "not running"
+    table = [("state", state), ("step", f"{facts['step']} of {facts['steps']}{ago}")]
+    for kind in ("train", "eval"):
+        shown = [
+            f"{name} {number(value)}"
+            for name, value in facts[kind].items()
+            if name not in HIDDEN and "/" not in name and isinstance(value, int | float)
+        ]
+        if shown:
+            table.append((f"{kind}, step {facts[kind]['step']}", ", ".join(shown)))
+    spent = facts["goodput"]
+    if spent:
+        speed = spent.get("examples_per_second")
+        told = "unknown" if speed is None else f"{number(speed)} examples/s"
+        mfu = f", MFU {100 * spent['mfu']:.1f} %" if "mfu" in spent else ""
+        table += [("speed", told + mfu), ("time went to", phrase(spent))]
+    table.append(("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"))
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,83 @@
+"""`launch.report` on workdirs as runs leave them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import report
+from trainlib.errors import ConfigError
+from trainlib.writers import Writers
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "small", "steps": 30, "seed": 0}))
+    writers = Writers(tmp_path, tensorboard=False)
+    for step in (1, 2, 20):
+        writers.write(step, "train", {"loss": 3.0 / step, "router/encoder.3/load_0": 0.5})
+    writers.write(10, "eval", {"top1": 0.75})
+    parts = {"steps": 0.5, "input_wait": 0.1, "checkpoint_stall": 0.1, "evaluation": 0.1}
+    writers.write(20, "goodput", {**parts, "start": 0.2, "examples_per_second": 1234.0, "mfu": 0.4})
+    writers.close()
+    for name in ("10", "20", "20.damaged"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_run_on_its_way(workdir, capsys):
+    (workdir / "run.lock").write_text('{"pid": 12, "host": "a"}\n')
+    assert report.main([f"--workdir={workdir}"]) == 0
+    output = capsys.readouterr().out
+    for words in (
+        "held by process 12 on a",
+        "20 of 30, written 0s ago",
+        "loss 0.15",
+        "top1 0.75",
+        "1,234 examples/s, MFU 40.0 %",
+        "steps 50 %, data 10 %, saves 10 %, evaluation 10 %, start 20 %",
+        "10, 20",
+    ):
+        assert words in output
+    assert "router" not in output
+
+
+def test_the_same_as_data(workdir, capsys):
+    (workdir / "run.lock").write_text("")
+    report.main([f"--workdir={workdir}", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["name"], facts["step"], facts["steps"]) == ("small", 20, 30)
+    assert facts["holder"] is None
+    assert facts["checkpoints"] == [10, 20]
+    assert facts["eval"]["top1"] == 0.75
+    assert dict(report.rows(facts))["state"] == "not running"
+    assert dict(report.rows({**facts, "step": 30}))["state"] == "complete"
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "small", "steps": 30}')
+    facts = report.report(tmp_path)
+    assert facts["step"] == 0
+    assert dict(report.rows(facts))["checkpoints"] == "none"
+
+
+def test_no_run_and_changes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        report.main([f"--workdir={tmp_path}"])
+    with pytest.raises(ConfigError, match="changes nothing"):
+        report.main([f"--workdir={tmp_path}", "--config.steps=3"])
+
+
+def test_jax_is_not_needed(workdir):
+    """On a login node it answers at once, and starts no accelerator."""
+    import subprocess
+
+    code = (
+        "import sys\nfrom launch.report import main\n"
+        f"main(['--workdir={workdir}'])\nsys.exit('jax' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], timeout=60
+    )
+    assert done.returncode == 0
