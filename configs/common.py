@@ -91,6 +91,7 @@ def _table_row(model: Mapping[str, Any]) -> dict[str, Any]:
 def digits(config: ConfigDict) -> None:
     """1,797 real handwritten digits of 8x8 pixels (scikit-learn), on a laptop's CPU."""
     config.data.source = "digits"
+    config.target = "v5e-4"
     config.data.augment = "shift"
     config.data.eval_crop = 1.0
     config.model.num_classes = 10
@@ -160,6 +161,7 @@ def _imagenet(config: ConfigDict, epochs: int, batch_size: int) -> float:
     """Length and rhythm of a run on ImageNet; returns the steps of an epoch."""
     epoch = IMAGENET_TRAIN / batch_size
     config.batch_size = batch_size
+    config.target = f"v5e-{batch_size // 64}"  # 64 images a chip
     config.steps = steps_of(epochs, IMAGENET_TRAIN, batch_size)
     config.model.dtype = "bfloat16"
     config.eval_every = round(5 * epoch)
@@ -226,6 +228,7 @@ def imagenet_mnasnet(config: ConfigDict, *, augmented: bool) -> None:
 def cifar100(config: ConfigDict, *, augmented: bool) -> None:
     """Wide residual networks of arXiv 1904.09925 on CIFAR-100: 500 epochs, warm-up, cosine."""
     config.data.source = "cifar100"
+    config.target = "v5e-4"
     config.data.augment = "flip_crop"
     config.data.eval_crop = 1.0
     config.batch_size = 256 if augmented else 1024

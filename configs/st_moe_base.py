@@ -24,5 +24,6 @@ VARIANTS = {"dense": common.sets(routing__num_experts=0, published__source="T5 v
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense."""
     config = published_recipe(default_config("st_moe_base"), tokens=100_000 * 2**20)
+    config.target = "v5e-16"
     config.published.source = "flaxformer st_moe_base"
     return common.pick(__file__, variant, VARIANTS, config)

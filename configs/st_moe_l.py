@@ -30,6 +30,7 @@ VARIANTS = {
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense, long."""
     config = published_recipe(default_config("st_moe_l"), tokens=100_000 * 2**20)
+    config.target = "v5p-64"  # 32 chips, an expert each
     config.routing.group_sequences = 4
     config.published.params = "4.1B"
     config.published.neg_log_perplexity = -1.369

@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: z_loss, jitter, clip, relu."""
     config = default_config("st_moe_tiny")
     config.name = "st_moe_stability"
+    config.target = "v5e-4"
     config.model.update(width=64, hidden=128, head_width=16, dtype="float32", remat="none")
     config.routing.update(z_weight=0.0, min_capacity=1)
     config.data.update(encoder_length=64, decoder_length=32)

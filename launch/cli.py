@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,9 +195,19 @@ def load(text: str | None, overrides: dict[str, str]) -> Loaded:
     return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 
+def _leave_tpus_alone() -> None:
+    """Where libtpu is only there to compile, JAX would look for a TPU in vain, with a page of
+    warnings.
+    """
+    places = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
+    if importlib.util.find_spec("libtpu") and not any(Path(place).exists() for place in places):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Entry point of a command: runs it, prints expected errors as a paragraph, exits."""
     argv = sys.argv[1:]
+    _leave_tpus_alone()
     sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))
 
 

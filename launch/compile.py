@@ -53,11 +53,16 @@ def main(argv: Sequence[str]) -> int:
         "--cache", type=Path, default=CACHE, help="where searches keep reports (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--all", action="store_true", help="one line for each shipped configuration and its target"
+    )
     args, overrides = cli.parse(parser, argv)
     if not 0 < args.mfu <= 1:
         parser.error(f"--mfu={args.mfu} is a share of the peak: above 0, at most 1")
     # Before JAX is imported: a machine's own accelerators are left alone.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.all:
+        return every()
     if args.search:
         return search(args, overrides)
     config = cli.load(args.config, overrides).config
@@ -100,6 +105,25 @@ def compiled_report(plan: Plan, target: Target, mfu: float = 0.5) -> dict[str, A
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def every() -> int:
+    """Compiles each shipped configuration for the target it names; one line each."""
+    from trainlib.plan_report import verdict
+    from trainlib.progress import duration
+
+    failed = 0
+    for path in cli.shipped():
+        config = cli.load(str(path), {}).config
+        if not config.target:
+            print(f"{config.name}: names no target", flush=True)
+            continue
+        report = compiled_report(*planned(config, None))
+        failed += not report["fits"] or bool(report["rematerialization_warnings"])
+        warned = len(report["rematerialization_warnings"])
+        notes = f", {warned} arrays copied to every device" if warned else ""
+        print(f"{verdict(report)}{notes}, {duration(report['compile_seconds'])}", flush=True)
+    return EXIT_DOES_NOT_FIT if failed else 0
 
 
 def search(args: Any, overrides: dict[str, str]) -> int:

@@ -1,0 +1,121 @@
+"""ST-MoE-32B compiled for its pods, here: `python -m benchmarks.compile_32b [VARIANT...]`.
+
+Each pod in a process of its own, so that the host memory is that of one compilation. Prints the
+table and what must hold, and ends with 1 when something does not:
+
+- exactly 269,104,613,376 parameters;
+- arguments and temporaries within 85 % of the device's memory;
+- all-to-all over mesh rows only, 6 for each of 12 sparse blocks; the two lookups of words and their
+  gradients are the only ones over columns;
+- gathers over rows at most what two passes over the dense weights in bfloat16 take, so no expert
+  ever is gathered;
+- no plain all-reduce over columns above 100 MB in all;
+- no array copied to every device because the partitioner knew no better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+CONFIG = "configs/st_moe_32b.py"
+VARIANTS = ("", "v5p_1024", "v5p_2048", "v6e_256")
+PARAMS = 269_104_613_376
+SECONDS, HOST_GB = 300, 8  # on two idle cores; printed, not a gate
+
+
+def compiled(variant: str) -> dict[str, Any]:
+    """The report of one variant, from a process of its own."""
+    config = f"{CONFIG}:{variant}" if variant else CONFIG
+    command = [sys.executable, "-m", "launch.compile", f"--config={config}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 70):
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def dense_elements() -> int:
+    """Elements of the matrices that lie over mesh rows and are gathered for use."""
+    from launch import cli
+    from moe import plan
+    from trainlib.mesh import make_mesh
+
+    config = cli.load(CONFIG, {"mesh.data": "1", "mesh.model": "1"}).config
+    specs = plan.make(config, make_mesh(1, 1, 1)).abstract.params.values()
+    return sum(spec.size for spec in specs if "embed" in spec.axes)
+
+
+def gates(report: dict[str, Any], dense: int) -> dict[str, bool]:
+    """What must hold -> whether it does."""
+    moved = {(one["kind"], *one["axes"]): one for one in report["collectives"]}
+
+    def figure(kind: str, axis: str, what: str) -> float:
+        return moved.get((kind, axis), {}).get(what, 0)
+
+    return {
+        "parameters": report["params"]["total"] == PARAMS,
+        "memory": report["bytes_per_device"]["used_share"] <= 0.85,
+        "exchange": figure("all-to-all", "data", "times") == 72
+        and figure("all-to-all", "model", "times") == 4
+        and sum(key[0] == "all-to-all" for key in moved) == 2,
+        "gathers": figure("all-gather", "data", "bytes") <= 4 * dense / report["mesh"]["model"]
+        and ("all-gather", "data", "model") not in moved,
+        "reductions": figure("all-reduce", "model", "bytes") <= 100e6,
+        "copies": not report["rematerialization_warnings"],
+    }
+
+
+def row(report: dict[str, Any]) -> list[str]:
+    """Cells of the table."""
+    size, bounds = report["bytes_per_device"], report["bounds"]
+    sent = {"data": 0.0, "model": 0.0}
+    for one in report["collectives"]:
+        sent["data" if "data" in one["axes"] else "model"] += one["wire_bytes"]
+    return [
+        report["target"],
+        f"{report['chips']}",
+        f"{report['mesh']['data']} x {report['mesh']['model']}",
+        f"{size['arguments'] / 1e9:.2f} + {size['temporaries'] / 1e9:.2f}",
+        f"{size['hbm'] / 1e9:.1f}",
+        f"{size['used_share']:.0%}",
+        f"{sent['data'] / 1e9:.1f} + {sent['model'] / 1e9:.1f}",
+        f"{bounds['step']:.2f}",
+        f"{report['tokens_per_second'] / 1e6:.2f} M",
+        f"{report['compile_seconds']:.0f} s, {report['host_peak_bytes'] / 1e9:.1f} GB",
+    ]
+
+
+HEADS = [
+    *("target", "chips", "rows x columns", "state + temporaries, GB", "memory, GB", "used"),
+    *("sent over rows + columns, GB", "step bound, s", "tokens/s at it", "compiled in"),
+]
+
+
+def main() -> int:
+    """Compiles, prints table and gates."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("variants", nargs="*", default=VARIANTS, metavar="VARIANT")
+    dense, failed = dense_elements(), []
+    print("| " + " | ".join(HEADS) + " |\n" + "|---" * len(HEADS) + "|")
+    for variant in parser.parse_args().variants:
+        report = compiled(variant)
+        if not report["fits"]:
+            print(f"{report['target']} does not fit: {report['shortfall']}", flush=True)
+            failed.append(f"{report['target']}: memory")
+            continue
+        print("| " + " | ".join(row(report)) + " |", flush=True)
+        held = gates(report, dense)
+        failed += [f"{report['target']}: {name}" for name, holds in held.items() if not holds]
+        slow = report["compile_seconds"] > SECONDS
+        heavy = report["host_peak_bytes"] > HOST_GB * 1e9
+        if slow or heavy:
+            print(f"  above {SECONDS} s or {HOST_GB} GB; the limits are for two idle cores")
+    print(f"missed: {', '.join(failed)}" if failed else "all of the gates hold")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

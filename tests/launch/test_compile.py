@@ -1,0 +1,208 @@
+"""Plans for pods, compiled by the TPU compiler on this machine: bytes and collectives of a small
+model by hand, verdicts, mistakes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from launch import compile as command
+from trainlib.errors import run_command
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
+)
+
+# Two decoder blocks, the second with 4 experts, on 2 rows x 2 columns; gathers over rows and
+# columns, the exchange with the experts and the split table all happen.
+SMALL = (
+    "--config=configs/st_moe_tiny.py",
+    "--target=v5e:2x2",
+    "--config.mesh.data=2",
+    "--config.mesh.model=2",
+    "--config.model.kind=decoder",
+    "--config.model.decoder_blocks=2",
+    "--config.model.sparse_period=2",
+    "--config.model.dtype=bfloat16",
+    "--config.model.remat=full",
+)
+DIGITS = (
+    "--config=configs/resnet50.py:digits",
+    "--config.model.width=0.25",
+    "--config.model.blocks=1,1,1,1",
+)
+V, D, F, HEADS, E = 512, 128, 256, 4, 4
+
+
+def run(capsys, *arguments):
+    """(exit code, report) of `launch.compile ... --json`."""
+    code = run_command(lambda: command.main([*arguments, "--json"]))
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The report of SMALL as data and as text."""
+    from launch import cli
+    from trainlib.plan_report import to_text
+
+    made = cli.parser("test", "")
+    made.add_argument("--config")
+    args, overrides = cli.parse(made, [a for a in SMALL if not a.startswith("--target")])
+    config = cli.load(args.config, overrides).config
+    report = command.compiled_report(*command.planned(config, "v5e:2x2"))
+    return report, to_text(report)
+
+
+def dense_elements():
+    """Elements of the matrices that FSDP splits: attention and feed-forward layer of both blocks,
+    output matrix.
+    """
+    return 2 * (4 * D * D + 3 * D * F) + D * V
+
+
+@needs_libtpu
+def test_bytes_of_a_device_by_hand(small):
+    report, _ = small
+    experts = E * 3 * D * F
+    halves = V * D + 32 * HEADS  # input table and relative bias, over columns
+    whole = D * E + 6 * D  # router, norms
+    assert report["params"]["total"] == dense_elements() + experts + halves + whole
+    assert report["params"]["active"] == report["params"]["total"] - experts // 2
+    elements = (dense_elements() + experts) // 4 + halves // 2 + whole
+    sizes = report["bytes_per_device"]
+    assert sizes["params"] == 4 * elements
+    rows, length = 32 // 4, 48
+    assert sizes["batch"] == 4 * rows * length * 4  # inputs, segments, targets, weights
+    least = sizes["params"] + sizes["optimizer"] + sizes["batch"]
+    assert least <= sizes["arguments"] <= 1.3 * least  # small arrays are padded to tiles
+    assert sizes["total"] == sizes["arguments"] + sizes["temporaries"]
+    assert sizes["margin"] == 16 * 2**30 - sizes["total"]
+
+
+@needs_libtpu
+def test_collectives_of_the_sparse_step(small):
+    """The exchange over rows alone, twice each forward, recomputed and backward; experts stay."""
+    report, _ = small
+    found = {(one["kind"], *one["axes"]): one for one in report["collectives"]}
+    assert found["all-to-all", "data"]["times"] == 6
+    gathered = found["all-gather", "data"]["bytes"]
+    assert gathered <= 2 * 2 * dense_elements() / 2  # forward and recomputed, bf16, 2 columns
+    assert not any(axes[1:] == ("data", "model") for axes in found if axes[0] == "all-gather")
+    # No activation is summed whole over columns: the largest would be [16, 48, 128] in bf16.
+    reduced = found["all-reduce", "model"]
+    assert reduced["bytes"] < 16 * 48 * 128 * 2 * reduced["times"] / 2
+    assert report["rematerialization_warnings"] == []
+
+
+@needs_libtpu
+def test_arithmetic_and_bounds_follow_from_each_other(small):
+    report, text = small
+    flops, bounds = report["flops"], report["bounds"]
+    # Full recomputation is a fourth forward pass; the loss recomputes its logits too.
+    assert 1.2 < flops["executed_per_step"] / flops["model_per_step"] < 4 / 3
+    assert bounds["arithmetic_at_peak"] == pytest.approx(flops["executed_per_device"] / 197e12)
+    assert bounds["arithmetic_at_mfu"] == pytest.approx(2 * bounds["arithmetic_at_peak"])
+    assert bounds["step"] == max(v for k, v in bounds.items() if k != "step")
+    assert report["examples_per_second"] == pytest.approx(32 / bounds["step"])
+    assert report["tokens_per_second"] == pytest.approx(48 * 32 / bounds["step"])
+    assert text.startswith("st_moe_tiny on v5e:2x2: fits")
+    assert "all-to-all over data" in text
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_a_verdict(capsys):
+    """Activations fill the memory, so what is missing grows with the batch as arithmetic says."""
+    required = []
+    for size in (4_000_000, 8_000_000):
+        arguments = (*DIGITS, f"--config.batch_size={size}", "--target=v5e-4")
+        code, report = run(capsys, *arguments)
+        short = report["shortfall"]
+        assert (code, report["fits"]) == (70, False)
+        assert short["available"] == pytest.approx(15.75 * 2**30)
+        assert short["missing"] == short["required"] - short["available"]
+        assert any(f"batch_size={size // 2}" in line for line in report["try"])
+        largest = report["largest_arrays_whole"][0]["bytes"]
+        assert largest == size * 8 * 8 * 64 * 4  # stem: 8 x 8 pixels, 64 channels
+        assert short["required"] > largest / 4
+        required.append(short["required"])
+    assert required[1] == pytest.approx(2 * required[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config is missing"),
+        ([DIGITS[0]], "--target is missing"),
+        ([DIGITS[0], "--target=v5p-1025"], "Did you mean 'v5p-1024'"),
+        ([DIGITS[0], "--target=v5e-4", "--mfu=0"], "--mfu=0.0"),
+        ([DIGITS[0], "--target=v5e-4", "--search=batches"], "Did you mean 'batch'"),
+        ([DIGITS[0], "--target=v5e-4", "--serch"], "Did you mean '--search'"),
+    ],
+)
+def test_mistakes(arguments, said, capsys):
+    assert run_command(lambda: command.main(arguments)) == 64
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([DIGITS[0], "--target=v5e-4", "--config.mesh.data=3"], "needs 3 devices, and 4"),
+        ([DIGITS[0], "--target=2xv5e-4", "--config.mesh.replica=3"], "has 8 devices"),
+        ([DIGITS[0], "--target=v5e-16", "--config.batch_size=24"], "16 devices"),
+        (
+            [
+                *SMALL,
+                "--config.mesh.data=4",
+                "--config.mesh.model=1",
+                "--config.routing.num_experts=2",
+            ],
+            "4 rows",
+        ),
+        ([DIGITS[0], "--target=v5e:3x5x7"], "v5e:4x4"),
+    ],
+)
+def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
+    assert run_command(lambda: command.main(arguments)) == 64
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_fitting_is_monotone_in_everything_that_is_searched(capsys, tmp_path):
+    """More chips, fewer examples and more recomputation never need more on a device."""
+
+    def total(*arguments):
+        report = run(capsys, *arguments)[1]
+        size = report["bytes_per_device"].get("total")
+        return size or report["shortfall"]["required"]
+
+    slices = [total(*DIGITS, "--config.batch_size=32768", f"--target=v5e-{n}") for n in (4, 8, 16)]
+    assert slices == sorted(slices, reverse=True)
+    batches = [
+        total(*DIGITS, f"--config.batch_size={2**n}", "--target=v5e-4") for n in (14, 16, 18)
+    ]
+    assert batches == sorted(batches)
+    wide = [*SMALL, "--config.batch_size=2048"]
+    order = [total(*wide, f"--config.model.remat={name}") for name in ("none", "minimal", "full")]
+    assert order == sorted(order, reverse=True)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_search_finds_the_largest_batch_and_remembers(capsys, tmp_path):
+    arguments = [*DIGITS, "--target=v5e-4", "--search=batch", f"--cache={tmp_path}"]
+    code, found = run(capsys, *arguments, "--config.batch_size=200000")
+    assert code == 0
+    best = found["batch"]["batch_size"]
+    assert 100_000 < best < 1_000_000
+    asked = len(list(tmp_path.iterdir()))
+    code, again = run(capsys, *arguments, "--config.batch_size=200000")
+    assert again == found
+    assert len(list(tmp_path.iterdir())) == asked
+    assert run(capsys, *DIGITS, "--target=v5e-4", f"--config.batch_size={best * 5 // 4}")[0] == 70
