@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test lint bench reproduce-small reproduce-stability soak nightly fuzz clean
+.PHONY: train test lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -31,6 +31,14 @@ reproduce-small: $(VENV)/.train
 
 reproduce-stability: $(VENV)/.train
 	$(BIN)/python -m benchmarks.reproduce_stability
+
+# The 269-billion-parameter step for its pods, and every configuration for the pod that it names;
+# nothing is run on a device. Minutes to an hour on two cores.
+compile-32b: $(VENV)/.test
+	$(BIN)/python -m benchmarks.compile_32b
+
+compile-all: $(VENV)/.test
+	$(BIN)/python -m launch.compile --all
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
