@@ -338,9 +338,9 @@ def versions() -> dict[str, str]:
 
 
 _LOST = (
-    b"error: The connection to the other processes is lost: one of them was killed, lost its "
-    b"machine or stopped\nanswering (above, JAX names it). Start the same command on all hosts "
-    b"again: it goes on from the last\ncheckpoint.\n"
+    b"error: This process was aborted; what stands above says why. With many hosts it is as a rule "
+    b"the loss of another\nprocess: killed, its machine gone, or silent for too long. Start the "
+    b"same command on all hosts again: it goes on\nfrom the last checkpoint.\n"
 )
 
 
