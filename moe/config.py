@@ -40,6 +40,7 @@ GENERAL = config_lib.COMMON | {
     "init_from_step": (0, "checkpoint of that run; 0 = the newest"),
     "sweep": ("", "grid: print the settings of the paper's table 20; a number: train that one"),
     "evaluation.split": ("validation", "what tasks are scored on: train, validation or test"),
+    "evaluation.limit": (0, "examples of each task scored while training, the first; 0 = all"),
     "evaluation.classify": (
         "generate",
         "answers with given candidates: generate the words (as T5), or rank, which is faster",
@@ -181,5 +182,7 @@ def check(config: ConfigDict, batch_parts: int) -> None:
     config_lib.check_common(config, batch_parts)
     if config.task not in TASKS:
         raise one_of("task", config.task, TASKS)
+    if config.evaluation.limit < 0:
+        raise ConfigError(f"evaluation.limit={config.evaluation.limit} must not be negative.")
     if config.eval_batches < 0:
         raise ConfigError(f"eval_batches={config.eval_batches} must not be negative.")

@@ -75,14 +75,14 @@ def run(
             f"--write_predictions writes answers to tasks, and {workdir} is a run of "
             f"task={config.task!r}. Give the --workdir of a fine-tuning run."
         )
-    source = make_source(config.data, "holdout")
-    check_vocabulary(source.vocabulary, plan.model.vocab_size)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     number = checkpoints.pick(at_step)
     params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
     checkpoints.close()
     if config.task == "finetune":
         return score_tasks(plan, params, number, write_predictions)
+    source = make_source(config.data, "holdout")
+    check_vocabulary(source.vocabulary, plan.model.vocab_size)
     result = over_split(plan.eval_step(), params, source, plan)
     result = {"step": number, **result, UNIGRAM: unigram_entropy(source.target_counts())}
     rows = [("step", number), *table(result), *router_rows(result, plan)]

@@ -64,7 +64,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     unigram = unigram_entropy(eval_source.target_counts())
-    tasks = tasks_lib.Tasks(plan) if config.task == "finetune" else None
+    limit = config.evaluation.limit
+    tasks = tasks_lib.Tasks(plan, limit) if config.task == "finetune" else None
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore
@@ -91,7 +92,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
             state = upcycle.start(plan, state)
         if config.init_from:
             state, taken = finetune.start(plan, state)
-            print(taken if main_host else "", flush=True)
+            if main_host:
+                print(taken, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
         print(opening(plan, source, eval_source, unigram, start), flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from moe.answer import Answerer, Question
 from moe.data import supervised
 from moe.data.benchmark import SPLITS, Benchmark, TextExample
-from moe.data.vocabulary import make_vocabulary
+from moe.data.vocabulary import check_vocabulary, make_vocabulary
 from moe.eval import scores as scoring
 from moe.plan import Plan
 from trainlib import nn
@@ -19,14 +19,18 @@ SCORE = "score/"  # prefix of the figures of tasks among the results of an evalu
 
 
 class Tasks:
-    """The tasks of a run, all their examples read and tokenised.
+    """The tasks of a run, their examples read and tokenised.
+
+    Args:
+      plan: of the run.
+      limit: of each task so many examples, the first; 0: all of them.
 
     Raises:
       ConfigError: a key of `evaluation.` or `decoding.` that cannot work.
       DataError: data that is not there or cannot be used.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, limit: int = 0):
         config = plan.config
         if config.evaluation.split not in SPLITS:
             raise one_of("evaluation.split", config.evaluation.split, SPLITS)
@@ -34,12 +38,15 @@ class Tasks:
             raise one_of("evaluation.classify", config.evaluation.classify, CLASSIFY)
         self.split, self.ranked = config.evaluation.split, config.evaluation.classify == "rank"
         self.vocabulary = make_vocabulary(config.data)
+        check_vocabulary(self.vocabulary, plan.model.vocab_size)
         self.answerer = Answerer(plan, self.vocabulary)
         self.config = config
         kind = config.data.source.partition(":")[0]
         supervised.check_labels(config.data.source, self.split, self.vocabulary)
         self.examples: dict[str, list[TextExample]] = {
-            task.name: supervised.load(config.data, f"{kind}:{task.name}", self.split)
+            task.name: supervised.load(config.data, f"{kind}:{task.name}", self.split)[
+                : limit or None
+            ]
             for task in self._tasks()
         }
         if not self.examples:
