@@ -52,7 +52,7 @@ class Runs:
     """Trainings of one family below one directory, with a compilation cache between them."""
 
     def __init__(self, family: str, folder: Path):
-        self.folder = folder
+        self.folder, self.started = folder, 0
         self.arguments = [*TINY[family], *COMMON]
         if family == "moe":
             self.arguments.append(f"--config.data.cache={folder / 'tokens'}")
@@ -68,12 +68,13 @@ class Runs:
     ) -> subprocess.Popen:
         """Starts a training; `words` come before its own arguments, in place of launch.train."""
         words = words or ("launch.train",)
+        self.started += 1
         return subprocess.Popen(
             [sys.executable, "-m", *words, *self.arguments, f"--workdir={workdir}"],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "errors.txt").open("a"),
+            stderr=(self.folder / f"errors{self.started}.txt").open("w"),
             preexec_fn=before,
         )
 
@@ -95,9 +96,11 @@ def steps(workdir: Path) -> list[int]:
 
 
 def reached(process: subprocess.Popen, workdir: Path, step: int) -> bool:
-    """Waits until a run has written `step`; False when it ended before."""
+    """Waits until a run that has just started has written `step`; False when it ended before."""
+    started, config = time.time(), workdir / "config.json"
     while process.poll() is None:
-        if losses(workdir)[-1:] >= [(step, "")]:
+        fresh = config.exists() and config.stat().st_mtime > started
+        if fresh and losses(workdir)[-1:] >= [(step, "")]:
             return True
         time.sleep(0.02)
     return False
@@ -181,7 +184,7 @@ def soak(family: str, faults: int, seed: int, folder: Path) -> tuple[int, int]:
     runs, draw, wrong = Runs(family, folder), random.Random(seed), 0
     unbroken = folder / "unbroken"
     if runs.start(unbroken).wait():
-        raise SystemExit((folder / "errors.txt").read_text())
+        raise SystemExit((folder / "errors1.txt").read_text())
     expected = losses(unbroken)
     round_number = 0
     workdir = folder / "run0"

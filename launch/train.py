@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import cli, multihost
+from trainlib.interrupt import leave_when_asked
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,4 +41,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    leave_when_asked()
     cli.run(main)

@@ -211,7 +211,9 @@ class Checkpoints:
         try:
             # The handler and not a Checkpointer around it: that one waits for all processes, also
             # for one that could not read.
-            read = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
+            found_there = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
+            read = {name: found_there.get(name) for name in wanted}
+            failure = _unlike(read, wanted)
         except Exception as error:  # Orbax raises a bare Exception for a damaged file.
             failure = (str(error) or type(error).__name__).splitlines()[0][:300]
         if not agreed(not failure):
@@ -316,6 +318,17 @@ class Checkpoints:
             self._saver = None
         if self._lock:
             self._lock.release()
+
+
+def _unlike(read: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What Orbax returned that nobody asked for, as it does when its metadata is damaged; or ""."""
+    for name, like in wanted.items():
+        value = read[name]
+        if not isinstance(value, jax.Array | np.ndarray):
+            return f"leaf {name} reads as {type(value).__name__}"
+        if (value.shape, value.dtype) != (like.shape, like.dtype):
+            return f"leaf {name} reads as {value.shape} {value.dtype}"
+    return ""
 
 
 def _dtype(name: str) -> Any:

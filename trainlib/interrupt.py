@@ -15,6 +15,20 @@ from types import FrameType, TracebackType
 from trainlib.errors import Preempted
 
 
+def leave_when_asked() -> None:
+    """SIGINT and SIGTERM end the process with 75, until a `StopRequest` takes over: before the
+    first step there is nothing to save, and after the last one everything is.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    print(f"\n{name}: leaving; no step is under way.", file=sys.stderr, flush=True)
+    os._exit(Preempted.exit_code)
+
+
 class StopRequest:
     """Context manager: `requested` turns true on SIGINT or SIGTERM; a second signal exits with 75.
 

@@ -117,3 +117,19 @@ def test_the_second_signal_leaves_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
     assert "SIGTERM again" in done.stderr
+
+
+def test_a_signal_before_the_first_step_leaves_with_75():
+    code = (
+        "import os, signal, time\n"
+        "from trainlib.interrupt import StopRequest, leave_when_asked\n"
+        "leave_when_asked()\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert stop.requested\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75
+    assert "SIGTERM: leaving" in done.stderr
