@@ -56,7 +56,8 @@ def plan(images: int, groups: int, steps: int, step_bytes: int) -> Tiles:
     if image_bytes > limit:
         tile_groups = largest_divisor(groups, limit // step_bytes)
         return Tiles(1, tile_groups, largest_divisor(steps, limit // (tile_groups * step_bytes)))
-    chunk = largest_divisor(images, 2 * limit // image_bytes)
+    # A program for any batch (`jax.export`) takes one image after the other.
+    chunk = largest_divisor(images, 2 * limit // image_bytes) if isinstance(images, int) else 1
     if jax.default_backend() == "cpu":
         limit = min(limit, chunk * image_bytes // 2)
     return Tiles(chunk, largest_divisor(chunk * groups, limit // (steps * step_bytes)), steps)
