@@ -204,6 +204,18 @@ def _leave_tpus_alone() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def part(text: str) -> tuple[int, int]:
+    """The value of `--part`: "I/N" -> (I, N), a share of work that N processes or machines do.
+
+    Raises:
+      ConfigError: it is no such share.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part={text} is not I/N with 0 <= I < N, for example --part=0/4.")
+    return int(index), int(count)
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Entry point of a command: runs it, prints expected errors as a paragraph, exits."""
     argv = sys.argv[1:]

@@ -7,7 +7,7 @@
                   package
 
 Reads one leaf at a time. Several processes, on any hosts that see both directories, share the
-work: `--part=1/4`, `--part=2/4`, ... Exit codes: 0 done, 64 bad argument or a model that the format
+work: `--part=0/4` to `--part=3/4`. Exit codes: 0 done, 64 bad argument or a model that the format
 cannot hold, 66 no such checkpoint, 74 the disk refuses.
 """
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         "flaxformer_scan",
     )
     parser.add_argument(
-        "--part", type=_part, default=(0, 1), metavar="I/N", help="share of this process: 1/4"
+        "--part", metavar="I/N", default="0/1", help="this process's share of the files, from 0/N"
     )
     parser.add_argument(
         "--platforms", default="cpu,cuda,tpu", help="of stablehlo; default: cpu,cuda,tpu"
@@ -94,7 +94,7 @@ def _run(args: Any, config: Any) -> None:
     beside = interop.beside(args.workdir)
     layout = dataclasses.replace(layout, files={**layout.files, **beside})
     source = open_weights(args.workdir, abstract, args.step, args.weights)
-    share = export.Share(*args.part)
+    share = export.Share(*cli.part(args.part))
     dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
     out, program = args.out, None
     if args.format == "t5x":
@@ -147,7 +147,7 @@ def _report(args: Any, name: str, layout: Any, written: Written, step: int, shar
     ]
     rows += [("note", note) for note in layout.notes]
     if share.parts > 1:
-        rows.append(("part", f"{share.part + 1} of {share.parts}; complete when all have exited 0"))
+        rows.append(("part", f"{share.part}/{share.parts}; complete when all have exited 0"))
     print(summary(f"Exported step {step} of {name} as {args.format}", rows))
 
 
@@ -156,13 +156,6 @@ def _size(text: str) -> int:
     if not found or not float(found[1]):
         raise ArgumentTypeError(f"'{text}' is no size such as 500MB or 5GB")
     return int(float(found[1]) * _UNITS[found[2]])
-
-
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ArgumentTypeError(f"'{text}' is no share such as 1/4: from 1/N to N/N")
-    return int(found[1]) - 1, int(found[2])
 
 
 if __name__ == "__main__":

@@ -40,17 +40,10 @@ def main(argv: Sequence[str]) -> int:
         config,
         splits=(args.split,) if args.split else ("train", "holdout"),
         workers=args.workers,
-        part=_part(args.part),
+        part=cli.part(args.part),
         tasks=args.tasks,
         verify=args.verify,
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"--part={text} is not I/N with 0 <= I < N, for example --part=0/4.")
-    return int(index), int(count)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,18 @@ def test_a_loop_is_read_in_one_go():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "describe", "predict", "prepare", "doctor", "report"]
+    "command",
+    [
+        "train",
+        "evaluate",
+        "describe",
+        "predict",
+        "prepare",
+        "doctor",
+        "report",
+        "export",
+        "import_weights",
+    ],
 )
 def test_help_imports_nothing_heavy(command):
     """What `--help` loads decides its time; a list of modules can be asserted, a time cannot."""

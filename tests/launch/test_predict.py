@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import cli, predict
+from launch import cli, export, predict
 from trainlib import checkpoint, nn, optim, run, schedules
 from trainlib import state as state_lib
 from trainlib.errors import run_command
@@ -112,6 +112,23 @@ def test_many_images_take_one_compilation_and_averaged_weights(saved, digits, ca
         np.testing.assert_allclose(found, np.sort(probabilities)[:-6:-1], atol=1e-5)
         assert line["classes"][0]["name"] == str(classes[0])
     assert expected.std(0).max() > 1e-3  # the images differ, so their order was checked too
+
+
+def test_an_exported_directory_answers_as_its_run(saved, digits, capsys, tmp_path):
+    """The same digits from the averaged weights in safetensors, without the run."""
+    out = tmp_path / "exported"
+    export.main([f"--workdir={saved[0]}", f"--out={out}", "--format=safetensors"])
+    capsys.readouterr()
+    images = [str(digits[0] / name) for name in ("00.png", "07.png")]
+    code, expected, error = outcome(capsys, f"--workdir={saved[0]}", *images)
+    assert code == 0, error
+    assert "step 3" in expected
+    code, found, error = outcome(capsys, f"--workdir={out}", *images)
+    assert code == 0, error
+    assert found == expected
+    code, _, error = outcome(capsys, f"--workdir={out}", "--step=3", *images)
+    assert code == 64
+    assert "one step" in error
 
 
 def test_attention_is_drawn_for_each_image_and_layer(saved, digits, capsys, monkeypatch, tmp_path):
