@@ -93,7 +93,7 @@ def _receive(
         server = opened.enter_context(_listen(host, port))
         server.settimeout(0.5)
         try:
-            while len(here) < count - 1:
+            while len(here) < count - 1 or _dropped(here):
                 if time.monotonic() > deadline:
                     raise PeerLost(_missing(here, count, patience))
                 if time.monotonic() > next_word:
@@ -145,6 +145,16 @@ def _connected(connection: socket.socket) -> bool:
         return True
     except OSError:
         return False
+    finally:
+        connection.settimeout(5.0)
+
+
+def _dropped(here: dict[int, tuple[str, socket.socket]]) -> bool:
+    """Strikes out the processes that have hung up; says whether there were any."""
+    gone = [number for number, (_, connection) in here.items() if not _connected(connection)]
+    for number in gone:
+        del here[number]
+    return bool(gone)
 
 
 def _numbers(here: Collection[int], count: int) -> str:

@@ -107,8 +107,10 @@ def test_a_process_that_was_started_again_takes_its_place():
             connection.sendall(b'{"process": 1, "processes": 3, "host": "a"}\n')
 
     threading.Timer(0.2, first_self).start()
+    # The third comes before the second one's next self: then all numbers were there once.
     later = [
-        threading.Timer(1.0, meet, (f"localhost:{port}", 3, i), {"patience": 5}) for i in (1, 2)
+        threading.Timer(when, meet, (f"localhost:{port}", 3, i), {"patience": 5})
+        for when, i in ((0.6, 2), (1.2, 1))
     ]
     for timer in later:
         timer.start()
