@@ -199,7 +199,7 @@ def test_a_notice_to_one_process_stops_all_at_one_step(tmp_path):
     ],
 )
 def test_an_error_in_one_process_stops_all_and_is_named(tmp_path, fault, codes, words):
-    with Hosts(tmp_path, 2, f"--fault={fault}", "--heartbeat=5") as hosts:
+    with Hosts(tmp_path, 2, f"--fault={fault}", "--heartbeat=8") as hosts:
         found, seconds = hosts.wait()
         other = hosts.error(codes.index(76))
     assert found == codes, other
@@ -210,7 +210,7 @@ def test_an_error_in_one_process_stops_all_and_is_named(tmp_path, fault, codes, 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
-    with Hosts(tmp_path, 2, "--heartbeat=4") as hosts:
+    with Hosts(tmp_path, 2, "--heartbeat=6") as hosts:
         hosts.until(2)
         hosts.processes[victim].kill()
         codes, seconds = hosts.wait(1 - victim)
@@ -220,7 +220,7 @@ def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
 
 
 def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path):
-    with Hosts(tmp_path, 2, "--fault=1:5:sleep:60", "--config.stuck_after=2") as hosts:
+    with Hosts(tmp_path, 2, "--fault=1:5:sleep:90", "--config.stuck_after=4") as hosts:
         codes, seconds = hosts.wait()
         words = hosts.error(1)
     assert codes == [76, 76]
@@ -232,7 +232,7 @@ def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path):
 
 
 def test_a_late_process_is_waited_for(tmp_path):
-    with Hosts(tmp_path, 2, "--fault=1:3:sleep:3", "--steps=5", "--heartbeat=2") as hosts:
+    with Hosts(tmp_path, 2, "--fault=1:3:sleep:6", "--steps=5", "--heartbeat=4") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0)
 
 
