@@ -78,7 +78,7 @@ def reorder(kept, parents):
     return jnp.take_along_axis(kept.reshape(rows, beams), parents, axis=1).reshape(-1)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
 def test_a_full_beam_is_exhaustive_search(alpha):
     """7 answers end within 3 words (1 + 2 + 4). The last step has 4 hypotheses of 3 words each, so
     12 beams hold them all.
@@ -244,19 +244,23 @@ def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, quick
 
 @pytest.fixture(scope="module")
 def decoded(model, inputs, quick):
+    """`decoded(method=.., batch=inputs)`: answers; each method is compiled once."""
     config, _, params = model
 
     @functools.cache
-    def run(**options):
-        made = decode.make_generate(config, Decoding(**options), 6, 40)
-        return jax.tree.map(np.asarray, quick(made)(params, {}, inputs))
+    def compiled(method):
+        options = Decoding(method=method, beams=2, seed=3, top_k=10)
+        return quick(decode.make_generate(config, options, 6, 40))
+
+    def run(method, batch=inputs):
+        return jax.tree.map(np.asarray, compiled(method)(params, {}, batch))
 
     return run
 
 
 def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, quick):
     config, _, params = model
-    found = decoded(method="greedy")
+    found = decoded("greedy")
     assert found["words"].shape == (8, 6)
     assert found["words"].max() < 40
     ended = (found["words"] == EOS).any(axis=1)
@@ -272,32 +276,29 @@ def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, quick
     assert np.isfinite(scores).all()
 
 
-def test_beams_of_the_model_are_no_worse_than_greedy_and_one_is_the_same(decoded):
-    greedy, one, four = (
-        decoded(method="greedy"), decoded(method="beam", beams=1), decoded(method="beam", beams=4)
-    )  # fmt: skip
-    np.testing.assert_array_equal(greedy["words"], one["words"])
+def test_two_beams_are_no_worse_than_greedy(decoded):
+    greedy, two = decoded("greedy"), decoded("beam")
     ended = (greedy["words"] == EOS).any(axis=1)
     sizes = (greedy["words"] != 0).sum(axis=1)
     own = greedy["score"] / decode.length_penalty(sizes, 0.6)
-    np.testing.assert_allclose(one["score"][ended], own[ended], atol=1e-5)
-    assert (four["score"][ended] >= one["score"][ended] - 1e-5).all()
-    assert (four["words"] != one["words"]).any()
+    assert (two["score"][ended] >= own[ended] - 1e-5).all()
+    assert (two["words"] != greedy["words"]).any()
 
 
-def test_sampled_answers_do_not_depend_on_the_batch(model, inputs, decoded, quick):
-    config, _, params = model
-    options = {"method": "sample", "seed": 3, "top_k": 10}
-    whole = decoded(**options)
+def test_sampled_answers_do_not_depend_on_the_batch(inputs, decoded):
+    whole = decoded("sample")
     part = {name: np.roll(value, 3, axis=0) for name, value in inputs.items()}
-    made = decode.make_generate(config, Decoding(**options), 6, 40)
-    turned = quick(made)(params, {}, part)
+    turned = decoded("sample", part)
     np.testing.assert_array_equal(np.roll(whole["words"], 3, axis=0), turned["words"])
     assert len({tuple(row) for row in whole["words"].tolist()}) > 4
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
-def test_eight_devices_decode_as_one(model, inputs, decoded, shape):
+@pytest.mark.parametrize(
+    ("shape", "method"),
+    [((2, 2, 2), "beam"), pytest.param((1, 8, 1), "greedy", marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
     config, _, params = model
     mesh = make_mesh(*shape)
     rules = {
@@ -309,18 +310,16 @@ def test_eight_devices_decode_as_one(model, inputs, decoded, shape):
         ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
     )
     rows = sharding.batch_sharding(rules, mesh)
-    for method in ("greedy", "beam"):
-        made = decode.make_generate(config, Decoding(method=method, beams=2), 6, 40)
+    made = decode.make_generate(config, Decoding(method=method, beams=2), 6, 40)
 
-        def on_mesh(params, batch, made=made):
-            with sharding.activate(mesh, rules):
-                return made(params, {}, batch)
+    def on_mesh(params, batch):
+        with sharding.activate(mesh, rules):
+            return made(params, {}, batch)
 
-        batch = {name: jax.device_put(value, rows) for name, value in inputs.items()}
-        found = jax.jit(on_mesh)(params, batch)
-        expected = decoded(method=method, beams=2) if method == "beam" else decoded(method=method)
-        np.testing.assert_array_equal(found["words"], expected["words"])
-        np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
+    batch = {name: jax.device_put(value, rows) for name, value in inputs.items()}
+    found, expected = jax.jit(on_mesh)(params, batch), decoded(method)
+    np.testing.assert_array_equal(found["words"], expected["words"])
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
 
 
 def test_a_decoder_alone_is_refused(small):
