@@ -33,6 +33,18 @@ DAMAGED = ".damaged"  # ends the name of a step that was set aside
 LEFT_BEHIND = re.compile(rf"\d+(\.orbax-checkpoint-tmp.*|{re.escape(REMOVED)})")
 
 
+def _hush(old: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Orbax closes its event loop on a failed write while parts of it are still under way; Python
+    would print a traceback for each of them, over the one line that says what happened.
+    """
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            old(found)
+
+    return hook
+
+
 class Saver:
     """Saves steps of one run below `directory`.
 
@@ -65,6 +77,7 @@ class Saver:
         # Made in the background and refused, a directory is awaited by Orbax for five minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.StandardCheckpointer(async_options=options)
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, _hush(sys.unraisablehook)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._failed = 0  # saves in a row that failed
@@ -138,6 +151,7 @@ class Saver:
         self.wait()
         self._thread.shutdown()
         self._orbax.close()
+        sys.unraisablehook = self._old_hook
         if self._error is not None:
             raise storage_error(self._error, self.directory)
 

@@ -8,17 +8,20 @@ strings "NaN", "Infinity" and "-Infinity". A run that resumes from step s first 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainlib.errors import StorageError
 
+FLUSH_SECONDS = 10.0  # between two flushes of TensorBoard events
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -122,22 +125,59 @@ class TensorBoard:
     Args:
       directory: where the event files are.
       step: the step that the run starts from; later events of an earlier run are hidden.
+
+    Raises:
+      StorageError: the file cannot be written.
     """
 
     def __init__(self, directory: str | Path, step: int = 0):
-        from tensorboardX import SummaryWriter
+        # Not `SummaryWriter`: its thread dies when the disk is full, and then its queue, once it
+        # has filled up, holds the run for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        messages: Any = event_pb2  # its names are made at run time
+        self._directory, self._last, self._event = Path(directory), 0.0, messages.Event
+        with self._refusals():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # Files of one second would have one name; a resumed run never continues another's.
+            self._writer = EventsWriter(
+                str(self._directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}"
+            )
+            if step:
+                start = messages.SessionLog(status=messages.SessionLog.START)
+                self._add(messages.Event(session_log=start, step=step + 1))
+            self._writer.flush()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _storage_error(self._directory, error) from error
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes the values that are numbers."""
-        for name, value in values.items():
-            if not isinstance(value, str | bool) and value is not None:
-                self._writer.add_scalar(f"{kind}/{name}", float(value), step)
+        from tensorboardX.summary import scalar
+
+        numbers = {n: v for n, v in values.items() if not isinstance(v, str | bool)}
+        with self._refusals():
+            for name, value in numbers.items():
+                if value is not None:
+                    summary = scalar(f"{kind}/{name}", float(value))
+                    self._add(self._event(summary=summary, step=int(step)))
+            if time.monotonic() > self._last + FLUSH_SECONDS:
+                self._writer.flush()
+                self._last = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._writer.close()
+        with self._refusals():
+            self._writer.close()
 
 
 class Writers:

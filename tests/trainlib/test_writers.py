@@ -182,6 +182,22 @@ def test_tensorboard_gets_the_numbers_and_is_purged_on_resume(tmp_path):
     assert events(tmp_path)[-1] == ("restart", 2)
 
 
+def write_steps_of(writer, steps):
+    for step in range(steps):
+        writer.write(step, "train", {"loss": 1.0})
+
+
+def test_a_full_disk_stops_the_events_instead_of_holding_the_run(tmp_path):
+    writer = TensorBoard(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            write_steps_of(writer, 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_writers_write_both(tmp_path):
     run = Writers(tmp_path)
     run.write(4, "train", {"loss": 0.25})
