@@ -42,6 +42,7 @@ compile-all: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m benchmarks.soak_resume
 
 # And the whole suite in the mode that Flax is moving to.
 nightly: soak
