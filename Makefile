@@ -24,6 +24,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.resnet_step
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.text_data
+	$(BIN)/python -m benchmarks.checkpoint
 
 # CIFAR-100 as well: make reproduce-small CIFAR100=DIR
 reproduce-small: $(VENV)/.train
