@@ -134,17 +134,20 @@ def sample_recipe(tasks: str) -> Callable[[ConfigDict], None]:
         config.model.update(model | {"dtype": "float32", "remat": "none"})
         config.model.update(width=64, hidden=128, heads=4, head_width=16, vocab_size=384)
         config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2)
-        config.model.update(dropout=0.0, expert_dropout=0.0)
-        config.routing.update(routing | {"min_capacity": 1})
+        # From scratch a small model learns a set by heart sooner with the usual scale of weights
+        # and without noise.
+        config.model.update(init_scale=1.0, dropout=0.0, expert_dropout=0.0)
+        config.routing.update(routing | {"min_capacity": 1, "capacity_factor": 2.0})
+        config.routing.second_policy = "all"
         config.data.update(source=f"sample:{tasks}", vocabulary="bytes")
         config.data.update(encoder_length=256, decoder_length=48, workers=0)
-        config.schedule.update(learning_rate=3e-3, warmup_steps=20)
+        config.schedule.update(name="cosine", learning_rate=3e-3, warmup_steps=20)
         config.optimizer.name = "adamw"
-        config.batch_size = 32
-        config.steps = 400
-        config.eval_every = 100
+        config.batch_size = 16
+        config.steps = 800
+        config.eval_every = 400
         config.eval_batch_size = 32
-        config.checkpoint.every = 200
+        config.checkpoint.every = 400
         config.log_every = 1
         config.published.update(score=0.0, source="")
 

@@ -109,6 +109,7 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
     if kind in supervised.KINDS:
         deciding += [supervised.TEXT_VERSION, config.dir, config.sentinels]
         deciding += [config.encoder_length] if config.sentinels else []
+        deciding += [supervised.sample_digest(source)] if kind == "sample" else []
     digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", source).strip("_")[-60:]
     return cache_root(config) / f"{readable}-{split}-{digest}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,15 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def sample_digest(source: str) -> str:
+    """Digest of the files of an embedded sample, which may differ in the next version."""
+    (name,) = task_names(source)
+    folder = _SAMPLES / TASKS[name].folders[0]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = b"".join(path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def check_labels(source: str, split: str, vocabulary: Vocabulary) -> None:
     """Refuses a vocabulary that has no words for the classes of the tasks.
 
@@ -288,12 +297,9 @@ class TaskReader:
         return sum(size for _, size in self._files())
 
     def fingerprint(self) -> str | None:
-        files: Sequence[Any] = self._files() or [self.split]
         if self.name.startswith("sample:"):
-            (name,) = task_names(self.name)
-            file = _SAMPLES / TASKS[name].folders[0] / TASKS[name].files[self.split]
-            files = [file.read_bytes()] if file.is_file() else files
-        return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+            return sample_digest(self.name)
+        return hashlib.sha256(repr(self._files() or self.split).encode()).hexdigest()[:16]
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
         for number, (where, example) in enumerate(read(self.config, self.name, self.split)):
