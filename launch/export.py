@@ -82,8 +82,9 @@ def _run(args: Any, config: Any) -> None:
     import jax.numpy as jnp
 
     from trainlib import export, stablehlo
-    from trainlib.weights import open_weights
+    from trainlib.weights import give_memory_back, open_weights
 
+    give_memory_back()
     interop = cli.family_module(config, "interop")
     abstract = interop.abstract(config)
     name = DTYPES.get(args.dtype, args.dtype)

@@ -6,6 +6,7 @@ Whoever reads them here never holds more than `BATCH` bytes, or one leaf where t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,17 @@ from trainlib.untrusted import MIB, check_memory, read_json
 
 BATCH = 32 * MIB  # small leaves are read together
 RECORD = "export.json"  # says where exported weights come from
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 WEIGHTS = ("auto", "ema", "raw")
+
+
+def give_memory_back() -> None:
+    """Lets freed arrays go back to the system at once, where the C library is glibc.
+
+    Left alone, it learns from the first large array that such sizes come again, and keeps several.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
 
 
 def nbytes(spec: Spec) -> int:

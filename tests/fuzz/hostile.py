@@ -13,7 +13,6 @@ import gzip
 import io
 import json
 import os
-import resource
 import shutil
 import sys
 import tarfile
@@ -509,8 +508,9 @@ case("torchvision: 10^6 blocks", "torchvision")(
 
 # ------------------------------------------------------------------------------------- running
 def memory() -> float:
-    """Largest resident memory so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this process so far, MB; getrusage would include its parent's."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) / 1024
 
 
 def good_exports(root: Path) -> dict[str, Path]:

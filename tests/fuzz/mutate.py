@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -95,7 +94,7 @@ def run(count: int, seed: int, root: Path) -> str:
     Raises:
       AssertionError: a loader failed; says which mutation of which file.
     """
-    from tests.fuzz.hostile import good_exports
+    from tests.fuzz.hostile import good_exports, memory
     from trainlib.errors import CheckpointError
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -137,11 +136,6 @@ def run(count: int, seed: int, root: Path) -> str:
 
 def _too_slow(*_: object) -> None:
     raise TimeoutError("one file took more than 30 s")
-
-
-def memory() -> float:
-    """Largest resident memory so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:

@@ -229,41 +229,42 @@ def test_a_program_of_a_vision_model(runs, tmp_path, capsys):
     assert len(facts["mean"]) == len(facts["std"]) == 3
 
 
-LARGE = """
-import resource, sys
+MEASURE = """
+import sys
 sys.path.insert(0, {root!r})
-from pathlib import Path
 from launch import export
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-flags = [f"--workdir={{sys.argv[1]}}", "--format=safetensors", "--shard_size=10MB"]
-export.main([f"--workdir={{sys.argv[2]}}", *flags[1:], f"--out={{sys.argv[3]}}/small_out"])
-before = peak()
-export.main([*flags, f"--out={{sys.argv[3]}}/large_out"])
-print("GREW", peak() - before)
+from tests.fuzz.hostile import memory
+first, then, out = sys.argv[1:]
+flags = ["--format=safetensors", "--shard_size=10MB"]
+export.main([*flags, f"--workdir={{first}}", f"--out={{out}}/first_out"])
+before = memory()
+export.main([*flags, f"--workdir={{then}}", f"--out={{out}}/then_out"])
+print("GREW", memory() - before)
 """
 
 
 @pytest.mark.slow
-def test_a_model_larger_than_the_memory_it_takes(runs, tmp_path):
-    """A model of 640 MB in leaves of at most 64 MB: the export takes at most two of them."""
+def test_a_model_larger_than_the_memory_it_takes(tmp_path):
+    """638 MB in leaves of at most 64 MB: beyond the libraries, which the export of a model of a
+    quarter of the width has loaded before, it takes two leaves and the crumbs of malloc.
+    """
     config = models.config("t5")
-    sizes = {"width": 1024, "hidden": 4096, "heads": 16, "head_width": 64, "vocab_size": 4096}
-    config.model.update(sizes | {"encoder_blocks": 4, "decoder_blocks": 4})
-    values = models.workdir(config, tmp_path / "large")
-    leaf = max(v.nbytes for v in values.values()) / 2**20
-    total = sum(v.nbytes for v in values.values()) / 2**20
-    assert total > 6 * leaf
+    config.model.update({"encoder_blocks": 4, "decoder_blocks": 4, "vocab_size": 4096})
+    for name, width in (("first", 512), ("then", 1024)):
+        config.model.update({"width": width, "hidden": 4 * width, "heads": 16, "head_width": 64})
+        sizes = [v.nbytes / 2**20 for v in models.workdir(config, tmp_path / name).values()]
+    leaf, total = max(sizes), sum(sizes)
+    assert total > 9 * leaf
     done = subprocess.run(
-        [sys.executable, "-c", LARGE.format(root=str(ROOT))]
-        + [str(p) for p in (tmp_path / "large", runs["t5"][0], tmp_path)],
+        [sys.executable, "-c", MEASURE.format(root=str(ROOT))]
+        + [str(p) for p in (tmp_path / "first", tmp_path / "then", tmp_path)],
         **{"cwd": ROOT, "env": environment(tmp_path / "cache"), "text": True},
         capture_output=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     grew = float(done.stdout.rpartition("GREW")[2])
-    assert grew < 2.5 * leaf, f"{grew:.0f} MB for leaves of {leaf:.0f} MB, {total:.0f} MB in all"
+    assert grew < 3 * leaf, f"{grew:.0f} MB for leaves of {leaf:.0f} MB, {total:.0f} MB in all"
 
 
 @pytest.mark.parametrize(
