@@ -199,7 +199,7 @@ def _from_openmpi(env: Mapping[str, str]) -> Place | None:
     count = _number(env, "OMPI_COMM_WORLD_SIZE", "Open MPI")
     if count == 1:
         return None
-    uri = env.get("OMPI_MCA_orte_hnp_uri", "") or env.get("PMIX_SERVER_URI2", "")
+    uri = env.get("OMPI_MCA_orte_hnp_uri", "")  # Open MPI 4; version 5 tells nobody
     found = re.search(r"tcp[46]?://\[?([^,:\]]+(?::[0-9a-f:]+)?)", uri)
     if "JAX_COORDINATOR_ADDRESS" in env:
         address = env["JAX_COORDINATOR_ADDRESS"]
