@@ -200,12 +200,13 @@ def _from_openmpi(env: Mapping[str, str]) -> Place | None:
     if count == 1:
         return None
     uri = env.get("OMPI_MCA_orte_hnp_uri", "")  # Open MPI 4; version 5 tells nobody
-    found = re.search(r"tcp[46]?://\[?([^,:\]]+(?::[0-9a-f:]+)?)", uri)
+    found = re.search(r"tcp://([^,:]+)|tcp6://(\[[^,\]]+)", uri)
     if "JAX_COORDINATOR_ADDRESS" in env:
         address = env["JAX_COORDINATOR_ADDRESS"]
     elif found:
-        job = re.search(r"\d+", uri)
-        address = f"{found.group(1)}:{20_000 + int(job.group() if job else 0) // 4096 % 10_000}"
+        host = found[1] or found[2] + "]"
+        job = re.match(r"\d+", uri)  # a multiple of 4096
+        address = f"{host}:{20_000 + int(job[0] if job else 0) // 4096 % 10_000}"
     else:
         raise ConfigError(
             "Open MPI was found, but not where its first rank runs: pass its name on by `mpirun -x "

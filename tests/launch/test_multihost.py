@@ -67,6 +67,12 @@ def test_a_process_finds_its_place():
     assert found.local_devices is None
     # 1531576320 / 4096 = 373920; its last four digits.
     assert find(flags(), OPENMPI) == Place("openmpi", "10.96.0.1:23920", 4, 3, (1,))
+    for uri, host in (
+        ("tcp://10.96.0.1:34911", "10.96.0.1"),
+        ("tcp6://[fe80::b,26::2]:4", "[fe80::b]"),
+    ):
+        there = OPENMPI | {"OMPI_MCA_orte_hnp_uri": f"1531576320.0;{uri}"}
+        assert find(flags(), there) == Place("openmpi", f"{host}:23920", 4, 3, (1,))
     named = OPENMPI | {"JAX_COORDINATOR_ADDRESS": "node1:8000"}
     assert find(flags(), named) == Place("openmpi", "node1:8000", 4, 3, (1,))
     place = Place("environment", "train-workers-0-0.train:8476", 8, 5)
