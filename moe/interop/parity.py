@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe.models import architecture
+from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError
@@ -33,14 +36,16 @@ def tokens(vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def our_logits(config: ConfigDict, params: nn.Arrays, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Logits float32 [B, L, V] of the model of a configuration, in evaluation."""
-    model = {**config.model.to_dict(), "dtype": "float32"}
-    bound = nn.abstract(Transformer(architecture(model, config.routing)))
-
-    @jax.jit
-    def forward(params: nn.Arrays, batch: nn.Arrays) -> jax.Array:
-        return bound.bind(params, {})(batch, train=False)[0]
-
+    model = {**config.model.to_dict(), "dtype": "float32", "remat": "none", "dropout": 0.0}
+    forward = _forward(architecture(model, config.routing))
     return np.asarray(forward(params, {name: jnp.asarray(x) for name, x in batch.items()}))
+
+
+@functools.lru_cache(maxsize=8)
+def _forward(model: Architecture) -> Callable[[nn.Arrays, nn.Arrays], jax.Array]:
+    """The compiled forward; models that compute the same share it."""
+    bound = nn.abstract(Transformer(model))
+    return jax.jit(lambda params, batch: bound.bind(params, {})(batch, train=False)[0])
 
 
 def transformers_logits(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_bfloat16_keeps_statistics(runs, tmp_path, capsys):
     np.testing.assert_array_equal(reader.read("head.kernel"), expected)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "t5x"])
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("t5x", marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_writes(runs, tmp_path, form):
     """Each writes files of its own, at the same time; none is written twice."""
     workdir, _ = runs["st_moe"]

@@ -219,7 +219,7 @@ def resnet(tmp_path_factory):
     tensors = torchvision_weights()
     save_file(tensors, root / "resnet50.safetensors")
     flags = [f"--path={root / 'resnet50.safetensors'}", f"--out={root / 'run'}"]
-    import_weights.main(["--format=torchvision", *flags, "--config.model.image_size=64"])
+    import_weights.main(["--format=torchvision", *flags, "--config.model.image_size=32"])
     return tensors, root / "run"
 
 
@@ -230,7 +230,7 @@ def test_torchvisions_resnet50_computes_the_same(resnet):
     assert (config.model.depth, config.model.num_classes) == (50, CLASSES)
     abstract = vision.abstract(config)
     values = dict(weights.Saved(workdir, abstract).leaves())
-    image = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    image = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     forward, *_ = vision.serving(config)
     params = {n: values[n] for n in abstract.params}
     statistics = {n: values[n] for n in abstract.model_state}
