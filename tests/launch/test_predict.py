@@ -178,6 +178,7 @@ MISTAKES = [
     (["--workdir={run}", "{digit}", "--class_names={run}/config.json"], 65, ["10 classes"]),
     (["--workdir={run}", "{digit}", "--step=7"], 66, ["no step 7", "steps there: 3"]),
     (["--workdir={run}", "{digit}", "--config.model.width=0.5"], 66, ["Step 3 in"]),
+    (["--workdir={run}", "{digit}", "--input=a.jsonl"], 64, ["holds a run on images"]),
 ]
 
 
@@ -201,7 +202,7 @@ def test_a_model_of_text_classifies_no_images(capsys, tmp_path, digits):
     run.save_config(cli.load("configs/st_moe_tiny.py", {}).config, tmp_path)
     code, _, text = outcome(capsys, f"--workdir={tmp_path}", str(digits[0] / "00.png"))
     assert code == 64
-    assert "family moe" in text
+    assert "holds a run on texts: give --input=FILE.jsonl" in text
 
 
 def test_the_command_itself(saved, digits, tmp_path):
