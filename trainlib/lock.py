@@ -1,8 +1,9 @@
 """One run in a workdir at a time.
 
-A POSIX record lock on `run.lock`: the system drops it when its process ends, however it ends, and
-processes that a run starts (data workers) do not inherit it. The file names the holder, to be told
-to whoever is refused. Local disks and NFS honour such locks; buckets mounted as directories may
+A lock of the system (flock) on `run.lock`, dropped when its process ends, however it ends. Anybody
+may read the file, which names the holder; a POSIX record lock would be lost by the first reader in
+the same process. Forked data workers give their copy back, so that none of them holds the workdir
+after its run was killed. Local disks and NFS honour such locks; buckets mounted as directories may
 not.
 """
 
@@ -19,9 +20,21 @@ from trainlib.errors import ConfigError, StorageError
 
 NAME = "run.lock"
 
+_held: dict[Path, WorkdirLock] = {}
+
+
+def _give_back() -> None:
+    for lock in _held.values():
+        lock.drop()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_give_back)
+
 
 class WorkdirLock:
-    """Holds `workdir` until `release` or the end of the process.
+    """Holds `workdir` until `release` or the end of the process. A run that failed in this process
+    and left its lock behind is no hindrance.
 
     Args:
       workdir: an existing directory.
@@ -32,7 +45,9 @@ class WorkdirLock:
     """
 
     def __init__(self, workdir: Path):
-        self._path = workdir / NAME
+        self._path = workdir.resolve() / NAME
+        if self._path in _held:
+            _held[self._path].release()
         try:
             self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -41,7 +56,7 @@ class WorkdirLock:
                 "that you may write to."
             ) from None
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = self._holder()
             os.close(self._file)
@@ -60,6 +75,7 @@ class WorkdirLock:
         if gone:
             print(f"took over the lock of {gone}, which is gone", file=sys.stderr, flush=True)
         self._write({"pid": os.getpid(), "host": socket.gethostname()})
+        _held[self._path] = self
 
     def _holder(self) -> str:
         """Who wrote the lock file; "" when its last holder released it."""
@@ -89,5 +105,11 @@ class WorkdirLock:
         """Lets the next run in; does nothing the second time."""
         if self._file is not None:
             self._write(None)
+            self.drop()
+            _held.pop(self._path, None)
+
+    def drop(self) -> None:
+        """Closes the file of the lock."""
+        if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -51,6 +51,34 @@ def test_the_lock_of_a_dead_process_is_taken_over(holder, tmp_path, capfd, numbe
     assert (tmp_path / NAME).read_text() == ""
 
 
+def test_reading_the_lock_file_does_not_give_it_back(tmp_path):
+    lock = WorkdirLock(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"in use by process {os.getpid()}" in done.stderr
+    lock.release()
+
+
+def test_what_a_failed_run_of_this_process_left_is_no_hindrance(tmp_path):
+    left = WorkdirLock(tmp_path)
+    again = WorkdirLock(tmp_path)
+    left.release()
+    with pytest.raises(ConfigError):
+        held_elsewhere(tmp_path)
+    again.release()
+    held_elsewhere(tmp_path)
+
+
+def held_elsewhere(workdir) -> None:
+    """Takes and returns the lock in another process."""
+    code = HOLD.replace("time.sleep(600)", "lock.release()")
+    command = [sys.executable, "-c", code, str(workdir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise ConfigError(done.stderr)
+
+
 def test_a_stopped_process_still_holds_it(holder, tmp_path):
     holder.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
