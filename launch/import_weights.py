@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(args: Any, overrides: dict[str, str]) -> None:
+    import jax.numpy as jnp
+
     from trainlib import interchange, weights
     from trainlib.config import override
 
@@ -70,20 +72,14 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     match.check(args.path)
     weights.check_memory(sum(map(weights.nbytes, specs.values())), str(args.path))
     found = {
-        name: jax_array(interchange.take(entries, specs[name], foreign.shapes, foreign.read))
+        name: jnp.asarray(interchange.take(entries, specs[name], foreign.shapes, foreign.read))
         for name, entries in layout.by_leaf().items()
     }
     if args.check:
         print(f"\n{interop.compare(foreign.config, found, args.path, args.format)}")
     weights.save_as_run(foreign.config, abstract, found, args.out)
-    print(f"\nWritten to {args.out}. Start from it by --config.init_from={args.out}")
-
-
-def jax_array(value: Any) -> Any:
-    """The array on the device that holds all weights while they are saved."""
-    import jax.numpy as jnp
-
-    return jnp.asarray(value)
+    start = f"--config.init_from={args.out} {interop.START}".strip()
+    print(f"\nWritten to {args.out}. Start from it by {start}")
 
 
 def _open(args: Any) -> tuple[Any, Any]:

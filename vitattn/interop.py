@@ -27,6 +27,7 @@ from vitattn.classify import CLASS_NAMES
 from vitattn.models import build, configure
 from vitattn.models.resnet_config import DEPTHS, STAGES, ResNetConfig
 
+START = ""  # nothing beside init_from
 NAMES = ("auto", "own", "torchvision")
 KERNEL = Transform(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
 MOST_LAYERS = 2000

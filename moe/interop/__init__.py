@@ -24,6 +24,7 @@ from trainlib.interchange import Layout, own_layout
 from trainlib.safetensors_io import Reader
 from trainlib.untrusted import read_json
 
+START = "--config.finetune.keep_slots=false"  # beside init_from: an import has no optimiser slots
 __all__ = [
     "Foreign",
     "abstract",
@@ -138,6 +139,7 @@ def _config(name: str, model: Mapping[str, Any], routing: Mapping[str, Any]) -> 
     config.optimizer.name = "adafactor"
     config.schedule.name = "inverse_sqrt"
     config.schedule.learning_rate = 1.0
+    config.finetune.keep_slots = False  # there are none
     # One sequence a group divides any batch.
     if config.routing.num_experts and not config.routing.group_sequences:
         config.routing.group_sequences = 1

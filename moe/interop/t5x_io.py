@@ -196,6 +196,11 @@ def find(path: Path) -> Path:
         and not p.is_symlink()
         and (p / TREE).exists()
     }
+    if not steps and any((path / p / "_METADATA").exists() for p in (".", "state")):
+        raise CheckpointError(
+            f"{path} is a checkpoint in Orbax's format, as T5X writes with use_orbax=True; version "
+            "3 of T5X's own format is read. Save it with use_orbax=False."
+        )
     if not steps:
         raise CheckpointError(
             f"{path} holds no T5X checkpoint: no directory checkpoint_<step> with a file "
