@@ -11,7 +11,7 @@ optimiser slots kept; capacity factor 1.25 / 2.0. Expert dropout, steps and leng
 published: 0.2, 20k and 512 + 114 are assumed. Hardware: as configs/st_moe_l.py. Not run with this
 code: no score of ours stands here.
 
-Variants: `sample` is a model of 0.5 million parameters on the few examples that come with this
+Variants: `sample` is a model of 444,032 parameters on the few examples that come with this
 package, a check that everything fits together and no benchmark; minutes on 2 CPU cores, measured
 in README.md. `dense`; the subsets `non_moe`, `moe`, `attention`, `ffn` (figure 5); `no_aux` (table
 5); `sentinels` (table 7). `--config.sweep=grid` prints the 18 settings of table 20, and

@@ -12,7 +12,7 @@ import json
 import numpy as np
 import pytest
 
-from moe.data import supervised
+from moe.data import make_source, supervised
 from moe.data.benchmark import TEST, TRAIN, VALIDATION
 from trainlib.errors import ConfigError, DataError
 
@@ -515,6 +515,19 @@ def test_a_record_that_cannot_be_used_is_named_with_file_and_line(folder, task, 
         supervised.load(config, f"task:{task}", TRAIN)
     assert f"{file} line 2" in str(error.value)
     assert message in str(error.value)
+
+
+def test_training_leaves_out_a_few_bad_records_and_says_which(folder, capsys):
+    rows = [BOOLQ | {"idx": n} for n in range(40)]
+    rows[7]["passage"] = ""
+    config = folder({"BoolQ/train.jsonl": jsonl(*rows)})
+    config.source = "task:boolq"
+    source = make_source(config, "train")
+    assert source.cache.documents == 39
+    assert "line 8 has an empty field 'passage'" in capsys.readouterr().out
+    config.update(max_bad_fraction=0.0, sentinels=1)
+    with pytest.raises(DataError, match="line 8: has an empty"):
+        make_source(config, "train")
 
 
 def test_no_json_repeated_ids_and_absent_answers_are_named(folder):
