@@ -14,6 +14,7 @@ from trainlib import run as run_lib
 from trainlib.config import COMMON, check_common, from_schema, override
 from trainlib.errors import ConfigError, NumericAbort
 from trainlib.interrupt import StopRequest
+from trainlib.nn import Abstract
 from trainlib.progress import Progress
 from trainlib.writers import Writers
 
@@ -133,3 +134,17 @@ def test_a_signal_before_the_first_step_leaves_with_75():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
     assert "SIGTERM: leaving" in done.stderr
+
+
+def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
+    checkpoints = run_lib.open_workdir(config, tmp_path, Abstract(None, {}, {}))
+    run_lib.agree_on_workdir(tmp_path, checkpoints)
+    code = (
+        "import sys; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
+        "WorkdirLock(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert f"in use by process {os.getpid()}" in refused.stderr
+    checkpoints.close()
+    assert subprocess.run(command, capture_output=True, timeout=50).returncode == 0
