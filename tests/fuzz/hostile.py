@@ -537,7 +537,7 @@ def attempt(kind: str, path: Path, out: Path) -> dict[str, Any]:
     from launch import import_weights
     from trainlib.errors import UserError
 
-    begun, before = time.monotonic(), memory()
+    begun, before = time.process_time(), memory()
     try:
         import_weights.main([f"--format={kind}", f"--path={path}", f"--out={out}"])
         found: dict[str, Any] = {"code": 0, "text": ""}
@@ -545,7 +545,7 @@ def attempt(kind: str, path: Path, out: Path) -> dict[str, Any]:
         found = {"code": error.exit_code, "text": str(error)}
     except Exception as error:
         found = {"code": 1, "text": f"{type(error).__name__}: {error}"}
-    return found | {"seconds": time.monotonic() - begun, "grew": memory() - before}
+    return found | {"seconds": time.process_time() - begun, "grew": memory() - before}
 
 
 def main(root: Path, names: list[str]) -> None:
