@@ -131,12 +131,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """All collectives of one kind over the same axes."""
+    """All collectives of one kind over the same axes; `largest` is the bytes of the largest one."""
 
     kind: str
     axes: tuple[str, ...]
     times: int
     bytes: int
+    largest: int
     wire_bytes: float
 
 
@@ -236,13 +237,19 @@ class Program:
 
     def totals(self) -> list[Total]:
         """Collectives added up by kind and axes, the most bytes first."""
-        sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0, 0.0])
+        groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = defaultdict(list)
         for one in self.collectives:
-            total = sums[one.kind, one.axes]
-            total[0] += one.times
-            total[1] += one.times * one.bytes
-            total[2] += one.wire_bytes
-        made = [Total(*key, int(n), int(size), wire) for key, (n, size, wire) in sums.items()]
+            groups[one.kind, one.axes].append(one)
+        made = [
+            Total(
+                *key,
+                times=sum(one.times for one in found),
+                bytes=sum(one.times * one.bytes for one in found),
+                largest=max(one.bytes for one in found),
+                wire_bytes=sum(one.wire_bytes for one in found),
+            )
+            for key, found in groups.items()
+        ]
         return sorted(made, key=lambda total: -total.bytes)
 
     def product_bytes(self) -> int:

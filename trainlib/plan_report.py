@@ -181,6 +181,7 @@ def _traffic(
                 "axes": list(one.axes),
                 "times": one.times,
                 "bytes": one.bytes,
+                "largest_bytes": one.largest,
                 "wire_bytes": one.wire_bytes,
             }
             for one in totals
