@@ -4,8 +4,8 @@
 
 Each mutation takes one file of a good tiny checkpoint and flips bits, cuts, repeats, inserts or
 replaces bytes and numbers in it, then opens the whole directory and reads every array. Anything but
-success or a `CheckpointError`, two CPU seconds for one file, or 200 MB more memory is a failure. The
-seed of a failure gives the same file again.
+success or a `CheckpointError`, two CPU seconds for one file, or 200 MB more memory is a failure.
+The seed of a failure gives the same file again.
 """
 
 from __future__ import annotations
