@@ -33,6 +33,7 @@ def config_of(tmp_path_factory):
         config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
         config.routing.num_experts = experts
         config.data.update(cache=cache, encoder_length=160, decoder_length=24)
+        config.evaluation.split = "validation"
         config.finetune.train = train
         config.schedule.warmup_steps = 0
         config.mesh.update(data=4, replica=2)
