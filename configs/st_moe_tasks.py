@@ -43,7 +43,12 @@ def _task(name: str) -> common.Variant:
     return apply
 
 
-VARIANTS = {"sample": sample_recipe(OTHERS), **{name: _task(name) for name in SCORES}}
+def _sample(config: ConfigDict) -> None:
+    sample_recipe(OTHERS)(config)
+    config.data.decoder_length = 96  # summaries are longer than labels
+
+
+VARIANTS = {"sample": _sample, **{name: _task(name) for name in SCORES}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
