@@ -42,6 +42,7 @@ TINY = {
         *("--config.model.head_width=16", "--config.model.vocab_size=384"),
         *("--config.model.encoder_blocks=1", "--config.model.decoder_blocks=1"),
         *("--config.model.sparse_period=1", "--config.routing.num_experts=2"),
+        *("--config.model.dropout=0.1", "--config.routing.jitter=0.01"),
         *("--config.data.encoder_length=48", "--config.data.decoder_length=24"),
         *("--config.batch_size=8", "--config.eval_batches=2", "--config.data.workers=0"),
     ),

@@ -101,7 +101,7 @@ def test_a_second_run_is_refused_and_the_first_is_stopped_in_two_ways(tiny, cach
 
 @pytest.mark.slow
 def test_data_workers_change_nothing_after_a_kill(tiny, cache, tmp_path):
-    """Another number of workers, across the end of an epoch: the same records in the same order."""
+    """Another number of workers: the same records in the same order."""
     long = (*tiny, "--config.steps=9")
     undisturbed = killed("before_manifest", 6, *long, cache=cache, workdir=tmp_path)
     done = run("train", *long, "--config.data.workers=2", f"--workdir={tmp_path}", cache=cache)
