@@ -188,8 +188,9 @@ def mesh(config: Any, target: Target) -> Mesh:
     sizes = {name: asked.get(name, 1) for name in AXES}
     if target.slices > 1 and sizes["replica"] == 1:
         sizes["replica"] = target.slices
+    found = devices(target)
     try:
-        return make_mesh(**sizes, devices=devices(target))
+        return make_mesh(**sizes, devices=found)
     except ConfigError as error:
         raise ConfigError(
             f"--target={target.name} has {target.devices} devices ({target.chips} chips): {error}"
