@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shutil
@@ -77,6 +78,8 @@ class Saver:
         # Made in the background and refused, a directory is awaited by Orbax for five minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.StandardCheckpointer(async_options=options)
+        # One failed write leaves a hundred futures, and asyncio reports each with a traceback.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._old_hook, sys.unraisablehook = sys.unraisablehook, _hush(sys.unraisablehook)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
