@@ -293,11 +293,8 @@ def test_sampled_answers_do_not_depend_on_the_batch(inputs, decoded):
     assert len({tuple(row) for row in whole["words"].tolist()}) > 4
 
 
-@pytest.mark.parametrize(
-    ("shape", "method"),
-    [((2, 2, 2), "beam"), pytest.param((1, 8, 1), "greedy", marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "method"), [((2, 2, 2), "beam"), ((1, 8, 1), "greedy")], ids=str)
 def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
     config, _, params = model
     mesh = make_mesh(*shape)
