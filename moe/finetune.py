@@ -127,7 +127,7 @@ def _refuse(found: Misfits, where: str, what: str) -> None:
     advice = (
         "Set the keys of model. and routing. as in the config.json beside that checkpoint."
         if what == "weights"
-        else "Use the same optimizer., or start it anew with --config.finetune.keep_slots=false."
+        else "Use the optimizer of that run, or start anew with --config.finetune.keep_slots=false."
     )
     raise CheckpointError(
         f"{where} (init_from) does not fit this run: the {what} below differ. Nothing was loaded. "
