@@ -24,7 +24,7 @@ from trainlib import optim, schedules
 from trainlib.errors import ConfigError, one_of
 
 # Dense matrices split over the rows of the mesh (fsdp) or whole on each row, as in the paper.
-RULES = {"fsdp": "data", "replicated": None}
+RULES = {"fsdp": "data", "zero": None, "replicated": None}
 COLUMN_AXES = ("heads", "head", "mlp", "vocab", "table", "expert_mlp")
 WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
 TASKS = ("pretrain", "finetune")
@@ -35,7 +35,10 @@ GENERAL = config_lib.COMMON | {
     "task": ("pretrain", "pretrain, or finetune: the tasks of data.source are scored as well"),
     "eval_batches": (0, "evaluation steps; 0 = the whole held-out split"),
     "mesh.model": (1, "mesh columns: heads and feed-forward width"),
-    "sharding": ("fsdp", "dense weights over the mesh rows: fsdp or replicated"),
+    "sharding": (
+        "fsdp",
+        "dense weights over the mesh rows: fsdp, zero (only their slots) or replicated",
+    ),
     "init_from": ("", "workdir, checkpoints or step of the run that this one starts from"),
     "init_from_step": (0, "checkpoint of that run; 0 = the newest"),
     "sweep": ("", "grid: print the settings of the paper's table 20; a number: train that one"),
@@ -172,6 +175,11 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
         **dict.fromkeys(COLUMN_AXES, "model"),
         **dict.fromkeys(WHOLE_AXES),
     }
+
+
+def slot_rules(config: ConfigDict) -> dict[str, Any]:
+    """The same for the slots of the optimiser."""
+    return sharding_rules(config) | ({"embed": "data"} if config.sharding == "zero" else {})
 
 
 def check(config: ConfigDict, batch_parts: int) -> None:

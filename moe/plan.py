@@ -114,7 +114,10 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)
     trained = frozenset(optim.trained_names(options, abstract.params))
     optimizer = optim.make_optimizer(options, schedule, abstract.params, config_lib.STACKED_AXES)
-    shardings = state_shardings(abstract, optimizer, mesh, rules, with_ema=False)
+    slot_rules = config_lib.slot_rules(config)
+    shardings = state_shardings(
+        abstract, optimizer, mesh, rules, with_ema=False, slot_rules=slot_rules
+    )
     return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings, trained)
 
 

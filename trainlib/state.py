@@ -45,9 +45,16 @@ def state_shardings(
     rules: Rules,
     *,
     with_ema: bool,
+    slot_rules: Rules | None = None,
 ) -> TrainState:
-    """The sharding of every leaf of the state; optimiser slots follow their weights."""
+    """The sharding of every leaf of the state.
+
+    Optimiser slots follow their weights, or lie by `slot_rules`: with weights whole on every device
+    and slots split, each device updates its part, and the parts are gathered (ZeRO stage 1, arXiv
+    1910.02054).
+    """
     params = resolve_specs(abstract.params, rules, mesh)
+    places = params if slot_rules is None else resolve_specs(abstract.params, slot_rules, mesh)
     model_state = resolve_specs(abstract.model_state, rules, mesh)
     slots = jax.eval_shape(optimizer.init, _structs(abstract.params))
     whole = NamedSharding(mesh, P())
@@ -55,7 +62,7 @@ def state_shardings(
         step=whole,
         params=params,
         model_state=model_state,
-        opt_state=optim.slot_shardings(slots, abstract.params, params, mesh),
+        opt_state=optim.slot_shardings(slots, abstract.params, places, mesh),
         ema={**params, **model_state} if with_ema else {},
         skipped=whole,
     )

@@ -20,6 +20,7 @@ from trainlib.errors import ConfigError, one_of
 
 RULES = {
     "replicated": {"conv_in": None, "features": None},
+    "zero": {"conv_in": None, "features": None},
     "fsdp": {"conv_in": "data", "features": "data"},
 }
 WHOLE_AXES = (
@@ -38,7 +39,10 @@ GENERAL = config_lib.COMMON | {
     "init_from": ("", "workdir or checkpoint whose weights a new run starts from; '' = none"),
     "init_from_step": (0, "step of init_from; 0 = the newest"),
     "init_new": ((), "list of regexes of weights that start anew whatever init_from holds"),
-    "sharding": ("replicated", "weights over the data axis: replicated or fsdp"),
+    "sharding": (
+        "replicated",
+        "over the data axis: replicated, zero (slots split) or fsdp (weights too)",
+    ),
     "published.top1": (0.0, "top-1 accuracy of the paper, percent"),
     "published.top5": (0.0, "top-5 accuracy of the paper, percent"),
     "published.params": ("", "parameters as the paper prints them"),
@@ -118,6 +122,11 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
         raise one_of("sharding", config.sharding, RULES)
     rules = {"batch": ("replica", "data"), **dict.fromkeys(WHOLE_AXES)}
     return rules | RULES[config.sharding]
+
+
+def slot_rules(config: ConfigDict) -> dict[str, Any]:
+    """The same for the slots of the optimiser."""
+    return sharding_rules(config) | (RULES["fsdp"] if config.sharding == "zero" else {})
 
 
 def check(config: ConfigDict, batch_parts: int) -> None:

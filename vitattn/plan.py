@@ -98,6 +98,11 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state_lib.state_shardings(
-        abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
+        abstract,
+        optimizer,
+        mesh,
+        rules,
+        with_ema=bool(config.ema_decay),
+        slot_rules=config_lib.slot_rules(config),
     )
     return Plan(config, mesh, rules, abstract, schedule, optimizer, shardings)

@@ -74,6 +74,16 @@ def test_slots_of_the_optimiser_follow_their_weights():
     assert slots.v_col[name].spec == P(None, "data", "model")
 
 
+def test_zero_splits_the_slots_of_whole_weights():
+    config = config_lib.default_config("st_moe_tiny")
+    config.sharding, config.optimizer.factored_min_size = "zero", 64
+    plan = plan_lib.make(config, make_mesh(1, 4, 2))
+    name = "encoder.dense.ffn.up"  # [period, dense, embed 128, mlp 256]
+    assert plan.shardings.params[name].spec == P(None, None, None, "model")
+    # v_row averages the largest dimension (mlp) away and keeps embed.
+    assert plan.shardings.opt_state["factored"].v_row[name].spec == P(None, None, "data")
+
+
 def test_groups_and_capacity_are_checked_too():
     config = config_lib.default_config("st_moe_tiny")
     config.batch_size = 8

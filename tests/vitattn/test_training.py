@@ -46,7 +46,14 @@ def series(mesh, **changes) -> tuple[list[float], list[str]]:
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
-    shardings = state.state_shardings(abstract, optimizer, mesh, rules, with_ema=True)
+    shardings = state.state_shardings(
+        abstract,
+        optimizer,
+        mesh,
+        rules,
+        with_ema=True,
+        slot_rules=config_lib.slot_rules(config),
+    )
     current = state.create(abstract, optimizer, jax.random.key(0), shardings)
     run = step.make_train_step(
         classify.make_loss(abstract, config.label_smoothing),
@@ -82,7 +89,7 @@ def test_the_step_compiles_once(one_device):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "kind"), [((1, 8), "replicated"), ((1, 8), "fsdp"), ((2, 4), "fsdp")]
+    ("mesh", "kind"), [((1, 8), "replicated"), ((1, 8), "zero"), ((2, 4), "fsdp")]
 )
 def test_eight_devices_give_the_series_of_one(one_device, mesh, kind):
     losses, compiled = series(make_mesh(*mesh), sharding=kind)
