@@ -12,15 +12,20 @@ The constants are the multipliers of xxHash32 (Collet) and of the finaliser of M
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 NAME = "positioned-sum-64"
+DIFFER = "copies differ"  # in place of a digest
 # A leaf up to this size is summed on the host where a whole copy of it is at hand: a compilation
 # for each of the many small shapes of a model costs more than all their sums.
 HOST_ELEMENTS = 1 << 16
@@ -44,41 +49,107 @@ def fingerprints(leaves: Mapping[str, Any]) -> dict[str, Fingerprint]:
     """Name -> fingerprint of arrays on the host or on devices, sharded in any way.
 
     Shape and dtype are not part of a digest. Every process of a run must call this with the same
-    names in the same order; all get the same answer. On a device it costs one read of the array and
-    no memory.
+    names in the same order; all get the same answer. Every copy of a piece is read, and copies that
+    are not equal give a digest that no array has. On a device it costs one read of the array and no
+    memory; devices do not wait for each other.
     """
-    sums = {name: _sums(leaf) for name, leaf in leaves.items()}
-    found = jax.device_get(sums)
-    return {
-        name: Fingerprint(f"{int(first):08x}{int(second):08x}", int(bad))
-        for name, (first, second, bad) in found.items()
-    }
+    started = {name: _start(leaf) for name, leaf in leaves.items()}
+    parts = np.array([_finish(*part) for part in started.values()], np.uint32).reshape(-1, 2, 3)
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            gathered = multihost_utils.process_allgather(parts)
+        parts = np.asarray(gathered).sum(0, dtype=np.uint32).reshape(-1, 2, 3)
+    found = {}
+    for name, (once, copies) in zip(leaves, parts, strict=True):
+        same = np.array_equal(once * np.uint32(_copies(leaves[name])), copies)
+        found[name] = Fingerprint(f"{once[0]:08x}{once[1]:08x}" if same else DIFFER, int(once[2]))
+    return found
 
 
-def _sums(leaf: Any) -> Any:
+def _start(leaf: Any) -> tuple[Any, Any]:
+    """(leaf, sums), where the sums of a large leaf are still being computed on its devices."""
     if isinstance(leaf, jax.Array):
         if leaf.size > HOST_ELEMENTS or not leaf.is_fully_replicated:
-            return _device_sums(leaf)
+            if isinstance(leaf.sharding, NamedSharding):
+                return leaf, _each_device(leaf.sharding.mesh, leaf.sharding.spec)(leaf)
+            return leaf, _device_sums(leaf, jnp.zeros((), jnp.uint32), leaf.shape)[None]
         leaf = jax.device_get(leaf.addressable_data(0))
-    return _host_sums(np.asarray(leaf))
+    return leaf, None
 
 
-@jax.jit
-def _device_sums(x: jax.Array) -> jax.Array:
-    """The three sums, uint32 [3]. One variadic reduction, so that XLA reads the array once."""
+def _finish(leaf: Any, sums: Any) -> np.ndarray:
+    """uint32 [2, 3]: what this process adds to the sums of the array, and to those of all copies.
+
+    The first copy of each piece is in one process only, so the former add up over processes.
+    """
+    if sums is None:
+        own = np.array(_host_sums(np.asarray(leaf)), np.uint32)
+        return np.stack([own * np.uint32(jax.process_index() == 0), own])
+    of_device = {s.device: jax.device_get(s.data)[0] for s in sums.addressable_shards}
+    total = np.zeros((2, 3), np.uint32)
+    for shard in leaf.addressable_shards:
+        total += of_device[shard.device] * np.array([[shard.replica_id == 0], [1]], np.uint32)
+    return total
+
+
+def _copies(leaf: Any) -> int:
+    """How many copies of every piece `_finish` adds up, over all processes."""
+    if not isinstance(leaf, jax.Array):
+        return jax.process_count()
+    if leaf.size <= HOST_ELEMENTS and leaf.is_fully_replicated:
+        return jax.process_count()
+    pieces = {str(index) for index in leaf.sharding.devices_indices_map(leaf.shape).values()}
+    return len(leaf.sharding.device_set) // len(pieces)
+
+
+@functools.cache
+def _each_device(mesh: Mesh, spec: P) -> Callable[..., Any]:
+    """Array -> uint32 [devices, 3]: each device's sums of its own piece.
+
+    A partitioned sum would end in a collective for every leaf. Many of these at once hang on
+    simulated devices, which share a few threads.
+    """
+
+    @jax.jit
+    def sums(x: jax.Array) -> jax.Array:
+        def local(piece: jax.Array) -> jax.Array:
+            first, stride = jnp.zeros((), jnp.uint32), 1
+            for axis in reversed(range(x.ndim)):
+                names = spec[axis] if axis < len(spec) else None
+                if names:
+                    start = lax.axis_index(names).astype(jnp.uint32)
+                    first += start * jnp.uint32(piece.shape[axis] * stride % 2**32)
+                stride *= x.shape[axis]
+            return _device_sums(piece, first, x.shape)[None]
+
+        out = P(mesh.axis_names)
+        return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)(x)
+
+    return sums
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _device_sums(x: jax.Array, first: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The three sums, uint32 [3]. One variadic reduction, so that XLA reads the array once.
+
+    Args:
+      x: a piece of an array.
+      first: uint32, position of the first element of x in the array.
+      shape: of the whole array.
+    """
     bad = ~jnp.isfinite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros(x.shape, bool)
     bits = x.astype(jnp.uint8) if x.dtype == bool else x
-    size = bits.dtype.itemsize
-    bits = lax.bitcast_convert_type(bits, _WORDS[size])  # [..., 2] for eight bytes
+    words = bits.dtype.itemsize // np.dtype(_WORDS[bits.dtype.itemsize]).itemsize
+    bits = lax.bitcast_convert_type(bits, _WORDS[bits.dtype.itemsize])  # [..., 2] for eight bytes
     bad = jnp.broadcast_to(bad.reshape(x.shape + (1,) * (bits.ndim - x.ndim)), bits.shape)
-    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
+    position, stride = jnp.full(bits.shape, first * jnp.uint32(words), jnp.uint32), 1
+    for axis, size in reversed(list(enumerate((*shape, words)[: bits.ndim]))):
         along = lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         position += along * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
-    first, second = _mixed(bits.astype(jnp.uint32), position)
+        stride *= size
+    first_sum, second_sum = _mixed(bits.astype(jnp.uint32), position)
     zero = jnp.uint32(0)
-    operands = (first, second, bad.astype(jnp.uint32))
+    operands = (first_sum, second_sum, bad.astype(jnp.uint32))
     return jnp.stack(lax.reduce(operands, (zero, zero, zero), _add, tuple(range(bits.ndim))))
 
 

@@ -105,7 +105,24 @@ def test_values_that_are_not_finite_are_counted(dtype, shape):
     assert fingerprints({"n": jnp.arange(3)})["n"].not_finite == 0
 
 
-def test_a_digest_on_a_device_takes_one_read_and_no_memory():
-    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
-    compiled = digest._device_sums.lower(x).compile()
+def test_devices_read_their_pieces_once_without_memory_or_waiting():
+    mesh = make_mesh(2, 2, 2)
+    place = NamedSharding(mesh, P("data", "model"))
+    x = jax.ShapeDtypeStruct((512, 256), jnp.float32, sharding=place)
+    compiled = digest._each_device(mesh, place.spec).lower(x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4096
+    text = compiled.as_text()
+    assert "reduce(" in text
+    for collective in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
+        assert collective not in text
+
+
+def test_copies_that_differ_have_no_digest():
+    mesh = make_mesh(1, 8, 1)
+    whole, ones = NamedSharding(mesh, P()), np.ones((300, 300), np.float32)
+    pieces = [jax.device_put(ones, device) for device in mesh.devices.flat]
+    good = jax.make_array_from_single_device_arrays(ones.shape, whole, pieces)
+    assert of(good) == of(ones)
+    pieces[5] = pieces[5].at[7, 7].set(2.0)
+    bad = jax.make_array_from_single_device_arrays(ones.shape, whole, pieces)
+    assert of(bad) == digest.DIFFER
