@@ -91,6 +91,7 @@ def _open(args: Any) -> tuple[Any, Any]:
         interop = importlib.import_module(f"{family}.interop")
         return interop, interop.open_foreign(args.format, args.path)
     from trainlib.errors import ConfigError
+    from trainlib.interchange import Foreign
     from trainlib.safetensors_io import Reader
     from trainlib.untrusted import read_json
 
@@ -105,7 +106,7 @@ def _open(args: Any) -> tuple[Any, Any]:
     interop.check_size(config)
     reader = Reader(args.path)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
-    return interop, interop.Foreign(config, "safetensors", "own", shapes, reader.read)
+    return interop, Foreign(config, "safetensors", "own", shapes, reader.read)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.nn import Spec
@@ -224,3 +225,22 @@ def take(
                 "one and cannot hold both."
             )
     return leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Weights of another library that were opened.
+
+    Attributes:
+      config: what is known of it as a configuration of ours.
+      kind: of the family's `layout`.
+      names: of the same.
+      shapes: tensor -> shape.
+      read: tensor -> array.
+    """
+
+    config: ConfigDict
+    kind: str
+    names: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]

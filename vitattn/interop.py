@@ -7,9 +7,8 @@ symmetric padding and the epsilon 1e-5, as ours: the same weights give the same 
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from trainlib import config as settings
 from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of
-from trainlib.interchange import SAME, TRANSPOSED, Entry, Layout, Transform, own_layout
+from trainlib.interchange import SAME, TRANSPOSED, Entry, Foreign, Layout, Transform, own_layout
 from trainlib.safetensors_io import Reader
 from vitattn import config as config_lib
 from vitattn.classify import CLASS_NAMES
@@ -119,25 +118,6 @@ def check_size(config: ConfigDict) -> None:
             raise CheckpointError(
                 f"config.json: model.{key}={str(value)[:60]} is more than {MOST_LAYERS} layers."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Foreign:
-    """A file of another library that was opened.
-
-    Attributes:
-      config: what is known of it as a configuration of ours.
-      kind: of `layout`.
-      names: of `layout`.
-      shapes: tensor -> shape.
-      read: tensor -> array.
-    """
-
-    config: ConfigDict
-    kind: str
-    names: str
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
 
 
 def open_foreign(kind: str, path: Path) -> Foreign:

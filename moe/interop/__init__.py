@@ -20,7 +20,7 @@ from moe.models.transformer import Transformer
 from trainlib import config as settings
 from trainlib import nn
 from trainlib.errors import ConfigError, one_of
-from trainlib.interchange import Layout, own_layout
+from trainlib.interchange import Foreign, Layout, own_layout
 from trainlib.safetensors_io import Reader
 from trainlib.untrusted import read_json
 
@@ -83,25 +83,6 @@ def check_size(config: ConfigDict) -> None:
     """Refuses a configuration from a file of weights whose model would take for ever to build:
     none, since blocks and experts are dimensions of stacks.
     """
-
-
-@dataclasses.dataclass(frozen=True)
-class Foreign:
-    """A checkpoint of another library that was opened.
-
-    Attributes:
-      config: what is known of it as a configuration of ours.
-      kind: of `layout`.
-      names: of `layout`.
-      shapes: tensor -> shape.
-      read: tensor -> array.
-    """
-
-    config: ConfigDict
-    kind: str
-    names: str
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
 
 
 def open_foreign(kind: str, path: Path) -> Foreign:
