@@ -3,22 +3,25 @@
 A lock of the system (flock) on `run.lock`, dropped when its process ends, however it ends. Anybody
 may read the file, which names the holder; a POSIX record lock would be lost by the first reader in
 the same process. Forked data workers give their copy back, so that none of them holds the workdir
-after its run was killed. Local disks and NFS honour such locks; buckets mounted as directories may
-not.
+after its run was killed; one that was forked just before needs a moment for that, which is waited
+for. Local disks and NFS honour such locks; buckets mounted as directories may not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 from trainlib.errors import ConfigError, StorageError
 
 NAME = "run.lock"
+HANDED_BACK_SECONDS = 10.0  # how long a busy machine may take to first run a forked worker
 
 _held: dict[Path, WorkdirLock] = {}
 
@@ -30,6 +33,20 @@ def _give_back() -> None:
 
 
 os.register_at_fork(after_in_child=_give_back)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this host runs; one that has ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"
+    return True
 
 
 class WorkdirLock:
@@ -56,7 +73,7 @@ class WorkdirLock:
                 "that you may write to."
             ) from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(self._file)
         except BlockingIOError:
             holder = self._holder()
             os.close(self._file)
@@ -77,17 +94,39 @@ class WorkdirLock:
         self._write({"pid": os.getpid(), "host": socket.gethostname()})
         _held[self._path] = self
 
+    def _take(self, file: int) -> None:
+        """Locks the file; waits while only what a dead process of this host left behind holds it.
+
+        Raises:
+          BlockingIOError: somebody holds it.
+        """
+        until = time.monotonic() + HANDED_BACK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid, host = self._written() or (0, "")
+                here = host == socket.gethostname()
+                if not here or _alive(pid) or time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
+
+    def _written(self) -> tuple[int, str] | None:
+        """Process id and host in the lock file; None where there are none."""
+        assert self._file is not None
+        try:
+            found = json.loads(os.pread(self._file, 4096, 0))
+            return int(found["pid"]), str(found["host"])
+        except (ValueError, TypeError, KeyError):
+            return None
+
     def _holder(self) -> str:
         """Who wrote the lock file; "" when its last holder released it."""
         assert self._file is not None
-        text = os.pread(self._file, 4096, 0).decode(errors="replace")
-        if not text.strip():
+        if not os.pread(self._file, 4096, 0).strip():
             return ""
-        try:
-            found = json.loads(text)
-            return f"process {found['pid']} on {found['host']}"
-        except (ValueError, TypeError, KeyError):
-            return "an unknown process"
+        found = self._written()
+        return f"process {found[0]} on {found[1]}" if found else "an unknown process"
 
     def _write(self, content: dict[str, object] | None) -> None:
         assert self._file is not None

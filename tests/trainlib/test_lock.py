@@ -1,5 +1,6 @@
 """One run in a workdir: refusal by name, take-over from the dead."""
 
+import contextlib
 import json
 import os
 import signal
@@ -86,25 +87,44 @@ def test_a_stopped_process_still_holds_it(holder, tmp_path):
         WorkdirLock(tmp_path)
 
 
-def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
+@contextlib.contextmanager
+def orphan(workdir, fork, before=""):
+    """A process that took the lock, forked and died; its child lives on. Gives its process id."""
     code = (
-        "import os, sys, time; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
-        "lock = WorkdirLock(Path(sys.argv[1]))\n"
-        "child = os.fork()\n"
-        "if child == 0: time.sleep(20); os._exit(0)\n"
+        f"import ctypes, os, sys, time; from pathlib import Path\n{before}\n"
+        "from trainlib.lock import WorkdirLock\n"
+        f"lock = WorkdirLock(Path(sys.argv[1]))\nchild = {fork}\n"
+        "if child == 0: time.sleep(60); os._exit(0)\n"
         "print(child, flush=True); os._exit(9)"
     )
-    done = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout is not None
-    child = int(done.stdout.readline())
-    done.wait()
-    try:
+    command = [sys.executable, "-c", code, str(workdir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.wait()
+        try:
+            yield parent.pid
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path, seconds):
+    """Also when the system first runs the child a while after its parent died."""
+    # Hooks run in the order in which they were made: this one before that of the lock.
+    late = f"os.register_at_fork(after_in_child=lambda: time.sleep({seconds}))"
+    with orphan(tmp_path, "os.fork()", late):
         WorkdirLock(tmp_path).release()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        done.stdout.close()
+
+
+def test_a_child_that_never_gives_the_lock_back_is_not_waited_for_long(tmp_path, monkeypatch):
+    """Native code forks without the hooks of Python."""
+    monkeypatch.setattr("trainlib.lock.HANDED_BACK_SECONDS", 0.3)
+    with (
+        orphan(tmp_path, "ctypes.CDLL(None).fork()") as parent,
+        pytest.raises(ConfigError, match=f"process {parent}"),
+    ):
+        WorkdirLock(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[]", '{"pid": 1}', "\xff" * 9999])
