@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
+.PHONY: train test test-text lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -13,6 +13,11 @@ train: $(VENV)/.train
 # Two processes share the cores; each test file stays in one of them, so that it compiles once.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Tests of real seqio tasks and SentencePiece models: TensorFlow, 3 GB, comes into .venv for them.
+test-text: $(VENV)/.text
+	$(BIN)/python -m pytest tests/moe/data/test_seqio_tasks.py tests/moe/data/test_seqio_benchmarks.py \
+	    tests/moe/data/test_vocabulary.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -77,6 +82,9 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,.[plots$(comma)test])
 	@$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) >/dev/null 2>&1 || echo \
 	    "pip finds no CPU build of torch, so tests against transformers are left out: install torch to run them."
+
+$(VENV)/.text: $(VENV)/.test
+	$(call install,.[plots$(comma)test$(comma)text])
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
