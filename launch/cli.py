@@ -195,7 +195,7 @@ def load(text: str | None, overrides: dict[str, str]) -> Loaded:
     return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 
-def _leave_tpus_alone() -> None:
+def leave_tpus_alone() -> None:
     """Where libtpu is only there to compile, JAX would look for a TPU in vain, with a page of
     warnings.
     """
@@ -219,7 +219,7 @@ def part(text: str) -> tuple[int, int]:
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Entry point of a command: runs it, prints expected errors as a paragraph, exits."""
     argv = sys.argv[1:]
-    _leave_tpus_alone()
+    leave_tpus_alone()
     sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))
 
 
