@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
+from moe.routing_config import policy
 from trainlib import nn
 
 
@@ -102,6 +103,21 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "data": config.data.source,
         "published": {key: value for key, value in config.published.items() if value},
     }
+
+
+def routing(model: Architecture) -> str:
+    """How tokens find their experts, as a phrase; names an evaluation unlike training."""
+    config = model.routing
+    if config is None:
+        return "dense, no experts"
+    words = f"{config.num_experts} experts, top-{config.top_k}"
+    train, held_out = (policy(config, train=mode) for mode in (True, False))
+    if config.top_k == 1 or config.router == "experts_choose":
+        return words
+    words += f", later choices: {train} in training, {held_out} in evaluation"
+    if (train, held_out) == ("random", "all"):
+        words += " (the paper's code draws there too: routing.second_policy_eval=random)"
+    return words
 
 
 def row(facts: dict[str, Any]) -> list[str]:

@@ -202,6 +202,7 @@ def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start:
         f"  data     {data.source}: {len(source):,} training and {len(held_out):,} held-out rows "
         f"of {data.encoder_length} + {data.decoder_length} tokens",
         f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
+        f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
         f"  steps    {config.steps} of {config.batch_size} rows"
         + (f", going on from {start}" if start else ""),

@@ -42,6 +42,7 @@ from trainlib.errors import ConfigError, one_of
 from trainlib.nn import declare
 
 EXCHANGED = ("experts_in", "experts_out")  # names of what came by all-to-all, for `trainlib.remat`
+_EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 ONES, ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
 
@@ -330,6 +331,21 @@ class SparseFFN(nnx.Module):
         shape = (config.num_experts, groups, rows, self.up.shape[-1])
         kept = (jax.random.bernoulli(_part(key, 3), share, shape) / share).astype(x.dtype)
         return place.constrain(kept, place.by_hidden)
+
+
+def evaluation_key(routing: RoutingConfig | None, *numbers: jax.Array | int) -> jax.Array | None:
+    """The key of a layer in evaluation, where only the random second-choice policy draws.
+
+    Args:
+      routing: of the layer; None for a dense one.
+      *numbers: what sets its draws apart from others: its block, a position in decoding.
+
+    Returns:
+      None when the layer draws nothing.
+    """
+    if routing is None or policy(routing, train=False) != "random":
+        return None
+    return functools.reduce(jax.random.fold_in, numbers, jax.random.key(_EVALUATION_SEED))
 
 
 def _part(key: jax.Array | None, role: int) -> jax.Array:

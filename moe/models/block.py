@@ -134,7 +134,12 @@ class Block(nnx.Module):
         return kept
 
     def step(
-        self, x: jax.Array, kept: Kept, position: jax.Array, context: Context
+        self,
+        x: jax.Array,
+        kept: Kept,
+        position: jax.Array,
+        context: Context,
+        draws: jax.Array | None = None,
     ) -> tuple[jax.Array, Kept]:
         """One more token of each sequence, without dropout or noise.
 
@@ -143,6 +148,7 @@ class Block(nnx.Module):
           kept: of the tokens before, see `begin`.
           position: int32 scalar, number of tokens before.
           context: of this token; `mask` and `bias` span the length that was kept room for.
+          draws: key of a policy that is random in evaluation too, or None.
         """
         y = to_rows(self.attention_norm(x))
         new = self.attention.keys_values(y)
@@ -157,14 +163,16 @@ class Block(nnx.Module):
             x = self._add(
                 x, self.cross_attention.read(y, *ready, None, context.source_mask)[0], None
             )
-        x, _ = self._feed_forward(x, context, [None] * 4, train=False)
+        x, _ = self._feed_forward(x, context, [None, None, draws, None], train=False)
         return x, kept | {"key": keys, "value": values}
 
     def __call__(
         self, x: jax.Array, context: Context, key: jax.Array | None, *, train: bool
     ) -> tuple[jax.Array, Aux]:
-        """Runs the block; `key` None switches all randomness off."""
-        keys = split(key, 8)
+        """Runs the block; `key` None switches all randomness off. In evaluation only a policy that
+        is random there too draws.
+        """
+        keys = split(key, 8) if train else [*(None,) * 6, key, None]
         aux: Aux = {}
         y = self.attention_norm(x)
         y, total = self.attention(y, y, context.bias, context.mask, keys[0])

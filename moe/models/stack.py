@@ -21,7 +21,7 @@ from flax import nnx
 from moe.layers.attention import segment_mask
 from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
-from moe.layers.sparse import EXCHANGED
+from moe.layers.sparse import EXCHANGED, evaluation_key
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Block, Context, Kept
@@ -47,11 +47,11 @@ class Stack(nnx.Module):
             config.heads, bidirectional=not self.causal, init_scale=config.init_scale
         )
         periods, *counts = config.periods(name)
-        self.counts = tuple(counts)
+        self.counts, self.routing = tuple(counts), config.stack_routing(name)
         for tree, count in zip(TREES, counts, strict=True):
             if not count:
                 continue
-            routing = config.stack_routing(name) if tree == "sparse" else None
+            routing = self.routing if tree == "sparse" else None
             block = Block(config, routing, causal=self.causal, cross=cross)
             inner = () if tree == "sparse" else (count,)
             axes = ("period",) if tree == "sparse" else ("period", "layer")
@@ -76,13 +76,13 @@ class Stack(nnx.Module):
           segments: int32 [B, L], 0 at padding.
           source: [B, K, D] output of the encoder, for a decoder with cross-attention.
           source_segments: int32 [B, K].
-          key: for dropout and noise; None switches them off.
-          train: which capacity factor the experts have.
+          key: for dropout and noise in training; None switches them off.
+          train: training or evaluation, which has no dropout and no noise.
 
         Returns:
           ([B, L, D], tree -> what its blocks report, stacked [P, ..] or [P, n, ..]).
         """
-        first, last, blocks = split(key, 3)
+        first, last, blocks = split(key if train else None, 3)
         # Masks are made where attention reads them, so that segments travel and not their pairs.
         seen = constrain(segments, "rows", None)
         source_mask = None
@@ -146,12 +146,14 @@ class Stack(nnx.Module):
 
         def body(graphdef: nnx.GraphDef) -> Callable:
             def stepped(x: jax.Array, piece: Any) -> tuple[jax.Array, Kept]:
-                weights, own = piece
-                return nnx.merge(graphdef, weights).step(x, own, position, context)
+                weights, (own, number) = piece
+                draws = evaluation_key(self.routing, number, position)
+                return nnx.merge(graphdef, weights).step(x, own, position, context, draws)
 
             return stepped
 
-        x, kept = self._over_blocks(x, body, kept)
+        extras = {tree: (kept[tree], number) for tree, number in self._numbers().items()}
+        x, kept = self._over_blocks(x, body, extras)
         return self.norm(x), kept
 
     def _run(
@@ -207,7 +209,10 @@ class Stack(nnx.Module):
 
         def body(x: jax.Array, piece: Any) -> tuple[jax.Array, Aux]:
             weights, number = piece
-            block_key = None if key is None else jax.random.fold_in(key, number)
+            if train:
+                block_key = None if key is None else jax.random.fold_in(key, number)
+            else:
+                block_key = evaluation_key(self.routing, number)
             return nnx.merge(graphdef, weights)(x, context, block_key, train=train)
 
         policy = (self.config.decoder_remat if self.causal else "") or self.config.remat

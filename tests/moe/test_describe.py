@@ -9,7 +9,8 @@ import pytest
 from configs import st_moe_32b, st_moe_base, st_moe_l, st_moe_tiny
 from moe import describe
 from moe import plan as plan_lib
-from moe.models import named
+from moe.config import default_config
+from moe.models import architecture, named
 from trainlib.mesh import make_mesh
 
 MODULES = (st_moe_tiny, st_moe_base, st_moe_l, st_moe_32b)
@@ -54,3 +55,15 @@ def test_recipes_are_those_of_the_paper():
 def test_flops_of_a_sequence(name, printed):
     """Counted by hand from the shapes, capacity 1.25, attention logits and output included."""
     assert describe.forward_flops(named(name), 512, 114) == pytest.approx(printed, rel=1e-4)
+
+
+def test_an_evaluation_that_routes_unlike_training_is_named():
+    config = default_config("st_moe_tiny")
+    said = describe.routing(architecture(config.model, config.routing))
+    assert "random in training, all in evaluation" in said
+    assert "second_policy_eval=random" in said
+    config.routing.second_policy_eval = "random"
+    said = describe.routing(architecture(config.model, config.routing))
+    assert said.endswith("random in training, random in evaluation")
+    config.routing.top_k = 1
+    assert describe.routing(architecture(config.model, config.routing)) == "4 experts, top-1"

@@ -109,6 +109,33 @@ def test_options_of_the_stability_studies_act(small, made, logits_of, text):
         assert np.abs(logits - plain).max() > 1e-3, change
 
 
+def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, text, quick):
+    """In scoring and in decoding, with other draws in each block."""
+    routing = {"second_policy": "random", "second_policy_eval": "random", "second_threshold": 1.0}
+    config = small(4, routing, kind="decoder", decoder_blocks=4, scan=False)
+    abstract, params = made(config)
+    # The same router in both sparse blocks, and nothing beside it that changes what it sees.
+    params = {n: w if "router" in n else 0 * w if "down" in n or "out" in n else w
+              for n, w in params.items()}  # fmt: skip
+    params["decoder.sparse.experts.router"][1] = params["decoder.sparse.experts.router"][0]
+    batch = text(8)
+
+    @quick
+    def run(params):
+        model = abstract.bind(params, {})
+        step = [
+            model.step(batch["decoder_inputs"][:, 0], model.begin(8, 3), 0)[0] for _ in range(2)
+        ]
+        return model.hidden(batch, train=False)[1]["decoder"]["sparse"]["router"].metrics, step
+
+    metrics, (first, again) = run(params)
+    np.testing.assert_array_equal(first, again)
+    sent, tokens = metrics["second_rate"]
+    assert np.all((sent > 0) & (sent < tokens))
+    assert sent[0] != sent[1]
+    np.testing.assert_array_equal(run(params)[0]["second_rate"][0], sent)
+
+
 def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quick):
     config = small(dtype="bfloat16", encoder_blocks=2)
     abstract, params = made(config)
