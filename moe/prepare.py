@@ -109,12 +109,8 @@ def _load(tasks: Path) -> None:
 
 def describe(source: str, split: str, cache: Cache) -> str:
     """Returns what a cache holds: sizes, entropy of its ids, and the documents left out."""
-    unusable = [entry for shard in cache.shards for entry in shard.unusable]
-    lines = [
+    held = (
         f"{source} ({split}): {cache.documents:,} documents, {cache.tokens:,} tokens, unigram "
         f"entropy {unigram_entropy(cache.counts()):.3f} nats, in {cache.directory}"
-    ]
-    lines += [f"  left out: {where}: {why}" for where, why in unusable[:20]]
-    if len(unusable) > 20:
-        lines.append(f"  left out: {len(unusable) - 20} more, all in manifest.json")
-    return "\n".join(lines)
+    )
+    return "\n  ".join([held, *cache.left_out()])

@@ -122,6 +122,17 @@ class Cache:
                     f"Remove {self.directory} and prepare it again."
                 )
 
+    def left_out(self, most: int = 20) -> list[str]:
+        """Says how many documents could not be used, and which and why; nothing when all could."""
+        unusable = [entry for shard in self.shards for entry in shard.unusable]
+        if not unusable:
+            return []
+        lines = [f"left out: {len(unusable):,} of {self.documents + len(unusable):,} documents"]
+        lines += [f"  {where}: {why}" for where, why in unusable[:most]]
+        if len(unusable) > most:
+            lines.append(f"  and {len(unusable) - most:,} more, all in manifest.json")
+        return lines
+
     def array(self, kind: str) -> list[np.ndarray]:
         """Returns the `ends`, `inputs` or `counts` arrays of all shards, mapped from disk."""
         try:

@@ -284,10 +284,8 @@ def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Windo
             directory, reader, vocabulary, shards=1, workers=0, private=True,
             max_bad_fraction=config.max_bad_fraction, report=print if large else lambda line: None,
         )  # fmt: skip
-        if tasks:
-            for shard in Cache(directory).shards:
-                for where, why in shard.unusable:
-                    print(f"left out of {source}: {where} {why}", flush=True)
+        for line in Cache(directory).left_out():
+            print(f"{source} ({split}): {line}", flush=True)
     cache = Cache(directory)
     _check_unchanged(reader, cache)
     return from_cache(source, cache, vocabulary, config)

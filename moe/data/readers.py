@@ -191,12 +191,13 @@ class TextFolder(_Files):
             text, reason = _decode(b"".join(line for _, line in lines), lines[0][0] if lines else 0)
             if reason or text.strip():
                 yield Document(where, {} if reason else {"targets": text}, reason)
-            elif size <= _PIECE_BYTES:
+            elif lines or not size:  # else its only line began in a piece before
                 yield Document(where, {}, "is empty")
 
 
 class Jsonl(_Files):
-    """One JSON object a line: a folder of *.jsonl files or one file. A document is a line."""
+    """One JSON object a line: a folder of *.jsonl files or one file. A document is a line; blank
+    lines are none."""
 
     def __init__(self, path: str, text: str, inputs: str, fraction: float, holdout: bool):
         super().__init__("jsonl", path, fraction, holdout)

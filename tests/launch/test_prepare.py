@@ -57,7 +57,7 @@ def test_unusable_files_are_listed_and_the_rest_is_used(run, tmp_path):
     code, out, _ = run(source, "--config.data.holdout=0", "--split=train")
     assert code == 0
     assert "1 documents, 250 tokens" in out
-    assert "left out: " in out
+    assert "left out: 2 of 3 documents" in out
     assert "empty.txt offset 0: is empty" in out
     assert "latin.txt offset 0: is not UTF-8 (byte 0xe9" in out
 

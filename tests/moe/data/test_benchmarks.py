@@ -524,7 +524,7 @@ def test_training_leaves_out_a_few_bad_records_and_says_which(folder, capsys):
     config.source = "task:boolq"
     source = make_source(config, "train")
     assert source.cache.documents == 39
-    assert "line 8 has an empty field 'passage'" in capsys.readouterr().out
+    assert "line 8: has an empty field 'passage'" in capsys.readouterr().out
     config.update(max_bad_fraction=0.0, sentinels=1)
     with pytest.raises(DataError, match="line 8: has an empty"):
         make_source(config, "train")

@@ -127,6 +127,16 @@ def test_empty_jsonl_is_named(tmp_path):
     assert [doc.unusable for doc in everything(reader)] == ["is empty"]
 
 
+def test_a_blank_piece_of_a_longer_file_is_named(tmp_path, monkeypatch):
+    """The middle of a line that began before is no document of its own."""
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 10)
+    path = folder(tmp_path / "data", a=b"a long line here\n" + b"\n" * 20 + b"end\n")
+    named = {
+        doc.where.split()[-1]: doc.unusable for doc in everything(TextFolder(path, 0.0, False))
+    }
+    assert named == {"0": "", "10": "is empty", "20": "is empty", "30": ""}
+
+
 def test_pairs(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"question": "2+2", "answer": "4"}\n{"question": "", "answer": "4"}\n')

@@ -269,6 +269,15 @@ def test_large_sources_ask_to_be_prepared(data_config, tmp_path, monkeypatch):
         make_source(config, "train")
 
 
+def test_documents_left_out_at_first_use_are_counted_and_named(data_config, tmp_path, capsys):
+    source = text_folder(tmp_path / "d", ["text " * 20, "", " \n"])
+    for _ in range(2):  # the second run finds them tokenised
+        make_source(data_config(source=source, holdout=0.0, **SMALL), "train")
+    out = capsys.readouterr().out
+    assert out.count("left out: 2 of 3 documents") == 1
+    assert "001.txt offset 0: is empty" in out
+
+
 def test_unprepared_seqio_sources_need_no_seqio_to_say_so(data_config):
     with pytest.raises(DataError, match=r"c4 \(train\) has not been prepared"):
         make_source(data_config(source="c4"), "train")
