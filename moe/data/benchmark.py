@@ -48,6 +48,11 @@ class TextExample:
     answers: tuple[str, ...] = ()
     where: str = ""
 
+    @property
+    def known(self) -> bool:
+        """Whether the right answer is published."""
+        return self.label != UNKNOWN_LABEL or bool(self.targets)
+
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
@@ -64,6 +69,7 @@ class Benchmark:
       tfds: builder, configuration and version.
       tfds_splits: split -> what TFDS calls it.
       labels: words of the classes, by number.
+      answer: field of a published record with the right answer; only the test split may lack it.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Benchmark:
     tfds: str
     tfds_splits: Mapping[str, str]
     labels: tuple[str, ...] = ()
+    answer: str = "label"
     read: Callable[[Path], Rows] = dataclasses.field(default=lambda path: json_lines(path))
 
 

@@ -160,6 +160,7 @@ TASKS = tuple(
             TRAIN: f"train-v{version}.{minor}.json",
             VALIDATION: f"dev-v{version}.{minor}.json",
         },
+        answer="answers",
         read=_squad_rows,
         tfds=f"squad/v{version}.{minor}:3.0.0",
         tfds_splits=_TWO,

@@ -97,6 +97,7 @@ TASKS = (
                 split: f"ARC-{level}-{name}.jsonl"
                 for split, name in ((TRAIN, "Train"), (VALIDATION, "Dev"), (TEST, "Test"))
             },
+            answer="answerKey",
             tfds=f"ai2_arc/ARC-{level}:1.0.0",
             tfds_splits=_SPLITS,
         )
@@ -112,6 +113,7 @@ TASKS = (
         tfds="winogrande:1.2.0",
         tfds_splits=_SPLITS | {TRAIN: "train_xl"},
         labels=OPTIONS,
+        answer="answer",
     ),
     *(
         Benchmark(

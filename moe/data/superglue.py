@@ -251,7 +251,7 @@ TASKS = (
         _COPA,
     ),
     _task("multirc", "MultiRC", _multirc_records, _multirc_text, FALSE_TRUE, metric="multirc"),
-    _task("record", "ReCoRD", _record_records, _record_text, metric="record"),
+    _task("record", "ReCoRD", _record_records, _record_text, metric="record", answer="answers"),
     _task(
         "rte",
         "RTE",
@@ -275,6 +275,7 @@ TASKS = (
         _dpr_records,
         _dpr_text,
         read=_dpr_rows,
+        answer="answer",
         files={TRAIN: "train.c.txt", TEST: "test.c.txt"},
         tfds="definite_pronoun_resolution:1.1.0",
         tfds_splits={TRAIN: TRAIN, TEST: TEST},

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from moe.data import question_answering, reasoning, summarise, superglue
-from moe.data.benchmark import TRAIN, VALIDATION, Bad, Benchmark, Record, TextExample
+from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Record, TextExample
 from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
@@ -118,6 +118,10 @@ def read(config: Any, source: str, split: str) -> Iterator[tuple[str, TextExampl
             if isinstance(record, Bad):
                 raise record
             example = task.text(record)
+            if split != TEST and not example.known:
+                raise Bad(
+                    f"has no answer in the field '{task.answer}': only the test split may lack it"
+                )
             if example.key in seen:
                 raise Bad(f"repeats the id {_shown(example.key)} of {seen[example.key]}")
             seen[example.key] = where

@@ -97,18 +97,11 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
       examples: what was asked.
       answers: the text that the model gave to each.
     """
-    pairs = [(e, a) for e, a in zip(examples, answers, strict=True) if is_known(e, task)]
+    pairs = [(e, a) for e, a in zip(examples, answers, strict=True) if e.known]
     if not pairs:
         return {}
     known, said = zip(*pairs, strict=True)
     return METRICS[TASKS[task].metric](known, said)
-
-
-def is_known(example: TextExample, task: str) -> bool:
-    """Whether the right answer is published."""
-    if example.choices and TASKS[task].metric != "record":
-        return example.label >= 0
-    return example.label >= 0 if TASKS[task].metric == "wsc" else bool(example.targets)
 
 
 def main(task: str, figures: Mapping[str, float]) -> float:

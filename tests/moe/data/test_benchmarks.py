@@ -517,6 +517,52 @@ def test_a_record_that_cannot_be_used_is_named_with_file_and_line(folder, task, 
     assert message in str(error.value)
 
 
+def without(row, *path):
+    """A copy of a published row that lacks the field at the end of a path."""
+    copy = json.loads(json.dumps(row))
+    *way, last = path
+    place = copy
+    for key in way:
+        place = place[key]
+    del place[last]
+    return copy
+
+
+UNANSWERED = [
+    ("boolq", "BoolQ/{}.jsonl", "label", jsonl(without(BOOLQ, "label"))),
+    ("wsc", "WSC/{}.jsonl", "label", jsonl(without(WSC, "label"))),
+    (
+        "multirc",
+        "MultiRC/{}.jsonl",
+        "label",
+        jsonl(without(MULTIRC, "passage", "questions", 0, "answers", 1, "label")),
+    ),
+    ("record", "ReCoRD/{}.jsonl", "answers", jsonl(without(RECORD, "qas", 0, "answers"))),
+    (
+        "anli_r3",
+        "anli_v1.0/R3/{}.jsonl",
+        "label",
+        jsonl({"uid": "u", "context": "C.", "hypothesis": "H."}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "file", "field", "content"), UNANSWERED)
+def test_only_the_test_split_may_lack_the_answer(folder, task, file, field, content):
+    config = folder({file.format(split): content for split in ("train", "test")})
+    with pytest.raises(DataError) as error:
+        supervised.load(config, f"task:{task}", TRAIN)
+    assert f"{file.format('train')} line 1 has no answer in the field '{field}'" in str(error.value)
+    assert not all(example.known for example in supervised.load(config, f"task:{task}", TEST))
+
+
+def test_a_question_without_answers_has_to_say_that_there_are_none(folder):
+    article = without(SQUAD, "paragraphs", 0, "qas", 0, "answers")
+    config = folder({"SQuAD/train-v1.1.json": json.dumps({"data": [article]})})
+    with pytest.raises(DataError, match=r"question 1 has no answer in the field 'answers'"):
+        supervised.load(config, "task:squad_v1", TRAIN)
+
+
 def test_training_leaves_out_a_few_bad_records_and_says_which(folder, capsys):
     rows = [BOOLQ | {"idx": n} for n in range(40)]
     rows[7]["passage"] = ""
