@@ -61,7 +61,8 @@ class Benchmark:
     Attributes:
       name: as in `data.source`.
       metric: key of `moe.eval.scores.METRICS`.
-      text: record -> example; raises `Bad`.
+      text: record -> example; raises `Bad` for a field that is absent, empty or of another type,
+        whatever the source.
       records: row as published -> records; raises `Bad`.
       folders: names that its directory has in the published archive.
       files: split -> name of its file there.
@@ -114,14 +115,16 @@ def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> A
     Raises:
       Bad: it is absent or of another type.
     """
-    if not isinstance(row, Mapping) or name not in row:
-        there = sorted(row) if isinstance(row, Mapping) else []
+    if not isinstance(row, Mapping):
+        raise Bad(f"has {_shown(row)} where an object with the field '{name}' is needed")
+    if name not in row:
+        there = sorted(row)
         raise Bad(f"has no field '{name}'. {nearest(name, there)}Fields: {', '.join(there)}")
     value = row[name]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(k.__name__ for k in kinds)
-        raise Bad(f"has {value!r} in the field '{name}', where {wanted} is needed")
+        raise Bad(f"has {_shown(value)} in the field '{name}', where {wanted} is needed")
     return value
 
 
@@ -131,7 +134,32 @@ def words(row: Mapping[str, Any], *names: str) -> dict[str, str]:
     for name, value in found.items():
         if not value.strip():
             raise Bad(f"has an empty field '{name}'")
+        _check_unicode(value, name)
     return found
+
+
+def texts(row: Mapping[str, Any], name: str, blank: bool = False) -> list[str]:
+    """A field that holds a list of texts; empty ones are left out where `blank` allows them."""
+    found = field(row, name, list)
+    for value in found:
+        if not isinstance(value, str) or not (value.strip() or blank):
+            raise Bad(f"has {_shown(value)} in the list '{name}', where text is needed")
+        _check_unicode(value, name)
+    return [value for value in found if value.strip()]
+
+
+def _check_unicode(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
+        half = text[error.start]
+        raise Bad(f"has {half!r}, which is no character, in the field '{name}'") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}.."
 
 
 def label(row: Mapping[str, Any], classes: Sequence[Any], name: str = "label") -> int:
@@ -147,18 +175,31 @@ def label(row: Mapping[str, Any], classes: Sequence[Any], name: str = "label") -
         if value == allowed and isinstance(value, bool) == isinstance(allowed, bool):
             return number
     shown = ", ".join(json.dumps(value) for value in classes)
-    raise Bad(f"has the {name} {value!r}, which is none of {shown}")
+    raise Bad(f"has the {name} {_shown(value)}, which is none of {shown}")
+
+
+def class_number(record: Mapping[str, Any], classes: int, name: str = "label") -> int:
+    """The number of a class in a record, -1 where it is not published.
+
+    Raises:
+      Bad: it is absent or no class.
+    """
+    number = field(record, name, int)
+    if not UNKNOWN_LABEL <= number < classes:
+        raise Bad(f"has the {name} {number}, which is none of 0 to {classes - 1}, nor -1")
+    return number
 
 
 def phrase(prefix: str, record: Mapping[str, Any], *names: str) -> str:
     """`prefix name: text name: text ..`, the format of T5 for classification."""
-    return " ".join([prefix, *(f"{name}: {record[name]}" for name in names)])
+    found = words(record, *names)
+    return " ".join([prefix, *(f"{name}: {text}" for name, text in found.items())])
 
 
 def classified(
     inputs: str, record: Mapping[str, Any], labels: tuple[str, ...], *key: Hashable
 ) -> TextExample:
     """An example whose answer is the word of its class."""
-    number = record["label"]
+    number = class_number(record, len(labels))
     targets = (labels[number],) if number >= 0 else ()
     return TextExample(inputs, targets, key, number, labels)

@@ -22,6 +22,7 @@ from moe.data.benchmark import (
     TextExample,
     field,
     json_document,
+    texts,
     words,
 )
 
@@ -37,84 +38,90 @@ def _joined(*parts: str) -> str:
     return re.sub(r"[\t\n\f\r ]+", " ", " ".join(parts))
 
 
-def _listed(path: Path, *keys: str) -> Rows:
-    """The entries of a JSON file, which holds a list under `keys`."""
+def _entries(where: str, row: Any, name: str, called: str) -> Rows:
+    """The entries of a list in a row, each numbered; one bad row where there is no such list."""
+    try:
+        if isinstance(row, Bad):
+            raise row
+        found = field(row, name, list) if name else row
+        if not isinstance(found, list):
+            raise Bad("is no JSON list")
+    except Bad as error:
+        yield where or "the file", error
+        return
+    for number, entry in enumerate(found, start=1):
+        yield f"{where} {called} {number}".strip(), entry
+
+
+def _listed(path: Path, name: str = "", called: str = "entry") -> Rows:
+    """The entries of a JSON file, which is a list or holds one in a field."""
     try:
         found = json_document(path)
-        for key in keys:
-            found = field(found, key, list)
     except Bad as error:
-        yield "the file", error
-        return
-    if not isinstance(found, list):
-        yield "the file", Bad("is no JSON list")
-        return
-    for number, row in enumerate(found, start=1):
-        yield f"entry {number}", row
+        found = error
+    return _entries("", found, name, called)
 
 
 def _squad_rows(path: Path) -> Rows:
-    for where, article in _listed(path, "data"):
-        if isinstance(article, Bad):
-            yield where, article
-            continue
-        for p, paragraph in enumerate(article.get("paragraphs", ()), start=1):
-            for q, question in enumerate(paragraph.get("qas", ()), start=1):
-                place = f"article {where.split()[1]} paragraph {p} question {q}"
-                yield place, {"context": paragraph.get("context", ""), **question}
+    for where, article in _listed(path, "data", "article"):
+        for there, paragraph in _entries(where, article, "paragraphs", "paragraph"):
+            for place, question in _entries(there, paragraph, "qas", "question"):
+                if isinstance(question, dict):
+                    question = {"context": paragraph.get("context"), **question}
+                yield place, question
 
 
 def _squad_records(row: Any) -> list[Record]:
-    record = words(row, "context", "question") | {"id": field(row, "id", str)}
-    answers = [words(answer, "text")["text"] for answer in row.get("answers", ())]
-    impossible = bool(row.get("is_impossible", False))
-    for answer in answers:
-        if not impossible and answer not in record["context"]:
-            raise Bad(f"has the answer {answer!r}, which is not in the context")
-    answers = [] if impossible else answers
-    return [record | {"answers": {"text": answers}, "is_impossible": impossible}]
+    question = words(row, "question")  # refuses what is no object
+    answers = field(row, "answers", list) if "answers" in row else []
+    answers = [field(answer, "text", str) for answer in answers]
+    return [row | question | {"answers": {"text": answers}}]
 
 
 def _squad_text(record: Record) -> TextExample:
-    answers = tuple(pad_punctuation(answer) for answer in record["answers"]["text"])
-    question = pad_punctuation(record["question"])
-    inputs = _joined("question:", question, "context:", pad_punctuation(record["context"]))
-    targets = answers[:1]
-    if record.get("is_impossible"):
-        targets = (UNANSWERABLE,)
-    return TextExample(inputs, targets, (record["id"],), answers=answers)
+    context, question = words(record, "context", "question").values()
+    answers = texts(field(record, "answers", dict), "text")
+    impossible = "is_impossible" in record and field(record, "is_impossible", bool)
+    for answer in answers:
+        if not impossible and answer not in context:
+            raise Bad(f"has the answer {answer!r}, which is not in the context")
+    padded = () if impossible else tuple(map(pad_punctuation, answers))
+    inputs = _joined("question:", pad_punctuation(question), "context:", pad_punctuation(context))
+    targets = (UNANSWERABLE,) if impossible else padded[:1]
+    return TextExample(inputs, targets, (field(record, "id", str),), answers=padded)
 
 
-def _closed(prefix: str) -> Any:
+def _closed(prefix: str, name: str) -> Any:
     """A question without context; the first accepted answer is the target."""
 
     def text(record: Record) -> TextExample:
-        answers = tuple(record["answer"])
-        inputs = f"{prefix} question: {record['question']}"
-        return TextExample(inputs, answers[:1], (record["id"],), answers=answers)
+        question, answers = words(record, "question")["question"], tuple(texts(record, name))
+        key = field(record, "id", int)
+        return TextExample(f"{prefix} question: {question}", answers[:1], (key,), answers=answers)
 
     return text
 
 
 def _trivia_text(record: Record) -> TextExample:
-    answer = record["answer"]
+    answer = field(record, "answer", dict)
+    value = words(answer, "value")["value"]
     return TextExample(
-        f"trivia_qa question: {record['question']}",
-        (answer["value"],),
-        (record["question_id"],),
-        answers=tuple(dict.fromkeys([answer["value"], *answer["aliases"]])),
+        f"trivia_qa question: {words(record, 'question')['question']}",
+        (value,),
+        (field(record, "question_id", str),),
+        answers=tuple(dict.fromkeys([value, *texts(answer, "aliases", blank=True)])),
     )
 
 
 def _trivia_records(row: Any) -> list[Record]:
     answer = field(row, "Answer", dict)
-    value = words(answer, "Value")["Value"].strip()
-    aliases = [alias.strip() for alias in field(answer, "Aliases", list)]
-    record = {"question": words(row, "Question")["Question"].strip()}
+    aliases = [alias.strip() for alias in texts(answer, "Aliases", blank=True)]
     return [
-        record
-        | {"question_id": field(row, "QuestionId", str)}
-        | {"answer": {"value": value, "aliases": aliases}}
+        {
+            "question": field(row, "Question", str).strip(),
+            "question_id": row.get("QuestionId"),
+            "answer": {"value": field(answer, "Value", str).strip(), "aliases": aliases},
+        }
     ]
 
 
@@ -123,10 +130,7 @@ def _trivia_rows(path: Path) -> Rows:
 
 
 def _natural_records(row: Any) -> list[Record]:
-    answers = field(row, "answer", list)
-    if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise Bad("has no text in the field 'answer', a list of accepted answers")
-    return [words(row, "question") | {"answer": answers, "id": row["question"]}]
+    return [row]
 
 
 _DESCRIPTION = re.compile(r'\(description (?:"([^"]+?)"|([^)]+?))\)')
@@ -137,14 +141,7 @@ def _web_records(row: Any) -> list[Record]:
     answers = [a or b for a, b in _DESCRIPTION.findall(record["targetValue"])]
     if not answers:
         raise Bad(f"has no (description ..) in targetValue {record['targetValue']!r}")
-    question = record["utterance"]
-    return [{"question": question, "answer": answers, "id": question}]
-
-
-def _web_text(record: Record) -> TextExample:
-    if "answers" in record:  # as TFDS calls it
-        record = record | {"answer": record["answers"]}
-    return _closed("wq")(record)
+    return [{"question": record["utterance"], "answers": answers}]
 
 
 _TWO = {TRAIN: TRAIN, VALIDATION: VALIDATION}
@@ -181,7 +178,8 @@ TASKS = tuple(
     Benchmark(
         name="natural_questions",
         metric="squad",
-        text=_closed("nq"),
+        text=_closed("nq", "answer"),
+        answer="answer",
         records=_natural_records,
         folders=("nq_open", "NaturalQuestionsOpen"),
         files={TRAIN: "NQ-open.train.jsonl", VALIDATION: "NQ-open.dev.jsonl"},
@@ -191,7 +189,8 @@ TASKS = tuple(
     Benchmark(
         name="web_questions",
         metric="squad",
-        text=_web_text,
+        text=_closed("wq", "answers"),
+        answer="answers",
         records=_web_records,
         folders=("WebQuestions", "webquestions"),
         files={

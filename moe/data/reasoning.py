@@ -16,10 +16,12 @@ from moe.data.benchmark import (
     Benchmark,
     Record,
     TextExample,
+    class_number,
     classified,
     field,
     label,
     phrase,
+    texts,
     words,
 )
 
@@ -31,53 +33,52 @@ ANLI = ("entailment", "neutral", "contradiction")
 def _arc_records(row: Any) -> list[Record]:
     question = field(row, "question", dict)
     choices = field(question, "choices", list)
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise Bad(f"has {len(choices)} choices, where 2 to {len(LETTERS)} are possible")
     names = [field(choice, "label", str) for choice in choices]
-    texts = [words(choice, "text")["text"] for choice in choices]
-    record = {"id": field(row, "id", str), "question": words(question, "stem")["stem"]}
+    answers = [field(choice, "text", str) for choice in choices]
+    record = {"id": row.get("id"), "question": field(question, "stem", str)}
     # A few questions number their choices 1 to 4.
     number = label(row, names, "answerKey")
-    letters = list(LETTERS[: len(choices)])
-    return [record | {"choices": {"text": texts, "label": letters}, "answerKey": number}]
+    return [record | {"choices": {"text": answers}, "answerKey": number}]
 
 
 def _arc_text(prefix: str) -> Any:
     def text(record: Record) -> TextExample:
-        texts, number = record["choices"]["text"], record["answerKey"]
-        letters = LETTERS[: len(texts)]
-        listed = " ".join(f"({a}) {text}" for a, text in zip(letters, texts, strict=True))
-        inputs = f"{prefix} question: {record['question']} choices: {listed}"
+        choices = texts(field(record, "choices", dict), "text")
+        if not 2 <= len(choices) <= len(LETTERS):
+            raise Bad(f"has {len(choices)} choices, where 2 to {len(LETTERS)} are possible")
+        letters = LETTERS[: len(choices)]
+        listed = " ".join(f"({a}) {choice}" for a, choice in zip(letters, choices, strict=True))
+        inputs = f"{phrase(prefix, record, 'question')} choices: {listed}"
+        number = class_number(record, len(choices), "answerKey")
         targets = (letters[number],) if number != UNKNOWN_LABEL else ()
-        return TextExample(inputs, targets, (record["id"],), number, letters)
+        return TextExample(inputs, targets, (field(record, "id", str),), number, letters)
 
     return text
 
 
 def _winogrande_records(row: Any) -> list[Record]:
-    record = words(row, "qID", "sentence", "option1", "option2")
-    if "_" not in record["sentence"]:
-        raise Bad("has a sentence without the gap '_'")
     published = {} if row.get("answer") == "" else row
-    return [record | {"label": label(published, ("1", "2"), "answer"), "id": record["qID"]}]
+    number = label(published, ("1", "2"), "answer")
+    return [row | {"label": number, "id": field(row, "qID", str)}]
 
 
 def _winogrande_text(record: Record) -> TextExample:
-    key = record.get("id", record.get("idx"))
     inputs = phrase("winogrande", record, "option1", "option2", "sentence")
-    return classified(inputs, record, OPTIONS, key)
+    if "_" not in record["sentence"]:
+        raise Bad("has a sentence without the gap '_'")
+    return classified(inputs, record, OPTIONS, field(record, "id", (str, int)))
 
 
 def _anli_records(row: Any) -> list[Record]:
-    record = words(row, "uid", "context", "hypothesis")
-    return [record | {"label": label(row, ("e", "n", "c"))}]
+    return [row | {"label": label(row, ("e", "n", "c"))}]
 
 
 def _anli_text(prefix: str) -> Any:
     def text(record: Record) -> TextExample:
-        named = {"hypothesis": record["hypothesis"], "premise": record["context"]}
+        premise, hypothesis = words(record, "context", "hypothesis").values()
+        named = {"hypothesis": hypothesis, "premise": premise}
         inputs = phrase(prefix, named, "hypothesis", "premise")
-        return classified(inputs, record, ANLI, record["uid"])
+        return classified(inputs, record, ANLI, field(record, "uid", str))
 
     return text
 

@@ -15,7 +15,9 @@ from moe.data.benchmark import (
     Record,
     Rows,
     TextExample,
+    field,
     json_document,
+    texts,
     words,
 )
 
@@ -32,22 +34,29 @@ _BUTTONS = frozenset(
 _ENDS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 
 
+def _text_file(path: Path, name: str) -> Any:
+    """The row of a file that holds one record."""
+    try:
+        return {"id": name, "text": path.read_text(encoding="utf-8")}
+    except UnicodeDecodeError as error:
+        return Bad(f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})")
+    except OSError as error:
+        return Bad(f"cannot be read ({error.strerror})")
+
+
 def _xsum_rows(path: Path) -> Rows:
     """`FOLDER/split` -> the articles of that split; the split file names their ids."""
     folder, split = path.parent, path.name
     where = folder / _XSUM_SPLITS
     try:
-        ids = json_document(where)[split]
-    except (Bad, KeyError, TypeError) as error:
-        yield _XSUM_SPLITS, Bad(f"has no list of the ids of '{split}' ({error})")
+        ids = texts(json_document(where), split)
+    except Bad as error:
+        yield f"({_XSUM_SPLITS})", error
         return
     for name in ids:
         file = folder / "xsum-extracts-from-downloads" / f"{name}.data"
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue  # published ids whose pages are gone; TFDS leaves them out as well
-        yield file.name, {"id": name, "text": text}
+        if file.is_file():  # published ids whose pages are gone; TFDS leaves them out as well
+            yield file.name, _text_file(file, name)
 
 
 def _xsum_records(row: Any) -> list[Record]:
@@ -55,15 +64,13 @@ def _xsum_records(row: Any) -> list[Record]:
     parts = "\n".join(kept).split("[XSUM]")
     if len(parts) < 7:
         raise Bad("has no parts [XSUM]URL[XSUM], [XSUM]INTRODUCTION[XSUM], [XSUM]RESTBODY[XSUM]")
-    record = words(
-        {"summary": parts[4].strip(), "document": parts[6].strip()}, "document", "summary"
-    )
-    return [record | {"id": row["id"]}]
+    return [{"summary": parts[4].strip(), "document": parts[6].strip(), "id": row["id"]}]
 
 
 def _story_rows(path: Path) -> Rows:
     """`FOLDER/all_train.txt` lists URLs; a story is named by the SHA-1 of its URL."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         name = hashlib.sha1(line.strip().encode()).hexdigest()
@@ -74,7 +81,7 @@ def _story_rows(path: Path) -> Rows:
         if found is None:
             yield f"line {number}", Bad(f"names {line.strip()}, and there is no {name}.story")
         else:
-            yield found.name, {"id": name, "text": found.read_text(encoding="utf-8")}
+            yield found.name, _text_file(found, name)
 
 
 def _story_records(row: Any) -> list[Record]:
@@ -86,14 +93,14 @@ def _story_records(row: Any) -> list[Record]:
             line = line if line.endswith(_ENDS) else f"{line}."
             (highlights if highlight else article).append(line)
     joined = {"article": " ".join(article), "highlights": "\n".join(highlights)}
-    return [words(joined, "article", "highlights") | {"id": row["id"]}]
+    return [joined | {"id": row["id"]}]
 
 
 def _text(source: str, summary: str) -> Any:
     def text(record: Record) -> TextExample:
-        answer = record[summary]
-        key = record.get("id", record.get("idx"))
-        return TextExample(f"summarize: {record[source]}", (answer,), (key,), answers=(answer,))
+        document, answer = words(record, source, summary).values()
+        key = field(record, "id", (str, int))
+        return TextExample(f"summarize: {document}", (answer,), (key,), answers=(answer,))
 
     return text
 

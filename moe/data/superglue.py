@@ -13,17 +13,18 @@ from typing import Any
 from moe.data.benchmark import (
     TEST,
     TRAIN,
-    UNKNOWN_LABEL,
     VALIDATION,
     Bad,
     Benchmark,
     Record,
     Rows,
     TextExample,
+    class_number,
     classified,
     field,
     label,
     phrase,
+    texts,
     words,
 )
 
@@ -46,30 +47,36 @@ def _task(
     return Benchmark(name=name, folders=(folder,), records=records, text=text, **(values | other))
 
 
-def _plain(*names: str, classes: tuple[Any, ...]) -> Any:
-    """Lines that hold texts, a class and `idx`."""
+def _plain(classes: tuple[Any, ...]) -> Any:
+    """Lines that are records but for the name of the class."""
 
     def records(row: Any) -> list[Record]:
-        return [words(row, *names) | {"label": label(row, classes), "idx": field(row, "idx", int)}]
+        return [row | {"label": label(row, classes)}]
 
     return records
 
 
 def _classes(prefix: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Any:
     def text(record: Record) -> TextExample:
-        return classified(phrase(prefix, record, *names), record, labels, record["idx"])
+        return classified(phrase(prefix, record, *names), record, labels, field(record, "idx", int))
 
     return text
 
 
+def _place(record: Record, *names: str) -> tuple[int, ...]:
+    """The numbers under `idx` of a record that is part of a published line."""
+    place = field(record, "idx", dict)
+    return tuple(field(place, name, int) for name in names)
+
+
 def _multirc_records(row: Any) -> list[Record]:
     passage = field(row, "passage", dict)
-    paragraph = words(passage, "text")["text"]
+    paragraph = field(passage, "text", str)
     return [
         {
             "paragraph": paragraph,
-            **words(question, "question"),
-            "answer": words(answer, "text")["text"],
+            "question": field(question, "question", str),
+            "answer": field(answer, "text", str),
             "label": label(answer, (0, 1)),
             "idx": {
                 "paragraph": field(row, "idx", int),
@@ -85,30 +92,22 @@ def _multirc_records(row: Any) -> list[Record]:
 def _multirc_text(record: Record) -> TextExample:
     text = phrase("multirc", record, "question", "answer", "paragraph")
     text = re.sub("</?b>", "", text.replace("<br>", " "))
-    place = record["idx"]
-    key = place["paragraph"], place["question"], place["answer"]
+    key = _place(record, "paragraph", "question", "answer")
     return classified(text, record, FALSE_TRUE, *key)
 
 
 def _record_records(row: Any) -> list[Record]:
     passage = field(row, "passage", dict)
-    text = words(passage, "text")["text"]
+    text = field(passage, "text", str)
     entities = {_span(text, entity) for entity in field(passage, "entities", list)}
-    if not entities:
-        raise Bad("names no entities in its passage")
     records = []
     for question in field(row, "qas", list):
-        query = words(question, "query")["query"]
-        if "@placeholder" not in query:
-            raise Bad("has a query without @placeholder")
-        answers = sorted({words(a, "text")["text"] for a in question.get("answers", ())})
-        for answer in answers:
-            if answer not in text:
-                raise Bad(f"has the answer {answer!r}, which is not in the passage")
+        query = field(question, "query", str)
+        answers = field(question, "answers", list) if "answers" in question else []
         place = {"passage": field(row, "idx", int), "query": field(question, "idx", int)}
         records.append(
-            {"passage": text, "query": query, "entities": sorted(entities), "answers": answers}
-            | {"idx": place}
+            {"passage": text, "query": query, "entities": sorted(entities), "idx": place}
+            | {"answers": sorted({field(answer, "text", str) for answer in answers})}
         )
     return records
 
@@ -121,23 +120,28 @@ def _span(text: str, entity: Any) -> str:
 
 
 def _record_text(record: Record) -> TextExample:
+    passage, query = words(record, "passage", "query").values()
+    entities, answers = tuple(texts(record, "entities")), tuple(texts(record, "answers"))
+    if "@placeholder" not in query:
+        raise Bad("has a query without @placeholder")
+    if not entities:
+        raise Bad("names no entities in its passage")
+    for answer in answers:
+        if answer not in passage:
+            raise Bad(f"has the answer {answer!r}, which is not in the passage")
     # Highlights become sentences of the passage.
-    passage = re.sub(r"(\.|\?|\!|\"|')\n@highlight\n", r"\1 ", record["passage"])
+    passage = re.sub(r"(\.|\?|\!|\"|')\n@highlight\n", r"\1 ", passage)
     passage = passage.replace("\n@highlight\n", ". ")
-    entities = tuple(record["entities"])
-    answers = tuple(record["answers"])
-    inputs = f"record query: {record['query']} entities: {', '.join(entities)} passage: {passage}"
-    place = record["idx"]
-    return TextExample(
-        inputs, answers, (place["passage"], place["query"]), choices=entities, answers=answers
-    )
+    inputs = f"record query: {query} entities: {', '.join(entities)} passage: {passage}"
+    key = _place(record, "passage", "query")
+    return TextExample(inputs, answers, key, choices=entities, answers=answers)
 
 
 def _wsc_records(row: Any) -> list[Record]:
     target = field(row, "target", dict)
     record = words(row, "text") | words(target, "span1_text", "span2_text")
     record |= {name: field(target, name, int) for name in ("span1_index", "span2_index")}
-    record |= {"label": label(row, (False, True)), "idx": field(row, "idx", int)}
+    record |= {"label": label(row, (False, True)), "idx": row.get("idx")}
     for span in ("span1", "span2"):
         record[f"{span}_text"] = _as_in_text(record, span)
     return [record]
@@ -157,10 +161,12 @@ def _as_in_text(record: Record, span: str) -> str:
 
 def _wsc_text(record: Record) -> TextExample:
     """The pronoun between stars; the answer is its referent. Only right spans are trained on."""
-    inputs = f"wsc: {_starred(record['text'], record['span2_text'], record['span2_index'])}"
-    referent = record["span1_text"]
-    targets = (referent,) if record["label"] == 1 else ()
-    return TextExample(inputs, targets, (record["idx"],), record["label"], answers=(referent,))
+    text, referent, pronoun = words(record, "text", "span1_text", "span2_text").values()
+    inputs = f"wsc: {_starred(text, pronoun, field(record, 'span2_index', int))}"
+    number = class_number(record, 2)
+    targets = (referent,) if number == 1 else ()
+    key = field(record, "idx", int)
+    return TextExample(inputs, targets, (key,), number, answers=(referent,))
 
 
 def _starred(text: str, pronoun: str, index: int) -> str:
@@ -184,42 +190,34 @@ def _dpr_rows(path: Path) -> Rows:
         if not any(rows):
             continue
         names = ("sentence", "pronoun", "candidates", "answer")
-        yield f"line {start + 1}", dict(zip(names, rows, strict=False)) | {"number": start // 5}
+        yield f"line {start + 1}", dict(zip(names, rows, strict=False))
 
 
 def _dpr_records(row: Any) -> list[Record]:
     record = words(row, "sentence", "pronoun", "candidates", "answer")
     candidates = [name.strip() for name in record["candidates"].split(",")]
-    return [
-        {
-            "sentence": record["sentence"],
-            "pronoun": record["pronoun"],
-            "candidates": candidates,
-            "label": label(record, candidates, "answer"),
-            "idx": row["number"],
-        }
-    ]
+    return [record | {"candidates": candidates, "label": label(record, candidates, "answer")}]
 
 
 def _dpr_text(record: Record) -> TextExample:
+    sentence, pronoun = words(record, "sentence", "pronoun").values()
     # The first occurrence is the one to resolve.
-    pattern = rf" ({re.escape(record['pronoun'])})( |\.|,)"
-    sentence, count = re.subn(pattern, r" *\1*\2", record["sentence"], count=1)
+    pattern = rf" ({re.escape(pronoun)})( |\.|,)"
+    sentence, count = re.subn(pattern, r" *\1*\2", sentence, count=1)
     if not count:
-        raise Bad(f"has not the pronoun {record['pronoun']!r} in its sentence")
-    choices = tuple(record["candidates"])
-    number = record["label"]
-    targets = (choices[number],) if number != UNKNOWN_LABEL else ()
-    return TextExample(f"wsc: {sentence}", targets, (record["idx"],), number, choices)
+        raise Bad(f"has not the pronoun {pronoun!r} in its sentence")
+    choices = tuple(texts(record, "candidates"))
+    return classified(f"wsc: {sentence}", record, choices, field(record, "id", int))
 
 
 def _pairs(prefix: str, first: str, second: str) -> Any:
     """RTE and its diagnostics: which field is the hypothesis, which the premise."""
 
     def text(record: Record) -> TextExample:
-        renamed = record | {"hypothesis": record[first], "premise": record[second]}
-        inputs = phrase(prefix, renamed, "hypothesis", "premise")
-        return classified(inputs, record, ENTAILMENT, record["idx"])
+        found = words(record, first, second)
+        named = {"hypothesis": found[first], "premise": found[second]}
+        inputs = phrase(prefix, named, "hypothesis", "premise")
+        return classified(inputs, record, ENTAILMENT, field(record, "idx", int))
 
     return text
 
@@ -234,35 +232,34 @@ TASKS = (
     _task(
         "boolq",
         "BoolQ",
-        _plain("passage", "question", classes=_BOOL),
+        _plain(_BOOL),
         _classes("boolq", ("passage", "question"), FALSE_TRUE),
         FALSE_TRUE,
     ),
     _task(
         "cb",
         "CB",
-        _plain("hypothesis", "premise", classes=_CB),
+        _plain(_CB),
         _classes("cb", ("hypothesis", "premise"), _CB),
         _CB,
         metric="cb",
     ),
     _task(
-        "copa", "COPA", _plain(*_COPA_TEXT, classes=(0, 1)), _classes("copa", _COPA_TEXT, _COPA),
-        _COPA,
+        "copa", "COPA", _plain((0, 1)), _classes("copa", _COPA_TEXT, _COPA), _COPA,
     ),
     _task("multirc", "MultiRC", _multirc_records, _multirc_text, FALSE_TRUE, metric="multirc"),
     _task("record", "ReCoRD", _record_records, _record_text, metric="record", answer="answers"),
     _task(
         "rte",
         "RTE",
-        _plain("premise", "hypothesis", classes=ENTAILMENT),
+        _plain(ENTAILMENT),
         _pairs("rte", "hypothesis", "premise"),
         ENTAILMENT,
     ),
     _task(
         "wic",
         "WiC",
-        _plain(*_WIC_TEXT, classes=_BOOL),
+        _plain(_BOOL),
         _classes("wic", _WIC_TEXT, FALSE_TRUE),
         FALSE_TRUE,
     ),
@@ -283,7 +280,7 @@ TASKS = (
     _task(
         "axb",
         "AX-b",
-        _plain("sentence1", "sentence2", classes=ENTAILMENT),
+        _plain(ENTAILMENT),
         _pairs("rte", "sentence2", "sentence1"),
         ENTAILMENT,
         metric="matthews",
@@ -293,7 +290,7 @@ TASKS = (
     _task(
         "axg",
         "AX-g",
-        _plain("premise", "hypothesis", classes=ENTAILMENT),
+        _plain(ENTAILMENT),
         _pairs("rte", "hypothesis", "premise"),
         ENTAILMENT,
         files={TEST: "AX-g.jsonl"},

@@ -138,13 +138,14 @@ def _shown(key: tuple) -> str:
 def _records(
     task: Benchmark, config: Any, source: str, split: str
 ) -> Iterator[tuple[str, Record | Bad]]:
+    """Records as TFDS has them; one without an id of its own gets its number, from 0."""
     folder = _folder(task, config, source)
     if folder is None:
         yield from _tfds_records(task, config.dir, split)
         return
     path = folder / task.files[split]
     try:
-        for place, row in task.read(path):
+        for number, (place, row) in enumerate(task.read(path)):
             where = f"{path} {place}"
             try:
                 if isinstance(row, Bad):
@@ -153,7 +154,7 @@ def _records(
             except Bad as error:
                 yield where, error
                 continue
-            yield from ((where, record) for record in records)
+            yield from ((where, {"id": number} | record) for record in records)
     except OSError as error:
         raise DataError(
             f"{source}: {path} cannot be read ({error.strerror}). It is the split '{split}' of "
@@ -189,7 +190,9 @@ def _folder(task: Benchmark, config: Any, source: str) -> Path | None:
     )
 
 
-def _tfds_records(task: Benchmark, directory: str, split: str) -> Iterator[tuple[str, Record]]:
+def _tfds_records(
+    task: Benchmark, directory: str, split: str
+) -> Iterator[tuple[str, Record | Bad]]:
     import tensorflow_datasets as tfds
 
     try:
@@ -207,9 +210,10 @@ def _tfds_records(task: Benchmark, directory: str, split: str) -> Iterator[tuple
             f"that come with this package: --config.data.source=sample:{task.name}."
         ) from error
     for number, example in enumerate(found):
-        record = _plain(example)
-        record.setdefault("idx", number)
-        record.setdefault("id", number)
+        try:
+            record = {"id": number} | _plain(example)
+        except UnicodeDecodeError as error:
+            record = Bad(f"holds text that is not UTF-8 ({error.reason})")
         yield f"{task.tfds} {split} record {number}", record
 
 

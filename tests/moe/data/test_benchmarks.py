@@ -499,6 +499,36 @@ BAD = [
         "an entity at 1..3 of a passage of 3 characters",
     ),
     (
+        "record",
+        "ReCoRD/train.jsonl",
+        RECORD | {"passage": RECORD["passage"] | {"entities": "Ann"}},
+        "'Ann' in the field 'entities', where list is needed",
+    ),
+    (
+        "record",
+        "ReCoRD/train.jsonl",
+        RECORD | {"qas": [RECORD["qas"][0] | {"answers": ["Bo"]}]},
+        "has 'Bo' where an object with the field 'text' is needed",
+    ),
+    (
+        "multirc",
+        "MultiRC/train.jsonl",
+        MULTIRC | {"passage": MULTIRC["passage"]["text"]},
+        "in the field 'passage', where dict is needed",
+    ),
+    (
+        "wsc",
+        "WSC/train.jsonl",
+        WSC | {"target": WSC["target"] | {"span2_index": "12"}},
+        "'12' in the field 'span2_index', where int is needed",
+    ),
+    (
+        "boolq",
+        "BoolQ/train.jsonl",
+        BOOLQ | {"question": "half a pair: \ud83d"},
+        "which is no character, in the field 'question'",
+    ),
+    (
         "wsc",
         "WSC/train.jsonl",
         WSC | {"target": WSC["target"] | {"span2_index": 3}},
@@ -561,6 +591,44 @@ def test_a_question_without_answers_has_to_say_that_there_are_none(folder):
     config = folder({"SQuAD/train-v1.1.json": json.dumps({"data": [article]})})
     with pytest.raises(DataError, match=r"question 1 has no answer in the field 'answers'"):
         supervised.load(config, "task:squad_v1", TRAIN)
+
+
+def places(value, way=()):
+    """The way to every value inside a JSON document, and to itself."""
+    yield way
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*way, key))
+
+
+def replaced(value, way, new):
+    """A copy in which another value stands at the end of a way."""
+    if not way:
+        return new
+    copy = value.copy()
+    copy[way[0]] = replaced(value[way[0]], way[1:], new)
+    return copy
+
+
+JSON_TASKS = [task for task in GOLDEN if task not in ("dpr", "cnn_dailymail")]
+
+
+@pytest.mark.parametrize("task", JSON_TASKS)
+def test_a_wrong_type_anywhere_is_a_bad_record_or_no_matter(folder, task):
+    """Every value of a published record in turn becomes a value of each other type."""
+    name, content = next((n, c) for n, c in GOLDEN[task][0].items() if "json" in n)
+    folder(GOLDEN[task][0])
+    row, refused = json.loads(content), []
+    for way in places(row):
+        for new in (None, True, 7, 1.5, "x", "\ud800", [], ["x"], [7], {}, {"text": 7}):
+            config = folder({name: json.dumps(replaced(row, way, new)) + "\n"})
+            try:
+                supervised.load(config, f"task:{task}", TRAIN)
+            except DataError as error:
+                refused.append(str(error))
+    assert len(refused) > 20
+    folder_of_file = name.rpartition("/")[0]
+    assert all(folder_of_file in text or "has no examples" in text for text in refused)
 
 
 def test_training_leaves_out_a_few_bad_records_and_says_which(folder, capsys):
