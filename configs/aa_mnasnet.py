@@ -12,7 +12,7 @@ TPU v3-8 or larger slice, the same command on every host. Hours are not known: t
 made with this code, and no score of ours stands here.
 
 Variants: width075, width125, width140 (published top-1 73.9, 77.2, 77.7 %); digits, on 1,797
-handwritten digits of 8x8 pixels at a quarter of the width, with SGD.
+handwritten digits of 8x8 pixels with one or two blocks a row, a quarter of the width and SGD.
 """
 
 from __future__ import annotations

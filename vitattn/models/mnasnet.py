@@ -81,6 +81,7 @@ class MnasNetConfig:
 
     Attributes:
       width: multiplier of the widths, but not of the 1280 channels of the head.
+      blocks: blocks of each of the seven rows; empty takes those of the paper.
       num_classes: logits.
       image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
       stem: "conv" (3x3 stride 2) or "small_image" (3x3 stride 1: CIFAR, digits).
@@ -92,6 +93,7 @@ class MnasNetConfig:
     """
 
     width: float = 1.0
+    blocks: tuple[int, ...] = ()
     num_classes: int = 1000
     image_size: int | tuple[int, int] = 224
     stem: str = "conv"
@@ -109,6 +111,11 @@ class MnasNetConfig:
             raise ConfigError(f"model.dropout={self.dropout} must be at least 0 and below 1.")
         if self.width <= 0:
             raise ConfigError(f"model.width={self.width} must be above 0.")
+        if self.blocks and (len(self.blocks) != len(ROWS) or min(self.blocks) < 1):
+            raise ConfigError(
+                f"model.blocks is {self.blocks}: give seven numbers of blocks, each at least 1, or "
+                f"an empty tuple for those of the paper, {tuple(row.repeats for row in ROWS)}."
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -192,7 +199,7 @@ class MnasNet(nnx.Module):
         self.stem = ConvNorm(conv, config.norm(channels))
         for number, row in enumerate(ROWS, 1):
             blocks = []
-            for index in range(row.repeats):
+            for index in range(config.blocks[number - 1] if config.blocks else row.repeats):
                 stride = row.stride if index == 0 else 1
                 place = Place(number, stride, height, width)
                 blocks.append(InvertedBlock(config, row, channels, place, total_stride))

@@ -15,6 +15,7 @@ AUGMENTED = {"kind": "augmented"}
 TINY = {
     "name": "mnasnet",
     "width": 0.25,
+    "blocks": (1, 1, 1, 2, 1, 2, 1),
     "image_size": 5,
     "stem": "small_image",
     "num_classes": 4,
@@ -117,6 +118,8 @@ def test_dropout_needs_a_key_in_training_only():
     [
         ({"dropout": 1.0}, "model.dropout"),
         ({"width": 0.0}, "model.width"),
+        ({"blocks": (1, 2, 3)}, "seven numbers"),
+        ({"blocks": (1, 2, 3, 4, 2, 3, 0)}, "seven numbers"),
         ({"stem": "small"}, "Did you mean 'small_image'"),
     ],
 )
