@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows, use
+from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows
 from trainlib import sharding
 from trainlib.nn import declare
 from trainlib.sharding import constrain
@@ -19,7 +19,8 @@ from trainlib.sharding import constrain
 class Embedding(nnx.Module):
     """The input table [V, D], shared by encoder and decoder; D lies over the mesh columns."""
 
-    def __init__(self, vocabulary: int, width: int):
+    def __init__(self, vocabulary: int, width: int, reduce: str = "float32"):
+        self.reduce = reduce
         self.table = declare((vocabulary, width), ("tokens", "table"), NORMAL)
 
     def __call__(self, tokens: jax.Array, dtype) -> jax.Array:
@@ -32,8 +33,7 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
         scaled = to_rows(x) * x.shape[-1] ** -0.5
-        table = use(self.table, x.dtype)
-        logits = jnp.einsum("bld,vd->blv", scaled, table, preferred_element_type=jnp.float32)
+        logits = product(scaled, self.table, self.reduce, out=jnp.float32, transposed=True)
         return constrain(logits, "rows", None, "vocab")
 
 

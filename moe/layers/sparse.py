@@ -265,7 +265,7 @@ class SparseFFN(nnx.Module):
         tokens = self._tokens(x, mask, key, router_input, train=train)
         hidden_kept = self._hidden_kept(key, x, size, place, train=train)
         names = ("gate", "up", "down", "bias")
-        weights = {n: getattr(self, n)[...].astype(x.dtype) for n in names if hasattr(self, n)}
+        weights = {n: getattr(self, n)[...] for n in names if hasattr(self, n)}
         local = functools.partial(
             _local, routing=self.routing, form=self.expert_bias, size=size, place=place, train=train
         )
@@ -380,6 +380,9 @@ def _local(
     logits = jnp.einsum(
         "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
     )
+    # Here and not before the shard_map, whose transpose adds gradients up over replicas in the type
+    # of what it was given: float32 (ST-MoE, section 3.4).
+    weights = {name: value.astype(x.dtype) for name, value in weights.items()}
     mask, draws, gumbel = (grouped_tokens.get(name) for name in ("mask", "draws", "gumbel"))
     routed = route(logits, mask, draws, routing, train=train, gumbel=gumbel)
     if routing.dropless:

@@ -74,12 +74,9 @@ def stack(module: nnx.Module, sizes: tuple[int, ...], axes: tuple[str, ...]) -> 
 REDUCE = ("float32", "bfloat16")
 
 
-def use(weight: nnx.Param, dtype) -> jax.Array:
-    """The weight in the compute type, whole along `embed`; its gradient has that type too."""
-    return _whole(weight[...], _axes(weight), dtype)
-
-
-def product(x: jax.Array, weight: nnx.Param, reduce: str = "float32", out=None) -> jax.Array:
+def product(
+    x: jax.Array, weight: nnx.Param, reduce: str = "float32", out=None, *, transposed: bool = False
+) -> jax.Array:
     """x [.., in] times a matrix [in, out] in the type of x.
 
     Args:
@@ -88,11 +85,15 @@ def product(x: jax.Array, weight: nnx.Param, reduce: str = "float32", out=None) 
       reduce: type in which the matrix's gradient is added up over the devices of the mesh. The
         paper asks for float32 (section 3.4); bfloat16 halves the traffic of the gradients.
       out: type of the result; None: that of x.
+      transposed: the matrix is stored as [out, in].
     """
     out = jnp.dtype(out or x.dtype)
+    axes, value = _axes(weight), weight[...]
+    if transposed:
+        axes, value = axes[::-1], value.T
     if reduce == "float32":
-        return _product(_axes(weight), out, x, weight[...])
-    return jnp.matmul(x, use(weight, x.dtype), preferred_element_type=out)
+        return _product(axes, out, x, value)
+    return jnp.matmul(x, _whole(value, axes, x.dtype), preferred_element_type=out)
 
 
 def _axes(weight: nnx.Param) -> tuple[str, ...]:

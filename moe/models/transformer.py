@@ -27,7 +27,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: Architecture):
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.width)
+        self.embedding = Embedding(config.vocab_size, config.width, config.reduce_dtype)
         for name in config.stacks:
             setattr(self, name, Stack(config, name))
         if not config.tied_output:

@@ -53,6 +53,14 @@ def test_gradients_of_a_word_are_added_in_float32_whatever_the_compute_type():
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones((3, 2)))[0], [4096, 4096])
 
 
+def test_gradients_of_a_tied_table_are_added_in_float32():
+    """257 ones: bfloat16 has no such number."""
+    model = nn.abstract(Embedding(2, 1))
+    x = jnp.ones((1, 257, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda table: model.bind({"table": table}, {}).attend(x).sum())
+    np.testing.assert_array_equal(gradient(jnp.ones((2, 1))), [[257], [257]])
+
+
 def test_logits_are_float32_and_tied_ones_are_scaled():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8)).astype(jnp.bfloat16)
     wide = np.asarray(x, np.float64)

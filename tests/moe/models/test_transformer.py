@@ -182,8 +182,31 @@ def test_eight_devices_are_one(small, made, text, quick, capfd):
             np.testing.assert_allclose(split.metrics[name][0], total, rtol=1e-4, err_msg=name)
 
 
-def compiled_on(mesh, weights, abstract, grads, params, batch):
-    """Loss and gradients with weights and batch split over a mesh: a call, and its program."""
+def test_gradients_of_weights_are_added_up_in_float32_over_devices(small, made, text):
+    """With bfloat16 activations on a mesh of 2 x 2 x 2, read from what is handed to the
+    compiler: what expert layers reduce, and every matrix's gradient, which the partitioner reduces.
+    """
+    config = small(dtype="bfloat16", encoder_blocks=2, tied_output=True)
+    abstract, params = made(config)
+    loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
+
+    def grads(params, batch):
+        return jax.grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(3))
+
+    lowered, _ = lowered_on(make_mesh(2, 2, 2), "replicated", abstract, grads, params, text(16))
+    program = lowered.as_text()
+    reduced = re.findall(
+        r'"stablehlo\.all_reduce".*?\) : \((tensor<[^)]*)\) ->', program, re.DOTALL
+    )
+    assert {"tensor<2x16x12xf32>", "tensor<2x12x16xf32>"} <= set(reduced)  # gate and up, down
+    assert not [kind for kind in reduced if "bf16" in kind]
+    matrices = re.findall(r"stablehlo\.dot_general .* -> tensor<(\d+x\d+x(?:bf16|f32))>", program)
+    assert {"16x48xf32", "16x24xf32"} <= set(matrices)  # the tied table, a dense layer
+    assert not [kind for kind in matrices if "bf16" in kind]
+
+
+def lowered_on(mesh, weights, abstract, grads, params, batch):
+    """Loss and gradients with weights and batch split over a mesh: what is compiled, arguments."""
     config = config_lib.default_config("st_moe_tiny")
     config.sharding = weights
     rules = config_lib.sharding_rules(config)
@@ -195,7 +218,12 @@ def compiled_on(mesh, weights, abstract, grads, params, batch):
     places = sharding.resolve_specs(abstract.params, rules, mesh)
     rows = sharding.batch_sharding(rules, mesh)
     args = jax.device_put(params, places), jax.device_put(batch, rows)
-    lowered = jax.jit(on_mesh, in_shardings=(places, rows)).lower(*args)
+    return jax.jit(on_mesh, in_shardings=(places, rows)).lower(*args), args
+
+
+def compiled_on(*given):
+    """The same compiled: a call, and its program."""
+    lowered, args = lowered_on(*given)
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
     def run():
