@@ -90,6 +90,40 @@ def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     assert float(out.weight) == weights.sum()
 
 
+def test_padding_reaches_no_expert_and_no_loss(small, made, text, quick):
+    """Other words in the padding change no loss, gradient or metric, bit for bit, where experts are
+    full and every z-loss is on; the routers count real tokens alone.
+    """
+    routing = {"capacity_factor": 0.5, "min_capacity": 1, "balance_weight": 0.3, "z_weight": 0.07}
+    config = small(4, routing, encoder_blocks=1, decoder_blocks=1, sparse_period=1)
+    abstract, params = made(config)
+    objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)
+    loss_fn = pretrain.make_loss(abstract, config.routing, objective)
+
+    @quick
+    def run(params, batch):
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(0))
+
+    batch = text(4)
+    other, more = dict(batch), dict(batch)
+    for name in ("encoder_inputs", "decoder_inputs", "decoder_targets"):
+        real = batch[f"{name.split('_')[0]}_segments"] > 0
+        assert not real.all()
+        other[name] = np.where(real, batch[name], 7)
+        more[name] = np.where(real, 7, batch[name])
+    results = [run(params, b) for b in (batch, other, more)]
+    for first, second in zip(*(jax.tree.leaves(r) for r in results[:2]), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert results[2][0][0] != results[0][0][0]  # real words do matter
+    metrics = results[0][0][1].metrics
+    for stack in ("encoder", "decoder"):
+        tokens = float((batch[f"{stack}_segments"] > 0).sum())
+        for name in ("entropy", "dropped_tokens", "second_rate", "nonfinite"):
+            assert metrics[f"router/{stack}/{name}"][1].tolist() == [tokens], name
+        assert metrics[f"router/{stack}/load"][0].sum() == 2 * tokens
+        assert metrics[f"router/{stack}/dropped_choices"][0][0] > 0
+
+
 def test_values_are_named_by_stack_block_and_expert(small):
     blocks = {"encoder": (1, 3), "decoder": (1,)}
     sums = {

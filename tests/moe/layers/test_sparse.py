@@ -170,6 +170,27 @@ def test_bfloat16(dispatch):
     assert wrong.mean() < 0.05
 
 
+@pytest.mark.parametrize(("router_dtype", "chosen"), [("float32", E - 1), ("bfloat16", 0)])
+def test_the_router_is_exact_under_bfloat16_activations(router_dtype, chosen):
+    """Logits D (1 + e 2^-12): in bfloat16, with steps of 2^-5 there, all are equal and the first
+    expert takes every token; in float32 the last one does.
+    """
+    config = RoutingConfig(E, 1, capacity_factor=float(E), router_dtype=router_dtype)
+    spec, params, *_ = made(config)
+    params = params | {"router": np.ones((D, 1), np.float32) + np.float32(2**-12) * np.arange(E)}
+    x = jnp.ones((1, 4, D), jnp.bfloat16)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        return spec.bind(params, {})(x, train=False)
+
+    y, out = run(jax.tree.map(np.float32, params))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.metrics["load"][0], 4.0 * (np.arange(E) == chosen))
+    spread = 0.0 if router_dtype == "bfloat16" else 2**-9 * (E - 1)
+    np.testing.assert_allclose(out.metrics["max_logit"][0] - D, spread, atol=1e-6)
+
+
 @pytest.mark.parametrize("dispatch", ["index", "dropless"])
 def test_one_expert_is_the_dense_layer_bit_for_bit(dispatch):
     config = RoutingConfig(1, 1, capacity_factor=1.0, min_capacity=1, dispatch=dispatch)
