@@ -16,7 +16,7 @@ from typing import Any
 from trainlib.errors import nearest
 
 Record = dict[str, Any]
-Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published or a `Bad`)
+Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published, a `Bad` or a `Note`)
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
@@ -24,6 +24,10 @@ UNKNOWN_LABEL = -1
 
 class Bad(Exception):
     """A record that cannot be used; the text says why."""
+
+
+class Note(str):
+    """In place of a row: what to tell about a split."""
 
 
 @dataclasses.dataclass(frozen=True)

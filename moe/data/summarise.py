@@ -12,6 +12,7 @@ from moe.data.benchmark import (
     VALIDATION,
     Bad,
     Benchmark,
+    Note,
     Record,
     Rows,
     TextExample,
@@ -53,10 +54,15 @@ def _xsum_rows(path: Path) -> Rows:
     except Bad as error:
         yield f"({_XSUM_SPLITS})", error
         return
+    missing = 0
     for name in ids:
         file = folder / "xsum-extracts-from-downloads" / f"{name}.data"
-        if file.is_file():  # published ids whose pages are gone; TFDS leaves them out as well
-            yield file.name, _text_file(file, name)
+        if file.is_file():
+            yield f"({file.name})", _text_file(file, name)
+        else:  # published ids whose pages are gone; TFDS leaves them out as well
+            missing += 1
+    if missing:
+        yield "", Note(f"misses {missing:,} of {len(ids):,} articles, which are left out")
 
 
 def _xsum_records(row: Any) -> list[Record]:

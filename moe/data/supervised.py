@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from moe.data import question_answering, reasoning, summarise, superglue
-from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Record, TextExample
+from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Record, TextExample
 from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
@@ -147,6 +148,9 @@ def _records(
     try:
         for number, (place, row) in enumerate(task.read(path)):
             where = f"{path} {place}"
+            if isinstance(row, Note):
+                print(f"{source} ({split}): {where} {row}", file=sys.stderr, flush=True)
+                continue
             try:
                 if isinstance(row, Bad):
                     raise row

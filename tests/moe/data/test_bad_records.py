@@ -9,7 +9,7 @@ import pytest
 
 from moe.data import make_source, supervised
 from moe.data.benchmark import TEST, TRAIN, VALIDATION
-from tests.moe.data.published import GOLDEN, MULTIRC, RECORD, SQUAD, TFDS, WSC, jsonl
+from tests.moe.data.published import GOLDEN, MULTIRC, RECORD, SQUAD, STORY, TFDS, WSC, jsonl
 from trainlib.errors import ConfigError, DataError
 
 BOOLQ = {"question": "q", "passage": "p", "idx": 0, "label": True}
@@ -231,6 +231,18 @@ def test_no_json_repeated_ids_and_absent_answers_are_named(folder):
         DataError, match=r"train-v1\.1\.json article 1 paragraph 1 question 1 has the"
     ):
         supervised.load(config, "task:squad_v1", TRAIN)
+
+
+def test_stories_that_cannot_be_read_are_bad_records(folder, tmp_path):
+    config = folder(GOLDEN["xsum"][0] | GOLDEN["cnn_dailymail"][0])
+    for file in ("xsum/xsum-extracts-from-downloads/1.data", f"cnn_dailymail/{STORY}"):
+        (tmp_path / "data" / file).write_bytes(b"One line\n\xff\n")
+    for task in ("xsum", "cnn_dailymail"):
+        with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xff at 9\)"):
+            supervised.load(config, f"task:{task}", TRAIN)
+    (tmp_path / "data" / "cnn_dailymail" / STORY).unlink()
+    with pytest.raises(DataError, match=r"line 1 names http://x/1, and there is no \w+\.story"):
+        supervised.load(config, "task:cnn_dailymail", TRAIN)
 
 
 def test_a_missing_directory_or_split_says_the_ways_to_go_on(folder, tmp_path):

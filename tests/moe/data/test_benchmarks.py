@@ -16,6 +16,14 @@ def test_records_as_published_become_the_texts_of_t5(folder, task):
     assert [(example.inputs, example.targets) for example in found] == expected
 
 
+def test_articles_of_xsum_that_are_not_there_are_counted(folder, capsys):
+    config = folder(GOLDEN["xsum"][0])
+    assert len(supervised.load(config, "task:xsum", TRAIN)) == 1
+    note = capsys.readouterr().err
+    assert "task:xsum (train)" in note
+    assert "misses 1 of 2 articles" in note
+
+
 def test_every_task_is_covered():
     alike = {"axb", "axg", "arc_challenge", "anli_r1", "anli_r2"}
     assert set(GOLDEN) | alike == set(supervised.TASKS)
