@@ -27,8 +27,8 @@ _XSUM_SPLITS = "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
 _BUTTONS = frozenset(
     (
         *("Share this with", "Email", "Facebook", "Messenger", "Twitter", "Pinterest"),
-        *("WhatsApp", "Linkedin", "LinkedIn", "Copy this link", "These are external links and"),
-        "will open in a new window",
+        *("WhatsApp", "Linkedin", "LinkedIn", "Copy this link"),
+        "These are external links and will open in a new window",
     )
 )
 # What ends a sentence; other lines of a CNN or Daily Mail story get a full stop.

@@ -267,6 +267,7 @@ GOLDEN = {
             "xsum/xsum-extracts-from-downloads/1.data": (
                 "[XSUM]URL[XSUM]\nhttp://x\n\n[XSUM]INTRODUCTION[XSUM]\nShort.\n\n"
                 "[XSUM]RESTBODY[XSUM]\nShare this with\nOne.\n\nTwo.\n"
+                "These are external links and will open in a new window\n"
             ),
         },
         [("summarize: One.\nTwo.", ("Short.",))],
