@@ -41,7 +41,7 @@ class Decoding:
     Attributes:
       method: "greedy", "beam" or "sample".
       length: most tokens of an answer, EOS included; 0 takes data.decoder_length.
-      beams: hypotheses kept by "beam".
+      beams: hypotheses kept by "beam"; with one there is nothing to choose, and it is "greedy".
       alpha: of the length penalty ((5 + tokens) / 6)^alpha of "beam" (arXiv 1609.08144); 0: none.
       temperature: of "sample"; logits are divided by it.
       top_k: "sample" draws from the top_k likeliest words; 0: from all.
@@ -154,7 +154,6 @@ class _Beam:
     live: jax.Array  # [B, K] log-probabilities
     done_words: jax.Array  # [B, K, L]
     done: jax.Array  # [B, K] log-probabilities over the length penalty
-    count: jax.Array  # [B] answers that have ended
     kept: Any
 
 
@@ -172,12 +171,13 @@ def beam_search(
     alpha: float,
     reorder: Callable[[Any, jax.Array], Any],
 ) -> tuple[jax.Array, jax.Array]:
-    """The `beams` best answers of each sequence.
+    """The `beams` best answers of each sequence, by the rule of T5X (`t5x.decoding.beam_search`).
 
-    Each step continues K hypotheses by every word. Of the continuations, those among the best K
-    that end are answers; the best K that do not end go on. A sequence is finished when it has K
-    answers, so one beam is greedy search. Answers that did not end within L words count only where
-    none did.
+    Each step continues K hypotheses by every word and takes the 2K likeliest continuations. Those
+    that end are answers, of which the K best by score are kept; the K likeliest of the others go
+    on. The search is over when no hypothesis can still become better than the worst of K answers:
+    its log-probability can only fall, and the length penalty is largest at L words. Hypotheses that
+    did not end within L words count only where none did.
 
     Args:
       step: the model, on B*K sequences, K of the same input in a row.
@@ -205,9 +205,8 @@ def beam_search(
         words = jax.lax.dynamic_update_slice_in_dim(
             _pick(state.words, parents), word[..., None], state.position, axis=2
         )
-        ends, possible = word == EOS, best > NEVER / 2
-        open_rows = (state.count < beams)[:, None]
-        ended = ends & possible & open_rows & (jnp.arange(best.shape[1]) < beams)
+        ends = word == EOS
+        ended = ends & (best > NEVER / 2)
         score = jnp.where(ended, best / length_penalty(state.position + 1, alpha), 2 * NEVER)
         done, index = jax.lax.top_k(jnp.concatenate([state.done, score], axis=1), beams)
         done_words = _pick(jnp.concatenate([state.done_words, words], axis=1), index)
@@ -218,20 +217,19 @@ def beam_search(
             jnp.maximum(live, 2 * NEVER),
             done_words,
             done,
-            state.count + jnp.sum(ended, axis=1),
             reorder(kept, jnp.take_along_axis(parents, going_on, axis=1)),
         )
 
     def going(state: _Beam) -> jax.Array:
-        waiting = (state.count < beams) & jnp.any(state.live > NEVER / 2, axis=1)
-        return (state.position < length) & jnp.any(waiting)
+        best = state.live[:, 0]
+        hopeful = best / length_penalty(length, alpha) >= state.done[:, -1]
+        return (state.position < length) & jnp.any(hopeful & (best > NEVER / 2))
 
     empty = jnp.full((rows, beams, length), PAD, jnp.int32)
     live = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER) * jnp.ones((rows, 1))
     none = jnp.full((rows, beams), 2 * NEVER)
-    begin = _Beam(jnp.int32(0), empty, live, empty, none, jnp.zeros(rows, jnp.int32), kept)
-    end = jax.lax.while_loop(going, body, begin)
-    ended = (end.count > 0)[:, None]
+    end = jax.lax.while_loop(going, body, _Beam(jnp.int32(0), empty, live, empty, none, kept))
+    ended = end.done[:, :1] > NEVER / 2
     unended = end.live / length_penalty(length, alpha)
     words = jnp.where(ended[..., None], end.done_words, end.words)
     return words, jnp.where(ended, end.done, unended)
@@ -307,7 +305,7 @@ def make_generate(
         segments = batch["encoder_segments"]
         rows = segments.shape[0]
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
-        beams = options.beams if options.method == "beam" else 1
+        beams = options.beams if options.method == "beam" else 1  # one is greedy search
         encoded, segments = (jnp.repeat(x, beams, axis=0) for x in (encoded, segments))
         kept = bound.begin(rows * beams, length, encoded)
 
@@ -316,7 +314,7 @@ def make_generate(
             number = jnp.arange(logits.shape[-1])
             return jnp.where((number != PAD) & (number < words), logits, NEVER), kept
 
-        if options.method == "beam":
+        if beams > 1:
             found = beam_search(
                 *(step, kept, rows, length, beams, options.alpha),
                 functools.partial(_reorder, rows=rows),

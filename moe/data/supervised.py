@@ -147,7 +147,7 @@ def _records(
     path = folder / task.files[split]
     try:
         for number, (place, row) in enumerate(task.read(path)):
-            where = f"{path} {place}"
+            where = f"{path} {place}".rstrip()
             if isinstance(row, Note):
                 print(f"{source} ({split}): {where} {row}", file=sys.stderr, flush=True)
                 continue

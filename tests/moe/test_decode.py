@@ -21,10 +21,10 @@ from trainlib.mesh import make_mesh
 V, L = 4, 3
 
 
-def toy(seed: int, rows: int):
-    """`logits[prefix]` float64 [V] for each row and every prefix of at most L - 1 words."""
+def toy(seed: int, rows: int, length: int = L):
+    """`logits[prefix]` float64 [V] for each row and every prefix of fewer words than `length`."""
     rng = np.random.default_rng(seed)
-    prefixes = [p for n in range(L) for p in itertools.product(range(V), repeat=n)]
+    prefixes = [p for n in range(length) for p in itertools.product(range(V), repeat=n)]
     tables = []
     for _ in range(rows):
         table = {p: rng.normal(size=V) * 1.5 for p in prefixes}
@@ -34,9 +34,9 @@ def toy(seed: int, rows: int):
     return tables
 
 
-def toy_step(tables, beams: int):
+def toy_step(tables, beams: int, length: int = L):
     """The same as a step function; it keeps the prefix as a number in base V."""
-    codes = sum(V**n for n in range(L))
+    codes = sum(V**n for n in range(length))
     dense = np.full((len(tables), codes, V), 0.0, np.float32)
     for row, table in enumerate(tables):
         for prefix, logits in table.items():
@@ -44,7 +44,7 @@ def toy_step(tables, beams: int):
     dense = jnp.asarray(np.repeat(dense, beams, axis=0))
 
     def step(tokens, kept, position):
-        first = jnp.asarray([sum(V**n for n in range(k)) for k in range(L)])[position]
+        first = jnp.asarray([sum(V**n for n in range(k)) for k in range(length)])[position]
         value = jnp.where(position > 0, kept * V + tokens, 0)
         return dense[jnp.arange(len(dense)), first + value], value
 
@@ -104,16 +104,97 @@ def test_the_length_penalty_is_that_of_the_paper():
     assert decode.length_penalty(1, 0.6) == 1.0
 
 
-def test_one_beam_is_greedy():
-    """Also where the likeliest word never ends an answer: then the words up to L count."""
+def t5x_beam(table, beams: int, alpha: float, length: int):
+    """The K best answers by the rule of T5X, without its early end: [(score, words)]."""
+    live, done = [(0.0, ())], []
+    for size in range(1, length + 1):
+        every = [
+            (total + log_softmax(table[words])[word], (*words, word))
+            for total, words in live
+            for word in range(1, V)
+            if table[words][word] > decode.NEVER
+        ]
+        likeliest = sorted(every, reverse=True)[: 2 * beams]
+        penalty = ((5 + size) / 6) ** alpha
+        done += [(total / penalty, words) for total, words in likeliest if words[-1] == EOS]
+        done = sorted(done, reverse=True)[:beams]
+        live = [(total, words) for total, words in likeliest if words[-1] != EOS][:beams]
+    return done or [(total / penalty, words) for total, words in live]
+
+
+@pytest.mark.parametrize(("beams", "alpha"), [(2, 0.6), (3, 0.0), (4, 1.5)])
+def test_beam_search_follows_the_rule_of_t5x(beams, alpha):
+    """Words and scores of all K answers; in two rows no answer ends within the 5 words."""
+    tables = toy(7, 24, 5)
+    for table in tables[:2]:
+        for logits in table.values():
+            logits[EOS] = decode.NEVER
+    step, kept = toy_step(tables, beams, 5)
+    words, scores = jax.jit(
+        lambda kept: decode.beam_search(step, kept, 24, 5, beams, alpha, reorder)
+    )(kept)
+    for row, table in enumerate(tables):
+        expected = t5x_beam(table, beams, alpha, 5)
+        assert len(expected) == beams
+        for k, (score, answer) in enumerate(expected):
+            assert tuple(words[row, k].tolist()) == (*answer, *(0,) * (5 - len(answer)))
+            assert scores[row, k] == pytest.approx(score, abs=1e-5)
+    assert not (np.asarray(words[:2]) == EOS).any()
+
+
+def shares_step(shares):
+    """A step with the same probabilities of (EOS, "2", "3") at a position, whatever the prefix."""
+    logits = jnp.log(jnp.asarray([[1e-30, *row] for row in shares]))
+
+    def step(tokens, kept, position):
+        return jnp.repeat(logits[position][None], len(tokens), axis=0), kept
+
+    return step
+
+
+def test_the_length_penalty_decides_between_a_short_and_a_long_answer():
+    """EOS at once: ln 0.4 = -0.9163. "2", EOS: ln(0.5 * 0.75) = -0.9808, over (7 / 6)^0.6 = 1.0969
+    it is -0.8942.
+    """
+    step = shares_step([(0.4, 0.5, 0.1), (0.75, 0.2, 0.05), (0.9, 0.05, 0.05)])
+    for alpha, answer, score in ((0.0, [EOS, 0, 0], -0.9163), (0.6, [2, EOS, 0], -0.8942)):
+        kept = jnp.zeros(4, jnp.int32)
+        words, scores = decode.beam_search(step, kept, 1, 3, 4, alpha, reorder)
+        assert words[0, 0].tolist() == answer
+        assert scores[0, 0] == pytest.approx(score, abs=1e-4)
+
+
+def test_the_search_ends_when_no_hypothesis_can_come_to_be_among_the_best():
+    """Two beams. After two words the answers are EOS and "2", EOS, with ln 0.6 = -0.511 and, over
+    the penalty (7 / 6)^0.6 of two words, ln(0.3 * 0.9) / 1.097 = -1.194; what goes on has at best
+    ln(0.3 * 0.06) = -4.017, over the penalty (25 / 6)^0.6 = 2.354 of 20 words -1.706. With an alpha
+    of 1.5 that is -4.017 / 8.505 = -0.472, better than ln(0.27) / 1.260 = -1.039: it goes on.
+    """
+    step = shares_step([(0.6, 0.3, 0.1), *[(0.9, 0.06, 0.04)] * 19])
+
+    def steps(alpha):
+        calls = []
+
+        def counted(tokens, kept, position):
+            jax.debug.callback(lambda: calls.append(1))
+            return step(tokens, kept, position)
+
+        decode.beam_search(counted, jnp.zeros(2, jnp.int32), 1, 20, 2, alpha, reorder)
+        jax.effects_barrier()
+        return len(calls)
+
+    assert steps(0.6) == 2
+    assert steps(1.5) > 2
+
+
+def test_greedy_takes_the_likeliest_word():
+    """Also where it never ends an answer: then the words up to L count."""
     tables = toy(5, 32)
     for table in tables[:3]:
         for logits in table.values():
             logits[EOS] = -50
     step, kept = toy_step(tables, 1)
     greedy, scores = decode.generate(step, kept, 32, L)
-    beam, _ = decode.beam_search(step, kept, 32, L, 1, 0.6, reorder)
-    np.testing.assert_array_equal(greedy, beam[:, 0])
     for row, table in enumerate(tables):
         words, total = (), 0.0
         while len(words) < L and EOS not in words:
@@ -207,20 +288,28 @@ def inputs():
     return {"encoder_inputs": words, "encoder_segments": segments, "number": np.arange(8)}
 
 
-def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, quick):
-    """Random words in, max |logit difference| at every step; and a cache longer than needed."""
+@pytest.fixture(scope="module")
+def uncached(model, inputs, quick):
+    """`uncached(words [8, L])`: logits [8, L, V] of the word after each, in one pass."""
     _, abstract, params = model
-    words = np.random.default_rng(2).integers(2, 48, (8, 6), dtype=np.int32)
-    words[:, 0] = 0
 
     @quick
-    def whole(params, batch):
+    def whole(params, batch, words):
         bound = abstract.bind(params, {})
         segments = batch["encoder_segments"]
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
         ones = jnp.ones_like(words)
-        hidden, _ = bound.decode(jnp.asarray(words), ones, encoded, segments, train=False)
+        hidden, _ = bound.decode(words, ones, encoded, segments, train=False)
         return bound.logits(hidden)
+
+    return lambda words: np.asarray(whole(params, inputs, words))
+
+
+def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, uncached, quick):
+    """Random words in, max |logit difference| at every step; and a cache longer than needed."""
+    _, abstract, params = model
+    words = np.random.default_rng(2).integers(2, 48, (8, 6), dtype=np.int32)
+    words[:, 0] = 0
 
     @quick
     def stepwise(params, batch):
@@ -236,7 +325,7 @@ def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, quick
         kept = bound.begin(8, 9, encoded)
         return jax.lax.scan(step, kept, (jnp.arange(6), jnp.asarray(words).T))[1]
 
-    expected = np.asarray(whole(params, inputs))
+    expected = uncached(words)
     found = np.asarray(stepwise(params, inputs)).swapaxes(0, 1)
     assert np.abs(expected).max() > 1
     assert np.abs(found - expected).max() < 2e-5
@@ -258,7 +347,50 @@ def decoded(model, inputs, quick):
     return run
 
 
-def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, quick):
+def test_one_beam_is_greedy(model, inputs):
+    """It is the same program."""
+    config, _, params = model
+    greedy, one, two = (
+        str(jax.make_jaxpr(decode.make_generate(config, options, 6, 40))(params, {}, inputs))
+        for options in (Decoding(), Decoding("beam", beams=1), Decoding("beam", beams=2))
+    )
+    assert greedy == one
+    assert greedy != two
+
+
+def test_beams_keep_their_own_cache(model, inputs, decoded, uncached):
+    """The same search over the model without a cache, which is given all words of a hypothesis."""
+    beams, length = 2, 6
+
+    def logits_of(words, position):
+        both = [uncached(np.asarray(words)[k::beams])[:, int(position)] for k in range(beams)]
+        return np.stack(both, axis=1).reshape(8 * beams, -1)
+
+    def step(tokens, kept, position):
+        kept = kept.at[:, position].set(tokens)
+        shape = jax.ShapeDtypeStruct((8 * beams, 48), jnp.float32)
+        logits = jax.pure_callback(logits_of, shape, kept, position)
+        number = jnp.arange(48)
+        return jnp.where((number != 0) & (number < 40), logits, decode.NEVER), kept
+
+    crossed = []
+
+    def moved(kept, parents):
+        jax.debug.callback(lambda p: crossed.append((p != np.arange(beams)).any()), parents)
+        return jax.vmap(lambda row, p: row[p])(kept.reshape(8, beams, -1), parents).reshape(
+            8 * beams, -1
+        )
+
+    kept = jnp.zeros((8 * beams, length), jnp.int32)
+    words, scores = decode.beam_search(step, kept, 8, length, beams, 0.6, moved)
+    jax.effects_barrier()
+    found = decoded("beam")
+    assert sum(crossed) > 1  # otherwise a cache that stays where it is would do
+    np.testing.assert_array_equal(found["words"], words[:, 0])
+    np.testing.assert_allclose(found["score"], scores[:, 0], atol=1e-4)
+
+
+def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, uncached, quick):
     config, _, params = model
     found = decoded("greedy")
     assert found["words"].shape == (8, 6)
@@ -271,9 +403,17 @@ def test_greedy_answers_score_what_the_scorer_says(model, inputs, decoded, quick
     scores = quick(decode.make_score(config))(params, {}, inputs | {"candidates": others})
     scores = np.asarray(scores)
     assert (scores[:, 0] == decode.NEVER).all()
-    # Greedy words are the likeliest of the 38 allowed; the scorer's distribution has all 48 words.
-    assert (scores[ended, 1] <= found["score"][ended] + 1e-4).all()
     assert np.isfinite(scores).all()
+    # Word by word from the uncached model, over all 48 rows of its table.
+    for candidate in (1, 2):
+        words = others[:, candidate]
+        logits = uncached(np.pad(words[:, :-1], ((0, 0), (1, 0))))
+        shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        own = np.take_along_axis(shares, words[..., None], axis=-1)[..., 0]
+        expected = np.where(words != 0, own, 0).sum(axis=1)
+        np.testing.assert_allclose(scores[:, candidate], expected, atol=1e-4)
+    # Greedy words are the likeliest of the 38 allowed.
+    assert (scores[ended, 1] <= found["score"][ended] + 1e-4).all()
 
 
 def test_two_beams_are_no_worse_than_greedy(decoded):
