@@ -37,6 +37,7 @@ def describe(where: str, config: ConfigDict | None, as_json: bool) -> int:
 
     Raises:
       CheckpointError: there is no step, or its manifest is missing or damaged.
+      StorageError: the disk refuses.
     """
     from trainlib.checkpoint import Checkpoints
     from trainlib.config import differences, flatten
@@ -86,37 +87,30 @@ def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from trainlib.checkpoint import DamagedStep
-
     place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    shapes = checkpoints.shapes(found.step)
-
-    def read(names: list[str]) -> dict[str, str]:
-        wanted = {
-            n: jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=place) for n in names
-        }
-        try:
-            checkpoints.restore_some(found.step, wanted)
-        except DamagedStep as error:
-            if len(names) == 1:
-                return {names[0]: str(error)}
-            return {name: why for n in names for name, why in read([n]).items()}
-        return {}
-
-    return {name: why for names in _batches(found.leaves) for name, why in read(names).items()}
+    wanted = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        for name, x in checkpoints.shapes(found.step).items()
+    }
+    damaged: dict[str, str] = {}
+    for names in _batches(found.leaves):
+        damaged |= checkpoints.damaged_leaves(found, {name: wanted[name] for name in names})
+    return damaged
 
 
 def state(checkpoints: Checkpoints, number: int) -> str:
     """What is known of a step without reading its arrays."""
-    from trainlib.checkpoint import DamagedStep
+    from trainlib.checkpoint import DamagedStep, UnfinishedStep
     from trainlib.errors import CheckpointError
 
     try:
         found = checkpoints.manifest(number)
     except DamagedStep as error:
         return f"{DAMAGED}: {error}"
-    except CheckpointError:
+    except UnfinishedStep:
         return "not finished, or not ours"
+    except CheckpointError as error:
+        return f"not read: {error}"
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in found.metrics.items())
     return "whole by its manifest" + (f"; {metrics}" if metrics else "")
 
@@ -184,8 +178,8 @@ def show(
     good = len(found.leaves) - len(damaged)
     rows.append(("digests", f"{good} of {len(found.leaves)} leaves verified"))
     print(summary(f"Step {found.step} in {directory}", rows))
-    for name, why in list(damaged.items())[:SHOWN]:
-        print(f"\ndamaged: {name}: {why}")
+    for why in list(damaged.values())[:SHOWN]:
+        print(f"\ndamaged: {why}")
     if len(damaged) > SHOWN:
         print(f"\nand {len(damaged) - SHOWN} more; --json lists all")
     if changes is not None:

@@ -10,26 +10,35 @@ another device count is nothing special.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
-from trainlib import damage, digest, manifest, saving
-from trainlib.errors import CheckpointError
+from trainlib import damage, digest, manifest, reading, saving
+from trainlib.errors import CheckpointError, StorageError, UserError
 from trainlib.lock import WorkdirLock
 from trainlib.manifest import Manifest
 from trainlib.state import TrainState
 
 
+class UnfinishedStep(CheckpointError):
+    """A step whose save was never finished, or that is not one of ours."""
+
+
 class DamagedStep(CheckpointError):
     """A step that was finished once and is not what was written; an older one may be."""
+
+
+# What processes may find instead of a manifest, the one that decides for all of them last.
+_FINDINGS = (type(None), UnfinishedStep, DamagedStep, CheckpointError, StorageError)
+_GONE = reading.REFUSED + 1
 
 
 def to_flat(state: TrainState) -> dict[str, Any]:
@@ -82,15 +91,25 @@ class Checkpoints:
 
     # ---------------------------------------------------------------- what is there
     def numbers(self) -> list[int]:
-        """Everything that is named like a step, newest first, whole or not."""
+        """Everything that is named like a step, newest first, whole or not.
+
+        Raises:
+          StorageError: the directory cannot be listed.
+        """
         try:
-            names = [path.name for path in self.directory.iterdir()]
-        except OSError:
+            names = reading.patiently(lambda: os.listdir(self.directory))
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise reading.refused(str(error.strerror), self.directory) from None
         return sorted({int(n) for n in names if n.isdecimal() and str(int(n)) == n}, reverse=True)
 
     def manifests(self) -> dict[int, Manifest]:
-        """Number -> manifest of the steps that count, ascending. Arrays are not read."""
+        """Number -> manifest of the steps that count, ascending. Arrays are not read.
+
+        Raises:
+          StorageError: the disk refuses.
+        """
         found = {}
         for number in reversed(self.numbers()):
             try:
@@ -113,33 +132,45 @@ class Checkpoints:
         Raises:
           CheckpointError: it is not there, or damaged; names those that are there.
         """
+        if step is not None and step in self.numbers():
+            return self.manifest(step).step
         steps = self.steps()
-        if step is not None and step not in steps and step in self.numbers():
-            self.manifest(step)
-        number = steps[-1] if steps and step is None else step
-        if number is None or number not in steps:
+        if step is not None or not steps:
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(
                 f"{self.directory} holds no step {'' if step is None else step}; steps there: "
                 f"{there}. Train first, or choose another --workdir or --step."
             )
-        return number
+        return steps[-1]
 
     def manifest(self, step: int) -> Manifest:
         """What stands in the manifest of a step; file sizes are compared, arrays are not read.
 
         Raises:
           DamagedStep: it is not what was written.
-          CheckpointError: the step was never finished, or is not one of ours.
+          UnfinishedStep: the step was never finished, or is not one of ours.
+          CheckpointError: a later version of this code wrote it, or it was removed just now.
+          StorageError: the disk refuses.
         """
+        path = self.directory / str(step)
         try:
-            found = manifest.read(self.directory / str(step))
+            found = reading.patiently(lambda: manifest.read(path))
         except manifest.NoManifest as error:
-            raise CheckpointError(
+            raise UnfinishedStep(
                 f"Step {step} in {self.directory} does not count: {error}. It is left alone."
             ) from None
         except manifest.BadManifest as error:
-            raise self._damaged(step, str(error)) from None
+            raise (
+                self._removed(step) if self._gone(step) else self._damaged(step, str(error))
+            ) from None
+        except manifest.UnknownFormat as error:
+            raise CheckpointError(
+                f"Step {step} in {self.directory} was written by a later version: its "
+                f"{manifest.NAME} has {error}. It is left alone. Update this package, or choose "
+                "another --workdir or --step."
+            ) from None
+        except OSError as error:
+            raise reading.refused(str(error.strerror), path) from None
         if found.step != step:
             raise self._damaged(step, f"its manifest is that of step {found.step}")
         return found
@@ -148,19 +179,24 @@ class Checkpoints:
         """`manifest`, with one answer for all processes; None and a warning for what never counted.
 
         Raises:
-          DamagedStep: in some process, it is not what was written.
+          UserError: as `manifest`, and the same in all processes.
         """
         found, failure = None, None
         try:
             found = self.manifest(step)
-        except CheckpointError as error:
+        except UserError as error:
             failure = error
-        if agreed(found is not None):
+        finding = _FINDINGS[worst(_FINDINGS.index(type(failure)))]
+        if finding is type(None):
             return found
-        if not agreed(not isinstance(failure, DamagedStep)):
-            damaged = isinstance(failure, DamagedStep)
-            raise failure if damaged else self._damaged(step, "another process cannot read it")
-        saving.warn(str(failure or f"Step {step} is not there for another process."))
+        if not isinstance(failure, finding):
+            failure = finding(
+                f"Step {step} in {self.directory} cannot be used: another process of this run "
+                "says why."
+            )
+        if finding is not UnfinishedStep:
+            raise failure
+        saving.warn(str(failure))
         return None
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -186,7 +222,9 @@ class Checkpoints:
 
         Raises:
           DamagedStep: it is not what was written; names file, leaf, expected and actual digest.
-          CheckpointError: it was never finished, or holds another model (names what differs).
+          CheckpointError: it was never finished, was removed while it was read, or holds another
+            model (names what differs).
+          StorageError: the disk refuses, or memory is short.
         """
         wanted = to_flat(like)
         return from_flat(self._read(step, wanted, whole=True), like)
@@ -202,32 +240,50 @@ class Checkpoints:
     def _read(self, step: int, wanted: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         found = self.manifest(step)
         self._check_structure(found, wanted, whole=whole)
-        args = ocp.args.PyTreeRestore(
-            item=dict(wanted),
-            restore_args=ocp.checkpoint_utils.construct_restore_args(dict(wanted)),
-            partial_restore=True,
-        )
-        path, read, failure = self.directory / str(step), {}, ""
-        try:
-            # The handler and not a Checkpointer around it: that one waits for all processes, also
-            # for one that could not read.
-            found_there = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
-            read = {name: found_there.get(name) for name in wanted}
-            failure = _unlike(read, wanted)
-        except Exception as error:  # Orbax raises a bare Exception for a damaged file.
-            failure = (str(error) or type(error).__name__).splitlines()[0][:300]
-        if not agreed(not failure):
-            raise self._damaged(step, failure or "another process cannot read it")
-        actual = digest.fingerprints(read)
-        for name, fingerprint in actual.items():
+        read, damaged = self._verified(found, wanted)
+        if damaged:
+            raise self._damaged(step, next(iter(damaged.values())))
+        return read
+
+    def damaged_leaves(
+        self, found: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, str]:
+        """Leaf -> what is wrong with it, of the named leaves that are not what was saved.
+
+        Raises:
+          CheckpointError: the step was removed while it was read.
+          StorageError: the disk refuses, or memory is short.
+        """
+        return self._verified(found, wanted)[1]
+
+    def _verified(
+        self, found: Manifest, wanted: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Reads leaves and compares digests: (name -> array, name -> what is wrong with it)."""
+        path = self.directory / str(found.step)
+        read, troubles = reading.read(path, wanted)
+        own = max((t.kind for t in troubles.values()), default=0)
+        kind = worst(_GONE if own and self._gone(found.step) else own)
+        if kind == _GONE:
+            raise self._removed(found.step)
+        if kind > reading.DAMAGED:
+            texts = [t.text for t in troubles.values() if t.kind == kind]
+            problem = reading.refused if kind == reading.REFUSED else reading.too_large
+            raise problem(texts[0] if texts else "what another process names", path)
+        damaged = {
+            name: f"leaf {name} {t.text}; its digest was {found.leaves[name].digest}"
+            for name, t in troubles.items()
+        }
+        if kind and jax.process_count() > 1:  # digests take all processes, with all leaves
+            return {}, damaged or {"": "another process says why"}
+        for name, fingerprint in digest.fingerprints(read).items():
             expected = found.leaves[name].digest
             if fingerprint.digest != expected:
-                raise self._damaged(
-                    step,
+                damaged[name] = (
                     f"leaf {name} in {damage.file_of(path, name)} has digest "
-                    f"{fingerprint.digest}, and {expected} was saved",
+                    f"{fingerprint.digest}, and {expected} was saved"
                 )
-        return read
+        return read, damaged
 
     def _check_structure(self, found: Manifest, wanted: Mapping[str, Any], *, whole: bool) -> None:
         stored = found.leaves
@@ -246,6 +302,17 @@ class Checkpoints:
                 f"{'; '.join(problems[:5])}{more}. Start in a new --workdir, or give the "
                 "configuration that it was saved with (config.json beside the checkpoints)."
             )
+
+    def _gone(self, step: int) -> bool:
+        """Whether retention of a live run removed a step, which it begins by renaming it."""
+        return not os.path.lexists(self.directory / str(step) / manifest.NAME)
+
+    def _removed(self, step: int) -> CheckpointError:
+        return CheckpointError(
+            f"Step {step} in {self.directory} was removed while it was read: the run at work there "
+            f"keeps the newest steps alone. There are now {self.numbers()}: start the same command "
+            "again, or raise checkpoint.keep of that run."
+        )
 
     def _damaged(self, step: int, what: str) -> DamagedStep:
         others = [str(number) for number in self.numbers() if number != step]
@@ -274,9 +341,7 @@ class Checkpoints:
         """
         if self._saver is None:
             self._saver = saving.Saver(self.directory, good=self.manifests, **self._saving)
-        self._saver.wait()
-        if step not in self.manifests():
-            self._saver.start(step, to_flat(state), meta, metrics or {})
+        self._saver.start(step, to_flat(state), meta, metrics or {})
 
     def poll(self) -> None:
         """Takes note of a save that has ended, without waiting; raises like `wait`."""
@@ -313,22 +378,13 @@ class Checkpoints:
         Raises:
           StorageError: the last save failed.
         """
-        if self._saver:
-            self._saver.close()
+        try:
+            if self._saver:
+                self._saver.close()
+        finally:
             self._saver = None
-        if self._lock:
-            self._lock.release()
-
-
-def _unlike(read: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What Orbax returned that nobody asked for, as it does when its metadata is damaged; or ""."""
-    for name, like in wanted.items():
-        value = read[name]
-        if not isinstance(value, jax.Array | np.ndarray):
-            return f"leaf {name} reads as {type(value).__name__}"
-        if (value.shape, value.dtype) != (like.shape, like.dtype):
-            return f"leaf {name} reads as {value.shape} {value.dtype}"
-    return ""
+            if self._lock:
+                self._lock.release()
 
 
 def _dtype(name: str) -> Any:
@@ -338,11 +394,21 @@ def _dtype(name: str) -> Any:
         raise CheckpointError(f"A manifest names the type {name!r}, which JAX has not.") from None
 
 
-def agreed(good: bool) -> bool:
-    """Whether something holds in every process of the run; all of them must ask."""
+def worst(kind: int) -> int:
+    """The largest of the numbers that all processes of the run give; all of them must ask."""
     if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+        return kind
+    return int(np.max(multihost_utils.process_allgather(np.array(kind))))
+
+
+def first_says(numbers: list[int]) -> list[int]:
+    """The list that the first process gives, in all processes; all of them must ask."""
+    if jax.process_count() == 1:
+        return numbers
+    text = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(text))))
+    mine = text if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)))
 
 
 def describe_versions() -> dict[str, str]:

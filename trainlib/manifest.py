@@ -11,6 +11,7 @@ elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ from typing import Any
 FORMAT = 1
 NAME = "manifest.json"
 MAX_BYTES = 64 << 20
+# Errors of the system that say what is there; all others say that it could not be looked at.
+ABOUT_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -32,6 +35,10 @@ class NoManifest(Exception):
 
 class BadManifest(Exception):
     """There is a manifest, and it or the files beside it are not what was written."""
+
+
+class UnknownFormat(Exception):
+    """There is a whole manifest, in a format that came after this code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +89,16 @@ def write(directory: Path, manifest: Manifest) -> None:
     """
     body = _canonical(dataclasses.asdict(manifest) | {"format": FORMAT})
     text = f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",\n"manifest": {body}}}\n'
-    for folder in {directory, *(directory / name for name in manifest.files)}:
-        _sync(folder)
+    files = [directory / name for name in manifest.files]
+    for path in files:
+        sync(path)
+    for folder in {
+        directory,
+        *(f for path in files for f in path.parents if directory in f.parents),
+    }:
+        sync(folder)
     write_atomically(directory / NAME, text)
-    _sync(directory.parent)
+    sync(directory.parent)
 
 
 def read(directory: Path) -> Manifest:
@@ -94,12 +107,14 @@ def read(directory: Path) -> Manifest:
     Raises:
       NoManifest: with the reason why this is no finished step.
       BadManifest: with what is damaged.
+      UnknownFormat: with the format.
+      OSError: the disk refuses, which says nothing about the step.
     """
     try:
-        if directory.is_symlink() or not directory.is_dir():
+        if not stat.S_ISDIR(directory.lstat().st_mode):
             raise NoManifest(f"{directory} is not a directory")
-    except OSError as error:
-        raise NoManifest(f"{directory} cannot be read: {error.strerror}") from None
+    except FileNotFoundError:
+        raise NoManifest(f"there is no {directory}") from None
     path = directory / NAME
     try:
         # A link would let a step from elsewhere point at any file of this machine.
@@ -107,6 +122,8 @@ def read(directory: Path) -> Manifest:
     except FileNotFoundError:
         raise NoManifest(f"there is no {NAME} in it, so its save was never finished") from None
     except OSError as error:
+        if error.errno not in ABOUT_CONTENT:
+            raise
         raise BadManifest(f"{path}: {error.strerror}") from None
     with os.fdopen(file, "rb") as opened:
         status = os.fstat(opened.fileno())
@@ -128,7 +145,7 @@ def _parsed(text: bytes) -> Manifest:
     if actual != expected:
         raise ValueError(f"its SHA-256 is {actual}, and {expected} was written")
     if inner["format"] != FORMAT:
-        raise ValueError(f"format {inner['format']!r} is not {FORMAT}, the one known here")
+        raise UnknownFormat(f"format {inner['format']!r}, and {FORMAT} is known here")
     return Manifest(
         step=_count(inner["step"]),
         leaves={_name(name): _leaf(value) for name, value in inner["leaves"].items()},
@@ -175,6 +192,8 @@ def _compare_files(directory: Path, manifest: Manifest) -> None:
     try:
         found = dict(files_of(directory))
     except OSError as error:
+        if error.errno not in ABOUT_CONTENT:
+            raise
         raise BadManifest(f"{error.filename}: {error.strerror}") from None
     for name, size in manifest.files.items():
         if name not in found:
@@ -189,14 +208,15 @@ def files_of(directory: Path) -> Iterator[tuple[str, int]]:
     """(path below `directory`, bytes) of each file but the manifest.
 
     Raises:
-      OSError: a directory cannot be listed, or a link is in it (links may lead out of the step).
+      OSError: a directory cannot be listed.
+      BadManifest: a link is in it, and may lead out of the step.
     """
     for folder, folders, names in os.walk(directory, onerror=_raise):
         for name in sorted([*folders, *names]):
             path = Path(folder) / name
             status = path.lstat()
             if stat.S_ISLNK(status.st_mode):
-                raise OSError(0, "is a link, and a step holds none", str(path))
+                raise BadManifest(f"{path} is a link, and a step holds none")
             relative = path.relative_to(directory).as_posix()
             if stat.S_ISREG(status.st_mode) and not relative.startswith(NAME):
                 yield relative, status.st_size
@@ -226,10 +246,15 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until the content of a file, or the names in a directory, are on the disk.
+
+    Raises:
+      OSError: the disk refuses.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
 from trainlib import peers
-from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions
+from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions, first_says
 from trainlib.data import position_changes
 from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError
 from trainlib.lock import NAME as LOCK_NAME
@@ -194,12 +194,13 @@ def resume(
 
     Raises:
       ConfigError: a fixed key changed.
-      CheckpointError: another model; or damage, where `checkpoint.on_corrupt` is "fail" or no
-        step is whole.
+      CheckpointError: another model, or a step of a later version; or damage, where
+        `checkpoint.on_corrupt` is "fail" or no step is whole.
+      StorageError: the disk refuses, which is not taken for damage.
     """
     kept: Any = config.checkpoint
     damaged: list[int] = []
-    for step in checkpoints.numbers():
+    for step in first_says(checkpoints.numbers()):
         try:
             found = checkpoints.manifest_everywhere(step)
             if found is None:

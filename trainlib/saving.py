@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import re
@@ -103,6 +104,12 @@ class Saver:
           StorageError: too many saves in a row failed, this one or those before.
         """
         self.wait()
+        try:
+            if step in self._good():
+                return
+        except Exception as error:
+            self._miss(step, error)
+            return
         found = digest.fingerprints(flat)
         refuse_not_finite(step, found, self.directory)
         entry = manifest.Manifest(
@@ -246,14 +253,14 @@ def refuse_not_finite(step: int, found: Mapping[str, digest.Fingerprint], direct
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a step that does not count, so that nothing takes it for one; returns its new path.
+    """Renames a step that does not count, so that nothing takes it for one; returns its new path,
+    which has a number where one was set aside before.
 
     Raises:
       OSError: the disk refuses.
     """
-    aside = path.with_name(path.name + DAMAGED)
-    if os.path.lexists(aside):
-        shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+    names = (f"{path.name}{DAMAGED}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+    aside = next(p for name in names if not os.path.lexists(p := path.with_name(name)))
     os.replace(path, aside)
     return aside
 

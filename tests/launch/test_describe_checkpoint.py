@@ -79,7 +79,7 @@ def test_damaged_leaves_are_named(workdir, capsys):
     assert found["leaves"]["step"]["verified"]
     assert describe.main([f"--checkpoint={workdir}"]) == 66
     text = capsys.readouterr().out
-    assert "damaged: params/stem.0.kernel: Step 2" in text
+    assert "damaged: leaf params/stem.0.kernel in " in text
     assert f"{13 - len(found['damaged'])} of 13 leaves verified" in text
 
 

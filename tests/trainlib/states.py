@@ -1,4 +1,9 @@
-"""Small real train states for the tests of checkpoints."""
+"""Small real train states for the tests of checkpoints, and a user without rights."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +49,22 @@ def equal(a, b) -> bool:
     """Whether all leaves are equal, bit for bit."""
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Acts without the rights of root, which ignores modes, and can still reach `folder`."""
+    root = os.geteuid() == 0
+    closed = [p for p in folder.parents if root and p.stat().st_mode & 0o055 != 0o055]
+    modes = {path: path.stat().st_mode for path in closed}
+    for path in closed:
+        path.chmod(modes[path] | 0o055)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in closed:
+            path.chmod(modes[path])

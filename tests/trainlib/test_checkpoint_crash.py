@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import resource
 import shutil
 import sys
@@ -18,10 +17,11 @@ import pytest
 from trainlib import manifest, saving
 from trainlib.checkpoint import Checkpoints, DamagedStep
 from trainlib.errors import CheckpointError, StorageError
+from trainlib.lock import WorkdirLock
 from trainlib.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
-from states import META, equal, make
+from states import META, as_nobody, equal, make
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_a_full_disk_is_a_warning_up_to_the_limit_and_then_74(large, tmp_path, c
 
 
 def test_a_run_that_ends_without_its_last_save_says_so(large, tmp_path):
-    opened = Checkpoints(tmp_path, may_fail=3)
+    opened = Checkpoints(tmp_path, may_fail=3, lock=WorkdirLock(tmp_path))
     opened.save(1, large, META)
     opened.wait()
     with full_disk():
@@ -199,6 +199,7 @@ def test_a_run_that_ends_without_its_last_save_says_so(large, tmp_path):
         with pytest.raises(StorageError):
             opened.close()
     assert Checkpoints(tmp_path).steps() == [1]
+    assert (tmp_path / "run.lock").read_text() == ""  # the next run may come
 
 
 def test_a_writer_that_fails_late_is_reported_at_the_next_step(states, tmp_path, monkeypatch):
@@ -247,25 +248,6 @@ def test_a_slow_writer_holds_up_the_next_save_and_nothing_else(states, tmp_path,
     assert 2 in opened.steps()
     opened.close()
     assert opened.steps() == [3]
-
-
-@contextlib.contextmanager
-def as_nobody(folder: Path) -> Iterator[None]:
-    """Acts without the rights of root, which ignores modes, and can still reach `folder`."""
-    root = os.geteuid() == 0
-    closed = [p for p in folder.parents if root and p.stat().st_mode & 0o055 != 0o055]
-    modes = {path: path.stat().st_mode for path in closed}
-    for path in closed:
-        path.chmod(modes[path] | 0o055)
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        for path in closed:
-            path.chmod(modes[path])
 
 
 def test_a_directory_that_may_not_be_written(states, tmp_path):

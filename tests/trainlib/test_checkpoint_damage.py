@@ -1,23 +1,29 @@
 """Damage of every kind to steps on the disk: seen, named, passed over, never loaded as good."""
 
+import concurrent.futures
+import contextlib
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import tensorstore
 from ml_collections import ConfigDict
 
+from trainlib import reading, saving
 from trainlib import run as run_lib
 from trainlib.checkpoint import Checkpoints, DamagedStep
 from trainlib.config import COMMON, from_schema, override
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, StorageError
 from trainlib.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
-from states import equal, make, shapes
+from states import as_nobody, equal, make, shapes
 
 SEEDS = {1: 11, 2: 12}  # step -> seed of its state
 
@@ -64,7 +70,7 @@ def flips(pristine, tmp_path, count: int) -> dict[str, int]:
     shutil.copytree(folder / "2", step)
     sizes = {path: path.stat().st_size for path in files(step)}
     draw = random.Random(5)
-    outcome = {"detected": 0, "by digest": 0, "harmless": 0, "silent": 0}
+    outcome = {"detected": 0, "by digest": 0, "with its file": 0, "harmless": 0, "silent": 0}
     for _ in range(count):
         path = draw.choices(list(sizes), list(sizes.values()))[0]
         good = path.read_bytes()
@@ -77,15 +83,18 @@ def flips(pristine, tmp_path, count: int) -> dict[str, int]:
         except DamagedStep as error:
             outcome["detected"] += "Step 2" in str(error)
             outcome["by digest"] += "has digest" in str(error)
+            outcome["with its file"] += path.name in str(error)
         else:
             outcome["harmless" if equal(found, states[2]) else "silent"] += 1
         path.write_bytes(good)
     return outcome
 
 
+@pytest.mark.filterwarnings("error")  # a failed read leaves no traceback behind
 def test_no_flipped_bit_is_restored_silently(pristine, tmp_path):
     outcome = flips(pristine, tmp_path, 24)
     assert outcome["silent"] == 0
+    assert outcome["with its file"] == outcome["detected"] == 24 - outcome["harmless"]
     assert outcome["by digest"] >= 4  # Orbax itself would have returned these
 
 
@@ -94,6 +103,7 @@ def test_none_of_480_flipped_bits_is_restored_silently(pristine, tmp_path):
     outcome = flips(pristine, tmp_path, 480)
     print(outcome)
     assert outcome["silent"] == 0
+    assert outcome["with its file"] == outcome["detected"] == 480 - outcome["harmless"]
     assert outcome["by digest"] >= 100
 
 
@@ -264,7 +274,6 @@ def resealed(change, manifest: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.update(format=2),
         lambda m: m.update(step=-1),
         lambda m: m.update(step=True),
         lambda m: m["files"].update({"../../secret": 1}),
@@ -283,6 +292,110 @@ def test_a_forged_manifest_is_refused(copied, change):
     resealed(change, folder / "2" / "manifest.json")
     with pytest.raises(DamagedStep):
         Checkpoints(folder).manifest(2)
+
+
+def test_a_step_of_a_later_version_stops_the_run_and_stays(copied):
+    """To go on from an older step would throw away what the later version did."""
+    folder, _, like = copied
+    resealed(lambda m: m.update(format=2), folder / "2" / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"later version.* has format 2") as caught:
+        resume(folder, like)
+    assert not isinstance(caught.value, DamagedStep)
+    assert Checkpoints(folder).numbers() == [2, 1]
+    assert Checkpoints(folder).latest() == 1
+
+
+@contextlib.contextmanager
+def refusing(name: str, error: Exception, times: int):
+    """A function of the system, or of tensorstore, fails `times` times where it concerns step 2."""
+    module = tensorstore if name == "tensorstore" else os
+    function = name if module is os else "open"
+    real, left = getattr(module, function), [times]
+
+    def act(first, *rest, **named):
+        if left[0] and re.search("/2(?![0-9])", str(first)):
+            left[0] -= 1
+            if module is os:
+                raise error
+            failed = concurrent.futures.Future()
+            failed.set_exception(error)
+            return failed
+        return real(first, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trainlib.reading.PAUSE", 0)
+        patched.setattr(module, function, act)
+        yield
+
+
+REFUSALS = [
+    ("open", OSError(errno.EIO, "Input/output error")),
+    ("open", OSError(errno.EACCES, "Permission denied")),
+    ("stat", OSError(errno.EIO, "Input/output error")),
+    ("scandir", OSError(errno.ENFILE, "Too many open files in system")),
+    ("tensorstore", ValueError("UNKNOWN: Error reading \"x\" [os_error_code='5'] [spec='{}']")),
+    ("tensorstore", ValueError("RESOURCE_EXHAUSTED: Failed [a='b'] [os_error_code[1]='28']")),
+]
+
+
+@pytest.mark.parametrize(("name", "error"), REFUSALS)
+def test_a_disk_that_refuses_is_asked_again_and_is_no_damage(copied, capsys, name, error):
+    folder, states, like = copied
+    with refusing(name, error, 1):
+        found = resume(folder, like)
+    assert found.step == 2
+    assert equal(found.state, states[2])
+    with refusing(name, error, 1000), pytest.raises(StorageError, match=r"no damage.*nothing was"):
+        resume(folder, like)
+    assert Checkpoints(folder).numbers() == [2, 1]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_leaf_that_does_not_fit_is_no_damage(copied):
+    folder, _, like = copied
+    with refusing("tensorstore", MemoryError(), 1), pytest.raises(StorageError, match="not enough"):
+        Checkpoints(folder).restore(2, like)
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(copied, monkeypatch):
+    folder, _, like = copied
+    monkeypatch.setattr("trainlib.reading.PAUSE", 0)
+    folder.chmod(0o755)
+    (folder / "2" / "d").chmod(0)
+    with as_nobody(folder), pytest.raises(StorageError, match=r"Reading .*/2 failed: Permission"):
+        resume(folder, like)
+    (folder / "2" / "d").chmod(0o755)
+    folder.chmod(0)
+    with as_nobody(folder), pytest.raises(StorageError, match=r"Reading .* failed: Permission"):
+        resume(folder, like)
+    folder.chmod(0o755)
+
+
+def test_a_step_that_a_live_run_removes_is_said_to_be_removed(copied):
+    folder, _, like = copied
+    opened, real = Checkpoints(folder), reading.read
+
+    def removed_meanwhile(path, wanted):
+        os.replace(path, path.with_name("2.removing"))
+        return real(path, wanted)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reading, "read", removed_meanwhile)
+        with pytest.raises(
+            CheckpointError, match=r"removed while it was read.* now \[1\]"
+        ) as caught:
+            opened.restore(2, like)
+    assert not isinstance(caught.value, DamagedStep)
+
+
+def test_each_damaged_step_is_set_aside_under_a_name_of_its_own(copied, capsys):
+    folder, _, _ = copied
+    names = []
+    for _ in range(3):
+        names.append(saving.set_aside(folder / "2").name)
+        (folder / "2").mkdir()
+    assert names == ["2.damaged", "2.damaged-2", "2.damaged-3"]
+    assert (folder / "2.damaged" / "manifest.json").is_file()
 
 
 def test_shapes_of_a_manifest_allocate_nothing(copied):
