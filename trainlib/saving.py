@@ -90,6 +90,7 @@ class Saver:
         try:
             if self._main:
                 directory.mkdir(parents=True, exist_ok=True)
+                manifest.sync(directory.parent)
                 self._sweep()
         except OSError as error:
             raise storage_error(error, directory) from None
@@ -171,7 +172,14 @@ class Saver:
             return
         files = dict(manifest.files_of(target))
         manifest.write(target, dataclasses.replace(entry, files=files))
-        self._retain(entry.step)
+        try:
+            self._retain(entry.step)
+        except (OSError, StorageError) as error:
+            warn(
+                f"Step {entry.step} is saved, but older steps could not be removed from "
+                f"{self.directory} ({reason(error)}). The next save tries again; until then they "
+                "take room."
+            )
 
     def _retain(self, newest: int) -> None:
         good = self._good()
@@ -181,9 +189,10 @@ class Saver:
             stay.add(max(scored, key=lambda s: (self._sign * good[s].metrics[self._best], s)))
         for step in good.keys() - stay:
             path = self.directory / str(step)
-            away = path.with_name(path.name + REMOVED)
-            os.replace(path, away)
-            shutil.rmtree(away, ignore_errors=True)
+            os.replace(path, path.with_name(path.name + REMOVED))
+        for path in self.directory.glob(f"*{REMOVED}"):  # what an earlier save left as well
+            if LEFT_BEHIND.fullmatch(path.name):
+                shutil.rmtree(path)
 
     def _sweep(self) -> None:
         """Removes what earlier runs were writing or removing when they were cut off."""

@@ -202,14 +202,15 @@ def test_a_run_that_ends_without_its_last_save_says_so(large, tmp_path):
     assert (tmp_path / "run.lock").read_text() == ""  # the next run may come
 
 
+def refuse(*_):
+    raise OSError(5, "Input/output error")
+
+
 def test_a_writer_that_fails_late_is_reported_at_the_next_step(states, tmp_path, monkeypatch):
     real, like = states
     opened = Checkpoints(tmp_path, keep=1)
     opened.save(1, real[1], META)
     opened.wait()
-
-    def refuse(*_):
-        raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
         patched.setattr(manifest, "write_atomically", refuse)
@@ -219,6 +220,38 @@ def test_a_writer_that_fails_late_is_reported_at_the_next_step(states, tmp_path,
             wait_for(opened.poll)
     assert opened.steps() == [1]
     assert equal(opened.restore(1, like), real[1])
+
+
+def test_an_old_step_that_cannot_be_removed_is_no_failed_save(states, tmp_path, capsys):
+    real, _ = states
+    opened = Checkpoints(tmp_path, keep=1)
+    save_and_wait(opened, 1, real[1])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        save_and_wait(opened, 2, real[2])
+    assert opened.steps() == [2]
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "Step 2 is saved, but older steps could not be removed" in warned
+    assert "Input/output error" in warned
+    save_and_wait(opened, 3, real[3])
+    opened.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_everything_is_on_the_disk_before_a_step_counts(states, tmp_path, monkeypatch):
+    """Also the names in each directory: after a power cut, a file without one is gone."""
+    real, _ = states
+    opened, synced, write = Checkpoints(tmp_path / "made"), set(), manifest.sync
+
+    def note(path):
+        synced.add(path)
+        write(path)
+
+    monkeypatch.setattr(manifest, "sync", note)
+    save_and_wait(opened, 1, real[1])
+    opened.close()
+    made = {path for path in tmp_path.rglob("*") if path.name != manifest.NAME}
+    assert synced == made | {tmp_path}
 
 
 def wait_for(poll) -> None:
