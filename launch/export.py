@@ -7,13 +7,15 @@
                   package
 
 Reads one leaf at a time. Several processes, on any hosts that see both directories, share the
-work: `--part=0/4` to `--part=3/4`. Exit codes: 0 done, 64 bad argument or a model that the format
+work: `--part=0/4` to `--part=3/4`, with the same `--step`; whoever finds all parts there makes the
+directory one that is read. Exit codes: 0 done, 64 bad argument or a model that the format
 cannot hold, 66 no such checkpoint, 74 the disk refuses.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
-from trainlib.errors import one_of
+from trainlib.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     from trainlib.export import Written
@@ -82,7 +84,7 @@ def _run(args: Any, config: Any) -> None:
     import jax.numpy as jnp
 
     from trainlib import export, stablehlo
-    from trainlib.weights import give_memory_back, open_weights
+    from trainlib.weights import RECORD, give_memory_back, is_export, open_weights
 
     give_memory_back()
     interop = cli.family_module(config, "interop")
@@ -94,39 +96,36 @@ def _run(args: Any, config: Any) -> None:
     layout = interop.layout(config, kind, names, name or "float32")
     beside = interop.beside(args.workdir)
     layout = dataclasses.replace(layout, files={**layout.files, **beside})
-    source = open_weights(args.workdir, abstract, args.step, args.weights)
     share = export.Share(*cli.part(args.part))
+    if share.parts > 1 and args.step is None and not is_export(args.workdir):
+        raise ConfigError(
+            f"--part={args.part} needs --step=N: the newest step may be another one when the next "
+            "part starts, and all parts must hold the same."
+        )
+    source = open_weights(args.workdir, abstract, args.step, args.weights)
     dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
-    out, program = args.out, None
+    about = {"name": config.name, "step": source.step, "moving_averages": source.averaged}
+    about |= {"format": args.format, "names": layout.title}
+    extra = {RECORD: (json.dumps(about, indent=2) + "\n").encode()}
+    to_write = {"dtypes": dtypes, "share": share}
     if args.format == "t5x":
         from moe.interop import t5x_io
 
-        written = t5x_io.write(source, layout, out, dtypes=dtypes, share=share)
+        written = t5x_io.write(source, layout, args.out, **to_write, extra=extra)
     else:
-        served = args.format == "stablehlo"
-        if served and share.first:
-            program = _program(args, interop.serving(config), abstract, dtypes)
+        if args.format == "stablehlo":
+            extra |= dict.fromkeys(stablehlo.FILES, b"")
+            if share.first:
+                extra |= _program(args, config, interop.serving(config), abstract, dtypes)
         written = export.safetensors(
-            source,
-            layout,
-            out,
-            dtypes=dtypes,
-            shard_size=args.shard_size,
-            share=share,
-            extra=stablehlo.FILES if served else (),
+            source, layout, args.out, **to_write, shard_size=args.shard_size, extra=extra
         )
-        if program:
-            stablehlo.write(out, *program, config.name)
-    if share.first:
-        averaged = bool(getattr(source, "averaged", False))
-        about = {"name": config.name, "step": source.step, "moving_averages": averaged}
-        export.record(out, about | {"format": args.format, "names": layout.title})
     source.close()
     _report(args, config.name, layout, written, source.step, share)
 
 
-def _program(args: Any, serving: Any, abstract: Any, dtypes: Any) -> tuple[bytes, dict[str, Any]]:
-    """The program and its signature, before anything is written."""
+def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -> dict[str, bytes]:
+    """The program and what stands beside it, before anything is written."""
     from trainlib import stablehlo
 
     forward, inputs, facts = serving
@@ -134,7 +133,7 @@ def _program(args: Any, serving: Any, abstract: Any, dtypes: Any) -> tuple[bytes
     program, signature = stablehlo.program(
         forward, abstract, inputs, dtypes=dtypes, platforms=platforms, batch=args.batch
     )
-    return program, signature | {"facts": facts}
+    return stablehlo.files(program, signature | {"facts": facts}, config.name)
 
 
 def _report(args: Any, name: str, layout: Any, written: Written, step: int, share: Any) -> None:
@@ -148,7 +147,8 @@ def _report(args: Any, name: str, layout: Any, written: Written, step: int, shar
     ]
     rows += [("note", note) for note in layout.notes]
     if share.parts > 1:
-        rows.append(("part", f"{share.part}/{share.parts}; complete when all have exited 0"))
+        whole = "all are there" if written.complete else "others are still to come"
+        rows.append(("part", f"{share.part}/{share.parts}; {whole}"))
     print(summary(f"Exported step {step} of {name} as {args.format}", rows))
 
 

@@ -3,12 +3,15 @@
 Every process computes the same plan of all files from shapes alone; process `part` of `parts` reads
 the leaves and writes the files of its share, and the first also writes what is there once. The
 plan's names are the same whoever runs, so a part that failed can be run again by itself.
+
+What makes a directory readable (the index, or T5X's tree) is removed before anything is written and
+comes last, from whichever process finds everything there and of one origin. So an export that was
+cut off, or whose parts took different steps, is none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +21,11 @@ import numpy as np
 from trainlib import interchange, safetensors_io
 from trainlib.errors import ConfigError, StorageError
 from trainlib.interchange import Entry, Layout
-from trainlib.saving import storage_error
-from trainlib.weights import RECORD, Exported, Saved
+from trainlib.manifest import write_atomically
+from trainlib.saving import reason
+from trainlib.weights import Exported, Saved
+
+_UNFINISHED = (".partial", ".tmp")  # of a file that is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +43,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What an export wrote: files and their tensors and bytes."""
+    """What a process wrote: files and their tensors and bytes; and whether nothing is missing of
+    the whole export, whoever writes it.
+    """
 
     files: int
     tensors: int
     size: int
+    complete: bool
 
 
 def result_dtypes(
@@ -56,22 +65,44 @@ def result_dtypes(
     }
 
 
-def prepare(out: Path, mine: Sequence[str]) -> None:
-    """Makes the directory; refuses one that holds anything but an export with the same names.
+def prepare(out: Path, mine: Sequence[str], last: Sequence[Path], share: Share) -> None:
+    """Makes the directory and removes what says that an export is complete in it.
+
+    Args:
+      out: the directory.
+      mine: names of all files of the export.
+      last: paths that make the export readable or are written once; the first of them also by
+        processes that do not write it.
+      share: what this process does.
 
     Raises:
-      ConfigError: it holds other files.
-      StorageError: it cannot be made.
+      ConfigError: it holds anything but an export with the same names.
+      StorageError: it cannot be made or changed.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        others = sorted({p.name for p in out.iterdir() if not p.name.endswith(".partial")})
+        found = sorted(out.iterdir())
+        others = [p.name for p in found if p.suffix not in _UNFINISHED and p.name not in mine]
+        if others:
+            raise ConfigError(
+                f"--out={out} already holds {others[0]!r}. Give a directory that is new or empty."
+            )
+        for path in last if share.first else last[:1]:
+            path.unlink(missing_ok=True)
+        for path in found if share.parts == 1 else ():
+            if path.suffix in _UNFINISHED:  # of an export that was killed
+                path.unlink()
     except OSError as error:
-        raise StorageError(f"--out={out} cannot be made: {error.strerror}.") from None
-    if others := [name for name in others if name not in mine]:
-        raise ConfigError(
-            f"--out={out} already holds {others[0]!r}. Give a directory that is new or empty."
-        )
+        raise refused(error, out) from None
+
+
+def refused(error: OSError, out: Path) -> StorageError:
+    """One paragraph for a disk that refuses an export."""
+    return StorageError(
+        f"Writing to --out={out} failed: {reason(error)}. What is there now is no complete export "
+        "and is not read as one. Free space, or give another --out; the same command then writes "
+        "it anew."
+    )
 
 
 def safetensors(
@@ -82,9 +113,9 @@ def safetensors(
     dtypes: Mapping[str, np.dtype],
     shard_size: int,
     share: Share,
-    extra: Sequence[str] = (),
+    extra: Mapping[str, bytes],
 ) -> Written:
-    """Writes safetensors files, the index, and the layout's own files.
+    """Writes safetensors files, the layout's own files and `extra`, and last the index.
 
     Args:
       source: the weights.
@@ -93,7 +124,7 @@ def safetensors(
       dtypes: our name -> dtype, see `result_dtypes`.
       shard_size: bytes of one file.
       share: what of it this process does.
-      extra: names of further files that may stand there.
+      extra: name -> content of further files; of other processes than the first, the names count.
 
     Raises:
       ConfigError: the directory holds other files.
@@ -105,9 +136,11 @@ def safetensors(
         for name, entries in leaves.items()
         for entry in entries
     }
-    files = safetensors_io.plan(out, tensors, shard_size)
-    once = {safetensors_io.INDEX: safetensors_io.index_text(files), **layout.files}
-    prepare(out, [*(file.name for file in files), *once, RECORD, *extra])
+    files = safetensors_io.plan(out, tensors, shard_size, source.origin)
+    index = out / safetensors_io.INDEX
+    once = {name: text.encode() for name, text in layout.files.items()} | dict(extra)
+    last = [index, *(out / name for name in once)]
+    prepare(out, [*(file.name for file in files), *(path.name for path in last)], last, share)
     own = [f for number, f in enumerate(files) if number * share.parts // len(files) == share.part]
     try:
         with safetensors_io.Writer(out, own) as writer:
@@ -117,11 +150,17 @@ def safetensors(
                     writer.write(theirs, value)
                 del leaf  # before the next one is read
         if share.first:
-            for name, text in once.items():
-                (out / name).write_text(text)
+            for name, content in once.items():
+                write_atomically(out / name, content)
+        complete = all(path.is_file() for path in last[1:]) and safetensors_io.is_complete(
+            out, files
+        )
+        if complete:
+            write_atomically(index, safetensors_io.index_text(files))
     except OSError as error:
-        raise storage_error(error, out) from None
-    return Written(len(own), sum(len(f.tensors) for f in own), sum(f.size for f in own))
+        raise refused(error, out) from None
+    tensors, size = sum(len(f.tensors) for f in own), sum(f.size for f in own)
+    return Written(len(own), tensors, size, complete)
 
 
 def _needed(leaves: Mapping[str, list[Entry]], names: set[str]) -> dict[str, list[Entry]]:
@@ -131,8 +170,3 @@ def _needed(leaves: Mapping[str, list[Entry]], names: set[str]) -> dict[str, lis
         for name, entries in leaves.items()
     }
     return {name: entries for name, entries in found.items() if entries}
-
-
-def record(out: Path, content: Mapping[str, object]) -> None:
-    """Writes `export.json`: where the weights come from."""
-    (out / RECORD).write_text(json.dumps(dict(content), indent=2) + "\n")

@@ -34,6 +34,7 @@ MAX_HEADER = 16 * MIB
 MAX_TENSORS = 100_000  # in one file
 MAX_NAMES = 1_000_000  # in one index
 MAX_DIMENSIONS = 8
+ORIGIN = ("step", "weights", "source")  # keys of the metadata that all files of an export share
 
 DTYPES: dict[str, np.dtype] = {
     **{"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2")},
@@ -66,8 +67,8 @@ def check_name(name: str, where: object) -> None:
         raise CheckpointError(f"{where} holds the name {name[:80]!r}, which no weight has.")
 
 
-def read_header(path: Path) -> dict[str, Tensor]:
-    """Name -> place of every tensor of one file, checked.
+def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name -> place of every tensor of one file, and its metadata, checked.
 
     Raises:
       CheckpointError: the file is not safetensors, or its header does not fit it.
@@ -89,17 +90,18 @@ def read_header(path: Path) -> dict[str, Tensor]:
         header = parse_json(file.read(length), f"The header of {path}")
     if not isinstance(header, dict):
         raise CheckpointError(f"The header of {path} must be one JSON object.")
-    _check_metadata(header.pop("__metadata__", {}), path)
+    metadata = _metadata(header.pop("__metadata__", {}), path)
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path} holds {len(header):,} tensors; allowed are {MAX_TENSORS:,}.")
     found = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_cover(path, found, 8 + length, size)
-    return found
+    return found, metadata
 
 
-def _check_metadata(metadata: Any, path: Path) -> None:
+def _metadata(metadata: Any, path: Path) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"The metadata of {path} must map text to text.")
+    return metadata
 
 
 def _tensor(path: Path, name: str, entry: Any, data: int) -> Tensor:
@@ -142,24 +144,31 @@ class Reader:
 
     Attributes:
       tensors: name -> place.
+      origin: what the files say of where their weights are from, of the keys `ORIGIN`.
 
     Raises:
-      CheckpointError: nothing there, or a file that is not what it should be.
+      CheckpointError: nothing there, a file that is not what it should be, or files of several
+        exports.
     """
 
     def __init__(self, path: Path):
         self.tensors: dict[str, Tensor] = {}
+        self.origin: dict[str, str] = {}
         if not path.is_dir():
-            self.tensors = read_header(path)
+            self._read_file(path)
         elif (path / INDEX).exists():
             self._read_index(path)
         elif (path / SINGLE).exists() or (path / SINGLE).is_symlink():
-            self.tensors = read_header(path / SINGLE)
+            self._read_file(path / SINGLE)
         else:
             raise CheckpointError(
                 f"{path} holds neither {INDEX} nor {SINGLE}{_pickles(path)}. Give a directory with "
                 "one of them, or a .safetensors file."
             )
+
+    def _read_file(self, path: Path) -> None:
+        self.tensors, metadata = read_header(path)
+        self.origin = {key: metadata[key] for key in ORIGIN if key in metadata}
 
     def _read_index(self, path: Path) -> None:
         places = read_json(path / INDEX).get("weight_map")
@@ -174,7 +183,17 @@ class Reader:
                     f"{path / INDEX}: {name!r} lies in {str(file)[:80]!r}; allowed are names of "
                     ".safetensors files in the same directory."
                 )
-        found = {file: read_header(path / file) for file in sorted(set(places.values()))}
+        found, first = {}, ""
+        for file in sorted(set(places.values())):
+            found[file], metadata = read_header(path / file)
+            origin = {key: metadata[key] for key in ORIGIN if key in metadata}
+            if first and origin != self.origin:
+                raise CheckpointError(
+                    f"{path} mixes files of several exports: {first} is of {_shown(self.origin)}, "
+                    f"{file} of {_shown(origin)}. Export again into a new directory, every part "
+                    "with the same --step and --weights."
+                )
+            first, self.origin = first or file, origin
         for name, file in places.items():
             if name not in found[file]:
                 raise CheckpointError(f"{path / file} lacks {name!r}, which {INDEX} says it has.")
@@ -196,6 +215,10 @@ class Reader:
             file.seek(place.start)
             count = math.prod(place.shape)
             return np.fromfile(file, place.dtype, count).reshape(place.shape)
+
+
+def _shown(origin: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value[:40]}" for key, value in origin.items()) or "no known origin"
 
 
 def _pickles(path: Path) -> str:
@@ -220,7 +243,10 @@ class File:
 
 
 def plan(
-    directory: Path, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], shard_size: int
+    directory: Path,
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    shard_size: int,
+    origin: Mapping[str, str],
 ) -> list[File]:
     """Lays tensors out in files of at most `shard_size` bytes of data, in the order given.
 
@@ -230,6 +256,7 @@ def plan(
       directory: where the files will be.
       tensors: name -> (shape, dtype).
       shard_size: bytes.
+      origin: where the weights are from, of the keys `ORIGIN`; stands in each file.
     """
     groups: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
     used = 0
@@ -244,11 +271,29 @@ def plan(
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     if count == 1:
         names = [SINGLE]
-    return [_lay_out(directory / n, group) for n, group in zip(names, groups, strict=True)]
+    metadata = {"format": "pt", **origin}  # transformers asks for the format
+    return [
+        _lay_out(directory / n, group, metadata) for n, group in zip(names, groups, strict=True)
+    ]
 
 
-def _lay_out(path: Path, group: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> File:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+def is_complete(directory: Path, files: Sequence[File]) -> bool:
+    """Whether all files of a plan are there, whoever wrote them: each with exactly its header."""
+    for file in files:
+        try:
+            with open(directory / file.name, "rb") as opened:
+                whole = os.fstat(opened.fileno()).st_size == file.size
+                if not whole or opened.read(len(file.header)) != file.header:
+                    return False
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _lay_out(
+    path: Path, group: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]
+) -> File:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     places, end = {}, 0
     for name, (shape, dtype) in group.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize

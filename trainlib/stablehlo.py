@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,12 +91,12 @@ def _plain(shape: Sequence[Any]) -> list[int | str]:
     return [n if isinstance(n, int) else str(n) for n in shape]
 
 
-def write(out: Path, program: bytes, signature: Mapping[str, Any], title: str) -> None:
-    """Writes program, signature, loader and a page on how to use them."""
-    (out / PROGRAM).write_bytes(program)
-    (out / SIGNATURE).write_text(json.dumps(dict(signature), indent=2) + "\n")
-    (out / LOADER).write_text(_LOADER)
-    (out / README).write_text(_README.format(title=title, platforms=signature["platforms"]))
+def files(program: bytes, signature: Mapping[str, Any], title: str) -> dict[str, bytes]:
+    """Name -> content: program, signature, loader and a page on how to use them."""
+    page = _README.format(title=title, platforms=signature["platforms"])
+    described = json.dumps(dict(signature), indent=2) + "\n"
+    contents = (program, described.encode(), _LOADER.encode(), page.encode())
+    return dict(zip(FILES, contents, strict=True))
 
 
 _LOADER = '''"""Loads this directory: needs jax, numpy and flatbuffers, nothing else.

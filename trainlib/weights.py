@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from trainlib import checkpoint, interchange, run, safetensors_io
 from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.nn import Abstract, Spec
 from trainlib.state import TrainState
-from trainlib.untrusted import MIB, check_memory, read_json
+from trainlib.untrusted import MIB, check_memory
 
 BATCH = 32 * MIB  # small leaves are read together
 RECORD = "export.json"  # says where exported weights come from
@@ -58,12 +61,17 @@ class Exported:
     Attributes:
       specs: name -> what the model declares.
       step: which step of the run they are from, or 0 where nothing says it.
+      averaged: whether they are moving averages, where something says it.
+      origin: step, kind and source of the weights, for the files of an export.
     """
 
     def __init__(self, directory: Path, abstract: Abstract):
         self.specs = {**abstract.params, **abstract.model_state}
-        self.step = _step_of(directory)
         self._reader = safetensors_io.Reader(directory)
+        self.origin = self._reader.origin
+        step = self.origin.get("step", "")
+        self.step = int(step) if re.fullmatch(r"\d{1,15}", step) else 0
+        self.averaged = self.origin.get("weights") == "ema"
         layout = interchange.own_layout(self.specs, {})
         there = {name: tensor.shape for name, tensor in self._reader.tensors.items()}
         interchange.match(layout, self.specs, there).check(directory)
@@ -78,15 +86,10 @@ class Exported:
         """Nothing stays open."""
 
 
-def _step_of(directory: Path) -> int:
-    with contextlib.suppress(CheckpointError):
-        step = read_json(directory / RECORD, MIB).get("step")
-        return step if type(step) is int else 0
-    return 0
-
-
 class Saved:
     """Weights in the checkpoints of a run.
+
+    Attributes: as of `Exported`.
 
     Args:
       directory: the workdir.
@@ -119,27 +122,36 @@ class Saved:
                 "Use --weights=raw."
             )
         self.averaged = averaged and which != "raw"
-        self._kind = {
+        kinds = {
             **dict.fromkeys(abstract.params, "params"),
             **dict.fromkeys(abstract.model_state, "model_state"),
+        }
+        self._stored = {n: f"{'ema' if self.averaged else k}/{n}" for n, k in kinds.items()}
+        digests = {
+            n: leaf.digest for n, leaf in self._checkpoints.manifest(self.step).leaves.items()
+        }
+        named = json.dumps([(n, digests.get(n)) for n in sorted(self._stored.values())])
+        self.origin = {
+            "step": str(self.step),
+            "weights": "ema" if self.averaged else "raw",
+            "source": hashlib.sha256(named.encode()).hexdigest()[:16],
         }
 
     def leaves(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of the leaves asked for, in host memory."""
         place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         for group in _groups(self.specs, list(self.specs if names is None else names)):
-            stored = {n: f"{'ema' if self.averaged else self._kind[n]}/{n}" for n in group}
             read: dict[str, Any] = self._checkpoints.restore_some(
                 self.step,
                 {
-                    stored[n]: jax.ShapeDtypeStruct(
+                    self._stored[n]: jax.ShapeDtypeStruct(
                         self.specs[n].shape, self.specs[n].dtype, sharding=place
                     )
                     for n in group
                 },
             )
             for name in group:
-                yield name, np.asarray(read.pop(stored[name]))
+                yield name, np.asarray(read.pop(self._stored[name]))
 
     def close(self) -> None:
         """Closes the checkpoints."""

@@ -26,13 +26,14 @@ import numpy as np
 
 from trainlib import interchange
 from trainlib.errors import CheckpointError
-from trainlib.export import Share, Written, prepare
+from trainlib.export import Share, Written, prepare, refused
 from trainlib.interchange import Layout
-from trainlib.saving import storage_error
+from trainlib.manifest import write_atomically
 from trainlib.untrusted import MAX_JSON, MIB, integer, open_regular, read_json, read_small
-from trainlib.weights import RECORD, Exported, Saved, nbytes, part_of
+from trainlib.weights import Exported, Saved, nbytes, part_of
 
 TREE = "checkpoint"
+_ATTRIBUTES = ".zattrs"
 _MAX_LEAVES = 100_000
 _MAX_DEPTH = 32
 _MAX_CHUNKS = 1_000_000
@@ -63,9 +64,14 @@ class ZarrArray:
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
 
 
-def write_array(folder: Path, value: np.ndarray) -> None:
-    """Writes an array as zarr version 2, split along its first dimension where it is large."""
+def write_array(folder: Path, value: np.ndarray, origin: Mapping[str, str]) -> None:
+    """Writes an array as zarr version 2, split along its first dimension where it is large.
+
+    Last comes where it is from, as attributes of zarr, which T5X does not read: an array without
+    them was cut off.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _ATTRIBUTES).unlink(missing_ok=True)
     rows = max(1, _CHUNK // max(1, value[:1].nbytes)) if value.ndim else 1
     chunks = [min(rows, value.shape[0]), *value.shape[1:]] if value.ndim else []
     for number, start in enumerate(range(0, value.shape[0] if value.ndim else 1, rows)):
@@ -92,6 +98,7 @@ def write_array(folder: Path, value: np.ndarray) -> None:
         "dimension_separator": ".",
     }
     (folder / ".zarray").write_text(json.dumps(content))
+    (folder / _ATTRIBUTES).write_text(json.dumps(dict(origin)))
 
 
 def array_folder(name: str) -> str:
@@ -130,9 +137,7 @@ def write_tree(
         }
     state = {"step": np.int32(step), "param_states": {}}
     tree = {"version": 3, "optimizer": {"target": target, "state": state}}
-    partial = directory / f".{TREE}.partial"
-    partial.write_bytes(serialization.msgpack_serialize(tree))
-    partial.replace(directory / TREE)
+    write_atomically(directory / TREE, serialization.msgpack_serialize(tree))
 
 
 def write(
@@ -142,6 +147,7 @@ def write(
     *,
     dtypes: Mapping[str, np.dtype],
     share: Share,
+    extra: Mapping[str, bytes],
 ) -> Written:
     """Writes `checkpoint_<step>` below `out`: weights and step, no optimiser slots.
 
@@ -150,14 +156,17 @@ def write(
       layout: of `moe.interop.t5x`.
       out: the directory around it.
       dtypes: our name -> dtype.
-      share: the leaves that this process writes; the first also writes the file that names all.
+      share: the leaves that this process writes; the file that names all comes last, from the
+        process that finds all there.
+      extra: name -> content of files beside it, which the first process writes.
 
     Raises:
       ConfigError: `out` holds other files.
       StorageError: the disk refuses.
     """
     directory = out / f"checkpoint_{source.step}"
-    prepare(out, (directory.name, RECORD))
+    beside = [out / name for name in extra]
+    prepare(out, [directory.name, *extra], [directory / TREE, *beside], share)
     leaves = layout.by_leaf(written=True)
     arrays = {
         entry.theirs: (interchange.their_shape(entry, source.specs[name]), dtypes[name])
@@ -171,14 +180,36 @@ def write(
         directory.mkdir(exist_ok=True)
         for name, leaf in source.leaves(mine):
             for theirs, value in interchange.give(leaves[name], leaf, dtypes[name]):
-                write_array(directory / array_folder(theirs), value)
+                write_array(directory / array_folder(theirs), value, source.origin)
                 count, size = count + 1, size + value.nbytes
             del leaf  # before the next one is read
-        if share.first:
+        for path in beside if share.first else ():
+            write_atomically(path, extra[path.name])
+        complete = all(path.is_file() for path in beside)
+        complete = complete and _is_complete(directory, arrays, source.origin)
+        if complete:
             write_tree(directory, source.step, arrays)
     except OSError as error:
-        raise storage_error(error, out) from None
-    return Written(count, count, size)
+        raise refused(error, out) from None
+    return Written(count, count, size, complete)
+
+
+def _is_complete(
+    directory: Path,
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    origin: Mapping[str, str],
+) -> bool:
+    """Whether all arrays are there, whoever wrote them, and of one origin."""
+    for name, (shape, dtype) in arrays.items():
+        folder = directory / array_folder(name)
+        try:
+            kept = read_json(folder / _ATTRIBUTES, MIB)
+            array = _describe(folder)
+        except CheckpointError:
+            return False
+        if (kept, array.shape, array.dtype) != (dict(origin), shape, dtype):
+            return False
+    return True
 
 
 def find(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from safetensors import safe_open
 
 from launch import cli, export, import_weights
 from moe import interop
-from moe.interop import parity
+from moe.interop import parity, t5x_io
 from tests.launch.commands import ROOT, TINY, command, environment
 from tests.moe.interop import models
 from trainlib import checkpoint, run, safetensors_io, weights
@@ -141,7 +142,7 @@ def test_bfloat16_keeps_statistics(runs, tmp_path, capsys):
 def test_two_processes_write_what_one_writes(runs, tmp_path, form):
     """Each writes files of its own, at the same time; none is written twice."""
     workdir, _ = runs["st_moe"]
-    flags = [f"--workdir={workdir}", f"--format={form}", "--shard_size=50KB"]
+    flags = [f"--workdir={workdir}", f"--format={form}", "--shard_size=50KB", "--step=0"]
     env = environment(tmp_path / "cache")
 
     def start(out, *more):
@@ -170,6 +171,98 @@ def test_two_processes_write_what_one_writes(runs, tmp_path, form):
     )
     assert [first + second] == whole
     assert min(first, second) > 0
+
+
+@pytest.fixture(scope="module")
+def two_steps(runs, tmp_path_factory):
+    """A workdir with the weights of two seeds as steps 0 and 1."""
+    path = tmp_path_factory.mktemp("two") / "run"
+    config = models.config("t5")
+    models.workdir(config, path)
+    values = models.structs(models.arrays(config, seed=2))
+    skipped = jax.numpy.zeros(2, jax.numpy.int32)
+    state = TrainState(jax.numpy.int32(1), values, {}, (), {}, skipped)
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints")
+    checkpoints.save(1, state, run.checkpoint_meta(config, {}))
+    checkpoints.close()
+    return path
+
+
+COMMANDS = {"safetensors": ("hf", ["--shard_size=50KB"]), "t5x": ("t5x", [])}
+
+
+def refused_import(capsys, form, path, out):
+    flags = [f"--format={COMMANDS[form][0]}", f"--path={path}", f"--out={out}"]
+    code = run_command(lambda: import_weights.main(flags))
+    assert code == 66
+    assert not out.exists()
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("form", COMMANDS)
+def test_parts_that_stop_are_completed_or_refused(two_steps, tmp_path, capsys, form):
+    flags = [f"--format={form}", *COMMANDS[form][1]]
+
+    def part(number, step):
+        more = [f"--part={number}/2", f"--step={step}"]
+        return exported(capsys, two_steps, tmp_path / "out", *flags, *more)
+
+    code, text = part(1, 1)
+    assert (code, "still to come" in text) == (0, True), text
+    refused_import(capsys, form, tmp_path / "out", tmp_path / "back")
+    code, text = part(0, 0)  # of another step: the same names and shapes
+    if form == "safetensors":
+        assert (code, "still to come" in text) == (0, True), text
+        refused_import(capsys, form, tmp_path / "out", tmp_path / "back")
+        names = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+        places = {n: f for f in names for n in safetensors_io.read_header(tmp_path / "out" / f)[0]}
+        index = tmp_path / "out" / safetensors_io.INDEX
+        index.write_text(json.dumps({"weight_map": places}))  # as if somebody joined them by hand
+        assert "step 0" in refused_import(capsys, form, tmp_path / "out", tmp_path / "back")
+    else:
+        assert code == 64
+        assert "checkpoint_1" in text
+    code, text = part(0, 1)
+    assert (code, "all are there" in text) == (0, True), text
+    expected = weights.Saved(two_steps, interop.abstract(models.config("t5")), 1).leaves()
+    flags = [f"--format={COMMANDS[form][0]}", f"--path={tmp_path / 'out'}"]
+    import_weights.main([*flags, f"--out={tmp_path / 'back'}"])
+    back = imported(tmp_path / "back")
+    for name, value in expected:
+        np.testing.assert_array_equal(back[name], value, strict=True)
+
+
+def test_parts_need_a_step(two_steps, tmp_path, capsys):
+    flags = ["--format=safetensors", "--part=0/2"]
+    code, text = exported(capsys, two_steps, tmp_path / "out", *flags)
+    assert (code, "--step" in text) == (64, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", COMMANDS)
+def test_an_export_that_fails_half_way_is_none(two_steps, tmp_path, capsys, monkeypatch, form):
+    """Over an older one, on a disk that becomes full: new files do not pass for the old ones."""
+    out, flags = tmp_path / "out", [f"--format={form}", *COMMANDS[form][1]]
+    assert exported(capsys, two_steps, out, *flags, "--step=1")[0] == 0
+    full, calls = OSError(errno.ENOSPC, "No space left on device"), iter(range(100))
+    owner = safetensors_io.Writer if form == "safetensors" else t5x_io
+    name = "write" if form == "safetensors" else "write_array"
+    real = getattr(owner, name)
+
+    def write(*arguments):
+        if next(calls) > 20:
+            raise full
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, write)
+    code, text = exported(capsys, two_steps, out, *flags, "--step=1")
+    assert code == 74
+    assert "disk is full" in text
+    assert "--out" in text
+    refused_import(capsys, form, out, tmp_path / "back")
+    monkeypatch.undo()
+    assert exported(capsys, two_steps, out, *flags, "--step=1")[0] == 0
+    assert not list(out.glob("**/.*.partial"))
 
 
 def test_a_program_runs_without_this_package(runs, tmp_path, capsys):

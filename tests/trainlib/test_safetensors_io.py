@@ -28,8 +28,9 @@ def tensors(seed=0):
     }
 
 
-def write(path, values, shard_size, order=None):
-    files = io.plan(path, {n: (v.shape, v.dtype) for n, v in values.items()}, shard_size)
+def write(path, values, shard_size, order=None, origin=None):
+    shapes = {n: (v.shape, v.dtype) for n, v in values.items()}
+    files = io.plan(path, shapes, shard_size, origin or {})
     with io.Writer(path, files) as writer:
         for name in order or values:
             writer.write(name, values[name])
@@ -82,14 +83,14 @@ def test_files_of_the_library_are_read(tmp_path):
 
 def test_a_tensor_that_is_not_written_is_an_error_and_leaves_no_file(tmp_path):
     values = tensors()
-    files = io.plan(tmp_path, {n: (v.shape, v.dtype) for n, v in values.items()}, 10**9)
+    files = io.plan(tmp_path, {n: (v.shape, v.dtype) for n, v in values.items()}, 10**9, {})
     with pytest.raises(ValueError, match="5 tensors"), io.Writer(tmp_path, files) as writer:
         writer.write("a.weight", values["a.weight"])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_tensor_of_another_form_is_an_error(tmp_path):
-    files = io.plan(tmp_path, {"a": ((2, 2), np.dtype("f4"))}, 100)
+    files = io.plan(tmp_path, {"a": ((2, 2), np.dtype("f4"))}, 100, {})
     with pytest.raises(ValueError, match="planned"), io.Writer(tmp_path, files) as writer:
         writer.write("a", np.zeros((2, 2), np.float64))
 

@@ -29,7 +29,7 @@ def stored(folder, dtype="<f4"):
 def test_tensorstore_reads_what_is_written(shape, dtype, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(t5x_io, "_CHUNK", chunk)  # several chunks, the last not full; or one
     value = random(shape, dtype)
-    t5x_io.write_array(tmp_path / "target.a", value)
+    t5x_io.write_array(tmp_path / "target.a", value, {})
     back = stored(tmp_path / "target.a")
     np.testing.assert_array_equal(back.read().result(), value, strict=True)
     assert back.chunk_layout.write_chunk.shape[1:] == shape[1:]
