@@ -3,7 +3,8 @@
 Versions against those that were tested, devices, memory, disk, `--config`'s data and divisions, and
 ten seconds of matrix products and all-reduces with figures. Started on all hosts like a training
 (`--coordinator`, Slurm, TPU), it also compares them with each other. Exit code: 0, or that of the
-first check that failed: 64 software or configuration, 65 data, 74 disk or memory, 76 devices.
+first check that failed: 64 software or configuration, 65 data, 74 the machine (disk, memory,
+devices); none that asks to be started again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from launch import cli, multihost
 from trainlib.errors import (
     ConfigError,
     DataError,
-    PeerLost,
     StorageError,
     UserError,
 )
@@ -33,6 +33,7 @@ from trainlib.errors import (
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 GIB = 2**30
+MACHINE = StorageError.exit_code  # exit code of a disk, memory or device that fails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
         return Finding(name, FAILED, " ".join(str(error).split()), error.exit_code)
     except RuntimeError as error:  # what JAX raises when a device does not work
         text = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-        return Finding(name, FAILED, text, PeerLost.exit_code)
+        return Finding(name, FAILED, text, MACHINE)
 
 
 # ---------------------------------------------------------------- software
@@ -226,7 +227,7 @@ def memory() -> Iterator[Finding]:
         free, total = min(free, int(bound)), min(total, int(bound))
     text = f"{free / GIB:.1f} GiB free of {total / GIB:.1f}, {len(os.sched_getaffinity(0))} cores"
     state = FAILED if free < GIB else NOTE if free < 4 * GIB else OK
-    yield Finding("host memory", state, text, StorageError.exit_code)
+    yield Finding("host memory", state, text, MACHINE)
     shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
     if shared is None or shared.free < GIB // 4:
         size = "none" if shared is None else f"{shared.free / GIB:.2f} GiB free"
@@ -249,13 +250,13 @@ def disk(workdir: Path, probe: int = 32 * 2**20) -> Finding:
         seconds = time.monotonic() - began
     except OSError as error:
         text = f"{place} cannot be written: {error.strerror}"
-        return Finding("disk", FAILED, text, StorageError.exit_code)
+        return Finding("disk", FAILED, text, MACHINE)
     finally:
         path.unlink(missing_ok=True)
     free = shutil.disk_usage(place).free
     text = f"{free / GIB:.0f} GiB free in {place}, writes {probe / 1e6 / seconds:,.0f} MB/s"
     state = FAILED if free < GIB else NOTE if free < 10 * GIB else OK
-    return Finding("disk", state, text, StorageError.exit_code)
+    return Finding("disk", state, text, MACHINE)
 
 
 def devices() -> Finding:
@@ -273,7 +274,7 @@ def devices() -> Finding:
     unused = "a TPU" if multihost.has_tpu() else "a GPU" if nvidia() else ""
     if platform_name == "cpu" and unused:
         text += f"; {unused} is in this machine and JAX does not use it"
-        return Finding("devices", FAILED, text, PeerLost.exit_code)
+        return Finding("devices", FAILED, text, MACHINE)
     return Finding("devices", OK, text)
 
 
@@ -343,7 +344,7 @@ def products(seconds: float) -> Finding:
     if chip is not None:
         text += f", {100 * rate / chip.flops:.0f} % of its peak"
     if value != 1.0:
-        return Finding("matrix products", FAILED, f"{text}: wrong result", PeerLost.exit_code)
+        return Finding("matrix products", FAILED, f"{text}: wrong result", MACHINE)
     slow = chip is not None and rate < 0.4 * chip.flops
     return Finding("matrix products", NOTE if slow else OK, text)
 
@@ -373,7 +374,7 @@ def all_reduce(seconds: float) -> Finding:
     rate = moved / _timed(lambda: total(values), seconds)
     text = f"{rate / 1e9:,.3g} GB/s over {count} devices, {4 * cells / 2**20:.0f} MiB"
     if value != count:
-        return Finding("all-reduce", FAILED, f"{text}: wrong result", PeerLost.exit_code)
+        return Finding("all-reduce", FAILED, f"{text}: wrong result", MACHINE)
     return Finding("all-reduce", OK, text)
 
 

@@ -3,7 +3,8 @@
 `run(args, config, train)` is all that a command needs. In a run of one process it calls `train`.
 Otherwise it finds the other processes (flags, `JAX_*` variables as in the JobSet recipe, Slurm,
 Open MPI, TPU), meets them (`launch.rendezvous`), starts JAX on all, compares code, versions,
-configuration and devices, and sees to it that none is left waiting for one that is gone: exit 76.
+configuration and devices, and sees to it that none is left waiting for one that is gone: an error
+in one ends all with its exit code, and the loss of one without a word ends the others with 76.
 """
 
 from __future__ import annotations
@@ -404,7 +405,7 @@ def _leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoRetur
         raise error
 
     if isinstance(error, UserError):
-        link.tell(str(error))
+        link.tell(str(error), error.exit_code)
         code = run_command(again, debug=args.debug)
     else:
         lost = re.search(_BROKEN, str(error)) is not None
@@ -413,8 +414,8 @@ def _leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoRetur
             # and this one then ends in `_leave_lost` or in `trainlib.peers`.
             time.sleep(args.heartbeat + 5)
         traceback.print_exception(error)
-        link.tell(f"{type(error).__name__}: {str(error)[:300]}")
         code = PeerLost.exit_code if lost else 1
+        link.tell(f"{type(error).__name__}: {str(error)[:300]}", code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

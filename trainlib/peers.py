@@ -226,13 +226,13 @@ class Link:
             )
         return number >= self._target
 
-    def tell(self, text: str) -> None:
-        """Says that this process failed, so that the others stop and name it; returns when they
-        have heard it, at most after some seconds.
+    def tell(self, text: str, code: int) -> None:
+        """Says that this process failed, so that the others stop, name it and end with its exit
+        code; returns when they have heard it, at most after some seconds.
         """
         with self._lock:
             self._failing = True
-        news = {"time": time.time(), "host": socket.gethostname(), "text": text}
+        news = {"time": time.time(), "host": socket.gethostname(), "text": text, "code": code}
         with contextlib.suppress(Exception):  # the first process may be gone already
             self._board.post(f"{_FAILED}{self._board.index}", json.dumps(news))
             self._outlast_others()
@@ -285,7 +285,9 @@ class Link:
             )
             self._board.post(f"{_HEARD}{self._board.index}", "")
             self._outlast_others()
-            self._leave(PeerLost.exit_code)
+            # One code on all processes: a scheduler sees the highest, and must not take bad data
+            # for a lost machine and start the run again.
+            self._leave(first["code"])
 
     def _hear_stop(self, news: Mapping[str, str]) -> None:
         if self._known.is_set() or not any(key.startswith(_ASKED) for key in news):
@@ -324,7 +326,7 @@ def stopping(number: int, requested: bool) -> bool:
     return requested if _link is None else _link.stopping(number, requested)
 
 
-def tell(text: str) -> None:
+def tell(text: str, code: int = PeerLost.exit_code) -> None:
     """Says that this process failed; see `Link.tell`."""
     if _link is not None:
-        _link.tell(text)
+        _link.tell(text, code)

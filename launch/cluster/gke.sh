@@ -19,7 +19,8 @@ CLAIM="training-share"                # a ReadWriteMany volume claim (Filestore)
 CONFIG="configs/st_moe_32b.py"
 WORKDIR="/mnt/share/runs/st_moe_32b"  # below the volume: all hosts must see one directory
 EXTRA=""                              # more arguments: --config.KEY=VALUE
-RESTARTS=100                          # after exit 75 (preempted) and 76 (lost process)
+RESTARTS=50                           # how often all pods start again
+AGAIN="75, 76, 137, 143"              # stopped and saved, lost process, killed (9 and 15)
 CLUSTER="your-cluster"                # xpk alone needs it, and the next one
 XPK_TYPE="v4-1024"
 
@@ -102,7 +103,7 @@ spec:
         podFailurePolicy:
           rules:
           - action: FailJob
-            onExitCodes: {operator: In, values: [64, 65, 66, 70]}
+            onExitCodes: {operator: NotIn, values: [$AGAIN]}
         template:
           spec:
               restartPolicy: Never
@@ -131,6 +132,7 @@ train() { jobset "$NAME" "$RESTARTS" "python -m launch.train $(arguments)" | app
 xpk() {
   run xpk workload create "--workload=$NAME" "--cluster=$CLUSTER" "--tpu-type=$XPK_TYPE" \
     "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" \
+    "--restart-on-exit-codes=${AGAIN// /}" \
     "--command=python -m launch.train $(arguments)"
 }
 

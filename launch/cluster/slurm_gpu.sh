@@ -4,7 +4,7 @@
 #   bash launch/cluster/slurm_gpu.sh --dry_run     prints every command and runs none
 #   bash launch/cluster/slurm_gpu.sh [doctor]      submits the training, or a look at the nodes
 # Two minutes before its time is over, or when Slurm preempts it, the job saves (exit 75) and is
-# queued again; so it is when a process was lost (76).
+# queued again; so it is when a process was lost or is stuck (76), at most RESTARTS times in all.
 #SBATCH --job-name=st-moe
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -21,6 +21,8 @@ PYTHON=".venv/bin/python"             # with the extra [cuda], seen by all nodes
 CONFIG="configs/st_moe_l.py"
 WORKDIR="/shared/runs/st_moe_l"       # all nodes must see one directory
 EXTRA=""                              # more arguments: --config.KEY=VALUE
+RESTARTS=50                           # how often one job is queued again
+AGAIN="75 76 137 143"                 # stopped and saved, lost process, killed (9 and 15)
 
 DRY=""
 COMMAND=train
@@ -53,7 +55,13 @@ code=0
 run srun --label "$PYTHON" -m "launch.$COMMAND" "--config=$CONFIG" "--workdir=$WORKDIR" $EXTRA ||
   code=$?
 
-if [[ -n $DRY || $code == 75 || $code == 76 || $code == 137 ]]; then
-  run scontrol requeue "${SLURM_JOB_ID:-JOB}"
+# Bad data or configuration, a full disk and bugs would only fail again.
+if [[ $COMMAND == train && (-n $DRY || " $AGAIN " == *" $code "*) ]]; then
+  if ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
+    run scontrol requeue "${SLURM_JOB_ID:-JOB}"
+  else
+    echo "error: exit code $code, and this job was queued again $RESTARTS times already. Look at" \
+      "its log; \`sbatch\` goes on from the last checkpoint." >&2
+  fi
 fi
 exit "$code"

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from launch import multihost
+from trainlib.errors import PeerLost, Preempted
 
 ROOT = Path(__file__).resolve().parents[2]
+AGAIN = [Preempted.exit_code, PeerLost.exit_code, 128 + signal.SIGKILL, 128 + signal.SIGTERM]
 FOLDER = ROOT / "launch" / "cluster"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh"))
 
@@ -95,7 +98,10 @@ def test_gke_writes_a_jobset(tmp_path, accelerator):
     assert manifest["kind"] == "JobSet"
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (16, 16, 0)
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [64, 65, 66, 70]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"] == {
+        "operator": "NotIn",
+        "values": AGAIN,
+    }
     pod = job["template"]["spec"]
     container = pod["containers"][0]
     assert "launch.train --config=configs/st_moe_32b.py" in container["command"][-1]
@@ -119,32 +125,45 @@ def test_gke_prints_every_step(tmp_path):
     for words in ("docker build", "docker push", "launch.doctor", "launch.train", "kubectl logs"):
         assert words in output
     assert "xpk workload create --workload=st-moe" in output
+    assert f"--restart-on-exit-codes={','.join(map(str, AGAIN))}" in output
 
 
 def test_slurm_prints_every_step(tmp_path):
     output = dry("slurm_gpu.sh", tmp_path=tmp_path).splitlines()
     assert [line.split()[0] for line in output] == ["sbatch", "srun", "scontrol"]
     assert "-m launch.train --config=configs/st_moe_l.py" in output[1]
-    assert "-m launch.doctor" in dry("slurm_gpu.sh", "doctor", tmp_path=tmp_path)
+    doctor = dry("slurm_gpu.sh", "doctor", tmp_path=tmp_path)
+    assert "-m launch.doctor" in doctor
+    assert "scontrol" not in doctor
 
 
-@pytest.mark.parametrize(("code", "queued"), [(0, False), (75, True), (76, True), (64, False)])
-def test_slurm_queues_again_what_can_go_on(tmp_path, code, queued):
+def test_slurm_queues_again_what_can_go_on(tmp_path):
     """Inside an allocation, with tools that only say what they were asked."""
-    for tool, ends in (("srun", code), ("scontrol", 0)):
-        path = tmp_path / tool
-        path.write_text(f'#!/bin/sh\necho "{tool} $*"\nexit {ends}\n')
-        path.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(FOLDER / "slurm_gpu.sh")],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == code
-    assert done.stdout.startswith("srun --label")
-    assert ("scontrol requeue 77" in done.stdout) == queued
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*"\nexit $CODE\n')
+    for tool in ("scontrol", "srun"):
+        (tmp_path / tool).chmod(0o755)
+
+    def job(code, *arguments, **extra):
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "CODE": str(code)}
+        done = subprocess.run(
+            ["bash", str(FOLDER / "slurm_gpu.sh"), *arguments],
+            env=env | extra,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code
+        assert done.stdout.startswith("srun --label")
+        return "scontrol requeue 77" in done.stdout, done.stderr
+
+    for code in (0, 1, 64, 65, 66, 70, 74, 134, *AGAIN):
+        assert job(code) == (code in AGAIN, ""), code
+    assert job(76, SLURM_RESTART_COUNT="49")[0]
+    queued, words = job(76, SLURM_RESTART_COUNT="50")
+    assert not queued
+    assert "queued again 50 times already" in words
+    assert not job(75, "doctor")[0]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

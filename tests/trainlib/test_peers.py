@@ -140,14 +140,14 @@ def test_the_first_failure_is_the_one_that_is_named(capsys, monkeypatch):
     first, second, third = boards(3)
     left = []
     for board, moment, text in ((third, 20.0, "later"), (second, 10.0, "a bug")):
-        news = {"time": moment, "host": f"h{board.index}", "text": text}
+        news = {"time": moment, "host": f"h{board.index}", "text": text, "code": 1}
         board.post(f"news/failed/{board.index}", json.dumps(news))
     link = Link(first, period=0.01, leave=left.append)
     deadline = time.monotonic() + 10
     while not left and time.monotonic() < deadline:
         time.sleep(0.01)
     link.close()
-    assert left[0] == 76
+    assert left[0] == 1
     assert "process 1 (h1) of 3 failed first: a bug" in capsys.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_the_first_process_leaves_after_all_have_heard(monkeypatch):
     zero, one = boards(2)
     left = []
     links = Link(zero, period=0.01), Link(one, period=0.01, leave=left.append)
-    links[0].tell("out of data")
-    assert left
+    links[0].tell("out of data", 65)
+    assert left[0] == 65
     for link in links:
         link.close()
