@@ -1,6 +1,7 @@
 """The recipes: shell syntax, what a dry run prints, and manifests that are YAML."""
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -90,13 +91,18 @@ def test_tpu_vm_serves_several_slices(tmp_path):
     assert " ssh st-moe-1 " in second
 
 
-@pytest.mark.parametrize("accelerator", ["tpu", "gpu"])
-def test_gke_writes_a_jobset(tmp_path, accelerator):
+def manifest(tmp_path, **changed):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    output = dry("gke.sh", "train", tmp_path=tmp_path, ACCELERATOR=accelerator, HOSTS="16")
-    manifest = yaml.safe_load(output.split("<<EOF\n")[1].split("\nEOF")[0])
-    assert manifest["kind"] == "JobSet"
-    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    output = dry("gke.sh", "train", tmp_path=tmp_path, HOSTS="16", **changed)
+    return yaml.safe_load(output.split("<<EOF\n")[1].split("\nEOF")[0])
+
+
+@pytest.mark.parametrize("kind", ["tpu", "rdma", "plain"])
+def test_gke_writes_a_jobset(tmp_path, kind):
+    changed = {} if kind == "tpu" else {"ACCELERATOR": "gpu", "CHIPS": "8", "NETWORK": kind}
+    made = manifest(tmp_path, **changed)
+    assert made["kind"] == "JobSet"
+    job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (16, 16, 0)
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"] == {
         "operator": "NotIn",
@@ -104,13 +110,24 @@ def test_gke_writes_a_jobset(tmp_path, accelerator):
     }
     pod = job["template"]["spec"]
     container = pod["containers"][0]
-    assert "launch.train --config=configs/st_moe_32b.py" in container["command"][-1]
+    command = container["command"][-1]
+    assert "launch.train --config=configs/st_moe_32b.py" in command
     mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]} == {"share", "shm"}
-    if accelerator == "tpu":
+    own = {"share", "shm"} | ({"nvidia", "gib"} if kind == "rdma" else set())
+    assert mounts == {volume["name"] for volume in pod["volumes"]} == own
+    cards = job["template"].get("metadata", {}).get("annotations", {})
+    assert ("source /usr/local/gib" in command) == bool(cards) == (kind == "rdma")
+    if kind == "rdma":
+        # Google's names: eth0 for all else, eth2 to eth9 beside the eight GPUs.
+        found = json.loads(cards["networking.gke.io/interfaces"])
+        names = {one["interfaceName"]: one["network"] for one in found}
+        assert names == {"eth0": "default"} | {f"eth{i + 2}": f"rdma-{i}" for i in range(8)}
+    if kind == "tpu":
         assert container["resources"]["limits"] == {"google.com/tpu": 4}
         assert "env" not in container
+        assert "hostNetwork" not in pod
     else:
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
         # What `launch.multihost` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
         env = {one["name"]: one["value"] for one in container["env"]}
         parser = argparse.ArgumentParser()
@@ -120,12 +137,45 @@ def test_gke_writes_a_jobset(tmp_path, accelerator):
         assert place == multihost.Place("environment", address, 16, 3)
 
 
+def test_gke_slices_talk_past_the_network_of_pods(tmp_path):
+    job = manifest(tmp_path, SLICES="2")["spec"]["replicatedJobs"][0]
+    assert job["replicas"] == 2
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+
+
 def test_gke_prints_every_step(tmp_path):
     output = dry("gke.sh", tmp_path=tmp_path)
-    for words in ("docker build", "docker push", "launch.doctor", "launch.train", "kubectl logs"):
+    for words in ("docker build", "docker push", "launch.doctor", "launch.train"):
         assert words in output
-    assert "xpk workload create --workload=st-moe" in output
-    assert f"--restart-on-exit-codes={','.join(map(str, AGAIN))}" in output
+    # Only what is committed: no .git, no runs, no .venv.
+    assert "archive --output=/tmp/st-moe-image/source.tar HEAD" in output
+    assert "-f - /tmp/st-moe-image <<EOF" in output
+    xpk = next(line for line in output.splitlines() if line.startswith("xpk workload create"))
+    for words in (
+        "--workload=st-moe",
+        "--storage=training-share",
+        f"--restart-on-exit-codes={','.join(map(str, AGAIN))}",
+    ):
+        assert words in xpk
+
+
+def test_gke_refuses_half_a_node_for_gpudirect(tmp_path):
+    script = tmp_path / "gke.sh"
+    text = (FOLDER / "gke.sh").read_text()
+    script.write_text(text.replace('ACCELERATOR="tpu"', 'ACCELERATOR="gpu"'))
+    done = subprocess.run(["bash", str(script), "--dry_run"], capture_output=True, text=True)
+    assert done.returncode == 64
+    assert "CHIPS=4, and GPUDirect needs all 8 GPUs" in done.stderr
+
+
+def test_gke_replaces_an_earlier_jobset_and_follows_its_first_process(tmp_path):
+    for step, name in (("doctor", "st-moe-doctor"), ("train", "st-moe")):
+        lines = dry("gke.sh", step, "follow", tmp_path=tmp_path).splitlines()
+        assert lines[0].startswith(f"kubectl delete jobset {name} --ignore-not-found ")
+        assert lines[1].startswith("kubectl apply ")
+        assert f"jobset.sigs.k8s.io/jobset-name={name}," in lines[-1]
+        assert "batch.kubernetes.io/job-completion-index=0" in lines[-1]
 
 
 def test_slurm_prints_every_step(tmp_path):
