@@ -16,6 +16,10 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x.%j.log
 set -euo pipefail
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: this is bash $BASH_VERSION, and the script needs 4.4." >&2
+  exit 64
+fi
 
 PYTHON=".venv/bin/python"             # with the extra [cuda], seen by all nodes
 CONFIG="configs/st_moe_l.py"
@@ -51,9 +55,10 @@ if [[ -n $DRY || -z ${SLURM_JOB_ID:-} ]]; then
 fi
 
 code=0
+# srun does not take --cpus-per-task over from the job by itself, since Slurm 22.05.
 # shellcheck disable=SC2086  # EXTRA is a list of words
-run srun --label "$PYTHON" -m "launch.$COMMAND" "--config=$CONFIG" "--workdir=$WORKDIR" $EXTRA ||
-  code=$?
+run srun --label "--cpus-per-task=${SLURM_CPUS_PER_TASK:-12}" "$PYTHON" -m "launch.$COMMAND" \
+  "--config=$CONFIG" "--workdir=$WORKDIR" $EXTRA || code=$?
 
 # Bad data or configuration, a full disk and bugs would only fail again.
 if [[ $COMMAND == train && (-n $DRY || " $AGAIN " == *" $code "*) ]]; then

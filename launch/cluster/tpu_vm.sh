@@ -5,6 +5,10 @@
 #                                 delete
 # Needs gcloud, logged in. `create` is what costs money, `delete` ends it.
 set -euo pipefail
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: this is bash $BASH_VERSION, and the script needs 4.4 (on a Mac: brew install bash)." >&2
+  exit 64
+fi
 
 PROJECT="your-project"
 ZONE="us-central2-b"
@@ -59,11 +63,20 @@ create() {
 }
 
 wait_until_active() {
-  local show=("${GCLOUD[@]}" queued-resources describe "$NAME" "${WHERE[@]}"
-    "--format=value(state.state)")
-  if [[ -n $DRY ]]; then run "${show[@]}"; return; fi
-  until [[ $("${show[@]}") == ACTIVE ]]; do
-    echo "$(date +%T) not there yet"
+  local state describe=("${GCLOUD[@]}" queued-resources describe "$NAME" "${WHERE[@]}")
+  if [[ -n $DRY ]]; then run "${describe[@]}" "--format=value(state.state)"; return; fi
+  while true; do
+    state=$("${describe[@]}" "--format=value(state.state)")
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        echo "error: the queued resource $NAME is $state and will not become active:" >&2
+        "${describe[@]}" "--format=yaml(state)" >&2
+        echo "\`delete create wait\` asks for it again." >&2
+        exit 1
+        ;;
+    esac
+    echo "$(date +%T) $state"
     sleep 60
   done
 }
@@ -93,9 +106,11 @@ doctor() {
 --workdir=$WORKDIR $EXTRA"
 }
 
-train() {  # the processes find each other; the output of each stays on its host
-  everywhere "cd source && (setsid nohup .venv/bin/python -m launch.train --config=$CONFIG \
---workdir=$WORKDIR $EXTRA >> ~/train.log 2>&1 < /dev/null; echo exit \$? >> ~/train.log) & sleep 1"
+train() {  # the processes find each other and outlive this connection; their output stays there
+  local script=".venv/bin/python -m launch.train --config=$CONFIG --workdir=$WORKDIR $EXTRA & "
+  script+="echo \$! > ~/train.pid; wait \$!; echo exit \$?"
+  everywhere "cd source && { setsid nohup bash -c ${script@Q} >> ~/train.log 2>&1 < /dev/null & } && \
+sleep 1"
 }
 
 follow() {
@@ -104,7 +119,8 @@ follow() {
 }
 
 stop() {  # saves at one step on all hosts and exits with 75; `train` goes on from there
-  everywhere "pkill -TERM -f '[l]aunch.train --config' || true"
+  everywhere "pid=\$(cat ~/train.pid) && grep -qs 'launch[.]train' /proc/\$pid/cmdline && \
+kill -TERM \$pid || echo 'no training to stop'"
 }
 
 collect() {

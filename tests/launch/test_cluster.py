@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,85 @@ def test_tpu_vm_serves_several_slices(tmp_path):
     assert "--spot" in create
     assert " ssh st-moe-0 " in first
     assert " ssh st-moe-1 " in second
+
+
+def shell(command, home, **extra):
+    """What the machine's shell does with a command that arrives by ssh; returns when nothing of it
+    holds the connection any more."""
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=home,
+        env=os.environ | {"HOME": str(home)} | extra,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+
+
+def test_tpu_vm_starts_what_outlives_the_connection_and_stops_nothing_else(tmp_path):
+    """The commands for the hosts, run here, with a training that waits for its signal."""
+    lines = dry("tpu_vm.sh", "train", "stop", tmp_path=tmp_path).splitlines()
+    train, stop = (shlex.split(line)[-1].removeprefix("--command=") for line in lines)
+    source = tmp_path / "source"
+    (source / ".venv" / "bin").mkdir(parents=True)
+    (source / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (source / "launch").mkdir()
+    (source / "launch" / "train.py").write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "signal.alarm(60)\n"
+        "print(os.getpid(), os.getsid(0), *sys.argv[1:], flush=True)\n"
+        "signal.pause()\n"
+    )
+    log, note = tmp_path / "train.log", tmp_path / "train.pid"
+
+    def until(words):
+        deadline = time.monotonic() + 30
+        while not log.exists() or words not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    done = shell(train, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    until("--config=configs/st_moe_32b.py --workdir=/mnt/share/runs/st_moe_32b\n")
+    pid, session = map(int, log.read_text().split()[:2])
+    assert pid == int(note.read_text())
+    # Nobody of the connection's session is left whose end would take it along.
+    assert session == os.getsid(pid) != os.getsid(0)
+    other = subprocess.Popen(["sleep", "60"])
+    note.write_text(f"{other.pid}\n")  # an old note, whose number is another program's by now
+    assert "no training to stop" in shell(stop, tmp_path).stdout
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    note.write_text(f"{pid}\n")
+    assert shell(stop, tmp_path).stdout == ""
+    until("exit 75\n")
+    assert "no training to stop" in shell(stop, tmp_path).stdout
+
+
+@pytest.mark.parametrize("state", ["ACTIVE", "FAILED", "SUSPENDED", ""])
+def test_tpu_vm_waits_until_it_is_decided(tmp_path, state):
+    answers = tmp_path / "answers"
+    answers.write_text(f"WAITING_FOR_RESOURCES\nPROVISIONING\n{state}\n")
+    (tmp_path / "gcloud").write_text(
+        '#!/bin/sh\ncase "$*" in *yaml*) echo "no capacity"; exit;; esac\n'
+        f'word=$(head -n 1 {answers}); sed -i 1d {answers}; echo $word; test -n "$word"\n'
+    )
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    for tool in ("gcloud", "sleep"):
+        (tmp_path / tool).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = shell(f"bash {FOLDER / 'tpu_vm.sh'} wait", tmp_path, PATH=path)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == [
+        "WAITING_FOR_RESOURCES",
+        "PROVISIONING",
+    ]
+    assert done.returncode == (0 if state == "ACTIVE" else 1)
+    if state in ("FAILED", "SUSPENDED"):  # "": gcloud itself failed, and said why
+        assert f"st-moe is {state}" in done.stderr
+        assert "no capacity" in done.stderr
 
 
 def manifest(tmp_path, **changed):
@@ -182,6 +262,7 @@ def test_slurm_prints_every_step(tmp_path):
     output = dry("slurm_gpu.sh", tmp_path=tmp_path).splitlines()
     assert [line.split()[0] for line in output] == ["sbatch", "srun", "scontrol"]
     assert "-m launch.train --config=configs/st_moe_l.py" in output[1]
+    assert " --cpus-per-task=12 " in output[1]
     doctor = dry("slurm_gpu.sh", "doctor", tmp_path=tmp_path)
     assert "-m launch.doctor" in doctor
     assert "scontrol" not in doctor
@@ -196,6 +277,7 @@ def test_slurm_queues_again_what_can_go_on(tmp_path):
 
     def job(code, *arguments, **extra):
         env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "CODE": str(code)}
+        env["SLURM_CPUS_PER_TASK"] = "9"
         done = subprocess.run(
             ["bash", str(FOLDER / "slurm_gpu.sh"), *arguments],
             env=env | extra,
@@ -204,7 +286,7 @@ def test_slurm_queues_again_what_can_go_on(tmp_path):
             timeout=60,
         )
         assert done.returncode == code
-        assert done.stdout.startswith("srun --label")
+        assert done.stdout.startswith("srun --label --cpus-per-task=9 ")
         return "scontrol requeue 77" in done.stdout, done.stderr
 
     for code in (0, 1, 64, 65, 66, 70, 74, 134, *AGAIN):
@@ -223,3 +305,13 @@ def test_a_step_that_does_not_exist_is_refused(name):
     )
     assert done.returncode == 64
     assert "trian" in done.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_old_bash_is_told(name, tmp_path):
+    script = tmp_path / name
+    text = (FOLDER / name).read_text().replace("BASH_VERSINFO", "AGE")
+    script.write_text("AGE=(3 2)\n" + text)
+    done = subprocess.run(["bash", str(script), "--dry_run"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "needs 4.4" in done.stderr
