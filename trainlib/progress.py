@@ -3,16 +3,20 @@
     step 1200/5000  24%  ETA 3m05s  loss 1.234  2,345 ex/s  mfu 41%  wait 3%
 
 Rates are taken over a moving window that starts after the first step, so compilation is not in
-them, and pauses (evaluation, saving) are left out. `wait` is the share of time that the loop stood
-waiting for data; `mfu` is told where the peak of the chips is known (`trainlib.goodput`).
+them, and pauses (evaluation, saving) are left out. `wait` is the share of time that the devices
+stood waiting for data: the loop hands a step over and asks for the next batch while it is under
+way, and that costs nothing. `mfu` is told where the peak of the chips is known
+(`trainlib.goodput`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +31,7 @@ class Rates(NamedTuple):
 
     Attributes:
       examples_per_second: throughput.
-      wait: share of the time spent waiting for data, 0 to 1.
+      wait: share of the time that the devices waited for data, 0 to 1.
       eta: seconds to the last step.
       mfu: share of the peak of the chips, 0 to 1; None where the peak is unknown.
     """
@@ -57,7 +61,46 @@ class Beat(NamedTuple):
 class _Sample(NamedTuple):
     time: float  # seconds, pauses taken out
     step: int
-    waited: float  # seconds waited for data since the start
+    waited: float  # seconds that the devices waited for data since the start
+
+
+class _Devices:
+    """Since when the devices have had no step to do; a thread waits for the end of each.
+
+    Args:
+      clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
+        self._steps: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._given = 0  # steps handed over
+        self._ended = 0, -float("inf")  # steps that have ended, and when the last one did
+
+    def give(self, ready: Callable[[], Any]) -> None:
+        """Notes a step; `ready` returns when it has ended."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="steps", daemon=True)
+            self._thread.start()
+        self._given += 1
+        self._steps.put((self._given, ready))
+
+    def idle(self, start: float) -> float:
+        """Seconds from `start` to now without a step under way."""
+        ended, when = self._ended
+        return self._clock() - max(start, when) if ended == self._given else 0.0
+
+    def close(self) -> None:
+        """Ends the thread once all steps have ended."""
+        self._steps.put(None)
+
+    def _watch(self) -> None:
+        while (step := self._steps.get()) is not None:
+            number, ready = step
+            with contextlib.suppress(Exception):  # the loop hears of it where it reads the step
+                ready()
+            self._ended = number, self._clock()
 
 
 def rates(
@@ -132,6 +175,7 @@ class Progress:
         self._interval = interval if interval is not None else 0.2 if self._live else 10.0
         self._peak = peak
         self._waited = self._paused = 0.0
+        self._devices = _Devices(clock)
         self._began = clock() if began is None else began
         self._last_end = 0.0
         self._spent: defaultdict[str, float] = defaultdict(float)
@@ -145,20 +189,30 @@ class Progress:
     def _now(self) -> _Sample:
         return _Sample(self._clock() - self._paused, self._step, self._waited)
 
+    def dispatched(self, ready: Callable[[], Any]) -> None:
+        """Notes that the devices have a step to do; `ready` returns when it has ended, and is
+        called in a thread.
+        """
+        self._devices.give(ready)
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the request for a batch: counts as waiting for data."""
+        """Around the request for a batch: counts as waiting for data, from the end of the last step
+        that was dispatched.
+        """
         start = self._clock()
         self._doing = "the wait for data"
         try:
             yield
         finally:
             self._doing = ""
-            self._waited += self._clock() - start
+            self._waited += self._devices.idle(start)
 
     @contextlib.contextmanager
     def pause(self, what: str) -> Iterator[None]:
-        """Around evaluation or saving: shown on a terminal, left out of all rates."""
+        """Around evaluation or saving: shown on a terminal, left out of all rates, from the end of
+        the last step that was dispatched.
+        """
         start = self._clock()
         self._doing, self._pausing = what, True
         self._beats += 1
@@ -169,8 +223,9 @@ class Progress:
         finally:
             self._doing, self._pausing = "", False
             self._beats += 1
-            self._paused += self._clock() - start
-            self._spent[what] += self._clock() - start
+            idle = self._devices.idle(start)
+            self._paused += idle
+            self._spent[what] += idle
 
     def update(self, step: int, **values: float) -> None:
         """Notes that `step` steps have ended and shows it when it is time.
@@ -253,6 +308,7 @@ class Progress:
         if self._live and self._first is not None:
             self._write("\n")
         self._live = False
+        self._devices.close()
 
     def _write(self, text: str) -> None:
         if self._enabled:

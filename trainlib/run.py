@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -58,7 +59,8 @@ class Recorder:
         self._pending: tuple[int, Sums] | None = None
 
     def record(self, number: int, sums: Sums) -> None:
-        """Takes the sums of step `number` and writes those of the step before."""
+        """Takes the sums of step `number`, just dispatched, and writes those of the step before."""
+        self._progress.dispatched(functools.partial(jax.block_until_ready, sums))
         self.flush()
         self._pending = number, sums
 

@@ -1,6 +1,8 @@
 """Rates, waiting and lines with a clock that the test moves."""
 
 import io
+import threading
+import time
 
 import pytest
 
@@ -50,6 +52,80 @@ def test_waiting_is_a_share_of_the_window():
     progress, clock, _ = make()
     run(progress, clock, 21, seconds=2.0, wait=0.5)
     assert progress.rates().wait == pytest.approx(0.25)
+
+
+class Devices:
+    """Steps that end when the test says so, and are known to have ended when `end` returns."""
+
+    def __init__(self, progress):
+        self.progress, self.steps, self.seen = progress, [], 0
+
+    def start(self):
+        ended = threading.Event()
+        self.steps.append(ended)
+        self.progress.dispatched(lambda: ended.wait(30))
+
+    def end(self):
+        self.steps[self.seen].set()
+        self.seen += 1
+        deadline = time.monotonic() + 30
+        while self.progress._devices._ended[0] < self.seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+def test_waiting_behind_a_step_that_is_under_way_costs_nothing():
+    """Steps of 1 s are handed over; the next batch comes after 0.6 s, then after 1.5 s."""
+    progress, clock, _ = make()
+    devices = Devices(progress)
+    progress.update(0)
+    for batch, lost in ((0.6, 0.0), (1.5, 0.5)):
+        before = progress.spent()["waiting for data"]
+        devices.start()
+        with progress.waiting():
+            clock.now += min(batch, 1.0)
+            if batch > 1:
+                devices.end()
+                clock.now += batch - 1
+        assert progress.spent()["waiting for data"] - before == pytest.approx(lost)
+        if batch < 1:
+            clock.now += 1 - batch
+            devices.end()
+    with progress.waiting():  # nothing is under way
+        clock.now += 2
+    assert progress.spent()["waiting for data"] == pytest.approx(2.5)
+
+
+def test_a_pause_starts_when_the_last_step_has_ended():
+    progress, clock, _ = make()
+    devices = Devices(progress)
+    progress.update(0)
+    devices.start()
+    with progress.pause("saving"):
+        clock.now += 3  # of the step
+        devices.end()
+        clock.now += 4
+    progress.update(1)
+    assert progress.spent()["saving"] == pytest.approx(4)
+    assert progress.average().examples_per_second == pytest.approx(32 / 3)
+    progress.close()
+    progress._devices._thread.join(30)
+    assert not progress._devices._thread.is_alive()
+
+
+def test_a_step_that_failed_has_ended():
+    progress, clock, _ = make()
+
+    def broken():
+        raise RuntimeError("device lost")
+
+    progress.dispatched(broken)
+    devices = Devices(progress)
+    devices.steps.append(threading.Event())
+    devices.end()
+    with progress.waiting():
+        clock.now += 1
+    assert progress._waited == pytest.approx(1)
 
 
 def test_rates_forget_what_is_older_than_the_window():

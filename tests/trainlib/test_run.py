@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +50,25 @@ def test_metrics_are_written_one_step_late_with_their_rate(config, tmp_path):
     record.flush()
     assert [(r["step"], r["loss"]) for r in written(tmp_path)] == [(1, 3.0), (2, 2.0)]
     assert [r["learning_rate"] for r in written(tmp_path)] == [0.0, 0.1]
+
+
+def test_data_is_waited_for_only_once_the_recorded_step_has_ended(config, tmp_path):
+    ended = threading.Event()
+
+    class OnDevice(np.ndarray):
+        def block_until_ready(self):
+            ended.wait(30)
+            return self
+
+    record = recorder(config, tmp_path)
+    values = {n: tuple(v[None].view(OnDevice) for v in pair) for n, pair in sums(1.0).items()}
+    record.record(1, values)
+    assert record._progress._devices.idle(0.0) == 0.0
+    ended.set()
+    deadline = time.monotonic() + 30
+    while not record._progress._devices.idle(0.0):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_skipped_update_does_not_move_the_rate(config, tmp_path):
