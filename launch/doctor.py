@@ -1,10 +1,11 @@
 """Examines a machine, or all machines of a pod, before a run is paid for: `launch.doctor`.
 
-Versions against those that were tested, devices, memory, disk, `--config`'s data and divisions, and
-ten seconds of matrix products and all-reduces with figures. Started on all hosts like a training
-(`--coordinator`, Slurm, TPU), it also compares them with each other. Exit code: 0, or that of the
-first check that failed: 64 software or configuration, 65 data, 74 the machine (disk, memory,
-devices); none that asks to be started again.
+Versions against those that were tested, devices, memory, disk (against the checkpoints that
+`--config` keeps), `--config`'s data and divisions, and ten seconds of matrix products and
+all-reduces with figures. Started on all hosts like a training (`--coordinator`, Slurm, TPU), it
+also compares them with each other. Exit code: 0, or that of the first check that failed: 64
+software or configuration, 65 data, 74 the machine (disk, memory, devices); none that asks to be
+started again.
 """
 
 from __future__ import annotations
@@ -17,40 +18,20 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import cli, multihost
-from trainlib.errors import (
-    ConfigError,
-    DataError,
-    StorageError,
-    UserError,
-)
+from launch.machine import FAILED, GIB, MACHINE, NOTE, OK, Finding, disk, memory
+from trainlib.errors import ConfigError, DataError, PeerLost, UserError
 
-OK, NOTE, FAILED = "ok", "note", "FAILED"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-GIB = 2**30
-MACHINE = StorageError.exit_code  # exit code of a disk, memory or device that fails
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-      name: of the check.
-      state: OK, NOTE (works, but look at it) or FAILED.
-      text: one line with figures.
-      code: exit code that a failure means.
-    """
-
-    name: str
-    state: str
-    text: str
-    code: int = ConfigError.exit_code
+PATIENCE = 180.0  # seconds for one check; a TPU slice may take a minute to start
+INSTALL = "pip install -c constraints.txt -e ."
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,52 +45,111 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     multihost.add_flags(parser)
     args, overrides = cli.parse(parser, argv)
+    report = Report(args.json)
+    report.add(guarded("python", python_version))
+    report.add(guarded("packages", packages))
+    report.add(guarded("accelerators", accelerator_software))
+    report.add(guarded("host memory", memory))
+    # What follows needs JAX; where it cannot be imported, nothing could be said to other hosts.
+    if not report.add(guarded("jax", importable)):
+        return report.close()
     from ml_collections import ConfigDict
 
     config = cli.load(args.config, overrides).config if args.config else ConfigDict()
-    return multihost.run(args, config, lambda: examine(args, config))
+
+    def examine() -> int:
+        for findings in checks(args, config):
+            report.add(findings)
+        return report.close()
+
+    return multihost.run(args, config, examine)
 
 
-def examine(args: Any, config: Any) -> int:
-    """Runs and prints the checks; returns the exit code."""
-    found = []
-    for finding in checks(args, config):
-        found.append(finding)
-        if not args.json:
+class Report:
+    """Prints findings as they come, or all at the end as JSON."""
+
+    def __init__(self, as_json: bool):
+        self._json = as_json
+        self._found: list[Finding] = []
+
+    def add(self, findings: Iterable[Finding]) -> bool:
+        """Takes the findings of a check; returns whether it could be carried out."""
+        new = list(findings)
+        self._found += new
+        for finding in () if self._json else new:
             print(f"{finding.state:<7} {finding.name:<16} {finding.text}", flush=True)
-    if args.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found]))
-    failed = [finding for finding in found if finding.state == FAILED]
-    if not args.json:
-        names = ", ".join(finding.name for finding in failed)
-        print(f"\n{f'To repair: {names}.' if failed else 'Ready.'}")
-    return failed[0].code if failed else 0
+        return not any(finding.broken for finding in new)
+
+    def close(self) -> int:
+        """Prints what is left and returns the exit code; ends the process itself where a check
+        still hangs, for nothing would end that one.
+        """
+        failed = [finding for finding in self._found if finding.state == FAILED]
+        if self._json:
+            print(json.dumps([dataclasses.asdict(finding) for finding in self._found]))
+        else:
+            names = ", ".join(dict.fromkeys(finding.name for finding in failed))
+            print(f"\n{f'To repair: {names}.' if failed else 'Ready.'}")
+        code = failed[0].code if failed else 0
+        if any(thread.name == _CHECK for thread in threading.enumerate()):
+            sys.stdout.flush()
+            os._exit(code)
+        return code
 
 
-def checks(args: Any, config: Any) -> Iterator[Finding]:
-    """All checks, in order; each is one finding or several."""
-    yield python_version()
-    yield from packages()
-    yield from accelerator_software()
-    yield from memory()
-    yield disk(args.workdir)
-    yield devices()
+def checks(args: Any, config: Any) -> Iterator[list[Finding]]:
+    """The checks that need JAX, in order."""
+    plans: list[Any] = []
+    found = guarded("devices", devices)
+    yield found
+    working = not any(finding.broken for finding in found)
+    if args.config and working:
+        yield guarded("configuration", lambda: configuration(config, plans))
     if args.config:
-        yield guarded("configuration", lambda: configuration(config))
         yield guarded("data", lambda: data(config))
-    yield guarded("matrix products", lambda: products(args.seconds / 2))
-    yield guarded("all-reduce", lambda: all_reduce(args.seconds / 2))
+    need = sum(kept_bytes(plan) for plan in plans)
+    yield guarded("disk", lambda: disk(args.workdir, need))
+    if working:
+        yield guarded("matrix products", lambda: products(args.seconds / 2))
+        yield guarded("all-reduce", lambda: all_reduce(args.seconds / 2))
 
 
-def guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check whose errors are findings."""
-    try:
-        return check()
-    except UserError as error:
-        return Finding(name, FAILED, " ".join(str(error).split()), error.exit_code)
-    except RuntimeError as error:  # what JAX raises when a device does not work
-        text = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-        return Finding(name, FAILED, text, MACHINE)
+_CHECK = "check"  # name of the threads that checks run in
+
+
+def guarded(
+    name: str, check: Callable[[], Finding | Iterable[Finding]], patience: float = PATIENCE
+) -> list[Finding]:
+    """What a check finds; that it fails, or does not end within `patience` seconds, is a finding
+    as well.
+    """
+    found: list[Finding] = []
+
+    def failed(text: str, code: int) -> None:
+        found.append(Finding(name, FAILED, " ".join(text.split())[:1000], code, broken=True))
+
+    def work() -> None:
+        try:
+            made = check()
+            for finding in [made] if isinstance(made, Finding) else made:
+                found.append(finding)
+        except PeerLost as error:
+            failed(str(error), MACHINE)
+        except UserError as error:
+            failed(str(error), error.exit_code)
+        except ImportError as error:
+            failed(f"{error}; install again: {INSTALL}", ConfigError.exit_code)
+        except Exception as error:  # above all what JAX raises when a device does not work
+            lines = str(error).splitlines() or ["no reason given"]
+            failed(f"{type(error).__name__}: {lines[0][:300]}", MACHINE)
+
+    thread = threading.Thread(target=work, name=_CHECK, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        text = f"no answer within {patience:.0f} s"
+        return [*found, Finding(name, FAILED, text, MACHINE, broken=True)]
+    return found
 
 
 # ---------------------------------------------------------------- software
@@ -153,17 +193,26 @@ def packages() -> Iterator[Finding]:
     constraints = Path(__file__).resolve().parents[1] / "constraints.txt"
     python = int(platform.python_version_tuple()[0]), int(platform.python_version_tuple()[1])
     tested = tested_versions(constraints.read_text() if constraints.exists() else "", python)
-    lowest = lowest_versions()
+    lowest, found = lowest_versions(), {}
     for name in PACKAGES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, FAILED, "not installed: pip install -c constraints.txt -e .")
+            yield Finding(name, FAILED, f"not installed: {INSTALL}")
             continue
+        found[name] = version
         yield compared(name, version, tested.get(name, ""), lowest.get(name, ""))
-    if metadata.version("jax") != metadata.version("jaxlib"):
-        text = f"jax {metadata.version('jax')} with jaxlib {metadata.version('jaxlib')}"
+    if {"jax", "jaxlib"} <= found.keys() and found["jax"] != found["jaxlib"]:
+        text = f"jax {found['jax']} with jaxlib {found['jaxlib']}"
         yield Finding("jax and jaxlib", FAILED, f"{text}: install the same version of both")
+
+
+def importable() -> list[Finding]:
+    """JAX can be loaded; nothing is said where it can."""
+    import jax
+
+    del jax
+    return []
 
 
 def compared(name: str, version: str, tested: str, lowest: str) -> Finding:
@@ -180,17 +229,18 @@ def accelerator_software() -> Iterator[Finding]:
     versions = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in
                 metadata.distributions() if d.metadata["Name"]}  # fmt: skip
     if "libtpu" in versions:
+        needed = metadata.requires("jax") if "jax" in versions else None
         wanted = next(
-            (m[1] for line in metadata.requires("jax") or []
+            (m[1] for line in needed or []
              if (m := re.match(r"libtpu==([\d.]+)\.\*", line))), "",
         )  # fmt: skip
         fits = versions["libtpu"].startswith(wanted)
-        text = f"{versions['libtpu']}; jax {versions['jax']} wants {wanted or 'any'}"
+        text = f"{versions['libtpu']}; jax {versions.get('jax')} wants {wanted or 'any'}"
         yield Finding("libtpu", OK if fits else FAILED, text + (".*" if wanted else ""))
     plugins = {n: v for n, v in versions.items() if re.fullmatch(r"jax-cuda\d+-(plugin|pjrt)", n)}
     for name, version in sorted(plugins.items()):
-        same = version == versions["jaxlib"]
-        text = f"{version}; jaxlib is {versions['jaxlib']}"
+        jaxlib = versions.get("jaxlib")
+        same, text = version == jaxlib, f"{version}; jaxlib is {jaxlib}"
         yield Finding(name, OK if same else FAILED, text)
     gpus = nvidia()
     if gpus:
@@ -214,55 +264,19 @@ def nvidia() -> list[tuple[str, str]]:
     return [(name, driver) for name, driver in pairs]
 
 
-# ---------------------------------------------------------------- the machine
-
-
-def memory() -> Iterator[Finding]:
-    """Host memory that is free, within the limits of a container, and shared memory for workers."""
-    text = Path("/proc/meminfo").read_text()
-    kib = {m[0]: int(m[1]) for m in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
-    free, total = kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (bound := limit.read_text().strip()).isdigit():
-        free, total = min(free, int(bound)), min(total, int(bound))
-    text = f"{free / GIB:.1f} GiB free of {total / GIB:.1f}, {len(os.sched_getaffinity(0))} cores"
-    state = FAILED if free < GIB else NOTE if free < 4 * GIB else OK
-    yield Finding("host memory", state, text, MACHINE)
-    shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None
-    if shared is None or shared.free < GIB // 4:
-        size = "none" if shared is None else f"{shared.free / GIB:.2f} GiB free"
-        text = f"{size}: data workers need more (docker run --shm-size=8g), or data.workers=0"
-        yield Finding("/dev/shm", NOTE, text)
-
-
-def disk(workdir: Path, probe: int = 32 * 2**20) -> Finding:
-    """Free space where the run would live, and how fast `probe` bytes are really written."""
-    place = workdir.absolute()
-    while not place.exists():
-        place = place.parent
-    path = place / f".doctor.{os.getpid()}"
-    began = time.monotonic()
-    try:
-        with open(path, "wb") as file:
-            file.write(bytes(probe))
-            file.flush()
-            os.fsync(file.fileno())
-        seconds = time.monotonic() - began
-    except OSError as error:
-        text = f"{place} cannot be written: {error.strerror}"
-        return Finding("disk", FAILED, text, MACHINE)
-    finally:
-        path.unlink(missing_ok=True)
-    free = shutil.disk_usage(place).free
-    text = f"{free / GIB:.0f} GiB free in {place}, writes {probe / 1e6 / seconds:,.0f} MB/s"
-    state = FAILED if free < GIB else NOTE if free < 10 * GIB else OK
-    return Finding("disk", state, text, MACHINE)
+# ---------------------------------------------------------------- devices
 
 
 def devices() -> Finding:
     """What JAX sees; a machine with an accelerator that JAX does not use is a failure."""
     import jax
 
+    there = "a TPU" if multihost.has_tpu() else "a GPU" if nvidia() else ""
+    try:
+        multihost.devices()
+    except ConfigError as error:
+        code = MACHINE if there else error.exit_code
+        return Finding("devices", FAILED, str(error), code, broken=True)
     found = jax.devices()
     kind, platform_name = found[0].device_kind, found[0].platform
     text = f"{len(found)} x {kind}, {jax.local_device_count()} of them here"
@@ -271,9 +285,8 @@ def devices() -> Finding:
     stats = found[0].memory_stats() if found[0].process_index == jax.process_index() else None
     if stats and "bytes_limit" in stats:
         text += f", {stats['bytes_limit'] / GIB:.1f} GiB each"
-    unused = "a TPU" if multihost.has_tpu() else "a GPU" if nvidia() else ""
-    if platform_name == "cpu" and unused:
-        text += f"; {unused} is in this machine and JAX does not use it"
+    if platform_name == "cpu" and there:
+        text += f"; {there} is in this machine and JAX does not use it"
         return Finding("devices", FAILED, text, MACHINE)
     return Finding("devices", OK, text)
 
@@ -281,11 +294,20 @@ def devices() -> Finding:
 # ---------------------------------------------------------------- what would be trained
 
 
-def configuration(config: Any) -> Finding:
-    """Batch, mesh and weights on the devices that are here."""
+def configuration(config: Any, plans: list[Any]) -> Finding:
+    """Batch, mesh and weights on the devices that are here; the plan is added to `plans`."""
     plan = cli.family_module(config, "plan").make(config)
+    plans.append(plan)
     text = f"{config.name}: {plan.abstract.param_count:,} parameters, mesh {dict(plan.mesh.shape)}"
     return Finding("configuration", OK, f"{text}, batch {config.batch_size}")
+
+
+def kept_bytes(plan: Any) -> int:
+    """Bytes of all checkpoints that a run keeps, while it writes one more."""
+    from trainlib.state import whole_bytes
+
+    kept = plan.config.checkpoint
+    return (kept.keep + 1 + bool(kept.best)) * whole_bytes(plan.abstract_state())
 
 
 def data(config: Any) -> Finding:

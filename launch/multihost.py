@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -307,17 +308,35 @@ def compare(config: ConfigDict) -> None:
     """Compares what the processes were started with, before anything is compiled.
 
     Raises:
-      ConfigError: they differ; names the odd one.
+      ConfigError: they differ; names the odd one. Or JAX finds no device here.
     """
-    import jax
-
     from trainlib import peers
     from trainlib.config import flatten
 
     facts = {f"--config.{key}": value for key, value in flatten(config).items()}
     peers.agree({"code": source_digest(), **versions(), **facts})
-    kind = jax.local_devices()[0].device_kind
-    peers.agree({"devices": jax.local_device_count(), "device kind": kind})
+    here = devices()
+    peers.agree({"devices": len(here), "device kind": here[0].device_kind})
+
+
+def devices() -> list[Any]:
+    """The devices of this process; starts them when it is the first to ask.
+
+    Raises:
+      ConfigError: JAX finds none.
+    """
+    import jax
+
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # which one depends on the kind of device
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = (str(error).splitlines() or ["JAX does not say why"])[0][:300]
+        raise ConfigError(
+            f"JAX finds no device on {socket.gethostname()}"
+            f"{f', where JAX_PLATFORMS={asked} asks for one' if asked else ''}: {reason}. Look at "
+            "the driver and at `python -m launch.doctor --multihost=off`, or unset JAX_PLATFORMS."
+        ) from error
 
 
 def source_digest(root: Path | None = None) -> str:

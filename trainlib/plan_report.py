@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from trainlib import aot
 from trainlib.progress import duration
+from trainlib.state import whole_bytes
 from trainlib.targets import DCN_BANDWIDTH, GIB, Target
 
 HEADROOM = 0.85  # share of the memory that a plan should use at most; fragmentation needs the rest
@@ -68,7 +67,7 @@ def make_report(
             "executed_per_step": result.flops,
             "executed_per_device": result.flops / target.devices,
         },
-        "checkpoint_bytes": _whole_bytes(state),
+        "checkpoint_bytes": whole_bytes(state),
         "compile_seconds": result.seconds,
         "host_peak_bytes": result.host_bytes,
         "rematerialization_warnings": list(result.warnings),
@@ -87,10 +86,6 @@ def _settings(config: Any) -> dict[str, Any]:
     model = config.model.to_dict()
     names = ("dtype", "remat", "decoder_remat", "reduce_dtype")
     return values | {f"model.{name}": model[name] for name in names if name in model}
-
-
-def _whole_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:

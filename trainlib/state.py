@@ -90,6 +90,11 @@ def abstract_state(
     )
 
 
+def whole_bytes(state: TrainState) -> int:
+    """Bytes of a state, of one copy: what a checkpoint takes on the disk."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
 def create(
     abstract: Abstract,
     optimizer: optax.GradientTransformation,

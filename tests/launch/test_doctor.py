@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import pytest
 
-from launch import doctor
-from launch.doctor import FAILED, NOTE, OK
+from launch import doctor, machine
+from launch.machine import FAILED, GIB, NOTE, OK, Finding
+from trainlib.errors import DataError, PeerLost
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hosts import ROOT, Hosts, environment
@@ -36,6 +38,7 @@ def test_a_sound_machine_is_ready(tmp_path):
         assert words in done.stdout
     assert "over 2 devices" in done.stdout
     assert "FAILED" not in done.stdout
+    assert "the checkpoints of this configuration take" in done.stdout
     assert not list(tmp_path.rglob(".doctor*"))
 
 
@@ -100,12 +103,84 @@ def test_a_disk_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    assert doctor.disk(tmp_path, probe=1000).state in (OK, NOTE)
-    monkeypatch.setattr(doctor.os, "fsync", refuse)
-    found = doctor.disk(tmp_path / "new")
+    assert machine.disk(tmp_path, probe=1000).state in (OK, NOTE)
+    monkeypatch.setattr(machine.os, "fsync", refuse)
+    found = machine.disk(tmp_path / "new")
     assert (found.state, found.code) == (FAILED, 74)
     assert "No space left on device" in found.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small_for_the_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        machine.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=20 * GIB)
+    )
+    # Keep 3, write one more, keep the best as well: 5 checkpoints of 4.1 GiB.
+    found = machine.disk(tmp_path, int(5 * 4.1 * GIB), probe=1000)
+    assert (found.state, found.code) == (FAILED, 74)
+    assert "take 20.5 GiB: 1 GiB too few" in found.text
+    there = tmp_path / "checkpoints" / "100"
+    there.mkdir(parents=True)
+    with open(there / "data", "wb") as file:
+        file.truncate(GIB)
+    found = machine.disk(tmp_path, int(5 * 4.1 * GIB), probe=1000)
+    assert found.state == OK
+    assert "1.0 of them are there" in found.text
+
+
+def test_checkpoints_are_those_kept_one_more_and_the_best():
+    kept = {"checkpoint.keep": "4", "checkpoint.best": ""}
+    config = doctor.cli.load("configs/resnet50.py:digits", kept).config
+    plans = []
+    assert doctor.configuration(config, plans).state == OK
+    one = doctor.kept_bytes(plans[0]) / 5
+    # Weights, momentum and moving average in f32, beside small statistics.
+    assert one == pytest.approx(12 * plans[0].abstract.param_count, rel=0.01)
+    config.checkpoint.best = "top1"
+    assert doctor.kept_bytes(plans[0]) == 6 * one
+
+
+MEMINFO = f"MemTotal: {64 * 2**20} kB\nMemAvailable: {48 * 2**20} kB\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "free"),
+    [
+        ("", {}, 48),
+        # Version 2, in a container: the path is the one outside. 10 - (7 - 3 dropped at will).
+        ("0::/pod/1", {"": ("10", "7", "3")}, 6),
+        ("0::/pod/1", {"": ("max", "7", "3")}, 48),
+        # The narrowest of the nested limits decides: 8 - 2 at the pod, 9 - 1 in it.
+        ("0::/pod/1", {"pod": ("8", "2", "0"), "pod/1": ("9", "1", "0")}, 6),
+        # Version 1; without a limit it says a number near 2^63.
+        ("4:memory:/job", {"memory/job": ("12", "4", "1"), "memory": (str(2**33), "4", "1")}, 9),
+    ],
+)
+def test_memory_is_what_the_container_has_left(tmp_path, group, files, free):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text(MEMINFO)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"1:cpu:/\n{group}\n" if group else "")
+    for place, (limit, used, cache) in files.items():
+        folder = tmp_path / "sys" / "fs" / "cgroup" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        old = place.startswith("memory")
+        names = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if old
+            else ("memory.max", "memory.current")
+        )
+        for name, value in zip(names, (limit, used), strict=True):
+            (folder / name).write_text(f"{int(value) * GIB if value != 'max' else value}\n")
+        stat = "total_inactive_file" if old else "inactive_file"
+        (folder / "memory.stat").write_text(f"anon 5\n{stat} {int(cache) * GIB}\n")
+    found = next(iter(machine.memory(tmp_path)))
+    assert found.text.startswith(f"{free:.1f} GiB free of ")
+
+
+def test_a_system_without_proc_says_how_much_memory_there_is(tmp_path):
+    (found,) = machine.memory(tmp_path)
+    assert found.state == NOTE
+    assert "does not say what is free" in found.text
 
 
 def test_an_accelerator_that_jax_does_not_use(monkeypatch):
@@ -134,10 +209,64 @@ def test_a_device_that_computes_wrong_is_found(monkeypatch):
     assert "wrong result" in found.text
 
 
-def test_errors_of_a_check_are_findings():
-    def broken():
-        raise RuntimeError("INTERNAL: device 0 is gone\nmore")
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            RuntimeError("INTERNAL: device 0 is gone\nmore"),
+            74,
+            "RuntimeError: INTERNAL: device 0 is gone",
+        ),
+        (AssertionError(), 74, "AssertionError: no reason given"),
+        (ImportError("libx.so: cannot open"), 64, "libx.so: cannot open; install again: pip"),
+        (DataError("no such\nfolder"), 65, "no such folder"),
+        (PeerLost("process 1 is gone"), 74, "process 1 is gone"),
+    ],
+)
+def test_errors_of_a_check_are_findings(error, code, words):
+    """What was found before stays, and no code is one that asks to be started again."""
 
-    found = doctor.guarded("all-reduce", broken)
-    assert (found.state, found.code) == (FAILED, 74)
-    assert found.text == "RuntimeError: INTERNAL: device 0 is gone"
+    def broken():
+        yield Finding("first", OK, "fine")
+        raise error
+
+    first, found = doctor.guarded("all-reduce", broken)
+    assert first.state == OK
+    assert (found.name, found.state, found.code, found.broken) == ("all-reduce", FAILED, code, True)
+    assert found.text.startswith(words)
+
+
+def test_a_check_that_hangs_is_left_behind(tmp_path):
+    """It is reported, and the process ends all the same, though its thread never does."""
+    program = (
+        "import threading\nfrom launch import doctor\n"
+        "report = doctor.Report(False)\n"
+        "assert not report.add(doctor.guarded('devices', threading.Event().wait, 0.2))\n"
+        "report.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (74, "")
+    assert "FAILED  devices          no answer within 0 s" in done.stdout
+    assert done.stdout.endswith("To repair: devices.\n")
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "words"),
+    [
+        ("cuda", 64, "where JAX_PLATFORMS=cuda asks for one"),
+        ("no jax", 64, "FAILED  jax              libx.so: cannot open"),
+    ],
+)
+def test_a_machine_without_what_is_needed_gets_a_line_for_it(tmp_path, case, code, words):
+    extra = {"JAX_PLATFORMS": "cuda"}
+    if case == "no jax":
+        (tmp_path / "jax.py").write_text("raise ImportError('libx.so: cannot open')\n")
+        extra = {"PYTHONPATH": str(tmp_path)}
+    done = examine("--config=configs/resnet50.py:digits", f"--workdir={tmp_path}", **extra)
+    assert done.returncode == code, done.stdout
+    assert words in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "matrix products" not in done.stdout
+    assert ("1,437 training records" in done.stdout) == (case == "cuda")
