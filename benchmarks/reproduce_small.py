@@ -5,9 +5,9 @@
 
 Trains the variants of configs/reproduce_small.py; each run is a workdir of its own, as
 `launch.train` makes it, so a stopped comparison goes on where it was and a finished one is only
-printed again. The table has the accuracy after the last step on the whole test split: mean, sample
-standard deviation and every seed. It says which of these small networks learned what in this
-budget, and nothing about the papers' models.
+printed again; one of another configuration in its place is refused. The table has the accuracy
+after the last step on the whole test split: mean, sample standard deviation and every seed. It says
+which of these small networks learned what in this budget, and nothing about the papers' models.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sweep
 from launch import cli
 
 CONFIG = "configs/reproduce_small.py"
@@ -28,23 +29,29 @@ COLUMNS = ("ResNet-26, quarter width", "parameters", "top-1 mean", "sd", "each s
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is not trained yet, prints the tables, draws the plots."""
+    from vitattn import train
+
     parser = cli.parser("benchmarks.reproduce_small", "Compare three small networks.")
     parser.add_argument("--runs", default="runs/reproduce_small", type=Path, metavar="DIR")
     parser.add_argument("--cifar100", default="", metavar="DIR", help="where CIFAR-100 lies")
     parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each network")
     parser.add_argument("--steps", default=0, type=int, metavar="N", help="0: as configured")
     args, overrides = cli.parse(parser, argv)
-    for data in ("digits", "cifar100") if args.cifar100 else ("digits",):
-        chosen = dict(overrides)
-        if data == "cifar100":
-            chosen["data.dir"] = args.cifar100
-        if args.steps:
-            chosen["steps"] = str(args.steps)
-        results = [
-            trained(args.runs, data, kind, seed, chosen)
+    if args.steps:
+        overrides["steps"] = str(args.steps)
+    places = {"digits": {}} | ({"cifar100": {"data.dir": args.cifar100}} if args.cifar100 else {})
+    runs = {
+        data: [
+            planned(args.runs / data, data, kind, seed, overrides | place)
             for seed in range(args.seeds)
             for kind in KINDS
         ]
+        for data, place in places.items()
+    }
+    sweep.check([run for of_data in runs.values() for run in of_data])
+    for data, of_data in runs.items():
+        sweep.complete(of_data, train.run)
+        results = [measured(run) for run in of_data]
         folder = args.runs / data
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         print_table(data, results)
@@ -52,40 +59,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def trained(
-    runs: Path, data: str, kind: str, seed: int, overrides: dict[str, str]
-) -> dict[str, Any]:
-    """Trains one network with one seed, or goes on with it; returns what was measured."""
-    from vitattn import train
-
+def planned(folder: Path, data: str, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
+    """One network with one seed, and its workdir."""
     variant = kind if data == "digits" else f"{data}_{kind}"
     config = cli.load(f"{CONFIG}:{variant}", overrides | {"seed": str(seed)}).config
     # The budget is part of the name: a run is never prolonged past the end of its schedule.
-    workdir = runs / data / f"{kind}_{config.steps}_steps_seed{seed}"
-    if not (workdir / "summary.json").exists():
-        train.run(config, workdir)
-    return measured(workdir, kind, seed)
+    return sweep.Run(kind, seed, config, folder / f"{kind}_{config.steps}_steps_seed{seed}")
 
 
-def measured(workdir: Path, kind: str, seed: int) -> dict[str, Any]:
+def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
     from trainlib import nn
     from trainlib.writers import read
     from vitattn.models import build
 
-    config = cli.read_workdir_config(workdir, {})
-    summary = json.loads((workdir / "summary.json").read_text())
-    lines = [r for r in read(workdir / "metrics.jsonl") if r.get("kind") == "eval"]
+    summary = json.loads((run.workdir / "summary.json").read_text())
+    lines = [r for r in read(run.workdir / "metrics.jsonl") if r.get("kind") == "eval"]
     return {
-        "kind": kind,
-        "seed": seed,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "params": nn.abstract(build(config.model)).param_count,
+        "kind": run.kind,
+        "seed": run.seed,
+        "steps": run.config.steps,
+        "batch_size": run.config.batch_size,
+        "params": nn.abstract(build(run.config.model)).param_count,
         "top1": summary["top1"],
         "examples": summary["examples"],
         "curve": [(line["step"], line["top1"]) for line in lines],
-        "workdir": str(workdir),
+        "workdir": str(run.workdir),
     }
 
 

@@ -5,8 +5,9 @@
 Trains the variants of configs/st_moe_stability.py, after tables 2 to 4 of ST-MoE (arXiv
 2202.08906). A run counts as stable when every update was finite and its held-out cross-entropy ends
 at most 0.1 nats above its best. Each run is a workdir of its own: a stopped sweep goes on where it
-was, a finished one is only printed again. The paper's column is of a model 5,000 times larger; the
-table says what was seen here, whether it agrees or not.
+was, a finished one is only printed again; a run of another configuration in its place is refused.
+The paper's column is of a model 5,000 times larger; the table says what was seen here, whether it
+agrees or not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sweep
 from launch import cli
 
 CONFIG = "configs/st_moe_stability.py"
@@ -35,50 +37,51 @@ MARGIN = 0.1  # nats above the best evaluation at which a run no longer counts a
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is not trained yet, prints the table, draws the plot."""
+    from moe import train
+
     parser = cli.parser("benchmarks.reproduce_stability", "Compare stability interventions.")
     parser.add_argument("--runs", default="runs/reproduce_stability", type=Path, metavar="DIR")
     parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each setting")
     args, overrides = cli.parse(parser, argv)
-    results = [
-        trained(args.runs, kind, seed, overrides) for seed in range(args.seeds) for kind in KINDS
+    runs = [
+        planned(args.runs, kind, seed, overrides) for seed in range(args.seeds) for kind in KINDS
     ]
+    sweep.check(runs)
+    sweep.complete(runs, train.run)
+    results = [measured(run) for run in runs]
     (args.runs / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print_table(results)
     print(f"plot: {plot(results, args.runs)}\n", flush=True)
     return 0
 
 
-def trained(runs: Path, kind: str, seed: int, overrides: dict[str, str]) -> dict[str, Any]:
-    """Trains one setting with one seed, or goes on with it; returns what was measured."""
-    from moe import train
-
+def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
+    """One setting with one seed, and its workdir."""
     name = f"{CONFIG}:{kind}" if kind else CONFIG
     config = cli.load(name, overrides | {"seed": str(seed)}).config
-    workdir = runs / f"{kind or 'baseline'}_{config.steps}_steps_seed{seed}"
-    if not (workdir / "summary.json").exists():
-        train.run(config, workdir)
-    return measured(workdir, kind, seed)
+    workdir = folder / f"{kind or 'baseline'}_{config.steps}_steps_seed{seed}"
+    return sweep.Run(kind, seed, config, workdir)
 
 
-def measured(workdir: Path, kind: str, seed: int) -> dict[str, Any]:
+def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
     from trainlib.writers import read
 
-    lines = list(read(workdir / "metrics.jsonl"))
+    lines = list(read(run.workdir / "metrics.jsonl"))
     steps = [line for line in lines if line["kind"] == "train"]
     curve = [(r["step"], r["cross_entropy"]) for r in lines if r["kind"] == "eval"]
     last, best = curve[-1][1], min(value for _, value in curve)
     finite = math.isfinite(last) and not any(line["skipped"] for line in steps)
     logits = [v for line in steps for n, v in line.items() if n.endswith("/max_logit")]
     return {
-        "kind": kind,
-        "seed": seed,
+        "kind": run.kind,
+        "seed": run.seed,
         "stable": finite and last <= best + MARGIN,
         "cross_entropy": last,
         "max_logit": max(logits),
         "curve": curve,
         "train": [(line["step"], line["cross_entropy"]) for line in steps],
-        "workdir": str(workdir),
+        "workdir": str(run.workdir),
     }
 
 
