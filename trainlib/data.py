@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +141,11 @@ class BadRecords:
     read": 5, or one in twenty of a smaller set. With `max_fraction=0` the first one stops the run.
     """
 
-    def __init__(self, records: int, max_fraction: float, describe: Callable[[int], str]):
+    def __init__(self, records: int, max_fraction: float, describe: Callable[[Any], str]):
         self._records = records
         self._max_fraction = max_fraction
         self._describe = describe
-        self._known: dict[int, tuple[str, str]] = {}
+        self._known: dict[Hashable, tuple[str, str]] = {}
         self._rows = 0
 
     @property
@@ -153,9 +153,9 @@ class BadRecords:
         """(where, why) of each bad record, in the order of discovery."""
         return list(self._known.values())
 
-    def count(self, rows: int, bad: Sequence[tuple[int, str]]) -> None:
-        """Takes note of a batch of `rows` records, of which `bad` (record number, reason) could not
-        be read.
+    def count(self, rows: int, bad: Sequence[tuple[Hashable, str]]) -> None:
+        """Takes note of a batch of `rows` records, of which `bad` (record, reason) could not be
+        read; `describe` names a record.
 
         Raises:
           DataError: too many are bad; the message lists them.
@@ -189,7 +189,7 @@ class Batches(Iterator[Batch]):
 
     `make_piece(batch, piece)` builds piece `piece` of host batch `batch` and runs in the workers,
     so it must pickle and depend on nothing but its arguments. It returns equal-keyed arrays with
-    leading rows, and under "bad" a list of (record number, reason). The pieces of a batch are
+    leading rows, and under "bad" a list of (record, reason). The pieces of a batch are
     joined in order; the order never depends on the workers.
 
     Use it as a context manager, or call `close`: it stops the workers and returns within seconds.

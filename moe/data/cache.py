@@ -16,14 +16,32 @@ import hashlib
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainlib.errors import DataError
 
+
+class Damage(NamedTuple):
+    """What of a cache cannot be used."""
+
+    where: str  # the file, the record and its range in the shard
+    why: str
+
+
+class DamagedRecord(OSError):
+    """A record of a cache that cannot be read."""
+
+    def __init__(self, damage: Damage):
+        super().__init__(" ".join(damage))
+        self.damage = damage
+
+
 BLOCK = 2048  # ids of one record: 4 KB, read in about 15 us wherever it lies
 FORMAT = 1
+
+_READER_ERRORS = (RuntimeError, IndexError, ValueError)  # as ArrayRecord reports damage
 
 # Below this a stream is held in memory, where a row costs no read and needs no worker process.
 _IN_MEMORY_TOKENS = 32 << 20
@@ -151,7 +169,7 @@ class Cache:
         """Returns the ids [start, stop) of the whole stream, int32.
 
         Raises:
-          OSError: a record cannot be read.
+          DamagedRecord: a record cannot be read; names the first.
         """
         if self.in_memory:
             with self._lock:
@@ -160,6 +178,16 @@ class Cache:
             return self._stream[start:stop].astype(np.int32)
         with self._lock:
             return self._read_records(start, stop).astype(np.int32)
+
+    def place(self, position: int) -> str:
+        """Says in which record a position of the stream lies."""
+        shard = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return self._record(shard, (position - int(self.starts[shard])) // BLOCK)
+
+    def _record(self, shard: int, number: int) -> str:
+        path = self.directory / f"{self.shards[shard].name}.tokens"
+        last = min((number + 1) * BLOCK, self.shards[shard].tokens) - 1
+        return f"{path} record {number} (tokens {number * BLOCK}..{last})"
 
     def _read_records(self, start: int, stop: int) -> np.ndarray:
         parts = []
@@ -175,17 +203,26 @@ class Cache:
         return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
     def _read_shard(self, shard: int, low: int, high: int) -> np.ndarray:
-        from array_record.python.array_record_module import ArrayRecordReader
-
         first, last = low // BLOCK, (high - 1) // BLOCK
         try:
-            if shard not in self._readers:
-                path = self.directory / f"{self.shards[shard].name}.tokens"
-                random_access = "readahead_buffer_size:0,max_parallelism:0"
-                self._readers[shard] = ArrayRecordReader(str(path), random_access)
-            records = self._readers[shard].read(list(range(first, last + 1)))
-        except (RuntimeError, IndexError, ValueError) as error:  # as the reader reports damage
-            name = self.shards[shard].name
-            raise OSError(f"{name} records {first}..{last} cannot be read ({error})") from error
+            records = self._reader(shard).read(list(range(first, last + 1)))
+        except _READER_ERRORS:
+            records = [self._read_one(shard, number) for number in range(first, last + 1)]
         ids = np.frombuffer(b"".join(records), id_type(self.vocabulary_size))
         return ids[low - first * BLOCK : high - first * BLOCK]
+
+    def _reader(self, shard: int) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        if shard not in self._readers:
+            path = self.directory / f"{self.shards[shard].name}.tokens"
+            random_access = "readahead_buffer_size:0,max_parallelism:0"
+            self._readers[shard] = ArrayRecordReader(str(path), random_access)
+        return self._readers[shard]
+
+    def _read_one(self, shard: int, number: int) -> bytes:
+        try:
+            return self._reader(shard).read([number])[0]
+        except _READER_ERRORS as error:
+            why = f"cannot be read ({error})"
+            raise DamagedRecord(Damage(self._record(shard, number), why)) from error

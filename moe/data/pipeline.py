@@ -2,7 +2,7 @@
 
 B global batch, b the rows of this host. A batch holds the arrays of `moe.data.packing` and
   index  int64 [b]  record number in the source, -1 for padding
-A record that cannot be read keeps its row, as padding with decoder_weights 0.
+A row that cannot be read stays, as padding with decoder_weights 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moe.data.cache import Damage
 from moe.data.packing import fill_rows
 from moe.data.sources import Source
 from trainlib import data as shared
@@ -79,7 +80,8 @@ def _batches(
         stop=stop,
         workers=shared.worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
-        bad=shared.BadRecords(len(source), config.max_bad_fraction, source.describe),
+        # By the record of the cache, which is the same whatever rows and epochs meet it.
+        bad=shared.BadRecords(len(source), config.max_bad_fraction, str),
     )
 
 
@@ -116,7 +118,7 @@ def _read(
 ) -> dict[str, Any]:
     present = records[records >= 0]  # only evaluation has others, at the end
     rows = source.rows(present, epochs, seed)
-    bad = [(int(r), row) for r, row in zip(present, rows, strict=True) if isinstance(row, str)]
-    examples = [[] if isinstance(row, str) else row for row in rows]
+    bad = [row for row in rows if isinstance(row, Damage)]
+    examples = [[] if isinstance(row, Damage) else row for row in rows]
     examples += [[] for _ in range(len(records) - len(present))]
     return {**fill_rows(examples, *lengths), "index": records, "bad": bad}

@@ -7,7 +7,6 @@ epoch, record), or of the record alone in evaluation.
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moe.data.cache import Cache
+from moe.data.cache import Cache, Damage, DamagedRecord
 from moe.data.packing import Example, pack_starts
 from moe.data.shuffle import places
 from moe.data.span_corruption import SpanCorruption, window_length
@@ -35,7 +34,7 @@ _MIX_ROLE = 3
 # Mixture rates are exact in every cycle of so many rows.
 _CYCLE = 1 << 16
 
-Row = list[Example] | str  # the examples of a row, or why it cannot be read
+Row = list[Example] | Damage  # the examples of a row, or what of it cannot be read
 
 
 class Source(Protocol):
@@ -56,10 +55,6 @@ class Source(Protocol):
 
     def rows(self, records: np.ndarray, epochs: np.ndarray | None, seed: int) -> list[Row]:
         """Reads records; `epochs` None is evaluation."""
-        ...
-
-    def describe(self, record: int) -> str:
-        """Says where the record lies, for messages."""
         ...
 
     def counts(self) -> np.ndarray:
@@ -90,15 +85,17 @@ class _Cached:
     def counts(self) -> np.ndarray:
         return self.cache.counts().astype(np.float64)
 
-    def _read(self, start: int, stop: int) -> np.ndarray | str:
-        """Returns ids, or why there are none."""
+    def _read(self, start: int, stop: int) -> np.ndarray | Damage:
+        """Returns ids, or the first record of the cache that spoils them."""
         try:
             ids = self.cache.read(start, stop)
-        except OSError as error:
-            return str(error)
-        if ids.max() >= self.vocabulary.size:
-            return f"has the id {ids.max()}, outside the vocabulary of {self.vocabulary.size}"
-        return ids
+        except DamagedRecord as error:
+            return error.damage
+        if ids.max() < self.vocabulary.size:
+            return ids
+        first = int(np.argmax(ids >= self.vocabulary.size))
+        why = f"has the id {ids[first]}, outside the vocabulary of {self.vocabulary.size}"
+        return Damage(self.cache.place(start + first), why)
 
 
 def _random_words(seed: int, epoch: int, record: int, count: int) -> np.ndarray:
@@ -159,12 +156,12 @@ class Windows(_Cached):
     def _start(self, record: int, epoch: int, seed: int) -> int:
         return (_shift(seed, epoch) + record * self.window) % self.cache.tokens
 
-    def _text(self, start: int, wrap: bool) -> np.ndarray | str:
+    def _text(self, start: int, wrap: bool) -> np.ndarray | Damage:
         total = self.cache.tokens
         text = self._read(start, min(start + self.window, total))
-        if wrap and not isinstance(text, str) and len(text) < self.window:
+        if wrap and not isinstance(text, Damage) and len(text) < self.window:
             begin = self._read(0, self.window - len(text))
-            return begin if isinstance(begin, str) else np.concatenate([text, begin])
+            return begin if isinstance(begin, Damage) else np.concatenate([text, begin])
         return text
 
     def rows(self, records: np.ndarray, epochs: np.ndarray | None, seed: int) -> list[Row]:
@@ -175,17 +172,13 @@ class Windows(_Cached):
         else:
             keys = [(seed, int(e), r) for r, e in zip(numbers, epochs.tolist(), strict=True)]
             texts = [self._text(self._start(r, e, s), True) for s, e, r in keys]
-        good = [i for i, text in enumerate(texts) if not isinstance(text, str)]
-        rows: list[Row] = [text if isinstance(text, str) else [] for text in texts]
-        read = [text for text in texts if not isinstance(text, str)]
+        good = [i for i, text in enumerate(texts) if not isinstance(text, Damage)]
+        rows: list[Row] = [text if isinstance(text, Damage) else [] for text in texts]
+        read = [text for text in texts if not isinstance(text, Damage)]
         examples = _corrupt(self.corruption, read, [keys[i] for i in good]) if good else []
         for i, example in zip(good, examples, strict=True):
             rows[i] = [example]
         return rows
-
-    def describe(self, record: int) -> str:
-        start = record * self.window
-        return f"{self.name} tokens {start}..{start + self.window - 1} of {self.cache.directory}"
 
     def target_counts(self) -> np.ndarray:
         return _corrupted_counts(self.counts(), np.asarray([self.window]), self.corruption)
@@ -261,17 +254,13 @@ class Examples(_Cached):
         for example in members:
             start = int(self.starts[example])
             text = self._read(start, start + int(self.sizes[example]))
-            if isinstance(text, str):
+            if isinstance(text, Damage):
                 return text
             texts.append(text)
         if self.corruption is not None:
             return _corrupt(self.corruption, texts, [(*key, example) for example in members])
         cuts = [int(self.inputs[example]) for example in members]
         return [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
-
-    def describe(self, record: int) -> str:
-        members = sorted(self._members(record))
-        return f"{self.name} examples {members} of {self.cache.directory}"
 
     def target_counts(self) -> np.ndarray:
         counts = self.counts()
@@ -334,10 +323,6 @@ class Mixture:
             records[here] = found + self._starts[number]
         return epochs, records
 
-    def _owner(self, record: int) -> tuple[Source, int]:
-        number = bisect.bisect_right(self._starts, record) - 1
-        return self.sources[number], record - self._starts[number]
-
     def rows(self, records: np.ndarray, epochs: np.ndarray | None, seed: int) -> list[Row]:
         rows: list[Row] = [[] for _ in records]
         owners = np.searchsorted(self._starts, records, side="right") - 1
@@ -348,10 +333,6 @@ class Mixture:
             for i, row in zip(here.tolist(), found, strict=True):
                 rows[i] = row
         return rows
-
-    def describe(self, record: int) -> str:
-        source, own = self._owner(record)
-        return source.describe(own)
 
     def counts(self) -> np.ndarray:
         return _weighted([source.counts() for source in self.sources], self.rates)

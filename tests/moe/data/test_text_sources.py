@@ -202,7 +202,6 @@ def test_rows_of_a_mixture_are_those_of_its_parts(data_config, tmp_path):
     texts = ["".join(map(chr, np.asarray(original(row[0])) - 3))
              for row in source.rows(np.arange(len(source)), None, 0)]  # fmt: skip
     assert "".join(texts) == "a" * 40 + "b" * 90
-    assert str(tmp_path / "d1") in source.describe(len(source) - 1)
 
 
 def test_entropy_of_known_counts():
@@ -292,9 +291,11 @@ def test_unreadable_tokens_are_reported_by_row(data_config, monkeypatch, tmp_pat
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
     rows = pickle.loads(pickle.dumps(source)).rows(np.arange(len(source)), None, 0)
-    broken = [row for row in rows if isinstance(row, str)]
-    assert broken
-    assert all("cannot be read" in row for row in broken)
+    broken = [row for row in rows if not isinstance(row, list)]
+    assert len(broken) > 1
+    for damage in broken:
+        assert damage.where.startswith(f"{file} record ")
+        assert "cannot be read" in damage.why
 
 
 def test_the_published_mixture():
