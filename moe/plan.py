@@ -62,16 +62,20 @@ class Plan:
         """Stack -> numbers of its sparse blocks."""
         return {stack: self.model.sparse_blocks(stack) for stack in self.model.stacks}
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Stack -> tokens of a row."""
+        return {stack: self.config.data[f"{stack}_length"] for stack in self.model.stacks}
+
     def abstract_state(self) -> TrainState:
         """The train state as shapes and places, without arrays."""
         return state_lib.abstract_state(self.abstract, self.optimizer, self.shardings)
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A global training batch as shapes and places."""
-        data, size = self.config.data, self.config.batch_size
-        batch = {}
+        size, batch = self.config.batch_size, {}
         for name in pretrain.fields(self.model.kind):
-            length = data.encoder_length if name.startswith("encoder") else data.decoder_length
+            length = self.lengths[name.partition("_")[0]]
             dtype = jnp.float32 if name.endswith("weights") else jnp.int32
             batch[name] = jax.ShapeDtypeStruct((size, length), dtype, sharding=self.rows)
         return batch
@@ -106,6 +110,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     config_lib.check(config, sharding.batch_parts(rules, mesh))
     model = architecture(config.model, config.routing)
     pretrain.fields(model.kind)
+    pretrain.check_objective(model.kind, config.data.objective)
     _check_routing(config, model, mesh, rules)
     abstract = nn.abstract(Transformer(model))
     schedule = schedules.make_schedule(config.schedule, config.steps)

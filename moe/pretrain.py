@@ -60,6 +60,19 @@ def fields(kind: str) -> tuple[str, ...]:
     return FIELDS if kind == "encoder_decoder" else FIELDS[2:]
 
 
+def check_objective(kind: str, objective: str) -> None:
+    """Raises ConfigError where a kind of model does not learn `data.objective`: a decoder alone
+    would see targets of span corruption without the text that they belong to.
+    """
+    wanted = "language_model" if kind == "decoder" else "span_corruption"
+    if objective != wanted:
+        raise ConfigError(
+            f"model.kind={kind!r} and data.objective={objective!r} do not fit: a decoder alone "
+            "learns a language model, an encoder-decoder span corruption or pairs. Set "
+            f"--config.data.objective={wanted}, or another model.kind."
+        )
+
+
 def token_sums(
     logits: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -38,6 +38,7 @@ FIXED = (
     *("model.tied_output", "model.encoder_blocks", "model.decoder_blocks", "model.expert_bias"),
     *("routing.num_experts", "routing.top_k", "data.source", "data.parts", "data.vocabulary"),
     *("data.extra_ids", "data.encoder_length", "data.decoder_length", "upcycle."),
+    "data.objective",
     *("data.sentinels", "finetune.train", "finetune.router_with_moe"),
 )
 
@@ -196,11 +197,11 @@ def figures(result: Mapping[str, float]) -> dict[str, float]:
 def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:
     """The lines that a run starts with."""
     config, mesh = plan.config, plan.mesh
-    data = config.data
+    rows = " + ".join(map(str, plan.lengths.values()))
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
-        f"  data     {data.source}: {len(source):,} training and {len(held_out):,} held-out rows "
-        f"of {data.encoder_length} + {data.decoder_length} tokens",
+        f"  data     {config.data.source}: {len(source):,} training and {len(held_out):,} held-out "
+        f"rows of {rows} tokens",
         f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
@@ -232,12 +233,13 @@ def report(
     config = plan.config
     pictures = curves(workdir), plots.expert_load(workdir, evaluate.loads(result, plan))
     speed = progress.average().examples_per_second or 0.0
+    tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
     rows = {
         **dict(evaluate.table(result)),
         **dict(tasks_lib.flat_rows(result)),
         **dict(evaluate.router_rows(result, plan)),
         "time": f"{duration(seconds)} for {steps} steps",
-        "throughput": f"{speed:,.1f} rows/s, {speed * config.data.encoder_length:,.0f} tokens/s",
+        "throughput": f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",
         **goodput.rows(progress, jax.devices()),
         "config": str(workdir / "config.json"),
         "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",

@@ -14,10 +14,10 @@ from moe.data.benchmark import TRAIN, VALIDATION
 from moe.data.cache import Cache, read_json
 from moe.data.cache_writer import build, make_directory, write_atomically
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
-from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
+from moe.data.sources import OBJECTIVES, Examples, Mixture, Source, Windows, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
-from trainlib.errors import ConfigError, DataError, nearest
+from trainlib.errors import ConfigError, DataError, nearest, one_of
 from trainlib.options import require
 
 SPLITS = ("train", "holdout")
@@ -216,6 +216,8 @@ def check_settings(config: Any) -> None:
     Raises:
       ConfigError: names the key and what it may be.
     """
+    if config.objective not in OBJECTIVES:
+        raise one_of("data.objective", config.objective, OBJECTIVES)
     allowed = {
         "holdout": (0 <= config.holdout < 1, "use 0 <= holdout < 1"),
         "max_bad_fraction": (0 <= config.max_bad_fraction <= 1, "use 0..1 (0.001 is 1 in 1,000)"),

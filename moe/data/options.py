@@ -32,6 +32,11 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "encoder_length": (512, "tokens of one encoder row"),
         "decoder_length": (114, "tokens of one decoder row"),
         "sentinels": (0, "of tasks: sentinels that end the inputs and begin the targets"),
+        "objective": (
+            "span_corruption",
+            "what is learned of running text: span_corruption (encoder-decoder), or language_model "
+            "(model.kind=decoder): the next token, documents joined with an end of sequence each",
+        ),
         "noise_density": (0.15, "fraction of the tokens that span corruption hides"),
         "mean_span": (3.0, "mean length of a hidden span, in tokens"),
         "merge_documents": (

@@ -49,7 +49,10 @@ def pack_starts(
 
 
 def fill_rows(
-    rows: Sequence[Sequence[Example]], encoder_length: int, decoder_length: int
+    rows: Sequence[Sequence[Example]],
+    encoder_length: int,
+    decoder_length: int,
+    ends: bool = True,
 ) -> dict[str, np.ndarray]:
     """Lays examples out in rows, each with EOS appended, trimmed first where it is too long.
 
@@ -57,6 +60,7 @@ def fill_rows(
       rows: the examples of each row, which together fit; an empty row stays padding.
       encoder_length: Le.
       decoder_length: Ld.
+      ends: whether EOS is appended.
 
     Returns:
       The arrays that the module describes.
@@ -65,8 +69,8 @@ def fill_rows(
     decoder = _Side(len(rows), decoder_length)
     for row, examples in enumerate(rows):
         for segment, (inputs, targets) in enumerate(examples, start=1):
-            encoder.add(row, segment, inputs)
-            decoder.add(row, segment, targets)
+            encoder.add(row, segment, inputs, ends)
+            decoder.add(row, segment, targets, ends)
     shifted = np.zeros_like(decoder.tokens)
     shifted[:, 1:] = decoder.tokens[:, :-1] * (decoder.positions[:, 1:] > 0)
     return {
@@ -90,14 +94,14 @@ class _Side:
         )
         self._filled = [0] * rows
 
-    def add(self, row: int, segment: int, ids: np.ndarray) -> None:
+    def add(self, row: int, segment: int, ids: np.ndarray, ends: bool) -> None:
         length = self.tokens.shape[1]
         start = self._filled[row]
-        size = min(len(ids), length - 1)
-        stop = start + size + 1
+        size = min(len(ids), length - ends)
+        stop = start + size + ends
         assert stop <= length, "the examples of a row do not fit it"
-        self.tokens[row, start : stop - 1] = ids[:size]
-        self.tokens[row, stop - 1] = EOS
+        self.tokens[row, start : start + size] = ids[:size]
+        self.tokens[row, start + size : stop] = EOS
         self.segments[row, start:stop] = segment
-        self.positions[row, start:stop] = np.arange(size + 1)
+        self.positions[row, start:stop] = np.arange(stop - start)
         self._filled[row] = stop

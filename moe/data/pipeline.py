@@ -121,4 +121,4 @@ def _read(
     bad = [row for row in rows if isinstance(row, Damage)]
     examples = [[] if isinstance(row, Damage) else row for row in rows]
     examples += [[] for _ in range(len(records) - len(present))]
-    return {**fill_rows(examples, *lengths), "index": records, "bad": bad}
+    return {**fill_rows(examples, *lengths, source.ends), "index": records, "bad": bad}

@@ -7,6 +7,7 @@ epoch, record), or of the record alone in evaluation.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from moe.data.cache import Cache, Damage, DamagedRecord
 from moe.data.packing import Example, pack_starts
 from moe.data.shuffle import places
 from moe.data.span_corruption import SpanCorruption, window_length
-from moe.data.vocabulary import Vocabulary
+from moe.data.vocabulary import EOS, Vocabulary
 from trainlib.data import generator, record_order
 from trainlib.errors import ConfigError, DataError
 
@@ -30,6 +31,8 @@ _EVAL_SEED = 22_02_08906
 # Keeps where an epoch's windows begin apart from the other random streams of a seed.
 _SHIFT_ROLE = 2
 _MIX_ROLE = 3
+
+OBJECTIVES = ("span_corruption", "language_model")
 
 # Mixture rates are exact in every cycle of so many rows.
 _CYCLE = 1 << 16
@@ -46,6 +49,8 @@ class Source(Protocol):
     digest: str
     # The whole set lies in memory, and reading it costs nothing.
     in_memory: bool
+    # Examples end with the end of sequence; else rows are cut from a stream that has its own.
+    ends: bool
 
     def __len__(self) -> int: ...
 
@@ -69,6 +74,8 @@ class Source(Protocol):
 
 class _Cached:
     """What the sources that read one cache share."""
+
+    ends = True
 
     def __init__(self, name: str, cache: Cache, vocabulary: Vocabulary, settings: Any):
         self.name, self.cache, self.vocabulary = name, cache, vocabulary
@@ -124,7 +131,7 @@ def _corrupted_counts(text: np.ndarray, lengths: np.ndarray, c: SpanCorruption) 
     _, targets = c.lengths(sizes)
     spans = np.asarray([c.spans(size) for size in sizes.tolist()])
     counts = text * ((targets - spans) * number).sum() / text.sum()
-    counts[1] += number.sum()
+    counts[EOS] += number.sum()
     for k, n in zip(spans, number, strict=True):
         counts[c.vocabulary_size - k : c.vocabulary_size] += n
     return counts
@@ -143,22 +150,26 @@ class Windows(_Cached):
         name: str,
         cache: Cache,
         vocabulary: Vocabulary,
-        corruption: SpanCorruption,
+        corruption: SpanCorruption | None,
         tokens: int,
     ):
         super().__init__(name, cache, vocabulary, (corruption, tokens))
         self.corruption = corruption
-        self.window = min(tokens, cache.tokens)
+        self.total = self._total()
+        self.window = min(tokens, self.total)
+
+    def _total(self) -> int:
+        """Returns how many tokens the stream has."""
+        return self.cache.tokens
 
     def __len__(self) -> int:
-        return -(-self.cache.tokens // self.window)
+        return -(-self.total // self.window)
 
     def _start(self, record: int, epoch: int, seed: int) -> int:
-        return (_shift(seed, epoch) + record * self.window) % self.cache.tokens
+        return (_shift(seed, epoch) + record * self.window) % self.total
 
     def _text(self, start: int, wrap: bool) -> np.ndarray | Damage:
-        total = self.cache.tokens
-        text = self._read(start, min(start + self.window, total))
+        text = self._read(start, min(start + self.window, self.total))
         if wrap and not isinstance(text, Damage) and len(text) < self.window:
             begin = self._read(0, self.window - len(text))
             return begin if isinstance(begin, Damage) else np.concatenate([text, begin])
@@ -175,13 +186,76 @@ class Windows(_Cached):
         good = [i for i, text in enumerate(texts) if not isinstance(text, Damage)]
         rows: list[Row] = [text if isinstance(text, Damage) else [] for text in texts]
         read = [text for text in texts if not isinstance(text, Damage)]
-        examples = _corrupt(self.corruption, read, [keys[i] for i in good]) if good else []
+        examples = self._examples(read, [keys[i] for i in good])
         for i, example in zip(good, examples, strict=True):
             rows[i] = [example]
         return rows
 
+    def _examples(self, texts: list[np.ndarray], keys: list[tuple[int, int, int]]) -> list[Example]:
+        assert self.corruption is not None
+        return _corrupt(self.corruption, texts, keys) if texts else []
+
     def target_counts(self) -> np.ndarray:
+        assert self.corruption is not None
         return _corrupted_counts(self.counts(), np.asarray([self.window]), self.corruption)
+
+
+class LanguageModel(Windows):
+    """Running text for a decoder alone: windows as they are, as targets without inputs, of a stream
+    in which an end of sequence (EOS) follows each document ("full_lm" of T5).
+    """
+
+    ends = False
+
+    def __init__(self, name: str, cache: Cache, vocabulary: Vocabulary, tokens: int):
+        documents = np.cumsum([0, *(shard.documents for shard in cache.shards)])
+        # Of each shard, the first document and where it begins in the stream.
+        self.firsts, self.begins = documents, cache.starts + documents
+        self._index: list[np.ndarray] | None = None
+        super().__init__(name, cache, vocabulary, None, tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}  # maps of files would travel as their content
+
+    def _total(self) -> int:
+        return int(self.begins[-1])
+
+    def _ends(self, shard: int) -> np.ndarray:
+        if self._index is None:
+            self._index = self.cache.array("ends")
+        return self._index[shard]
+
+    def _before(self, position: int) -> int:
+        """Returns how many documents have their EOS before a position of the stream."""
+        shard = min(int(np.searchsorted(self.begins, position, "right")), len(self.begins) - 1) - 1
+        ends, own = self._ends(shard), position - int(self.begins[shard])
+        inside = bisect.bisect_left(range(len(ends)), own, key=lambda i: int(ends[i]) + i)
+        return int(self.firsts[shard]) + inside
+
+    def _end(self, document: int) -> int:
+        """Returns where the EOS of a document stands in the stream."""
+        shard = int(np.searchsorted(self.firsts, document, "right")) - 1
+        own = document - int(self.firsts[shard])
+        return int(self.begins[shard]) + int(self._ends(shard)[own]) + own
+
+    def _read(self, start: int, stop: int) -> np.ndarray | Damage:
+        first, last = self._before(start), self._before(stop)
+        text: np.ndarray | Damage = np.zeros(0, np.int32)
+        if stop - last > start - first:
+            text = super()._read(start - first, stop - last)
+        if isinstance(text, Damage):
+            return text
+        # `insert` counts places before anything is inserted.
+        places = [self._end(d) - start - (d - first) for d in range(first, last)]
+        return np.insert(text, places, EOS)
+
+    def _examples(self, texts: list[np.ndarray], keys: list[tuple[int, int, int]]) -> list[Example]:
+        return [(text[:0], text) for text in texts]
+
+    def target_counts(self) -> np.ndarray:
+        counts = self.counts()
+        counts[EOS] += self.cache.documents
+        return counts
 
 
 @functools.lru_cache(maxsize=64)
@@ -266,7 +340,7 @@ class Examples(_Cached):
         counts = self.counts()
         if self.corruption is not None:
             return _corrupted_counts(counts, self.sizes, self.corruption)
-        counts[1] += len(self.starts)
+        counts[EOS] += len(self.starts)
         return counts
 
 
@@ -299,6 +373,7 @@ class Mixture:
                     f"{name}: {source.name} and {sources[0].name} have different vocabularies "
                     f"({source.vocabulary.name}, {self.vocabulary.name}); one model reads one."
                 )
+        self.ends = sources[0].ends
         self.in_memory = all(source.in_memory for source in sources)
         parts = [(s.digest, rate) for s, rate in zip(sources, self.rates.tolist(), strict=True)]
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -393,6 +468,14 @@ def from_cache(name: str, cache: Cache, vocabulary: Vocabulary, config: Any) -> 
             f"has the vocabulary {vocabulary.name}, another one. Prepare the data again."
         )
     lengths = config.encoder_length, config.decoder_length
+    if config.objective == "language_model":
+        if cache.pairs:
+            raise ConfigError(
+                f"{name} holds pairs of inputs and targets, and data.objective='language_model' "
+                "reads running text. Give it text alone, or train an encoder-decoder on the pairs "
+                "with data.objective=span_corruption."
+            )
+        return LanguageModel(name, cache, vocabulary, config.decoder_length)
     if cache.pairs:
         return Examples(name, cache, vocabulary, lengths, config.pack, None, 0)
     corruption = SpanCorruption(config.noise_density, config.mean_span, vocabulary.size)

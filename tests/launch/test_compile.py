@@ -24,6 +24,7 @@ SMALL = (
     "--config.mesh.data=2",
     "--config.mesh.model=2",
     "--config.model.kind=decoder",
+    "--config.data.objective=language_model",
     "--config.model.decoder_blocks=2",
     "--config.model.sparse_period=2",
     "--config.model.dtype=bfloat16",

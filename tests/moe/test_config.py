@@ -48,6 +48,8 @@ def test_rules_place_every_weight_of_every_size(name):
         ("steps", 0, "steps=0 must be at least 1"),
         ("sharding", "fdsp", "Did you mean 'fsdp'"),
         ("model.kind", "encoder", "predicts the decoder's targets"),
+        ("model.kind", "decoder", r"Set --config\.data\.objective=language_model"),
+        ("data.objective", "language_model", r"Set --config\.data\.objective=span_corruption"),
         ("model.heads", 3, "which does not divide over 2 devices"),
         ("routing.num_experts", 6, "does not divide over the 4 rows"),
         ("routing.top_k", 5, "top_k=5 is more than"),

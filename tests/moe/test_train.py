@@ -110,6 +110,17 @@ def test_evaluating_the_checkpoint_gives_the_score_of_the_run(config_of, finishe
     assert "unigram entropy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_decoder_alone_learns_running_text(config_of, tmp_path, capsys):
+    config = config_of(experts=0, steps=2, eval_batches=1)
+    config.model.kind, config.data.objective = "decoder", "language_model"
+    assert train.run(config, tmp_path) == 0
+    assert "held-out rows of 24 tokens" in capsys.readouterr().out
+    first, second = logged(tmp_path, "train")
+    assert math.log(384) - 0.5 < first["cross_entropy"] < math.log(384) + 1.5
+    assert second["cross_entropy"] < first["cross_entropy"]
+
+
 def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_path):
     dense = plan_lib.make(config_of(experts=0))
     key = jax.random.key(7)

@@ -52,6 +52,45 @@ def stream(data_config, tmp_path):
     return source, source.vocabulary.encode(text).tolist()
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_language_models_read_documents_each_with_its_end(
+    data_config, tmp_path, monkeypatch, in_memory
+):
+    """Rows are cut from one stream, with no end of sequence but those of documents."""
+    if not in_memory:
+        monkeypatch.setattr(cache_module, "_IN_MEMORY_TOKENS", 0)
+    monkeypatch.setattr(catalog, "_SHARD_BYTES", 90)
+    texts = [chr(97 + n) * size for n, size in enumerate((40, 1, 7, 16, 30, 2))]
+    config = data_config(
+        source=text_folder(tmp_path / "d", texts), holdout=0.0, objective="language_model",
+        decoder_length=9,
+    )  # fmt: skip
+    vocabulary = make_vocabulary(config)
+    reader = catalog.make_reader(config, config.source, "train", vocabulary)
+    directory = catalog.cache_directory(config, config.source, "train", vocabulary)
+    catalog.build(
+        directory, reader, vocabulary, shards=2, workers=0, max_bad_fraction=0.0, report=str
+    )
+    source = pickle.loads(pickle.dumps(make_source(config, "train")))
+    stream = [[*vocabulary.encode(text), 1] for text in (*texts[::2], *texts[1::2])]
+    stream = list(itertools.chain(*stream))
+    assert len(source) == -(-len(stream) // 9)
+    rows = source.rows(np.arange(len(source)), None, 0)
+    assert [t for row in rows for t in row[0][1].tolist()] == stream
+    assert source.target_counts().tolist() == np.bincount(stream, minlength=359).tolist()
+    batch = fill_rows(rows[:2], 32, 9, source.ends)
+    assert batch["decoder_targets"].ravel().tolist() == stream[:18]
+    assert batch["decoder_inputs"][1].tolist() == [0, *stream[9:17]]
+    assert not batch["encoder_segments"].any()
+    # In training each epoch begins elsewhere and goes on at the beginning.
+    records = np.arange(len(source))
+    trained = [row[0][1] for row in source.rows(records, np.full(len(source), 3), 5)]
+    assert {len(row) for row in trained} == {9}
+    joined = np.concatenate(trained).tolist()
+    doubled = stream + stream
+    assert any(doubled[s : s + len(stream)] == joined[: len(stream)] for s in range(len(stream)))
+
+
 def test_evaluation_reads_every_token_once_in_order(stream):
     source, ids = stream
     rows = source.rows(np.arange(len(source)), None, 0)
@@ -337,6 +376,8 @@ def test_the_published_mixture_names_what_is_missing(data_config):
         ({"workers": -2}, "workers=-2"),
         ({"prefetch": 0}, "prefetch=0"),
         ({"noise_density": 1.0}, "noise_density=1.0"),
+        ({"objective": "span_coruption"}, "Did you mean 'span_corruption'"),
+        ({"objective": "language_model", "source": "sample:cb"}, "cb holds pairs of inputs"),
         ({"decoder_length": 64}, "Set --config.data.decoder_length=114"),
     ],
 )
