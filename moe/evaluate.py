@@ -105,7 +105,9 @@ def score_tasks(
     rows.append(("answered", f"{tasks.count:,} in {duration(time.monotonic() - started)}"))
     if write_predictions is not None and main_host:
         written = submission.write(write_predictions, tasks.examples, answers)
-        rows.append(("predictions", ", ".join(map(str, written))))
+        rows.append(("predictions", ", ".join(map(str, written)) or "none"))
+        if lacking := submission.missing(tasks.examples, tasks.split):
+            rows.append(("no submission", lacking))
     if main_host:
         print(summary(f"{config.name} on {config.data.source}, {tasks.split}", rows))
     return {"step": number, "split": tasks.split, **tasks_lib.flat(scores)}

@@ -1,22 +1,24 @@
 """Files for the leader board of SuperGLUE, and a plain form for all other tasks.
 
-One JSONL file a task, named as its folder: BoolQ.jsonl, CB.jsonl, .. An answer that names no class
-becomes the first one, because the leader board takes classes only.
+The leader board takes ten files of the test split, named as the folders: BoolQ.jsonl, CB.jsonl, ..,
+AX-b.jsonl and AX-g.jsonl. An answer that names no class becomes the first one, because it takes
+classes only. DPR is no part of it and is left out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.data.benchmark import TextExample
+from moe.data.benchmark import TEST, TextExample
 from moe.data.supervised import SUPERGLUE, TASKS
 from moe.eval.scores import class_of, wsc_class
 from trainlib.errors import StorageError
 
 Lines = list[dict[str, Any]]
+BOARD = (*SUPERGLUE, "axb", "axg")
 
 
 def _class(example: TextExample, answer: str) -> int:
@@ -74,15 +76,41 @@ _FORMS = {
 
 def lines_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
     """The lines of one task."""
-    if task in (*SUPERGLUE, "axb", "axg"):
+    if task in BOARD:
         return _FORMS.get(task, _labels(TASKS[task].labels))(examples, answers)
     return _plain(examples, answers)
+
+
+def file_of(task: str) -> str:
+    """Name of the file of a task."""
+    return f"{TASKS[task].folders[0] if task in BOARD else task}.jsonl"
+
+
+def missing(tasks: Collection[str], split: str) -> str:
+    """What keeps the files of these tasks from being a submission to SuperGLUE; "" where nothing
+    does, or where none of them is a task of SuperGLUE.
+    """
+    if not set(tasks) & set(BOARD):
+        return ""
+    absent = [file_of(task) for task in BOARD if task not in tasks]
+    parts = []
+    if split != TEST:
+        parts.append(
+            f"these answer the split '{split}', and the leader board takes '{TEST}': "
+            f"--config.evaluation.split={TEST}"
+        )
+    if absent:
+        parts.append(
+            f"there is no {', '.join(absent)}: "
+            "--config.data.source=task:superglue,diagnostics makes all"
+        )
+    return "; ".join(parts)
 
 
 def write(
     directory: Path, examples: dict[str, list[TextExample]], answers: dict[str, list[str]]
 ) -> list[Path]:
-    """Writes one file a task and returns their paths.
+    """Writes one file a task, none for DPR, and returns their paths.
 
     Raises:
       StorageError: the directory cannot be written.
@@ -91,8 +119,9 @@ def write(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for task, found in examples.items():
-            board = task in (*SUPERGLUE, "axb", "axg")
-            path = directory / f"{TASKS[task].folders[0] if board else task}.jsonl"
+            if task == "dpr":
+                continue
+            path = directory / file_of(task)
             lines = lines_of(task, found, answers[task])
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             written.append(path)

@@ -88,6 +88,7 @@ def test_leader_board_files_have_the_published_form(tmp_path):
         "record": [TextExample("q", (), (4, 9), choices=("Ann", "Bo"))],
         "wsc": [TextExample("w", (), (3,), -1, answers=("Mark",))],
         "axb": [classed(7, -1, ("entailment", "not_entailment"))],
+        "dpr": [classed(0, 1, ("Al", "Bo"))],
         "xsum": [TextExample("s", (), ("77",), answers=("x",))],
     }
     answers = {
@@ -98,6 +99,7 @@ def test_leader_board_files_have_the_published_form(tmp_path):
         "record": ["Bo"],
         "wsc": ["mark"],
         "axb": ["not_entailment"],
+        "dpr": ["Bo"],  # no part of the leader board
         "xsum": ["A summary."],
     }
     written = submission.write(tmp_path / "board", examples, answers)
@@ -122,3 +124,13 @@ def test_leader_board_files_have_the_published_form(tmp_path):
         "AX-b.jsonl": [{"idx": 7, "label": "not_entailment"}],
         "xsum.jsonl": [{"id": "77", "prediction": "A summary."}],
     }
+
+
+def test_what_a_submission_lacks_is_told():
+    board = dict.fromkeys(("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc", "dpr"))
+    assert submission.missing({**board, "axb": [], "axg": []}, "test") == ""
+    assert submission.missing(["squad_v2"], "validation") == ""
+    lacking = submission.missing(board, "validation")
+    assert "answer the split 'validation'" in lacking
+    assert "--config.evaluation.split=test" in lacking
+    assert "no AX-b.jsonl, AX-g.jsonl: --config.data.source=task:superglue,diagnostics" in lacking
