@@ -177,7 +177,7 @@ TASKS = tuple(
     ),
     Benchmark(
         name="natural_questions",
-        metric="squad",
+        metric="closed_book",
         text=_closed("nq", "answer"),
         answer="answer",
         records=_natural_records,
@@ -188,7 +188,7 @@ TASKS = tuple(
     ),
     Benchmark(
         name="web_questions",
-        metric="squad",
+        metric="closed_book",
         text=_closed("wq", "answers"),
         answer="answers",
         records=_web_records,

@@ -74,9 +74,14 @@ def _rouge(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
     return rouge(answers, [example.answers[0] for example in examples])
 
 
+def _closed(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    return answer_scores(answers, [example.answers for example in examples])
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": _accuracy,
     "cb": _cb,
+    "closed_book": _closed,
     "matthews": _matthews,
     "multirc": _multirc,
     "record": _free,
@@ -86,7 +91,10 @@ METRICS: dict[str, Metric] = {
     "wsc": _wsc,
 }
 # Figures that the one figure of a task is the mean of, where it is not the mean of all.
-_MAIN = {"rouge": ("rouge2",), "squad": ("f1",), "trivia": ("em",), "matthews": ("matthews",)}
+_MAIN = {
+    **{"rouge": ("rouge2",), "squad": ("f1",), "matthews": ("matthews",)},
+    **{"trivia": ("em",), "closed_book": ("em",)},
+}
 
 
 def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
@@ -106,7 +114,7 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
 
 def main(task: str, figures: Mapping[str, float]) -> float:
     """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
-    ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for TriviaQA.
+    ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for closed-book questions.
     """
     names = _MAIN.get(TASKS[task].metric, tuple(figures))
     return sum(figures[name] for name in names) / len(names)

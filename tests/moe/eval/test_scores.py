@@ -63,6 +63,9 @@ def test_superglue_is_the_mean_of_its_tasks_and_these_of_their_figures():
     # (5 * 80 + 95 + 65 + 40) / 8
     assert scores.superglue(found) == pytest.approx(75.0)
     assert scores.main("xsum", {"rouge1": 1.0, "rouge2": 2.0, "rougeL": 3.0, "rougeLsum": 4.0}) == 2
+    for task, main in (("squad_v2", 7.0), ("trivia_qa", 5.0), ("natural_questions", 5.0)):
+        assert scores.main(task, {"f1": 7.0, "em": 5.0}) == main
+    assert scores.main("web_questions", {"f1": 7.0, "em": 5.0}) == 5
     flat = tasks_lib.flat(found)
     assert flat["score/superglue"] == flat["score/mean"] == pytest.approx(75.0)
     assert flat["score/cb/f1"] == 90.0
