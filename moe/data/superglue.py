@@ -293,6 +293,7 @@ TASKS = (
         _plain(ENTAILMENT),
         _pairs("rte", "hypothesis", "premise"),
         ENTAILMENT,
+        metric="parity",
         files={TEST: "AX-g.jsonl"},
         tfds_splits={TEST: TEST},
     ),

@@ -56,6 +56,19 @@ def multirc(
     return {"f1a": f1(labels, said, 1), "em": percent([all(found) for found in right.values()])}
 
 
+def gender_parity(predicted: Sequence[int], numbers: Sequence[int]) -> float:
+    """Share of the pairs that got one class twice (AX-g, whose examples 2k and 2k + 1 differ in the
+    gender of one pronoun); NaN without whole pairs.
+
+    Args:
+      predicted: classes.
+      numbers: of the examples, as published.
+    """
+    said = dict(zip(numbers, predicted, strict=True))
+    pairs = [(said[n], said[n + 1]) for n in said if n % 2 == 0 and n + 1 in said]
+    return percent([first == second for first, second in pairs])
+
+
 def matthews(labels: Sequence[int], predicted: Sequence[int]) -> float:
     """Matthews' correlation of two classes, in percent (AX-b); 0 where it is not defined.
 

@@ -13,7 +13,7 @@ from moe.data.benchmark import TextExample
 from moe.data.question_answering import UNANSWERABLE
 from moe.data.supervised import SUPERGLUE, TASKS
 from moe.eval.answers import answer_scores, names_referent, normalise_trivia
-from moe.eval.classification import INVALID, accuracy, macro_f1, matthews, multirc
+from moe.eval.classification import INVALID, accuracy, gender_parity, macro_f1, matthews, multirc
 from moe.eval.rouge import rouge
 
 Figures = dict[str, float]
@@ -44,6 +44,12 @@ def _matthews(examples: Sequence[TextExample], answers: Sequence[str]) -> Figure
     # Of RTE's classes the first is the positive one.
     labels, said = _classes(examples, answers)
     return {"matthews": matthews(labels, said), "accuracy": accuracy(labels, said)}
+
+
+def _parity(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    labels, said = _classes(examples, answers)
+    parity = gender_parity(said, [example.key[0] for example in examples])
+    return {"accuracy": accuracy(labels, said), "gender_parity": parity}
 
 
 def _multirc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
@@ -84,6 +90,7 @@ METRICS: dict[str, Metric] = {
     "closed_book": _closed,
     "matthews": _matthews,
     "multirc": _multirc,
+    "parity": _parity,
     "record": _free,
     "rouge": _rouge,
     "squad": _free,
@@ -93,7 +100,7 @@ METRICS: dict[str, Metric] = {
 # Figures that the one figure of a task is the mean of, where it is not the mean of all.
 _MAIN = {
     **{"rouge": ("rouge2",), "squad": ("f1",), "matthews": ("matthews",)},
-    **{"trivia": ("em",), "closed_book": ("em",)},
+    **{"trivia": ("em",), "closed_book": ("em",), "parity": ("accuracy",)},
 }
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moe.eval.classification import accuracy, f1, macro_f1, matthews, multirc
+from moe.eval.classification import accuracy, f1, gender_parity, macro_f1, matthews, multirc
 
 
 def test_accuracy_counts_a_text_that_is_no_class_as_wrong():
@@ -49,3 +49,12 @@ def test_matthews_correlation():
     assert matthews(labels, said) == pytest.approx(25.8199, abs=1e-4)
     assert matthews([1, 0], [1, 1]) == 0.0  # one class only
     assert matthews([1, 0], [1, 0]) == 100.0
+
+
+def test_gender_parity_is_the_share_of_pairs_with_one_class():
+    # (0, 1): both 1. (2, 3): 0 and 1. (4, 5): both invalid, which is one class too. (7, 8) is no
+    # pair and 9 has none: 2 of 3, in whatever order they come.
+    said = {5: -1, 0: 1, 1: 1, 2: 0, 3: 1, 4: -1, 7: 0, 8: 0}
+    found = gender_parity(list(said.values()), list(said))
+    assert found == pytest.approx(200 / 3)
+    assert math.isnan(gender_parity([1], [0]))

@@ -55,6 +55,17 @@ def test_free_answers_and_spans():
     assert scores.score("squad_v2", none, ["Bob"]) == {"f1": 0.0, "em": 0.0}
 
 
+def test_diagnostics():
+    rte = ("entailment", "not_entailment")
+    pairs = [classed(n, label, rte) for n, label in enumerate((0, 0, 1, 1))]
+    answers = ["entailment", "entailment", "not_entailment", "entailment"]
+    # The second pair differs, and three answers are right.
+    assert scores.score("axg", pairs, answers) == {"accuracy": 75.0, "gender_parity": 50.0}
+    assert scores.main("axg", {"accuracy": 75.0, "gender_parity": 50.0}) == 75.0
+    # TP 2, TN 1, FP 1, FN 0 for the class entailment: 2 * 1 / sqrt(3 * 2 * 2 * 1) = 0.57735
+    assert scores.score("axb", pairs, answers)["matthews"] == pytest.approx(57.735, abs=1e-3)
+
+
 def test_superglue_is_the_mean_of_its_tasks_and_these_of_their_figures():
     found = {task: {"accuracy": 80.0} for task in ("boolq", "copa", "rte", "wic", "wsc")}
     found |= {"cb": {"f1": 90.0, "accuracy": 100.0}, "record": {"f1": 70.0, "em": 60.0}}
