@@ -74,6 +74,10 @@ class Answerer:
         size = len(self.vocabulary.encode(text)) + data.sentinels
         return Question(ids, number, answers, size > data.encoder_length - 1)
 
+    def truncation(self, cut: int, total: int) -> tuple[str, str]:
+        """Row of a table: how many inputs lost their end, and what the limit is."""
+        return "truncated", f"{cut:,} of {total:,} inputs (limit {self.length - 1:,} tokens)"
+
     def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[str]:
         """The text found for each question, in order."""
         for start in range(0, len(questions), self.rows):

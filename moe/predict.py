@@ -1,4 +1,5 @@
-"""Answers to a file of texts: one JSON object a line in, the same with `prediction` out, in order.
+"""Answers to a file of texts: one JSON object a line in, the same with `prediction` and `truncated`
+(whether the input lost its end) out, in order.
 
 What is finished lies in OUTPUT.partial; the same command goes on from there after a stop, however
 hard, and the file gets its name when all lines are answered.
@@ -80,12 +81,12 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             questions = [answerer.question(row[_FIELD], n) for n, row in rows]
             texts = answerer.answers(params, questions)
             lines = [
-                row | {"prediction": text} | ({"truncated": True} if q.cut else {})
+                row | {"prediction": text, "truncated": q.cut}
                 for (_, row), q, text in zip(rows, questions, texts, strict=True)
             ]
             partial.write(lines, main_host)
             done += len(lines)
-            cut += sum("truncated" in line for line in lines)
+            cut += sum(line["truncated"] for line in lines)
             progress.update(done)
             if stop.requested and done < total:
                 progress.close()
@@ -96,9 +97,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     progress.close()
     if main_host:
         partial.finish()
-        limit = answerer.length - 1
-        truncated = f"{cut:,} of {total:,} inputs, to {limit} tokens" if cut else "none"
-        rows = [("step", str(number)), ("lines", f"{total:,}"), ("truncated", truncated)]
+        rows = [("step", str(number)), ("lines", f"{total:,}"), answerer.truncation(cut, total)]
         print(summary(f"{config.name}: answers", [*rows, ("output", str(request.output))]))
     return 0
 
@@ -172,7 +171,7 @@ class _Partial:
             self.path.write_bytes(b"".join(lines))
         except OSError as error:
             raise self._refused(error) from None
-        return len(lines), sum("truncated" in json.loads(line) for line in lines)
+        return len(lines), sum(json.loads(line)["truncated"] for line in lines)
 
     def write(self, lines: list[dict[str, Any]], enabled: bool) -> None:
         """Appends the lines of a batch."""

@@ -107,14 +107,9 @@ class Tasks:
         }
 
     def rows(self, scores: dict[str, scoring.Figures]) -> list[tuple[str, str]]:
-        """The table of all tasks and their average."""
+        """The table of all tasks, their average, and how many inputs were cut."""
         table = scoring.rows(scores, {name: len(found) for name, found in self.examples.items()})
-        if self.truncated:
-            limit = self.answerer.length - 1
-            table.append(
-                ("truncated", f"{self.truncated:,} of {self.count:,} inputs, to {limit} tokens")
-            )
-        return table
+        return [*table, self.answerer.truncation(self.truncated, self.count)]
 
 
 def flat(scores: dict[str, scoring.Figures]) -> dict[str, float]:

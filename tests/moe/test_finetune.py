@@ -283,7 +283,8 @@ def test_evaluating_the_checkpoint_gives_the_scores_of_the_run(
         if name.startswith("score/"):
             assert value == summary[name], name
     table = capsys.readouterr().out
-    for text in ("copa", "(5 examples)", "sample:copa,cb,wsc, validation", "answered"):
+    limit = "of 14 inputs (limit 159 tokens)"
+    for text in ("copa", "(5 examples)", "sample:copa,cb,wsc, validation", "answered", limit):
         assert text in table
     lines = (tmp_path / "board" / "CB.jsonl").read_text().splitlines()
     assert [json.loads(line)["idx"] for line in lines] == list(range(5))
@@ -337,7 +338,7 @@ def test_long_inputs_are_cut_and_counted(config_of, capsys):
     long = [e for e in tasks.examples["copa"] if len(e.inputs) > 99]
     assert tasks.truncated >= len(long) > 0
     rows = dict(tasks.rows({}))
-    assert rows["truncated"] == f"{tasks.truncated} of 14 inputs, to 99 tokens"
+    assert rows["truncated"] == f"{tasks.truncated} of 14 inputs (limit 99 tokens)"
 
 
 def test_sentinels_end_inputs_and_begin_targets(config_of):
@@ -378,9 +379,9 @@ def lines_of(path):
 def request_of(tmp_path):
     texts = [f"rte hypothesis: {'x' * (17 * n % 200)} premise: {n}" for n in range(21)]
     source = tmp_path / "in.jsonl"
-    source.write_text(
-        "".join(json.dumps({"id": n, "inputs": t}) + "\n" for n, t in enumerate(texts))
-    )
+    # A field of the input with the name of one of ours, which says nothing here.
+    lines = [{"id": n, "inputs": text, "truncated": True} for n, text in enumerate(texts)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return predict.Request(source, tmp_path / "out.jsonl")
 
 
@@ -392,8 +393,10 @@ def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, req
     assert [line["id"] for line in whole] == list(range(21))
     assert len({line["prediction"] for line in whole}) > 10
     cut = [len(line["inputs"].encode()) > 159 for line in whole]
-    assert [line.get("truncated", False) for line in whole] == cut
-    assert f"{sum(cut)} of 21 inputs, to 159 tokens" in capsys.readouterr().out
+    assert [line["truncated"] for line in whole] == cut
+    assert 0 < sum(cut) < 21
+    truncated = f"{sum(cut)} of 21 inputs (limit 159 tokens)"
+    assert truncated in capsys.readouterr().out
     with pytest.raises(ConfigError, match="is there already"):
         predict.run(config, finished, request_of)
 
@@ -420,7 +423,9 @@ def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, req
     with partial.open("a") as file:
         file.write('{"id": 8, "inpu')
     assert predict.run(config, finished, request_of) == 0
-    assert "going on after 8 of 21 lines" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "going on after 8 of 21 lines" in printed
+    assert truncated in printed
     assert lines_of(request_of.output) == whole
     assert not list(request_of.output.parent.glob("*.partial*"))
 
