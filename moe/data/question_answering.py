@@ -30,8 +30,8 @@ UNANSWERABLE = "unanswerable"
 
 
 def pad_punctuation(text: str) -> str:
-    """Spaces around all but ASCII letters, digits and underscores, single ones, as T5 does."""
-    return re.sub(r"[\t\n\f\r ]+", " ", re.sub(r"([^A-Za-z0-9_])", r" \1 ", text))
+    """Spaces around ASCII punctuation ([[:punct:]], `_` included), single ones, as T5 does."""
+    return re.sub(r"[\t\n\f\r ]+", " ", re.sub(r"([!-/:-@\[-`{-~])", r" \1 ", text))
 
 
 def _joined(*parts: str) -> str:

@@ -68,7 +68,7 @@ SQUAD = {
     "title": "T",
     "paragraphs": [
         {
-            "context": "The mill (1712) burned; it's gone.",
+            "context": "The mill_wheel (1712) burned; café Zoé's gone.",
             "qas": [
                 {"id": "q1", "question": "When?", "answers": [{"text": "1712", "answer_start": 10}]}
             ],
@@ -196,7 +196,12 @@ GOLDEN = {
     ),
     "squad_v1": (
         {"SQuAD/train-v1.1.json": json.dumps({"data": [SQUAD]})},
-        [("question: When ? context: The mill ( 1712 ) burned ; it ' s gone . ", ("1712",))],
+        [
+            (
+                "question: When ? context: The mill _ wheel ( 1712 ) burned ; café Zoé ' s gone . ",
+                ("1712",),
+            )
+        ],
     ),
     "squad_v2": (
         {"SQuAD/train-v2.0.json": json.dumps({"data": [NO_ANSWER]})},
@@ -316,7 +321,7 @@ TFDS = {
     "squad_v1": {
         "id": b"q1",
         "title": b"T",
-        "context": b"The mill (1712) burned; it's gone.",
+        "context": "The mill_wheel (1712) burned; café Zoé's gone.".encode(),
         "question": b"When?",
         "answers": {"text": np.asarray([b"1712"], object), "answer_start": np.asarray([10])},
     },
