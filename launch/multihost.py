@@ -394,16 +394,35 @@ def run(args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]) 
       config: the resolved configuration, which all processes must share.
       train: trains and returns the exit code.
     """
-    place = find(args, os.environ)
-    if place is None:
-        return train()
-    start(place, args.start_timeout, args.heartbeat)
-    from trainlib import peers
+    from trainlib import peers, watchdog
 
+    # The meeting keeps its own time, and names who is missing; the rest is the watchdog's.
+    meeting = args.start_timeout + watchdog.LIMITS["connecting"]
+    least: Any = config.get("stuck_after", 0.0)  # `launch.doctor` may have no configuration
+    with watchdog.watching(least, peers.tell, watchdog.LIMITS | {"connecting": meeting}):
+        watchdog.enter("connecting", "the meeting of the hosts")
+        place = find(args, os.environ)
+        if place is not None:
+            return _run_together(place, args, config, train)
+        watchdog.enter("starting", _START)
+        return train()
+
+
+_START = "the start of the run"
+
+
+def _run_together(
+    place: Place, args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]
+) -> int:
+    from trainlib import peers, watchdog
+
+    start(place, args.start_timeout, args.heartbeat)
+    watchdog.enter("connecting", "the comparison of the hosts and their devices")
     with peers.linked() as link:
         assert link is not None
         try:
             compare(config)
+            watchdog.enter("starting", _START)
             return train()
         except Preempted:  # on all processes at the same step
             raise

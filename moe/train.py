@@ -20,7 +20,7 @@ from moe.data import check_vocabulary, make_source, train_batches, unigram_entro
 from moe.data.sources import Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
-from trainlib import goodput, peers, step
+from trainlib import goodput, peers, step, watchdog
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
@@ -28,7 +28,6 @@ from trainlib.errors import DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
-from trainlib.watchdog import Watchdog
 from trainlib.writers import Writers
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
@@ -135,7 +134,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     with (
         contextlib.closing(progress),
-        Watchdog(progress.beat, config.stuck_after, tell=peers.tell),
+        watchdog.follow(progress.beat),
         StopRequest() as stop,
         train_batches(
             source, config.data, config.batch_size, config.seed, start, *place

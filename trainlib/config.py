@@ -34,7 +34,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "batch_size": (128, "examples in one step, over all devices"),
     "microbatches": (1, "pieces a batch is cut into to save memory; gradients are summed"),
     "max_skipped_steps": (10, "updates in a row that may be skipped as not finite; then exit 70"),
-    "stuck_after": (60.0, "seconds of a step, or 10 usual ones if longer; then exit 76; 0 = never"),
+    "stuck_after": (60.0, "seconds of a step, or 10 usual ones if longer, then exit 76; 0 = never"),
     "log_every": (1, "steps between lines in metrics.jsonl"),
     "eval_every": (0, "steps between evaluations; 0 = only at the end"),
     "eval_batch_size": (0, "examples in one evaluation step; 0 = batch_size"),

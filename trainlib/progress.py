@@ -48,13 +48,14 @@ class Beat(NamedTuple):
     Attributes:
       mark: changes whenever something ended.
       doing: what it is at: "step 12".
-      exempt: whether that has no usual length: compiling, evaluation, saving.
+      phase: "step", or one that has no usual length: "compiling" (the first step, the wait for its
+        batch included), "evaluating", "saving".
       typical: median seconds of a step, pauses taken out; 0 when unknown.
     """
 
     mark: int
     doing: str
-    exempt: bool
+    phase: str
     typical: float
 
 
@@ -179,7 +180,7 @@ class Progress:
         self._began = clock() if began is None else began
         self._last_end = 0.0
         self._spent: defaultdict[str, float] = defaultdict(float)
-        self._doing, self._pausing, self._beats = "", False, 0
+        self._doing, self._pause, self._beats = "", "", 0
         self._durations: deque[float] = deque(maxlen=101)  # seconds of the last steps
         self._samples: deque[_Sample] = deque()
         self._first: _Sample | None = None
@@ -210,18 +211,18 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self, what: str) -> Iterator[None]:
-        """Around evaluation or saving: shown on a terminal, left out of all rates, from the end of
-        the last step that was dispatched.
+        """Around "evaluating" or "saving": shown on a terminal, left out of all rates, from the end
+        of the last step that was dispatched.
         """
         start = self._clock()
-        self._doing, self._pausing = what, True
+        self._doing = self._pause = what
         self._beats += 1
         if self._live:
             self._write(f"{_CLEAR}step {self._step}/{self._total}  {what} ...")
         try:
             yield
         finally:
-            self._doing, self._pausing = "", False
+            self._doing = self._pause = ""
             self._beats += 1
             idle = self._devices.idle(start)
             self._paused += idle
@@ -283,7 +284,8 @@ class Progress:
         doing = self._doing or f"step {self._step + 1}"
         known = tuple(self._durations)
         typical = statistics.median(known) if known else 0.0
-        return Beat(self._beats, doing, self._pausing or self._first is None, typical)
+        phase = self._pause or ("compiling" if self._first is None else "step")
+        return Beat(self._beats, doing, phase, typical)
 
     def line(self) -> str:
         """The line as it stands, cut to the terminal."""

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import goodput, nn, peers, step
+from trainlib import goodput, nn, peers, step, watchdog
 from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
@@ -22,7 +22,6 @@ from trainlib.errors import DataError, Preempted
 from trainlib.interrupt import StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
-from trainlib.watchdog import Watchdog
 from trainlib.writers import Writers
 from vitattn import classify, evaluate, transfer
 from vitattn import plan as plan_lib
@@ -113,7 +112,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     with (
         contextlib.closing(progress),
-        Watchdog(progress.beat, config.stuck_after, tell=peers.tell),
+        watchdog.follow(progress.beat),
         StopRequest() as stop,
         train_batches(
             source, config.data, config.batch_size, config.seed, start, *place, size

@@ -1,7 +1,8 @@
 """A run of several processes without a model, to be killed, stopped and delayed, and its starter.
 
 As a program it is one process: it joins, and in every step adds up one number over all processes.
-`--fault=I:STEP:KIND[:SECONDS]` makes process I sleep, raise a bug, or raise an expected error.
+`--fault=I:STEP:KIND[:SECONDS]` makes process I sleep, raise a bug, or raise an expected error; step
+0 is before the loop. `--limit=PHASE:SECONDS` is one of the watchdog's.
 """
 
 from __future__ import annotations
@@ -19,47 +20,55 @@ sys.path.insert(0, str(ROOT))
 
 def main(argv):
     from launch import cli, multihost
+    from trainlib import watchdog
     from trainlib.config import COMMON, from_schema, override
 
     parser = cli.parser("hosts", "")
     multihost.add_flags(parser)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--fault", default="-1:0:none")
+    parser.add_argument("--limit", default="starting:100")
     args, overrides = cli.parse(parser, argv)
     config = from_schema(COMMON)
     for key, value in overrides.items():
         override(config, key, value, "command line")
-    return multihost.run(args, config, lambda: train(args, config))
+    phase, seconds = args.limit.split(":")
+    watchdog.LIMITS[phase] = float(seconds)
+    return multihost.run(args, config, lambda: train(args))
 
 
-def train(args, config):
+def train(args):
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from trainlib import peers
+    from trainlib import peers, watchdog
     from trainlib.errors import DataError, Preempted
     from trainlib.interrupt import StopRequest
     from trainlib.mesh import make_mesh
     from trainlib.progress import Progress
-    from trainlib.watchdog import Watchdog
 
     mesh = make_mesh()
     rows = NamedSharding(mesh, P("data"))
     add = jax.jit(jnp.sum, in_shardings=rows, out_shardings=NamedSharding(mesh, P()))
     index, (who, step, kind, *rest) = jax.process_index(), args.fault.split(":")
     progress = Progress(args.steps, enabled=False)
-    with Watchdog(progress.beat, config.stuck_after, tell=peers.tell), StopRequest() as stop:
+
+    def fault(number):
+        if (index, number) == (int(who), int(step)):
+            if kind == "sleep":
+                time.sleep(float(rest[0]))
+            elif kind == "bug":
+                raise ValueError("a bug in one process")
+            elif kind == "data":
+                raise DataError("shard 3 is not there")
+
+    fault(0)
+    with watchdog.follow(progress.beat), StopRequest() as stop:
         for number in range(1, args.steps + 1):
-            if (index, number) == (int(who), int(step)):
-                if kind == "sleep":
-                    time.sleep(float(rest[0]))
-                elif kind == "bug":
-                    raise ValueError("a bug in one process")
-                elif kind == "data":
-                    raise DataError("shard 3 is not there")
+            fault(number)
             values = np.full(jax.local_device_count(), number + index, np.float32)
             total = add(jax.make_array_from_process_local_data(rows, values))
             print(f"step {number} {float(total):g}", flush=True)

@@ -225,16 +225,25 @@ def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
         assert "the loss of another\nprocess" in hosts.error(1 - victim)
 
 
-def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path):
-    with Hosts(tmp_path, 2, "--fault=1:5:sleep:90", "--config.stuck_after=4") as hosts:
+@pytest.mark.parametrize(
+    ("count", "fault", "words"),
+    [
+        (2, "--fault=1:5:sleep:90", "Stuck: step 5 has not ended"),
+        (1, "--fault=0:0:sleep:90", "Stuck: the start of the run has not ended"),
+    ],
+)
+def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path, count, fault, words):
+    """In a step, and before the first one, where a single process is watched as well."""
+    limits = ("--config.stuck_after=3", "--limit=starting:4")
+    with Hosts(tmp_path, count, fault, *limits) as hosts:
         codes, seconds = hosts.wait()
-        words = hosts.error(1)
-    assert codes == [76, 76]
+        error = hosts.error(count - 1)
+    assert codes == [76] * count
     assert seconds < BOUND
-    assert "Stuck: step 5 has not ended" in words
+    assert words in error
     lines = Path(__file__).with_name("hosts.py").read_text().splitlines()
     asleep = next(i for i, line in enumerate(lines, start=1) if "time.sleep(float" in line)
-    assert f'hosts.py", line {asleep} in train' in words
+    assert f'hosts.py", line {asleep} in fault' in error
 
 
 def test_a_late_process_is_waited_for(tmp_path):
