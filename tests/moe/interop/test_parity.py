@@ -36,7 +36,7 @@ def write(path, config, values):
         e.theirs: (interchange.their_shape(e, specs[e.ours]), np.dtype("f4"))
         for e in layout.entries
     }
-    files = safetensors_io.plan(path, tensors, 50_000)
+    files = safetensors_io.plan(path, tensors, 50_000, {})
     assert len(files) > 2
     with safetensors_io.Writer(path, files) as writer:
         for leaf, entries in layout.by_leaf().items():
