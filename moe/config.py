@@ -33,7 +33,7 @@ STACKED_AXES = ("period", "layer", "expert")  # Adafactor treats each index as a
 GENERAL = config_lib.COMMON | {
     "family": ("moe", "model family; picks the training loop"),
     "task": ("pretrain", "pretrain, or finetune: the tasks of data.source are scored as well"),
-    "eval_batches": (0, "evaluation steps; 0 = the whole held-out split"),
+    "eval_batches": (0, "evaluation steps for each part of the data; 0 = the whole held-out split"),
     "mesh.model": (1, "mesh columns: heads and feed-forward width"),
     "sharding": (
         "fsdp",

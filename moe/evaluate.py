@@ -26,10 +26,15 @@ from trainlib.errors import CheckpointError, ConfigError
 from trainlib.progress import Progress, duration, summary
 
 TOKENS, UNIGRAM = "tokens", "unigram_entropy"
+PART = "part/"  # prefix of what is measured of the parts of a mixture: part/SOURCE/NAME
+OF_PARTS = ("cross_entropy", "accuracy", TOKENS)
 
 
 def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
     """Cross-entropy, accuracy and router metrics over a split, and how many tokens were predicted.
+
+    Of a mixture they are the means over its parts, weighted by its rates as its unigram entropy is;
+    those of a part itself are `part/SOURCE/NAME`.
 
     Args:
       eval_step: `plan.eval_step()`.
@@ -37,6 +42,21 @@ def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) ->
       source: the split.
       plan: of the run.
     """
+    result: dict[str, float] = {TOKENS: 0}
+    total: dict[str, float] = {}
+    parts = source.parts()
+    for part, rate in parts:
+        measured = _over_part(eval_step, params, part, plan)
+        result[TOKENS] += measured[TOKENS]
+        if len(parts) > 1:
+            result |= {f"{PART}{part.name}/{name}": measured[name] for name in OF_PARTS}
+        for name, value in measured.items():
+            total[name] = total.get(name, 0.0) + rate * value
+    return {**total, **result}
+
+
+def _over_part(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
+    """The same over a source that is no mixture."""
     config, total = plan.config, None
     size = config.eval_batch_size or config.batch_size
     place = jax.process_index(), jax.process_count()
@@ -85,7 +105,7 @@ def run(
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     result = over_split(plan.eval_step(), params, source, plan)
     result = {"step": number, **result, UNIGRAM: unigram_entropy(source.target_counts())}
-    rows = [("step", number), *table(result), *router_rows(result, plan)]
+    rows = [("step", number), *table(result), *part_rows(result), *router_rows(result, plan)]
     print(summary(f"{config.name} on {config.data.source}, held out", rows))
     return result
 
@@ -120,6 +140,23 @@ def table(result: Mapping[str, float]) -> list[tuple[str, str]]:
         ("cross-entropy", f"{loss:.4f} nats a token on {int(result[TOKENS]):,} tokens"),
         ("unigram entropy", f"{unigram:.4f} nats; cross-entropy is {unigram - loss:.4f} below"),
         ("token accuracy", f"{100 * result['accuracy']:.2f} %"),
+    ]
+
+
+def part_rows(result: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Rows of a printed result for the parts of a mixture."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in result.items():
+        if name.startswith(PART):
+            part, _, measured = name.removeprefix(PART).rpartition("/")
+            found.setdefault(part, {})[measured] = value
+    return [
+        (
+            part,
+            f"cross-entropy {own['cross_entropy']:.4f}, accuracy {100 * own['accuracy']:.2f} % on "
+            f"{int(own[TOKENS]):,} tokens",
+        )
+        for part, own in found.items()
     ]
 
 

@@ -190,7 +190,13 @@ def figures(result: Mapping[str, float]) -> dict[str, float]:
     `metrics.jsonl` and TensorBoard for every step, constants in the summary.
     """
     whole = ("cross_entropy", "accuracy")
-    return {n: v for n, v in result.items() if n in whole or n.startswith(tasks_lib.SCORE)}
+    return {
+        name: value
+        for name, value in result.items()
+        if name in whole
+        or name.startswith(tasks_lib.SCORE)
+        or (name.startswith(evaluate.PART) and name.endswith(whole))
+    }
 
 
 def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:
@@ -235,6 +241,7 @@ def report(
     tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
     rows = {
         **dict(evaluate.table(result)),
+        **dict(evaluate.part_rows(result)),
         **dict(tasks_lib.flat_rows(result)),
         **dict(evaluate.router_rows(result, plan)),
         "time": f"{duration(seconds)} for {steps} steps",

@@ -71,6 +71,10 @@ class Source(Protocol):
         included; expected counts, to any scale."""
         ...
 
+    def parts(self) -> list[tuple[Source, float]]:
+        """Returns the sources of a mixture with their shares of the rows, or itself alone."""
+        ...
+
 
 class _Cached:
     """What the sources that read one cache share."""
@@ -91,6 +95,9 @@ class _Cached:
 
     def counts(self) -> np.ndarray:
         return self.cache.counts().astype(np.float64)
+
+    def parts(self) -> list[tuple[Any, float]]:
+        return [(self, 1.0)]
 
     def _read(self, start: int, stop: int) -> np.ndarray | Damage:
         """Returns ids, or the first record of the cache that spoils them."""
@@ -357,7 +364,7 @@ class Mixture:
     """Several sources at fixed rates; each is read through in its own epochs.
 
     Rates are exact in every 65,536 rows of training, whose order over the sources is random.
-    Evaluation reads each source once, one after the other.
+    Evaluation reads each source once, one after the other; a run evaluates its `parts`.
     """
 
     def __init__(self, name: str, sources: Sequence[Source], rates: Sequence[float]):
@@ -414,6 +421,9 @@ class Mixture:
 
     def target_counts(self) -> np.ndarray:
         return _weighted([source.target_counts() for source in self.sources], self.rates)
+
+    def parts(self) -> list[tuple[Source, float]]:
+        return list(zip(self.sources, self.rates.tolist(), strict=True))
 
 
 def _weighted(counts: list[np.ndarray], rates: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -108,6 +109,39 @@ def test_evaluating_the_checkpoint_gives_the_score_of_the_run(config_of, finishe
     summary = json.loads((finished / "summary.json").read_text())
     assert result["cross_entropy"] == pytest.approx(summary["cross_entropy"], abs=1e-6)
     assert "unigram entropy" in capsys.readouterr().out
+
+
+def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(config_of, tmp_path):
+    """`eval_batches` is of each part: the second is reached although the first has more."""
+    for letter in "ab":
+        (tmp_path / f"{letter}.jsonl").write_text(
+            "".join(f'{{"text": "{letter * 100}"}}\n' for _ in range(200))
+        )
+    config = config_of(experts=0, eval_batches=1)
+    names = [f"jsonl:{tmp_path}/{letter}.jsonl" for letter in "ab"]
+    parts = tuple(zip(names, (3.0, 1.0), strict=True))
+    config.data.update(source="mixture", parts=parts, holdout=0.5)
+
+    def eval_step(params, state, batch):
+        """The letter a costs 1, everything else nothing."""
+        weights = np.asarray(batch["decoder_weights"])
+        own = weights * (np.asarray(batch["decoder_targets"]) == 3 + ord("a"))
+        return {"cross_entropy": (own.sum(), weights.sum()), "accuracy": (8.0, 16.0)}
+
+    source, plan = make_source(config.data, "holdout"), plan_lib.make(config)
+    result = evaluate.over_split(eval_step, {}, source, plan)
+    first, second = (result[f"part/{name}/cross_entropy"] for name in names)
+    assert 0.5 < first < 1
+    assert second == 0
+    assert result["cross_entropy"] == pytest.approx(0.75 * first)
+    assert result["accuracy"] == 0.5
+    tokens = [result[f"part/{name}/tokens"] for name in names]
+    assert result["tokens"] == sum(tokens) > tokens[0] > 0
+    assert set(train.figures(result)) == {"cross_entropy", "accuracy"} | {
+        f"part/{name}/{value}" for name in names for value in ("cross_entropy", "accuracy")
+    }
+    rows = dict(evaluate.part_rows(result))
+    assert rows[names[1]] == f"cross-entropy 0.0000, accuracy 50.00 % on {tokens[1]:,} tokens"
 
 
 @pytest.mark.slow
