@@ -48,7 +48,10 @@ GENERAL = config_lib.COMMON | {
         "generate",
         "answers with given candidates: generate the words (as T5), or rank, which is faster",
     ),
-    "upcycle.workdir": ("", "run of a dense model whose weights this one starts from; '' = none"),
+    "upcycle.workdir": (
+        "",
+        "workdir, checkpoints or step of a dense run that fills this model's experts; '' = none",
+    ),
     "upcycle.step": (0, "checkpoint of that run; 0 = the newest"),
     "published.params": ("", "parameters as the paper prints them"),
     "published.source": ("", "paper and table of the published figures"),

@@ -86,14 +86,18 @@ def run(config: ConfigDict, workdir: Path) -> int:
             return 0
     else:
         changed = []
-        key = jax.random.key(config.seed)
-        state = state_lib.create(plan.abstract, plan.optimizer, key, plan.shardings)
+        key, told = jax.random.key(config.seed), ""
+        create = functools.partial(
+            state_lib.create, plan.abstract, plan.optimizer, key, plan.shardings
+        )
         if config.upcycle.workdir:
-            state = upcycle.start(plan, state)
-        if config.init_from:
-            state, taken = finetune.start(plan, state)
-            if main_host:
-                print(taken, flush=True)
+            state, told = upcycle.start(plan, create)
+        elif config.init_from:
+            state, told = finetune.start(plan, create())
+        else:
+            state = create()
+        if told and main_host:
+            print(told, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
         print(opening(plan, source, eval_source, unigram, start), flush=True)

@@ -166,8 +166,10 @@ def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_p
     config = config_of()
     config.upcycle.workdir = str(tmp_path)
     sparse = plan_lib.make(config)
-    state = state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
-    state = upcycle.start(sparse, state)
+    state, told = upcycle.start(
+        sparse, lambda: state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
+    )
+    assert "step 3" in told
     source = make_source(config.data, "holdout")
     scores = [
         evaluate.over_split(plan.eval_step(), params, source, plan)["cross_entropy"]
