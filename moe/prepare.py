@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from moe.data.cache_writer import build
 from moe.data.catalog import (
     cache_directory,
     check_settings,
+    check_unchanged,
     make_reader,
     parts_of,
     shard_count,
     write_mixture,
 )
 from moe.data.vocabulary import Vocabulary
+from trainlib.errors import DataError
 
 
 def run(
@@ -81,6 +84,7 @@ def _prepare(
 ) -> bool:
     reader = make_reader(data, source, split, vocabulary)
     directory = cache_directory(data, source, split, vocabulary)
+    definitions = hashlib.sha256(tasks.read_bytes()).hexdigest()[:16] if tasks else ""
     if not (directory / "manifest.json").is_file():
         done = build(
             directory,
@@ -89,12 +93,20 @@ def _prepare(
             shards=shard_count(reader),
             workers=workers,
             max_bad_fraction=data.max_bad_fraction,
+            title=f"{source} ({split})",
             part=part,
+            definitions=definitions,
             prepare_worker=functools.partial(_load, tasks) if tasks else None,
         )
         if not done:
             return False
     cache = Cache(directory)
+    check_unchanged(reader, cache)
+    if tasks and definitions != cache.manifest["definitions"]:
+        raise DataError(
+            f"{source} ({split}) was prepared with another version of {tasks}. Remove {directory} "
+            "and prepare it again, or give the file as it was."
+        )
     if verify:
         cache.verify()
     print(describe(source, split, cache))

@@ -6,6 +6,9 @@ A cache is a directory that appears under its name only when it is complete:
   SHARD.ends.npy            int64 [documents], where each document ends in the shard
   SHARD.inputs.npy          int32 [documents], how many of its ids are its inputs; only for pairs
   SHARD.counts.npy          int64 [V], how often each id occurs in targets
+Where it lies follows from the settings that decide its content (`catalog.cache_directory`); the
+manifest holds the fingerprint of what was read and the digest of the vocabulary, and neither may
+differ from those of a run.
 `moe.data.cache_writer` makes it.
 """
 
@@ -39,7 +42,8 @@ class DamagedRecord(OSError):
 
 
 BLOCK = 2048  # ids of one record: 4 KB, read in about 15 us wherever it lies
-FORMAT = 1
+# Changes when these files do, or what a reader or a vocabulary makes of the same text.
+FORMAT = 2
 
 _READER_ERRORS = (RuntimeError, IndexError, ValueError)  # as ArrayRecord reports damage
 
@@ -57,12 +61,26 @@ class Shard:
     targets: int
     file_bytes: int
     sha256: str
+    index_sha256: str
     unusable: list[list[str]]  # (where, why)
 
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def index_files(directory: Path, shard: str, pairs: bool) -> list[Path]:
+    """Returns the arrays of a shard, in the order of their digest."""
+    kinds = ("ends", "inputs", "counts") if pairs else ("ends", "counts")
+    return [directory / f"{shard}.{kind}.npy" for kind in kinds]
+
+
+def index_digest(directory: Path, shard: str, pairs: bool) -> str:
+    digest = hashlib.sha256()
+    for path in index_files(directory, shard, pairs):
+        digest.update(sha256_of(path).encode())
+    return digest.hexdigest()
 
 
 def id_type(size: int) -> np.dtype:
@@ -93,8 +111,8 @@ class Cache:
             )
         self.manifest = manifest
         self.shards = [Shard(**shard) for shard in manifest["shards"]]
-        self._check_files()
         self.pairs = "inputs" in manifest["features"]
+        self._check_files()
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.digest: str = manifest["digest"]
         self.starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
@@ -129,6 +147,12 @@ class Cache:
                     f"data is damaged. Copy it again, or remove {self.directory} and prepare it "
                     "again with `python -m launch.prepare`."
                 )
+            for path in index_files(self.directory, shard.name, self.pairs):
+                if not path.is_file():
+                    raise DataError(
+                        f"{path} is missing: the tokenised data is damaged. Copy it again, or "
+                        f"remove {self.directory} and prepare it again."
+                    )
 
     def verify(self) -> None:
         """Reads every shard and compares its digest; raises DataError for one that differs."""
@@ -138,6 +162,12 @@ class Cache:
                 raise DataError(
                     f"{path} is damaged: its SHA-256 is not the one noted when it was written. "
                     f"Remove {self.directory} and prepare it again."
+                )
+            if index_digest(self.directory, shard.name, self.pairs) != shard.index_sha256:
+                raise DataError(
+                    f"{self.directory / shard.name}.*.npy: an index is damaged, its SHA-256 is not "
+                    f"the one noted when it was written. Remove {self.directory} and prepare it "
+                    "again."
                 )
 
     def left_out(self, most: int = 20) -> list[str]:

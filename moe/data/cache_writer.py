@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moe.data.cache import BLOCK, FORMAT, Shard, id_type, read_json, sha256_of
-from moe.data.readers import Reader
+from moe.data.cache import BLOCK, FORMAT, Shard, id_type, index_digest, read_json, sha256_of
+from moe.data.readers import Document, Reader, unreadable
 from moe.data.vocabulary import Vocabulary
 from trainlib.data import BadRecords
 from trainlib.errors import DataError, StorageError
@@ -93,9 +93,9 @@ def _encoded(
     """Yields (where, feature -> ids, why unusable) for each document.
 
     Raises:
-      DataError: an id outside the vocabulary.
+      DataError: an id outside the vocabulary, or a file that cannot be read.
     """
-    for where, text, reason in reader.documents(shard, shards):
+    for where, text, reason in _documents(reader, shard, shards):
         ids = {
             key: vocabulary.encode(value) if isinstance(value, str) else np.asarray(value)
             for key, value in text.items()
@@ -110,6 +110,13 @@ def _encoded(
         if not reason and not len(ids["targets"]):
             reason = "has no tokens"
         yield where, ids, reason
+
+
+def _documents(reader: Reader, shard: int, shards: int) -> Iterator[Document]:
+    try:
+        yield from reader.documents(shard, shards)
+    except OSError as error:  # of the source: what a consumer raises does not come here
+        raise unreadable(reader.name, error) from error
 
 
 def write_shard(
@@ -136,21 +143,21 @@ def write_shard(
         inputs.append(len(ids["inputs"]) if pairs else 0)
         counts += np.bincount(ids["targets"], minlength=vocabulary.size)
     writer.close()
-    tokens = partial / f"{name}.tokens"
-    record = Shard(
-        name, len(ends), position, int(counts.sum()),
-        temporary.stat().st_size, sha256_of(temporary), unusable,
-    )  # fmt: skip
-    temporary.replace(tokens)
+    size, digest = temporary.stat().st_size, sha256_of(temporary)
+    temporary.replace(partial / f"{name}.tokens")
     _save_array(partial / f"{name}.ends.npy", np.asarray(ends, np.int64))
     if pairs:
         _save_array(partial / f"{name}.inputs.npy", np.asarray(inputs, np.int32))
     _save_array(partial / f"{name}.counts.npy", counts)
+    index = index_digest(partial, name, pairs)
+    record = Shard(name, len(ends), position, int(counts.sum()), size, digest, index, unusable)
     write_atomically(done, json.dumps(dataclasses.asdict(record)).encode())
     return record
 
 
-def begin(partial: Path, reader: Reader, vocabulary: Vocabulary, shards: int) -> int:
+def begin(
+    partial: Path, reader: Reader, vocabulary: Vocabulary, shards: int, definitions: str
+) -> int:
     """Makes the directory `partial`, or finds the one that an interrupted preparation left.
 
     Returns:
@@ -167,7 +174,12 @@ def begin(partial: Path, reader: Reader, vocabulary: Vocabulary, shards: int) ->
             f"{reader.name}: there is nothing to read. Give a folder with *.txt (text:) or "
             "*.jsonl (jsonl:) files, or the path of one file."
         )
-    plan = {"format": FORMAT, "fingerprint": fingerprint, "vocabulary": vocabulary.digest}
+    plan = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "vocabulary": vocabulary.digest,
+        "definitions": definitions,
+    }
     found = read_json(partial / "plan.json")
     if found and {**found, "shards": 0} == {**plan, "shards": 0}:
         return found["shards"]
@@ -185,7 +197,7 @@ def finish(
     for left in partial.glob("?????-of-*.tmp"):  # of processes that were killed
         left.unlink(missing_ok=True)
     plan = read_json(partial / "plan.json")
-    digests = "".join(shard.sha256 for shard in shards)
+    digests = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
     manifest = {
         **(plan or {}),
         "source": reader.name,
@@ -213,8 +225,10 @@ def build(
     shards: int,
     workers: int,
     max_bad_fraction: float,
+    title: str = "",
     part: tuple[int, int] = (0, 1),
     private: bool = False,
+    definitions: str = "",
     prepare_worker: Callable[[], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> bool:
@@ -227,9 +241,11 @@ def build(
       shards: number of shards; one that was begun keeps its own.
       workers: processes; 1 or less works in this one.
       max_bad_fraction: as in the `data` part of a configuration.
+      title: names source and split in what is reported; default: the reader's name.
       part: (index, count): which share of the shards to write, for several machines.
       private: keeps what is unfinished apart from other processes that do the same at once, as the
         hosts of a pod may; it cannot be resumed.
+      definitions: digest of the file that defines what is read, where there is one.
       prepare_worker: runs first in each worker process.
       report: told one line for each shard.
 
@@ -252,7 +268,9 @@ def build(
             shards,
             workers,
             max_bad_fraction,
+            title or reader.name,
             part,
+            definitions,
             prepare_worker,
             report,
         )
@@ -278,18 +296,20 @@ def _write_and_finish(
     shards: int,
     workers: int,
     max_bad_fraction: float,
+    title: str,
     part: tuple[int, int],
+    definitions: str,
     prepare_worker: Callable[[], None] | None,
     report: Callable[[str], None],
 ) -> bool:
-    shards = begin(partial, reader, vocabulary, shards)
+    shards = begin(partial, reader, vocabulary, shards, definitions)
     bad = _Unusable(max_bad_fraction)
     own = range(part[0], shards, part[1])
     write = functools.partial(write_shard, partial, reader, vocabulary, shards=shards)
     for shard in _in_processes(write, own, workers, prepare_worker):
         bad.count(shard)
         report(
-            f"{reader.name}: shard {shard.name}, {shard.documents:,} documents, "
+            f"{title}: shard {shard.name}, {shard.documents:,} documents, "
             f"{shard.tokens:,} tokens, {len(shard.unusable):,} documents unusable"
         )
     names = [f"{shard:05d}-of-{shards:05d}" for shard in range(shards)]
@@ -298,9 +318,13 @@ def _write_and_finish(
         return (directory / "manifest.json").is_file()
     done = [Shard(**shard) for shard in found if shard]
     if not sum(shard.documents for shard in done):
+        unusable = [": ".join(entry) for shard in done for entry in shard.unusable]
+        why = f"none of its documents can be used: {'; '.join(unusable[:3])}" if unusable else (
+            "all its documents belong to the other part of the data"
+        )  # fmt: skip
         raise DataError(
-            f"{reader.name} has no text for this part of the data ({bad.total} documents are "
-            "unusable, others belong to the other part). Give it more, or another data.holdout."
+            f"{title} has no text, {why}. Give it more documents (a file of text is one for each "
+            "64 KiB), or another data.holdout."
         )
     finish(directory, partial, reader, vocabulary, done)
     return True

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from moe.data import supervised
 from moe.data.benchmark import TRAIN, VALIDATION
-from moe.data.cache import Cache, read_json
+from moe.data.cache import FORMAT, Cache, read_json
 from moe.data.cache_writer import build, make_directory, write_atomically
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
 from moe.data.sources import OBJECTIVES, Examples, Mixture, Source, Windows, from_cache
@@ -97,9 +97,12 @@ def cache_root(config: Any) -> Path:
 
 def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Path:
     """Returns where the cache of a source lies: its name tells source and split, and a digest all
-    that decides its content except the files themselves."""
+    that decides its content except the files themselves. Lengths, noise and packing decide nothing:
+    they are applied to what is read from it."""
     kind = source.partition(":")[0]
-    deciding: list[Any] = [source, split, vocabulary.digest]
+    deciding: list[Any] = [FORMAT, source, split, vocabulary.digest]
+    if kind == "pydoc":  # another text in each version of Python
+        deciding.append(Pydoc(split == "holdout").fingerprint())
     if kind in ("text", "jsonl"):
         deciding.append(config.holdout)
     if kind in ("jsonl", "tfds"):
@@ -284,20 +287,23 @@ def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Windo
             )
         build(
             directory, reader, vocabulary, shards=1, workers=0, private=True,
-            max_bad_fraction=config.max_bad_fraction, report=print if large else lambda line: None,
+            title=f"{source} ({split})", max_bad_fraction=config.max_bad_fraction,
+            report=print if large else lambda line: None,
         )  # fmt: skip
         for line in Cache(directory).left_out():
             print(f"{source} ({split}): {line}", flush=True)
     cache = Cache(directory)
-    _check_unchanged(reader, cache)
+    check_unchanged(reader, cache)
     return from_cache(source, cache, vocabulary, config)
 
 
-def _check_unchanged(reader: Reader, cache: Cache) -> None:
-    """The files may be gone, as on a machine that has the cache only, but not others."""
+def check_unchanged(reader: Reader, cache: Cache) -> None:
+    """Raises DataError for a cache of other files than those that are here; they may be gone, as on
+    a machine that has the cache only.
+    """
     now = reader.fingerprint()
     if now is not None and now != cache.manifest["fingerprint"]:
         raise DataError(
-            f"{reader.name} has changed since it was tokenised (names or sizes of its files). "
-            f"Remove {cache.directory} and prepare it again, or restore the files."
+            f"{reader.name} has changed since it was tokenised (names, sizes or text of its files)."
+            f" Remove {cache.directory}, and it is tokenised again; or restore the files."
         )

@@ -14,11 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from trainlib.errors import DataError
+
 # A line above this is refused: it would be a mistake, and has to fit memory several times.
 _LARGEST_BYTES = 64 << 20
 
 # Files are read in pieces of about this size, each the lines that begin in it.
 _PIECE_BYTES = 64 << 10
+
+# Up to so many bytes, all tell whether a source has changed; of more, blocks at even distances.
+_WHOLE_BYTES = 32 << 20
+_SAMPLES, _SAMPLE_BYTES = 2048, 4096
 
 # Of the topics of the Python documentation, by bytes about one in ten.
 _PYDOC_HOLDOUT = 0.1
@@ -53,6 +59,42 @@ class Reader(Protocol):
         ...
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]: ...
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """The error for a source that the system does not let us read."""
+    return DataError(f"{name} cannot be read ({error}). Repair or remove what is named.")
+
+
+def files_digest(source: str, folder: Path, sizes: list[tuple[str, int]]) -> str | None:
+    """Returns a digest of the names, sizes and bytes of files, None where there are none.
+
+    Of many bytes only samples are read, so that it takes seconds at any size. A copy elsewhere has
+    the same, whatever its times.
+
+    Args:
+      source: what they are, for messages.
+      folder: where they lie.
+      sizes: (path in the folder, bytes) of each.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    total, content, begin = sum(size for _, size in sizes), hashlib.sha256(), 0
+    distance = total // _SAMPLES
+    try:
+        for name, size in sizes:
+            if total <= _WHOLE_BYTES:
+                content.update((folder / name).read_bytes())
+            elif places := range(-begin % distance, size, distance):
+                with (folder / name).open("rb") as file:
+                    for place in places:
+                        file.seek(place)
+                        content.update(file.read(_SAMPLE_BYTES))
+            begin += size
+    except OSError as error:
+        raise unreadable(source, error) from error
+    return _digest(sizes, content.hexdigest()) if sizes else None
 
 
 def held_out(key: str, fraction: float) -> bool:
@@ -124,8 +166,7 @@ class _Files:
         return sum(size for _, size in self._sizes())
 
     def fingerprint(self) -> str | None:
-        sizes = self._sizes()
-        return _digest(sizes) if sizes else None
+        return files_digest(self.name, self.path, self._sizes())
 
     def _pieces(self, shard: int, shards: int) -> Iterator[tuple[str, int, int]]:
         """Yields (file, start, file size) of the shard's pieces."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from moe.data import question_answering, reasoning, summarise, superglue
 from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Record, TextExample
-from moe.data.readers import Document
+from moe.data.readers import Document, files_digest
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -295,23 +295,24 @@ class TaskReader:
         self.split = TRAIN if split == "train" else VALIDATION
         check_labels(source, self.split, vocabulary)
 
-    def _files(self) -> list[tuple[str, int]]:
+    def _files(self) -> tuple[Path, list[tuple[str, int]]]:
+        """Returns a folder, and the files of this split in it with their sizes."""
         (name,) = task_names(self.name)
         folder = _folder(TASKS[name], self.config, self.name)
         if folder is None:
-            return []
+            return Path(), []
         file = folder / TASKS[name].files[self.split]
         files = [file] if file.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-        return [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
+        return folder, [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
 
     @property
     def size_bytes(self) -> int:
-        return sum(size for _, size in self._files())
+        return sum(size for _, size in self._files()[1])
 
     def fingerprint(self) -> str | None:
         if self.name.startswith("sample:"):
             return sample_digest(self.name)
-        return hashlib.sha256(repr(self._files() or self.split).encode()).hexdigest()[:16]
+        return files_digest(self.name, *self._files()) or self.split
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
         for number, (where, example) in enumerate(read(self.config, self.name, self.split)):

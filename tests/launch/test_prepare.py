@@ -167,3 +167,27 @@ def test_runs_from_any_directory(run, tmp_path, monkeypatch):
     code, _, _ = run("--split=holdout")
     assert code == 0
     assert Path("cache").is_dir()
+
+
+def test_files_that_changed_are_noticed(run, tmp_path):
+    source = text(tmp_path, a=b"some text")
+    arguments = (source, "--config.data.holdout=0", "--split=train")
+    assert run(*arguments)[0] == 0
+    (tmp_path / "texts" / "a.txt").write_bytes(b"same size")
+    code, _, error = run(*arguments)
+    assert code == 65
+    assert "has changed since it was tokenised" in error
+
+
+def test_other_definitions_of_tasks_are_noticed(run, tmp_path, monkeypatch):
+    """What a Task makes of its source stands in the file of --tasks alone."""
+    monkeypatch.setattr("moe.data.tasks.load_definitions", lambda path: None)
+    tasks = tmp_path / "tasks.py"
+    tasks.write_text("one")
+    arguments = (text(tmp_path, a=b"x"), "--config.data.holdout=0", "--split=train")
+    for _ in range(2):
+        assert run(*arguments, f"--tasks={tasks}", "--workers=0")[0] == 0
+    tasks.write_text("two")
+    code, _, error = run(*arguments, f"--tasks={tasks}", "--workers=0")
+    assert code == 65
+    assert "another version of" in error

@@ -1,5 +1,6 @@
 """The cache of tokenised data: content, going on after a kill, damage, and bad documents."""
 
+import itertools
 import json
 import os
 import pickle
@@ -204,8 +205,10 @@ def test_too_many_unusable_documents(tmp_path):
 
 
 def test_nothing_usable(tmp_path):
-    with pytest.raises(DataError, match="has no text"):
-        make(tmp_path / "c", Lines(count=3, bad=(0, 1, 2)))
+    with pytest.raises(DataError, match=r"has no text, none of .*: line 0: is broken; line 1"):
+        make(tmp_path / "c", Lines(count=3, bad=(0, 1, 2)), max_bad_fraction=1.0)
+    with pytest.raises(DataError, match=r"^a \(holdout\) has no text, all its documents belong"):
+        make(tmp_path / "d", Lines(count=0), title="a (holdout)")
 
 
 class WrongIds(Lines):
@@ -273,6 +276,29 @@ def test_a_flipped_bit_is_noticed(tmp_path, monkeypatch):
         cache.read(0, cache.tokens)
     with pytest.raises(DataError, match="SHA-256"):
         cache.verify()
+
+
+@pytest.mark.parametrize("kind", ["ends", "inputs", "counts"])
+def test_a_damaged_index_is_noticed(tmp_path, kind):
+    """A document that ends elsewhere would be read as another, without a word."""
+    make(tmp_path / "c", Lines(pairs=True))
+    path = tmp_path / "c" / f"00001-of-00003.{kind}.npy"
+    flip(path, path.read_bytes())
+    with pytest.raises(DataError, match=r"00001-of-00003\.\*\.npy: an index is damaged"):
+        Cache(tmp_path / "c")
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{kind}\.npy is missing"):
+        Cache(tmp_path / "c")
+
+
+def test_a_source_that_cannot_be_read_is_no_failing_disk(tmp_path):
+    class Gone(Lines):
+        def documents(self, shard, shards):
+            yield from itertools.islice(super().documents(shard, shards), 3)
+            raise FileNotFoundError(2, "No such file or directory", "/data/b.txt")
+
+    with pytest.raises(DataError, match=r"lines cannot be read .*b\.txt"):
+        make(tmp_path / "c", Gone())
 
 
 def test_other_formats_are_refused(tmp_path):

@@ -1,11 +1,15 @@
 """Documents from pydoc, folders of text and jsonl, and what is said of unusable ones."""
 
 import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe.data import readers
 from moe.data.readers import Jsonl, Pydoc, TextFolder
+from trainlib.errors import DataError
 
 
 def everything(reader, shards=1):
@@ -170,11 +174,55 @@ def test_a_line_above_the_limit_is_refused_and_passed_over(tmp_path, monkeypatch
     assert documents[1].text["targets"].strip() == after
 
 
-def test_fingerprint_follows_names_and_sizes(tmp_path):
+def test_fingerprint_follows_names_sizes_and_bytes(tmp_path):
     path = folder(tmp_path / "data", a=b"one", b=b"two")
     reader = TextFolder(path, 0.0, False)
     before = reader.fingerprint()
+    os.utime(tmp_path / "data" / "b.txt", (0, 0))  # as a copy has other times
     assert reader.fingerprint() == before
-    (tmp_path / "data" / "b.txt").write_bytes(b"more")
-    assert reader.fingerprint() != before
+    for content in (b"more", b"twO"):  # of another size, and of the same
+        (tmp_path / "data" / "b.txt").write_bytes(content)
+        assert reader.fingerprint() != before
+    folder(tmp_path / "copy", a=b"one", b=b"two")
+    assert TextFolder(str(tmp_path / "copy"), 0.0, False).fingerprint() == before
     assert TextFolder(str(tmp_path / "nowhere"), 0.0, False).fingerprint() is None
+
+
+def test_fingerprint_of_much_text_samples_all_of_it(tmp_path, monkeypatch):
+    """Of 100,000 bytes in three files 10 blocks of 100: a text that is shifted is noticed, and so
+    are other bytes in any sampled place; no more is read.
+    """
+    for name, value in (("_WHOLE_BYTES", 1000), ("_SAMPLES", 10), ("_SAMPLE_BYTES", 100)):
+        monkeypatch.setattr(readers, name, value)
+    text = np.random.default_rng(0).integers(97, 123, 100_000, dtype=np.uint8)
+    cuts = (text[:25_050], text[25_050:25_060], text[25_060:])
+    path = folder(tmp_path / "data", **{n: c.tobytes() for n, c in zip("abc", cuts, strict=True)})
+    reader = TextFolder(path, 0.0, False)
+    before = reader.fingerprint()
+    changed = []
+    for place in range(0, len(text), 50):
+        with (tmp_path / "data" / "c.txt").open("r+b") as file:
+            if place < 25_060:
+                continue
+            file.seek(place - 25_060)
+            file.write(bytes([text[place] ^ 1]))
+            file.flush()
+            if reader.fingerprint() != before:
+                changed.append(place)
+            file.seek(place - 25_060)
+            file.write(bytes([text[place]]))
+    assert changed == [p for start in range(30_000, 100_000, 10_000) for p in (start, start + 50)]
+    shifted = np.roll(text, 1)[25_060:].tobytes()
+    (tmp_path / "data" / "c.txt").write_bytes(shifted)
+    assert reader.fingerprint() != before
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = folder(tmp_path / "data", a=b"one")
+
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"data cannot be read .*Permission denied: '.*a\.txt'"):
+        TextFolder(path, 0.0, False).fingerprint()

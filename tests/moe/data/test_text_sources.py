@@ -10,8 +10,9 @@ import pytest
 
 from moe.data import cache as cache_module
 from moe.data import catalog, make_source, make_vocabulary, unigram_entropy
-from moe.data.catalog import MIXTURES
+from moe.data.catalog import MIXTURES, cache_directory
 from moe.data.packing import fill_rows
+from moe.data.readers import Pydoc
 from trainlib.errors import ConfigError, DataError
 
 SMALL = {"encoder_length": 32, "decoder_length": 32, "mean_span": 2.0}
@@ -284,12 +285,42 @@ def test_digest_tells_what_changes_the_meaning_of_a_position(data_config, tmp_pa
         assert make_source(data_config(**settings, **change), "train").digest != same
 
 
-def test_changed_files_are_noticed(data_config, tmp_path):
+@pytest.mark.parametrize("change", [("more.txt", "three"), ("001.txt", "owt")])
+def test_changed_files_are_noticed(data_config, tmp_path, change):
+    """Another file, and other text of the same length."""
     config = data_config(source=text_folder(tmp_path / "d", ["one", "two"]), holdout=0.0)
     make_source(config, "train")
-    (tmp_path / "d" / "more.txt").write_text("three")
+    (tmp_path / "d" / change[0]).write_text(change[1])
     with pytest.raises(DataError, match="has changed since it was tokenised"):
         make_source(config, "train")
+
+
+def test_what_decides_the_tokens_names_the_cache_and_nothing_else(data_config, monkeypatch):
+    """No setting finds the tokens of another; lengths, noise and packing share one cache."""
+
+    def place(split="train", **settings):
+        config = data_config(**settings)
+        return cache_directory(config, config.source, split, make_vocabulary(config))
+
+    source = {"source": "jsonl:/data"}
+    others = [place(), place("holdout"), place(extra_ids=50), place(**source)]
+    others += [place(**source, **change) for change in (
+        {"holdout": 0.5}, {"text_feature": "a"}, {"inputs_feature": "q"}, {"extra_ids": 50},
+    )]  # fmt: skip
+    others += [place("holdout", source="c4", eval_split=split) for split in ("validation", "test")]
+    assert len(set(others)) == len(others)
+    for same in (
+        {"encoder_length": 8},
+        {"noise_density": 0.5},
+        {"pack": False},
+        {"mean_span": 9.0},
+    ):
+        assert place(**source, **same) == place(**source)
+    before = place()
+    monkeypatch.setattr(Pydoc, "fingerprint", lambda self: "of another Python")
+    assert place() != before
+    monkeypatch.setattr(catalog, "FORMAT", 0)
+    assert place(**source) != others[3]
 
 
 def test_the_cache_serves_without_the_files(data_config, tmp_path):
