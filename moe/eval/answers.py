@@ -73,19 +73,17 @@ def percent(values: Sequence[float] | Sequence[bool]) -> float:
     return 100 * float(np.mean(values)) if len(values) else float("nan")
 
 
-def names_referent(prediction: str, referent: str) -> bool | None:
-    """Whether a predicted noun phrase names the referent (WSC); None for an empty prediction.
+def names_referent(prediction: str, referent: str) -> bool:
+    """Whether a predicted noun phrase names the referent (WSC).
 
     Case and determiners do not count; one phrase may be part of the other ("bunny", "the fuzzy
-    bunny"), unless just one of them is a possessive ("Bob", "Bob's hat").
+    bunny"), unless just one of them is a possessive ("Bob", "Bob's hat"). An empty one names none.
     """
 
     def clean(text: str) -> str:
         return " ".join(w for w in text.strip().lower().split(" ") if w not in _DETERMINERS)
 
     said, meant = clean(prediction), clean(referent)
-    if not said:
-        return None
     if ("'" in said) != ("'" in meant):
         return False
     ours, theirs = set(said.split(" ")), set(meant.split(" "))

@@ -62,9 +62,8 @@ def _wsc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
 
 
 def wsc_class(example: TextExample, answer: str) -> int:
-    """1 where an answer names the span that is asked about, 0 where it names another."""
-    found = names_referent(answer, example.answers[0])
-    return INVALID if found is None else int(found)
+    """1 where an answer names the span that is asked about, 0 where it names another or none."""
+    return int(names_referent(answer, example.answers[0]))
 
 
 def _free(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:

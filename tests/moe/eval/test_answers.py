@@ -68,8 +68,8 @@ def test_a_repeated_accepted_answer_changes_nothing():
         ("Bob", "Bob's hat", False),  # the possessive is someone else
         ("Bob's hat", "his hat", False),
         ("bunny", "rabbit", False),
-        ("", "bunny", None),
-        ("the", "bunny", None),  # nothing is left of it
+        ("", "bunny", False),
+        ("the", "bunny", False),  # nothing is left of it
         ("fuzzy cat", "fuzzy bunny", False),  # overlap alone is not enough
     ],
 )

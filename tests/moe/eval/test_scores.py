@@ -47,8 +47,10 @@ def test_free_answers_and_spans():
         TextExample("w", (), (1,), 0, answers=("Pete",)),
         TextExample("w", (), (2,), 0, answers=("the hat",)),
     ]
-    # Named; another named, as it should be; nothing said, which is never right.
-    assert scores.score("wsc", spans, ["mark", "Mark", ""]) == {"accuracy": pytest.approx(200 / 3)}
+    # Named; another named, as it should be; nothing said, which does not name the hat either: T5
+    # counts it so, and the leader board gets the answer "False".
+    assert scores.score("wsc", spans, ["mark", "Mark", ""]) == {"accuracy": 100.0}
+    assert scores.score("wsc", spans[:1], [""]) == {"accuracy": 0.0}
     # SQuAD v2: no accepted answer, and the word for it.
     none = [TextExample("q", ("unanswerable",), ("a",), answers=())]
     assert scores.score("squad_v2", none, ["unanswerable"]) == {"f1": 100.0, "em": 100.0}
