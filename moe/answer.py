@@ -6,6 +6,7 @@ Letters: B rows of a batch, C candidates, L most tokens of an answer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,9 +83,10 @@ class Answerer:
         """The text found for each question, in order."""
         for start in range(0, len(questions), self.rows):
             part = questions[start : start + self.rows]
-            numbers = np.zeros(self.rows, np.int32)
-            numbers[: len(part)] = [question.number for question in part]
-            found = self._run(self._search, params, {**self._inputs(part), "number": numbers})
+            # A last batch repeats its questions: empty rows would never end and hold up the others.
+            rows = list(itertools.islice(itertools.cycle(part), self.rows))
+            numbers = np.asarray([question.number for question in rows], np.int32)
+            found = self._run(self._search, params, {**self._inputs(rows), "number": numbers})
             for words in found["words"][: len(part)]:
                 yield self.vocabulary.decode(_before_eos(words))
 

@@ -90,15 +90,18 @@ def sampler(keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 
     """
 
     def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
-        ranked, words = jax.lax.top_k(logits / temperature, logits.shape[-1])
-        share = jax.nn.softmax(ranked, axis=-1)
-        kept = jnp.cumsum(share, axis=-1) - share < top_p
-        if top_k:
-            kept &= jnp.arange(ranked.shape[-1]) < top_k
+        logits = logits / temperature
+        size = logits.shape[-1]
         draw = jax.vmap(
             lambda key, row: jax.random.categorical(jax.random.fold_in(key, position), row)
         )
-        drawn = draw(keys, jnp.where(kept, ranked, NEVER))
+        if not 0 < top_k < size and top_p == 1.0:  # no limit: nothing to sort
+            return draw(keys, logits).astype(jnp.int32)
+        ranked, words = jax.lax.top_k(logits, min(top_k or size, size))
+        if top_p < 1.0:
+            share = jnp.exp(ranked - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+            ranked = jnp.where(jnp.cumsum(share, axis=-1) - share < top_p, ranked, NEVER)
+        drawn = draw(keys, ranked)
         return jnp.take_along_axis(words, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
     return choose

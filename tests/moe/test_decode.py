@@ -246,10 +246,25 @@ def test_sampling_draws_from_the_words_that_are_allowed():
     # The first two hold 0.75 >= 0.7; the first alone 0.5 < 0.7.
     np.testing.assert_allclose(shares(temperature=1.0, top_p=0.7), [2 / 3, 1 / 3, 0, 0], atol=0.024)
     assert shares(temperature=1.0, top_p=1e-6).tolist() == [1, 0, 0, 0]
+    # Both limits: 0.5 + 0.25 + 0.15 >= 0.85, and of these the first two.
+    both = shares(temperature=1.0, top_k=2, top_p=0.85)
+    np.testing.assert_allclose(both, [2 / 3, 1 / 3, 0, 0], atol=0.024)
+    # More words than there are is no limit, and one word is the likeliest.
+    assert (shares(temperature=1.0, top_k=99) == shares(temperature=1.0)).all()
+    assert shares(temperature=1.0, top_k=1).tolist() == [1, 0, 0, 0]
     # What a sequence draws is its own: the same alone and among others.
     alone = decode.sampler(keys[7:8], 1.0)(logits[:1], jnp.int32(3))
     among = decode.sampler(keys, 1.0)(logits, jnp.int32(3))
     assert alone[0] == among[7]
+
+
+def test_a_top_p_of_one_leaves_out_no_word():
+    """The float32 sum of 30,000 shares passes 1 before the last of them, which are words still."""
+    logits = jnp.log(jnp.arange(1, 30_001, dtype=jnp.float32)[::-1])[None]
+    shares = jax.nn.softmax(logits[0])
+    assert (jnp.cumsum(shares) - shares >= 1.0).any()
+    program = jax.make_jaxpr(decode.sampler(jax.random.split(jax.random.key(0), 1), 1.0))
+    assert "top_k" not in str(program(logits, jnp.int32(0)))  # nor is anything sorted
 
 
 @pytest.mark.parametrize(

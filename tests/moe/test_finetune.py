@@ -11,8 +11,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from moe import evaluate, finetune, predict, subsets, sweep, train
 from moe import plan as plan_lib
+from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
-from moe.data import make_source, supervised, train_batches
+from moe.data import make_source, make_vocabulary, supervised, train_batches
 from moe.eval import tasks as tasks_lib
 from trainlib import state as state_lib
 from trainlib import step
@@ -328,6 +329,25 @@ def test_one_and_eight_devices_and_any_batch_give_the_same_answers(config_of, cl
     if classify == "rank":
         assert set(answers["copa"]) <= {"choice1", "choice2"}
     assert len({text for texts in answers.values() for text in texts}) > 2
+
+
+def test_a_last_batch_has_no_empty_rows(config_of, monkeypatch):
+    """They would search to the length limit, long after the answers have ended."""
+    plan = plan_lib.make(config_of(), one_device())
+    answerer = Answerer(plan, make_vocabulary(plan.config.data))
+    asked = []
+
+    def run(compiled, params, batch):
+        asked.append(batch)
+        return {"words": np.full((8, 2), 68)}
+
+    monkeypatch.setattr(answerer, "_run", run)
+    questions = [answerer.question("x" * (n + 1), n) for n in range(11)]
+    assert list(answerer.answers({}, questions)) == ["AA"] * 11
+    assert [batch["number"].tolist() for batch in asked] == [
+        [*range(8)], [8, 9, 10, 8, 9, 10, 8, 9]
+    ]  # fmt: skip
+    assert asked[1]["encoder_segments"].sum(axis=1).tolist() == [10, 11, 12, 10, 11, 12, 10, 11]
 
 
 def test_long_inputs_are_cut_and_counted(config_of, capsys):
