@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from moe import describe, evaluate, finetune, plots, pretrain, sweep, upcycle
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
-from moe.data.sources import Source
+from moe.data.sources import Examples, Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
 from trainlib import goodput, peers, step, watchdog
@@ -211,6 +212,7 @@ def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start:
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
         f"  data     {config.data.source}: {len(source):,} training and {len(held_out):,} held-out "
         f"rows of {rows} tokens",
+        *truncated(config.data, source),
         f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
@@ -218,6 +220,22 @@ def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start:
         + (f", going on from {start}" if start else ""),
     ]
     return "\n".join(lines)
+
+
+def truncated(data: ConfigDict, source: Source) -> list[str]:
+    """A line that says how many training pairs lose their end; none for running text."""
+    fits = data.encoder_length - 1, data.decoder_length - 1  # and EOS
+    # What makes room for sentinels has been cut already, and fills the encoder, as others may.
+    limits = fits[0] - bool(data.sentinels), fits[1]
+    parts = [part for part, _ in source.parts() if isinstance(part, Examples)]
+    inputs, targets, pairs = sum((part.longer(*limits) for part in parts), np.zeros(3, np.int64))
+    if not pairs:
+        return []
+    most = "up to " if data.sentinels else ""
+    return [
+        f"  cut      {most}{inputs:,} of {pairs:,} training inputs (limit {fits[0]:,} tokens), "
+        f"{targets:,} targets (limit {fits[1]:,})"
+    ]
 
 
 def evaluated(result: Mapping[str, float]) -> str:

@@ -343,6 +343,15 @@ class Examples(_Cached):
         cuts = [int(self.inputs[example]) for example in members]
         return [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
 
+    def longer(self, inputs: int, targets: int) -> np.ndarray:
+        """int64 [3]: pairs with more inputs, and with more targets, than so many tokens, and all
+        pairs; nothing of text that is corrupted.
+        """
+        if self.corruption is not None:
+            return np.zeros(3, np.int64)
+        own = self.sizes - self.inputs
+        return np.asarray([(self.inputs > inputs).sum(), (own > targets).sum(), len(own)])
+
     def target_counts(self) -> np.ndarray:
         counts = self.counts()
         if self.corruption is not None:

@@ -361,6 +361,28 @@ def test_long_inputs_are_cut_and_counted(config_of, capsys):
     assert rows["truncated"] == f"{tasks.truncated} of 14 inputs (limit 99 tokens)"
 
 
+@pytest.mark.parametrize("sentinels", [0, 1])
+def test_training_pairs_that_lose_their_end_are_counted(config_of, sentinels):
+    config = config_of("copa,cb")
+    config.data.update(encoder_length=110, decoder_length=12, sentinels=sentinels)
+    (line,) = train.truncated(config.data, make_source(config.data, "train"))
+    examples = [
+        example
+        for task in ("copa", "cb")
+        for example in supervised.load(config.data, f"sample:{task}", "train")
+    ]
+    # Bytes and the end; "contradiction" has 13 bytes, "entailment" 10.
+    # With sentinels, those that fill the encoder cannot be told from those that were cut to it.
+    inputs = sum(len(example.inputs) + sentinels > 109 - sentinels for example in examples)
+    targets = sum(len(example.targets[0]) + sentinels > 11 for example in examples)
+    assert 0 < inputs < len(examples) > targets > 0
+    assert line.split()[1] == ("up" if sentinels else str(inputs))
+    assert f"{inputs} of {len(examples)} training inputs (limit 109 tokens)" in line
+    assert f", {targets} targets (limit 11)" in line
+    config.data.update(source="pydoc", decoder_length=48)
+    assert train.truncated(config.data, make_source(config.data, "train")) == []
+
+
 def test_sentinels_end_inputs_and_begin_targets(config_of):
     config = config_of("copa")
     config.data.update(sentinels=1, pack=False, encoder_length=110)
