@@ -26,6 +26,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 _ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
     "mesh", default=None
 )
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def _mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -94,7 +95,9 @@ def batch_parts(rules: Rules, mesh: Mesh) -> int:
 
 @contextlib.contextmanager
 def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Makes `constrain` and `batch_local` act on this mesh while a function is traced."""
+    """Makes `constrain`, `batch_local` and `platform` act on this mesh while a function is
+    traced.
+    """
     token = _ACTIVE.set((mesh, rules))
     try:
         yield
@@ -107,6 +110,29 @@ def active() -> tuple[Mesh, Rules] | None:
     own.
     """
     return _ACTIVE.get()
+
+
+@contextlib.contextmanager
+def lowered_for(name: str) -> Iterator[None]:
+    """Makes `platform` answer `name` while a function is traced, for programs without a mesh."""
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the program that is being traced will run on.
+
+    Layers that compute in another way on another platform ask here, not `jax.default_backend()`: a
+    step is also compiled for devices that are not of this machine. In this order: `lowered_for`,
+    the devices of the active mesh, the default devices of this process.
+    """
+    name, traced = _PLATFORM.get(), active()
+    if name is None:
+        name = traced[0].devices.flat[0].platform if traced else jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 
+import jax
 import pytest
 
 from launch import compile as command
@@ -174,6 +176,24 @@ def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
 
 
 @needs_libtpu
+@needs_libtpu
+def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
+    """On a machine of the target every default says "tpu"; nothing may depend on which it says."""
+    from launch import cli
+
+    arguments = {"batch_size": "16", "model.width": "0.25", "model.blocks": "1,1,1,1"}
+    config = cli.load("configs/sasa_resnet26.py:digits", arguments).config
+
+    def program() -> str:
+        made, _ = command.planned(config, "v5e:1x1")
+        traced = made.train_step().trace(made.abstract_state(), made.abstract_batch())
+        return re.sub(r"0x[0-9a-f]+|TpuDevice.*", "", str(traced.jaxpr))
+
+    here = program()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert here == program()
+
+
 @pytest.mark.slow
 def test_fitting_is_monotone_in_everything_that_is_searched(capsys, tmp_path):
     """More chips, fewer examples and more recomputation never need more on a device."""

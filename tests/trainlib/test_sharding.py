@@ -1,5 +1,7 @@
 """The strict resolver: what it accepts; a mistake names the weight, the axis and a way out."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,19 @@ def test_constrain_acts_only_under_a_mesh(mesh):
             return sharding.constrain(x, "batch", None)
 
     assert jax.jit(constrained)(x).sharding.spec[0] == ("replica", "data")
+
+
+def test_platform_is_that_of_the_mesh_and_of_what_is_asked_for(mesh):
+    assert sharding.platform() == jax.default_backend() == "cpu"
+    elsewhere = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    with sharding.activate(elsewhere, RULES):
+        assert sharding.platform() == "tpu"
+        with sharding.lowered_for("cuda"):
+            assert sharding.platform() == "gpu"
+        with sharding.activate(mesh, RULES):
+            assert sharding.platform() == "cpu"
+        assert sharding.platform() == "tpu"
+    assert sharding.platform() == "cpu"
 
 
 def test_batch_local_equals_the_plain_function_with_gradients(mesh):

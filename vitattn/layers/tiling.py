@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import jax
 
+from trainlib.sharding import platform
 from vitattn.layers.attend import attend, keep_outputs
 
 Array = jax.Array
@@ -25,8 +26,8 @@ ACCELERATOR_TILE_BYTES = 1 << 30
 
 
 def tile_bytes() -> int:
-    """Bytes of float32 logits that one tile may have on the default backend."""
-    return CPU_TILE_BYTES if jax.default_backend() == "cpu" else ACCELERATOR_TILE_BYTES
+    """Bytes of float32 logits that one tile may have on the platform that is traced for."""
+    return CPU_TILE_BYTES if platform() == "cpu" else ACCELERATOR_TILE_BYTES
 
 
 def largest_divisor(number: int, limit: float) -> int:
@@ -58,7 +59,7 @@ def plan(images: int, groups: int, steps: int, step_bytes: int) -> Tiles:
         return Tiles(1, tile_groups, largest_divisor(steps, limit // (tile_groups * step_bytes)))
     # A program for any batch (`jax.export`) takes one image after the other.
     chunk = largest_divisor(images, 2 * limit // image_bytes) if isinstance(images, int) else 1
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         limit = min(limit, chunk * image_bytes // 2)
     return Tiles(chunk, largest_divisor(chunk * groups, limit // (steps * step_bytes)), steps)
 
