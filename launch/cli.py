@@ -231,4 +231,12 @@ def read_workdir_config(workdir: Path, overrides: dict[str, str]) -> ConfigDict:
             f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
             "that was the --workdir of `python -m launch.train`."
         )
+    from trainlib.config import read_json
+
+    if "family" not in read_json(path):
+        raise ConfigError(
+            f"--workdir={workdir} holds no run: its config.json has no key 'family', so that it is "
+            "of another program. Give the --workdir of a training, or an export in our own names "
+            "(`python -m launch.export --names=own`)."
+        )
     return load(str(path), overrides).config

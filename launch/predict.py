@@ -97,6 +97,9 @@ def answer(parser: cli.Parser, config: ConfigDict, args: Namespace) -> int:
             f"{args.workdir} holds a run on texts: give --input=FILE.jsonl with the field `inputs` "
             "on every line, and --output=FILE.jsonl"
         )
+    for flag in ("class_names", "json", "attention", "layers", "heads", "query"):
+        if getattr(args, flag):
+            parser.error(f"--{flag} is for images, and {args.workdir} holds a run on texts")
     from moe.predict import Request, run
 
     return run(config, args.workdir, Request(args.input, args.output), args.step)

@@ -21,7 +21,7 @@ from moe.data.sources import Source
 from moe.eval import submission
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
-from trainlib import checkpoint, metrics, nn, step
+from trainlib import checkpoint, metrics, nn, step, weights
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.progress import Progress, duration, summary
 
@@ -95,10 +95,7 @@ def run(
             f"--write_predictions writes answers to tasks, and {workdir} is a run of "
             f"task={config.task!r}. Give the --workdir of a fine-tuning run."
         )
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    number = checkpoints.pick(at_step)
-    params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
-    checkpoints.close()
+    number, params, _ = load_weights(plan, workdir, at_step)
     if config.task == "finetune":
         return score_tasks(plan, params, number, write_predictions)
     source = make_source(config.data, "holdout")
@@ -194,6 +191,26 @@ def router_rows(result: Mapping[str, float], plan: Plan) -> list[tuple[str, str]
             )
         )
     return rows
+
+
+def load_weights(plan: Plan, workdir: Path, at_step: int | None) -> tuple[int, nn.Arrays, str]:
+    """Step and weights of a run, or of a directory that `launch.export` wrote, and what tells these
+    weights from others.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one.
+    """
+    places = plan.shardings.params
+    if weights.is_export(workdir):
+        source = weights.open_weights(workdir, plan.abstract, at_step)
+        params = {name: jax.device_put(value, places[name]) for name, value in source.leaves()}
+        return source.step, params, f"{workdir.resolve()} {source.origin}"
+    with contextlib.closing(checkpoint.Checkpoints(workdir / "checkpoints")) as checkpoints:
+        number = checkpoints.pick(at_step)
+        digests = [
+            (name, leaf.digest) for name, leaf in checkpoints.manifest(number).leaves.items()
+        ]
+        return number, read_params(checkpoints, number, plan.abstract, places), repr(digests)
 
 
 def read_params(

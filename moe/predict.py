@@ -22,8 +22,7 @@ from moe import plan as plan_lib
 from moe.answer import Answerer
 from moe.data import check_vocabulary, make_vocabulary
 from moe.data.benchmark import Bad, json_lines, words
-from moe.evaluate import read_params
-from trainlib.checkpoint import Checkpoints
+from moe.evaluate import load_weights
 from trainlib.config import to_json
 from trainlib.errors import ConfigError, DataError, Preempted, StorageError
 from trainlib.interrupt import StopRequest
@@ -65,16 +64,19 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     vocabulary = make_vocabulary(config.data)
     check_vocabulary(vocabulary, plan.model.vocab_size)
     answerer = Answerer(plan, vocabulary)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    number = checkpoints.pick(at_step)
-    params = read_params(checkpoints, number, plan.abstract, plan.shardings.params)
-    checkpoints.close()
+    number, params, identity = load_weights(plan, workdir, at_step)
 
     main_host = jax.process_index() == 0
-    partial = _Partial(request, f"{to_json(config)} step {number}")
-    done, cut = partial.begin()
+    partial = _Partial(request, f"{to_json(config)} {identity}")
+    done, cut, lost = partial.begin()
     if done and main_host:
         print(f"going on after {done:,} of {total:,} lines", flush=True)
+    if lost and main_host:
+        print(
+            f"{lost:,} lines in {partial.path} answered another input, or came from other weights "
+            "or settings: they are replaced",
+            flush=True,
+        )
     progress = Progress(total, done, enabled=main_host)
     with StopRequest() as stop:
         for rows in _batches(request.input, done, answerer.rows):
@@ -116,8 +118,11 @@ def check_input(path: Path) -> int:
                 if isinstance(row, Bad):
                     raise row
                 words(row, _FIELD)
+                json.dumps(row, ensure_ascii=False).encode()
             except Bad as error:
                 bad.append(f"{where} {error}")
+            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
+                bad.append(f"{where} has {error.object[error.start]!r}, which is no character")
     except OSError as error:
         raise DataError(
             f"--input={path} cannot be read ({error.strerror}). Give a JSONL file whose lines have "
@@ -154,9 +159,9 @@ class _Partial:
         made_by = hashlib.sha256(made_by.encode()).hexdigest()
         self.origin = {"input": content, "made_by": made_by}
 
-    def begin(self) -> tuple[int, int]:
-        """(lines, truncated ones) that an earlier call left; what it left of another input,
-        checkpoint or configuration is removed.
+    def begin(self) -> tuple[int, int, int]:
+        """(lines, truncated ones) that an earlier call left, and how many lines it left of another
+        input, other weights or another configuration, which are removed.
         """
         try:
             known = json.loads(self.note.read_text()) == self.origin and self.path.is_file()
@@ -164,14 +169,16 @@ class _Partial:
             known = False
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            if not known:
-                self.path.write_bytes(b"")
-                self.note.write_text(json.dumps(self.origin))
-            lines = [line for line in self.path.read_bytes().splitlines(True) if _whole(line)]
-            self.path.write_bytes(b"".join(lines))
+            before = self.path.read_bytes() if self.path.is_file() else b""
+            whole = before[: before.rfind(b"\n") + 1] if known else b""
+            with self.path.open("ab") as file:
+                file.truncate(len(whole))
+            self.note.write_text(json.dumps(self.origin))
         except OSError as error:
             raise self._refused(error) from None
-        return len(lines), sum(json.loads(line)["truncated"] for line in lines)
+        lines = whole.splitlines()
+        cut = sum(json.loads(line)["truncated"] for line in lines)
+        return len(lines), cut, 0 if known else before.count(b"\n")
 
     def write(self, lines: list[dict[str, Any]], enabled: bool) -> None:
         """Appends the lines of a batch."""
@@ -194,8 +201,3 @@ class _Partial:
             f"--output={self.output} cannot be written ({error.strerror}). Free space or name "
             "another file; finished lines stay."
         )
-
-
-def _whole(line: bytes) -> bool:
-    """Whether a line was written to its end."""
-    return line.endswith(b"\n")

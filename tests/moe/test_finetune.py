@@ -7,7 +7,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from moe import evaluate, finetune, predict, subsets, sweep, train
 from moe import plan as plan_lib
@@ -20,6 +19,8 @@ from trainlib import step
 from trainlib.checkpoint import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError, DataError, Preempted
 from trainlib.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +45,6 @@ def config_of(tmp_path_factory):
         return config
 
     return make
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one configuration share what they compile."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def one_device():

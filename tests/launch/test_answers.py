@@ -1,0 +1,244 @@
+"""`launch.predict` and `launch.evaluate` on texts, as a user types them, on weights that were saved
+without training.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from launch import evaluate, export, predict
+from moe import plan as plan_lib
+from moe.config import default_config, finetuning_recipe, sample_recipe
+from moe.data import supervised
+from trainlib import checkpoint, run
+from trainlib.errors import run_command
+
+sys.path.insert(0, str(Path(__file__).parent))
+from commands import ROOT, command, environment
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+BOARD = {
+    "BoolQ": ("true", "false"),
+    "CB": ("entailment", "contradiction", "neutral"),
+    "COPA": (0, 1),
+    "RTE": ("entailment", "not_entailment"),
+    "WiC": ("true", "false"),
+    "WSC": ("True", "False"),
+    "AX-b": ("entailment", "not_entailment"),
+    "AX-g": ("entailment", "not_entailment"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The workdir of a fine-tuning run whose answers differ from input to input."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = finetuning_recipe(default_config("st_moe_tiny"), "copa,cb")
+    sample_recipe("copa,cb")(config)
+    config.model.update(width=32, hidden=32, heads=2, head_width=16)
+    config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
+    config.routing.num_experts = 0  # compiles sooner
+    config.data.update(cache=str(workdir / "cache"), encoder_length=128)
+    config.decoding.update(method="sample", length=3, temperature=3.0)
+    config.evaluation.split = "validation"
+    config.update(batch_size=8, eval_batch_size=8)
+    plan = plan_lib.make(config)
+    state = plan.abstract_state()
+    rng = np.random.default_rng(3)
+    flat = {
+        name: jax.device_put(
+            rng.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype), leaf.sharding
+        )
+        for name, leaf in checkpoint.to_flat(state).items()
+    }
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    checkpoints.save(2, checkpoint.from_flat(flat, state), run.checkpoint_meta(config, {}))
+    checkpoints.close()
+    run.save_config(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """An input file of 19 lines: no multiple of the batch, and some longer than the encoder."""
+    path = tmp_path / "in.jsonl"
+    rows = [{"id": n, "inputs": f"copa premise: {'ab' * (5 * n)} {n}"} for n in range(19)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def outcome(capsys, module, *argv) -> tuple[int, str, str]:
+    code = run_command(lambda: module.main([str(word) for word in argv]))
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_texts_are_answered_in_order_by_a_run_and_by_its_export(saved, texts, tmp_path, capsys):
+    answers = tmp_path / "new" / "out.jsonl"
+    flags = [f"--workdir={saved}", f"--input={texts}", f"--output={answers}"]
+    code, out, error = outcome(capsys, predict, *flags)
+    assert code == 0, error
+    asked, found = lines_of(texts), lines_of(answers)
+    cut = [len(row["inputs"]) > 127 for row in asked]
+    assert [row.items() <= answer.items() for row, answer in zip(asked, found, strict=True)]
+    assert [answer["id"] for answer in found] == list(range(19))
+    assert [answer["truncated"] for answer in found] == cut
+    assert len({answer["prediction"] for answer in found}) > 5
+    assert f"{sum(cut)} of 19 inputs (limit 127 tokens)" in out
+    assert str(answers) in out
+    code, _, error = outcome(capsys, predict, *flags)
+    assert (code, "is there already" in error) == (64, True)
+
+    exported, theirs = tmp_path / "exported", tmp_path / "theirs"
+    for folder, names in ((exported, "own"), (theirs, "hf")):
+        flags = [f"--workdir={saved}", f"--out={folder}", f"--names={names}"]
+        code, _, error = outcome(capsys, export, *flags, "--format=safetensors")
+        assert code == 0, error
+    again = tmp_path / "again.jsonl"
+    flags = [f"--workdir={exported}", f"--input={texts}", f"--output={again}"]
+    code, out, error = outcome(capsys, predict, *flags)
+    assert code == 0, error
+    assert again.read_text() == answers.read_text()
+    code, _, error = outcome(capsys, predict, f"--workdir={theirs}", *flags[1:])
+    assert (code, "launch.export --names=own" in error) == (64, True)
+
+
+MISTAKES = [
+    (["--input={in}"], 64, ["give --input=FILE.jsonl", "--output=FILE.jsonl"]),
+    (["--input={in}", "--output={out}", "--attention=a.png"], 64, ["--attention is for images"]),
+    (["--input={in}", "--output={out}", "--json"], 64, ["--json is for images"]),
+    (["--input={in}", "--output={in}"], 64, ["is there already"]),
+    (["--input={none}", "--output={out}"], 65, ["cannot be read", '"inputs"']),
+    (["--input={in}", "--output={in}/out"], 74, ["cannot be written"]),
+    (["--input={in}", "--output={out}", "--step=7"], 66, ["no step 7", "steps there: 2"]),
+    (["--input={in}", "--output={out}", "--config.decoding.method=bean"], 64, ["'beam'"]),
+    (
+        ["--input={bad}", "--output={out}"],
+        65,
+        [
+            "5 lines of 7",
+            "line 2 has no field 'inputs'. Did you mean 'input'",
+            "line 3 has an empty field 'inputs'",
+            "line 4 is not JSON",
+            "line 5 has 7 in the field 'inputs'",
+            "line 7 has '\\ud800', which is no character",
+        ],
+    ),
+]
+BAD = (
+    '{"inputs": "a"}\n{"input": "b"}\n{"inputs": " "}\n{"inputs": "c"\n{"inputs": 7}\n'
+    '{"inputs": "d"}\n{"inputs": "e", "id": "\\ud800"}\n'
+)
+
+
+@pytest.mark.parametrize(("argv", "code", "words"), MISTAKES, ids=lambda v: str(v)[-40:])
+def test_mistakes_are_told_before_anything_is_answered(
+    argv, code, words, saved, texts, tmp_path, capsys, monkeypatch
+):
+    def refuse(*_):
+        raise AssertionError("it would have been compiled")
+
+    monkeypatch.setattr("moe.answer.Answerer._run", refuse)
+    (tmp_path / "bad.jsonl").write_text(BAD)
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("in", "out", "bad", "none")}
+    flags = [word.format(**places) for word in argv]
+    found, _, error = outcome(capsys, predict, f"--workdir={saved}", *flags)
+    assert found == code, error
+    for word in words:
+        assert word in error
+    assert not places["out"].exists()
+
+
+def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsys):
+    """Ten files; an answer for each line of the test files, with its number, in its own form."""
+    code, out, error = outcome(
+        capsys, evaluate, f"--workdir={saved}", f"--write_predictions={tmp_path / 'board'}",
+        "--config.data.source=sample:superglue,diagnostics", "--config.evaluation.split=test",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "no submission" not in out
+    assert "no published answers" in out
+    assert json.loads(out.splitlines()[-1])["split"] == "test"
+    written = {path.name: lines_of(path) for path in (tmp_path / "board").iterdir()}
+    assert set(written) == {f"{name}.jsonl" for name in (*BOARD, "MultiRC", "ReCoRD")}
+    for name, labels in BOARD.items():
+        lines, asked = written[f"{name}.jsonl"], published(name)
+        assert [set(line) for line in lines] == [{"idx", "label"}] * len(lines)
+        assert [line["idx"] for line in lines] == [row["idx"] for row in asked]
+        assert all(type(line["label"]) is type(labels[0]) for line in lines)
+        assert {line["label"] for line in lines} <= set(labels)
+    queries = [question["idx"] for row in published("ReCoRD") for question in row["qas"]]
+    assert [line["idx"] for line in written["ReCoRD.jsonl"]] == queries
+    assert all(isinstance(line["label"], str) for line in written["ReCoRD.jsonl"])
+
+    def numbers(row):
+        return row["idx"], [
+            (question["idx"], [answer["idx"] for answer in question["answers"]])
+            for question in row["passage"]["questions"]
+        ]
+
+    lines = written["MultiRC.jsonl"]
+    assert [numbers(line) for line in lines] == [numbers(row) for row in published("MultiRC")]
+    labels = [
+        answer["label"]
+        for line in lines
+        for question in line["passage"]["questions"]
+        for answer in question["answers"]
+    ]
+    assert set(map(type, labels)) == {int}
+
+
+def published(name):
+    """The lines of an embedded test file."""
+    folder = supervised._SAMPLES / name
+    return lines_of(folder / (f"{name}.jsonl" if name.startswith("AX") else "test.jsonl"))
+
+
+@pytest.mark.slow
+def test_answers_after_a_kill_are_those_without_one(saved, texts, tmp_path, capsys):
+    """The process is killed, not asked, when the first answers are there."""
+    rows = lines_of(texts) * 40
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    flags = [f"--workdir={saved}", f"--input={texts}", "--config.mesh.data=1"]
+    flags += ["--config.mesh.replica=1", "--config.mesh.model=1"]
+    partial = resumed.with_name("resumed.jsonl.partial")
+    argv = command("predict", *flags, f"--output={resumed}")
+    kept = environment(tmp_path / "cache")
+    process = subprocess.Popen(
+        argv, cwd=ROOT, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 240
+    while not (partial.is_file() and partial.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not resumed.exists()
+    assert 0 < partial.read_bytes().count(b"\n") < len(rows)
+    for path in (resumed, whole):
+        done = subprocess.run(
+            command("predict", *flags, f"--output={path}"),
+            cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("going on after" in done.stdout) == (path == resumed)
+    assert resumed.read_text() == whole.read_text()
+    assert len(lines_of(whole)) == len(rows)
