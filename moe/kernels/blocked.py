@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.experts import Weights, hidden
+from trainlib.remat import PRODUCT, keep
 
 ALIGN = 32
 _SIZES = (1024, 512, 256, 128, 64, 32)  # rows of a block; all multiples of ALIGN
@@ -88,6 +89,7 @@ def _forward(rows, starts, sizes, weights, form):
     empty = {name: jnp.zeros((rows.shape[0], width), kind) for name in names}
     carry = jnp.zeros_like(rows), empty
     (out, pre), _ = lax.scan(expert, carry, (starts, sizes, weights))
+    pre = {name: keep(PRODUCT, value) for name, value in pre.items()}
     return out, (rows, pre, starts, sizes, weights)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from moe.layers.ffn import activate
+from trainlib.remat import PRODUCT, keep
 
 BIASES = ("none", "additive", "multiplicative")
 
@@ -42,6 +43,7 @@ def batched(rows: jax.Array, weights: Weights, form: str, kept: jax.Array | None
       [E, N, D]; with F split over columns, the part that this column contributes.
     """
     # Plain products: `einsum` may swap the operands, which costs the CPU a third in transposes.
-    pre = {name: rows @ weights[name] for name in ("gate", "up") if name in weights}
+    names = [name for name in ("gate", "up") if name in weights]
+    pre = {name: keep(PRODUCT, rows @ weights[name]) for name in names}
     h = hidden(pre, weights["bias"][:, None] if form != "none" else None, form)
     return (h if kept is None else h * kept) @ weights["down"]

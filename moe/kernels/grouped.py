@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from moe.kernels.experts import Weights, hidden
 from trainlib.errors import ConfigError
+from trainlib.remat import PRODUCT, keep
 
 ROWS = 128  # rows of a tile; the number of rows has to be a multiple
 
@@ -71,7 +72,8 @@ def grouped(
         # What the kernels leave in rows of no segment is undefined, in both directions.
         return jnp.where(inside, _product(jnp.where(inside, x, 0), weight, sizes, interpret), 0)
 
-    pre = {name: product(rows, weights[name]) for name in ("gate", "up") if name in weights}
+    names = [name for name in ("gate", "up") if name in weights]
+    pre = {name: keep(PRODUCT, product(rows, weights[name])) for name in names}
     bias = None
     if form != "none":
         owner = jnp.sum(index[:, None] >= bounds, axis=1)

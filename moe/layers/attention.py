@@ -17,6 +17,7 @@ from flax import nnx
 
 from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.nn import declare
+from trainlib.remat import PRODUCT, SCORES, keep
 from trainlib.sharding import constrain
 
 MASKED = -1e9  # finite, so that a query without any key gets an even mixture and no NaN
@@ -71,12 +72,13 @@ def attend(
     # Here and below: without it the backward pass splits the scores by batch, not by heads, and
     # gathers whole projections for that.
     logits = constrain(jnp.where(mask, logits, MASKED), "rows", "head", None, None)
+    logits = keep(SCORES, logits)
     total = jax.nn.logsumexp(logits, axis=-1)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     if drop is not None:
         weights = drop(weights)
     mixed = jnp.einsum("bnqk,bknh->bqnh", weights, value)
-    return constrain(mixed, "rows", None, "head", None), total
+    return keep(SCORES, constrain(mixed, "rows", None, "head", None)), total
 
 
 class Attention(nnx.Module):
@@ -114,7 +116,7 @@ class Attention(nnx.Module):
     def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
         y = product(x, weight, self.reduce)
         y = y.reshape(*x.shape[:2], self.heads, self.head_width)
-        return constrain(y, "rows", None, "head", None)
+        return keep(PRODUCT, constrain(y, "rows", None, "head", None))
 
     def __call__(
         self,
@@ -154,4 +156,4 @@ class Attention(nnx.Module):
             drop = functools.partial(dropout, rate=self.dropout_rate, key=key)
         mixed, total = attend(query, keys, values, bias, mask, drop=drop)
         mixed = mixed.reshape(*x.shape[:2], self.heads * self.head_width)
-        return to_batch(product(mixed, self.out, self.reduce)), total
+        return keep(PRODUCT, to_batch(product(mixed, self.out, self.reduce))), total

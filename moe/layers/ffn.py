@@ -13,6 +13,7 @@ from flax import nnx
 
 from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.nn import declare
+from trainlib.remat import PRODUCT, keep
 from trainlib.sharding import constrain
 
 ACTIVATIONS = ("geglu", "relu")
@@ -60,8 +61,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = to_rows(x)
-        gate = product(x, self.gate, self.reduce) if self.gated else None
-        hidden = activate(gate, product(x, self.up, self.reduce))
+        gate = keep(PRODUCT, product(x, self.gate, self.reduce)) if self.gated else None
+        hidden = activate(gate, keep(PRODUCT, product(x, self.up, self.reduce)))
         hidden = constrain(hidden, "rows", None, "mlp")
         hidden = dropout(hidden, self.dropout_rate, key)
-        return to_batch(product(hidden, self.down, self.reduce))
+        return keep(PRODUCT, to_batch(product(hidden, self.down, self.reduce)))

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,8 +39,8 @@ from moe.routing_config import RoutingConfig, capacity, policy, tokens_per_group
 from trainlib import sharding
 from trainlib.errors import ConfigError, one_of
 from trainlib.nn import declare
+from trainlib.remat import EXCHANGED, PRODUCT, keep
 
-EXCHANGED = ("experts_in", "experts_out")  # names of what came by all-to-all, for `trainlib.remat`
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 ONES, ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
@@ -380,6 +379,7 @@ def _local(
     logits = jnp.einsum(
         "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
     )
+    logits = keep(PRODUCT, logits)
     # Here and not before the shard_map, whose transpose adds gradients up over replicas in the type
     # of what it was given: float32 (ST-MoE, section 3.4).
     weights = {name: value.astype(x.dtype) for name, value in weights.items()}
@@ -402,7 +402,7 @@ def _with_capacity(
 ) -> jax.Array:
     """[G, S, D] -> [G, S, D] through [E, G, C, D]: every expert has C rows for each group."""
     rows = moving.dispatch(x, routed.slot, routed.source)
-    arrived = checkpoint_name(_to_experts(rows, place), EXCHANGED[0])
+    arrived = keep(EXCHANGED, _to_experts(rows, place))
     experts, _, _, width = arrived.shape
     ready = arrived.reshape(experts, -1, width)
     if place.columns:
@@ -414,8 +414,7 @@ def _with_capacity(
     if place.columns:
         parts = out.reshape(experts, place.size(place.columns), -1, width).swapaxes(0, 1)
         out = lax.psum_scatter(parts, place.columns)
-    returned = _from_experts(out.reshape(arrived.shape), place)
-    returned = checkpoint_name(returned, EXCHANGED[1])
+    returned = keep(EXCHANGED, _from_experts(out.reshape(arrived.shape), place))
     return moving.combine(returned, routed.gates, routed.slot, routed.source)
 
 
@@ -474,7 +473,8 @@ def _dropless(
         rows = blocked(rows, layout.starts, layout.sizes, weights, form)
     else:
         rows = grouped(rows, layout.sizes, weights, form)
+    rows = keep(PRODUCT, rows)
     y = moving.combine(rows[None, None], gates[None], layout.slot, layout.source)[0]
     if axes:
-        y = lax.psum_scatter(y.reshape(parts, -1, y.shape[-1]), axes)
+        y = keep(EXCHANGED, lax.psum_scatter(y.reshape(parts, -1, y.shape[-1]), axes))
     return y

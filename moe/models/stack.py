@@ -21,7 +21,7 @@ from flax import nnx
 from moe.layers.attention import segment_mask
 from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
-from moe.layers.sparse import EXCHANGED, evaluation_key
+from moe.layers.sparse import evaluation_key
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Block, Context, Kept
@@ -217,7 +217,7 @@ class Stack(nnx.Module):
 
         policy = (self.config.decoder_remat if self.causal else "") or self.config.remat
         in_loop = self.config.scan and self.periods > 1
-        return recomputed(body, policy, exchanged=EXCHANGED, in_loop=in_loop)
+        return recomputed(body, policy, in_loop=in_loop)
 
     def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:
         if self.config.scan and length > 1:

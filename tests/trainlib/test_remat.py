@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.ad_checkpoint import checkpoint_name
 
 from trainlib.errors import ConfigError
 from trainlib.flops import flops
-from trainlib.remat import POLICIES, recomputed
+from trainlib.remat import EXCHANGED, POLICIES, PRODUCT, SCORES, keep, recomputed
 
 HERE = tuple(name for name in POLICIES if name != "offload")  # CPUs have no memory of another kind
 B, L, D = 2, 4, 8
@@ -18,13 +17,14 @@ B, L, D = 2, 4, 8
 
 def block(x, w):
     """Products with a weight, among tokens (as attention), and an exchange in between."""
-    y = checkpoint_name(jnp.tanh(x @ w), "sent")
-    scores = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", y, y))
-    return x + jnp.einsum("bqk,bkd->bqd", scores, y) @ w.T
+    y = keep(EXCHANGED, jnp.tanh(keep(PRODUCT, x @ w)))
+    scores = keep(SCORES, jnp.einsum("bqd,bkd->bqk", y, y))
+    mixed = keep(SCORES, jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), y))
+    return x + keep(PRODUCT, mixed @ w.T)
 
 
 def loss(policy):
-    body = recomputed(block, policy, exchanged=("sent",), in_loop=True)
+    body = recomputed(block, policy, in_loop=True)
 
     def run(w, x):
         def step(x, w):
@@ -62,4 +62,4 @@ def test_more_is_computed_again_the_less_is_kept():
 
 def test_a_policy_that_does_not_exist():
     with pytest.raises(ConfigError, match="Did you mean 'minimal'"):
-        recomputed(block, "minmal", exchanged=(), in_loop=True)
+        recomputed(block, "minmal", in_loop=True)
