@@ -6,6 +6,7 @@ arguments of the program, not constants in it, so it stays small and they stay i
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from jax import export as jax_export
 
 from trainlib.errors import ConfigError, one_of
 from trainlib.nn import Abstract
+from trainlib.sharding import lowered_for
 
 PROGRAM, SIGNATURE, LOADER, README = "forward.jax_export", "signature.json", "load.py", "README.md"
 FILES = (PROGRAM, SIGNATURE, LOADER, README)
@@ -68,8 +70,16 @@ def program(
         statistics = {name: declared[name] for name in abstract.model_state}
         return forward(params, statistics, dict(inputs))
 
+    def run_on(name: str, *args: Any) -> jax.Array:
+        with lowered_for(name):
+            return run(*args)
+
+    def portable(*args: Any) -> jax.Array:
+        forms = {name: functools.partial(run_on, name) for name in platforms}
+        return jax.lax.platform_dependent(*args, **forms)
+
     try:
-        exported = jax_export.export(jax.jit(run), platforms=list(platforms))(weights, given)
+        exported = jax_export.export(jax.jit(portable), platforms=list(platforms))(weights, given)
     except jax.errors.InconclusiveDimensionOperation as error:
         raise ConfigError(
             "This model cannot be exported for any batch size: "
