@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainlib.errors import one_of
 from trainlib.sharding import batch_local
 from vitattn.layers.tiling import attend_tiled, map_images, plan
 
@@ -37,7 +36,6 @@ def relative_attention_2d(
     rel_w: Table = None,
     *,
     rows_per_tile: int | None = None,
-    implementation: str = "xla",
 ) -> Array:
     """Self-attention of every pixel to every pixel of its image.
 
@@ -48,21 +46,16 @@ def relative_attention_2d(
       rel_h: [2H-1, d], shared by the heads; None together with rel_w for no position term.
       rel_w: [2W-1, d].
       rows_per_tile: query rows of one tile, a divisor of H; None chooses by the size of the logits.
-      implementation: "xla", or "cudnn" for the fused kernel of an NVIDIA GPU (bfloat16 or float16).
 
     Returns:
       [B, N, H, W, e] in the type of v.
     """
-    if implementation not in ("xla", "cudnn"):
-        raise one_of("implementation", implementation, ("xla", "cudnn"))
     tables = () if rel_h is None or rel_w is None else (rel_h, rel_w)
 
     def local(q: Array, k: Array, v: Array, *tables: Array) -> Array:
         if tables:
             height, width = q.shape[2:4]
             tables = (tables[0][relative_index(height)], tables[1][relative_index(width)])
-        if implementation == "cudnn":
-            return _fused(q, k, v, *tables)
         return _looped(q, k, v, tables, rows_per_tile)
 
     return batch_local(local)(q, k, v, replicated=tables)
@@ -100,48 +93,3 @@ def position_bias(q: Array, row_table: Array, col_table: Array) -> tuple[Array, 
     bias_col = jnp.einsum("nyxd,xXd->nXyx", q, col_table.astype(q.dtype))
     flat = (*bias_row.shape[:2], -1), (*bias_col.shape[:2], -1)
     return bias_row.reshape(flat[0]), bias_col.reshape(flat[1])
-
-
-def augment_features(
-    q: Array, k: Array, row_table: Array, col_table: Array, multiple: int = 8
-) -> tuple[Array, Array]:
-    """Queries and keys whose plain inner product is the whole logit, for kernels without a bias.
-
-    q' = [q, bias_col, bias_row], k' = [k, one-hot of the key's column, one-hot of its row]: the
-    gradient of the position terms arrives as part of that of q'. A learned bias of [N, HW, HW]
-    could not be trained through cuDNN.
-
-    Args:
-      q: [B, N, H, W, d].
-      k: [B, N, H, W, d].
-      row_table: [H, H, d], gathered.
-      col_table: [W, W, d], gathered.
-      multiple: the width is filled with zeros to a multiple of this.
-
-    Returns:
-      q', k': [B, N, HW, d'].
-    """
-    batch, heads, height, width, depth = q.shape
-    terms = jax.vmap(position_bias, (0, None, None))(q, row_table, col_table)
-    bias_row, bias_col = (term.swapaxes(-1, -2) for term in terms)
-    flat = (batch, heads, height * width)
-    cols = jnp.tile(jnp.eye(width, dtype=k.dtype), (height, 1))
-    rows = jnp.repeat(jnp.eye(height, dtype=k.dtype), width, axis=0)
-    fill = -(depth + height + width) % multiple
-    keys = [k.reshape(*flat, depth)]
-    keys += [jnp.broadcast_to(hot, (*flat, hot.shape[-1])) for hot in (cols, rows)]
-    keys += [jnp.zeros((*flat, fill), k.dtype)]
-    queries = [q.reshape(*flat, depth), bias_col, bias_row, jnp.zeros((*flat, fill), q.dtype)]
-    return jnp.concatenate(queries, -1), jnp.concatenate(keys, -1)
-
-
-def _fused(q: Array, k: Array, v: Array, *tables: Array) -> Array:
-    """The same through cuDNN's flash attention. Wants Hopper and cuDNN 9.10: v is not padded."""
-    batch, heads, height, width, _ = q.shape
-    value_width = v.shape[-1]
-    if tables:
-        q, k = augment_features(q, k, *tables)
-    flat = (batch, heads, height * width)
-    to_btnh = [x.reshape(*flat, x.shape[-1]).swapaxes(1, 2) for x in (q, k, v)]
-    out = jax.nn.dot_product_attention(*to_btnh, scale=1.0, implementation="cudnn")
-    return out.swapaxes(1, 2).reshape(batch, heads, height, width, value_width)

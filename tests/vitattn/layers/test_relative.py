@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trainlib.errors import ConfigError
 from trainlib.mesh import make_mesh
 from trainlib.sharding import activate, batch_sharding
 from vitattn.layers import tiling
-from vitattn.layers.relative import augment_features, relative_attention_2d, relative_index
+from vitattn.layers.relative import relative_attention_2d, relative_index
 
 RULES = {"batch": ("replica", "data")}
 
@@ -107,33 +106,6 @@ def test_without_tables_it_does_not_know_positions():
     shuffled = [a.reshape(2, 2, 12, -1)[:, :, order].reshape(a.shape) for a in (k, v)]
     out = relative_attention_2d(q, k, v)
     np.testing.assert_allclose(out, relative_attention_2d(q, *shuffled), rtol=1e-5, atol=1e-6)
-
-
-def test_augmented_features_carry_the_whole_logit():
-    """The path for fused kernels, run through jax's own attention: values and all gradients."""
-    args = inputs(height=5, width=6, d=6, e=4)
-
-    def augmented(q, k, v, rel_h, rel_w):
-        tables = rel_h[relative_index(5)], rel_w[relative_index(6)]
-        q, k = augment_features(q, k, *tables)
-        assert q.shape[-1] == 24  # 6 + 5 + 6 = 17, filled to a multiple of 8
-        flat = [a.reshape(2, 2, 30, -1).swapaxes(1, 2) for a in (q, k, v)]
-        # The XLA implementation wants equal widths, which only the fused kernel does without.
-        flat[2] = jnp.pad(flat[2], ((0, 0),) * 3 + ((0, 20),))
-        out = jax.nn.dot_product_attention(*flat, scale=1.0, implementation="xla")[..., :4]
-        return out.swapaxes(1, 2).reshape(2, 2, 5, 6, 4)
-
-    g = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 5, 6, 4)), jnp.float32)
-    out, grads = value_and_vjp(augmented, args, g)
-    expected, wanted_grads = value_and_vjp(relative_attention_2d, args, g)
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-    for actual, wanted in zip(grads, wanted_grads, strict=True):
-        assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max()
-
-
-def test_unknown_implementation_is_named():
-    with pytest.raises(ConfigError, match="cudnn"):
-        relative_attention_2d(*inputs(), implementation="cudn")
 
 
 def loss(*args):
