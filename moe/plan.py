@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe import pretrain
+from moe.kernels.grouped import check_platform
 from moe.layers import sparse
 from moe.models import architecture
 from moe.models.architecture import Architecture
@@ -129,7 +130,10 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
 def _check_routing(
     config: ConfigDict, model: Architecture, mesh: Mesh, rules: sharding.Rules
 ) -> None:
-    """Refuses experts, groups and capacities that do not fit the mesh and the batch."""
+    """Refuses experts, groups, capacities and kernels that do not fit the mesh and the batch."""
+    if model.routing is not None and model.routing.dispatch == "grouped":
+        with sharding.activate(mesh, rules):
+            check_platform(sharding.platform())
     lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
     train, held_out = config.batch_size // config.microbatches, config.eval_batch_size
     for stack in model.stacks:

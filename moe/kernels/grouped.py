@@ -2,7 +2,8 @@
 
 Letters: E experts, R rows, D model width, F hidden width.
 
-TPU: the Pallas kernel that comes with JAX (megablox). GPU: tokamax, when it is installed.
+TPU: the Pallas kernel that comes with JAX (megablox). GPU: tokamax, when it is installed. Which one
+follows from the platform that the program is for, wherever it is compiled.
 `jax.lax.ragged_dot` is not used: on CPU, and on NVIDIA GPUs with the released jaxlib, it multiplies
 every row by every expert, E times the work.
 """
@@ -15,14 +16,14 @@ import jax.numpy as jnp
 from moe.kernels.experts import Weights, hidden
 from trainlib.errors import ConfigError
 from trainlib.remat import PRODUCT, keep
+from trainlib.sharding import platform
 
 ROWS = 128  # rows of a tile; the number of rows has to be a multiple
 
 
-def check_backend() -> None:
-    """Raises ConfigError where no grouped matrix product is known to be fast."""
-    backend = jax.default_backend()
-    if backend == "gpu":
+def check_platform(name: str) -> None:
+    """Raises ConfigError for a platform on which no grouped matrix product is known to be fast."""
+    if name == "gpu":
         try:
             import tokamax  # noqa: F401
         except ImportError as error:
@@ -31,16 +32,18 @@ def check_backend() -> None:
                 "installed. Install it, or use routing.dispatch='index' (fast everywhere) or "
                 "'dropless'."
             ) from error
-    elif backend != "tpu":
+    elif name != "tpu":
         raise ConfigError(
-            f"routing.dispatch='grouped' runs on TPU and GPU, and this is {backend}. Use "
+            f"routing.dispatch='grouped' runs on TPU and GPU, and this is for {name}. Use "
             "routing.dispatch='index' (capacity) or 'dropless' (no capacity)."
         )
 
 
 def _product(x: jax.Array, weight: jax.Array, sizes: jax.Array, interpret: bool) -> jax.Array:
     """[R, D] times [E, D, F] by segments of `sizes` rows -> [R, F]; later rows are undefined."""
-    if jax.default_backend() == "gpu":
+    if not interpret:
+        check_platform(platform())
+    if platform() == "gpu":
         import tokamax
 
         return tokamax.ragged_dot(x, weight, sizes)

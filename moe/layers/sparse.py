@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 from moe import dispatch as moving
 from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.experts import BIASES, Weights, batched
-from moe.kernels.grouped import ROWS, check_backend, grouped
+from moe.kernels.grouped import ROWS, grouped
 from moe.layers.ffn import ACTIVATIONS
 from moe.layers.weights import scaled_fan_in
 from moe.routing import Routing, Sums, route
@@ -210,8 +210,6 @@ class SparseFFN(nnx.Module):
             raise one_of("expert_bias", expert_bias, BIASES)
         if causal:
             routing.check_causal()
-        if routing.dispatch == "grouped":
-            check_backend()
         if routing.dropless and expert_dropout:
             raise ConfigError(
                 f"expert_dropout={expert_dropout} needs routing.dispatch='index'; with "

@@ -3,19 +3,25 @@ all gradients.
 """
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe import plan as plan_lib
+from moe.config import default_config
 from moe.dispatch import combine, dispatch, segments
 from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.experts import batched
-from moe.kernels.grouped import ROWS, check_backend, grouped
+from moe.kernels.grouped import ROWS, check_platform, grouped
+from moe.layers.sparse import SparseFFN
 from moe.routing import RoutingConfig, route
 from tests.moe import oracle
+from trainlib import nn, sharding
 from trainlib.errors import ConfigError
+from trainlib.mesh import make_mesh
 
 QUICK = functools.partial(
     jax.jit,
@@ -209,9 +215,38 @@ def test_batched_equals_each_expert():
     close(got, want, 2e-2)
 
 
+def grouped_step():
+    """A function to trace, and its arguments: loss and gradients of a layer of 4 experts."""
+    routing = RoutingConfig(4, second_policy="all", dispatch="grouped")
+    spec = nn.abstract(SparseFFN(128, 128, routing))
+    x = jax.ShapeDtypeStruct((1, 256, 128), jnp.bfloat16)
+
+    def loss(params, x):
+        return spec.bind(params, {})(x, train=True)[0].astype(jnp.float32).sum()
+
+    return jax.jit(jax.grad(loss)), (spec.params, x)
+
+
+def test_grouped_kernels_are_those_of_the_platform_that_is_compiled_for():
+    """Here for a TPU elsewhere: the compiled kernels (products, those by transposed weights, and
+    gradients of weights), not their interpreter, nor every row times every expert.
+    """
+    step, arguments = grouped_step()
+    with sharding.lowered_for("tpu"):
+        program = step.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("@tpu_custom_call") >= 3
+    assert "ragged_dot" not in program
+
+
 def test_grouped_kernels_are_refused_where_they_would_be_slow():
-    if jax.default_backend() != "cpu":
-        check_backend()
-        return
-    with pytest.raises(ConfigError, match=r"TPU and GPU, and this is cpu.*'index'"):
-        check_backend()
+    check_platform("tpu")
+    step, arguments = grouped_step()
+    with pytest.raises(ConfigError, match=r"TPU and GPU, and this is for cpu.*'index'"):
+        step.trace(*arguments)
+    config = default_config("st_moe_tiny")
+    config.routing.dispatch = "grouped"
+    with pytest.raises(ConfigError, match="and this is for cpu"):
+        plan_lib.make(config, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    if not importlib.util.find_spec("tokamax"):
+        with sharding.lowered_for("cuda"), pytest.raises(ConfigError, match="tokamax, which is"):
+            step.trace(*arguments)
