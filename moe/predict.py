@@ -73,8 +73,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         print(f"going on after {done:,} of {total:,} lines", flush=True)
     if lost and main_host:
         print(
-            f"{lost:,} lines in {partial.path} answered another input, or came from other weights "
-            "or settings: they are replaced",
+            f"{partial.path} held answers to another input, or by other weights or settings "
+            f"({lost:,} lines): they are replaced",
             flush=True,
         )
     progress = Progress(total, done, enabled=main_host)

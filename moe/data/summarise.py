@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from moe.data.benchmark import (
 )
 
 _XSUM_SPLITS = "XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json"
+# The archive of articles that its authors publish, and what their scripts make of the web pages,
+# which TFDS takes: folder, end of a file's name.
+_XSUM_FORMS = (("bbc-summary-data", ".summary"), ("xsum-extracts-from-downloads", ".data"))
+_XSUM_PARTS = re.compile(r"\[(?:SN|XSUM)\]")
 # Lines of the web page that are no part of an XSum article.
 _BUTTONS = frozenset(
     (
@@ -48,6 +53,9 @@ def _text_file(path: Path, name: str) -> Any:
 def _xsum_rows(path: Path) -> Rows:
     """`FOLDER/split` -> the articles of that split; the split file names their ids."""
     folder, split = path.parent, path.name
+    inside, ending = next(
+        (form for form in _XSUM_FORMS if (folder / form[0]).is_dir()), _XSUM_FORMS[0]
+    )
     where = folder / _XSUM_SPLITS
     try:
         ids = texts(json_document(where), split)
@@ -56,7 +64,7 @@ def _xsum_rows(path: Path) -> Rows:
         return
     missing = 0
     for name in ids:
-        file = folder / "xsum-extracts-from-downloads" / f"{name}.data"
+        file = folder / inside / f"{name}{ending}"
         if file.is_file():
             yield f"({file.name})", _text_file(file, name)
         else:  # published ids whose pages are gone; TFDS leaves them out as well
@@ -67,10 +75,15 @@ def _xsum_rows(path: Path) -> Rows:
 
 def _xsum_records(row: Any) -> list[Record]:
     kept = [line for line in row["text"].splitlines() if line.strip() and line not in _BUTTONS]
-    parts = "\n".join(kept).split("[XSUM]")
-    if len(parts) < 7:
-        raise Bad("has no parts [XSUM]URL[XSUM], [XSUM]INTRODUCTION[XSUM], [XSUM]RESTBODY[XSUM]")
-    return [{"summary": parts[4].strip(), "document": parts[6].strip(), "id": row["id"]}]
+    parts = _XSUM_PARTS.split("\n".join(kept))
+    named = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=False)}
+    summary = named.get("FIRST-SENTENCE", named.get("INTRODUCTION"))
+    if summary is None or "RESTBODY" not in named:
+        raise Bad(
+            "has not the parts [SN]FIRST-SENTENCE[SN] (or [XSUM]INTRODUCTION[XSUM]) and "
+            "[SN]RESTBODY[SN] (or [XSUM]RESTBODY[XSUM])"
+        )
+    return [{"summary": summary, "document": named["RESTBODY"], "id": row["id"]}]
 
 
 def _story_rows(path: Path) -> Rows:

@@ -201,11 +201,11 @@ def _dpr_records(row: Any) -> list[Record]:
 
 def _dpr_text(record: Record) -> TextExample:
     sentence, pronoun = words(record, "sentence", "pronoun").values()
-    # The first occurrence is the one to resolve.
-    pattern = rf" ({re.escape(pronoun)})( |\.|,)"
-    sentence, count = re.subn(pattern, r" *\1*\2", sentence, count=1)
-    if not count:
+    if not re.search(rf"\b{re.escape(pronoun)}\b", sentence):
         raise Bad(f"has not the pronoun {pronoun!r} in its sentence")
+    # The first occurrence is the one to resolve. T5 marks it only where one of these follows.
+    pattern = rf" ({re.escape(pronoun)})( |\.|,)"
+    sentence = re.sub(pattern, r" *\1*\2", sentence, count=1)
     choices = tuple(texts(record, "candidates"))
     return classified(f"wsc: {sentence}", record, choices, field(record, "id", int))
 

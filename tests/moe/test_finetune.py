@@ -456,7 +456,7 @@ def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, req
     assert not list(request_of.output.parent.glob("*.partial*"))
 
 
-def test_what_was_left_of_another_input_is_not_used(config_of, finished, request_of):
+def test_what_was_left_of_another_input_is_not_used(config_of, finished, request_of, capsys):
     config = config_of(experts=0)
     config.decoding.update(method="sample", length=6, temperature=2.0)
     partial = request_of.output.with_name("out.jsonl.partial")
@@ -464,6 +464,7 @@ def test_what_was_left_of_another_input_is_not_used(config_of, finished, request
     partial.with_name("out.jsonl.partial.json").write_text('{"input": "x", "made_by": "y"}')
     assert predict.run(config, finished, request_of) == 0
     assert "another file" not in request_of.output.read_text()
+    assert f"{partial} held answers to another input" in capsys.readouterr().out
 
 
 def test_lines_without_text_are_named(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from moe.data import supervised
@@ -22,6 +24,22 @@ def test_articles_of_xsum_that_are_not_there_are_counted(folder, capsys):
     note = capsys.readouterr().err
     assert "task:xsum (train)" in note
     assert "misses 1 of 2 articles" in note
+
+
+def test_articles_of_xsum_as_its_authors_publish_them(folder):
+    """The archive of files ID.summary, where the title is no part of the summary."""
+    files = {
+        "xsum/XSum-TRAINING-DEV-TEST-SPLIT-90-5-5.json": json.dumps({"train": ["1", "2"]}),
+        "xsum/bbc-summary-data/1.summary": (
+            "[SN]URL[SN]\nhttp://x\n\n[SN]TITLE[SN]\nTitle\n\n"
+            "[SN]FIRST-SENTENCE[SN]\nShort.\n\n[SN]RESTBODY[SN]\nOne.\nTwo.\n"
+        ),
+        "xsum/bbc-summary-data/2.summary": "[SN]URL[SN]\nhttp://y\n\n[SN]RESTBODY[SN]\nOne.\n",
+    }
+    (_, good), (where, bad) = supervised.read(folder(files), "task:xsum", TRAIN)
+    assert where.endswith("(2.summary)")
+    assert "has not the parts [SN]FIRST-SENTENCE[SN]" in str(bad)
+    assert (good.inputs, good.targets) == ("summarize: One.\nTwo.", ("Short.",))
 
 
 def test_every_task_is_covered():
@@ -75,6 +93,19 @@ def test_pronouns_are_found_where_the_published_index_is_not_exact(
     (example,) = supervised.load(folder({"WSC/train.jsonl": jsonl(row)}), "task:wsc", TRAIN)
     assert example.inputs == f"wsc: {expected}"
     assert example.targets == ()  # a wrong span is not trained on
+
+
+def test_pronouns_of_dpr_are_marked_where_t5_marks_them(folder):
+    """Before a space, a full stop or a comma, the first of them; a contraction stays as it is."""
+    lines = ["Al told Bo that he's late.", "he", "Al,Bo", "Bo", ""]
+    lines += ["Al saw Bo when he, as he said, left.", "he", "Al,Bo", "Al", ""]
+    lines += ["Al told Bo to heat it.", "he", "Al,Bo", "Bo", ""]
+    config = folder({"DPR/train.c.txt": "\n".join(lines)})
+    (_, first), (_, second), (where, bad) = supervised.read(config, "task:dpr", TRAIN)
+    assert first.inputs == "wsc: Al told Bo that he's late."
+    assert second.inputs == "wsc: Al saw Bo when *he*, as he said, left."
+    assert where.endswith("line 11")
+    assert "has not the pronoun 'he'" in str(bad)
 
 
 @pytest.mark.parametrize("task", TFDS)
