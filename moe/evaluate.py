@@ -27,7 +27,8 @@ from trainlib.progress import Progress, duration, summary
 
 TOKENS, UNIGRAM = "tokens", "unigram_entropy"
 PART = "part/"  # prefix of what is measured of the parts of a mixture: part/SOURCE/NAME
-OF_PARTS = ("cross_entropy", "accuracy", TOKENS)
+WHOLE = ("cross_entropy", "accuracy")
+OF_PARTS = (*WHOLE, TOKENS)
 
 
 def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
@@ -128,6 +129,28 @@ def score_tasks(
     if main_host:
         print(summary(f"{config.name} on {config.data.source}, {tasks.split}", rows))
     return {"step": number, "split": tasks.split, **tasks_lib.flat(scores)}
+
+
+def figures(result: Mapping[str, float]) -> dict[str, float]:
+    """What an evaluation measured of the whole model. Single routers are in the training lines of
+    `metrics.jsonl` and TensorBoard for every step, constants in the summary.
+    """
+    return {
+        name: value
+        for name, value in result.items()
+        if name in WHOLE
+        or name.startswith(tasks_lib.SCORE)
+        or (name.startswith(PART) and name.endswith(WHOLE))
+    }
+
+
+def measured(source: Source, tasks: tasks_lib.Tasks | None) -> list[str]:
+    """Names of the figures that evaluations of a run give, before there is one."""
+    parts = [part.name for part, _ in source.parts()]
+    of_parts = [f"{PART}{part}/{name}" for part in parts for name in WHOLE]
+    silent = {name: [""] * len(found) for name, found in tasks.examples.items()} if tasks else {}
+    scores = tasks_lib.flat(tasks.score(silent)) if tasks else {}
+    return [*WHOLE, *(of_parts if len(parts) > 1 else ()), *scores]
 
 
 def table(result: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -67,6 +67,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     unigram = unigram_entropy(eval_source.target_counts())
     limit = config.evaluation.limit
     tasks = tasks_lib.Tasks(plan, limit) if config.task == "finetune" else None
+    if config.checkpoint.best:
+        run_lib.check_best(config, evaluate.measured(eval_source, tasks))
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore
@@ -135,7 +137,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number))
-        checkpoints.save(number, state, meta, figures(result) or None)
+        checkpoints.save(number, state, meta, evaluate.figures(result) or None)
 
     with (
         contextlib.closing(progress),
@@ -163,7 +165,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 with progress.pause("evaluating"):
                     result = run_eval()
                 if writers:
-                    writers.write(number, "eval", figures(result))
+                    writers.write(number, "eval", evaluate.figures(result))
                 progress.message(f"step {number}: " + evaluated(result))
             stopping = not last and peers.stopping(number, stop.requested)
             if stopping or last or number % config.checkpoint.every == 0:
@@ -188,20 +190,6 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if main_host:
         report(plan, workdir, result, progress, time.monotonic() - started, number - start, bad)
     return 0
-
-
-def figures(result: Mapping[str, float]) -> dict[str, float]:
-    """What an evaluation measured of the whole model. Single routers are in the training lines of
-    `metrics.jsonl` and TensorBoard for every step, constants in the summary.
-    """
-    whole = ("cross_entropy", "accuracy")
-    return {
-        name: value
-        for name, value in result.items()
-        if name in whole
-        or name.startswith(tasks_lib.SCORE)
-        or (name.startswith(evaluate.PART) and name.endswith(whole))
-    }
 
 
 def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:

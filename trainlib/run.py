@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from trainlib import config as config_lib
 from trainlib import peers
 from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions, first_says
 from trainlib.data import position_changes
-from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError
+from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError, one_of
 from trainlib.lock import NAME as LOCK_NAME
 from trainlib.lock import WorkdirLock
 from trainlib.manifest import write_atomically
@@ -30,6 +30,7 @@ from trainlib.step import Sums
 from trainlib.writers import Writers
 
 SUMMARY = "summary.json"
+SMALLER_IS_BETTER = ("loss", "cross_entropy")  # among what evaluations measure
 
 
 class Recorder:
@@ -110,10 +111,27 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
         workdir / "checkpoints",
         keep=kept.keep,
         best=kept.best,
+        larger_is_better=not kept.best.endswith(SMALLER_IS_BETTER),
         may_fail=kept.max_failed_saves,
         axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
         lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
     )
+
+
+def check_best(config: ConfigDict, measured: Iterable[str]) -> None:
+    """Refuses a `checkpoint.best` that no evaluation of the run will give.
+
+    Args:
+      config: of the run.
+      measured: names of what its evaluations give.
+
+    Raises:
+      ConfigError: names those that they give.
+    """
+    kept: Any = config.checkpoint
+    names = list(measured)
+    if kept.best and kept.best not in names:
+        raise one_of("checkpoint.best", kept.best, names)
 
 
 def agree_on_workdir(workdir: Path, checkpoints: Checkpoints) -> None:

@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import itertools
 import logging
+import math
 import os
 import re
 import shutil
@@ -184,7 +185,7 @@ class Saver:
     def _retain(self, newest: int) -> None:
         good = self._good()
         stay = {newest, *sorted(good)[-self._keep :]}
-        scored = [s for s, m in good.items() if self._best in m.metrics]
+        scored = [s for s, m in good.items() if not math.isnan(m.metrics.get(self._best, math.nan))]
         if scored:
             stay.add(max(scored, key=lambda s: (self._sign * good[s].metrics[self._best], s)))
         for step in good.keys() - stay:

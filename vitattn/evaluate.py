@@ -19,6 +19,8 @@ from vitattn.data import check_classes, eval_batches, make_source
 from vitattn.data.sources import Source
 from vitattn.models import build, configure
 
+MEASURED = ("loss", "top1", "top5")
+
 
 def over_split(
     eval_step: Any,

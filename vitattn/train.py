@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, config.data.eval_split)
     check_classes(source, configure(config.model).num_classes)
     check_settings(source, config.data, config.model.image_size)
+    run_lib.check_best(config, evaluate.MEASURED)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore

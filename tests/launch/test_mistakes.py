@@ -43,6 +43,7 @@ MISTAKES = [
     ([DIGITS, "--config.model.dtype=float31"], 64, ["float31", "float32"]),
     ([DIGITS, "--config.model.num_classes=9"], 65, ["10 classes", "num_classes"]),
     ([DIGITS, "--config.data.source=digitz"], 64, ["digitz", "Did you mean 'digits'"]),
+    ([DIGITS, "--config.checkpoint.best=top-1"], 64, ["'top-1'", "loss, top1, top5"]),
     ([DIGITS, "--config.data.augment=mixup"], 64, ["data.augment='mixup'"]),
     ([DIGITS, "--config.data.source=folder:no/such/dir"], 65, ["no/such/dir"]),
     (["--config=configs/aa_resnet50.py"], 65, ["folder:", "digits"]),

@@ -10,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import TINY, killed, losses, records, run, stop_after
 
+from vitattn.evaluate import MEASURED
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
@@ -34,6 +36,7 @@ def test_a_run_leaves_what_the_readme_says_and_ends_with_a_summary(finished):
         assert word in output
     assert [step for step, _ in losses(workdir)] == list(range(1, 13))
     assert records(workdir, "eval")[-1]["examples"] == 360
+    assert set(MEASURED) < set(records(workdir, "eval")[-1])
     assert json.loads((workdir / "config.json").read_text())["model.width"] == 0.25
 
 

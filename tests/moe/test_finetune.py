@@ -339,6 +339,9 @@ def test_long_inputs_are_cut_and_counted(config_of, capsys):
     config.data.encoder_length = 100
     config.routing.capacity_factor_eval = 4.0
     tasks = tasks_lib.Tasks(plan_lib.make(config, one_device()))
+    assert {"score/cb/f1", "score/copa/accuracy", "score/mean"} < set(
+        evaluate.measured(make_source(config.data, "holdout"), tasks)
+    )
     long = [e for e in tasks.examples["copa"] if len(e.inputs) > 99]
     assert tasks.truncated >= len(long) > 0
     rows = dict(tasks.rows({}))

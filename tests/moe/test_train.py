@@ -137,9 +137,10 @@ def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(confi
     assert result["accuracy"] == 0.5
     tokens = [result[f"part/{name}/tokens"] for name in names]
     assert result["tokens"] == sum(tokens) > tokens[0] > 0
-    assert set(train.figures(result)) == {"cross_entropy", "accuracy"} | {
+    assert set(evaluate.figures(result)) == {"cross_entropy", "accuracy"} | {
         f"part/{name}/{value}" for name in names for value in ("cross_entropy", "accuracy")
     }
+    assert set(evaluate.measured(source, None)) == set(evaluate.figures(result))
     rows = dict(evaluate.part_rows(result))
     assert rows[names[1]] == f"cross-entropy 0.0000, accuracy 50.00 % on {tokens[1]:,} tokens"
 

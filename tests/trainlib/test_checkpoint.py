@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 def test_the_smallest_is_best_where_one_says_so(tmp_path):
     real, _ = make(make_mesh())
     opened = Checkpoints(tmp_path, keep=1, best="loss", larger_is_better=False)
-    for step, loss in enumerate([3.0, 1.0, 2.0], start=1):
+    for step, loss in enumerate([math.nan, 1.0, 2.0], start=1):
         opened.save(step, real, META, {"loss": loss})
     opened.close()
     assert opened.steps() == [2, 3]

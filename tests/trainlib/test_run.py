@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from trainlib import run as run_lib
+from trainlib import state as state_lib
 from trainlib.config import COMMON, check_common, from_schema, override
 from trainlib.errors import ConfigError, NumericAbort
 from trainlib.interrupt import StopRequest
@@ -155,6 +156,22 @@ def test_a_signal_before_the_first_step_leaves_with_75():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
     assert "SIGTERM: leaving" in done.stderr
+
+
+@pytest.mark.parametrize(("best", "stay"), [("part/a/cross_entropy", 2), ("score/mean", 3)])
+def test_the_best_loss_is_the_smallest_and_the_best_score_the_largest(config, tmp_path, best, stay):
+    config.checkpoint.update(best=best, keep=1)
+    run_lib.check_best(config, ["accuracy", best])
+    with pytest.raises(ConfigError, match=f"Did you mean .{best}."):
+        run_lib.check_best(config, ["accuracy", f"{best}x"])
+    checkpoints = run_lib.open_workdir(config, tmp_path, Abstract(None, {}, {}))
+    state = state_lib.TrainState(
+        np.int32(0), {"w": np.ones(1, np.float32)}, {}, (), {}, np.int32(0)
+    )
+    for step, value in enumerate([2.0, 1.0, 3.0, 2.0], start=1):
+        checkpoints.save(step, state, {}, {best: value})
+    checkpoints.close()
+    assert checkpoints.steps() == [stay, 4]
 
 
 def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
