@@ -111,8 +111,13 @@ def routing(model: Architecture) -> str:
     if config is None:
         return "dense, no experts"
     words = f"{config.num_experts} experts, top-{config.top_k}"
+    if config.router == "experts_choose":  # in a decoder they cannot
+        words = f"{config.num_experts} experts, which choose their tokens in the encoder"
+        return f"{words}, top-{config.top_k} in the decoder" if "decoder" in model.stacks else words
+    if config.batch_prioritized:
+        words += ", by priority in the encoder"
     train, held_out = (policy(config, train=mode) for mode in (True, False))
-    if config.top_k == 1 or config.router == "experts_choose":
+    if config.top_k == 1:
         return words
     words += f", later choices: {train} in training, {held_out} in evaluation"
     if (train, held_out) == ("random", "all"):

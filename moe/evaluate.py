@@ -156,9 +156,13 @@ def measured(source: Source, tasks: tasks_lib.Tasks | None) -> list[str]:
 def table(result: Mapping[str, float]) -> list[tuple[str, str]]:
     """Rows of a printed result."""
     loss, unigram = result["cross_entropy"], result[UNIGRAM]
+    side = "below" if loss <= unigram else "above: context was not used yet"
     return [
         ("cross-entropy", f"{loss:.4f} nats a token on {int(result[TOKENS]):,} tokens"),
-        ("unigram entropy", f"{unigram:.4f} nats; cross-entropy is {unigram - loss:.4f} below"),
+        (
+            "unigram entropy",
+            f"{unigram:.4f} nats; cross-entropy is {abs(unigram - loss):.4f} {side}",
+        ),
         ("token accuracy", f"{100 * result['accuracy']:.2f} %"),
     ]
 

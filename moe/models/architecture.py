@@ -111,10 +111,10 @@ class Architecture:
         for key in self.stacks.values():
             blocks = getattr(self, key)
             if blocks % period:
-                below, above = blocks // period * period, (blocks // period + 1) * period
+                fits = sorted({max(blocks // period, 1) * period, (blocks // period + 1) * period})
                 raise ConfigError(
                     f"model.{key}={blocks} is no whole number of periods of "
-                    f"model.sparse_period={period} blocks. Nearest: {below or above} or {above}."
+                    f"model.sparse_period={period} blocks. Nearest: {' or '.join(map(str, fits))}."
                 )
 
     def stack_routing(self, stack: str) -> RoutingConfig | None:

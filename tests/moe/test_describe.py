@@ -67,3 +67,13 @@ def test_an_evaluation_that_routes_unlike_training_is_named():
     assert said.endswith("random in training, random in evaluation")
     config.routing.top_k = 1
     assert describe.routing(architecture(config.model, config.routing)) == "4 experts, top-1"
+
+
+def test_what_an_encoder_alone_may_do_is_said_to_be_the_encoders():
+    config = default_config("st_moe_tiny")
+    config.routing.batch_prioritized = True
+    said = describe.routing(architecture(config.model, config.routing))
+    assert said.startswith("4 experts, top-2, by priority in the encoder, later choices: random")
+    config.routing.router = "experts_choose"
+    said = describe.routing(architecture(config.model, config.routing))
+    assert said == "4 experts, which choose their tokens in the encoder, top-2 in the decoder"
