@@ -3,8 +3,8 @@
 
 It says, before anyone pays, whether the step fits, what it moves between devices and what it can
 reach at best; on a machine without accelerators (extra aot). `--search` varies the configuration
-until it fits. `--json` prints all of it as data. Exit codes: 0 fits, 64 bad configuration or
-target, 70 does not fit.
+until it fits, `--compare` shows what each value of one key costs. `--json` prints all of it as
+data. Exit codes: 0 fits, 64 bad configuration or target, 70 does not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 EXIT_DOES_NOT_FIT = 70
 SEARCHES = ("slice", "batch", "remat")
+COMPARED = {  # short name -> key, and its values where none are given
+    "remat": ("model.remat", "none,dots,minimal,offload,exchange,full"),
+    "decoder_remat": ("model.decoder_remat", "none,dots,minimal,offload,exchange,full"),
+    "sharding": ("sharding", "replicated,zero,fsdp"),
+    "optimizer": ("optimizer.name", "adafactor,adamw"),
+    "microbatches": ("microbatches", "1,2,4"),
+}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vitattn-moe" / "plans"
 
 
@@ -50,7 +57,16 @@ def main(argv: Sequence[str]) -> int:
         f"{', '.join(SEARCHES)} or all of them",
     )
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="where searches keep reports (%(default)s)"
+        "--compare",
+        metavar="KEY=VALUE,VALUE",
+        help="one line for each value of a configuration key: memory, arithmetic, traffic and step "
+        f"bound; {', '.join(COMPARED)} name the usual ones",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        help="where searches and comparisons keep reports (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -63,8 +79,12 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.all:
         return every()
+    if args.search and args.compare:
+        parser.error("--search and --compare: choose")
     if args.search:
         return search(args, overrides)
+    if args.compare:
+        return compare(args, overrides)
     config = cli.load(args.config, overrides).config
     report = compiled_report(*planned(config, args.target), mfu=args.mfu)
     from trainlib.plan_report import to_text
@@ -132,24 +152,20 @@ def search(args: Any, overrides: dict[str, str]) -> int:
     Raises:
       ConfigError: there is no such search, or no variation of the configuration can work.
     """
-    from launch.multihost import source_digest, versions
     from trainlib import plan_report, targets
     from trainlib import search as search_lib
-    from trainlib.config import flatten
     from trainlib.errors import one_of
 
     if args.search not in (*SEARCHES, "all"):
         raise one_of("--search", args.search, (*SEARCHES, "all"))
-    cache, code = search_lib.Cache(args.cache), {"code": source_digest(), **versions()}
+    kept = kept_reports(args)
 
     def plan_of(question: Question) -> tuple[Plan, Target]:
         changed = {key: str(value) for key, value in question.overrides.items()}
         return planned(cli.load(args.config, overrides | changed).config, question.target)
 
     def compiled(question: Question) -> dict[str, Any]:
-        plan, target = plan_of(question)
-        key = [flatten(plan.config), target.name, args.mfu, code]
-        return cache.get(key, lambda: compiled_report(plan, target, args.mfu))
+        return kept(*plan_of(question))
 
     def say(question: Question, report: dict[str, Any]) -> None:
         if not args.json:
@@ -177,6 +193,56 @@ def search(args: Any, overrides: dict[str, str]) -> int:
     elif len(found) == 1 and answer.report:
         print(plan_report.to_text(answer.report))
     return 0 if all(found.values()) else EXIT_DOES_NOT_FIT
+
+
+def kept_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
+    """`compiled_report` that keeps its answers in `--cache`, by all that they depend on."""
+    from launch.multihost import source_digest, versions
+    from trainlib.config import flatten
+    from trainlib.search import Cache
+
+    cache = Cache(args.cache)
+    flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    code = {"code": source_digest(), **versions(), **flags}
+
+    def report(plan: Plan, target: Target) -> dict[str, Any]:
+        key = [flatten(plan.config), target.name, args.mfu, code]
+        return cache.get(key, lambda: compiled_report(plan, target, args.mfu))
+
+    return report
+
+
+def compare(args: Any, overrides: dict[str, str]) -> int:
+    """Compiles one variation after the other and prints a line for each; 70 when none fits.
+
+    Raises:
+      ConfigError: there is no such key, or a value of it cannot work.
+    """
+    from trainlib import plan_report
+    from trainlib.errors import ConfigError, nearest
+
+    name, _, values = args.compare.partition("=")
+    key, usual = COMPARED.get(name, (name, ""))
+    if not all(options := (values or usual).split(",")):
+        raise ConfigError(
+            f"--compare={args.compare} names no values. {nearest(name, COMPARED)}Write --compare="
+            f"KEY=VALUE,VALUE with any key of the configuration, or one of {', '.join(COMPARED)}."
+        )
+    # All are looked at before the first is compiled, which takes minutes.
+    plans = [
+        planned(cli.load(args.config, overrides | {key: value}).config, args.target)
+        for value in options
+    ]
+    kept, reports = kept_reports(args), {}
+    if not args.json:
+        print(f"{plans[0][0].config.name} on {plans[0][1].name}\n{plan_report.columns(key)}")
+    for value, (plan, target) in zip(options, plans, strict=True):
+        reports[value] = kept(plan, target)
+        if not args.json:
+            print(plan_report.columns(value, reports[value]), flush=True)
+    if args.json:
+        print(json.dumps(reports))
+    return 0 if any(report["fits"] for report in reports.values()) else EXIT_DOES_NOT_FIT
 
 
 TITLES = {

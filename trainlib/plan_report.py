@@ -228,6 +228,23 @@ def verdict(report: Report) -> str:
     )
 
 
+def columns(name: str, report: Report | None = None) -> str:
+    """One line of a comparison, or its heading: what is kept, what is computed, what is sent, and
+    the bound on the step.
+    """
+    if report is None:
+        cells = ["state", "temporaries", "together", "of memory", "computed", "sent", "step bound"]
+    elif not report["fits"]:
+        return f"{name:<14}does not fit: {amount(report['shortfall']['missing'])} too much"
+    else:
+        size, flops = report["bytes_per_device"], report["flops"]
+        sent = sum(one["wire_bytes"] for one in report["collectives"])
+        cells = [amount(size["arguments"]), amount(size["temporaries"]), amount(size["total"])]
+        cells += [f"{size['used_share']:.0%}", _flop(flops["executed_per_device"]), amount(sent)]
+        cells.append(_seconds(report["bounds"]["step"]))
+    return f"{name:<14}" + "".join(f"{cell:>14}" for cell in cells)
+
+
 def to_text(report: Report) -> str:
     """The report to be read."""
     params, size, flops = report["params"], report["bytes_per_device"], report["flops"]

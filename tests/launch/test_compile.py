@@ -13,6 +13,7 @@ import pytest
 
 from launch import compile as command
 from trainlib.errors import run_command
+from trainlib.search import REMAT_ORDER
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
@@ -117,6 +118,31 @@ def test_arithmetic_and_bounds_follow_from_each_other(small):
 
 
 @needs_libtpu
+def test_a_comparison_has_a_line_for_each_value(small, monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def report(plan, target, mfu):
+        asked.append(plan.config.microbatches)
+        missing = {"fits": False, "shortfall": {"missing": 2**31}}
+        return small[0] if plan.config.microbatches < 4 else missing
+
+    monkeypatch.setattr(command, "compiled_report", report)
+    arguments = [*SMALL, "--compare=microbatches", f"--cache={tmp_path}"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["microbatches", "1", "2", "4"]
+    assert lines[2].endswith(f"{1e3 * small[0]['bounds']['step']:.3g} ms")
+    assert lines[4].endswith("does not fit: 2.00 GiB too much")
+    assert command.main([*arguments, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"1", "2", "4"}
+    assert asked == [1, 2, 4]  # what was kept is not compiled again
+    # The flags of the compiler are part of the question.
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_some_flag=true")
+    assert command.main([*arguments[:-2], "--compare=microbatches=4", arguments[-1]]) == 70
+    assert asked == [1, 2, 4, 4]
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_a_verdict(capsys):
     """Activations fill the memory, so what is missing grows with the batch as arithmetic says."""
     required = []
@@ -144,6 +170,9 @@ def test_what_does_not_fit_is_a_verdict(capsys):
         ([DIGITS[0], "--target=v5e-4", "--mfu=0"], "--mfu=0.0"),
         ([DIGITS[0], "--target=v5e-4", "--search=batches"], "Did you mean 'batch'"),
         ([DIGITS[0], "--target=v5e-4", "--serch"], "Did you mean '--search'"),
+        ([DIGITS[0], "--target=v5e-4", "--compare=seed=0,"], "names no values"),
+        ([DIGITS[0], "--target=v5e-4", "--compare=microbatch"], "Did you mean 'microbatches'"),
+        ([DIGITS[0], "--compare=remat", "--search"], "choose"),
     ],
 )
 def test_mistakes(arguments, said, capsys):
@@ -168,6 +197,7 @@ def test_mistakes(arguments, said, capsys):
             "4 rows",
         ),
         ([DIGITS[0], "--target=v5e:3x5x7"], "v5e:4x4"),
+        ([*SMALL, "--compare=remat=full,fulll"], "Did you mean 'full'"),
     ],
 )
 def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
@@ -209,9 +239,13 @@ def test_fitting_is_monotone_in_everything_that_is_searched(capsys, tmp_path):
         total(*DIGITS, f"--config.batch_size={2**n}", "--target=v5e-4") for n in (14, 16, 18)
     ]
     assert batches == sorted(batches)
-    wide = [*SMALL, "--config.batch_size=2048"]
-    order = [total(*wide, f"--config.model.remat={name}") for name in ("none", "minimal", "full")]
-    assert order == sorted(order, reverse=True)
+    wide = [*SMALL, "--config.batch_size=2048", f"--cache={tmp_path}"]
+    found = run(capsys, *wide, "--compare=remat")[1]
+    kept = [found[name]["bytes_per_device"]["total"] for name in REMAT_ORDER]
+    work = [found[name]["flops"]["executed_per_step"] for name in REMAT_ORDER]
+    assert kept == sorted(kept, reverse=True)
+    assert work == sorted(work)
+    assert work[0] < work[1] < work[2] < work[3]
 
 
 @needs_libtpu
