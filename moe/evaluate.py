@@ -88,7 +88,8 @@ def run(
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
-      ConfigError: predictions of a run that has no tasks.
+      ConfigError: predictions of a run that has no tasks, or over those of another evaluation.
+      StorageError: predictions that cannot be written.
     """
     plan = plan_lib.make(config)
     if write_predictions is not None and config.task != "finetune":
@@ -96,6 +97,8 @@ def run(
             f"--write_predictions writes answers to tasks, and {workdir} is a run of "
             f"task={config.task!r}. Give the --workdir of a fine-tuning run."
         )
+    if write_predictions is not None and jax.process_index() == 0:
+        submission.prepare(write_predictions)
     number, params, _ = load_weights(plan, workdir, at_step)
     if config.task == "finetune":
         return score_tasks(plan, params, number, write_predictions)

@@ -8,6 +8,7 @@ classes only. DPR is no part of it and is left out.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from moe.data.benchmark import TEST, TextExample
 from moe.data.supervised import SUPERGLUE, TASKS
 from moe.eval.scores import class_of, wsc_class
-from trainlib.errors import StorageError
+from trainlib.errors import ConfigError, StorageError
 
 Lines = list[dict[str, Any]]
 BOARD = (*SUPERGLUE, "axb", "axg")
@@ -107,17 +108,36 @@ def missing(tasks: Collection[str], split: str) -> str:
     return "; ".join(parts)
 
 
+def prepare(directory: Path) -> None:
+    """Makes the directory, before anything is answered: answers of two evaluations do not mix.
+
+    Raises:
+      ConfigError: it holds predictions already.
+      StorageError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            there = sorted(path.name for path in directory.glob("*.jsonl"))
+    except OSError as error:
+        raise _refused(directory, error) from None
+    if there:
+        raise ConfigError(
+            f"--write_predictions={directory} holds predictions already ({', '.join(there[:3])}"
+            f"{', ..' if there[3:] else ''}). Remove them, or name another directory."
+        )
+
+
 def write(
     directory: Path, examples: dict[str, list[TextExample]], answers: dict[str, list[str]]
 ) -> list[Path]:
-    """Writes one file a task, none for DPR, and returns their paths.
+    """Writes one file a task, none for DPR, in a prepared directory; returns their paths.
 
     Raises:
       StorageError: the directory cannot be written.
     """
     written = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for task, found in examples.items():
             if task == "dpr":
                 continue
@@ -126,8 +146,12 @@ def write(
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             written.append(path)
     except OSError as error:
-        raise StorageError(
-            f"--write_predictions={directory} cannot be written ({error.strerror}). Choose a "
-            "directory that you may write to."
-        ) from None
+        raise _refused(directory, error) from None
     return written
+
+
+def _refused(directory: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"--write_predictions={directory} cannot be written ({error.strerror}). Choose a directory "
+        "that you may write to."
+    )

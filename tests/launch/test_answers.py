@@ -165,8 +165,9 @@ def test_mistakes_are_told_before_anything_is_answered(
 
 def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsys):
     """Ten files; an answer for each line of the test files, with its number, in its own form."""
+    flags = [f"--workdir={saved}", f"--write_predictions={tmp_path / 'board'}"]
     code, out, error = outcome(
-        capsys, evaluate, f"--workdir={saved}", f"--write_predictions={tmp_path / 'board'}",
+        capsys, evaluate, *flags,
         "--config.data.source=sample:superglue,diagnostics", "--config.evaluation.split=test",
         "--json",
     )  # fmt: skip
@@ -201,6 +202,8 @@ def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsy
         for answer in question["answers"]
     ]
     assert set(map(type, labels)) == {int}
+    code, _, error = outcome(capsys, evaluate, *flags)
+    assert (code, "holds predictions already" in error) == (64, True)
 
 
 def published(name):

@@ -10,6 +10,7 @@ import pytest
 from moe.data.benchmark import TextExample
 from moe.eval import scores, submission
 from moe.eval import tasks as tasks_lib
+from trainlib.errors import ConfigError, StorageError
 
 BOOL = ("False", "True")
 
@@ -118,6 +119,7 @@ def test_leader_board_files_have_the_published_form(tmp_path):
         "dpr": ["Bo"],  # no part of the leader board
         "xsum": ["A summary."],
     }
+    submission.prepare(tmp_path / "board")
     written = submission.write(tmp_path / "board", examples, answers)
     content = {p.name: [json.loads(line) for line in p.read_text().splitlines()] for p in written}
     assert content == {
@@ -140,6 +142,15 @@ def test_leader_board_files_have_the_published_form(tmp_path):
         "AX-b.jsonl": [{"idx": 7, "label": "not_entailment"}],
         "xsum.jsonl": [{"id": "77", "prediction": "A summary."}],
     }
+
+
+def test_predictions_are_not_written_over_others_nor_where_they_cannot_be(tmp_path):
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / "CB.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds predictions already \(CB.jsonl\)"):
+        submission.prepare(tmp_path / "board")
+    with pytest.raises(StorageError, match="cannot be written"):
+        submission.prepare(tmp_path / "board" / "CB.jsonl" / "more")
 
 
 def test_what_a_submission_lacks_is_told():
