@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ WHOLE = ("cross_entropy", "accuracy")
 OF_PARTS = (*WHOLE, TOKENS)
 
 
-def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
+def over_split(
+    eval_step: Any,
+    params: nn.Arrays,
+    source: Source,
+    plan: Plan,
+    between: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """Cross-entropy, accuracy and router metrics over a split, and how many tokens were predicted.
 
     Of a mixture they are the means over its parts, weighted by its rates as its unigram entropy is;
@@ -42,12 +48,13 @@ def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) ->
       params: weights.
       source: the split.
       plan: of the run.
+      between: called before each batch.
     """
     result: dict[str, float] = {TOKENS: 0}
     total: dict[str, float] = {}
     parts = source.parts()
     for part, rate in parts:
-        measured = _over_part(eval_step, params, part, plan)
+        measured = _over_part(eval_step, params, part, plan, between)
         result[TOKENS] += measured[TOKENS]
         if len(parts) > 1:
             result |= {f"{PART}{part.name}/{name}": measured[name] for name in OF_PARTS}
@@ -56,7 +63,9 @@ def over_split(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) ->
     return {**total, **result}
 
 
-def _over_part(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) -> dict[str, float]:
+def _over_part(
+    eval_step: Any, params: nn.Arrays, source: Source, plan: Plan, between: Callable[[], object]
+) -> dict[str, float]:
     """The same over a source that is no mixture."""
     config, total = plan.config, None
     size = config.eval_batch_size or config.batch_size
@@ -64,6 +73,7 @@ def _over_part(eval_step: Any, params: nn.Arrays, source: Source, plan: Plan) ->
     fields = pretrain.fields(plan.model.kind)
     with eval_batches(source, config.data, size, *place) as batches:
         for batch in itertools.islice(batches, config.eval_batches or None):
+            between()
             on_device = step.put_batch({name: batch[name] for name in fields}, plan.rows)
             total = metrics.merge(total, metrics.to_host(eval_step(params, {}, on_device)))
     assert total is not None

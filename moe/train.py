@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
 from trainlib.errors import DataError, Preempted
-from trainlib.interrupt import StopRequest
+from trainlib.interrupt import GivenUp, StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     start = resumed.step if resumed else 0
     if resumed:
         state, changed = resumed.state, resumed.changed
-        if start >= config.steps:
+        if start >= config.steps and not resumed.owes:
             checkpoints.close()
             run_lib.report_complete(workdir, start, config.steps)
             return 0
@@ -110,9 +110,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- step and evals
     train_step, eval_step = plan.train_step(), plan.eval_step()
 
-    def run_eval() -> dict[str, float]:
-        measured = evaluate.over_split(eval_step, state.params, eval_source, plan)
-        scores = tasks.score(tasks.answers(state.params)) if tasks else {}
+    def run_eval(between: Callable[[], object]) -> dict[str, float]:
+        measured = evaluate.over_split(eval_step, state.params, eval_source, plan, between)
+        answers = tasks.answers(state.params, lambda count: between()) if tasks else {}
+        scores = tasks.score(answers) if tasks else {}
         return {**measured, evaluate.UNIGRAM: unigram, **tasks_lib.flat(scores)}
 
     # ---------------------------------------------------------------- loop
@@ -123,7 +124,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     progress = Progress(
         config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
     )
-    writers = Writers(workdir, start) if main_host else None
+    redo = "eval" if resumed and resumed.owes else ""
+    writers = Writers(workdir, start, redo=redo) if main_host else None
     recorder = run_lib.Recorder(
         config,
         plan.schedule,
@@ -134,6 +136,19 @@ def run(config: ConfigDict, workdir: Path) -> int:
     )
     result: dict[str, float] = {}
     place = jax.process_index(), jax.process_count()
+
+    def evaluate_at(number: int) -> dict[str, float]:
+        """What was measured; nothing when the run was asked to stop meanwhile."""
+        recorder.flush()
+        try:
+            with progress.pause("evaluating"):
+                found = run_eval(stop.give_up)
+        except GivenUp:
+            return {}
+        if writers:
+            writers.write(number, "eval", evaluate.figures(found))
+        progress.message(f"step {number}: " + evaluated(found))
+        return found
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number))
@@ -148,7 +163,14 @@ def run(config: ConfigDict, workdir: Path) -> int:
         ) as batches,
         jax.transfer_guard("disallow"),
     ):
-        for number in range(start + 1, config.steps + 1):
+        number, stopping = start, False
+        if resumed and resumed.owes:
+            result = evaluate_at(start)
+            stopping = not result
+            if result:
+                checkpoints.add_metrics(start, evaluate.figures(result))
+        while number < config.steps and not stopping:
+            number += 1
             with progress.waiting():
                 batch = next(batches)
             batch = step.put_batch({name: batch[name] for name in fields}, plan.rows)
@@ -159,30 +181,24 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 jax.block_until_ready(sums)
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
             last = number == config.steps
-            result = {}
-            if last or (config.eval_every and number % config.eval_every == 0):
-                recorder.flush()
-                with progress.pause("evaluating"):
-                    result = run_eval()
-                if writers:
-                    writers.write(number, "eval", evaluate.figures(result))
-                progress.message(f"step {number}: " + evaluated(result))
             stopping = not last and peers.stopping(number, stop.requested)
+            result = {}
+            if run_lib.evaluates(config, number) and not stopping:
+                result = evaluate_at(number)
+                stopping = not result
             if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
                 if writers:
                     writers.write(number, "goodput", goodput.values(progress))
-            if stopping:
-                break
         bad = batches.bad
         recorder.flush()
         with progress.pause("saving"):
             checkpoints.close()
     if writers:
         writers.close()
-    if number < config.steps:
+    if stopping:
         raise Preempted(
             f"Stopped on request after step {number} of {config.steps}. The state is saved in "
             f"{workdir}; the same command goes on from there."

@@ -10,6 +10,7 @@ another device count is nothing special.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -342,6 +343,22 @@ class Checkpoints:
         if self._saver is None:
             self._saver = saving.Saver(self.directory, good=self.manifests, **self._saving)
         self._saver.start(step, to_flat(state), meta, metrics or {})
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds an evaluation that was made up for to the manifest of a step; the first process does
+        it for all.
+
+        Raises:
+          CheckpointError: as `manifest`.
+          StorageError: the disk refuses.
+        """
+        if jax.process_index() != 0:
+            return
+        found = dataclasses.replace(self.manifest(step), metrics=dict(metrics))
+        try:
+            manifest.write(self.directory / str(step), found)
+        except OSError as error:
+            raise saving.storage_error(error, self.directory) from None
 
     def poll(self) -> None:
         """Takes note of a save that has ended, without waiting; raises like `wait`."""

@@ -15,6 +15,10 @@ from types import FrameType, TracebackType
 from trainlib.errors import Preempted
 
 
+class GivenUp(Exception):
+    """An evaluation was left off, because the run is to stop: the next start makes up for it."""
+
+
 def leave_when_asked() -> None:
     """SIGINT and SIGTERM end the process with 75, until a `StopRequest` takes over: before the
     first step there is nothing to save, and after the last one everything is.
@@ -53,6 +57,19 @@ class StopRequest:
     ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def give_up(self) -> None:
+        """To be called between the batches of an evaluation, which may take longer than a machine
+        that was given notice has left.
+
+        Raises:
+          GivenUp: the run was asked to stop. Several processes would have to agree on the batch;
+            they finish the evaluation.
+        """
+        import jax  # takes a second, which the help of a command has not
+
+        if self.requested and jax.process_count() == 1:
+            raise GivenUp
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

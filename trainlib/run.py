@@ -187,11 +187,24 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 class Resumed(NamedTuple):
-    """Where a run goes on: the step, its verified state, and what changed since, a line each."""
+    """Where a run goes on.
+
+    Attributes:
+      step: finished steps.
+      state: verified.
+      changed: since it was saved, a line each.
+      owes: whether an evaluation after this step was left off when the run was asked to stop.
+    """
 
     step: int
     state: TrainState
     changed: list[str]
+    owes: bool
+
+
+def evaluates(config: Any, step: int) -> bool:
+    """Whether a run measures itself after a step."""
+    return step == config.steps or bool(config.eval_every and step % config.eval_every == 0)
 
 
 def resume(
@@ -235,7 +248,8 @@ def resume(
             continue
         for number in damaged:
             checkpoints.set_aside(number)
-        return Resumed(step, state, changed)
+        owes = step > 0 and evaluates(config, step) and not found.metrics
+        return Resumed(step, state, changed, owes)
     if damaged:
         raise CheckpointError(
             f"No step in {checkpoints.directory} is whole: {', '.join(map(str, damaged))} "
@@ -295,6 +309,8 @@ def keep_summary(workdir: Path, title: str, rows: Mapping[str, str], result: dic
 def report_complete(workdir: Path, done: int, steps: int) -> None:
     """Says that there is nothing left to do, and repeats the summary."""
     path = workdir / SUMMARY
-    rows = json.loads(path.read_text())["rows"] if path.exists() else {"checkpoints": str(workdir)}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    # A run that was killed after its last save has none, or that of fewer steps.
+    rows = kept["rows"] if kept.get("step") == done else {"checkpoints": str(workdir)}
     print(summary(f"Complete: {done} steps are done, {steps} were asked for.", list(rows.items())))
     print("\nTo go on, ask for more: --config.steps=N.")

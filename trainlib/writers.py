@@ -62,13 +62,19 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
                 }
 
 
-def truncate(path: Path, step: int) -> None:
-    """Cuts the records after `step`, and whatever is no whole record, in one atomic replacement."""
+def truncate(path: Path, step: int, redo: str = "") -> None:
+    """Cuts the records after `step`, those of kind `redo` at it, and whatever is no whole record,
+    in one atomic replacement.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
     records = [_parse(line) if line.endswith(b"\n") else None for line in lines]
-    kept = [line for line, r in zip(lines, records, strict=True) if r and r["step"] <= step]
+    kept = [
+        line
+        for line, r in zip(lines, records, strict=True)
+        if r and (r["step"] < step or (r["step"] == step and r["kind"] != redo))
+    ]
     broken = sum(record is None for record in records[:-1])
     if broken:
         logging.warning("%s: %d damaged lines were removed.", path, broken)
@@ -88,15 +94,16 @@ class JsonLines:
     Args:
       path: the file; made when absent.
       step: the step that the run starts from; later records are cut.
+      redo: kind of record that the run writes for that step itself once more.
 
     Raises:
       StorageError: the file cannot be read or written.
     """
 
-    def __init__(self, path: str | Path, step: int = 0):
+    def __init__(self, path: str | Path, step: int = 0, redo: str = ""):
         self._path = Path(path)
         try:
-            truncate(self._path, step)
+            truncate(self._path, step, redo)
             # Unbuffered: a record reaches the system in one write, so a kill loses at most the one
             # being written.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
@@ -186,12 +193,17 @@ class Writers:
     Args:
       workdir: an existing directory.
       step: the step that the run starts from.
+      redo: as for `JsonLines`.
       tensorboard: whether to write events as well.
     """
 
-    def __init__(self, workdir: str | Path, step: int = 0, *, tensorboard: bool = True):
+    def __init__(
+        self, workdir: str | Path, step: int = 0, *, redo: str = "", tensorboard: bool = True
+    ):
         workdir = Path(workdir)
-        self._writers: list[JsonLines | TensorBoard] = [JsonLines(workdir / "metrics.jsonl", step)]
+        self._writers: list[JsonLines | TensorBoard] = [
+            JsonLines(workdir / "metrics.jsonl", step, redo)
+        ]
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", step))
 

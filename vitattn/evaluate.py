@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,17 @@ def over_split(
     source: Source,
     config: ConfigDict,
     rows: NamedSharding,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 (fractions) over every record of a split, and how many counted."""
+    """Loss, top-1 and top-5 (fractions) over every record of a split, and how many counted;
+    `between` is called before each batch.
+    """
     total = None
     size = config.eval_batch_size or config.batch_size
     place = jax.process_index(), jax.process_count()
     with eval_batches(source, config.data, size, *place, config.model.image_size) as batches:
         for batch in batches:
+            between()
             on_device = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)
             sums = eval_step(params, model_state, on_device)
             total = metrics.merge(total, metrics.to_host(sums))

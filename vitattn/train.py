@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trainlib import run as run_lib
 from trainlib import state as state_lib
 from trainlib.data import data_position, split_facts
 from trainlib.errors import DataError, Preempted
-from trainlib.interrupt import StopRequest
+from trainlib.interrupt import GivenUp, StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     start = resumed.step if resumed else 0
     if resumed:
         state, changed = resumed.state, resumed.changed
-        if start >= config.steps:
+        if start >= config.steps and not resumed.owes:
             checkpoints.close()
             run_lib.report_complete(workdir, start, config.steps)
             return 0
@@ -90,11 +90,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- step and evals
     train_step, eval_step = plan.train_step(), plan.eval_step()
 
-    def run_eval(state: state_lib.TrainState) -> dict[str, float]:
+    def run_eval(state: state_lib.TrainState, between: Callable[[], object]) -> dict[str, float]:
         weights = state.ema or {**state.params, **state.model_state}
         params = {name: weights[name] for name in abstract.params}
         statistics = {name: weights[name] for name in abstract.model_state}
-        return evaluate.over_split(eval_step, params, statistics, eval_source, config, plan.rows)
+        args = eval_step, params, statistics, eval_source, config, plan.rows
+        return evaluate.over_split(*args, between)
 
     # ---------------------------------------------------------------- loop
     size = config.model.image_size
@@ -102,10 +103,24 @@ def run(config: ConfigDict, workdir: Path) -> int:
     progress = Progress(
         config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
     )
-    writers = Writers(workdir, start) if main_host else None
+    redo = "eval" if resumed and resumed.owes else ""
+    writers = Writers(workdir, start, redo=redo) if main_host else None
     recorder = run_lib.Recorder(config, plan.schedule, progress, writers)
     result: dict[str, float] = {}
     place = jax.process_index(), jax.process_count()
+
+    def evaluate_at(number: int) -> dict[str, float]:
+        """What was measured; nothing when the run was asked to stop meanwhile."""
+        recorder.flush()
+        try:
+            with progress.pause("evaluating"):
+                found = run_eval(state, stop.give_up)
+        except GivenUp:
+            return {}
+        if writers:
+            writers.write(number, "eval", found)
+        progress.message(f"step {number}: " + evaluated(found))
+        return found
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number))
@@ -120,7 +135,14 @@ def run(config: ConfigDict, workdir: Path) -> int:
         ) as batches,
         jax.transfer_guard("disallow"),
     ):
-        for number in range(start + 1, config.steps + 1):
+        number, stopping = start, False
+        if resumed and resumed.owes:
+            result = evaluate_at(start)
+            stopping = not result
+            if result:
+                checkpoints.add_metrics(start, result)
+        while number < config.steps and not stopping:
+            number += 1
             with progress.waiting():
                 batch = next(batches)
             batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, plan.rows)
@@ -131,30 +153,24 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 jax.block_until_ready(sums)
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
             last = number == config.steps
-            result = {}
-            if last or (config.eval_every and number % config.eval_every == 0):
-                recorder.flush()
-                with progress.pause("evaluating"):
-                    result = run_eval(state)
-                if writers:
-                    writers.write(number, "eval", result)
-                progress.message(f"step {number}: " + evaluated(result))
             stopping = not last and peers.stopping(number, stop.requested)
+            result = {}
+            if run_lib.evaluates(config, number) and not stopping:
+                result = evaluate_at(number)
+                stopping = not result
             if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
                     save(number)
                 if writers:
                     writers.write(number, "goodput", goodput.values(progress))
-            if stopping:
-                break
         bad = batches.bad
         recorder.flush()
         with progress.pause("saving"):
             checkpoints.close()
     if writers:
         writers.close()
-    if number < config.steps:
+    if stopping:
         raise Preempted(
             f"Stopped on request after step {number} of {config.steps}. The state is saved in "
             f"{workdir}; the same command goes on from there."

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
 
 import jax
 import numpy as np
@@ -13,10 +16,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from moe import evaluate, train, upcycle
 from moe import plan as plan_lib
 from moe.config import default_config
-from moe.data import make_source
+from moe.data import eval_batches, make_source
 from trainlib import state as state_lib
 from trainlib.checkpoint import Checkpoints
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, Preempted
 from trainlib.writers import read
 
 
@@ -34,7 +37,7 @@ def config_of(tmp_path_factory):
         config.data.update(cache=cache, workers=0, encoder_length=48, decoder_length=24)
         config.mesh.update(data=4, replica=2)
         config.update(batch_size=8, steps=4, eval_batches=2, log_every=1)
-        config.checkpoint.every = 2
+        config.checkpoint.every = config.eval_every = 2
         config.update(changes)
         return config
 
@@ -91,13 +94,44 @@ def test_a_run_leaves_losses_router_metrics_and_pictures(finished):
     assert list((finished / "tensorboard").iterdir())
 
 
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(config_of, finished, tmp_path):
-    assert train.run(config_of(steps=2), tmp_path) == 0
-    assert train.run(config_of(), tmp_path) == 0
+def test_a_run_stopped_in_its_evaluations_is_the_unbroken_one_bit_for_bit(
+    config_of, finished, tmp_path, monkeypatch
+):
+    """Stopped in the evaluation after step 2, in the one that makes up for it, and in the last."""
+
+    def run(stop_in: int):
+        count = 0
+
+        @contextlib.contextmanager
+        def batches(*args):
+            nonlocal count
+            count += 1
+            with eval_batches(*args) as found:
+                yield found if count != stop_in else asking(found)
+
+        def asking(found):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from found
+
+        monkeypatch.setattr(evaluate, "eval_batches", batches)
+        return train.run(config_of(), tmp_path)
+
+    for stop_in, step in ((1, 2), (1, 2), (2, 4)):
+        with pytest.raises(Preempted, match=f"after step {step} of 4"):
+            run(stop_in)
+        kept = Checkpoints(tmp_path / "checkpoints").manifests()
+        assert list(kept)[-1] == step
+        assert not kept[step].metrics
+        assert [r["step"] for r in logged(tmp_path, "train")] == list(range(1, step + 1))
+        assert [r["step"] for r in logged(tmp_path, "eval")] == [2][: stop_in - 1]
+    assert run(0) == 0
     for kind in ("train", "eval"):
-        whole, resumed = logged(finished, kind), logged(tmp_path, kind)
-        assert whole[-1] == resumed[-1]
-    assert logged(finished, "train") == logged(tmp_path, "train")
+        assert logged(tmp_path, kind) == logged(finished, kind)
+    for step, kept in Checkpoints(tmp_path / "checkpoints").manifests().items():
+        assert kept.metrics == Checkpoints(finished / "checkpoints").manifest(step).metrics
+    assert run(1) == 0  # complete: nothing is evaluated once more
+    ours, theirs = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, finished))
+    assert ours["cross_entropy"] == theirs["cross_entropy"]
     changed = config_of()
     changed.model.width = 64
     with pytest.raises(ConfigError, match=r"model\.width"):
