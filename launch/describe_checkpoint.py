@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainlib.checkpoint import Checkpoints
     from trainlib.manifest import Leaf, Manifest
 
-BATCH = 64 << 20  # bytes of small leaves that are read together
+BATCH, MOST = 64 << 20, 500  # bytes and number of small leaves that are read together
 DAMAGED = "damaged"
 SHOWN = 10  # damaged leaves that are printed
 
@@ -70,7 +70,7 @@ def nbytes(leaf: Leaf) -> int:
 def _batches(leaves: Mapping[str, Leaf]) -> Iterator[list[str]]:
     batch, size = [], 0
     for name, leaf in leaves.items():
-        if batch and size + nbytes(leaf) > BATCH:
+        if batch and (size + nbytes(leaf) > BATCH or len(batch) == MOST):
             yield batch
             batch, size = [], 0
         batch.append(name)
@@ -83,15 +83,22 @@ def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
     """Leaf -> what is wrong with it, of the leaves that cannot be read or are not what was saved.
 
     Holds no more than `BATCH` bytes, or one leaf where that is larger.
+
+    Raises:
+      CheckpointError: a leaf larger than the memory of this machine.
     """
     import jax
     from jax.sharding import SingleDeviceSharding
+
+    from trainlib.untrusted import check_memory
 
     place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
         for name, x in checkpoints.shapes(found.step).items()
     }
+    for name, leaf in found.leaves.items():
+        check_memory(nbytes(leaf), f"Leaf {name} of step {found.step}")
     damaged: dict[str, str] = {}
     for names in _batches(found.leaves):
         damaged |= checkpoints.damaged_leaves(found, {name: wanted[name] for name in names})
@@ -177,7 +184,9 @@ def show(
         rows.append((section, ", ".join(f"{key} {value}" for key, value in values.items())))
     good = len(found.leaves) - len(damaged)
     rows.append(("digests", f"{good} of {len(found.leaves)} leaves verified"))
-    print(summary(f"Step {found.step} in {directory}", rows))
+    # What somebody else's manifest says must not steer the terminal.
+    plain = [("".join(c if c.isprintable() else "?" for c in text) for text in row) for row in rows]
+    print(summary(f"Step {found.step} in {directory}", [(name, value) for name, value in plain]))
     for why in list(damaged.values())[:SHOWN]:
         print(f"\ndamaged: {why}")
     if len(damaged) > SHOWN:

@@ -128,21 +128,27 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def pick(self, step: int | None) -> int:
-        """The step that was asked for, or the newest.
+        """The step that was asked for, or the newest that counts; a newer one whose manifest says
+        that it is damaged is named in a warning.
 
         Raises:
           CheckpointError: it is not there, or damaged; names those that are there.
         """
-        if step is not None and step in self.numbers():
+        numbers = self.numbers()
+        if step is not None and step in numbers:
             return self.manifest(step).step
-        steps = self.steps()
-        if step is not None or not steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise CheckpointError(
-                f"{self.directory} holds no step {'' if step is None else step}; steps there: "
-                f"{there}. Train first, or choose another --workdir or --step."
-            )
-        return steps[-1]
+        for number in numbers if step is None else ():
+            try:
+                return self.manifest(number).step
+            except UnfinishedStep:
+                continue
+            except CheckpointError as error:
+                saving.warn(str(error))
+        there = ", ".join(map(str, self.steps())) or "none"
+        raise CheckpointError(
+            f"{self.directory} holds no {'whole step' if step is None else f'step {step}'}; steps "
+            f"there: {there}. Train first, or choose another --workdir or --step."
+        )
 
     def manifest(self, step: int) -> Manifest:
         """What stands in the manifest of a step; file sizes are compared, arrays are not read.

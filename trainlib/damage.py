@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +14,37 @@ def file_of(step: Path, leaf: str) -> str:
     Orbax keeps all leaves in one key-value store (OCDBT) whose data files have names like
     `d/8c1f...`; its tree says where each key lies. Where that cannot be read, it is the directory.
     """
-    import tensorstore
-
     try:
-        store = tensorstore.KvStore.open({"driver": "file", "path": f"{step}/"}).result()
-        top = tensorstore.ocdbt.dump(store).result()
-        found = _search(store, top["versions"][-1]["root"]["location"], b"", _key(leaf))
+        stamp = sum(hash((p, p.stat().st_size, p.stat().st_mtime_ns)) for p in step.rglob("*"))
+        found = _files(step, stamp).get(leaf.encode(), set())
     except Exception:  # whatever is damaged: the directory is right as well
         found = set()
     return ", ".join(str(step / name) for name in sorted(found)[:3]) or str(step)
 
 
-def _key(leaf: str) -> bytes:
-    """Orbax's name of a leaf of a flat dictionary: its zarr directory."""
-    return leaf.encode() + b"/"
+@functools.lru_cache(maxsize=1)  # a damaged step is asked for each of its leaves
+def _files(step: Path, stamp: int) -> Mapping[bytes, set[str]]:
+    """Leaf -> names of its files; `stamp` is that of what the directory holds."""
+    import tensorstore
+
+    store = tensorstore.KvStore.open({"driver": "file", "path": f"{step}/"}).result()
+    top = tensorstore.ocdbt.dump(store).result()
+    found: dict[bytes, set[str]] = {}
+    _add(found, store, top["versions"][-1]["root"]["location"], b"")
+    return found
 
 
-def _search(store: Any, node: str, prefix: bytes, key: bytes) -> set[str]:
+def _add(found: dict[bytes, set[str]], store: Any, node: str, prefix: bytes) -> None:
     import tensorstore
 
     tree: dict[str, Any] = tensorstore.ocdbt.dump(store, node).result()
-    files = set()
     for entry in tree["entries"]:
         if "subtree_common_prefix" in entry or "location" in entry:
             common = prefix + entry.get("subtree_common_prefix", b"")
-            files |= _search(store, entry["location"], common, key)
-        elif (prefix + entry["key"]).startswith(key):
+            _add(found, store, entry["location"], common)
+        else:
+            # Orbax's name of a leaf of a flat dictionary is its zarr directory.
+            leaf = (prefix + entry["key"]).rpartition(b"/")[0]
             # "value:ocdbt.process_0/:d/8c1f...:OFFSET:LENGTH"; small values lie in the node itself.
             _, base, name, *_ = entry.get("indirect_value", node).split(":")
-            files.add(base + name)
-    return files
+            found.setdefault(leaf, set()).add(base + name)

@@ -151,7 +151,7 @@ def _parsed(text: bytes) -> Manifest:
         leaves={_name(name): _leaf(value) for name, value in inner["leaves"].items()},
         files={_path(name): _count(size) for name, size in inner["files"].items()},
         mesh={str(name): _count(size) for name, size in inner["mesh"].items()},
-        meta=dict(inner["meta"]),
+        meta=_meta(inner["meta"]),
         metrics={str(name): float(value) for name, value in inner["metrics"].items()},
     )
 
@@ -168,6 +168,13 @@ def _leaf(value: Mapping[str, Any]) -> Leaf:
         axes=None if axes is None else tuple(axes),
         partition=None if partition is None else tuple(tuple(p) for p in partition),
     )
+
+
+def _meta(value: Mapping[str, Any]) -> dict[str, Any]:
+    for name, section in value.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"its section {name[:50]!r} is no table")
+    return dict(value)
 
 
 def _count(value: Any) -> int:

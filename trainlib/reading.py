@@ -23,6 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from trainlib.damage import file_of
 from trainlib.errors import StorageError
 from trainlib.manifest import ABOUT_CONTENT
+from trainlib.untrusted import physical_memory
 
 IN_FLIGHT = 1 << 30  # bytes of leaves that are read ahead of the one that is placed
 PAUSE = 0.5  # seconds before a disk that refused is asked once more
@@ -149,7 +150,10 @@ def _started(store: Any, like: Any) -> tuple[list[tuple[Any, Any]], int]:
     for device, index in _place(like).addressable_devices_indices_map(shape).items():
         pieces.setdefault(str(index), (index, []))[1].append(device)
     parts = [(store[index], devices) for index, devices in pieces.values()]
-    return [(d, part.read()) for part, d in parts], sum(p.size for p, _ in parts) * dtype.itemsize
+    size = sum(p.size for p, _ in parts) * dtype.itemsize
+    if size > physical_memory():  # tensorstore ends the process when it is refused memory
+        raise MemoryError
+    return [(d, part.read()) for part, d in parts], size
 
 
 def _placed(pieces: list[tuple[Any, Any]], like: Any) -> jax.Array:

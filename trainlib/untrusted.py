@@ -136,13 +136,18 @@ def integer(value: Any, what: str, low: int, high: int) -> int:
     return value
 
 
+def physical_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_memory(size: int, what: str) -> None:
     """Refuses what this machine cannot hold.
 
     Raises:
       CheckpointError: `size` bytes are more than its memory.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = physical_memory()
     if size > memory:
         raise CheckpointError(
             f"{what} asks for {size / 2**30:,.1f} GiB and this machine has {memory / 2**30:,.1f} "

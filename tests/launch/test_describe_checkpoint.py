@@ -1,5 +1,6 @@
 """`launch.describe --checkpoint`: what is in a step, whether it is whole, how its run differs."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli, describe
+from trainlib import manifest
 from trainlib import run as run_lib
 from trainlib.checkpoint import Checkpoints
 from trainlib.errors import CheckpointError
@@ -91,6 +93,25 @@ def test_a_damaged_step_beside_a_good_one(workdir, capsys):
     assert "Step 1 in" in text
     assert "2: damaged: Step 2" in text
     assert "7: not finished, or not ours" in text
+
+
+def forged(step: Path, **changes) -> None:
+    """Somebody else's manifest, with its checksum."""
+    found = manifest.read(step)
+    manifest.write(step, dataclasses.replace(found, **changes))
+
+
+def test_a_leaf_of_terabytes_is_refused(workdir):
+    leaf = manifest.Leaf((1 << 40,), "float32", "0" * 16)
+    forged(workdir / "checkpoints" / "2", leaves={"more": leaf})
+    with pytest.raises(CheckpointError, match=r"Leaf more of step 2 asks for 4,096\.0 GiB"):
+        describe.main([f"--checkpoint={workdir}"])
+
+
+def test_a_manifest_does_not_steer_the_terminal(workdir, capsys):
+    forged(workdir / "checkpoints" / "2", meta={"versions": {"jax": "\x1b]0;\x07\n1"}})
+    assert describe.main([f"--checkpoint={workdir}"]) == 0
+    assert "jax ?]0;??1" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):

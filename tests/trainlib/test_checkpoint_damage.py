@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import tensorstore
 from ml_collections import ConfigDict
@@ -285,6 +286,7 @@ def resealed(change, manifest: Path) -> None:
         lambda m: m.update(leaves=[]),
         lambda m: m.pop("mesh"),
         lambda m: m.update(metrics={"top1": "x"}),
+        lambda m: m["meta"].update(config=[1]),
     ],
 )
 def test_a_forged_manifest_is_refused(copied, change):
@@ -408,6 +410,33 @@ def test_shapes_of_a_manifest_allocate_nothing(copied):
     with pytest.raises(CheckpointError, match=r"\(4398046511104,\) float32 in the checkpoint"):
         Checkpoints(folder).restore(2, like)
     assert Checkpoints(folder).shapes(2)["params/norm.scale"].shape == (1 << 42,)
+
+
+def test_an_array_larger_than_the_memory_ends_nothing(copied):
+    """Asked for, tensorstore would end the process."""
+    folder, _, _ = copied
+    name, size = "params/norm.scale", 1 << 40
+    base = {"driver": "file", "path": f"{folder / '2'}/"}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+        "metadata": {"shape": [size], "chunks": [1024], "dtype": "<f4"},
+    }
+    tensorstore.open(spec, create=True, delete_existing=True).result()
+    wanted = {name: jax.ShapeDtypeStruct((size,), "float32")}
+    _, troubles = reading.read(folder / "2", wanted)
+    assert troubles[name].kind == reading.NO_MEMORY
+
+
+def test_the_newest_whole_step_is_picked_and_a_damaged_one_named(copied, capsys):
+    folder, _, _ = copied
+    (folder / "9").mkdir()  # being written
+    (folder / "2" / "manifest.json").write_text("{}")
+    assert Checkpoints(folder).pick(None) == 1
+    assert "Step 2 in" in capsys.readouterr().err
+    (folder / "1" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds no whole step; steps there: none"):
+        Checkpoints(folder).pick(None)
 
 
 def test_a_huge_manifest_is_not_read(copied):
