@@ -121,7 +121,7 @@ def _run(args: Any, config: Any) -> None:
             source, layout, args.out, **to_write, shard_size=args.shard_size, extra=extra
         )
     source.close()
-    _report(args, config.name, layout, written, source.step, share)
+    _report(args, config.name, layout, written, source, share)
 
 
 def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -> dict[str, bytes]:
@@ -136,11 +136,12 @@ def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -
     return stablehlo.files(program, signature | {"facts": facts}, config.name)
 
 
-def _report(args: Any, name: str, layout: Any, written: Written, step: int, share: Any) -> None:
+def _report(args: Any, name: str, layout: Any, written: Written, source: Any, share: Any) -> None:
     from trainlib.progress import summary
 
     rows: list[tuple[str, Any]] = [
         ("layout", layout.title),
+        ("weights", "moving averages" if source.averaged else "as trained"),
         ("files", f"{written.files} with {written.tensors} tensors"),
         ("size", f"{written.size / 1e6:,.1f} MB"),
         ("in", args.out),
@@ -149,7 +150,7 @@ def _report(args: Any, name: str, layout: Any, written: Written, step: int, shar
     if share.parts > 1:
         whole = "all are there" if written.complete else "others are still to come"
         rows.append(("part", f"{share.part}/{share.parts}; {whole}"))
-    print(summary(f"Exported step {step} of {name} as {args.format}", rows))
+    print(summary(f"Exported step {source.step} of {name} as {args.format}", rows))
 
 
 def _size(text: str) -> int:

@@ -60,7 +60,10 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     from trainlib import interchange, weights
     from trainlib.config import override
 
+    weights.check_new(args.out)
     interop, foreign = _open(args)
+    if args.check:
+        interchange.check_libraries(args.format, interop.COMPARED)
     for key, value in overrides.items():
         override(foreign.config, key, value, "command line")
     abstract = interop.abstract(foreign.config)
@@ -70,13 +73,15 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     match = interchange.match(layout, specs, foreign.shapes, ignore)
     print(match.table(f"{layout.title} from {args.path}"))
     match.check(args.path)
-    weights.check_memory(sum(map(weights.nbytes, specs.values())), str(args.path))
+    size, models = sum(map(weights.nbytes, specs.values())), 2 if args.check else 1
+    what = f"{args.path}{' with --check, which holds two models,' if args.check else ''}"
+    weights.check_memory(models * size, what)
     found = {
         name: jnp.asarray(interchange.take(entries, specs[name], foreign.shapes, foreign.read))
         for name, entries in layout.by_leaf().items()
     }
     if args.check:
-        print(f"\n{interop.compare(foreign.config, found, args.path, args.format)}")
+        print(f"\n{interop.compare(foreign.config, found, args.path)}")
     weights.save_as_run(foreign.config, abstract, found, args.out)
     start = f"--config.init_from={args.out} {interop.START}".strip()
     print(f"\nWritten to {args.out}. Start from it by {start}")
@@ -90,13 +95,17 @@ def _open(args: Any) -> tuple[Any, Any]:
     if family:
         interop = importlib.import_module(f"{family}.interop")
         return interop, interop.open_foreign(args.format, args.path)
+    from trainlib import weights
     from trainlib.errors import ConfigError
     from trainlib.interchange import Foreign
     from trainlib.safetensors_io import Reader
     from trainlib.untrusted import read_json
 
-    if not args.path.is_dir():
-        raise CheckpointError(f"--path={args.path} is no directory that `launch.export` wrote.")
+    if not weights.is_export(args.path):
+        raise CheckpointError(
+            f"--path={args.path} is no directory that `launch.export` wrote, or its export was cut "
+            "off, or parts of it (--part) are still to come."
+        )
     read_json(args.path / "config.json")  # a regular file of bounded size
     try:
         config = cli.load(str(args.path / "config.json"), {}).config

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -225,6 +226,29 @@ def take(
                 "one and cannot hold both."
             )
     return leaf
+
+
+def check_libraries(kind: str, needed: Mapping[str, Sequence[str]]) -> None:
+    """Refuses `--check`, before weights are read, where nothing can be compared.
+
+    Args:
+      kind: of the import.
+      needed: kind that can be compared -> packages that it takes.
+
+    Raises:
+      ConfigError: it is not among these, or a package is not installed.
+    """
+    if kind not in needed:
+        raise ConfigError(
+            f"--check has no other library for --format={kind}; it has for {', '.join(needed)}. "
+            "Leave it out."
+        )
+    missing = [name for name in needed[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--check needs {' and '.join(needed[kind])}, and {' and '.join(missing)} is not "
+            f"installed: pip install {' '.join(missing)}, or leave --check out."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,6 +201,18 @@ def part_of(sizes: Mapping[str, int], part: int, parts: int) -> list[str]:
     return found
 
 
+def check_new(out: Path) -> None:
+    """Refuses a directory that holds a run.
+
+    Raises:
+      ConfigError: it does.
+    """
+    if (out / "checkpoints").exists() or (out / "config.json").exists():
+        raise ConfigError(
+            f"--out={out} already holds a run. Give a directory that is new or empty."
+        )
+
+
 def save_as_run(
     config: ConfigDict, abstract: Abstract, weights: Mapping[str, Any], out: Path
 ) -> None:
@@ -210,16 +222,11 @@ def save_as_run(
       config: of the run.
       abstract: the model.
       weights: name -> array, parameters and statistics.
-      out: a workdir without checkpoints.
+      out: a workdir without checkpoints, see `check_new`.
 
     Raises:
-      ConfigError: a run is there already.
       StorageError: the disk refuses.
     """
-    if (out / "checkpoints").exists() or (out / "config.json").exists():
-        raise ConfigError(
-            f"--out={out} already holds a run. Give a directory that is new or empty."
-        )
     begun = TrainState(
         step=jnp.int32(0),
         params={name: weights[name] for name in abstract.params},

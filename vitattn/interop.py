@@ -21,6 +21,7 @@ from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.interchange import SAME, TRANSPOSED, Entry, Foreign, Layout, Transform, own_layout
 from trainlib.safetensors_io import Reader
+from trainlib.untrusted import read_small
 from vitattn import config as config_lib
 from vitattn.classify import CLASS_NAMES
 from vitattn.models import build, configure
@@ -30,6 +31,7 @@ START = ""  # nothing beside init_from
 NAMES = ("auto", "own", "torchvision")
 KERNEL = Transform(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
 MOST_LAYERS = 2000
+COMPARED = {"torchvision": ("torch", "torchvision")}  # format -> what a comparison takes
 TOLERANCE = 1e-3  # of the largest logit
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -150,7 +152,7 @@ def open_foreign(kind: str, path: Path) -> Foreign:
 def beside(workdir: Path) -> dict[str, str]:
     """Files of a run that go along with its weights: name -> text."""
     file = workdir / CLASS_NAMES
-    return {CLASS_NAMES: file.read_text(encoding="utf-8")} if file.is_file() else {}
+    return {CLASS_NAMES: read_small(file).decode(errors="replace")} if file.exists() else {}
 
 
 def serving(
@@ -179,26 +181,25 @@ def serving(
     return forward, {"image": (("batch", height, width, 3), "float32")}, facts
 
 
-def compare(config: ConfigDict, weights: nn.Arrays, path: Path, kind: str) -> str:
+def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
     """One line with the largest difference of the logits to torchvision's model.
 
     Raises:
-      ConfigError: nothing to compare with.
+      ConfigError: torchvision has no such model.
       CheckpointError: they differ by more than rounding.
     """
-    if kind != "torchvision":
-        raise ConfigError(f"--check has no other library for --format={kind}. Leave it out.")
-    try:
-        import torch
-        import torchvision
-        from safetensors.torch import load_file
-    except ImportError as error:
+    import torch
+    import torchvision
+
+    if config.model.blocks:
         raise ConfigError(
-            f"--check needs torch and torchvision ({error}): pip install torch torchvision."
-        ) from None
+            f"--check: torchvision has no ResNet of {config.model.blocks} blocks. Leave it out."
+        )
     depth, size = config.model.depth, config.model.image_size
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=config.model.num_classes)
-    theirs.load_state_dict(load_file(_single(path)))
+    reader = Reader(path)
+    values = {name: torch.from_numpy(reader.read(name).astype("f4")) for name in reader.tensors}
+    theirs.load_state_dict(values)
     image = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.eval()(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
@@ -212,7 +213,3 @@ def compare(config: ConfigDict, weights: nn.Arrays, path: Path, kind: str) -> st
     if not difference <= TOLERANCE * max(1.0, largest):
         raise CheckpointError(f"The imported model is another one: {line}.")
     return line
-
-
-def _single(path: Path) -> Path:
-    return path / "model.safetensors" if path.is_dir() else path

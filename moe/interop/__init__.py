@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe.interop import hf, t5x, t5x_io
-from moe.interop.parity import compare
+from moe.interop.parity import COMPARED, compare
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
@@ -26,6 +26,7 @@ from trainlib.untrusted import read_json
 
 START = "--config.finetune.keep_slots=false"  # beside init_from: an import has no optimiser slots
 __all__ = [
+    "COMPARED",
     "Foreign",
     "abstract",
     "beside",

@@ -15,10 +15,11 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib import nn
-from trainlib.errors import CheckpointError, ConfigError
+from trainlib.errors import CheckpointError
 
 LENGTHS = {"encoder": 24, "decoder": 12}
 SEQUENCES = 2
+COMPARED = {"hf": ("torch", "transformers")}  # format -> what a comparison takes
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order give about 1e-6
 
 
@@ -52,26 +53,26 @@ def transformers_logits(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     """Logits float32 [B, L, V] of the model that `transformers` loads from a directory.
 
     Raises:
-      ConfigError: torch or transformers is not installed.
-      CheckpointError: it has another idea of what weights there are.
+      CheckpointError: it cannot load them, or has another idea of what weights there are.
     """
-    try:
-        import torch
-        from transformers import AutoModelForSeq2SeqLM, logging
-    except ImportError as error:
-        raise ConfigError(
-            f"--check needs torch and transformers ({error}): pip install torch transformers."
-        ) from None
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = AutoModelForSeq2SeqLM.from_pretrained(
-        path,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
-    model, info = loaded
+    try:
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers cannot load {path}: {str(error).splitlines()[0][:300]}"
+        ) from None
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
         raise CheckpointError(f"transformers does not find in {path} what it needs: {info}.")
     model.eval()
@@ -86,18 +87,12 @@ def transformers_logits(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     return out.logits.float().numpy()
 
 
-def compare(config: ConfigDict, params: nn.Arrays, path: Path, kind: str) -> str:
+def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
     """One line with the largest difference of the logits of real tokens.
 
     Raises:
-      ConfigError: nothing to compare with.
       CheckpointError: they differ by more than rounding.
     """
-    if kind != "hf":
-        raise ConfigError(
-            f"--check compares with transformers, which does not read --format={kind}. Leave it "
-            "out."
-        )
     batch = tokens(config.model.vocab_size)
     ours, theirs = our_logits(config, params, batch), transformers_logits(path, batch)
     real = batch["decoder_segments"] > 0

@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
     for name in made:
         flags = [f"--workdir={root / name}", f"--out={root / name}.hf", "--shard_size=60KB"]
         export.main([*flags, "--format=safetensors"])
+    export.main([f"--workdir={root / 't5'}", f"--out={root / 't5.t5x'}", "--format=t5x"])
     return root, made
 
 
@@ -140,12 +141,18 @@ def test_other_dtypes_become_float32(runs, tmp_path, capsys):
         (["--format=t5x", "--path={hf}"], 66, "checkpoint_<step>"),
         (["--format=torchvision", "--path={hf}"], 66, "no ResNet"),
         (["--format=safetensors", "--path={hf}"], 66, "own names"),
+        (["--format=safetensors", "--path={hf}/.."], 66, "parts of it (--part) are still to come"),
+        (["--format=t5x", "--path={t5x}", "--check"], 64, "no other library for --format=t5x"),
+        (["--format=hf", "--path={hf}", "--check"], 64, "lacking is not installed: pip install la"),
         (["--format=hf", "--path={hf}", "--config.model.wdth=3"], 64, "model.width"),
         (["--format=hf", "--path={hf}", "--ignore=("], 64, "--ignore"),
     ],
 )
-def test_mistakes_are_explained(runs, tmp_path, capsys, flags, code, named):
-    filled = [flag.format(hf=runs[0] / "t5.hf") for flag in flags]
+def test_mistakes_are_explained(runs, tmp_path, capsys, monkeypatch, flags, code, named):
+    """Those of `--check` before any weight is read."""
+    monkeypatch.setattr("trainlib.interchange.take", None)
+    monkeypatch.setitem(interop.COMPARED, "hf", ("json", "lacking"))
+    filled = [flag.format(hf=runs[0] / "t5.hf", t5x=runs[0] / "t5.t5x") for flag in flags]
     found, _, err = take(capsys, *filled, f"--out={tmp_path / 'back'}")
     assert found == code, err
     assert named in err

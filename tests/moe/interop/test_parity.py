@@ -146,7 +146,7 @@ def test_we_compute_what_transformers_saved(kind, tmp_path):
     theirs = parity.transformers_logits(tmp_path, batch)
     ours = parity.our_logits(config, models.structs(values), batch)
     assert difference(ours, theirs, batch) < TOLERANCE
-    assert "largest difference" in parity.compare(config, models.structs(values), tmp_path, "hf")
+    assert "largest difference" in parity.compare(config, models.structs(values), tmp_path)
 
 
 def test_router_losses_are_theirs(tmp_path):
