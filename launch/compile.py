@@ -154,10 +154,17 @@ def search(args: Any, overrides: dict[str, str]) -> int:
     """
     from trainlib import plan_report, targets
     from trainlib import search as search_lib
-    from trainlib.errors import one_of
+    from trainlib.errors import ConfigError, one_of
 
     if args.search not in (*SEARCHES, "all"):
         raise one_of("--search", args.search, (*SEARCHES, "all"))
+    config = cli.load(args.config, overrides).config
+    possible = [name for name in SEARCHES if name != "remat" or "remat" in config.model]
+    if args.search not in (*possible, "all"):
+        raise ConfigError(
+            f"--search=remat: {config.name} keeps everything for its backward pass, there is no "
+            f"policy to choose. Search for: {', '.join(possible)}."
+        )
     kept = kept_reports(args)
 
     def plan_of(question: Question) -> tuple[Plan, Target]:
@@ -171,7 +178,6 @@ def search(args: Any, overrides: dict[str, str]) -> int:
         if not args.json:
             print(f"  {question}: {plan_report.verdict(report).partition(': ')[2]}", flush=True)
 
-    config = cli.load(args.config, overrides).config
     target = targets.target(args.target or config.target or "none")
     asked = search_lib.Search(compiled, plan_of, say)
     parts = config.microbatches * target.devices
@@ -181,7 +187,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
         "remat": lambda: asked.cheapest_remat(target),
     }
     found: dict[str, dict[str, Any] | None] = {}
-    for name in SEARCHES if args.search == "all" else (args.search,):
+    for name in possible if args.search == "all" else (args.search,):
         if not args.json:
             print(f"search for the {TITLES[name]}")
         answer = searches[name]()

@@ -6,6 +6,7 @@ FSDP weights, `model` splits heads and feed-forward width. Vision uses `replica`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,8 +40,15 @@ def make_mesh(
             f"mesh={sizes} is not a mesh: every size is a positive number, and at most one is -1 "
             "(the devices that are left)."
         )
+    if wild and len(devices) % known:
+        fits = math.gcd(known, len(devices))
+        others = " x ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ConfigError(
+            f"mesh.{wild[0]}=-1 takes the devices that are left, and {len(devices)} do not divide "
+            f"over {others}. The largest part of these {known} that divides them is {fits}."
+        )
     if wild:
-        sizes[wild[0]] = max(1, len(devices) // known)
+        sizes[wild[0]] = len(devices) // known
     total = int(np.prod(list(sizes.values())))
     if total != len(devices):
         raise ConfigError(

@@ -29,6 +29,8 @@ def test_mesh_axes_and_the_size_that_is_left():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
     with pytest.raises(ConfigError, match="mesh"):
         make_mesh(*sizes)
+    with pytest.raises(ConfigError, match=r"8 do not divide over mesh.model=6. .* is 2\."):
+        make_mesh(model=6)
 
 
 def test_logical_axes_become_mesh_axes(mesh):
