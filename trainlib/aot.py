@@ -66,17 +66,21 @@ class Memory:
       temporaries: everything else that is alive at once.
       peak: the compiler's own figure of what is used at the worst moment.
       code: the program.
+      host: what a policy of recomputation keeps in the memory of the host, for each device.
     """
 
     arguments: int
     temporaries: int
     peak: int
     code: int
+    host: int
 
     @property
     def total(self) -> int:
-        """What must fit."""
-        return self.arguments + self.temporaries
+        """What must fit: the larger of both figures. Small temporaries that live on the chip are in
+        the peak alone, and a peak leaves out what lies between arrays.
+        """
+        return max(self.arguments + self.temporaries, self.peak)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +235,7 @@ def _memory(analysis: Any) -> Memory:
         temporaries=analysis.temp_size_in_bytes,
         peak=analysis.peak_memory_in_bytes,
         code=analysis.generated_code_size_in_bytes,
+        host=analysis.host_temp_size_in_bytes,
     )
 
 

@@ -96,6 +96,7 @@ def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:
         "total": memory.total,
         "peak": memory.peak,
         "code": memory.code,
+        "on_host": memory.host,
         "hbm": hbm,
         "used_share": memory.total / hbm,
         "margin": hbm - memory.total,

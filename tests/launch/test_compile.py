@@ -83,7 +83,7 @@ def test_bytes_of_a_device_by_hand(small):
     assert sizes["batch"] == 4 * rows * length * 4  # inputs, segments, targets, weights
     least = sizes["params"] + sizes["optimizer"] + sizes["batch"]
     assert least <= sizes["arguments"] <= 1.3 * least  # small arrays are padded to tiles
-    assert sizes["total"] == sizes["arguments"] + sizes["temporaries"]
+    assert sizes["total"] == max(sizes["arguments"] + sizes["temporaries"], sizes["peak"])
     assert sizes["margin"] == 16 * 2**30 - sizes["total"]
 
 

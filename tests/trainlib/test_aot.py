@@ -84,3 +84,8 @@ def test_standard_error_is_taken_and_given_back(capfd):
     os.write(2, b"after\n")
     assert log == ["from the compiler\n"]
     assert capfd.readouterr().err == "after\n"
+
+
+def test_what_must_fit_is_the_larger_figure():
+    assert aot.Memory(arguments=5, temporaries=7, peak=10, code=1, host=0).total == 12
+    assert aot.Memory(arguments=5, temporaries=0, peak=10, code=1, host=0).total == 10
