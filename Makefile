@@ -25,11 +25,11 @@ lint: $(VENV)/.test
 	$(BIN)/pyright
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.vision
 	$(BIN)/python -m benchmarks.resnet_step
 	$(BIN)/python -m benchmarks.moe
 	$(BIN)/python -m benchmarks.text_data
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.vision
 
 # CIFAR-100 as well: make reproduce-small CIFAR100=DIR
 reproduce-small: $(VENV)/.train

@@ -2,14 +2,16 @@
 
 Letters: B batch, N heads, H W map, d e key and value width a head, K window, b block, M = b + 2h.
 
-Each function returns a candidate for `timing.fastest`: forward and backward for all inputs, one
-thread, float32. They follow what the public layers do (named at each), not their code.
+Each function takes the inputs of our own layer, float32 in our layout, and returns a `Peer` that
+computes the same in the layout of the public layer (named at each; its structure, not its code).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -20,13 +22,37 @@ def prepare() -> None:
     torch.manual_seed(0)
 
 
-def _candidate(forward: Callable, shapes: list[tuple[int, ...]]) -> Callable[[], object]:
-    args = [torch.randn(shape, requires_grad=True) for shape in shapes]
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A structure to be timed, and to be compared with our own layer first.
 
-    def run() -> object:
-        return torch.autograd.grad((forward(*args) ** 2).sum(), args)
+    Attributes:
+      forward: the layer, in its own layout.
+      convert: inputs in our layout -> in its layout; differentiable.
+      inputs: in our layout.
+    """
 
-    return run
+    forward: Callable[..., torch.Tensor]
+    convert: Callable[..., Sequence[torch.Tensor]]
+    inputs: Sequence[np.ndarray]
+
+    def candidate(self) -> Callable[[], object]:
+        """Forward and backward pass for all inputs, for `timing.fastest`."""
+        with torch.no_grad():
+            own = self.convert(*map(torch.tensor, self.inputs))
+        args = [x.contiguous().clone().requires_grad_() for x in own]
+        return lambda: torch.autograd.grad((self.forward(*args) ** 2).sum(), args)
+
+    def results(self) -> list[np.ndarray]:
+        """The sum of squares of the output and its gradients in our inputs."""
+        args = [torch.tensor(x, requires_grad=True) for x in self.inputs]
+        loss = (self.forward(*self.convert(*args)) ** 2).sum()
+        return [x.detach().numpy() for x in (loss, *torch.autograd.grad(loss, args))]
+
+
+def _channels_first(*maps: torch.Tensor) -> list[torch.Tensor]:
+    """[B, H, W, N, d] -> [B, N*d, H, W]."""
+    return [x.permute(0, 3, 4, 1, 2).flatten(1, 2) for x in maps]
 
 
 def _skew(logits: torch.Tensor, keys: int) -> torch.Tensor:
@@ -42,8 +68,9 @@ def _relative_grid(q: torch.Tensor, rel: torch.Tensor, keys: int) -> torch.Tenso
     return _skew(q @ rel.T, keys)
 
 
-def botnet(batch: int, heads: int, size: int, d: int, e: int) -> Callable[[], object]:
+def botnet(inputs: Sequence[np.ndarray]) -> Peer:
     """Global attention as in timm's bottleneck attention: skew, expand, materialised [HW, HW]."""
+    batch, heads, size, _, d = inputs[0].shape
     groups, pixels = batch * heads, size * size
 
     def forward(q, k, v, rel_h, rel_w):
@@ -56,18 +83,20 @@ def botnet(batch: int, heads: int, size: int, d: int, e: int) -> Callable[[], ob
         logits = q @ k.transpose(-1, -2) + bias.reshape(groups, pixels, pixels)
         return logits.softmax(-1) @ v
 
-    table = (2 * size - 1, d)
-    maps = [(groups, pixels, width) for width in (d, d, e)]
-    return _candidate(forward, [*maps, table, table])
+    def convert(*args):
+        return *(x.reshape(groups, pixels, -1) for x in args[:3]), *args[3:]
+
+    return Peer(forward, convert, inputs)
 
 
-def augmented_flash(batch: int, heads: int, size: int, d: int, e: int) -> Callable[[], object]:
+def augmented_flash(inputs: Sequence[np.ndarray]) -> Peer:
     """Global attention by the fused kernel on features that carry the position terms.
 
     q' = [q, column term, row term], k' = [k, one-hot column, one-hot row]; the CPU kernel wants
     values of the same width, so they are filled with zeros.
     """
-    pixels = size * size
+    batch, heads, size, _, d = inputs[0].shape
+    e = inputs[2].shape[-1]
     index = torch.arange(size)[None, :] - torch.arange(size)[:, None] + size - 1
     one_hot = torch.cat(
         [torch.eye(size).repeat(size, 1), torch.eye(size).repeat_interleave(size, 0)], -1
@@ -82,13 +111,16 @@ def augmented_flash(batch: int, heads: int, size: int, d: int, e: int) -> Callab
         values = F.pad(v, (0, queries.shape[-1] - e))
         return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :e]
 
-    table = (2 * size - 1, d)
-    maps = [(batch, heads, pixels, width) for width in (d, d, e)]
-    return _candidate(forward, [*maps, table, table])
+    return Peer(forward, lambda *args: (*(x.flatten(2, 3) for x in args[:3]), *args[3:]), inputs)
 
 
-def halo(batch: int, heads: int, size: int, d: int) -> Callable[[], object]:
-    """Block-local attention as in timm's halo attention: block 7, halo 3, all 13 x 13 attended."""
+def halo(inputs: Sequence[np.ndarray]) -> Peer:
+    """Block-local attention as in timm's halo attention: block 7, halo 3, all 13 x 13 attended.
+
+    Its tables span the whole depth of a head and every offset within the square of keys, of which
+    6 cannot occur.
+    """
+    batch, size, _, heads, d = inputs[0].shape
     block, margin = 7, 3
     window, blocks = block + 2 * margin, size // block
     groups, channels = batch * heads, heads * d
@@ -111,13 +143,19 @@ def halo(batch: int, heads: int, size: int, d: int) -> Callable[[], object]:
         out = (logits.softmax(-1) @ squares(v)).reshape(groups, blocks, blocks, block, block, d)
         return out.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, size, size)
 
-    table = (2 * window - 1, d)
-    return _candidate(forward, [(batch, channels, size, size)] * 3 + [table, table])
+    def convert(q, k, v, rel_row, rel_col):
+        first = window - block
+        tables = F.pad(rel_row, (0, d // 2, first, 0)), F.pad(rel_col, (d // 2, 0, first, 0))
+        return *_channels_first(q, k, v), *tables
+
+    return Peer(forward, convert, inputs)
 
 
-def unfolded(batch: int, heads: int, size: int, d: int, window: int = 7) -> Callable[[], object]:
+def unfolded(inputs: Sequence[np.ndarray]) -> Peer:
     """Local attention exactly as published, over `unfold`'s window * window copies of k and v."""
-    channels, taps = heads * d, window * window
+    batch, size, _, heads, d = inputs[0].shape
+    window = len(inputs[3])
+    taps = window * window
 
     def copies(x):
         return F.unfold(x, window, padding=window // 2).reshape(batch, heads, d, taps, size * size)
@@ -130,5 +168,4 @@ def unfolded(batch: int, heads: int, size: int, d: int, window: int = 7) -> Call
         p = (q * (copies(k) + place)).sum(2, keepdim=True).softmax(3)
         return (p * copies(v)).sum(3)
 
-    table = (window, d // 2)
-    return _candidate(forward, [(batch, channels, size, size)] * 3 + [table, table])
+    return Peer(forward, lambda *args: (*_channels_first(*args[:3]), *args[3:]), inputs)

@@ -1,17 +1,21 @@
 """Attention cores against a plain 3x3 convolution and against PyTorch: CPU-time ratios, and memory.
 
-    python -m benchmarks.vision [--rounds=7] [--only=AA] [--no-torch]
+    python -m benchmarks.vision [--rounds=7] [--only=AA] [--no-torch] [--report-only]
 
 Forward and backward pass for all inputs, float32, one pinned thread, without the 1x1 projections.
 The convolution is 3x3, C -> C, on the same map and batch in the same process. Needs jax, flax,
-optax and numpy; rows against PyTorch appear where it is installed.
+optax and numpy; rows against PyTorch appear where it is installed. Every PyTorch structure is first
+compared with our own layer, in value and all gradients. Ends with 1 when a target is missed, unless
+--report-only.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 
 from benchmarks import timing
@@ -39,8 +43,12 @@ class Row:
     target: float
     value: float
 
+    @property
+    def met(self) -> bool:
+        return self.value <= self.target
+
     def __str__(self) -> str:
-        verdict = "ok" if self.value <= self.target else "MISSED"
+        verdict = "ok" if self.met else "MISSED"
         measured = f"{self.name:45s} {self.detail:18s} target {self.target:<5g}"
         return f"{measured} {verdict:7s} {self.value:.3g}"
 
@@ -69,6 +77,31 @@ def normal(*shapes: tuple[int, ...]) -> tuple:
     return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
 
 
+def numpy(args: tuple) -> list:
+    import numpy as np
+
+    return [np.asarray(x) for x in args]
+
+
+def same(name: str, peer, gradient: Callable, args: tuple) -> Callable[[], object]:
+    """The peer as a candidate, once it has been found to compute what we compute.
+
+    Raises:
+      SystemExit: its value or a gradient differs by more than 1e-3 of the greatest entry.
+    """
+    import jax
+    import numpy as np
+
+    value, gradients = jax.jit(gradient)(*args)
+    found = zip(peer.results(), numpy((value, *gradients)), strict=True)
+    for number, (actual, want) in enumerate(found):
+        difference = np.abs(actual - want).max() / np.abs(want).max()
+        if not difference < 1e-3:
+            what = f"gradient {number - 1}" if number else "value"
+            raise SystemExit(f"{name} computes something else: its {what} is off by {difference}")
+    return peer.candidate()
+
+
 def convolution(batch: int, size: int, channels: int) -> Callable[[], object]:
     """3x3 SAME convolution and both of its gradients."""
     import jax
@@ -90,12 +123,14 @@ def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
     maps = [(batch, HEADS, size, size, width) for width in (d, d, e)]
     args = normal(*maps, *[(2 * size - 1, d)] * 2)
     args = (args[0] * d**-0.5, *args[1:])
-    ours, temp = compiled(gradient_of(relative_attention_2d, 5), args)
+    gradient = gradient_of(relative_attention_2d, 5)
+    ours, temp = compiled(gradient, args)
     runs = {"ours": ours, "conv": convolution(batch, size, channels)}
     if peers:
-        runs["botnet"] = peers.botnet(batch, HEADS, size, d, e)
+        arrays = numpy(args)
+        runs["botnet"] = same("torch BoTNet", peers.botnet(arrays), gradient, args)
         if size in AUGMENTED_OVER_FLASH:
-            runs["flash"] = peers.augmented_flash(batch, HEADS, size, d, e)
+            runs["flash"] = same("torch flash", peers.augmented_flash(arrays), gradient, args)
     checks = [
         (f"own 3x3 convolution {channels}", "conv", AUGMENTED_OVER_CONV),
         ("torch, BoTNet structure", "botnet", AUGMENTED_OVER_BOTNET),
@@ -109,17 +144,21 @@ def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
 
 def local(size: int, channels: int, peers, rounds: int) -> list[Row]:
     """Local attention: batch 8, window 7, 8 heads."""
-    from vitattn.layers.local import local_attention
+    from vitattn.layers.local import halo_attention, local_attention
 
     batch, window, d = 8, 7, channels // HEADS
     args = normal(*[(batch, size, size, HEADS, d)] * 3, *[(window, d // 2)] * 2)
     args = (args[0] * d**-0.5, *args[1:])
-    ours, temp = compiled(gradient_of(lambda *args: local_attention(*args, window=window), 5), args)
+    gradient = gradient_of(functools.partial(local_attention, window=window), 5)
+    ours, temp = compiled(gradient, args)
     runs = {"ours": ours, "conv": convolution(batch, size, channels)}
     if peers:
-        runs["halo"] = peers.halo(batch, HEADS, size, d)
+        # The halo structure attends to whole blocks: it is what our halo attention computes.
+        whole = (*args[:3], *normal(*[(2 * (7 + 3) - 1, d // 2)] * 2))
+        peer, blocks = peers.halo(numpy(whole)), gradient_of(halo_attention, 5)
+        runs["halo"] = same("torch halo", peer, blocks, whole)
         if size in LOCAL_OVER_UNFOLD:
-            runs["unfold"] = peers.unfolded(batch, HEADS, size, d, window)
+            runs["unfold"] = same("torch unfold", peers.unfolded(numpy(args)), gradient, args)
     checks = [
         (f"own 3x3 convolution {channels}", "conv", LOCAL_OVER_CONV),
         ("torch, halo structure", "halo", LOCAL_OVER_HALO),
@@ -154,7 +193,7 @@ CASES = {
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds; the least time counts")
     parser.add_argument(
@@ -162,6 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--no-torch", action="store_true", help="leaves the PyTorch peers out")
     parser.add_argument("--core", type=int, default=None, help="processor core to be pinned to")
+    parser.add_argument("--report-only", action="store_true", help="a missed target is no error")
     options = parser.parse_args()
     timing.pin_one_thread(options.core)
     peers = None
@@ -172,11 +212,14 @@ def main() -> None:
         peers.prepare()
         packages.append("torch")
     print(timing.header(tuple(packages)), flush=True)
+    missed = 0
     for name, (case, size, channels) in CASES.items():
         if options.only in name:
             for row in case(size, channels, peers, options.rounds):
                 print(row, flush=True)
+                missed += not row.met
+    return 1 if missed and not options.report_only else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
