@@ -129,7 +129,7 @@ def score_tasks(
     tasks = tasks_lib.Tasks(plan)
     started = time.monotonic()
     main_host = jax.process_index() == 0
-    with contextlib.closing(Progress(tasks.count, enabled=main_host)) as progress:
+    with contextlib.closing(Progress(tasks.count, enabled=main_host, unit="example")) as progress:
         answers = tasks.answers(params, progress.update)
     scores = tasks.score(answers)
     rows = [("step", str(number)), *tasks.rows(scores)]

@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             f"({lost:,} lines): they are replaced",
             flush=True,
         )
-    progress = Progress(total, done, enabled=main_host)
+    progress = Progress(total, done, enabled=main_host, unit="line")
     with StopRequest() as stop:
         for rows in _batches(request.input, done, answerer.rows):
             questions = [answerer.question(row[_FIELD], n) for n, row in rows]

@@ -268,7 +268,7 @@ def report(
     rows = {
         **dict(evaluate.table(result)),
         **dict(evaluate.part_rows(result)),
-        **dict(tasks_lib.flat_rows(result)),
+        **dict(tasks_lib.flat_rows(result, config)),
         **dict(evaluate.router_rows(result, plan)),
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",

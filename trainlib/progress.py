@@ -153,6 +153,7 @@ class Progress:
       window: seconds that rates are taken over.
       peak: examples per second at an MFU of 1 (`goodput.peak_rate`); None: unknown.
       began: when the run started, by `clock`; None: now.
+      unit: what is counted.
     """
 
     def __init__(
@@ -168,7 +169,9 @@ class Progress:
         window: float = 30.0,
         peak: float | None = None,
         began: float | None = None,
+        unit: str = "step",
     ):
+        self._unit = unit
         self._total, self._step, self._examples = total_steps, start_step, examples_per_step
         self._stream = stream or sys.stdout
         self._live = self._stream.isatty()
@@ -218,7 +221,7 @@ class Progress:
         self._doing = self._pause = what
         self._beats += 1
         if self._live:
-            self._write(f"{_CLEAR}step {self._step}/{self._total}  {what} ...")
+            self._write(f"{_CLEAR}{self._unit} {self._step}/{self._total}  {what} ...")
         try:
             yield
         finally:
@@ -290,7 +293,8 @@ class Progress:
     def line(self) -> str:
         """The line as it stands, cut to the terminal."""
         speed = self.rates()
-        parts = [f"step {self._step}/{self._total}  {100 * self._step // max(1, self._total)}%"]
+        share = 100 * self._step // max(1, self._total)
+        parts = [f"{self._unit} {self._step}/{self._total}  {share}%"]
         if speed.eta is not None and self._step < self._total:
             parts.append(f"ETA {duration(speed.eta)}")
         parts += [f"{name} {number(value)}" for name, value in self._values.items()]

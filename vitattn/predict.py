@@ -378,7 +378,8 @@ def reported(
     """
     live = sys.stdout.isatty()
     many = total > max(BATCH, batch_size)
-    with contextlib.closing(Progress(total, stream=sys.stdout if live else sys.stderr)) as progress:
+    stream = sys.stdout if live else sys.stderr
+    with contextlib.closing(Progress(total, stream=stream, unit="image")) as progress:
         for done, answer in enumerate(found, 1):
             text = as_line(answer, names) if as_json else as_text(answer, names)
             if many and live:

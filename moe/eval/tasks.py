@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
+from ml_collections import ConfigDict
+
 from moe.answer import Answerer, Question
 from moe.data import supervised
 from moe.data.benchmark import SPLITS, Benchmark, TextExample
@@ -127,20 +129,28 @@ def flat(scores: dict[str, scoring.Figures]) -> dict[str, float]:
     return found if math.isnan(average) else found | {f"{SCORE}superglue": average}
 
 
+_AVERAGES = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
+
+
 def phrase(result: Mapping[str, float]) -> str:
     """The averages among the results of an evaluation, to end a line with."""
-    names = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
     parts = [
-        f", {text} {result[SCORE + n]:.2f}" for n, text in names.items() if SCORE + n in result
+        f", {text} {result[SCORE + n]:.2f}" for n, text in _AVERAGES.items() if SCORE + n in result
     ]
     return "".join(parts)
 
 
-def flat_rows(result: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The figures that `flat` made, as rows of a table, one a task."""
+def flat_rows(result: Mapping[str, float], config: ConfigDict) -> list[tuple[str, str]]:
+    """The figures that `flat` made, as rows of a table: what was scored, and one row a task."""
     found: dict[str, list[str]] = {}
     for name, value in result.items():
         if name.startswith(SCORE):
             task, _, figure = name.removeprefix(SCORE).partition("/")
-            found.setdefault(task, []).append(f"{figure} {value:.2f}".strip())
-    return [(task, ", ".join(figures)) for task, figures in found.items()]
+            found.setdefault(_AVERAGES.get(task, task), []).append(f"{figure} {value:.2f}".strip())
+    rows = [(task, ", ".join(figures)) for task, figures in found.items()]
+    if not rows:
+        return []
+    limit, source = config.evaluation.limit, config.data.source
+    first = f", the first {limit:,} of a task" if limit else ""
+    sample = ": samples of this package, no benchmark" if source.startswith("sample:") else ""
+    return [("scored", f"{source}, split '{config.evaluation.split}'{first}{sample}"), *rows]

@@ -100,6 +100,7 @@ def test_texts_are_answered_in_order_by_a_run_and_by_its_export(saved, texts, tm
     assert len({answer["prediction"] for answer in found}) > 5
     assert f"{sum(cut)} of 19 inputs (limit 127 tokens)" in out
     assert str(answers) in out
+    assert "line 19/19  100%" in out
     code, _, error = outcome(capsys, predict, *flags)
     assert (code, "is there already" in error) == (64, True)
 

@@ -93,7 +93,7 @@ def test_many_images_take_one_compilation_and_averaged_weights(saved, digits, ca
     assert code == 65
     assert "1 of 12 images got no answer" in error
     assert "03b.png is none of the formats" in error
-    assert "step 12/12 100%" in error
+    assert "image 12/12 100%" in error
     assert len(traced) == 1
 
     lines = [json.loads(line) for line in out.splitlines()]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from moe.config import default_config, finetuning_recipe
 from moe.data.benchmark import TextExample
 from moe.eval import scores, submission
 from moe.eval import tasks as tasks_lib
@@ -87,7 +88,16 @@ def test_superglue_is_the_mean_of_its_tasks_and_these_of_their_figures():
     table = dict(scores.rows(found, dict.fromkeys(found, 1234)))
     assert table["cb"] == "f1 90.00, accuracy 100.00  (1,234 examples)"
     assert table["SuperGLUE"].startswith("75.00")
-    assert dict(tasks_lib.flat_rows(flat))["cb"] == "f1 90.00, accuracy 100.00"
+    config = finetuning_recipe(default_config("st_moe_tiny"), "superglue")
+    shown = dict(tasks_lib.flat_rows(flat, config))
+    assert shown["scored"] == "task:superglue, split 'validation'"
+    assert (shown["cb"], shown["SuperGLUE"]) == ("f1 90.00, accuracy 100.00", "75.00")
+    config.data.source, config.evaluation.limit = "sample:superglue", 64
+    assert dict(tasks_lib.flat_rows(flat, config))["scored"] == (
+        "sample:superglue, split 'validation', the first 64 of a task: samples of this package, no "
+        "benchmark"
+    )
+    assert tasks_lib.flat_rows({"cross_entropy": 1.0}, config) == []
 
 
 def test_leader_board_files_have_the_published_form(tmp_path):
