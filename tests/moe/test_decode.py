@@ -206,26 +206,32 @@ def test_greedy_takes_the_likeliest_word():
 
 
 def test_the_search_stops_when_all_have_ended():
-    """A step that counts its calls: two words each, of 50 allowed."""
+    """A step that counts its calls: two words each, of 50 allowed; and none but the end."""
 
-    def step(tokens, kept, position):
-        word = jnp.where(position == 1, EOS, 2)
+    def step(last, tokens, kept, position):
+        word = jnp.where(position == last, EOS, 2)
         return jnp.zeros((3, V)).at[:, word].set(9.0), kept + 1
 
-    def run(length):
+    def run(length, last):
         calls = []
 
         def counted(tokens, kept, position):
             jax.debug.callback(lambda: calls.append(1))
-            return step(tokens, kept, position)
+            return step(last, tokens, kept, position)
 
         words, _ = decode.generate(counted, jnp.int32(0), 3, length)
         jax.effects_barrier()
         return words, len(calls)
 
-    words, calls = run(50)
+    words, calls = run(50, 1)
     assert calls == 2
     assert words[:, :3].tolist() == [[2, EOS, 0]] * 3
+    words, calls = run(50, 0)
+    assert calls == 1
+    assert words[:, :2].tolist() == [[EOS, 0]] * 3
+    words, calls = run(2, 2)  # cut off before its end
+    assert calls == 2
+    assert words.tolist() == [[2, 2]] * 3
 
 
 def test_sampling_draws_from_the_words_that_are_allowed():
