@@ -14,6 +14,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +28,12 @@ from moe.data.vocabulary import Vocabulary
 from trainlib.data import BadRecords
 from trainlib.errors import DataError, StorageError
 
+_TOKEN = secrets.token_hex(4)  # containers of one image can have the same host name and numbers
+
 
 def _process() -> str:
     """Names this process among all that may write to one directory at once."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"{socket.gethostname()}-{os.getpid()}-{_TOKEN}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -325,6 +328,11 @@ def _write_and_finish(
         raise DataError(
             f"{title} has no text, {why}. Give it more documents (a file of text is one for each "
             "64 KiB), or another data.holdout."
+        )
+    if reader.fingerprint() != (read_json(partial / "plan.json") or {}).get("fingerprint"):
+        raise DataError(
+            f"{title} changed while it was tokenised, so that shards hold different states of its "
+            "files. Let nothing write there, and prepare it again."
         )
     finish(directory, partial, reader, vocabulary, done)
     return True

@@ -166,6 +166,17 @@ def test_changed_source_starts_again(tmp_path):
     assert Cache(tmp_path / "c").documents == 29
 
 
+def test_a_source_that_changes_meanwhile_is_no_cache(tmp_path):
+    class Growing(Lines):
+        def documents(self, shard, shards):
+            yield from super().documents(shard, shards)
+            self.mark = "2"
+
+    with pytest.raises(DataError, match="changed while it was tokenised"):
+        make(tmp_path / "c", Growing())
+    assert not (tmp_path / "c").exists()
+
+
 def test_parts_of_several_machines(tmp_path):
     make(tmp_path / "whole", Lines(), shards=5)
     done = [make(tmp_path / "c", Lines(), shards=5, part=(i, 3)) for i in range(3)]
