@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -322,14 +323,16 @@ def index_text(files: Sequence[File]) -> str:
 
 
 class Writer:
-    """Fills the files of a plan, in any order; a file gets its name when it is complete.
+    """Fills the files of a plan, in any order; a file gets its name when it is complete. Until then
+    its name is this writer's own: of two who write one file at once the later one does, whole, and
+    the other fails.
 
     As a context manager it raises ValueError when a tensor is missing at the end, and removes what
     is incomplete.
     """
 
     def __init__(self, directory: Path, files: Sequence[File]):
-        self._directory = directory
+        self._directory, self._own = directory, secrets.token_hex(4)
         self._missing = {file.name: set(file.tensors) for file in files}
         self._home = {name: file for file in files for name in file.tensors}
         self._open: dict[str, Any] = {}
@@ -357,12 +360,14 @@ class Writer:
             self._finish(home.name)
 
     def _start(self, home: File) -> Any:
+        for left in self._directory.glob(f".{home.name}.*.partial"):  # by one that was killed
+            left.unlink(missing_ok=True)
         file = self._open[home.name] = self._partial(home.name).open("wb")
         file.write(home.header)
         return file
 
     def _partial(self, name: str) -> Path:
-        return self._directory / f".{name}.partial"
+        return self._directory / f".{name}.{self._own}.partial"
 
     def _finish(self, name: str) -> None:
         file = self._open.pop(name)

@@ -89,6 +89,21 @@ def test_a_tensor_that_is_not_written_is_an_error_and_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_who_write_one_file_never_mix(tmp_path):
+    old, new = tensors(0), tensors(1)
+    files = io.plan(tmp_path, {n: (v.shape, v.dtype) for n, v in old.items()}, 10**9, {})
+    first = io.Writer(tmp_path, files)
+    first.write("a.weight", old["a.weight"])
+    write(tmp_path, new, 10**9)
+    with pytest.raises(FileNotFoundError), first:
+        for name in list(old)[1:]:
+            first.write(name, old[name])
+    reader = io.Reader(tmp_path)
+    for name, value in new.items():
+        np.testing.assert_array_equal(reader.read(name), value, strict=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [io.SINGLE, io.INDEX]
+
+
 def test_a_tensor_of_another_form_is_an_error(tmp_path):
     files = io.plan(tmp_path, {"a": ((2, 2), np.dtype("f4"))}, 100, {})
     with pytest.raises(ValueError, match="planned"), io.Writer(tmp_path, files) as writer:
