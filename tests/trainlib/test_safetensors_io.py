@@ -90,18 +90,20 @@ def test_a_tensor_that_is_not_written_is_an_error_and_leaves_no_file(tmp_path):
 
 
 def test_two_who_write_one_file_never_mix(tmp_path):
-    old, new = tensors(0), tensors(1)
-    files = io.plan(tmp_path, {n: (v.shape, v.dtype) for n, v in old.items()}, 10**9, {})
-    first = io.Writer(tmp_path, files)
-    first.write("a.weight", old["a.weight"])
-    write(tmp_path, new, 10**9)
-    with pytest.raises(FileNotFoundError), first:
-        for name in list(old)[1:]:
-            first.write(name, old[name])
+    values = tensors(0), tensors(1)
+    files = io.plan(tmp_path, {n: (v.shape, v.dtype) for n, v in values[0].items()}, 10**9, {})
+    first, second = io.Writer(tmp_path, files), io.Writer(tmp_path, files)
+    last = list(values[0])[-1]
+    for writer, own in zip((first, second), values, strict=True):
+        for name in list(own)[:-1]:
+            writer.write(name, own[name])
+    with pytest.raises(FileNotFoundError):
+        first.write(last, values[0][last])
+    second.write(last, values[1][last])
     reader = io.Reader(tmp_path)
-    for name, value in new.items():
+    for name, value in values[1].items():
         np.testing.assert_array_equal(reader.read(name), value, strict=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [io.SINGLE, io.INDEX]
+    assert [p.name for p in tmp_path.iterdir()] == [io.SINGLE]
 
 
 def test_a_tensor_of_another_form_is_an_error(tmp_path):
