@@ -204,7 +204,6 @@ def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
 
 
 @needs_libtpu
-@needs_libtpu
 def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
     """On a machine of the target every default says "tpu"; nothing may depend on which it says."""
     from launch import cli
