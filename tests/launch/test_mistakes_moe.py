@@ -28,7 +28,6 @@ MISTAKES = [
     (routing(dispatch="grouped"), 64, ["runs on TPU and GPU", "'dropless'"]),
     (["--config.model.encoder_blocks=5"], 64, ["model.encoder_blocks=5", "4 or 8"]),
     (["--config.model.vocab_size=256"], 65, ["359 ids", "256", "--config.model.vocab_size=384"]),
-    (["--config.data.vocabulary=sentencepiece:README.md"], 65, ["README.md is not a SentencePie"]),
     (["--config.data.vocabulary=sentencepiece:no.model"], 65, ["no.model cannot be read", "bytes"]),
     (["--config.data.extra_ids=5"], 64, ["extra_ids=5 gives too few", "extra_ids=7"]),
     (["--config.data.source=text:T/nowhere"], 65, ["there is nothing to read"]),

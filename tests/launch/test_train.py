@@ -2,13 +2,14 @@
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import TINY, killed, losses, records, run, stop_after
+from commands import ROOT, TINY, environment, killed, losses, records, run, stop_after
 
 from vitattn.evaluate import MEASURED
 
@@ -55,7 +56,9 @@ def test_a_finished_run_says_so_and_more_steps_go_on(finished, cache, tmp_path):
     assert [step for step, _ in losses(workdir)] == list(range(1, 15))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(finished, cache, tmp_path, number):
     """The loss series is the same, bit for bit, as that of a run that nobody stopped."""
     long = (*TINY, "--config.steps=400", "--config.checkpoint.every=400")
@@ -111,15 +114,8 @@ def test_a_run_is_not_mixed_with_another_model(finished, cache):
     assert "model.width: 0.25 -> 0.5" in done.stderr
 
 
-def test_the_saved_configuration_starts_the_same_run(finished, cache, tmp_path):
+def test_the_saved_configuration_starts_the_same_run_and_no_tensorflow(finished, cache, tmp_path):
     workdir, _ = finished
-    config = f"--config={workdir / 'config.json'}"
-    done = run("train", config, "--config.steps=12", f"--workdir={tmp_path}", cache=cache)
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path)[:12] == losses(workdir)[:12]
-
-
-def test_digits_never_import_tensorflow(finished, cache, tmp_path):
     code = (
         "import sys\n"
         "from launch.train import main\n"
@@ -127,12 +123,9 @@ def test_digits_never_import_tensorflow(finished, cache, tmp_path):
         "bad = [m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn') if m in sys.modules]\n"
         "sys.exit(f'imported {bad}' if bad else 0)\n"
     )
-    import subprocess
-
-    from commands import ROOT, environment
-
+    config = f"--config={workdir / 'config.json'}"
     done = subprocess.run(
-        [sys.executable, "-c", code, *TINY, "--config.steps=2", f"--workdir={tmp_path}"],
+        [sys.executable, "-c", code, config, "--config.steps=12", f"--workdir={tmp_path}"],
         cwd=ROOT,
         env=environment(cache),
         capture_output=True,
@@ -140,3 +133,4 @@ def test_digits_never_import_tensorflow(finished, cache, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert losses(tmp_path)[:12] == losses(workdir)[:12]

@@ -11,7 +11,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from moe import evaluate, train, upcycle
 from moe import plan as plan_lib
@@ -21,6 +20,9 @@ from trainlib import state as state_lib
 from trainlib.checkpoint import Checkpoints
 from trainlib.errors import ConfigError, Preempted
 from trainlib.writers import read
+
+# A run of its own each would double the time of these tests.
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +48,6 @@ def config_of(tmp_path_factory):
 
 def logged(workdir, kind):
     return [r for r in read(workdir / "metrics.jsonl") if r["kind"] == kind]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one configuration share what they compile; a run of their own each would double the
-    time of these tests.
-    """
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,12 @@ def test_the_step_compiles_once(one_device):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "kind"), [((1, 8), "replicated"), ((1, 8), "zero"), ((2, 4), "fsdp")]
+    ("mesh", "kind"),
+    [
+        pytest.param((1, 8), "replicated", marks=pytest.mark.slow),
+        ((1, 8), "zero"),
+        ((2, 4), "fsdp"),
+    ],
 )
 def test_eight_devices_give_the_series_of_one(one_device, mesh, kind):
     losses, compiled = series(make_mesh(*mesh), sharding=kind)
@@ -152,6 +157,7 @@ print(float(value), float(sum(abs(x).sum() for x in out.model_state.values())))
 """
 
 
+@pytest.mark.slow
 def test_both_modes_of_flax_give_the_same_numbers():
     outputs = []
     for flag in ("true", "false"):
