@@ -159,16 +159,22 @@ def write_shard(
 
 
 def begin(
-    partial: Path, reader: Reader, vocabulary: Vocabulary, shards: int, definitions: str
+    partial: Path,
+    reader: Reader,
+    vocabulary: Vocabulary,
+    shards: int,
+    definitions: str,
+    parts: int,
+    report: Callable[[str], None],
 ) -> int:
     """Makes the directory `partial`, or finds the one that an interrupted preparation left.
 
     Returns:
       Its number of shards. What is left of another source, vocabulary or state of the files is
-      removed.
+      reported and removed, unless `parts` machines may be writing there.
 
     Raises:
-      DataError: the source is not there.
+      DataError: the source is not there, or is not the one that other machines read.
       StorageError: the directory cannot be written.
     """
     fingerprint = reader.fingerprint()
@@ -187,6 +193,15 @@ def begin(
     if found and {**found, "shards": 0} == {**plan, "shards": 0}:
         return found["shards"]
     if found:
+        finished = len(list(partial.glob("?????-of-?????.json")))
+        other = f"{finished} finished shards of other files, vocabulary or definitions"
+        if finished and parts > 1:
+            raise DataError(
+                f"{partial} holds {other} than this machine has for {reader.name}. Give all parts "
+                "the same files and versions; to begin anew, remove that directory."
+            )
+        if finished:
+            report(f"{partial} holds {other}: they are removed")
         shutil.rmtree(partial)
     make_directory(partial)
     write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
@@ -305,7 +320,7 @@ def _write_and_finish(
     prepare_worker: Callable[[], None] | None,
     report: Callable[[str], None],
 ) -> bool:
-    shards = begin(partial, reader, vocabulary, shards, definitions)
+    shards = begin(partial, reader, vocabulary, shards, definitions, part[1], report)
     bad = _Unusable(max_bad_fraction)
     own = range(part[0], shards, part[1])
     write = functools.partial(write_shard, partial, reader, vocabulary, shards=shards)

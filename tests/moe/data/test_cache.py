@@ -184,6 +184,17 @@ def test_parts_of_several_machines(tmp_path):
     assert files(tmp_path / "c") == files(tmp_path / "whole")
 
 
+def test_finished_shards_of_other_files_are_not_lost_in_silence(tmp_path):
+    make(tmp_path / "c", Lines(), shards=5, part=(0, 3))
+    kept = files(tmp_path / "c.partial")
+    with pytest.raises(DataError, match=r"holds 2 finished shards of other files.*same files"):
+        make(tmp_path / "c", Lines(mark="2"), shards=5, part=(1, 3))
+    assert files(tmp_path / "c.partial") == kept
+    said = []
+    assert make(tmp_path / "c", Lines(mark="2"), shards=5, report=said.append)
+    assert "2 finished shards of other files, vocabulary or definitions: they are" in said[0]
+
+
 def test_processes_write_the_same(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
