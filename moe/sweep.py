@@ -46,7 +46,8 @@ SETTINGS = tuple(
 
 
 def settle(config: ConfigDict) -> bool:
-    """Applies `config.sweep`, in place; False where it only asked for the grid, which is printed.
+    """Applies `config.sweep` in place and prints what it sets, over whatever was asked for; False
+    where it only asked for the grid, which is printed.
 
     Raises:
       ConfigError: no such setting, or rows too long for its batch.
@@ -65,6 +66,7 @@ def settle(config: ConfigDict) -> bool:
     config.schedule.learning_rate = setting.learning_rate
     config.batch_size = rows(config, setting)
     config.finetune.keep_slots = setting.keep_slots
+    print(f"sweep={config.sweep} sets {_described(config, setting)}", flush=True)
     return True
 
 
@@ -81,11 +83,15 @@ def rows(config: ConfigDict, setting: Setting) -> int:
 
 def table(config: ConfigDict) -> str:
     """All settings, with what the paper measured."""
-    lines = [
-        f"  {number:>2}  learning_rate {s.learning_rate:g}, batch {s.tokens:,} tokens "
-        f"({rows(config, s):,} rows), slots {'kept' if s.keep_slots else 'reset'}; published "
-        f"{s.sparse} (dense {s.dense})"
-        for number, s in enumerate(SETTINGS)
-    ]
+    lines = [f"  {number:>2}  {_described(config, s)}" for number, s in enumerate(SETTINGS)]
     title = f"{config.name}: settings of table 20, chosen by --config.sweep=N"
     return "\n".join(["", title, "-" * len(title), *lines])
+
+
+def _described(config: ConfigDict, setting: Setting) -> str:
+    slots = "kept" if setting.keep_slots else "reset"
+    return (
+        f"learning_rate {setting.learning_rate:g}, batch {setting.tokens:,} tokens "
+        f"({rows(config, setting):,} rows), slots {slots}; published {setting.sparse} "
+        f"(dense {setting.dense})"
+    )

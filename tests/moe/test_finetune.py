@@ -227,6 +227,7 @@ def test_the_sweep_is_table_20(config_of, capsys, tmp_path):
     assert "learning_rate 0.0001, batch 65,536 tokens (128 rows), slots reset" in lines[17]
     config.sweep = "17"
     assert sweep.settle(config)
+    assert "sweep=17 sets learning_rate 0.0001, batch 65,536 tokens" in capsys.readouterr().out
     assert (config.schedule.learning_rate, config.batch_size) == (1e-4, 128)
     assert not config.finetune.keep_slots
     # Marginal means over the sparse columns (kept and reset): 85.92, 85.25, 84.88 by rate.
