@@ -155,7 +155,18 @@ def build_digits(stem):
     return build(MODULES[stem].get_config("digits").model)
 
 
-@pytest.mark.parametrize("stem", [stem for stem in EXPECTED if stem not in SAME])
+# Each takes 10 to 30 seconds to compile; the default run takes one of each kind of block.
+QUICK = ("resnet50", "sasa_resnet26", "aa_wrn28_10")
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        pytest.param(stem, marks=() if stem in QUICK else pytest.mark.slow)
+        for stem in EXPECTED
+        if stem not in SAME
+    ],
+)
 def test_a_step_on_digits(stem):
     """One step of the real program on real images: finite, and every weight that can move does."""
     config = MODULES[stem].get_config("digits")

@@ -1,4 +1,4 @@
-"""The short form of `make fuzz`."""
+"""The short form of `make fuzz`, for `make soak`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.fuzz import mutate
 from tests.launch.commands import ROOT, environment
 
 
+@pytest.mark.slow
 def test_some_hundred_mutations(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.mutate", "--count=600", "--seed=1"],

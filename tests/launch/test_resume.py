@@ -29,6 +29,7 @@ def tiny(tmp_path_factory):
     return (*TINY_MOE, f"--config.data.cache={tmp_path_factory.mktemp('tokens')}")
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_a_save_goes_on_bit_for_bit(tiny, cache, tmp_path):
     """Up to its death the first run is undisturbed, so its losses are those to be met again."""
     long = (*tiny, "--config.steps=9")

@@ -84,17 +84,14 @@ def one_device():
     return series(make_mesh(data=1, devices=jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_the_step_compiles_once(one_device):
     assert len([name for name in one_device[1] if "on_mesh" in name]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "kind"),
-    [
-        pytest.param((1, 8), "replicated", marks=pytest.mark.slow),
-        ((1, 8), "zero"),
-        ((2, 4), "fsdp"),
-    ],
+    ("mesh", "kind"), [((1, 8), "replicated"), ((1, 8), "zero"), ((2, 4), "fsdp")]
 )
 def test_eight_devices_give_the_series_of_one(one_device, mesh, kind):
     losses, compiled = series(make_mesh(*mesh), sharding=kind)

@@ -43,11 +43,14 @@ def ready(config, size=8):
     [
         {"attention": LOCAL},
         {"attention": HALO | {"stages": (3, 4)}, "gate": "se", "gate_ratio": 4},
-        {
-            "attention": LOCAL | {"position_only": True, "stages": (4,)},
-            "gate": "cbam",
-            "gate_ratio": 4,
-        },
+        pytest.param(
+            {
+                "attention": LOCAL | {"position_only": True, "stages": (4,)},
+                "gate": "cbam",
+                "gate_ratio": 4,
+            },
+            marks=pytest.mark.slow,
+        ),
         {"stem": "attention", "stem_relative": True, "width": 0.25},
     ],
     ids=["local", "halo-se", "position-only-cbam", "attention-stem"],
