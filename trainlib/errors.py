@@ -11,6 +11,7 @@ import difflib
 import sys
 import textwrap
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable
 
 EXIT_OK = 0
@@ -73,10 +74,36 @@ class PeerLost(UserError):
     exit_code = 76
 
 
+def shown(text: object, most: int = 200) -> str:
+    """Text of others (names of files, classes, metrics and keys, words of a message) as it may be
+    printed: one line, nothing that steers a terminal, no half characters, at most `most` characters
+    before the odd ones are written out.
+
+    Control characters, the marks that turn the direction of writing, and bytes that are no UTF-8
+    come out as \\x1b, \\u202e or \\udcff. The middle of what is too long is left out, with its
+    length.
+    """
+    given = str(text)
+    if len(given) > most:
+        half = max(most // 2 - 16, 8)
+        given = f"{given[:half]} ... ({len(given):,} characters) ... {given[-half:]}"
+    return "".join(map(_printable, given))
+
+
+def _printable(letter: str) -> str:
+    if letter == " " or (letter.isprintable() and unicodedata.category(letter) != "Cf"):
+        return letter
+    code = ord(letter)
+    return (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+    )
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Returns `Did you mean 'x'? ` for the closest option, or "" when nothing is close."""
-    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
-    return f"Did you mean '{close[0]}'? " if close else ""
+    # The comparison is quadratic, and no key or name is longer.
+    close = difflib.get_close_matches(word[:100], list(options), n=1, cutoff=0.5)
+    return f"Did you mean '{shown(close[0])}'? " if close else ""
 
 
 def one_of(what: str, value: object, options: Iterable[str], where: str = "") -> ConfigError:
@@ -93,7 +120,7 @@ def one_of(what: str, value: object, options: Iterable[str], where: str = "") ->
     place = f" ({where})" if where else ""
     hint = nearest(str(value), options)
     return ConfigError(
-        f"{what}={value!r}{place} is not known. {hint}Allowed: {', '.join(options)}."
+        f"{what}={shown(repr(value))}{place} is not known. {hint}Allowed: {', '.join(options)}."
     )
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from trainlib import interchange, safetensors_io
 from trainlib.errors import ConfigError, StorageError
+from trainlib.files import write_atomically
 from trainlib.interchange import Entry, Layout
-from trainlib.manifest import write_atomically
 from trainlib.saving import reason
 from trainlib.weights import Exported, Saved
 

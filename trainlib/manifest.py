@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainlib.files import sync, write_atomically
+
 FORMAT = 1
 NAME = "manifest.json"
 MAX_BYTES = 64 << 20
@@ -235,35 +237,3 @@ def _raise(error: OSError) -> None:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file as a whole: a reader, or a run after a crash, sees the old or the new one.
-
-    Raises:
-      OSError: the disk refuses; the old file is as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until the content of a file, or the names in a directory, are on the disk.
-
-    Raises:
-      OSError: the disk refuses.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,9 @@ from trainlib import peers
 from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions, first_says
 from trainlib.data import position_changes
 from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError, one_of
+from trainlib.files import write_atomically
 from trainlib.lock import NAME as LOCK_NAME
 from trainlib.lock import WorkdirLock
-from trainlib.manifest import write_atomically
 from trainlib.metrics import compute
 from trainlib.nn import Abstract
 from trainlib.progress import Progress, summary

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from trainlib import digest, manifest
+from trainlib import digest, files, manifest
 from trainlib.errors import NumericAbort, StorageError
 
 REMOVED = ".removing"  # ends the name of a step that retention was removing
@@ -91,7 +91,7 @@ class Saver:
         try:
             if self._main:
                 directory.mkdir(parents=True, exist_ok=True)
-                manifest.sync(directory.parent)
+                files.sync(directory.parent)
                 self._sweep()
         except OSError as error:
             raise storage_error(error, directory) from None

@@ -1,23 +1,28 @@
-"""Reads small files that may come from anyone: bounded, regular files only, strict JSON.
+"""Reads files that may come from anyone: bounded, regular files only, strict JSON.
 
-Weights that people hand around are data, never code, and nothing in them is believed: sizes are
-checked before memory is taken, names never become paths, links are not followed, and each refusal
-is a `CheckpointError` that names the file.
+What people hand around is data, never code, and nothing in it is believed: sizes are checked before
+memory is taken, names never become paths, pipes and devices are not opened, and each refusal is a
+`UserError` that names the file. Links are not followed where a directory came from elsewhere
+(weights, checkpoints, exports); `follow=True` is for what a person named or laid out on this
+machine, such as a folder of images that are links to a disk.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, UserError, shown
 
 MIB = 2**20
 MAX_JSON = 64 * MIB
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 # The beginnings of files that people take for weights and that this package does not open.
 _KINDS = (
@@ -32,41 +37,76 @@ _KINDS = (
 )
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file; refuses links, devices, pipes and directories.
+def open_regular(
+    path: str | Path, *, follow: bool = False, error: type[UserError] = CheckpointError
+) -> BinaryIO:
+    """Opens a regular file to read; refuses devices, pipes, folders and, unless `follow`, links.
 
     Raises:
-      CheckpointError: it is not there, is not a regular file, or may not be read.
+      error: it is not there, is not a regular file, or may not be read.
     """
+    shown_path = shown(path)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        # Without O_NONBLOCK, opening a pipe would wait for its writer.
-        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if os.path.islink(path):
-            raise CheckpointError(
-                f"{path} is a symbolic link, and links in a directory of weights are not followed: "
-                "they can point anywhere. Copy the directory with its files (cp -rL) and give the "
-                "copy."
+        # Without O_NONBLOCK, opening a pipe would wait for its writer. The look before keeps
+        # devices from being opened at all: some act on that.
+        if not stat.S_ISREG(os.stat(path, follow_symlinks=follow).st_mode) and not (
+            os.path.islink(path) and not follow
+        ):
+            raise error(f"{shown_path} is {what_is(path)}, not a regular file.")
+        number = os.open(path, flags)
+    except OSError as refused:
+        if not follow and os.path.islink(path):
+            raise error(
+                f"{shown_path} is a symbolic link, and links in a directory from elsewhere are not "
+                "followed: they can point anywhere. Copy the directory with its files (cp -rL) and "
+                "give the copy."
             ) from None
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # a NUL in the name
-        raise CheckpointError(f"{str(path)!r} is no file name: {error}.") from None
+        raise error(f"{shown_path} cannot be read: {refused.strerror}.") from None
+    except ValueError as refused:  # a NUL in the name
+        raise error(f"{shown_path} is no file name: {refused}.") from None
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise CheckpointError(f"{path} is not a regular file.")
+        raise error(f"{shown_path} is not a regular file.")
     return os.fdopen(number, "rb")
 
 
-def read_small(path: Path, limit: int = MAX_JSON) -> bytes:
+def what_is(path: str | Path) -> str:
+    """What lies at a path, in words: "a folder", "a named pipe", "a link to a device"."""
+    try:
+        own, mode = os.lstat(path).st_mode, os.stat(path).st_mode
+    except OSError:
+        return "a link to nothing" if os.path.islink(path) else "nothing that can be looked at"
+    kinds = {
+        stat.S_IFREG: "a regular file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+    }
+    kind = kinds.get(stat.S_IFMT(mode), "no file")
+    return f"a link to {kind}" if stat.S_ISLNK(own) else kind
+
+
+def read_small(
+    path: str | Path,
+    limit: int = MAX_JSON,
+    *,
+    follow: bool = False,
+    error: type[UserError] = CheckpointError,
+) -> bytes:
     """All bytes of a regular file of at most `limit` bytes.
 
     Raises:
-      CheckpointError: see `open_regular`; or it is larger.
+      error: see `open_regular`; or it is larger, which is found before anything is read.
     """
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise CheckpointError(f"{path} is larger than {limit // MIB} MiB, the most that is read.")
+    with open_regular(path, follow=follow, error=error) as file:
+        size = os.fstat(file.fileno()).st_size  # a sparse file costs nothing until it is read
+        data = file.read(limit + 1) if size <= limit else b""
+    if max(size, len(data)) > limit:
+        most = f"{limit // MIB} MiB" if limit >= MIB else f"{limit:,} bytes"
+        raise error(f"{shown(path)} is larger than {most}, the most that is read.")
     return data
 
 
@@ -86,41 +126,59 @@ def check_kind(start: bytes, path: Path) -> None:
             )
 
 
-def parse_json(data: bytes, what: str) -> Any:
-    """JSON without duplicate keys.
+def parse_json(data: bytes, what: str, *, error: type[UserError] = CheckpointError) -> Any:
+    """JSON without duplicate keys and without halves of surrogate pairs; a byte-order mark at its
+    start is no content.
 
     Args:
       data: UTF-8.
       what: names the source in errors.
+      error: the class of the refusal.
 
     Raises:
-      CheckpointError: it is not JSON, nests too deeply, or has a key twice.
+      error: it is not JSON, nests too deeply, has a key twice, or holds text that is no Unicode.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-            raise CheckpointError(f"{what} names {twice[:80]!r} twice.")
+            raise error(f"{what} names {shown(twice, 80)!r} twice.")
         return found
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=once)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=once)
     except UnicodeDecodeError:
-        raise CheckpointError(f"{what} is not UTF-8 text.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not JSON that can be read: {str(error)[:200]}.") from None
+        raise error(f"{what} is not UTF-8 text.") from None
+    except (ValueError, RecursionError) as refused:
+        raise error(f"{what} is not JSON that can be read: {shown(str(refused), 200)}.") from None
+    if _SURROGATE.search(data):  # rare; a valid pair passes the second look
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise error(
+                f"{what} holds half of a surrogate pair, such as \\ud83d alone, which is no "
+                "Unicode text."
+            ) from None
+    return value
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+def read_json(
+    path: str | Path,
+    limit: int = MAX_JSON,
+    *,
+    follow: bool = False,
+    error: type[UserError] = CheckpointError,
+) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      CheckpointError: see `read_small` and `parse_json`; or it is no object.
+      error: see `read_small` and `parse_json`; or it is no object.
     """
-    content = parse_json(read_small(path, limit), str(path))
+    data = read_small(path, limit, follow=follow, error=error)
+    content = parse_json(data, shown(path), error=error)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold one JSON object.")
+        raise error(f"{shown(path)} must hold one JSON object.")
     return content
 
 
@@ -131,8 +189,8 @@ def integer(value: Any, what: str, low: int, high: int) -> int:
       CheckpointError: otherwise.
     """
     if type(value) is not int or not low <= value <= high:
-        shown = repr(value)[:60]
-        raise CheckpointError(f"{what} is {shown}; allowed are integers from {low} to {high}.")
+        given = shown(repr(value), 60)
+        raise CheckpointError(f"{what} is {given}; allowed are integers from {low} to {high}.")
     return value
 
 

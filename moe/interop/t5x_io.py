@@ -27,8 +27,8 @@ import numpy as np
 from trainlib import interchange
 from trainlib.errors import CheckpointError
 from trainlib.export import Share, Written, prepare, refused
+from trainlib.files import write_atomically
 from trainlib.interchange import Layout
-from trainlib.manifest import write_atomically
 from trainlib.untrusted import MAX_JSON, MIB, integer, open_regular, read_json, read_small
 from trainlib.weights import Exported, Saved, nbytes, part_of
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from trainlib import manifest, saving
+from trainlib import files, manifest, saving
 from trainlib.checkpoint import Checkpoints, DamagedStep
 from trainlib.errors import CheckpointError, StorageError
 from trainlib.lock import WorkdirLock
@@ -241,12 +241,13 @@ def test_an_old_step_that_cannot_be_removed_is_no_failed_save(states, tmp_path, 
 def test_everything_is_on_the_disk_before_a_step_counts(states, tmp_path, monkeypatch):
     """Also the names in each directory: after a power cut, a file without one is gone."""
     real, _ = states
-    opened, synced, write = Checkpoints(tmp_path / "made"), set(), manifest.sync
+    opened, synced, write = Checkpoints(tmp_path / "made"), set(), files.sync
 
     def note(path):
         synced.add(path)
         write(path)
 
+    monkeypatch.setattr(files, "sync", note)
     monkeypatch.setattr(manifest, "sync", note)
     save_and_wait(opened, 1, real[1])
     opened.close()
