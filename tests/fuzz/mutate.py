@@ -1,18 +1,16 @@
 """Mutations of good files: every loader either reads what is left or refuses it, in time and space.
 
-    python -m tests.fuzz.mutate --count=20000 [--seed=0]
+    python -m tests.fuzz.mutate --count=20000 [--seed=0] [--kinds=hf,t5x]
 
-Each mutation takes one file of a good tiny checkpoint and flips bits, cuts, repeats, inserts or
-replaces bytes and numbers in it, then opens the whole directory and reads every array. Anything but
-success or a `CheckpointError`, two CPU seconds for one file, or 200 MB more memory is a failure.
-The seed of a failure gives the same file again.
+Each mutation takes one file of those in `tests.fuzz.readers`, flips bits, cuts, repeats, inserts or
+replaces bytes and numbers in it, then reads all that is there. Anything but success or the refusal
+that the table names, other content than was written where the files are sealed, two CPU seconds for
+one file, or 200 MB more memory is a failure. The seed of a failure gives the same file again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import random
 import shutil
 import signal
@@ -20,9 +18,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.fuzz.readers import READERS, Reader
+
+REFUSED = object()
 SLOWEST, GROWTH = 2.0, 200.0  # CPU seconds of one file, MB of all together
 NUMBERS = (b"0", b"-1", b"1", b"4294967296", b"18446744073709551616", b"1e400", b"null", b"[]")
 WORDS = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"..", b"/", b"\x00", b"\xff" * 8, b"\xc6")
@@ -62,76 +64,72 @@ def _number(data: bytearray, at: int) -> slice:
     return slice(start, stop)
 
 
-def read_hugging_face(path: Path) -> None:
-    """All that an import reads, short of building the model."""
-    from moe.interop import hf
-    from trainlib.safetensors_io import Reader
-    from trainlib.untrusted import read_json
-
-    hf.from_config(read_json(path / "config.json"))
-    reader = Reader(path)
-    for name in reader.tensors:
-        reader.read(name)
-
-
-def read_t5x(path: Path) -> None:
-    """The same of a T5X checkpoint; arrays of the size of the good one, as an import compares."""
-    from moe.interop import t5x, t5x_io
-
-    checkpoint = t5x_io.Checkpoint(path)
-    t5x.guess(checkpoint.shapes)
-    for name, shape in checkpoint.shapes.items():
-        if 0 < len(shape) < 4 and max(shape) < 10**4:
-            checkpoint.read(name)
-
-
-READERS: dict[str, Callable[[Path], None]] = {"hf": read_hugging_face, "t5x": read_t5x}
-
-
-def run(count: int, seed: int, root: Path) -> str:
+def run(count: int, seed: int, root: Path, kinds: Sequence[str] = ()) -> str:
     """Tries `count` mutations; the last line of the report.
 
-    Raises:
-      AssertionError: a loader failed; says which mutation of which file.
-    """
-    from tests.fuzz.hostile import good_exports, memory
-    from trainlib.errors import CheckpointError
+    Args:
+      count: how many.
+      seed: of the drawing.
+      root: an empty folder.
+      kinds: names of `READERS`; none: all.
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        good = good_exports(root)
-    files = [(k, p) for k in READERS for p in sorted(good[k].rglob("*")) if p.is_file()]
-    # The many arrays of T5X are alike: a few stand for all.
-    files = [f for f in files if "/target." not in str(f[1]) or "embed" in str(f[1])]
-    for kind, read in READERS.items():
-        read(good[kind])
+    Raises:
+      AssertionError: a loader failed, or took what is damaged for good; says which mutation of
+        which file.
+    """
+    from tests.fuzz.hostile import memory
+
+    table = {kind: READERS[kind] for kind in kinds or READERS}
+    places = {kind: reader.make(_folder(root / kind)) for kind, reader in table.items()}
+    good = {kind: reader.read(places[kind]) for kind, reader in table.items()}
+    files = {kind: _files(places[kind], reader) for kind, reader in table.items()}
     before, slowest, refused = memory(), 0.0, 0
     signal.signal(signal.SIGALRM, _too_slow)
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
-        kind, file = draw.choice(files)
-        original = file.read_bytes()
+        kind = draw.choice(sorted(table))
+        file = draw.choice(files[kind])
+        where = f"mutation {number} of seed {seed}, {kind}: {file.relative_to(root)}"
         begun = time.process_time()
-        try:
-            file.write_bytes(mutated(original, draw))
-            signal.alarm(30)
-            READERS[kind](good[kind])
-        except CheckpointError:
-            refused += 1
-        except Exception as error:
-            where = f"mutation {number} of seed {seed}, {file.relative_to(root)}"
-            raise AssertionError(f"{where}: {error!r}\n{traceback.format_exc()}") from None
-        finally:
-            signal.alarm(0)
-            file.write_bytes(original)
+        found = _tried(table[kind], places[kind], file, draw, where)
         slowest = max(slowest, time.process_time() - begun)
+        refused += found is REFUSED
+        wrong = "" if found is REFUSED else table[kind].silent(good[kind], found)
+        assert not wrong, f"{where}: {wrong}"
     grew = memory() - before
     line = (
-        f"{count:,} mutations: {refused:,} refused, {count - refused:,} read, 0 crashes, slowest "
-        f"{slowest:.2f} CPU-s, memory grew {grew:.0f} MB"
+        f"{count:,} mutations: {refused:,} refused, {count - refused:,} read, 0 crashes, 0 silent, "
+        f"slowest {slowest:.2f} CPU-s, memory grew {grew:.0f} MB"
     )
     assert slowest < SLOWEST, line
     assert grew < GROWTH, line
     return line
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _files(place: Path, reader: Reader) -> list[Path]:
+    found = sorted(p for p in place.rglob("*") if p.is_file())
+    return [p for p in found if reader.damaged(p.relative_to(place))]
+
+
+def _tried(reader: Reader, place: Path, file: Path, draw: random.Random, where: str) -> Any:
+    """What is read with one file damaged, or REFUSED; the file is as it was afterwards."""
+    original = file.read_bytes()
+    try:
+        file.write_bytes(mutated(original, draw))
+        signal.alarm(30)
+        return reader.read(place)
+    except reader.refusal:
+        return REFUSED
+    except Exception as error:
+        raise AssertionError(f"{where}: {error!r}\n{traceback.format_exc()}") from None
+    finally:
+        signal.alarm(0)
+        file.write_bytes(original)
 
 
 def _too_slow(*_: object) -> None:
@@ -142,10 +140,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.fuzz.mutate")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help=f"of {', '.join(READERS)}; default: all")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
-        print(run(args.count, args.seed, root))
+        print(run(args.count, args.seed, root, [k for k in args.kinds.split(",") if k]))
     except AssertionError as error:
         sys.exit(str(error))
     finally:

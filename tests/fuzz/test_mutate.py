@@ -25,7 +25,10 @@ def test_some_hundred_mutations(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     refused, read = (
-        int(n) for n in re.match(r"600 mutations: (\d+) refused, (\d+) read", done.stdout).groups()
+        int(n)
+        for n in re.match(
+            r"600 mutations: (\d+) refused, (\d+) read, .* 0 silent", done.stdout
+        ).groups()
     )
     # Both ends are exercised: most damage is seen; other numbers in place of weights are not.
     assert refused > 200
