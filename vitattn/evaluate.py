@@ -64,6 +64,8 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     config_lib.check(config, sharding.batch_parts(rules, mesh))
     source = make_source(config.data, config.data.eval_split)
     check_classes(source, configure(config.model).num_classes)
+    for line in source.left_out:
+        print(line)
     abstract = nn_lib.abstract(build(config.model))
     shardings = weight_shardings(abstract, config, mesh, rules)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)

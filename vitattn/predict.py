@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,22 +23,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib import checkpoint, nn, sharding, state, step, weights
-from trainlib.errors import ConfigError, DataError, nearest
+from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.mesh import make_mesh
 from trainlib.progress import Progress
 from vitattn import attention_maps, evaluate, interop, plots
 from vitattn import config as config_lib
 from vitattn.classify import CLASS_NAMES
-from vitattn.data import cifar, eval_batches, folder, make_source
-from vitattn.data.sources import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Example,
-    Rgb,
-    Source,
-    UnreadableRecord,
-    short_digest,
-)
+from vitattn.data import cifar, eval_batches, make_source, walk
+from vitattn.data.sources import IMAGENET_MEAN, IMAGENET_STD, Example, Rgb, short_digest
 from vitattn.models import build, configure
 
 TOP = 5
@@ -100,6 +93,7 @@ class Images:
     """Image files as a data set without labels, a `vitattn.data.sources.Source`."""
 
     in_memory = False
+    left_out: tuple[str, ...] = ()
     num_classes, class_names = 1, ("",)
 
     def __init__(self, paths: Sequence[Path], mean: Rgb, std: Rgb):
@@ -110,13 +104,10 @@ class Images:
         return len(self.paths)
 
     def __getitem__(self, record: int) -> Example:
-        try:
-            return Example(self.paths[record].read_bytes(), 0)
-        except OSError as error:
-            raise UnreadableRecord(f"cannot be read ({error.strerror or error})") from error
+        return Example(walk.read_image(self.paths[record]), 0)
 
     def describe(self, record: int) -> str:
-        return str(self.paths[record])
+        return shown(self.paths[record], 1000)
 
 
 def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None = None) -> int:
@@ -170,7 +161,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     with contextlib.closing(found):
         for answer in reported(found, len(paths), size, names, request.as_json):
             if answer.error:
-                bad.append(f"{answer.image} {answer.error}")
+                bad.append(f"{shown(answer.image, 1000)} {answer.error}")
             elif heads:
                 drawn += picture_rows(
                     answer, names, heads, query, data.mean or mean, data.std or std
@@ -187,26 +178,32 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
-    """The files that were given, and those below folders that were given, sorted by name.
+    """The files that were given, and the images of folders that were given, sorted by name; what
+    is left out of a folder is said on standard error.
 
     Raises:
       DataError: a path that does not exist (names the nearest), or a folder without images.
     """
     found = []
     for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in folder.SUFFIXES)
+        if os.path.isdir(path):
+            left = walk.LeftOut(path)
+            inside = sorted(map(Path, walk.below([path], left)))
+            for line in left.lines():
+                print(line, file=sys.stderr)
             if not inside:
                 raise DataError(
-                    f"The folder {path} has no images: no file in it or below it ends in "
-                    f"{', '.join(folder.SUFFIXES)}."
+                    f"The folder {shown(path)} has no images: no file in it or below it ends in "
+                    f"{', '.join(walk.SUFFIXES)}."
                 )
             found += inside
-        elif path.exists():
+        elif os.path.exists(path):
             found.append(path)
         else:
-            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"There is no image {path}. {nearest(path.name, there)}")
+            there: list[str] = []
+            with contextlib.suppress(OSError, ValueError):
+                there = os.listdir(path.parent)
+            raise DataError(f"There is no image {shown(path)}. {nearest(path.name, there)}")
     return found
 
 
@@ -345,7 +342,7 @@ def make_predict(
 
 
 def answers(
-    source: Source,
+    source: Images,
     data: ConfigDict,
     batch_size: int,
     image_size: int,
@@ -360,7 +357,7 @@ def answers(
                 if record >= 0:
                     where = source.describe(record)
                     yield Answer(
-                        Path(where),
+                        source.paths[record],
                         "" if batch["weight"][row] else reasons[where],
                         batch["image"][row],
                         out["probabilities"][row],
@@ -399,22 +396,27 @@ def top(probabilities: np.ndarray) -> list[int]:
 def as_text(answer: Answer, names: Sequence[str]) -> str:
     """An answer for people."""
     if answer.error:
-        return f"{answer.image}\n    {answer.error}"
+        return f"{shown(answer.image, 5000)}\n    {answer.error}"
     lines = [
         f"  {100 * answer.probabilities[n]:6.2f} %  {names[n]}" for n in top(answer.probabilities)
     ]
-    return "\n".join([str(answer.image), *lines])
+    return "\n".join([shown(answer.image, 5000), *lines])
 
 
 def as_line(answer: Answer, names: Sequence[str]) -> str:
     """An answer as one line of JSON: image, and error or classes (number, name, probability)."""
     if answer.error:
-        return json.dumps({"image": str(answer.image), "error": answer.error})
+        return json.dumps({"image": _unicode(answer.image), "error": answer.error})
     classes = [
         {"class": n, "name": names[n], "probability": float(answer.probabilities[n])}
         for n in top(answer.probabilities)
     ]
-    return json.dumps({"image": str(answer.image), "classes": classes})
+    return json.dumps({"image": _unicode(answer.image), "classes": classes})
+
+
+def _unicode(path: Path) -> str:
+    """The path, with the bytes written out that are no UTF-8: JSON holds Unicode only."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def picture_rows(
@@ -428,7 +430,9 @@ def picture_rows(
     """What the picture shows of an answer: a row for each layer."""
     image = np.clip(answer.pixels * np.asarray(std) + np.asarray(mean), 0, 1).astype(np.float32)
     best = top(answer.probabilities)[0]
-    caption = f"{answer.image.name}: {names[best]} ({100 * answer.probabilities[best]:.0f} %)"
+    caption = (
+        f"{shown(answer.image.name)}: {names[best]} ({100 * answer.probabilities[best]:.0f} %)"
+    )
     return [
         plots.AttentionRow(
             image,

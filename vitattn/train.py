@@ -25,7 +25,7 @@ from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
 from vitattn import classify, evaluate, transfer
 from vitattn import plan as plan_lib
-from vitattn.data import check_classes, check_settings, make_source, train_batches
+from vitattn.data import check_classes, check_settings, make_source, train_batches, walk
 from vitattn.models import configure
 from vitattn.models.counts import forward_flops
 
@@ -84,6 +84,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         print(
             opening(config, abstract, plan.mesh, len(source), len(eval_source), start), flush=True
         )
+        for line in walk.once(source.left_out, eval_source.left_out):
+            print(f"  {line}", flush=True)
         for line in changed:
             print(f"  changed since step {start}: {line}", flush=True)
 

@@ -27,6 +27,7 @@ class Arrays:
     """Images that lie in memory: uint8 [N, H, W, C] and labels [N]."""
 
     in_memory = True
+    left_out: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class Synthetic:
     else."""
 
     in_memory = True
+    left_out: tuple[str, ...] = ()
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
@@ -28,8 +28,17 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION_TAG = 0x0112
-# The EXIF orientations whose upright image swaps width and height.
-_TURNED = (5, 6, 7, 8)
+# What makes a picture upright, for each EXIF orientation that is not upright. From 5 on it swaps
+# width and height.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):
@@ -50,9 +59,8 @@ class Picture:
             raise BadImage(
                 f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
             )
-        # Pillow gives the upright size of a TIFF, and the stored one of every other format.
-        orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION_TAG, 1)
-        turned = orientation in _TURNED
+        self._orientation = _orientation(image)
+        turned = self._orientation >= 5
         self.width, self.height = (height, width) if turned else (width, height)
 
     def render(self, box: Box, size: int) -> Image.Image:
@@ -65,11 +73,28 @@ class Picture:
         if shrink > 1:
             width, height = self._image.size
             self._image.draft(None, (int(np.ceil(width / shrink)), int(np.ceil(height / shrink))))
-        upright = to_rgb(ImageOps.exif_transpose(self._image))
+        upright = to_rgb(self._image)
+        if self._orientation in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[self._orientation])
         across, down = upright.width / self.width, upright.height / self.height
         scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         inside = (*scaled[:2], min(scaled[2], upright.width), min(scaled[3], upright.height))
         return upright.resize((size, size), Image.Resampling.BICUBIC, box=inside)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Metadata that cannot be read say nothing: 1, upright."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns a TIFF itself
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # Pillow would, to look behind the pixels; damage of pixels is no odd metadata
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:  # as many types as there are ways to break it
+        return 1
+    return found if isinstance(found, int) and found in _UPRIGHT else 1
 
 
 def open_picture(image: bytes | np.ndarray) -> Picture:

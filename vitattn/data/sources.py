@@ -49,6 +49,8 @@ class Source(Protocol):
     digest: str
     # The whole set lies in memory, and reading it costs nothing.
     in_memory: bool
+    # Lines that say what was found where it lies and is not in it.
+    left_out: tuple[str, ...]
     # Mean and standard deviation of its training pixels in RGB, in units of the full range.
     mean: Rgb
     std: Rgb
@@ -72,6 +74,7 @@ class Subset:
         self.records = np.sort(records)
         self.num_classes, self.class_names = parent.num_classes, parent.class_names
         self.in_memory, self.mean, self.std = parent.in_memory, parent.mean, parent.std
+        self.left_out = parent.left_out
         self.digest = short_digest(parent.digest, name, self.records.tobytes())
 
     def __len__(self) -> int:
@@ -105,9 +108,14 @@ def short_digest(*parts: object) -> str:
     """Returns 16 hexadecimal digits that change when any part does."""
     sha = hashlib.sha256()
     for part in parts:
-        sha.update(part if isinstance(part, bytes) else str(part).encode())
+        sha.update(part if isinstance(part, bytes) else encoded(str(part)))
         sha.update(b"\0")
     return sha.hexdigest()[:16]
+
+
+def encoded(name: str) -> bytes:
+    """The bytes of a text, of a file name that is no UTF-8 too."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def make_source(config: Any, split: str) -> Source:

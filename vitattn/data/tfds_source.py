@@ -31,6 +31,7 @@ class TfdsSource:
     them."""
 
     in_memory = False
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, directory: str, split: str, mean: Rgb, std: Rgb):
         """Reads the data set's description; raises DataError when it does not serve random
