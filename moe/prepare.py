@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from moe.data import check_vocabulary, make_vocabulary, unigram_entropy
-from moe.data.cache import Cache
+from moe.data.cache import Cache, is_complete
 from moe.data.cache_writer import build
 from moe.data.catalog import (
-    cache_directory,
     check_settings,
-    check_unchanged,
-    make_reader,
+    holds_out,
+    is_stale,
+    open_reader,
     parts_of,
     shard_count,
+    unknown,
     write_mixture,
 )
 from moe.data.vocabulary import Vocabulary
@@ -66,6 +67,9 @@ def run(
     complete = True
     for split in splits:
         for source, _ in parts_of(data, split):
+            if split == "holdout" and not holds_out(data, source):
+                print(f"{source} (holdout): data.holdout=0, nothing is held out")
+                continue
             complete &= _prepare(data, source, split, vocabulary, workers, part, tasks, verify)
     if not complete:
         print("Other shares of the shards are missing: run the other --part=I/N.")
@@ -82,10 +86,10 @@ def _prepare(
     tasks: Path | None,
     verify: bool,
 ) -> bool:
-    reader = make_reader(data, source, split, vocabulary)
-    directory = cache_directory(data, source, split, vocabulary)
+    reader, directory = open_reader(data, source, split, vocabulary)
     definitions = hashlib.sha256(tasks.read_bytes()).hexdigest()[:16] if tasks else ""
-    if not (directory / "manifest.json").is_file():
+    again = is_stale(reader, directory, f"{source} ({split})")
+    if again or not is_complete(directory):
         done = build(
             directory,
             reader,
@@ -95,13 +99,13 @@ def _prepare(
             max_bad_fraction=data.max_bad_fraction,
             title=f"{source} ({split})",
             part=part,
+            replace=again,
             definitions=definitions,
             prepare_worker=functools.partial(_load, tasks) if tasks else None,
         )
         if not done:
             return False
     cache = Cache(directory)
-    check_unchanged(reader, cache)
     if tasks and definitions != cache.manifest["definitions"]:
         raise DataError(
             f"{source} ({split}) was prepared with another version of {tasks}. Remove {directory} "
@@ -109,6 +113,8 @@ def _prepare(
         )
     if verify:
         cache.verify()
+    for line in reader.passed_over:
+        print(f"passed over in {source}: {line}")
     print(describe(source, split, cache))
     return True
 
@@ -125,4 +131,4 @@ def describe(source: str, split: str, cache: Cache) -> str:
         f"{source} ({split}): {cache.documents:,} documents, {cache.tokens:,} tokens, unigram "
         f"entropy {unigram_entropy(cache.counts()):.3f} nats, in {cache.directory}"
     )
-    return "\n  ".join([held, *cache.left_out()])
+    return "\n  ".join([held, *unknown(source, cache), *cache.left_out()])

@@ -74,15 +74,21 @@ def make_directory(path: Path) -> None:
         _refuse(path, what_is(path))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, writer: str = "") -> None:
     """Replaces a file as a whole: a reader, or a run after a crash, sees the old or the new one.
+
+    Args:
+      path: the file.
+      content: all of it.
+      writer: names this process where several write the same file at once, so that none takes
+        away the unfinished file of another.
 
     Raises:
       ConfigError: see `check_target`.
       OSError: the disk refuses; the old file is as it was.
     """
     check_target(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{writer}.tmp" if writer else f"{path.name}.tmp")
     try:
         with os.fdopen(create(temporary), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.files import sync, write_atomically
+from trainlib.seal import seal_of, sealed
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -89,8 +89,7 @@ def write(directory: Path, manifest: Manifest) -> None:
     Raises:
       OSError: the disk refuses.
     """
-    body = _canonical(dataclasses.asdict(manifest) | {"format": FORMAT})
-    text = f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",\n"manifest": {body}}}\n'
+    text = sealed(dataclasses.asdict(manifest) | {"format": FORMAT}, "manifest")
     files = [directory / name for name in manifest.files]
     for path in files:
         sync(path)
@@ -143,7 +142,7 @@ def read(directory: Path) -> Manifest:
 def _parsed(text: bytes) -> Manifest:
     outer = json.loads(text)
     inner, expected = outer["manifest"], outer["sha256"]
-    actual = hashlib.sha256(_canonical(inner).encode()).hexdigest()
+    actual = seal_of(inner)
     if actual != expected:
         raise ValueError(f"its SHA-256 is {actual}, and {expected} was written")
     if inner["format"] != FORMAT:
@@ -233,7 +232,3 @@ def files_of(directory: Path) -> Iterator[tuple[str, int]]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)

@@ -1,7 +1,7 @@
 """Text for pre-training and fine-tuning: vocabularies, tokenised caches, span corruption, packing,
 batches. What holds about order is in `trainlib.data`."""
 
-from moe.data.catalog import make_source
+from moe.data.catalog import evaluates, make_source
 from moe.data.options import data_defaults
 from moe.data.pipeline import eval_batches, train_batches
 from moe.data.sources import Source, unigram_entropy
@@ -13,6 +13,7 @@ __all__ = [
     "check_vocabulary",
     "data_defaults",
     "eval_batches",
+    "evaluates",
     "make_source",
     "make_vocabulary",
     "train_batches",

@@ -13,17 +13,15 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainlib.errors import nearest
+from moe.data.json_rows import Bad, open_rows, read_rows
+from trainlib.errors import DataError, nearest
+from trainlib.untrusted import parse_json
 
 Record = dict[str, Any]
 Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published, a `Bad` or a `Note`)
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
-
-
-class Bad(Exception):
-    """A record that cannot be used; the text says why."""
 
 
 class Note(str):
@@ -92,25 +90,26 @@ class Benchmark:
 
 def json_lines(path: Path) -> Rows:
     """The objects of a JSONL file, by line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                row = Bad(f"is not JSON ({error})")
-            if not isinstance(row, dict | Bad):
-                row = Bad("is no JSON object")
-            yield f"line {number}", row
+    return ((where, row) for where, row in read_rows(path) if row is not None)
 
 
 def json_document(path: Path) -> Any:
     """The content of a JSON file; raises `Bad`."""
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise Bad(f"is not JSON ({error})") from None
+        return parse_json(read_file(path), "", error=DataError)
+    except DataError as error:
+        raise Bad(str(error).strip().removesuffix(".")) from None
+
+
+def read_file(path: Path) -> bytes:
+    """All of a published file.
+
+    Raises:
+      OSError: it is not there.
+      DataError: it is a pipe, a device or a folder.
+    """
+    with open_rows(path) as file:
+        return file.read()
 
 
 def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
@@ -138,7 +137,6 @@ def words(row: Mapping[str, Any], *names: str) -> dict[str, str]:
     for name, value in found.items():
         if not value.strip():
             raise Bad(f"has an empty field '{name}'")
-        _check_unicode(value, name)
     return found
 
 
@@ -148,16 +146,7 @@ def texts(row: Mapping[str, Any], name: str, blank: bool = False) -> list[str]:
     for value in found:
         if not isinstance(value, str) or not (value.strip() or blank):
             raise Bad(f"has {_shown(value)} in the list '{name}', where text is needed")
-        _check_unicode(value, name)
     return [value for value in found if value.strip()]
-
-
-def _check_unicode(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
-        half = text[error.start]
-        raise Bad(f"has {half!r}, which is no character, in the field '{name}'") from None
 
 
 def _shown(value: Any) -> str:

@@ -1,29 +1,33 @@
 """Tokenised data on disk: one stream of ids in ArrayRecord shards, with the ends of its documents.
 
 A cache is a directory that appears under its name only when it is complete:
-  manifest.json             what it was made from; sizes, digests, unusable documents of each shard
+  manifest.json             what it was made from; sizes and digests of every file; sealed
   SHARD.tokens              ArrayRecord; record n holds the ids [n*2048, (n+1)*2048) of the shard
   SHARD.ends.npy            int64 [documents], where each document ends in the shard
   SHARD.inputs.npy          int32 [documents], how many of its ids are its inputs; only for pairs
   SHARD.counts.npy          int64 [V], how often each id occurs in targets
 Where it lies follows from the settings that decide its content (`catalog.cache_directory`); the
 manifest holds the fingerprint of what was read and the digest of the vocabulary, and neither may
-differ from those of a run.
+differ from those of a run. No damage to any of these files changes a token without a word: records
+have check sums of their own, everything else is compared with its digest before it is used.
 `moe.data.cache_writer` makes it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainlib.errors import DataError
+from moe.data.shard import FORMAT, parse_manifest, sha256_of
+from trainlib.errors import DataError, shown
+from trainlib.seal import unsealed
+from trainlib.untrusted import open_regular, read_small
+
+MANIFEST = "manifest.json"
 
 
 class Damage(NamedTuple):
@@ -42,8 +46,6 @@ class DamagedRecord(OSError):
 
 
 BLOCK = 2048  # ids of one record: 4 KB, read in about 15 us wherever it lies
-# Changes when these files do, or what a reader or a vocabulary makes of the same text.
-FORMAT = 2
 
 _READER_ERRORS = (RuntimeError, IndexError, ValueError)  # as ArrayRecord reports damage
 
@@ -51,47 +53,13 @@ _READER_ERRORS = (RuntimeError, IndexError, ValueError)  # as ArrayRecord report
 _IN_MEMORY_TOKENS = 32 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One finished shard, as its json file holds it."""
-
-    name: str
-    documents: int
-    tokens: int
-    targets: int
-    file_bytes: int
-    sha256: str
-    index_sha256: str
-    unusable: list[list[str]]  # (where, why)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def index_files(directory: Path, shard: str, pairs: bool) -> list[Path]:
-    """Returns the arrays of a shard, in the order of their digest."""
-    kinds = ("ends", "inputs", "counts") if pairs else ("ends", "counts")
-    return [directory / f"{shard}.{kind}.npy" for kind in kinds]
-
-
-def index_digest(directory: Path, shard: str, pairs: bool) -> str:
-    digest = hashlib.sha256()
-    for path in index_files(directory, shard, pairs):
-        digest.update(sha256_of(path).encode())
-    return digest.hexdigest()
+def is_complete(directory: Path) -> bool:
+    """Whether a cache lies there, be it damaged."""
+    return os.path.lexists(directory / MANIFEST)
 
 
 def id_type(size: int) -> np.dtype:
     return np.dtype("<u2" if size <= 1 << 16 else "<i4")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
 
 
 class Cache:
@@ -104,20 +72,24 @@ class Cache:
           DataError: it is absent, of another format, or a file is missing or has another size.
         """
         self.directory = directory
-        manifest = read_json(directory / "manifest.json")
-        if manifest is None or manifest.get("format") != FORMAT:
-            raise DataError(
-                f"{directory} is not a cache of this version: remove it, prepare again."
-            )
-        self.manifest = manifest
-        self.shards = [Shard(**shard) for shard in manifest["shards"]]
+        what = shown(directory / MANIFEST)
+        content = read_small(directory / MANIFEST, error=DataError)
+        try:
+            manifest = unsealed(content, what, DataError)
+        except DataError as error:
+            raise DataError(f"{error} {self._remedy()}") from None
+        if manifest.get("format") != FORMAT:
+            raise DataError(f"{shown(directory)} is not a cache of this version. {self._remedy()}")
+        self.manifest, self.shards = parse_manifest(manifest, what)
         self.pairs = "inputs" in manifest["features"]
+        self._checked: set[str] = set()  # indices whose digest was compared
         self._check_files()
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.digest: str = manifest["digest"]
         self.starts = np.cumsum([0, *(shard.tokens for shard in self.shards)])
         self.tokens = int(self.starts[-1])
         self.documents = sum(shard.documents for shard in self.shards)
+        self.unknown = sum(shard.unknown for shard in self.shards)
         self.in_memory = self.tokens <= _IN_MEMORY_TOKENS
         if self.in_memory:
             self.verify()
@@ -136,60 +108,88 @@ class Cache:
         self.__dict__.update(state)
         self._reset()
 
+    def _remedy(self) -> str:
+        return (
+            f"Copy it again, or remove {shown(self.directory)}: a small source is tokenised again "
+            "at the next start, a large one with `python -m launch.prepare`."
+        )
+
     def _check_files(self) -> None:
+        """Compares the size of every file, which costs no read."""
         for shard in self.shards:
-            path = self.directory / f"{shard.name}.tokens"
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.file_bytes:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise DataError(
-                    f"{path} {found}, where {shard.file_bytes:,} bytes were written: the tokenised "
-                    f"data is damaged. Copy it again, or remove {self.directory} and prepare it "
-                    "again with `python -m launch.prepare`."
-                )
-            for path in index_files(self.directory, shard.name, self.pairs):
-                if not path.is_file():
+            for path, size in shard.files(self.directory):
+                try:
+                    with open_regular(path, error=DataError) as file:
+                        found = os.fstat(file.fileno()).st_size
+                except DataError as error:
+                    if os.path.lexists(path):
+                        raise
                     raise DataError(
-                        f"{path} is missing: the tokenised data is damaged. Copy it again, or "
-                        f"remove {self.directory} and prepare it again."
+                        f"{shown(path)} is missing: the tokenised data is damaged. {self._remedy()}"
+                    ) from error
+                if found != size:
+                    raise DataError(
+                        f"{shown(path)} has {found:,} bytes, where {size:,} bytes were written: "
+                        f"the tokenised data is damaged. {self._remedy()}"
                     )
 
     def verify(self) -> None:
-        """Reads every shard and compares its digest; raises DataError for one that differs."""
+        """Reads every file and compares its digest; raises DataError for one that differs."""
         for shard in self.shards:
-            path = self.directory / f"{shard.name}.tokens"
-            if sha256_of(path) != shard.sha256:
-                raise DataError(
-                    f"{path} is damaged: its SHA-256 is not the one noted when it was written. "
-                    f"Remove {self.directory} and prepare it again."
-                )
-            if index_digest(self.directory, shard.name, self.pairs) != shard.index_sha256:
-                raise DataError(
-                    f"{self.directory / shard.name}.*.npy: an index is damaged, its SHA-256 is not "
-                    f"the one noted when it was written. Remove {self.directory} and prepare it "
-                    "again."
-                )
+            self._compare(self.directory / f"{shard.name}.tokens", shard.sha256)
+        for kind in self.shards[0].index:
+            self.check_index(kind, again=True)
+
+    def check_index(self, kind: str, again: bool = False) -> None:
+        """Compares the digests of the `ends`, `inputs` or `counts` of all shards, once.
+
+        Raises:
+          DataError: one differs: a document that ends elsewhere would be read as another.
+        """
+        if kind in self._checked and not again:
+            return
+        for shard in self.shards:
+            self._compare(self.directory / f"{shard.name}.{kind}.npy", shard.index[kind].sha256)
+        self._checked.add(kind)
+
+    def _compare(self, path: Path, digest: str) -> None:
+        if sha256_of(path) != digest:
+            raise DataError(
+                f"{shown(path)} is damaged: its SHA-256 is not the one noted when it was written. "
+                f"{self._remedy()}"
+            )
 
     def left_out(self, most: int = 20) -> list[str]:
         """Says how many documents could not be used, and which and why; nothing when all could."""
-        unusable = [entry for shard in self.shards for entry in shard.unusable]
-        if not unusable:
+        count = sum(shard.unusable_count for shard in self.shards)
+        if not count:
             return []
-        lines = [f"left out: {len(unusable):,} of {self.documents + len(unusable):,} documents"]
-        lines += [f"  {where}: {why}" for where, why in unusable[:most]]
-        if len(unusable) > most:
-            lines.append(f"  and {len(unusable) - most:,} more, all in manifest.json")
+        named = [entry for shard in self.shards for entry in shard.unusable]
+        lines = [f"left out: {count:,} of {self.documents + count:,} documents"]
+        lines += [f"  {where}: {why}" for where, why in named[:most]]
+        if count > most:
+            lines.append(f"  and {count - most:,} more (manifest.json names {len(named):,})")
         return lines
 
     def array(self, kind: str) -> list[np.ndarray]:
-        """Returns the `ends`, `inputs` or `counts` arrays of all shards, mapped from disk."""
-        try:
-            return [
-                np.load(self.directory / f"{shard.name}.{kind}.npy", mmap_mode="r")
-                for shard in self.shards
-            ]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.directory}: an index is damaged ({error}).") from error
+        """The `ends`, `inputs` or `counts` arrays of all shards, mapped from disk.
+
+        Raises:
+          DataError: one is damaged.
+        """
+        self.check_index(kind)
+        size = {"counts": lambda shard: self.vocabulary_size}.get(kind, lambda s: s.documents)
+        found = []
+        for shard in self.shards:
+            path = self.directory / f"{shard.name}.{kind}.npy"
+            try:
+                array = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{shown(path)} is damaged ({error}).") from error
+            if array.shape != (size(shard),) or array.dtype not in (np.int64, np.int32):
+                raise DataError(f"{shown(path)} is damaged: it holds another array than it should.")
+            found.append(array)
+        return found
 
     def counts(self) -> np.ndarray:
         """Returns int64 [V]: how often each id occurs in the targets."""
@@ -205,6 +205,7 @@ class Cache:
             with self._lock:
                 if self._stream is None:
                     self._stream = self._read_records(0, self.tokens)
+                    self.verify()  # it may have been replaced since it was opened
             return self._stream[start:stop].astype(np.int32)
         with self._lock:
             return self._read_records(start, stop).astype(np.int32)
@@ -239,6 +240,8 @@ class Cache:
         except _READER_ERRORS:
             records = [self._read_one(shard, number) for number in range(first, last + 1)]
         ids = np.frombuffer(b"".join(records), id_type(self.vocabulary_size))
+        if len(ids) < high - first * BLOCK:
+            raise DamagedRecord(Damage(self._record(shard, last), "is shorter than it was written"))
         return ids[low - first * BLOCK : high - first * BLOCK]
 
     def _reader(self, shard: int) -> Any:

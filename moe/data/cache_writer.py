@@ -8,10 +8,10 @@ stopped, however hard, and started again.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
+import io
 import multiprocessing
 import os
 import secrets
@@ -19,49 +19,71 @@ import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from moe.data.cache import BLOCK, FORMAT, Shard, id_type, index_digest, read_json, sha256_of
+from moe.data.cache import BLOCK, MANIFEST, Cache, id_type, is_complete
 from moe.data.readers import Document, Reader, unreadable
-from moe.data.vocabulary import Vocabulary
+from moe.data.shard import (
+    FORMAT,
+    MOST_NAMED,
+    Index,
+    Shard,
+    digest_of,
+    parse_shard,
+    sha256_of,
+    shard_name,
+)
+from moe.data.vocabulary import UNKNOWN, Vocabulary
+from trainlib import files
 from trainlib.data import BadRecords
-from trainlib.errors import DataError, StorageError
+from trainlib.errors import DataError, StorageError, shown
+from trainlib.seal import seal_of, sealed, unsealed
+from trainlib.untrusted import read_small
 
 _TOKEN = secrets.token_hex(4)  # containers of one image can have the same host name and numbers
+PLAN = "plan.json"
 
 
-def _process() -> str:
+def process() -> str:
     """Names this process among all that may write to one directory at once."""
     return f"{socket.gethostname()}-{os.getpid()}-{_TOKEN}"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, whatever happens."""
-    temporary = path.with_name(f"{path.name}.{_process()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def make_directory(path: Path) -> None:
     """Makes a directory of the cache; raises StorageError where that is not possible."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be made ({error.strerror}). Tokenised data is kept there: choose "
-            "another place with --config.data.cache=DIR."
+            f"{shown(path)} cannot be made ({error.strerror}). Tokenised data is kept there: "
+            "choose another place with --config.data.cache=DIR."
         ) from error
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{_process()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON that guards itself, whole or not at all."""
+    files.write_atomically(path, sealed(value), process())
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None where there is nothing.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    if not os.path.lexists(path):
+        return None
+    return unsealed(read_small(path, error=DataError), shown(path), DataError)
+
+
+def _save_array(path: Path, array: np.ndarray) -> Index:
+    content = io.BytesIO()
+    np.save(content, array)
+    files.write_atomically(path, content.getvalue(), process())
+    return Index(path.stat().st_size, sha256_of(path))
 
 
 class _StreamWriter:
@@ -122,40 +144,100 @@ def _documents(reader: Reader, shard: int, shards: int) -> Iterator[Document]:
         raise unreadable(reader.name, error) from error
 
 
+class _Tally:
+    """What is noted of the documents of a shard while they are written."""
+
+    def __init__(self, vocabulary: Vocabulary, features: tuple[str, ...]):
+        self.features, self.position, self.unknown = features, 0, 0
+        self.ends: list[int] = []
+        self.inputs: list[int] = []
+        self.counts = np.zeros(vocabulary.size, np.int64)
+        self.unusable: list[list[str]] = []
+        self.unusable_count = 0
+
+    def leave_out(self, where: str, reason: str) -> None:
+        self.unusable_count += 1
+        if len(self.unusable) < MOST_NAMED:
+            self.unusable.append([shown(where), shown(reason)])
+
+    def add(self, ids: dict[str, np.ndarray]) -> None:
+        for key in self.features:
+            self.position += len(ids[key])
+            self.unknown += int((ids[key] == UNKNOWN).sum())
+        self.ends.append(self.position)
+        self.inputs.append(len(ids["inputs"]) if "inputs" in self.features else 0)
+        self.counts += np.bincount(ids["targets"], minlength=len(self.counts))
+
+    def save(self, stem: str) -> dict[str, Index]:
+        arrays = {"ends": np.asarray(self.ends, np.int64), "counts": self.counts}
+        if "inputs" in self.features:
+            arrays["inputs"] = np.asarray(self.inputs, np.int32)
+        return {
+            kind: _save_array(Path(f"{stem}.{kind}.npy"), array) for kind, array in arrays.items()
+        }
+
+
 def write_shard(
-    partial: Path, reader: Reader, vocabulary: Vocabulary, shard: int, shards: int
+    partial: Path, reader: Reader, vocabulary: Vocabulary, plan: str, shard: int, shards: int
 ) -> Shard:
-    """Tokenises one shard into `partial`, or finds it there; its json file is written last."""
-    name = f"{shard:05d}-of-{shards:05d}"
-    done = partial / f"{name}.json"
-    if done.is_file():
-        return Shard(**json.loads(done.read_text()))
-    temporary = partial / f"{name}.tokens.{_process()}.tmp"
-    writer = _StreamWriter(temporary, id_type(vocabulary.size))
-    pairs = "inputs" in reader.features
-    ends, inputs, unusable, position = [], [], [], 0
-    counts = np.zeros(vocabulary.size, np.int64)
+    """Tokenises one shard into `partial`, or finds it there; its json file is written last.
+
+    Args:
+      partial: the directory of what is unfinished.
+      reader: what is read.
+      vocabulary: how it is tokenised.
+      plan: digest of the plan that this shard belongs to.
+      shard: its number.
+      shards: how many there are.
+    """
+    name = shard_name(shard, shards)
+    found = read_shard(partial, name, plan)
+    if found is not None:
+        return found
+    temporary = partial / f"{name}.tokens.{process()}.tmp"
+    writer, tally = (
+        _StreamWriter(temporary, id_type(vocabulary.size)),
+        _Tally(vocabulary, reader.features),
+    )
     for where, ids, reason in _encoded(reader, vocabulary, shard, shards):
         if reason:
-            unusable.append([where, reason])
+            tally.leave_out(where, reason)
             continue
         for key in reader.features:
             writer.append(ids[key])
-            position += len(ids[key])
-        ends.append(position)
-        inputs.append(len(ids["inputs"]) if pairs else 0)
-        counts += np.bincount(ids["targets"], minlength=vocabulary.size)
+        tally.add(ids)
     writer.close()
     size, digest = temporary.stat().st_size, sha256_of(temporary)
-    temporary.replace(partial / f"{name}.tokens")
-    _save_array(partial / f"{name}.ends.npy", np.asarray(ends, np.int64))
-    if pairs:
-        _save_array(partial / f"{name}.inputs.npy", np.asarray(inputs, np.int32))
-    _save_array(partial / f"{name}.counts.npy", counts)
-    index = index_digest(partial, name, pairs)
-    record = Shard(name, len(ends), position, int(counts.sum()), size, digest, index, unusable)
-    write_atomically(done, json.dumps(dataclasses.asdict(record)).encode())
+    os.replace(temporary, partial / f"{name}.tokens")
+    record = Shard(
+        name=name,
+        documents=len(tally.ends),
+        tokens=tally.position,
+        targets=int(tally.counts.sum()),
+        unknown=tally.unknown,
+        file_bytes=size,
+        sha256=digest,
+        index=tally.save(str(partial / name)),
+        unusable_count=tally.unusable_count,
+        unusable=tally.unusable,
+    )
+    write_sealed(partial / f"{name}.json", {"plan": plan, "shard": dataclasses.asdict(record)})
     return record
+
+
+def read_shard(partial: Path, name: str, plan: str) -> Shard | None:
+    """The finished shard of that name and plan whose files are all there; None when there is none,
+    and it is written again.
+    """
+    path = partial / f"{name}.json"
+    with contextlib.suppress(DataError):  # damaged: written again
+        found = read_sealed(path)
+        if found is not None and found.get("plan") == plan:
+            shard = parse_shard(found.get("shard"), shown(path))
+            sizes = [(p.stat().st_size if p.is_file() else -1, s) for p, s in shard.files(partial)]
+            if shard.name == name and all(size == wanted for size, wanted in sizes):
+                return shard
+    return None
 
 
 def begin(
@@ -166,12 +248,12 @@ def begin(
     definitions: str,
     parts: int,
     report: Callable[[str], None],
-) -> int:
+) -> dict[str, Any]:
     """Makes the directory `partial`, or finds the one that an interrupted preparation left.
 
     Returns:
-      Its number of shards. What is left of another source, vocabulary or state of the files is
-      reported and removed, unless `parts` machines may be writing there.
+      The plan, with its number of shards. What is left of another source, vocabulary or state of
+      the files is reported and removed, unless `parts` machines may be writing there.
 
     Raises:
       DataError: the source is not there, or is not the one that other machines read.
@@ -180,8 +262,8 @@ def begin(
     fingerprint = reader.fingerprint()
     if fingerprint is None:
         raise DataError(
-            f"{reader.name}: there is nothing to read. Give a folder with *.txt (text:) or "
-            "*.jsonl (jsonl:) files, or the path of one file."
+            f"{reader.name}: there is nothing to read. Give a folder of text (text:, .txt or .md) "
+            "or JSON files (jsonl:, .jsonl or .json), or the path of one file."
         )
     plan = {
         "format": FORMAT,
@@ -189,50 +271,82 @@ def begin(
         "vocabulary": vocabulary.digest,
         "definitions": definitions,
     }
-    found = read_json(partial / "plan.json")
-    if found and {**found, "shards": 0} == {**plan, "shards": 0}:
-        return found["shards"]
-    if found:
-        finished = len(list(partial.glob("?????-of-?????.json")))
+    damaged = False
+    try:
+        found = read_sealed(partial / PLAN)
+    except DataError:
+        found, damaged = None, True
+    if found and {**found, "shards": 0} == {**plan, "shards": 0} and _whole(found["shards"]):
+        return found
+    finished = len(list(partial.glob("*-of-*.json")))
+    if found or damaged or finished:
         other = f"{finished} finished shards of other files, vocabulary or definitions"
+        if not found:
+            other = f"{finished} finished shards, and the plan that says what of is damaged or gone"
         if finished and parts > 1:
+            what = "" if not found else f" than this machine has for {reader.name}"
             raise DataError(
-                f"{partial} holds {other} than this machine has for {reader.name}. Give all parts "
-                "the same files and versions; to begin anew, remove that directory."
+                f"{shown(partial)} holds {other}{what}. Give all parts the same files and "
+                "versions; to begin anew, remove that directory."
             )
         if finished:
-            report(f"{partial} holds {other}: they are removed")
+            report(f"{shown(partial)} holds {other}: they are removed")
         shutil.rmtree(partial)
     make_directory(partial)
-    write_atomically(partial / "plan.json", json.dumps({**plan, "shards": shards}).encode())
-    return shards
+    plan["shards"] = shards
+    write_sealed(partial / PLAN, plan)
+    return plan
+
+
+def _whole(shards: Any) -> bool:
+    return type(shards) is int and 0 < shards < 100_000
 
 
 def finish(
-    directory: Path, partial: Path, reader: Reader, vocabulary: Vocabulary, shards: list[Shard]
+    directory: Path,
+    partial: Path,
+    reader: Reader,
+    vocabulary: Vocabulary,
+    plan: dict[str, Any],
+    shards: list[Shard],
 ) -> None:
-    """Gives a cache whose shards are all written its manifest and its name."""
-    for left in partial.glob("?????-of-*.tmp"):  # of processes that were killed
+    """Gives a cache whose shards are all written its manifest and its name; what has that name is
+    of another state of the files, and goes.
+    """
+    for left in partial.glob("*-of-*.tmp"):  # of processes that were killed
         left.unlink(missing_ok=True)
-    plan = read_json(partial / "plan.json")
-    digests = "".join(shard.sha256 + shard.index_sha256 for shard in shards)
     manifest = {
-        **(plan or {}),
+        **plan,
         "source": reader.name,
         "features": list(reader.features),
         "vocabulary_name": vocabulary.name,
         "vocabulary_size": vocabulary.size,
         "extra_ids": vocabulary.extra_ids,
-        "digest": hashlib.sha256(digests.encode()).hexdigest()[:16],
+        "digest": digest_of(shards),
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
-    write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_sealed(partial / MANIFEST, manifest)
+    if _finished(directory, plan["fingerprint"]):  # another process was first
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    if is_complete(directory):
+        old = directory.with_name(f"{directory.name}.old-{process()}")
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            os.rename(directory, old)
+            shutil.rmtree(old, ignore_errors=True)
     try:
-        partial.rename(directory)
+        os.rename(partial, directory)
     except OSError:  # another process was first; shards are equal whoever writes them
-        if not (directory / "manifest.json").is_file():
+        if not is_complete(directory):
             raise
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finished(directory: Path, fingerprint: str | None) -> bool:
+    """Whether a whole cache of that state of the files lies there."""
+    with contextlib.suppress(DataError):
+        return Cache(directory).manifest["fingerprint"] == fingerprint
+    return False
 
 
 def build(
@@ -246,6 +360,7 @@ def build(
     title: str = "",
     part: tuple[int, int] = (0, 1),
     private: bool = False,
+    replace: bool = False,
     definitions: str = "",
     prepare_worker: Callable[[], None] | None = None,
     report: Callable[[str], None] = print,
@@ -253,7 +368,7 @@ def build(
     """Makes the cache `directory`, or goes on where an earlier call stopped.
 
     Args:
-      directory: where it shall be; when it is there already, nothing is done.
+      directory: where it shall be; when it is there already, nothing is done unless `replace`.
       reader: what is read.
       vocabulary: how it is tokenised.
       shards: number of shards; one that was begun keeps its own.
@@ -263,6 +378,7 @@ def build(
       part: (index, count): which share of the shards to write, for several machines.
       private: keeps what is unfinished apart from other processes that do the same at once, as the
         hosts of a pod may; it cannot be resumed.
+      replace: makes it although there is one, which goes when the new one is complete.
       definitions: digest of the file that defines what is read, where there is one.
       prepare_worker: runs first in each worker process.
       report: told one line for each shard.
@@ -274,9 +390,9 @@ def build(
       DataError: nothing to read, too many unusable documents, or ids outside the vocabulary.
       StorageError: the disk is full or cannot be written.
     """
-    if (directory / "manifest.json").is_file():
+    if is_complete(directory) and not replace:
         return True
-    partial = directory.with_name(f"{directory.name}.partial{f'-{_process()}' if private else ''}")
+    partial = directory.with_name(f"{directory.name}.partial{f'-{process()}' if private else ''}")
     try:
         return _write_and_finish(
             directory,
@@ -293,8 +409,8 @@ def build(
             report,
         )
     except (OSError, StorageError) as error:
-        if (directory / "manifest.json").is_file():
-            return True  # another process finished it meanwhile
+        if _finished(directory, reader.fingerprint()):
+            return True  # another process was faster
         if isinstance(error, StorageError):
             raise
         raise StorageError(
@@ -320,36 +436,36 @@ def _write_and_finish(
     prepare_worker: Callable[[], None] | None,
     report: Callable[[str], None],
 ) -> bool:
-    shards = begin(partial, reader, vocabulary, shards, definitions, part[1], report)
-    bad = _Unusable(max_bad_fraction)
+    plan = begin(partial, reader, vocabulary, shards, definitions, part[1], report)
+    shards, bad = plan["shards"], _Unusable(max_bad_fraction)
+    digest = seal_of(plan)
     own = range(part[0], shards, part[1])
-    write = functools.partial(write_shard, partial, reader, vocabulary, shards=shards)
+    write = functools.partial(write_shard, partial, reader, vocabulary, digest, shards=shards)
     for shard in _in_processes(write, own, workers, prepare_worker):
         bad.count(shard)
         report(
             f"{title}: shard {shard.name}, {shard.documents:,} documents, "
-            f"{shard.tokens:,} tokens, {len(shard.unusable):,} documents unusable"
+            f"{shard.tokens:,} tokens, {shard.unusable_count:,} documents unusable"
         )
-    names = [f"{shard:05d}-of-{shards:05d}" for shard in range(shards)]
-    found = [read_json(partial / f"{name}.json") for name in names]
-    if not all(found):
-        return (directory / "manifest.json").is_file()
-    done = [Shard(**shard) for shard in found if shard]
+    found = [read_shard(partial, shard_name(number, shards), digest) for number in range(shards)]
+    done = [shard for shard in found if shard is not None]
+    if len(done) < shards:
+        return _finished(directory, plan["fingerprint"])
     if not sum(shard.documents for shard in done):
         unusable = [": ".join(entry) for shard in done for entry in shard.unusable]
-        why = f"none of its documents can be used: {'; '.join(unusable[:3])}" if unusable else (
-            "all its documents belong to the other part of the data"
+        why = f"none of its documents can be used: {'; '.join(unusable[:3])}. Repair them." if (
+            unusable
+        ) else (
+            "no document that can be used belongs to it. Give the source more documents, or set "
+            "--config.data.holdout=0: then all of them are trained on, and nothing is evaluated."
         )  # fmt: skip
-        raise DataError(
-            f"{title} has no text, {why}. Give it more documents (a file of text is one for each "
-            "64 KiB), or another data.holdout."
-        )
-    if reader.fingerprint() != (read_json(partial / "plan.json") or {}).get("fingerprint"):
+        raise DataError(f"{title} has no text: {why}")
+    if reader.fingerprint() != plan["fingerprint"]:
         raise DataError(
             f"{title} changed while it was tokenised, so that shards hold different states of its "
             "files. Let nothing write there, and prepare it again."
         )
-    finish(directory, partial, reader, vocabulary, done)
+    finish(directory, partial, reader, vocabulary, plan, done)
     return True
 
 
@@ -357,18 +473,16 @@ class _Unusable:
     """Counts unusable documents over shards, and stops the preparation when they are too many."""
 
     def __init__(self, max_fraction: float):
-        self.total = 0
         self._places: list[str] = []
         # The number of documents is known at the end only.
         self._bad = BadRecords(2**62, max_fraction, lambda number: self._places[number])
 
     def count(self, shard: Shard) -> None:
-        rows = shard.documents + len(shard.unusable)
-        self.total += rows
-        first = len(self._places)
-        self._places += [where for where, _ in shard.unusable]
-        reasons = [(first + i, why) for i, (_, why) in enumerate(shard.unusable)]
-        self._bad.count(rows, reasons)
+        first, rows = len(self._places), shard.documents + shard.unusable_count
+        more = shard.unusable_count - len(shard.unusable)
+        named = [*shard.unusable, *[[f"{shard.name}, another", "is not named"]] * more]
+        self._places += [where for where, _ in named]
+        self._bad.count(rows, [(first + i, why) for i, (_, why) in enumerate(named)])
 
 
 def _in_processes(

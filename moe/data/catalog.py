@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, NamedTuple
 
 from moe.data import supervised
 from moe.data.benchmark import TRAIN, VALIDATION
-from moe.data.cache import FORMAT, Cache, read_json
-from moe.data.cache_writer import build, make_directory, write_atomically
+from moe.data.cache import Cache, is_complete
+from moe.data.cache_writer import build, make_directory, read_sealed, write_sealed
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
+from moe.data.shard import FORMAT
 from moe.data.sources import OBJECTIVES, Examples, Mixture, Source, Windows, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
@@ -99,7 +99,7 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
     """Returns where the cache of a source lies: its name tells source and split, and a digest all
     that decides its content except the files themselves. Lengths, noise and packing decide nothing:
     they are applied to what is read from it."""
-    kind = source.partition(":")[0]
+    kind, source = source.partition(":")[0], _resolved(source)
     deciding: list[Any] = [FORMAT, source, split, vocabulary.digest]
     if kind == "pydoc":  # another text in each version of Python
         deciding.append(Pydoc(split == "holdout").fingerprint())
@@ -110,12 +110,48 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
     if kind in ("c4", "tfds", "seqio") and split == "holdout":
         deciding.append(config.eval_split)
     if kind in supervised.KINDS:
-        deciding += [supervised.TEXT_VERSION, config.dir, config.sentinels]
+        place = os.path.realpath(Path(config.dir).expanduser()) if config.dir else ""
+        deciding += [supervised.TEXT_VERSION, place, config.sentinels]
         deciding += [config.encoder_length] if config.sentinels else []
         deciding += [supervised.sample_digest(source)] if kind == "sample" else []
-    digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:12]
+    return cache_root(config) / _named(source, split, repr(deciding))
+
+
+def _resolved(source: str) -> str:
+    """The source with its path written out from the root: a relative one names other files in each
+    directory.
+    """
+    kind, _, argument = source.partition(":")
+    if kind not in ("text", "jsonl"):
+        return source
+    return f"{kind}:{os.path.realpath(Path(argument).expanduser())}"
+
+
+def _named(source: str, kind: str, deciding: str) -> str:
+    digest = hashlib.sha256(os.fsencode(deciding)).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", source).strip("_")[-60:]
-    return cache_root(config) / f"{readable}-{split}-{digest}"
+    return f"{readable}-{kind}-{digest}"
+
+
+def open_reader(
+    config: Any, source: str, split: str, vocabulary: Vocabulary
+) -> tuple[Reader, Path]:
+    """The reader of a source and where its cache lies; arguments and errors as `make_reader`."""
+    reader = make_reader(config, source, split, vocabulary)
+    if isinstance(reader, TextFolder | Jsonl | supervised.TaskReader):
+        deciding = repr((_resolved(source), config.dir))
+        reader.notes = cache_root(config) / f"{_named(source, 'files', deciding)}.json"
+    return reader, cache_directory(config, source, split, vocabulary)
+
+
+def holds_out(config: Any, source: str) -> bool:
+    """Whether a part of the source is kept out of training, to evaluate on."""
+    return source.partition(":")[0] not in ("text", "jsonl") or config.holdout > 0
+
+
+def evaluates(config: Any) -> bool:
+    """Whether anything of `config.source` is held out."""
+    return any(holds_out(config, source) for source, _ in parts_of(config, "holdout"))
 
 
 def shard_count(reader: Reader) -> int:
@@ -167,7 +203,7 @@ def _seqio_mixture(config: Any) -> list[tuple[str, float]]:
     """Returns the Tasks of a seqio Mixture as `write_mixture` noted them; none for a Task."""
     if not config.source.startswith("seqio:"):
         return []
-    rates = read_json(_mixture_file(config)) or {}
+    rates = read_sealed(_mixture_file(config)) or {}
     return [(f"seqio:{task}", rate) for task, rate in rates.items()]
 
 
@@ -179,7 +215,7 @@ def write_mixture(config: Any) -> None:
     rates = mixture_rates(name)
     if rates is not None:
         make_directory(cache_root(config))
-        write_atomically(_mixture_file(config), json.dumps(rates).encode())
+        write_sealed(_mixture_file(config), rates)
 
 
 def _named_mixture(name: str, given: dict[str, str]) -> list[tuple[str, float]]:
@@ -250,6 +286,15 @@ def make_source(config: Any, split: str) -> Source:
     if config.source.partition(":")[0] in supervised.KINDS:
         return _tasks(config, split, vocabulary)
     parts = parts_of(config)
+    if split == "holdout":
+        parts = [part for part in parts if holds_out(config, part[0])]
+    if not parts:
+        raise ConfigError(
+            f"data.holdout=0: nothing of data.source={config.source!r} is held out, so there is "
+            "nothing to evaluate on. Hold a part out when you train (--config.data.holdout=0.01), "
+            "or name text that was not trained on and take nearly all of it: "
+            "--config.data.source=text:PATH --config.data.holdout=0.99."
+        )
     sources = [_open(config, source, split, vocabulary) for source, _ in parts]
     if len(sources) == 1:
         return sources[0]
@@ -274,36 +319,67 @@ def _tasks(config: Any, split: str, vocabulary: Vocabulary) -> Source:
 
 
 def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Windows | Examples:
-    reader = make_reader(config, source, split, vocabulary)
-    directory = cache_directory(config, source, split, vocabulary)
-    if not (directory / "manifest.json").is_file():
+    reader, directory = open_reader(config, source, split, vocabulary)
+    again = is_stale(reader, directory, f"{source} ({split})")
+    if again or not is_complete(directory):
         large = reader.size_bytes > _AT_FIRST_USE_BYTES
-        tasks = isinstance(reader, supervised.TaskReader)
-        if large and not tasks:
+        if large and not isinstance(reader, supervised.TaskReader):
             raise DataError(
                 f"{source} ({split}) has not been prepared: there is no {directory}. Tokenise it "
                 "once with `python -m launch.prepare` and the same --config (and overrides of "
                 "data.); training then starts from there."
             )
         build(
-            directory, reader, vocabulary, shards=1, workers=0, private=True,
+            directory, reader, vocabulary, shards=1, workers=0, private=True, replace=again,
             title=f"{source} ({split})", max_bad_fraction=config.max_bad_fraction,
             report=print if large else lambda line: None,
         )  # fmt: skip
         for line in Cache(directory).left_out():
             print(f"{source} ({split}): {line}", flush=True)
     cache = Cache(directory)
-    check_unchanged(reader, cache)
-    return from_cache(source, cache, vocabulary, config)
+    if _changed(reader, cache):
+        raise DataError(f"{source} ({split}) changes while it is read. Let nothing write there.")
+    made = from_cache(source, cache, vocabulary, config)
+    made.notes = (
+        *(f"passed over in {source}: {line}" for line in reader.passed_over),
+        *unknown(source, cache),
+    )
+    return made
 
 
-def check_unchanged(reader: Reader, cache: Cache) -> None:
-    """Raises DataError for a cache of other files than those that are here; they may be gone, as on
-    a machine that has the cache only.
+def unknown(source: str, cache: Cache) -> list[str]:
+    """A line about the tokens that the vocabulary has no words for; none when there are none."""
+    if not cache.unknown:
+        return []
+    share = 100 * cache.unknown / cache.tokens
+    return [
+        f"unknown: {cache.unknown:,} of {cache.tokens:,} tokens of {source} ({share:.2g} %) are "
+        f"what the vocabulary {cache.manifest['vocabulary_name']} has no piece for"
+    ]
+
+
+def _changed(reader: Reader, cache: Cache) -> bool:
+    """Whether the files are others than those that were tokenised; they may be gone, as on a
+    machine that has the cache only.
     """
-    now = reader.fingerprint()
-    if now is not None and now != cache.manifest["fingerprint"]:
+    return reader.fingerprint() not in (None, cache.manifest["fingerprint"])
+
+
+def is_stale(reader: Reader, directory: Path, title: str) -> bool:
+    """Whether there is a cache of another state of the files, which is said, and is so small that
+    it is made again without asking.
+
+    Raises:
+      DataError: the cache of a large source is of another state; or it is damaged.
+    """
+    if not is_complete(directory) or not _changed(reader, Cache(directory)):
+        return False
+    changed = f"{title} has changed since it was tokenised (names, sizes or text of its files)"
+    tasks = isinstance(reader, supervised.TaskReader)
+    if reader.size_bytes > _AT_FIRST_USE_BYTES and not tasks:
         raise DataError(
-            f"{reader.name} has changed since it was tokenised (names, sizes or text of its files)."
-            f" Remove {cache.directory}, and it is tokenised again; or restore the files."
+            f"{changed}. Remove {directory} and prepare it again with `python -m launch.prepare` "
+            "and the same --config; or restore the files."
         )
+    print(f"{changed}: it is tokenised again", flush=True)
+    return True

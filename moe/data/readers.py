@@ -6,25 +6,32 @@ several processes; which documents a shard holds depends on the source alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from trainlib.errors import DataError
+from moe.data.fingerprint import digest, files_digest, unreadable
+from moe.data.json_rows import (
+    Bad,
+    array_at_start,
+    array_rows,
+    lines,
+    not_utf8,
+    open_rows,
+    parse_row,
+    skip_line,
+)
+from moe.data.text_files import BOM, GZIP_ERRORS, Found, TextFile, damaged_gzip, find
+from moe.data.text_pieces import Pieces, divide
+from trainlib.errors import DataError, shown
 
-# A line above this is refused: it would be a mistake, and has to fit memory several times.
-_LARGEST_BYTES = 64 << 20
-
-# Files are read in pieces of about this size, each the lines that begin in it.
+# Files are read in pieces of about this size; of jsonl, each the lines that begin in it.
 _PIECE_BYTES = 64 << 10
-
-# Up to so many bytes, all tell whether a source has changed; of more, blocks at even distances.
-_WHOLE_BYTES = 32 << 20
-_SAMPLES, _SAMPLE_BYTES = 2048, 4096
 
 # Of the topics of the Python documentation, by bytes about one in ten.
 _PYDOC_HOLDOUT = 0.1
@@ -54,6 +61,10 @@ class Reader(Protocol):
     @property
     def most_shards(self) -> int: ...
 
+    # One line for each kind of file that lies there and is not read.
+    @property
+    def passed_over(self) -> Sequence[str]: ...
+
     def fingerprint(self) -> str | None:
         """Returns what changes when the source does, or None when it is not here."""
         ...
@@ -61,50 +72,13 @@ class Reader(Protocol):
     def documents(self, shard: int, shards: int) -> Iterator[Document]: ...
 
 
-def unreadable(name: str, error: OSError) -> DataError:
-    """The error for a source that the system does not let us read."""
-    return DataError(f"{name} cannot be read ({error}). Repair or remove what is named.")
-
-
-def files_digest(source: str, folder: Path, sizes: list[tuple[str, int]]) -> str | None:
-    """Returns a digest of the names, sizes and bytes of files, None where there are none.
-
-    Of many bytes only samples are read, so that it takes seconds at any size. A copy elsewhere has
-    the same, whatever its times.
-
-    Args:
-      source: what they are, for messages.
-      folder: where they lie.
-      sizes: (path in the folder, bytes) of each.
-
-    Raises:
-      DataError: a file cannot be read.
-    """
-    total, content, begin = sum(size for _, size in sizes), hashlib.sha256(), 0
-    distance = total // _SAMPLES
-    try:
-        for name, size in sizes:
-            if total <= _WHOLE_BYTES:
-                content.update((folder / name).read_bytes())
-            elif places := range(-begin % distance, size, distance):
-                with (folder / name).open("rb") as file:
-                    for place in places:
-                        file.seek(place)
-                        content.update(file.read(_SAMPLE_BYTES))
-            begin += size
-    except OSError as error:
-        raise unreadable(source, error) from error
-    return _digest(sizes, content.hexdigest()) if sizes else None
-
-
 def held_out(key: str, fraction: float) -> bool:
     """Whether the document belongs to the held-out part: a fixed property of its key."""
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
-    return number < fraction * 2**64
+    return _draw(key) < fraction * 2**64
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def _draw(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:8])
 
 
 class Pydoc:
@@ -115,6 +89,7 @@ class Pydoc:
     """
 
     name, features, size_bytes, most_shards = "pydoc", ("targets",), 500_000, 1
+    passed_over = ()
 
     def __init__(self, holdout: bool):
         self.holdout = holdout
@@ -136,7 +111,7 @@ class Pydoc:
         return texts
 
     def fingerprint(self) -> str | None:
-        return _digest(self._texts())
+        return digest(self._texts())
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
         for number, (name, text) in enumerate(self._texts().items()):
@@ -144,130 +119,237 @@ class Pydoc:
                 yield Document(f"pydoc topic {name}", {"targets": text})
 
 
+class _Division(NamedTuple):
+    """Which documents are held out against their own draw, so that neither part is empty."""
+
+    forced: dict[str, bool]  # key -> whether it is held out
+    only: str = ""  # key of the only document that can be used
+
+
 class _Files:
-    """The files with one suffix in a folder (at any depth), in the order of their paths, or one
-    file; cut into pieces whose ends depend on nothing but the files."""
+    """The files of a folder (`text_files` says which), or one file; cut into pieces whose ends
+    depend on nothing but the files. A fixed part of the documents is held out, at least one."""
 
     most_shards = 1024
 
     def __init__(self, kind: str, path: str, fraction: float, holdout: bool):
         self.name, self.kind = f"{kind}:{path}", kind
         self.path, self.fraction, self.holdout = Path(path).expanduser(), fraction, holdout
+        self.notes: Path | None = None  # see `files_digest`
 
-    def _sizes(self) -> list[tuple[str, int]]:
-        suffix = {"text": "*.txt", "jsonl": "*.jsonl"}[self.kind]
-        if self.path.is_file():
-            return [("", self.path.stat().st_size)]
-        files = sorted(p for p in self.path.rglob(suffix) if p.is_file())
-        return [(p.relative_to(self.path).as_posix(), p.stat().st_size) for p in files]
+    @functools.cached_property
+    def _found(self) -> Found:
+        try:
+            return find(self.kind, self.path)
+        except OSError as error:
+            raise unreadable(self.name, error) from error
 
     @property
     def size_bytes(self) -> int:
-        return sum(size for _, size in self._sizes())
+        return sum(file.size for file in self._found.files)
+
+    @property
+    def passed_over(self) -> Sequence[str]:
+        return self._found.passed_over
 
     def fingerprint(self) -> str | None:
-        return files_digest(self.name, self.path, self._sizes())
+        for known in ("_found", "_division"):  # files may have come or gone
+            self.__dict__.pop(known, None)
+        names = [file.name for file in self._found.files]
+        return files_digest(self.name, self.path, names, self.notes)
 
-    def _pieces(self, shard: int, shards: int) -> Iterator[tuple[str, int, int]]:
-        """Yields (file, start, file size) of the shard's pieces."""
+    def _pieces(self, shard: int, shards: int) -> Iterator[tuple[TextFile, int | None]]:
+        """Yields (file, start) of the shard's pieces; None is all of a file that has to be read
+        from its beginning.
+        """
         pieces = (
-            (name, start, size)
-            for name, size in self._sizes()
-            for start in range(0, max(size, 1), _PIECE_BYTES)
+            (file, start)
+            for file in self._found.files
+            for start in (
+                [None] if file.packed or file.array else range(0, max(file.size, 1), _PIECE_BYTES)
+            )
         )
         return itertools.islice(pieces, shard, None, shards)
 
-    def _lines(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
-        """Yields (offset, line with its end) for the lines that begin in the piece at `start`.
+    def _where(self, file: TextFile, place: str) -> str:
+        return f"{shown(self.path / file.name)} {place}"
 
-        Of a line above the limit only so much is kept that it is known to be too long.
-        """
-        with (self.path / name).open("rb") as file:
-            if start:
-                file.seek(start - 1)
-                _skip_line(file, file.readline(_LARGEST_BYTES))
-            while (offset := file.tell()) < start + _PIECE_BYTES:
-                line = file.readline(_LARGEST_BYTES + 1)
-                if not line:
-                    return
-                _skip_line(file, line)
-                yield offset, line
+    def _keyed(
+        self, shard: int, shards: int, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Document]]:
+        """Yields (key, document) of the documents whose key is wanted."""
+        raise NotImplementedError
 
+    def _divided(self, document: Document) -> Document:
+        """This part's share of the only document."""
+        raise NotImplementedError
 
-def _skip_line(file: BinaryIO, begun: bytes) -> None:
-    while begun and not begun.endswith(b"\n"):
-        begun = file.readline(_LARGEST_BYTES)
+    @functools.cached_property
+    def _division(self) -> _Division:
+        """Reads documents until both parts have one that can be used."""
+        if not self.fraction:
+            return _Division({})
+        drawn: dict[str, int] = {}
+        sides: set[bool] = set()
+        for key, document in self._keyed(0, 1, lambda key: True):
+            if document.unusable:
+                continue
+            sides.add(held_out(key, self.fraction))
+            if len(sides) == 2:
+                return _Division({})
+            draw = _draw(key)
+            if len(drawn) < 2:
+                drawn[key] = draw
+            else:  # the lowest and the highest are all that can be needed
+                low, high = sorted(drawn, key=drawn.__getitem__)
+                low = key if draw < drawn[low] else low
+                high = key if draw > drawn[high] else high
+                drawn = {k: draw if k == key else drawn[k] for k in (low, high)}
+        if len(drawn) < 2:
+            return _Division({}, only=next(iter(drawn), ""))
+        low, high = sorted(drawn, key=drawn.__getitem__)
+        return _Division({low: True} if sides == {False} else {high: False})
 
+    def documents(self, shard: int, shards: int) -> Iterator[Document]:
+        division = self._division
 
-def _decode(content: bytes, offset: int) -> tuple[str, str]:
-    """Returns (text, "") or ("", why the bytes cannot be used)."""
-    try:
-        return content.decode(), ""
-    except UnicodeDecodeError as error:
-        byte, where = content[error.start], offset + error.start
-        return "", f"is not UTF-8 (byte 0x{byte:02x} at offset {where} of the file)"
+        def wanted(key: str) -> bool:
+            if key == division.only:
+                return True
+            return division.forced.get(key, held_out(key, self.fraction)) == self.holdout
 
+        for key, document in self._keyed(shard, shards, wanted):
+            yield self._divided(document) if key == division.only else document
 
-_TOO_LONG = f"has a line above {_LARGEST_BYTES >> 20} MiB: divide it"
+    def _indivisible(self, what: str) -> DataError:
+        return DataError(
+            f"{self.name} has {what}, so that nothing can be held out of it. Train without an "
+            "evaluation (--config.data.holdout=0), or give it more."
+        )
 
 
 class TextFolder(_Files):
-    """UTF-8 text: a folder of *.txt files or one file. A document is a piece of a file, up to the
-    end of the line at about 64 KiB."""
+    """UTF-8 text. A document is a piece of a file, up to the end of the line at about 64 KiB. Of a
+    source with one piece, the end is held out."""
 
     features = ("targets",)
 
     def __init__(self, path: str, fraction: float, holdout: bool):
         super().__init__("text", path, fraction, holdout)
 
-    def documents(self, shard: int, shards: int) -> Iterator[Document]:
-        for name, start, size in self._pieces(shard, shards):
-            where = f"{self.path / name} offset {start}"
-            if held_out(f"{name} {start}", self.fraction) != self.holdout:
-                continue
-            lines = list(self._lines(name, start))
-            if any(len(line) > _LARGEST_BYTES for _, line in lines):
-                yield Document(where, {}, _TOO_LONG)
-                continue
-            text, reason = _decode(b"".join(line for _, line in lines), lines[0][0] if lines else 0)
-            if reason or text.strip():
-                yield Document(where, {} if reason else {"targets": text}, reason)
-            elif lines or not size:  # else its only line began in a piece before
-                yield Document(where, {}, "is empty")
+    def _keyed(
+        self, shard: int, shards: int, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Document]]:
+        for file, start in self._pieces(shard, shards):
+            starts = itertools.count(0, _PIECE_BYTES) if start is None else [start]
+            path = self.path / file.name
+            try:
+                with open_rows(path) as opened:
+                    pieces = Pieces(opened, _PIECE_BYTES)
+                    for start in starts:
+                        key = f"{file.name} {start}"
+                        if not file.packed and not wanted(key):
+                            continue
+                        if (piece := pieces.read(start)) is None:
+                            break
+                        if wanted(key) and (document := self._document(file, start, *piece)):
+                            yield key, document
+            except GZIP_ERRORS as error:
+                raise damaged_gzip(path, error) from None
+
+    def _document(self, file: TextFile, start: int, begin: int, content: bytes) -> Document | None:
+        where = self._where(file, f"offset {start}")
+        try:
+            text = content.removeprefix(b"" if begin else BOM).decode()
+        except UnicodeDecodeError as error:
+            skipped = begin or len(BOM) * content.startswith(BOM)
+            return Document(where, {}, not_utf8(content[skipped - begin :], error, skipped))
+        if text.strip():
+            return Document(where, {"targets": text})
+        if content or not start:  # else its only line began in a piece before
+            return Document(where, {}, "is empty")
+        return None
+
+    def _divided(self, document: Document) -> Document:
+        text = document.text["targets"]
+        place = divide(text, self.fraction)
+        if place is None:
+            raise self._indivisible("one letter")
+        part = text[place:] if self.holdout else text[:place]
+        return document._replace(text={"targets": part})
 
 
 class Jsonl(_Files):
-    """One JSON object a line: a folder of *.jsonl files or one file. A document is a line; blank
-    lines are none."""
+    """JSON objects, one a line or in an array. A document is an object; blank lines are none."""
 
     def __init__(self, path: str, text: str, inputs: str, fraction: float, holdout: bool):
         super().__init__("jsonl", path, fraction, holdout)
         self.fields = {**({"inputs": inputs} if inputs else {}), "targets": text}
         self.features = tuple(self.fields)
 
-    def documents(self, shard: int, shards: int) -> Iterator[Document]:
-        for name, start, size in self._pieces(shard, shards):
-            if not size and not self.holdout:
-                yield Document(str(self.path / name), {}, "is empty")
-            for offset, line in self._lines(name, start):
-                if held_out(f"{name} {offset}", self.fraction) == self.holdout and line.strip():
-                    text, reason = self._fields(offset, line)
-                    yield Document(f"{self.path / name} offset {offset}", text, reason)
+    def _keyed(
+        self, shard: int, shards: int, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Document]]:
+        last, read_to = "", 0  # no line begins before, whatever piece it lies in
+        for file, start in self._pieces(shard, shards):
+            path = self.path / file.name
+            try:
+                if start is None:
+                    yield from self._whole(file, path, wanted)
+                    continue
+                if file.name != last:
+                    last, read_to = file.name, 0
+                if not file.size and not self.holdout:
+                    yield f"{file.name} 0", Document(shown(path), {}, "is empty")
+                if read_to >= start + _PIECE_BYTES:
+                    continue
+                with open_rows(path) as opened:
+                    opened.seek(max(start - 1, 0))
+                    read_to = start and start - 1 + skip_line(opened, b" ")
+                    for offset, line in lines(opened, read_to):
+                        if (read_to := offset) >= start + _PIECE_BYTES:
+                            break
+                        key = f"{file.name} {offset}"
+                        if wanted(key) and (document := self._line(file, offset, line)):
+                            yield key, document
+                    else:
+                        read_to = 1 << 62  # no line begins behind the last
+            except GZIP_ERRORS as error:
+                raise damaged_gzip(path, error) from None
 
-    def _fields(self, offset: int, line: bytes) -> tuple[dict[str, Any], str]:
-        if len(line) > _LARGEST_BYTES:
-            return {}, _TOO_LONG
-        content, reason = _decode(line, offset)
-        if reason:
-            return {}, reason
+    def _whole(
+        self, file: TextFile, path: Path, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Document]]:
+        with open_rows(path) as opened:
+            if array_at_start(opened):
+                for number, row in array_rows(opened, path):
+                    if wanted(key := f"{file.name} {number}"):
+                        yield key, self._document(self._where(file, f"element {number}"), row)
+                return
+            for offset, line in lines(opened, 0):
+                key = f"{file.name} {offset}"
+                if wanted(key) and (document := self._line(file, offset, line)):
+                    yield key, document
+
+    def _line(self, file: TextFile, offset: int, line: bytes) -> Document | None:
+        if not line.removeprefix(b"" if offset else BOM).strip():
+            return None
         try:
-            given = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            return {}, f"is not JSON ({error})"
+            row = parse_row(line, offset)
+        except Bad as error:
+            row = error
+        return self._document(self._where(file, f"offset {offset}"), row)
+
+    def _document(self, where: str, row: dict[str, Any] | Bad) -> Document:
+        if isinstance(row, Bad):
+            return Document(where, {}, str(row))
         text = {}
         for feature, field in self.fields.items():
-            value = given.get(field) if isinstance(given, dict) else None
+            value = row.get(field)
             if not isinstance(value, str) or not value.strip():
-                return {}, f"has no text in the field '{field}'"
+                return Document(where, {}, f"has no text in the field '{field}'")
             text[feature] = value
-        return text, ""
+        return Document(where, text)
+
+    def _divided(self, document: Document) -> Document:
+        raise self._indivisible("one record that can be used")

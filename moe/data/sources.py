@@ -51,6 +51,8 @@ class Source(Protocol):
     in_memory: bool
     # Examples end with the end of sequence; else rows are cut from a stream that has its own.
     ends: bool
+    # What to say of the source when a run starts: files that are not read, unknown tokens.
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -80,6 +82,7 @@ class _Cached:
     """What the sources that read one cache share."""
 
     ends = True
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str, cache: Cache, vocabulary: Vocabulary, settings: Any):
         self.name, self.cache, self.vocabulary = name, cache, vocabulary
@@ -219,6 +222,7 @@ class LanguageModel(Windows):
         # Of each shard, the first document and where it begins in the stream.
         self.firsts, self.begins = documents, cache.starts + documents
         self._index: list[np.ndarray] | None = None
+        cache.check_index("ends")  # once, before there are worker processes
         super().__init__(name, cache, vocabulary, None, tokens)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -390,6 +394,7 @@ class Mixture:
                     f"({source.vocabulary.name}, {self.vocabulary.name}); one model reads one."
                 )
         self.ends = sources[0].ends
+        self.notes = tuple(note for source in sources for note in source.notes)
         self.in_memory = all(source.in_memory for source in sources)
         parts = [(s.digest, rate) for s, rate in zip(sources, self.rates.tolist(), strict=True)]
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

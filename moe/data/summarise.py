@@ -19,6 +19,7 @@ from moe.data.benchmark import (
     TextExample,
     field,
     json_document,
+    read_file,
     texts,
     words,
 )
@@ -43,7 +44,7 @@ _ENDS = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 def _text_file(path: Path, name: str) -> Any:
     """The row of a file that holds one record."""
     try:
-        return {"id": name, "text": path.read_text(encoding="utf-8")}
+        return {"id": name, "text": path.read_text(encoding="utf-8-sig")}
     except UnicodeDecodeError as error:
         return Bad(f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})")
     except OSError as error:
@@ -88,7 +89,7 @@ def _xsum_records(row: Any) -> list[Record]:
 
 def _story_rows(path: Path) -> Rows:
     """`FOLDER/all_train.txt` lists URLs; a story is named by the SHA-1 of its URL."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_file(path).decode("utf-8-sig", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -24,6 +24,7 @@ from moe.data.benchmark import (
     field,
     label,
     phrase,
+    read_file,
     texts,
     words,
 )
@@ -184,7 +185,7 @@ def _starred(text: str, pronoun: str, index: int) -> str:
 
 def _dpr_rows(path: Path) -> Rows:
     """Four lines a record (sentence, pronoun, candidates, answer) and an empty one."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_file(path).decode("utf-8-sig", errors="replace").splitlines()
     for start in range(0, len(lines), 5):
         rows = [line.strip() for line in lines[start : start + 4]]
         if not any(rows):

@@ -22,7 +22,8 @@ import numpy as np
 
 from moe.data import question_answering, reasoning, summarise, superglue
 from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Record, TextExample
-from moe.data.readers import Document, files_digest
+from moe.data.fingerprint import files_digest
+from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -289,30 +290,33 @@ class TaskReader:
 
     features = ("inputs", "targets")
     most_shards = 64
+    passed_over = ()
 
     def __init__(self, config: Any, source: str, split: str, vocabulary: Vocabulary):
         self.name, self.config, self.vocabulary = source, config, vocabulary
         self.split = TRAIN if split == "train" else VALIDATION
+        self.notes: Path | None = None  # see `files_digest`
         check_labels(source, self.split, vocabulary)
 
-    def _files(self) -> tuple[Path, list[tuple[str, int]]]:
-        """Returns a folder, and the files of this split in it with their sizes."""
+    def _files(self) -> tuple[Path, list[str]]:
+        """A folder, and the files of this split in it."""
         (name,) = task_names(self.name)
         folder = _folder(TASKS[name], self.config, self.name)
         if folder is None:
             return Path(), []
         file = folder / TASKS[name].files[self.split]
         files = [file] if file.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-        return folder, [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]
+        return folder, [p.relative_to(folder).as_posix() for p in files]
 
     @property
     def size_bytes(self) -> int:
-        return sum(size for _, size in self._files()[1])
+        folder, names = self._files()
+        return sum((folder / name).stat().st_size for name in names)
 
     def fingerprint(self) -> str | None:
         if self.name.startswith("sample:"):
             return sample_digest(self.name)
-        return files_digest(self.name, *self._files()) or self.split
+        return files_digest(self.name, *self._files(), self.notes) or self.split
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
         for number, (where, example) in enumerate(read(self.config, self.name, self.split)):

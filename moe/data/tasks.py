@@ -148,6 +148,7 @@ class SeqioReader:
     """The examples of a Task, tokenised by its own preprocessors."""
 
     size_bytes = 1 << 62  # not known before it is read, and never read at first use
+    passed_over = ()
 
     def __init__(self, config: Any, source: str, split: str, vocabulary: Vocabulary):
         self.name, self.config, self.vocabulary = source, config, vocabulary

@@ -75,7 +75,7 @@ BAD = [
         "boolq",
         "BoolQ/train.jsonl",
         BOOLQ | {"question": "half a pair: \ud83d"},
-        "which is no character, in the field 'question'",
+        "holds half of a surrogate pair, such as",
     ),
     (
         "wsc",

@@ -15,9 +15,11 @@ import pytest
 from moe.data import cache as cache_module
 from moe.data.cache import BLOCK, Cache
 from moe.data.cache_writer import build
+from moe.data.catalog import unknown
 from moe.data.readers import Document
 from moe.data.vocabulary import ByteVocabulary
 from trainlib.errors import DataError, StorageError
+from trainlib.seal import sealed
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCABULARY = ByteVocabulary(100)
@@ -109,13 +111,13 @@ from pathlib import Path
 from moe.data.readers import TextFolder
 from moe.data.cache_writer import build
 from moe.data.vocabulary import ByteVocabulary
-replace, left = Path.replace, [int(sys.argv[3])]
+replace, left = os.replace, [int(sys.argv[3])]
 def replace_or_die(path, target):
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     return replace(path, target)
-Path.replace = replace_or_die
+os.replace = replace_or_die
 build(Path(sys.argv[1]), TextFolder(sys.argv[2], 0.0, False), ByteVocabulary(100), shards=4,
       workers=0, max_bad_fraction=0.0, private=len(sys.argv) > 4)
 """
@@ -227,9 +229,11 @@ def test_too_many_unusable_documents(tmp_path):
 
 
 def test_nothing_usable(tmp_path):
-    with pytest.raises(DataError, match=r"has no text, none of .*: line 0: is broken; line 1"):
+    with pytest.raises(DataError, match=r"has no text: none of .*: line 0: is broken; line 1"):
         make(tmp_path / "c", Lines(count=3, bad=(0, 1, 2)), max_bad_fraction=1.0)
-    with pytest.raises(DataError, match=r"^a \(holdout\) has no text, all its documents belong"):
+    with pytest.raises(
+        DataError, match=r"^a \(holdout\) has no text: no document that can be used"
+    ):
         make(tmp_path / "d", Lines(count=0), title="a (holdout)")
 
 
@@ -240,6 +244,30 @@ class WrongIds(Lines):
 
     def documents(self, shard, shards):
         yield Document("example 7", {"targets": np.asarray([5, self.wrong, 6])})
+
+
+def test_unknown_tokens_are_counted(tmp_path):
+    """926 of 2,404, in inputs and targets alike."""
+
+    class Unknown(Lines):
+        features = ("inputs", "targets")
+
+        def __init__(self):
+            self.mark = "1"
+
+        def documents(self, shard, shards):
+            ids = np.full(1202, 5)
+            ids[: 926 // 2] = 2
+            yield Document("one", {"inputs": ids, "targets": ids})
+
+    make(tmp_path / "c", Unknown(), shards=1)
+    cache = Cache(tmp_path / "c")
+    assert unknown("text:mine", cache) == [
+        "unknown: 926 of 2,404 tokens of text:mine (39 %) are what the vocabulary bytes has no "
+        "piece for"
+    ]
+    make(tmp_path / "d", Lines())
+    assert unknown("lines", Cache(tmp_path / "d")) == []
 
 
 @pytest.mark.parametrize("wrong", [-1, 359, 70_000])
@@ -277,7 +305,9 @@ def damage_shard(tmp_path, change):
 )
 def test_missing_and_truncated_shards(tmp_path, change):
     damage_shard(tmp_path, change)
-    with pytest.raises(DataError, match=r"00001-of-00003.tokens (is missing|has [\d,]+ bytes), wh"):
+    with pytest.raises(
+        DataError, match=r"00001-of-00003.tokens (is missing: the|has [\d,]+ bytes, wh)"
+    ):
         Cache(tmp_path / "c")
 
 
@@ -306,7 +336,7 @@ def test_a_damaged_index_is_noticed(tmp_path, kind):
     make(tmp_path / "c", Lines(pairs=True))
     path = tmp_path / "c" / f"00001-of-00003.{kind}.npy"
     flip(path, path.read_bytes())
-    with pytest.raises(DataError, match=r"00001-of-00003\.\*\.npy: an index is damaged"):
+    with pytest.raises(DataError, match=rf"00001-of-00003\.{kind}\.npy is damaged: its SHA"):
         Cache(tmp_path / "c")
     path.unlink()
     with pytest.raises(DataError, match=rf"{kind}\.npy is missing"):
@@ -326,8 +356,12 @@ def test_a_source_that_cannot_be_read_is_no_failing_disk(tmp_path):
 def test_other_formats_are_refused(tmp_path):
     make(tmp_path / "c", Lines())
     path = tmp_path / "c" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+    content = json.loads(path.read_text())["content"]
+    path.write_bytes(sealed(content | {"format": 0}))
     with pytest.raises(DataError, match="not a cache of this version"):
+        Cache(tmp_path / "c")
+    path.write_text(json.dumps(content | {"format": 2}))  # as versions before the seal wrote it
+    with pytest.raises(DataError, match=r"was not written by this version.*remove .*/c: a small"):
         Cache(tmp_path / "c")
 
 

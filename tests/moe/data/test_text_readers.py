@@ -1,14 +1,20 @@
 """Documents from pydoc, folders of text and jsonl, and what is said of unusable ones."""
 
+import gzip
+import hashlib
+import io
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moe.data import readers
+from moe.data import fingerprint, json_rows, readers, text_files
+from moe.data.json_rows import open_rows
 from moe.data.readers import Jsonl, Pydoc, TextFolder
+from moe.data.text_pieces import Pieces
 from trainlib.errors import DataError
 
 
@@ -47,7 +53,8 @@ def test_pydoc_is_one_text_whatever_the_shards():
 def test_every_byte_is_in_one_piece_and_one_split(tmp_path, monkeypatch, kind):
     """Pieces end with the line after 100 bytes here; splits and shards divide the pieces."""
     monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
-    lines = [f"line {n} {'x' * (n * 37 % 250)}" for n in range(200)]
+    longest = 250 if kind == "jsonl" else 90  # text without line ends is cut before the next piece
+    lines = [f"line {n} {'x' * (n * 37 % longest)}" for n in range(200)]
     data = tmp_path / "data"
     data.mkdir()
     for name, part in (("a", lines[:150]), ("b", lines[150:])):
@@ -107,7 +114,10 @@ LINES = {
     b'{"txt": "x"}': "has no text in the field 'text'",
     b'{"text": 7}': "has no text in the field 'text'",
     b'{"text": "  "}': "has no text in the field 'text'",
-    b'["text"]': "has no text in the field 'text'",
+    b'["text"]': "is no JSON object",
+    b'{"text": "\\ud83d"}': "holds half of a surrogate pair",
+    b'{"text": "a", "text": "b"}': "names 'text' twice",
+    b"{": "is not JSON that can be read: Expecting property name",
     b'{"text": "caf\xe9"}': "is not UTF-8 (byte 0xe9",
     b"[" * 100_000: "is not JSON",
 }
@@ -151,27 +161,61 @@ def test_pairs(tmp_path):
     assert broken.unusable == "has no text in the field 'question'"
 
 
-def test_a_line_of_ten_megabytes_is_one_document(tmp_path):
-    path = folder(tmp_path / "data", a=b"short\n" + b"word " * (2 << 20) + b"\nafter\n")
-    assert sorted(map(len, texts(TextFolder(path, 0.0, False)))) == [6, 6 + (10 << 20) + 1]
+def test_a_line_of_ten_megabytes_is_cut_between_words(tmp_path):
+    words = b"word " * (2 << 20)
+    path = folder(tmp_path / "data", a=b"short\n" + words + b"\nafter\n")
+    found = texts(TextFolder(path, 0.0, False))
+    assert "".join(found).encode() == b"short\n" + words + b"\nafter\n"
+    assert max(map(len, found)) < 2 * (64 << 10)
+    assert {word for text in found for word in text.split()} == {"short", "word", "after"}
 
 
-@pytest.mark.parametrize("kind", ["text", "jsonl"])
-def test_a_line_above_the_limit_is_refused_and_passed_over(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(readers, "_LARGEST_BYTES", 1000)
+@pytest.mark.parametrize("letters", ["é", "日本語", "\r", "🙂"])
+def test_text_without_line_ends_is_read_once_whatever_its_letters(tmp_path, letters):
+    """Every piece reads its own bytes and those of the next, so that time grows with the size."""
+    text = letters * (1_000_000 // len(letters.encode()))
+    path = folder(tmp_path / "data", a=text.encode())
+    reads = []
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            reads.append(size)
+            return super().read(size)
+
+    reader = TextFolder(path, 0.0, False)
+    if text.strip():
+        assert "".join(texts(reader)) == text
+    file = Counted(text.encode())
+    pieces = Pieces(file, 1 << 16)
+    parts = [pieces.read(start)[1] for start in range(0, len(text.encode()), 1 << 16)]
+    assert b"".join(parts) == text.encode()
+    assert sum(reads) < 1.3 * len(text.encode())
+
+
+def test_jsonl_without_line_ends_is_read_once(tmp_path, monkeypatch):
+    """A line of many pieces is read by the one in which it begins; the others pass over it."""
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 1 << 10)
+    opened = []
+    monkeypatch.setattr(readers, "open_rows", lambda path: opened.append(path) or open_rows(path))
+    file = tmp_path / "data.jsonl"
+    rows = [json.dumps({"text": letter * 300_000}) for letter in "ab"]
+    file.write_text("\n".join(rows))
+    found = texts(Jsonl(str(file), "text", "", 0.0, False))
+    assert [text[0] for text in found] == ["a", "b"]
+    assert len(opened) < 6
+    for shards in (2, 7):
+        assert sorted(texts(Jsonl(str(file), "text", "", 0.0, False), shards)) == sorted(found)
+
+
+def test_a_line_above_the_limit_is_refused_and_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_rows, "LARGEST_BYTES", 1000)
     monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
-    long, after = "x" * 5000, "y" * 90
-    wrap = json.dumps if kind == "jsonl" else lambda value: value["text"]
-    lines = [wrap({"text": line}) + "\n" for line in (long, after)]
-    file = tmp_path / f"data.{'txt' if kind == 'text' else kind}"
-    file.write_text("".join(lines))
-    if kind == "text":
-        documents = everything(TextFolder(str(file), 0.0, False))
-    else:
-        documents = everything(Jsonl(str(file), "text", "", 0.0, False))
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("x" * 5000, "y" * 90)))
+    documents = everything(Jsonl(str(file), "text", "", 0.0, False))
     assert [bool(doc.unusable) for doc in documents] == [True, False]
     assert "has a line above" in documents[0].unusable
-    assert documents[1].text["targets"].strip() == after
+    assert documents[1].text["targets"] == "y" * 90
 
 
 def test_fingerprint_follows_names_sizes_and_bytes(tmp_path):
@@ -188,41 +232,253 @@ def test_fingerprint_follows_names_sizes_and_bytes(tmp_path):
     assert TextFolder(str(tmp_path / "nowhere"), 0.0, False).fingerprint() is None
 
 
-def test_fingerprint_of_much_text_samples_all_of_it(tmp_path, monkeypatch):
-    """Of 100,000 bytes in three files 10 blocks of 100: a text that is shifted is noticed, and so
-    are other bytes in any sampled place; no more is read.
-    """
-    for name, value in (("_WHOLE_BYTES", 1000), ("_SAMPLES", 10), ("_SAMPLE_BYTES", 100)):
-        monkeypatch.setattr(readers, name, value)
-    text = np.random.default_rng(0).integers(97, 123, 100_000, dtype=np.uint8)
-    cuts = (text[:25_050], text[25_050:25_060], text[25_060:])
-    path = folder(tmp_path / "data", **{n: c.tobytes() for n, c in zip("abc", cuts, strict=True)})
+def test_fingerprint_of_much_text_sees_every_byte(tmp_path, monkeypatch):
+    """40 edits of one byte in place, of the same size and with the same date: all are seen, the
+    digest of what did not change is taken from the notes, and damaged notes cost a reading."""
+    monkeypatch.setattr(fingerprint, "_ALWAYS_BYTES", 1000)
+    text = np.random.default_rng(0).integers(97, 123, 100_000, dtype=np.uint8).tobytes()
+    path = folder(tmp_path / "data", a=text[:60_000], b=text[60_000:])
+    file = tmp_path / "data" / "b.txt"
+    old = time.time_ns() - 10**10
+    monkeypatch.setattr(fingerprint, "_SETTLED_S", -1.0)  # as if all had been written long ago
     reader = TextFolder(path, 0.0, False)
+    reader.notes = tmp_path / "cache" / "notes.json"
     before = reader.fingerprint()
-    changed = []
-    for place in range(0, len(text), 50):
-        with (tmp_path / "data" / "c.txt").open("r+b") as file:
-            if place < 25_060:
-                continue
-            file.seek(place - 25_060)
-            file.write(bytes([text[place] ^ 1]))
-            file.flush()
-            if reader.fingerprint() != before:
-                changed.append(place)
-            file.seek(place - 25_060)
-            file.write(bytes([text[place]]))
-    assert changed == [p for start in range(30_000, 100_000, 10_000) for p in (start, start + 50)]
-    shifted = np.roll(text, 1)[25_060:].tobytes()
-    (tmp_path / "data" / "c.txt").write_bytes(shifted)
-    assert reader.fingerprint() != before
+    os.utime(file, ns=(old, old))
+    assert reader.fingerprint() == before
+    seen = 0
+    for place in range(0, 40_000, 1000):
+        changed = bytearray(text[60_000:])
+        changed[place] ^= 1
+        with file.open("r+b") as opened:
+            opened.write(changed)
+        os.utime(file, ns=(old, old))
+        seen += reader.fingerprint() != before
+    assert seen == 40
+    file.write_bytes(text[60_000:])
+    assert reader.fingerprint() == before
+    notes = reader.notes.read_bytes()
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, name: read.append(1) or digest(f, name))
+    assert (reader.fingerprint(), len(read)) == (before, 0)
+    reader.notes.write_bytes(notes.replace(b"a", b"b", 1))
+    assert (reader.fingerprint(), len(read)) == (before, 2)
+
+
+def test_what_changed_just_now_is_read_again(tmp_path, monkeypatch):
+    """Two edits within one tick of the file system's clock look the same."""
+    monkeypatch.setattr(fingerprint, "_ALWAYS_BYTES", 0)
+    reader = TextFolder(folder(tmp_path / "data", a=b"one"), 0.0, False)
+    reader.notes = tmp_path / "notes.json"
+    reader.fingerprint()
+    assert not reader.notes.exists()
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     path = folder(tmp_path / "data", a=b"one")
 
-    def refuse(self, *_):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", f"{path}/a.txt")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
     with pytest.raises(DataError, match=r"data cannot be read .*Permission denied: '.*a\.txt'"):
         TextFolder(path, 0.0, False).fingerprint()
+
+
+# --------------------------------------------------------------------------- what lies in a folder
+def found_in(path, kind="text", holdout=0.0):
+    reader = TextFolder(str(path), holdout, False) if kind == "text" else Jsonl(
+        str(path), "text", "", holdout, False
+    )  # fmt: skip
+    return sorted(texts(reader)), reader.passed_over
+
+
+def test_suffixes_gzip_and_what_is_passed_over(tmp_path):
+    top = tmp_path / "d"
+    (top / "deep").mkdir(parents=True)
+    (top / "A.TXT").write_text("upper")
+    (top / "b.md").write_text("mark")
+    (top / "deep" / "c.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (top / "E.MD.GZ").write_bytes(gzip.compress(b"both"))
+    (top / "link.txt").symlink_to(top / "b.md")
+    (top / "loop").symlink_to(top, target_is_directory=True)
+    for name in (".hidden.txt", "._A.TXT"):
+        (top / name).write_text("not this")
+    (top / "__MACOSX").mkdir()
+    (top / "__MACOSX" / "x.txt").write_text("nor this")
+    for name in ("x.csv", "y.CSV", "README"):
+        (top / name).write_text("other")
+    (top / "z.txt").write_bytes(b"PK\x03\x04zip")
+    (top / "w.txt").write_bytes("wide".encode("utf-16"))
+    os.mkfifo(top / "pipe.txt")
+    (top / "zero.txt").symlink_to("/dev/zero")
+    read, lines = found_in(top)
+    assert read == ["both", "mark", "mark", "packed", "upper"]
+    for line in (
+        "2 files .csv (another suffix), such as x.csv",
+        "1 file without a suffix (another suffix), such as README",
+        "1 file .txt (a zip archive: unpack or convert it), such as z.txt",
+        "1 file .txt (text in UTF-16: convert it to UTF-8), such as w.txt",
+        "1 file .txt (a named pipe), such as pipe.txt",
+        "1 file .txt (a link to a device), such as zero.txt",
+    ):
+        assert line in lines
+    assert len(lines) == 6
+
+
+def test_a_folder_without_anything_to_read_says_what_is_there(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(
+        DataError, match=r"only 1 file \.csv .*such as a\.csv\. Give a folder of \.txt"
+    ):
+        TextFolder(str(tmp_path), 0.0, False).fingerprint()
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(DataError, match=r"p\.txt is a named pipe"):
+        TextFolder(str(tmp_path / "p.txt"), 0.0, False).fingerprint()
+    with pytest.raises(DataError, match=r"is a device"):
+        Jsonl("/dev/zero", "text", "", 0.0, False).fingerprint()
+
+
+ROWS = [{"text": f'row {n}, "quoted" ] }} é', "n": n} for n in range(500)]
+FORMS = {
+    "lines.jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
+    "lines.json": "\n".join(map(json.dumps, ROWS)).encode(),
+    "lines.jsonl.gz": gzip.compress("\n".join(map(json.dumps, ROWS)).encode()),
+    "array.json": json.dumps(ROWS, ensure_ascii=False).encode(),
+    "pretty.json": b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=3).encode() + b"\n \n",
+    "array.jsonl": json.dumps(ROWS).encode(),
+    "array.json.gz": gzip.compress(json.dumps(ROWS, indent=1).encode()),
+    "mark.jsonl": b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, ROWS)).encode(),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("alone", [True, False])
+def test_forms_of_json(tmp_path, monkeypatch, name, alone):
+    monkeypatch.setattr(json_rows, "_CHUNK", 100)  # elements lie across the ends of what is read
+    (tmp_path / name).write_bytes(FORMS[name])
+    read, lines = found_in(tmp_path / name if alone else tmp_path, "jsonl")
+    assert read == sorted(row["text"] for row in ROWS)
+    assert not lines
+    assert [row for _, row in json_rows.read_rows(tmp_path / name)] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'[{"text": "a"}, {"text": ', r"is no JSON .*\(after 1 elements\)"),
+        (b'[{"text": "a"} {"text": "b"}]', "breaks off or lacks a comma"),
+        (b'[{"text": "a"}', "breaks off or lacks a comma"),
+        (b'[{"text": "a"}]\n{"text": "b"}', "goes on behind its end"),
+        (b'[{"text": "a"},]', "is no JSON"),
+        (b"[" * 100_000, "nests too deeply|is no JSON"),
+        (b'[{"text": "\xff"}]', "not UTF-8"),
+    ],
+)
+def test_an_array_that_breaks_off_is_refused(tmp_path, content, why):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match=why):
+        everything(Jsonl(str(tmp_path), "text", "", 0.0, False))
+
+
+def test_elements_that_cannot_be_used_are_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[1, 23, "x", {"text": "good"}, {"text": "\\ud83d"}, []]')
+    found = everything(Jsonl(str(tmp_path), "text", "", 0.0, False))
+    assert [bool(document.unusable) for document in found] == [True, True, True, False, True, True]
+    assert found[4].where.endswith("a.json element 5")
+    assert "surrogate" in found[4].unusable
+
+
+@pytest.mark.parametrize("cut", [5, -9])
+def test_a_damaged_gzip_file_is_refused(tmp_path, cut):
+    (tmp_path / "a.jsonl.gz").write_bytes(FORMS["lines.jsonl.gz"][:cut])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is no whole gzip file"):
+        everything(Jsonl(str(tmp_path), "text", "", 0.0, False))
+
+
+def test_large_gzip_files_are_divided_as_plain_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(text_files, "_PROBE_BYTES", 50)
+    text = "".join(f"line {n}\n" for n in range(300))
+    for name, content in (("p", text.encode()), ("g", gzip.compress(text.encode()))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("a.txt" if name == "p" else "a.txt.gz")).write_bytes(content)
+    assert found_in(tmp_path / "p")[0] == found_in(tmp_path / "g")[0]
+    assert TextFolder(str(tmp_path / "g"), 0.0, False).size_bytes > 0
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = folder(
+        tmp_path / "data", a=b"\xef\xbb\xbfhello", b=b"\xef\xbb\xbf", c=b"\xef\xbb\xbfx\xff"
+    )
+    found = {
+        d.where.split("/")[-1]: d.text or d.unusable
+        for d in everything(TextFolder(path, 0.0, False))
+    }
+    assert found == {
+        "a.txt offset 0": {"targets": "hello"},
+        "b.txt offset 0": "is empty",
+        "c.txt offset 0": "is not UTF-8 (byte 0xff at offset 4 of the file)",
+    }
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    path.mkdir()
+    (path / os.fsdecode(b"a\xfe.txt")).write_text("one\ntwo")
+    (path / "b.txt").write_bytes(b"\xff")
+    reader = TextFolder(str(path), 0.01, False)
+    assert reader.fingerprint()
+    documents = everything(reader) + everything(TextFolder(str(path), 0.01, True))
+    assert "\\xff" in documents[0].where or "\\udcff" in documents[0].where
+    "".join(document.where for document in documents).encode()
+
+
+# ------------------------------------------------------------------------------- small sources
+@pytest.mark.parametrize("text", ["ab", "one\ntwo\n", "word " * 900, "日本語" * 50, "a\n" * 30_000])
+@pytest.mark.parametrize("holdout", [0.001, 0.01, 0.5, 0.99])
+def test_the_only_piece_is_divided(tmp_path, text, holdout):
+    (tmp_path / "a.txt").write_text(text)
+    parts = [texts(TextFolder(str(tmp_path), holdout, held)) for held in (False, True)]
+    assert list(map(len, parts)) == [1, 1]
+    assert parts[0][0] + parts[1][0] == text
+    assert all(part.strip() for (part,) in parts)
+    if len(text) > 3000:
+        assert abs(len(parts[1][0]) / len(text) - holdout) < 0.01
+
+
+@pytest.mark.parametrize("holdout", [1e-9, 0.01, 1 - 1e-9])
+@pytest.mark.parametrize("count", [2, 3, 30])
+@pytest.mark.parametrize("kind", ["jsonl", "array", "text"])
+def test_both_parts_have_something(tmp_path, kind, count, holdout):
+    rows = [{"text": f"row {n}"} for n in range(count)]
+    if kind == "text":
+        for n in range(count):
+            (tmp_path / f"{n:02d}.txt").write_text(rows[n]["text"])
+        (tmp_path / "aa.txt").touch()
+    else:
+        text = json.dumps(rows) if kind == "array" else "\n".join(map(json.dumps, rows))
+        (tmp_path / "a.json").write_text(text)
+
+    def read(held, shards):
+        if kind == "text":
+            return texts(TextFolder(str(tmp_path), holdout, held), shards)
+        return texts(Jsonl(str(tmp_path), "text", "", holdout, held), shards)
+
+    train, held = read(False, 1), read(True, 1)
+    assert train
+    assert held
+    assert sorted(train + held) == sorted(row["text"] for row in rows)
+    assert sorted(read(False, 3) + read(True, 3)) == sorted(train + held)
+
+
+def test_what_cannot_be_divided_says_what_helps(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "only"}\n')
+    reader = Jsonl(str(tmp_path), "text", "", 0.01, False)
+    with pytest.raises(DataError, match=r"one record .*--config\.data\.holdout=0"):
+        everything(reader)
+    assert texts(Jsonl(str(tmp_path), "text", "", 0.0, False)) == ["only"]
+    (tmp_path / "b.txt").write_text(" x\n")
+    with pytest.raises(DataError, match=r"one letter"):
+        everything(TextFolder(str(tmp_path), 0.01, False))

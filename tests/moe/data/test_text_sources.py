@@ -3,13 +3,17 @@
 import itertools
 import json
 import pickle
+import re
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from moe import prepare
 from moe.data import cache as cache_module
-from moe.data import catalog, make_source, make_vocabulary, unigram_entropy
+from moe.data import catalog, evaluates, make_source, make_vocabulary, unigram_entropy
 from moe.data.catalog import MIXTURES, cache_directory
 from moe.data.packing import fill_rows
 from moe.data.readers import Pydoc
@@ -285,14 +289,114 @@ def test_digest_tells_what_changes_the_meaning_of_a_position(data_config, tmp_pa
         assert make_source(data_config(**settings, **change), "train").digest != same
 
 
+def text_of(source):
+    return "".join(map(chr, source.cache.read(0, source.cache.tokens) - 3))
+
+
 @pytest.mark.parametrize("change", [("more.txt", "three"), ("001.txt", "owt")])
-def test_changed_files_are_noticed(data_config, tmp_path, change):
-    """Another file, and other text of the same length."""
+def test_small_sources_that_changed_are_tokenised_again(data_config, tmp_path, capsys, change):
+    """Another file, and other text of the same length; once, and with a line that says so."""
     config = data_config(source=text_folder(tmp_path / "d", ["one", "two"]), holdout=0.0)
-    make_source(config, "train")
+    before = make_source(config, "train")
+    assert text_of(before) == "onetwo"
     (tmp_path / "d" / change[0]).write_text(change[1])
-    with pytest.raises(DataError, match="has changed since it was tokenised"):
+    for _ in range(2):
+        after = make_source(config, "train")
+    assert text_of(after) == {"more.txt": "onetwothree", "001.txt": "oneowt"}[change[0]]
+    assert capsys.readouterr().out.count("(train) has changed since it was tokenised") == 1
+    assert after.digest != before.digest
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    # Who opened the old one reads no mixture of both.
+    with pytest.raises(DataError, match="damaged"):
+        pickle.loads(pickle.dumps(before)).cache.read(0, 1)
+
+
+def test_large_sources_that_changed_ask_to_be_prepared(data_config, tmp_path, monkeypatch):
+    config = data_config(source=text_folder(tmp_path / "d", ["one", "two"]), holdout=0.0)
+    source = make_source(config, "train")
+    (tmp_path / "d" / "001.txt").write_text("owt")
+    monkeypatch.setattr(catalog, "_AT_FIRST_USE_BYTES", 3)
+    with pytest.raises(DataError, match=r"Remove (.*) and prepare it again") as caught:
         make_source(config, "train")
+    # The advice, carried out.
+    shutil.rmtree(re.search(r"Remove (\S+) and", str(caught.value))[1])
+    prepare.run(ConfigDict({"data": config}), splits=["train"], workers=0)
+    assert text_of(make_source(config, "train")) == "oneowt"
+    assert source.digest
+
+
+def test_one_name_in_two_folders_is_two_sources(data_config, tmp_path, monkeypatch, capsys):
+    """`jsonl:train.jsonl` from two directories, and one file by three names."""
+    found = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        (tmp_path / name / "train.jsonl").write_text(json.dumps({"text": name}) + "\n")
+        found.append(make_source(data_config(source="jsonl:train.jsonl", holdout=0.0), "train"))
+    assert [text_of(source) for source in found] == ["a", "b"]
+    assert "changed" not in capsys.readouterr().out
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    for path in (f"{tmp_path}/b", f"{tmp_path}/link", "../b", "."):
+        same = make_source(data_config(source=f"jsonl:{path}/train.jsonl", holdout=0.0), "train")
+        assert same.cache.directory == found[1].cache.directory
+
+
+def test_without_a_holdout_there_is_nothing_to_evaluate(data_config, tmp_path):
+    config = data_config(source=text_folder(tmp_path / "d", ["one", "two"]), holdout=0.0)
+    assert not evaluates(config)
+    with pytest.raises(ConfigError, match=r"data\.holdout=0: nothing of .* is held out") as caught:
+        make_source(config, "holdout")
+    # The advice, carried out: on other text, nearly all of it.
+    assert "--config.data.holdout=0.99" in str(caught.value)
+    other = text_folder(tmp_path / "other", [f"text {n}" for n in range(300)])
+    held = make_source(data_config(source=other, holdout=0.99), "holdout")
+    assert held.cache.documents >= 280
+    both = (("pydoc", 0.5), (config.source, 0.5))
+    mixed = data_config(source="mixture", parts=both, holdout=0.0)
+    assert evaluates(mixed)
+    assert make_source(mixed, "holdout").name == "pydoc"
+
+
+@pytest.mark.parametrize("size", [2, 1000, 64 << 10])
+def test_a_small_file_of_ones_own_works(data_config, tmp_path, size):
+    (tmp_path / "mine.txt").write_text(("some words of mine\n" * 4000)[:size])
+    for holdout in (0.0, 0.01, 0.5):
+        config = data_config(source=f"text:{tmp_path}/mine.txt", holdout=holdout, **SMALL)
+        assert len(make_source(config, "train"))
+        if holdout:
+            assert len(make_source(config, "holdout"))
+
+
+def test_thirty_lines_of_json_work(data_config, tmp_path):
+    for n in range(5):
+        rows = [(f"question {n} {i}", f"answer {i}") for i in range(30)]
+        settings = jsonl(tmp_path / f"{n}.jsonl", rows) | {"holdout": 0.01}
+        parts = [make_source(data_config(**settings), split) for split in ("train", "holdout")]
+        assert [part.cache.documents for part in parts] == [29, 1]
+
+
+def test_files_passed_over_and_unknown_tokens_are_said(data_config, tmp_path):
+    folder = tmp_path / "d"
+    text_folder(folder, ["plain words 日本語 日本 " * 10])
+    (folder / "table.csv").touch()
+    model = sentencepiece_model(tmp_path)
+    settings = {"vocabulary": f"sentencepiece:{model}", "holdout": 0.0}
+    source = make_source(data_config(source=f"text:{folder}", **settings), "train")
+    assert source.notes[0].endswith("1 file .csv (another suffix), such as table.csv")
+    ids = source.vocabulary.encode((folder / "000.txt").read_text())
+    count = int((ids == 2).sum())
+    assert count >= 20
+    assert f"unknown: {count:,} of {len(ids):,} tokens" in source.notes[1]
+
+
+def sentencepiece_model(path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some plain words of text", "other words"] * 50),
+        model_prefix=str(path / "m"), vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return path / "m.model"
 
 
 def test_what_decides_the_tokens_names_the_cache_and_nothing_else(data_config, monkeypatch):

@@ -1,0 +1,205 @@
+"""Which files of a folder a text source reads, and what it passes over, by suffix and reason.
+
+The rule: folders at any depth, links followed, hidden names and `__MACOSX` ignored, regular files
+alone, suffixes in any case. A file that is named itself is read whatever its suffix. What a file
+holds is decided by its first bytes: plain text, gzip, or another format, which is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from trainlib.errors import DataError, shown
+from trainlib.untrusted import open_regular, what_is
+
+# Suffixes by kind of source; each also with .gz.
+SUFFIXES = {"text": (".txt", ".md", ".text"), "jsonl": (".jsonl", ".ndjson", ".json")}
+
+BOM = b"\xef\xbb\xbf"
+
+_FORMATS = (
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"BZh", "a bzip2 file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"%PDF", "a PDF document"),
+    (b"\xff\xfe", "text in UTF-16"),
+    (b"\xfe\xff", "text in UTF-16"),
+)
+
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)  # what damage in one raises
+
+# Of the gzip files of a source, so much is unpacked to tell how much text there is.
+_PROBE_BYTES = 33 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """One file that is read.
+
+    Attributes:
+      name: path in the folder, with slashes; "" when the source is this file.
+      size: bytes of text, estimated for a large gzip file.
+      packed: it is gzip.
+      array: it begins as a JSON array.
+    """
+
+    name: str
+    size: int
+    packed: bool = False
+    array: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What lies in a folder: files in the order of their paths, and what is passed over."""
+
+    files: tuple[TextFile, ...]
+    passed_over: tuple[str, ...]  # one line for each suffix and reason
+
+
+def find(kind: str, path: Path) -> Found:
+    """The files of a source.
+
+    Args:
+      kind: "text" or "jsonl".
+      path: a folder or a file.
+
+    Raises:
+      DataError: the file that is named cannot be read as text; or nothing in the folder can, and
+        something is there: says what.
+    """
+    if not path.is_dir():
+        if not os.path.lexists(path):
+            return Found((), ())
+        file, why = _looked_at(path, "", kind, _Probe())
+        if file is None:
+            raise DataError(f"{shown(path)} {why}.")
+        return Found((file,), ())
+    files, reasons, examples, probe = [], Counter(), {}, _Probe()
+    for name in sorted(_walk(path)):
+        file, why = _looked_at(path / name, name, kind, probe)
+        if file is not None:
+            files.append(file)
+            continue
+        reasons[key := (_suffix(name), why)] += 1
+        examples.setdefault(key, name)
+    lines = tuple(
+        f"{count:,} {'file' if count == 1 else 'files'} {suffix or 'without a suffix'} "
+        f"({why}), such as {shown(examples[suffix, why], 100)}"
+        for (suffix, why), count in reasons.most_common()
+    )
+    if lines and not files:
+        raise DataError(
+            f"{shown(path)} has nothing that {kind}: reads, only {'; '.join(lines)}. {wanted(kind)}"
+        )
+    return Found(tuple(files), lines)
+
+
+def wanted(kind: str) -> str:
+    """What a source of this kind reads, as a sentence."""
+    listed = ", ".join(SUFFIXES[kind])
+    what = "UTF-8 text" if kind == "text" else "one JSON object a line, or a JSON array of objects"
+    return (
+        f"Give a folder of {listed} files ({what}; .gz as well), or the path of one such file: "
+        f"{kind}:PATH."
+    )
+
+
+def _walk(top: Path) -> Iterator[str]:
+    """Path in `top` of everything that is no folder; a folder that is met twice is read once."""
+    seen = set()
+    for folder, folders, names in os.walk(top, followlinks=True, onerror=_raise):
+        status = os.stat(folder)
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in names:
+            if not _hidden(name):
+                yield (Path(folder) / name).relative_to(top).as_posix()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _suffix(name: str) -> str:
+    """`.txt`, or `.txt.gz`; in lower case."""
+    parts = Path(name).suffixes
+    packed = len(parts) > 1 and parts[-1].lower() == ".gz"
+    return "".join(parts[-2:] if packed else parts[-1:]).lower()
+
+
+def _looked_at(path: Path, name: str, kind: str, probe: _Probe) -> tuple[TextFile | None, str]:
+    """(file, "") or (None, why it is not read)."""
+    if not path.is_file():
+        return None, f"is {what_is(path)}" if not name else what_is(path)
+    if name and _suffix(name).removesuffix(".gz") not in SUFFIXES[kind]:
+        return None, "another suffix"
+    with open_regular(path, follow=True, error=DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(64)
+        if start.startswith(b"\x1f\x8b"):
+            total, start = probe.unpack(file, size, path)
+            return TextFile(name, total, True, kind == "jsonl" and _is_array(start)), ""
+    for magic, what in _FORMATS:
+        if start.startswith(magic):
+            advice = "convert it to UTF-8" if "UTF" in what else "unpack or convert it"
+            return None, f"{'is ' if not name else ''}{what}: {advice}"
+    return TextFile(name, size, array=kind == "jsonl" and _is_array(start)), ""
+
+
+class _Probe:
+    """Tells how much text gzip files hold: counted, and beyond the limit estimated."""
+
+    def __init__(self):
+        self.left, self.ratio = _PROBE_BYTES, 4.0
+
+    def unpack(self, file: BinaryIO, size: int, path: Path) -> tuple[int, bytes]:
+        """(bytes of text, the first of them) of a file of `size` bytes.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        file.seek(0)
+        total, start, ended = 0, b"", False
+        try:
+            with gzip.open(file) as text:
+                start = text.read(64)
+                total, ended = len(start), not start
+                while total < self.left and not ended:
+                    part = text.read(1 << 20)
+                    total, ended = total + len(part), not part
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, error) from None
+        self.left = max(self.left - total, 0)
+        if ended:
+            return total, start
+        if total > 1 << 20:
+            self.ratio = total / max(file.tell(), 1)
+        return max(total, int(size * self.ratio)), start
+
+
+def _is_array(start: bytes) -> bool:
+    return start.removeprefix(BOM).lstrip().startswith(b"[")
+
+
+def damaged_gzip(path: Path, error: Exception) -> DataError:
+    """The error for a gzip file that cannot be unpacked."""
+    return DataError(f"{shown(path)} is no whole gzip file ({error}). Copy it again, or remove it.")
