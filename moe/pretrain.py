@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.layers.sparse import SparseOutput
+from moe.models.architecture import is_sparse
 from moe.models.transformer import Reports, Transformer
 from moe.routing import RoutingConfig, auxiliary_loss
 from trainlib import losses, metrics
@@ -117,9 +118,13 @@ def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
 
 
 def _sparse(reports: Reports) -> dict[str, SparseOutput]:
-    return {
-        stack: trees["sparse"]["router"] for stack, trees in reports.items() if "sparse" in trees
-    }
+    """Stack -> what the routers of its sparse blocks report, in the order of the blocks."""
+    found = {}
+    for stack, trees in reports.items():
+        routers = [report["router"] for tree, report in trees.items() if is_sparse(tree)]
+        if routers:
+            found[stack] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
+    return found
 
 
 def router_metrics(reports: Reports) -> Sums:

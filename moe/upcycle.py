@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.finetune import misfits
-from moe.models.architecture import Architecture
-from moe.models.stack import TREES
+from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.plan import Plan
 from moe.routing_config import RoutingConfig, policy
@@ -31,6 +30,7 @@ from trainlib.state import TrainState
 
 # What changes the meaning of dense weights and not their shapes.
 _MEANING = ("data.vocabulary", "data.extra_ids", "model.residual_scale")
+_MEANING += ("model.relative_attention_max_distance",)
 _NEW = ("experts.router", "experts.bias", "ffn")  # beginnings of what no dense block has
 
 
@@ -53,32 +53,22 @@ def upcycle(params: nn.Arrays, dense: nn.Arrays, model: Architecture) -> nn.Arra
 def _filled(name: str, value: jax.Array, dense: nn.Arrays, model: Architecture) -> jax.Array:
     stack, _, rest = name.partition(".")
     tree, _, weight = rest.partition(".")
-    if stack not in model.stacks or tree not in TREES:
+    trees = model.trees(stack) if stack in model.stacks else {}
+    if tree not in trees:
         return dense[name]
-    if tree == "sparse" and weight.startswith(_NEW):
+    if is_sparse(tree) and weight.startswith(_NEW):
         return jnp.zeros_like(value) if weight == "ffn.down" else value
     source = weight.replace("experts_norm.", "ffn_norm.").replace("experts.", "ffn.")
     original = dense[f"{stack}.dense.{source}"]
-    experts = tree == "sparse" and weight.startswith("experts.")
-    numbers = _numbers(stack, tree, model)
+    experts = is_sparse(tree) and weight.startswith("experts.")
 
     def fill(original: jax.Array) -> jax.Array:
-        taken = original[0][jnp.asarray(numbers)]
+        taken = original[0][jnp.asarray(trees[tree])]
         if experts:
             taken = taken[:, None]
         return jnp.broadcast_to(taken, value.shape).astype(value.dtype)
 
     return jax.jit(fill, out_shardings=value.sharding)(original)
-
-
-def _numbers(stack: str, tree: str, model: Architecture) -> list:
-    """Numbers of the blocks of a tree, nested as its weights are: [P] or [P][n]."""
-    periods, *counts = model.periods(stack)
-    first = sum(counts[: TREES.index(tree)])
-    starts = [period * sum(counts) + first for period in range(periods)]
-    if tree == "sparse":
-        return starts
-    return [[start + i for i in range(counts[TREES.index(tree)])] for start in starts]
 
 
 def departures(routing: RoutingConfig, *, train: bool) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from moe import config as config_lib
@@ -21,7 +20,6 @@ from trainlib import config as settings
 from trainlib import nn
 from trainlib.errors import ConfigError, one_of
 from trainlib.interchange import Foreign, Layout, own_layout
-from trainlib.safetensors_io import Reader
 from trainlib.untrusted import read_json
 
 START = "--config.finetune.keep_slots=false"  # beside init_from: an import has no optimiser slots
@@ -95,18 +93,9 @@ def open_foreign(kind: str, path: Path) -> Foreign:
     if kind == "hf":
         content = read_json(path / "config.json")
         model, routing = hf.from_config(content)
-        reader = Reader(path)
-        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+        shapes, read = hf.tensors(content, path)
         config = _config(str(content["model_type"]), model, routing)
-        source, shared = reader.read, "shared.weight"
-        if not model["tied_output"] and hf.HEAD not in shapes and shared in shapes:
-            # The output is the table, but not scaled: held here as a matrix of its own.
-            shapes[hf.HEAD] = shapes[shared]
-
-            def source(name: str) -> np.ndarray:
-                return reader.read(shared if name == hf.HEAD else name)
-
-        return Foreign(config, "safetensors", "hf", shapes, source)
+        return Foreign(config, "safetensors", "hf", shapes, read)
     checkpoint = t5x_io.Checkpoint(path)
     found = t5x.guess(checkpoint.shapes)
     config = _config(f"t5x_{found.names}", found.model, found.routing)

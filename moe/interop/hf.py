@@ -11,23 +11,24 @@ the real tokens and so takes no place from them.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from moe.layers.position import BUCKETS, MAX_DISTANCE
-from moe.models.architecture import Architecture
-from moe.models.stack import TREES
-from moe.routing_config import RoutingConfig, capacity
-from trainlib.errors import CheckpointError
-from trainlib.interchange import TRANSPOSED, Entry, Layout
-from trainlib.untrusted import integer
+import numpy as np
 
-T5, SWITCH = "t5", "switch_transformers"
-HEAD = "lm_head.weight"
+from moe.interop import hf_config
+from moe.interop.hf_config import from_config, sparse_step, to_config
+from moe.models.architecture import Architecture, is_sparse
+from trainlib.errors import CheckpointError, shown
+from trainlib.interchange import TRANSPOSED, Entry, Layout
+from trainlib.safetensors_io import Reader
+
+__all__ = ["from_config", "layout", "obstacles", "tensors", "to_config"]
+
+TABLE, HEAD = "shared.weight", "lm_head.weight"
+_EMBEDDED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-_MOST_EXPERTS = 100_000  # in all layers; Switch-C has 61,440
-_NO_CAPACITY = 1e-6  # a factor so small that `min_capacity` alone decides
 
 # Some published files hold a bias that no model reads.
 IGNORED = (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",)
@@ -35,13 +36,12 @@ IGNORED = (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_b
 
 def blocks(model: Architecture, stack: str) -> Iterator[tuple[int, str, tuple[int, ...]]]:
     """(number, tree, index into the tree's stacked weights) of each block of a stack, in order."""
-    periods, *counts = model.periods(stack)
-    number = 0
-    for period in range(periods):
-        for tree, count in zip(TREES, counts, strict=True):
-            for place in range(count):
-                yield number, tree, (period,) if tree == "sparse" else (period, place)
-                number += 1
+    found = (
+        (int(number), tree, place)
+        for tree, numbers in model.trees(stack).items()
+        for place, number in np.ndenumerate(numbers)
+    )
+    yield from sorted(found)
 
 
 def obstacles(model: Architecture) -> list[str]:
@@ -53,8 +53,7 @@ def obstacles(model: Architecture) -> list[str]:
     ]
     routing = model.routing
     if routing is not None:
-        gap = model.sparse_period
-        placed = gap == 1 or model.sparse_offset % gap == 1
+        placed = all(sparse_step(model, stack) is not None for stack in model.stacks)
         asked += [
             (model.activation == "relu", f"model.activation={model.activation}, not relu"),
             (model.extra_ffn == "none", f"model.extra_ffn={model.extra_ffn}, not none"),
@@ -64,6 +63,7 @@ def obstacles(model: Architecture) -> list[str]:
             (routing.router == "tokens_choose", f"routing.router={routing.router}"),
             (not routing.batch_prioritized, "routing.batch_prioritized=True"),
             (not routing.logit_clip, f"routing.logit_clip={routing.logit_clip}"),
+            (routing.router_dtype == "float32", f"routing.router_dtype={routing.router_dtype}"),
             (placed, f"model.sparse_offset={model.sparse_offset}, not 1"),
         ]
     return [text for fine, text in asked if not fine]
@@ -80,7 +80,7 @@ def layout(
       lengths: tokens of a sequence of each stack, from which Switch's capacity follows.
     """
     switch = model.routing is not None
-    entries = [Entry("shared.weight", "embedding.table")]
+    entries = [Entry(TABLE, "embedding.table")]
     # transformers ties Switch's tables to `shared` only where it ties the output too.
     repeated = switch and not model.tied_output
     for stack in model.stacks:
@@ -135,7 +135,7 @@ def _block(
         last = 2
     gated = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
     matrices = gated if model.activation == "geglu" else {"up": "wi", "down": "wo"}
-    if tree == "sparse":
+    if is_sparse(tree):
         assert model.routing is not None
         norm(last, "experts_norm")
         matrix(f"{last}.mlp.router.classifier", "experts.router")
@@ -151,176 +151,30 @@ def _block(
     return found
 
 
-def _rows_of_a_sequence(routing: RoutingConfig, lengths: Mapping[str, int]) -> int:
-    """The capacity of one expert in evaluation for one sequence; the larger of both stacks."""
-    rows = []
-    for length in lengths.values():
-        if routing.dropless:
-            rows.append(length)
-            continue
-        size = routing.group_size or (routing.group_sequences or 1) * length
-        rows.append(math.ceil(capacity(routing, size, train=False) * length / size))
-    return max(rows, default=64)
+def tensors(
+    config: Mapping[str, Any], path: Path
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """What a directory holds, under the names of `layout`: (name -> shape, name -> array).
 
-
-def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """The content of their config.json."""
-    config: dict[str, Any] = {
-        "vocab_size": model.vocab_size,
-        "d_model": model.width,
-        "d_ff": model.hidden,
-        "d_kv": model.head_width,
-        "num_heads": model.heads,
-        "num_layers": model.encoder_blocks,
-        "num_decoder_layers": model.decoder_blocks,
-        "relative_attention_num_buckets": BUCKETS,
-        "relative_attention_max_distance": MAX_DISTANCE,
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": model.dropout,
-        "tie_word_embeddings": model.tied_output,
-        "is_encoder_decoder": True,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-        "torch_dtype": dtype,
-    }
-    routing = model.routing
-    if routing is None:
-        gated = model.activation == "geglu"
-        own = {
-            "architectures": ["T5ForConditionalGeneration"],
-            "model_type": T5,
-            "feed_forward_proj": "gated-gelu" if gated else "relu",
-        }
-        return own | config
-    own = {
-        "architectures": ["SwitchTransformersForConditionalGeneration"],
-        "model_type": SWITCH,
-        "dense_act_fn": "relu",
-        "num_experts": routing.num_experts,
-        "num_sparse_encoder_layers": model.encoder_blocks // model.sparse_period,
-        "num_sparse_decoder_layers": model.decoder_blocks // model.sparse_period,
-        "expert_capacity": _rows_of_a_sequence(routing, lengths),
-        "router_bias": False,
-        "router_dtype": routing.router_dtype,
-        "router_jitter_noise": routing.jitter,
-        "router_ignore_padding_tokens": False,
-        "router_z_loss_coef": routing.z_weight,
-        "router_aux_loss_coef": routing.balance_weight,
-        "add_router_probs": False,
-    }
-    return own | config
-
-
-def _number(config: Mapping[str, Any], key: str, default: float, high: float) -> float:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
-        raise CheckpointError(f"config.json: {key}={str(value)[:40]} is outside 0 to {high:g}.")
-    return float(value)
-
-
-def scales_output(config: Mapping[str, Any]) -> bool:
-    """Whether the output is the table, scaled by d_model^-1/2, as in T5 1.0 and Switch.
-
-    transformers 5 saves T5 v1.1 with tie_word_embeddings=true and scale_decoder_outputs=false.
-    """
-    tied = config.get("tie_word_embeddings", True) is not False
-    return tied and config.get("scale_decoder_outputs", True) is not False
-
-
-def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Their config.json -> the sections `model` and `routing` of ours, as far as it decides them.
+    A file of a model with shared tensors has one of the names. Where T5 and mT5 use the table as
+    output without scaling it, it is a matrix of its own here.
 
     Raises:
-      CheckpointError: another kind of model, or values that cannot be.
+      CheckpointError: it holds an encoder alone, or what `Reader` refuses.
     """
-    kind = config.get("model_type")
-    if kind not in (T5, SWITCH):
+    reader = Reader(path)
+    shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    if shapes and not any(name.startswith("decoder.") for name in shapes):
         raise CheckpointError(
-            f"config.json: model_type={str(kind)[:40]!r} is not read; {T5} and {SWITCH} are."
+            f"{shown(path)} holds no decoder: an encoder alone (T5EncoderModel) is not read. "
+            "Save the whole model, as T5ForConditionalGeneration does."
         )
-
-    def whole(key: str, default: int | None, high: int) -> int:
-        return integer(config.get(key, default), f"config.json: {key}", 1, high)
-
-    encoder = whole("num_layers", None, 1024)
-    decoder_blocks = config.get("num_decoder_layers")
-    model = {
-        "vocab_size": whole("vocab_size", None, 2**24),
-        "width": whole("d_model", None, 2**20),
-        "hidden": whole("d_ff", None, 2**24),
-        "heads": whole("num_heads", None, 2**14),
-        "head_width": whole("d_kv", 64, 2**16),
-        "encoder_blocks": encoder,
-        "decoder_blocks": encoder
-        if decoder_blocks is None
-        else whole("num_decoder_layers", None, 1024),
-        "tied_output": scales_output(config),
-        "dropout": _number(config, "dropout_rate", 0.1, 0.99),
-    }
-    for key, value in (
-        ("relative_attention_num_buckets", BUCKETS),
-        ("relative_attention_max_distance", MAX_DISTANCE),
-        ("layer_norm_epsilon", 1e-6),
-    ):
-        if config.get(key, value) != value:
-            raise CheckpointError(
-                f"config.json: {key}={str(config[key])[:40]} is not read; this framework has the "
-                f"{value} of the published models."
-            )
-    if kind == T5:
-        activations = {"gated-gelu": "geglu", "relu": "relu"}
-        found = activations.get(str(config.get("feed_forward_proj", "relu")))
-        if found is None:
-            raise CheckpointError(
-                f"config.json: feed_forward_proj={str(config['feed_forward_proj'])[:40]!r} is not "
-                "read; gated-gelu (T5 v1.1) and relu are."
-            )
-        return model | {"activation": found}, {"num_experts": 0}
-    return _switch_sections(config, model)
-
-
-def _switch_sections(
-    config: Mapping[str, Any], model: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    steps = set()
-    for stack in ("encoder", "decoder"):
-        count = model[f"{stack}_blocks"]
-        key = f"num_sparse_{stack}_layers"
-        sparse = integer(config.get(key, 3), f"config.json: {key}", 1, count)
-        steps.add(count // sparse)
-    if len(steps) > 1 or config.get("router_bias"):
-        raise CheckpointError(
-            "config.json: sparse layers every "
-            f"{' or '.join(map(str, sorted(steps)))} layers, router_bias="
-            f"{bool(config.get('router_bias'))}: read are models with the same distance in both "
-            "stacks and no bias."
-        )
-    (period,) = steps
-    experts = integer(config.get("num_experts", 8), "config.json: num_experts", 1, 2**16)
-    layers = model["encoder_blocks"] + model["decoder_blocks"]
-    if layers * experts > _MOST_EXPERTS:
-        raise CheckpointError(
-            f"config.json: {experts:,} experts in {layers:,} layers are more than any model has."
-        )
-    rows = integer(config.get("expert_capacity", 64), "config.json: expert_capacity", 1, 2**20)
-    model |= {
-        "activation": "relu",
-        "extra_ffn": "none",
-        "sparse_period": period,
-        "sparse_offset": min(1, period - 1),
-    }
-    routing = {
-        "num_experts": experts,
-        "top_k": 1,
-        "group_sequences": 1,
-        "capacity_factor": _NO_CAPACITY,
-        "capacity_factor_eval": _NO_CAPACITY,
-        "min_capacity": rows,
-        "normalize_gates": False,
-        "jitter": _number(config, "router_jitter_noise", 0.01, 1),
-        "z_weight": _number(config, "router_z_loss_coef", 0.001, 1e6),
-        "balance_weight": _number(config, "router_aux_loss_coef", 0.001, 1e6),
-    }
-    return model, routing
+    scaled = hf_config.scales_output(config)
+    kept = {}
+    if TABLE not in shapes:
+        others = (*_EMBEDDED, *([HEAD] if scaled else []))
+        kept[TABLE] = next((name for name in others if name in shapes), TABLE)
+    if HEAD not in shapes and not scaled and config.get("model_type") != hf_config.SWITCH:
+        kept[HEAD] = kept.get(TABLE, TABLE)
+    shapes |= {name: shapes[other] for name, other in kept.items() if other in shapes}
+    return shapes, lambda name: reader.read(kept.get(name, name))

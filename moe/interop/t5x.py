@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from moe.interop.hf import blocks
-from moe.models.architecture import Architecture
+from moe.interop.placement import placement
+from moe.layers.position import MAX_DISTANCE
+from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.interchange import SAME, TRANSPOSED, Entry, Layout, Transform
 
@@ -67,12 +69,23 @@ def default_names(model: Architecture) -> str:
     return "t5" if model.routing is None else "flaxformer"
 
 
+def _after(model: Architecture, stack: str) -> int:
+    """Dense blocks that follow the sparse one of a period."""
+    return model.periods(stack)[3]
+
+
 def obstacles(model: Architecture, names: str) -> list[str]:
     """What keeps a model from being written in these names."""
     scanned = names in ("scalable", "flaxformer_scan")
     asked = [
         (model.kind == "encoder_decoder", f"model.kind={model.kind}, not encoder_decoder"),
         (model.norm_scale, "model.norm_scale=False"),
+        (model.residual_scale == 1, f"model.residual_scale={model.residual_scale}"),
+        (model.router_input == "hidden", f"model.router_input={model.router_input}"),
+        (
+            model.routing is None or not model.routing.logit_clip,
+            f"routing.logit_clip={model.routing.logit_clip if model.routing else 0}",
+        ),
         (model.expert_bias == "none", f"model.expert_bias={model.expert_bias}"),
         (model.extra_ffn != "before" or model.routing is None, "model.extra_ffn=before"),
         (
@@ -80,10 +93,12 @@ def obstacles(model: Architecture, names: str) -> list[str]:
             f"routing.num_experts > 0, which {names} has not",
         ),
         (
-            not scanned
-            or model.routing is None
-            or model.sparse_offset % model.sparse_period == model.sparse_period - 1,
+            not scanned or not any(_after(model, stack) for stack in model.stacks),
             f"model.sparse_offset={model.sparse_offset}: a scan has the sparse layer last",
+        ),
+        (
+            not scanned or all(len(model.sections(stack)) == 1 for stack in model.stacks),
+            "model.partial_period=True: a scan has whole periods",
         ),
     ]
     return [text for fine, text in asked if not fine]
@@ -98,7 +113,19 @@ def layout(model: Architecture, names: str) -> Layout:
         entries.append(Entry(f"{stack}/{stack}_norm/scale", f"{stack}.norm.scale"))
     if not model.tied_output:
         entries.append(Entry("decoder/logits_dense/kernel", "output.kernel"))
-    return Layout(f"T5X, {names} names", tuple(entries))
+    return Layout(f"T5X, {names} names", tuple(entries), notes=_notes(model))
+
+
+def _notes(model: Architecture) -> tuple[str, ...]:
+    """What its gin file must say, since a checkpoint does not."""
+    key = "relative_attention_max_distance"
+    distance = getattr(model, key)
+    if distance == MAX_DISTANCE:
+        return ()
+    return (
+        f"max_distance={distance} of relative positions is not in a T5X checkpoint: say it in the "
+        f"model's gin file, and by --config.model.{key}={distance} where it is imported again",
+    )
 
 
 def _unscanned(model: Architecture, stack: str, names: str) -> list[Entry]:
@@ -115,7 +142,7 @@ def _scanned(model: Architecture, stack: str, names: str) -> list[Entry]:
     periods, *counts = model.periods(stack)
     found: list[Entry] = []
     outer = f"{stack}/{stack}"
-    if model.routing is None:
+    if model.stack_routing(stack) is None:
         # One tree of [1, L, ..]: the layers are the second stacked dimension.
         places: list[tuple[str, str, tuple, int]] = [("", "dense", (0,), counts[0])]
         if names == "flaxformer_scan":
@@ -172,7 +199,7 @@ def _layer(model: Architecture, stack: str, tree: str, add: Callable[[str, str],
     gated = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
     matrices = gated if model.activation == "geglu" else {"up": "wi", "down": "wo"}
     dense = {leaf: f"mlp/{short}" for leaf, short in matrices.items()}
-    if tree == "sparse":
+    if is_sparse(tree):
         add("pre_mlp_layer_norm/scale", "experts_norm.scale")
         add("mlp/router/router_weights/w/kernel", "experts.router")
         for leaf, short in matrices.items():
@@ -259,60 +286,59 @@ def _guess_unscanned(
         counts[stack] = len(found)
         if not 0 < len(found) <= _MOST_LAYERS or set(found) != set(range(len(found))):
             raise ValueError(f"{stack}/layers_0 to layers_{len(found)}")
-        sparse[stack] = [n for n in found if f"{stack}/layers_{n}/mlp/expert/wo/kernel" in shapes]
-    heads, _ = shapes["encoder/relpos_bias/rel_embedding"]
+        experts = (f"{stack}/layers_{n}/mlp/expert/wo/kernel" in shapes for n in sorted(found))
+        sparse[stack] = tuple(n for n, there in enumerate(experts) if there)
+    heads, buckets = shapes["encoder/relpos_bias/rel_embedding"]
     dense = [n for n in range(counts["encoder"]) if n not in sparse["encoder"]]
     if dense:
         hidden = shapes[f"encoder/layers_{dense[0]}/mlp/wo/kernel"][0]
     else:
         hidden = shapes["encoder/layers_0/mlp/expert/wo/kernel"][1]
     inner = shapes["encoder/layers_0/attention/query/kernel"][1]
-    model = _sizes(counts, hidden, heads, inner)
+    model = _sizes(counts, hidden, heads, inner, buckets)
     if not any(sparse.values()):
         return model, {}
-    places = {}
-    for stack, numbers in sparse.items():
-        numbers = sorted(numbers)
-        period = counts[stack] // max(1, len(numbers))
-        places[stack] = period, numbers[0] if numbers else -1
-        if numbers != list(range(places[stack][1], counts[stack], period)):
-            raise ValueError(f"sparse layers {numbers} of {stack}")
-    if len(set(places.values())) > 1:
-        raise ValueError(f"sparse layers placed alike, not {places}")
-    period, offset = places["encoder"]
-    first = sorted(sparse["encoder"])[0]
-    experts = shapes[f"encoder/layers_{first}/mlp/expert/wo/kernel"][0]
-    return model | {"sparse_period": period, "sparse_offset": offset}, {"num_experts": experts}
+    stack, (first, *_) = next((stack, at) for stack, at in sparse.items() if at)
+    experts = shapes[f"{stack}/layers_{first}/mlp/expert/wo/kernel"][0]
+    return model | _placed(sparse, counts), {"num_experts": experts}
+
+
+def _placed(sparse: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> dict[str, Any]:
+    try:
+        return placement(sparse, counts)
+    except ConfigError as error:
+        raise CheckpointError(f"In this checkpoint {error}") from None
 
 
 def _guess_scanned(
     shapes: Mapping[str, tuple[int, ...]], names: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     block = "/subblock_0" if names == "flaxformer_scan" else ""
-    subblocks = {
-        int(number)
-        for name in shapes
-        for number in re.findall(r"^encoder/encoder/subblock_(\d{1,4})/", name)
-    }
-    period = max(1, len(subblocks))
-    first, last = f"encoder/encoder{block}", f"encoder/encoder/subblock_{period - 1}"
-    counts = {}
+    first, counts, sparse, experts = f"encoder/encoder{block}", {}, {}, {}
     for stack in ("encoder", "decoder"):
-        heads, layers, _ = shapes[f"{stack}/{stack}{block}/relpos_bias/rel_embedding"]
+        heads, layers, buckets = shapes[f"{stack}/{stack}{block}/relpos_bias/rel_embedding"]
+        pattern = rf"^{stack}/{stack}/subblock_(\d{{1,4}})/"
+        period = max(1, len({n for name in shapes for n in re.findall(pattern, name)}))
         counts[stack] = layers * period
         if not 0 < counts[stack] <= _MOST_LAYERS:
             raise ValueError(f"a scan over {layers} layers")
+        last = shapes.get(f"{stack}/{stack}/subblock_{period - 1}/mlp/expert/wo/kernel")
+        sparse[stack] = tuple(range(period - 1, counts[stack], period)) if last else ()
+        experts |= {stack: last} if last else {}
     query = shapes[f"{first}/attention/query/kernel"]
     inner = query[2] * (query[3] if names == "scalable" else 1)
-    expert = shapes.get(f"{last}/mlp/expert/wo/kernel")
-    hidden = expert[2] if expert else shapes[f"{first}/mlp/wo/kernel"][0]
-    model = _sizes(counts, hidden, heads, inner)
-    if expert is None:
+    own = f"{first}/mlp/wo/kernel"
+    hidden = shapes[own][0] if own in shapes else experts["encoder"][2]
+    model = _sizes(counts, hidden, heads, inner, buckets)
+    if not experts:
         return model, {}
-    return model | {"sparse_period": period, "sparse_offset": -1}, {"num_experts": expert[0]}
+    (number, *_), *_ = experts.values()
+    return model | _placed(sparse, counts), {"num_experts": number}
 
 
-def _sizes(counts: Mapping[str, int], hidden: int, heads: int, inner: int) -> dict[str, Any]:
+def _sizes(
+    counts: Mapping[str, int], hidden: int, heads: int, inner: int, buckets: int
+) -> dict[str, Any]:
     if heads < 1 or inner % heads:
         raise ValueError(f"{inner} columns for {heads} heads")
     return {
@@ -321,6 +347,7 @@ def _sizes(counts: Mapping[str, int], hidden: int, heads: int, inner: int) -> di
         "hidden": hidden,
         "heads": heads,
         "head_width": inner // heads,
+        "relative_attention_num_buckets": buckets,
     }
 
 

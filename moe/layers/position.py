@@ -19,7 +19,7 @@ from flax import nnx
 from trainlib.nn import Initializer, declare
 from trainlib.sharding import constrain
 
-BUCKETS, MAX_DISTANCE = 32, 128
+BUCKETS, MAX_DISTANCE = 32, 128  # of all published models
 
 
 def relative_buckets(
@@ -63,11 +63,21 @@ class RelativeBias(nnx.Module):
       heads: N.
       bidirectional: True in an encoder.
       init_scale: of the uniform initialiser over the mean of both fans.
+      buckets: R.
+      max_distance: see `relative_buckets`.
     """
 
-    def __init__(self, heads: int, *, bidirectional: bool, init_scale: float = 1.0):
-        self.bidirectional = bidirectional
-        self.table = declare((BUCKETS, heads), ("buckets", "head"), _table_init(init_scale))
+    def __init__(
+        self,
+        heads: int,
+        *,
+        bidirectional: bool,
+        init_scale: float = 1.0,
+        buckets: int = BUCKETS,
+        max_distance: int = MAX_DISTANCE,
+    ):
+        self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
+        self.table = declare((buckets, heads), ("buckets", "head"), _table_init(init_scale))
 
     def __call__(self, queries: int, keys: int, first_query: int = 0) -> jax.Array:
         """For queries first_query .. first_query + Q - 1 and keys 0 .. K - 1 of one array.
@@ -85,12 +95,17 @@ class RelativeBias(nnx.Module):
 
     def _buckets(self, query: np.ndarray, keys: int) -> np.ndarray:
         offsets = np.arange(keys)[None, :] - query[:, None]
-        return relative_buckets(offsets, bidirectional=self.bidirectional)
+        return relative_buckets(
+            offsets,
+            bidirectional=self.bidirectional,
+            buckets=self.buckets,
+            max_distance=self.max_distance,
+        )
 
     def _read(self, found: np.ndarray | jax.Array) -> jax.Array:
         # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
-        # into 32. Full precision, because the matrix units of a TPU would round the table.
-        chosen = jax.nn.one_hot(jnp.asarray(found), BUCKETS, dtype=jnp.float32)
+        # into R. Full precision, because the matrix units of a TPU would round the table.
+        chosen = jax.nn.one_hot(jnp.asarray(found), self.buckets, dtype=jnp.float32)
         bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
         # By heads, as attention reads it: its gradient is then added up over mesh rows alone.
         return constrain(bias[None], None, "head", None, None)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from moe.layers.ffn import ACTIVATIONS
+from moe.layers.position import BUCKETS, MAX_DISTANCE
 from moe.layers.weights import REDUCE
 from moe.routing_config import RoutingConfig
 from trainlib.errors import ConfigError, one_of
@@ -13,7 +16,50 @@ from trainlib.remat import POLICIES
 KINDS = ("encoder_decoder", "encoder", "decoder")
 EXTRA_FFN = ("none", "before", "after")
 ROUTER_INPUTS = ("hidden", "word", "both")
+SPARSE_STACKS = ("all", "encoder", "decoder")
 DTYPES = ("float32", "bfloat16")
+MOST_BUCKETS, MOST_DISTANCE = 2**16, 2**31 - 1  # offsets are int32
+
+
+TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
+
+
+def is_sparse(tree: str) -> bool:
+    """Whether the blocks of a tree have experts."""
+    return tree.endswith("sparse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Equal periods of a stack, which run as one loop.
+
+    Attributes:
+      prefix: of the names of its trees.
+      first: number of its first block.
+      periods: P.
+      counts: blocks of each of `TREES` in a period.
+    """
+
+    prefix: str
+    first: int
+    periods: int
+    counts: tuple[int, int, int]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of all periods."""
+        return self.periods * sum(self.counts)
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """See `Architecture.trees`."""
+        starts = self.first + sum(self.counts) * np.arange(self.periods)
+        found, place = {}, 0
+        for name, count in zip(TREES, self.counts, strict=True):
+            if count:
+                inside = place if is_sparse(name) else place + np.arange(count)
+                found[self.prefix + name] = np.add.outer(starts, inside)
+            place += count
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +75,17 @@ class Architecture:
       head_width: width of one head (d_kv).
       encoder_blocks: blocks of the encoder.
       decoder_blocks: blocks of the decoder.
+      relative_attention_num_buckets: rows of the table of relative positions, at least 4.
+      relative_attention_max_distance: distance from which on all keys share the last bucket; more
+        than half of the buckets.
       activation: "geglu" (three matrices) or "relu" (two).
       routing: of the sparse blocks; None makes every block dense.
+      sparse_stacks: which stacks have sparse blocks: "all", "encoder" or "decoder".
       sparse_period: every how many blocks one is sparse.
-      sparse_offset: which block of a period is sparse, from 0; -1 is the last.
+      decoder_sparse_period: the same for a decoder beside an encoder; 0: as `sparse_period`.
+      sparse_offset: which block of a period is sparse, from 0; -1 is the last. A stack of shorter
+        periods has its last.
+      partial_period: True lets a stack end inside of a period.
       extra_ffn: dense feed-forward layer beside the experts: "none", "before" or "after" them.
       expert_bias: bias of the experts' hidden vectors: "none", "additive" or "multiplicative".
       expert_dropout: of the experts' hidden vectors, beside `dropout`.
@@ -61,10 +114,15 @@ class Architecture:
     head_width: int = 64
     encoder_blocks: int = 12
     decoder_blocks: int = 12
+    relative_attention_num_buckets: int = BUCKETS
+    relative_attention_max_distance: int = MAX_DISTANCE
     activation: str = "geglu"
     routing: RoutingConfig | None = None
+    sparse_stacks: str = "all"
     sparse_period: int = 4
+    decoder_sparse_period: int = 0
     sparse_offset: int = -1
+    partial_period: bool = False
     extra_ffn: str = "after"
     expert_bias: str = "none"
     expert_dropout: float = 0.0
@@ -86,6 +144,7 @@ class Architecture:
             *(("kind", KINDS), ("activation", ACTIVATIONS), ("extra_ffn", EXTRA_FFN)),
             *(("dtype", DTYPES), ("remat", POLICIES), ("router_input", ROUTER_INPUTS)),
             *(("reduce_dtype", REDUCE), ("decoder_remat", ("", *POLICIES))),
+            ("sparse_stacks", SPARSE_STACKS),
         ):
             if getattr(self, key) not in allowed:
                 raise one_of(f"model.{key}", getattr(self, key), allowed)
@@ -93,6 +152,7 @@ class Architecture:
         for key in (*sizes, *self.stacks.values()):
             if getattr(self, key) < 1:
                 raise ConfigError(f"model.{key}={getattr(self, key)} must be at least 1.")
+        self._check_positions()
         for key in ("dropout", "expert_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"model.{key}={getattr(self, key)} must be in [0, 1).")
@@ -101,28 +161,74 @@ class Architecture:
             if self.kind == "decoder":
                 self.routing.check_causal()
 
-    def _check_periods(self) -> None:
-        period, offset = self.sparse_period, self.sparse_offset
-        if not -1 <= offset < period:
+    def _check_positions(self) -> None:
+        """A decoder has half of its buckets for single distances, an encoder a quarter a side; the
+        logarithm between these and the largest distance must have room.
+        """
+        buckets, distance = (
+            self.relative_attention_num_buckets,
+            self.relative_attention_max_distance,
+        )
+        if not 4 <= buckets <= MOST_BUCKETS:
             raise ConfigError(
-                f"model.sparse_offset={offset} is outside a period of {period} blocks: use 0 to "
-                f"{period - 1}, or -1 for the last."
+                f"model.relative_attention_num_buckets={buckets} is outside 4 to {MOST_BUCKETS:,}; "
+                f"T5 has {BUCKETS}."
             )
-        for key in self.stacks.values():
-            blocks = getattr(self, key)
-            if blocks % period:
-                fits = sorted({max(blocks // period, 1) * period, (blocks // period + 1) * period})
-                raise ConfigError(
-                    f"model.{key}={blocks} is no whole number of periods of "
-                    f"model.sparse_period={period} blocks. Nearest: {' or '.join(map(str, fits))}."
-                )
+        if not buckets // 2 < distance <= MOST_DISTANCE:
+            raise ConfigError(
+                f"model.relative_attention_max_distance={distance} is outside {buckets // 2 + 1} "
+                f"to {MOST_DISTANCE:,}: half of model.relative_attention_num_buckets={buckets} "
+                f"stand for single distances, and the others for larger ones. T5 has "
+                f"{MAX_DISTANCE}."
+            )
+
+    def _check_periods(self) -> None:
+        sparse = [stack for stack in self.stacks if self._is_sparse(stack)]
+        if not sparse:
+            raise ConfigError(
+                f"model.sparse_stacks={self.sparse_stacks} leaves model.kind={self.kind} without "
+                "a sparse block. Use all, or routing.num_experts=0 for a dense model."
+            )
+        if self.decoder_sparse_period < 0:
+            raise ConfigError(
+                f"model.decoder_sparse_period={self.decoder_sparse_period} must not be negative."
+            )
+        longest, offset = max(map(self._period, sparse)), self.sparse_offset
+        if not -1 <= offset < longest:
+            raise ConfigError(
+                f"model.sparse_offset={offset} is outside a period of {longest} blocks: use 0 to "
+                f"{longest - 1}, or -1 for the last."
+            )
+        for stack in sparse:
+            self._check_whole(self.stacks[stack], self._period(stack))
+
+    def _check_whole(self, key: str, period: int) -> None:
+        blocks = getattr(self, key)
+        if blocks % period and not (self.partial_period and blocks > period):
+            fits = sorted({max(blocks // period, 1) * period, (blocks // period + 1) * period})
+            own = key == "decoder_blocks" and self.decoder_sparse_period
+            name = "decoder_sparse_period" if own else "sparse_period"
+            cut = ", or model.partial_period=True" if blocks > period else ""
+            raise ConfigError(
+                f"model.{key}={blocks} is no whole number of periods of model.{name}={period} "
+                f"blocks. Nearest: {' or '.join(map(str, fits))}{cut}."
+            )
+
+    def _is_sparse(self, stack: str) -> bool:
+        return self.routing is not None and self.sparse_stacks in ("all", stack)
+
+    def _period(self, stack: str) -> int:
+        """Blocks of a period of a sparse stack."""
+        own = stack == "decoder" and "encoder" in self.stacks and self.decoder_sparse_period
+        return own or self.sparse_period
 
     def stack_routing(self, stack: str) -> RoutingConfig | None:
-        """The router of a stack: a decoder's never ranks tokens against later ones, whatever the
-        encoder's does.
+        """The router of a stack, None in a dense one: a decoder's never ranks tokens against later
+        ones, whatever the encoder's does.
         """
-        if self.routing is None or stack == "encoder":
-            return self.routing
+        if not self._is_sparse(stack) or stack == "encoder":
+            return self.routing if self._is_sparse(stack) else None
+        assert self.routing is not None
         return dataclasses.replace(self.routing, batch_prioritized=False, router="tokens_choose")
 
     @property
@@ -133,16 +239,34 @@ class Architecture:
 
     def sparse_blocks(self, stack: str) -> tuple[int, ...]:
         """Numbers of the sparse blocks of a stack, from 0."""
-        periods, before, sparse, after = self.periods(stack)
-        return tuple(p * (before + sparse + after) + before for p in range(periods * sparse))
+        found = [numbers for tree, numbers in self.trees(stack).items() if is_sparse(tree)]
+        return tuple(int(number) for numbers in found for number in numbers)
 
     def periods(self, stack: str) -> tuple[int, int, int, int]:
-        """(periods, dense blocks before, sparse blocks, dense blocks after) in each period.
+        """(periods, dense blocks before, sparse blocks, dense blocks after) in each whole period.
 
         A dense stack is one period.
         """
         blocks = getattr(self, self.stacks[stack])
-        if self.routing is None:
+        if not self._is_sparse(stack):
             return 1, blocks, 0, 0
-        before = self.sparse_offset % self.sparse_period
-        return blocks // self.sparse_period, before, 1, self.sparse_period - 1 - before
+        period = self._period(stack)
+        before = period - 1 if self.sparse_offset < 0 else min(self.sparse_offset, period - 1)
+        return blocks // period, before, 1, period - 1 - before
+
+    def sections(self, stack: str) -> tuple[Section, ...]:
+        """The whole periods of a stack, and the rest where it ends inside of one."""
+        blocks = getattr(self, self.stacks[stack])
+        periods, before, sparse, after = self.periods(stack)
+        whole = Section("", 0, periods, (before, sparse, after))
+        rest = blocks - whole.blocks
+        if not rest:
+            return (whole,)
+        cut = min(rest, before), int(rest > before), max(rest - before - 1, 0)
+        return whole, Section("rest_", whole.blocks, 1, cut)
+
+    def trees(self, stack: str) -> dict[str, np.ndarray]:
+        """Tree of weights of a stack -> numbers of its blocks, stacked as they are: [P] of sparse
+        blocks, [P, n] of dense ones.
+        """
+        return {k: v for part in self.sections(stack) for k, v in part.numbers().items()}

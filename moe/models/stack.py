@@ -5,8 +5,10 @@ Letters: P periods, n dense blocks of one kind in a period, B batch, L length, D
 A stack with one sparse block in four holds two trees of weights, `dense` with leaves [P, 3, ..] and
 `sparse` with leaves [P, ..]: an outer loop over periods and an inner one over the dense blocks. One
 tree of [P, 4, ..] would be sliced inside the loop, which copies weights. Dense blocks after the
-sparse one of their period are a third tree, `tail`. Each block is recomputed in the backward pass
-on its own: recomputing whole periods would hold the attention logits of all their blocks at once.
+sparse one of their period are a third tree, `tail`. A stack that ends inside of a period has the
+rest in trees of its own, `rest_dense` and so on, of one period. Each block is recomputed in the
+backward pass on its own: recomputing whole periods would hold the attention logits of all their
+blocks at once.
 """
 
 from __future__ import annotations
@@ -23,12 +25,10 @@ from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
 from moe.layers.sparse import evaluation_key
 from moe.layers.weights import dropout, split, stack
-from moe.models.architecture import Architecture
+from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context, Kept
 from trainlib.remat import recomputed
 from trainlib.sharding import constrain
-
-TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
 
 
 class Stack(nnx.Module):
@@ -44,19 +44,18 @@ class Stack(nnx.Module):
         self.causal = name == "decoder"
         cross = self.causal and config.kind == "encoder_decoder"
         self.bias = RelativeBias(
-            config.heads, bidirectional=not self.causal, init_scale=config.init_scale
+            config.heads,
+            bidirectional=not self.causal,
+            init_scale=config.init_scale,
+            buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
         )
-        periods, *counts = config.periods(name)
-        self.counts, self.routing = tuple(counts), config.stack_routing(name)
-        for tree, count in zip(TREES, counts, strict=True):
-            if not count:
-                continue
-            routing = self.routing if tree == "sparse" else None
+        self.sections, self.routing = config.sections(name), config.stack_routing(name)
+        for tree, numbers in config.trees(name).items():
+            routing = self.routing if is_sparse(tree) else None
             block = Block(config, routing, causal=self.causal, cross=cross)
-            inner = () if tree == "sparse" else (count,)
-            axes = ("period",) if tree == "sparse" else ("period", "layer")
-            setattr(self, tree, stack(block, (periods, *inner), axes))
-        self.periods = periods
+            axes = ("period",) if is_sparse(tree) else ("period", "layer")
+            setattr(self, tree, stack(block, numbers.shape, axes))
         self.norm = RMSNorm(config.width, config.norm_scale)
 
     def __call__(
@@ -112,7 +111,9 @@ class Stack(nnx.Module):
           source: [B, K, D] output of the encoder, for a decoder with cross-attention.
         """
 
-        def body(graphdef: nnx.GraphDef) -> Callable:
+        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
+            del section
+
             def begun(_: None, piece: Any) -> tuple[None, Kept]:
                 return None, nnx.merge(graphdef, piece[0]).begin(source, rows, length, dtype)
 
@@ -144,7 +145,9 @@ class Stack(nnx.Module):
             words=None if self.config.router_input == "hidden" else x,
         )
 
-        def body(graphdef: nnx.GraphDef) -> Callable:
+        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
+            del section
+
             def stepped(x: jax.Array, piece: Any) -> tuple[jax.Array, Kept]:
                 weights, (own, number) = piece
                 draws = evaluation_key(self.routing, number, position)
@@ -159,51 +162,70 @@ class Stack(nnx.Module):
     def _run(
         self, x: jax.Array, context: Context, key: jax.Array | None, train: bool
     ) -> tuple[jax.Array, dict[str, Aux]]:
-        return self._over_blocks(
-            x, lambda graphdef: self._block(graphdef, context, key, train), self._numbers()
-        )
+        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
+            return self._block(graphdef, section, context, key, train)
+
+        return self._over_blocks(x, body, self._numbers())
 
     def _numbers(self) -> dict[str, jax.Array]:
-        """Tree -> numbers of its blocks in the stack, [P] or [P, n]."""
-        starts = sum(self.counts) * jnp.arange(self.periods)
-        numbers, first = {}, 0
-        for name, count in zip(TREES, self.counts, strict=True):
-            inside = 0 if name == "sparse" else jnp.arange(count)
-            numbers[name] = jnp.add.outer(starts, first + inside)
-            first += count
-        return {name: value for name, value in numbers.items() if hasattr(self, name)}
+        """See `Architecture.trees`."""
+        return {
+            tree: jnp.asarray(numbers, jnp.int32)
+            for section in self.sections
+            for tree, numbers in section.numbers().items()
+        }
 
     def _over_blocks(
-        self, x: Any, body: Callable[[nnx.GraphDef], Callable], extras: dict[str, Any]
+        self, x: Any, body: Callable[[nnx.GraphDef, Section], Callable], extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """Runs all blocks in order.
 
         Args:
           x: what they hand on.
-          body: makes the loop body (x, (weights, extra)) -> (x, report) of the blocks of a tree.
+          body: makes the loop body (x, (weights, extra)) -> (x, report) of the blocks of a tree
+            of a section.
           extras: tree -> what each block gets beside its weights, stacked as these are.
         """
-        trees = {name: n for name, n in zip(TREES, self.counts, strict=True) if n}
+        reports: dict[str, Any] = {}
+        for section in self.sections:
+            x, more = self._over_section(x, section, body, extras)
+            reports |= more
+        return x, reports
+
+    def _over_section(
+        self,
+        x: Any,
+        section: Section,
+        body: Callable[[nnx.GraphDef, Section], Callable],
+        extras: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any]]:
+        trees = {name: numbers.shape for name, numbers in section.numbers().items()}
         weights, bodies = {}, {}
         for name in trees:
             graphdef, values = nnx.split(getattr(self, name))
-            weights[name], bodies[name] = nnx.to_pure_dict(values), body(graphdef)
+            weights[name], bodies[name] = nnx.to_pure_dict(values), body(graphdef, section)
 
         def period(x: Any, piece: Any) -> tuple[Any, dict[str, Any]]:
             weights, extras = piece
             reports = {}
-            for name, count in trees.items():
+            for name, (_, *count) in trees.items():
                 own = weights[name], extras[name]
-                if name == "sparse":
+                if is_sparse(name):
                     x, reports[name] = bodies[name](x, own)
                 else:
-                    x, reports[name] = self._loop(bodies[name], x, own, count)
+                    x, reports[name] = self._loop(bodies[name], x, own, *count)
             return x, reports
 
-        return self._loop(period, x, (weights, extras), self.periods)
+        own = {name: extras[name] for name in trees}
+        return self._loop(period, x, (weights, own), section.periods)
 
     def _block(
-        self, graphdef: nnx.GraphDef, context: Context, key: jax.Array | None, train: bool
+        self,
+        graphdef: nnx.GraphDef,
+        section: Section,
+        context: Context,
+        key: jax.Array | None,
+        train: bool,
     ) -> Callable:
         """One block as a loop body: (x, (its weights, its number)) -> (x, what it reports)."""
 
@@ -216,7 +238,7 @@ class Stack(nnx.Module):
             return nnx.merge(graphdef, weights)(x, context, block_key, train=train)
 
         policy = (self.config.decoder_remat if self.causal else "") or self.config.remat
-        in_loop = self.config.scan and self.periods > 1
+        in_loop = self.config.scan and section.periods > 1
         return recomputed(body, policy, in_loop=in_loop)
 
     def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:

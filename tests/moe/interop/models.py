@@ -22,6 +22,9 @@ SIZES = {
 SWITCH = {"activation": "relu", "extra_ffn": "none", "sparse_period": 2, "sparse_offset": 1}
 ONE = {"num_experts": 4, "top_k": 1, "group_sequences": 1, "min_capacity": 1}
 TWO = {"num_experts": 4, "group_sequences": 1, "min_capacity": 1}
+FEW = {"relative_attention_num_buckets": 10, "relative_attention_max_distance": 20}
+EACH = {"sparse_period": 1, "sparse_offset": 0}
+CUT = {"encoder_blocks": 5, "sparse_period": 3, "decoder_sparse_period": 2}
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "t5": ({}, {}),
@@ -29,6 +32,9 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "switch": (SWITCH, ONE),
     "switch_tied": (SWITCH | {"tied_output": True}, ONE),
     "switch_every_layer": (SWITCH | {"sparse_period": 1, "sparse_offset": 0}, ONE),
+    "switch_encoder": (SWITCH | {"sparse_stacks": "encoder", **FEW}, ONE),
+    "switch_decoder": (SWITCH | {"sparse_stacks": "decoder", **EACH}, ONE),
+    "switch_cut": (SWITCH | CUT | {"partial_period": True}, ONE),
     "st_moe": ({"sparse_period": 2}, TWO),
     "st_moe_early": ({"sparse_period": 2, "sparse_offset": 0}, TWO),
 }

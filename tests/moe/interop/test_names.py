@@ -14,12 +14,13 @@ from tests.moe.interop import models
 from trainlib import interchange
 from trainlib.errors import CheckpointError, ConfigError
 
+SCANNED = ("switch", "switch_every_layer", "switch_encoder", "switch_decoder", "st_moe")
 PAIRS = [
     *[(name, "hf") for name in models.MODELS if not name.startswith("st_moe")],
     *[(name, "own") for name in ("t5", "st_moe")],
     *[(name, names) for name in ("t5", "t5_tied_relu") for names in t5x.NAMES],
     *[(name, "flaxformer") for name in models.MODELS],
-    *[(name, "flaxformer_scan") for name in ("switch", "switch_every_layer", "st_moe")],
+    *[(name, "flaxformer_scan") for name in SCANNED],
 ]
 
 
@@ -199,7 +200,9 @@ SWITCH_FREE = {"sparse_period": 4, "sparse_offset": -1}  # of dense models; chec
         {"d_model": True},
         {"num_heads": 1.5},
         {"feed_forward_proj": "gated-silu"},
-        {"relative_attention_num_buckets": 64},
+        {"relative_attention_num_buckets": 2},
+        {"relative_attention_num_buckets": 256},
+        {"relative_attention_max_distance": 16},
         {"layer_norm_epsilon": 1e-5},
         {"dropout_rate": "high"},
         {"vocab_size": None},
@@ -216,8 +219,8 @@ def test_configurations_that_cannot_be_are_refused(change):
     "change",
     [
         {"router_bias": True},
-        {"num_sparse_encoder_layers": 0},
-        {"num_sparse_encoder_layers": 1},
+        {"num_sparse_encoder_layers": -1},
+        {"num_sparse_encoder_layers": 5, "num_sparse_decoder_layers": 3},
         {"num_experts": 0},
         {"expert_capacity": 2**40},
         {"router_jitter_noise": float("nan")},
