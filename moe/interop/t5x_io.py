@@ -1,4 +1,5 @@
-"""T5X checkpoints on disk (format version 3), written and read without T5X or TensorFlow.
+"""T5X checkpoints on disk, written and read without T5X or TensorFlow: its own format, version 3,
+and for reading Orbax's (see `moe.interop.orbax_tree`).
 
     checkpoint_<step>/checkpoint              msgpack: version, and {target, state} of the optimiser
     checkpoint_<step>/target.<path>/.zarray   one zarr (version 2) array for each parameter,
@@ -19,13 +20,14 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from moe.interop import orbax_tree, zstd
 from trainlib import interchange
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, shown
 from trainlib.export import Share, Written, prepare, refused
 from trainlib.files import write_atomically
 from trainlib.interchange import Layout
@@ -44,6 +46,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INLINE = {d.name: d for d in (*_DTYPES.values(), *map(np.dtype, ("i8", "u4", "?")))}
+_CODECS = {None: "", "gzip": "deflate", "zlib": "deflate", "zstd": "zstd"}
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}/?")
 _NDARRAY, _SCALAR = 1, 3  # flax's msgpack extension types
 
@@ -56,7 +59,7 @@ class ZarrArray:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype
-    packed: bool
+    codec: str  # of the chunks: "", "deflate" or "zstd"
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -213,31 +216,39 @@ def _is_complete(
 
 
 def find(path: Path) -> Path:
-    """The directory `checkpoint_<step>` at or below `path`; of several the last step.
+    """The directory of the tree of `checkpoint_<step>` at or below `path`; of several steps the
+    last. Orbax has it one deeper.
 
     Raises:
       CheckpointError: there is none.
     """
-    if (path / TREE).exists():
-        return path
+    if (held := _held(path)) is not None:
+        return held
     steps = {
-        int(p.name.removeprefix("checkpoint_")): p
+        int(p.name.removeprefix("checkpoint_")): held
         for p in (path.glob("checkpoint_*") if path.is_dir() else ())
         if re.fullmatch(r"checkpoint_\d{1,12}", p.name)
         and not p.is_symlink()
-        and (p / TREE).exists()
+        and (held := _held(p)) is not None
     }
-    if not steps and any((path / p / "_METADATA").exists() for p in (".", "state")):
-        raise CheckpointError(
-            f"{path} is a checkpoint in Orbax's format, as T5X writes with use_orbax=True; version "
-            "3 of T5X's own format is read. Save it with use_orbax=False."
-        )
     if not steps:
         raise CheckpointError(
             f"{path} holds no T5X checkpoint: no directory checkpoint_<step> with a file "
-            f"{TREE!r}. Give that directory or the one around it."
+            f"{TREE!r}, or {orbax_tree.STATE}/{orbax_tree.METADATA} of Orbax. Give that directory "
+            "or the one around it."
         )
     return steps[max(steps)]
+
+
+def _held(checkpoint: Path) -> Path | None:
+    """Where the tree of a checkpoint lies, if it is complete."""
+    for place in (checkpoint, checkpoint / orbax_tree.STATE):
+        marks = (TREE, orbax_tree.METADATA, orbax_tree.OCDBT)
+        if any((place / name).exists() for name in marks):
+            if place != checkpoint and place.is_symlink():
+                raise CheckpointError(f"{place} is a symbolic link; links are not followed.")
+            return place
+    return None
 
 
 class Checkpoint:
@@ -252,28 +263,42 @@ class Checkpoint:
 
     def __init__(self, path: Path):
         self.directory = find(path)
-        tree = _unpack(read_small(self.directory / TREE), self.directory / TREE)
-        target = tree.get("optimizer", {}) if isinstance(tree, dict) else None
-        target = target.get("target") if isinstance(target, dict) else None
-        if not isinstance(target, dict) or tree.get("version") not in (2, 3):
-            raise CheckpointError(
-                f"{self.directory / TREE} is not T5X's version 3: no optimizer.target in it."
-            )
+        orbax_tree.check_form(self.directory)
         self._leaves: dict[str, np.ndarray | ZarrArray] = {}
-        for name, leaf in _flatten(target, ""):
+        for name, leaf in self._named():
             if len(self._leaves) >= _MAX_LEAVES:
                 raise CheckpointError(f"{self.directory} names more than {_MAX_LEAVES:,} arrays.")
             self._leaves[name] = leaf if isinstance(leaf, np.ndarray) else self._open(name, leaf)
         self.shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
 
-    def _open(self, name: str, spec: Mapping[str, Any]) -> ZarrArray:
-        store = spec.get("kvstore")
-        path = store.get("path") if isinstance(store, dict) else None
-        path = spec.get("path") if path is None else path
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        """(path, leaf) of all parameters; a leaf is an array, or tells where it lies."""
+        where = self.directory / TREE
+        if not (where.exists() or where.is_symlink()):
+            yield from orbax_tree.folders(self.directory)
+            return
+        tree = _unpack(read_small(where), where)
+        outer = tree if isinstance(tree, dict) else {}
+        own = isinstance(outer.get("optimizer"), dict)  # T5X's own format
+        target = outer["optimizer"].get("target") if own else outer.get(orbax_tree.TARGET)
+        if not isinstance(target, dict) or (own and outer.get("version") not in (2, 3)):
+            raise CheckpointError(
+                f"{where} is neither T5X's version 3 nor a train state of Orbax: no "
+                "optimizer.target and no target in it."
+            )
+        yield from _flatten(target, "")
+
+    def _open(self, name: str, spec: Mapping[str, Any] | str) -> ZarrArray:
+        if isinstance(spec, str):
+            path = spec.removeprefix(orbax_tree.PLACEHOLDER)
+        else:
+            store = spec.get("kvstore")
+            path = store.get("path") if isinstance(store, dict) else None
+            path = spec.get("path") if path is None else path
         if not isinstance(path, str) or not _PATH.fullmatch(path) or ".." in path:
             raise CheckpointError(
-                f"{self.directory / TREE}: {name} lies at {str(path)[:80]!r}; allowed are names of "
-                "directories in the checkpoint."
+                f"{self.directory}: {shown(name)} lies at {shown(repr(path), 80)}; allowed are "
+                "names of directories in the checkpoint."
             )
         return _describe(self.directory / path.rstrip("/"))
 
@@ -304,17 +329,18 @@ def _describe(folder: Path) -> ZarrArray:
     compressor = content.get("compressor")
     kind = compressor.get("id") if isinstance(compressor, dict) else compressor
     forms = {"zarr_format": 2, "order": "C", "filters": None, "dimension_separator": "."}
-    if kind not in (None, "gzip", "zlib") or any(content.get(k, v) != v for k, v in forms.items()):
+    known = isinstance(kind, str | None) and kind in _CODECS
+    if not known or any(content.get(k, v) != v for k, v in forms.items()):
         raise CheckpointError(
             f"{where}: read are zarr version 2, order C, no filters, chunks in one directory, and "
-            "gzip or no compression."
+            "gzip, zstd or no compression."
         )
     dtype = content.get("dtype")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(
             f"{where}: dtype {str(dtype)[:40]!r} is not read; {', '.join(_DTYPES)} are."
         )
-    array = ZarrArray(folder, tuple(shape), tuple(chunks), _DTYPES[dtype], kind is not None)
+    array = ZarrArray(folder, tuple(shape), tuple(chunks), _DTYPES[dtype], _CODECS[kind])
     if math.prod(array.grid) > _MAX_CHUNKS:
         raise CheckpointError(f"{where}: {math.prod(array.grid):,} chunks are too many.")
     return array
@@ -325,7 +351,7 @@ def _read(array: ZarrArray) -> np.ndarray:
     value = np.empty(array.shape, array.dtype)
     size = math.prod(array.chunks) * array.dtype.itemsize
     for place in itertools.product(*map(range, array.grid)):
-        data = _chunk(array.folder / (".".join(map(str, place)) or "0"), size, array.packed)
+        data = _chunk(array.folder / (".".join(map(str, place)) or "0"), size, array.codec)
         piece = np.frombuffer(data, array.dtype).reshape(array.chunks)
         where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, array.chunks, strict=True))
         target = value[where]
@@ -333,28 +359,37 @@ def _read(array: ZarrArray) -> np.ndarray:
     return value
 
 
-def _chunk(path: Path, size: int, packed: bool) -> bytes:
-    """The `size` bytes of a chunk; a packed one is never unpacked beyond that."""
+def _chunk(path: Path, size: int, codec: str) -> bytes:
+    """The `size` bytes of a chunk; a packed one is never unpacked far beyond that."""
     with open_regular(path) as file:
-        if not packed:
-            data = file.read(size + 1)
-        else:
-            unpacker, parts, left = zlib.decompressobj(47), [], size + 1  # 47: gzip or zlib
-            try:
-                while left > 0 and not unpacker.eof:
-                    packed_part = unpacker.unconsumed_tail or file.read(MIB)
-                    part = unpacker.decompress(packed_part, left)
-                    if not packed_part and not part:
-                        break
-                    parts.append(part)
-                    left -= len(part)
-            except zlib.error as error:
-                raise CheckpointError(f"{path} is damaged: {error}.") from None
-            data = b"".join(parts)
-            if not unpacker.eof and len(data) <= size:
-                raise CheckpointError(f"{path} is damaged: it was cut off.")
+        try:
+            if codec == "zstd":
+                data = zstd.unpack(file.read(zstd.most_packed(size) + 1), size)
+            elif codec:
+                data = _inflate(file, size)
+            else:
+                data = file.read(size + 1)
+        except (ValueError, zlib.error) as error:
+            reason = shown(str(error).splitlines()[0])
+            raise CheckpointError(f"{path} is damaged: {reason}.") from None
     if len(data) != size:
         raise CheckpointError(f"{path} should hold {size:,} bytes and holds another number.")
+    return data
+
+
+def _inflate(file: BinaryIO, size: int) -> bytes:
+    """Up to size + 1 bytes of a gzip or zlib stream."""
+    unpacker, parts, left = zlib.decompressobj(47), [], size + 1  # 47: gzip or zlib
+    while left > 0 and not unpacker.eof:
+        packed = unpacker.unconsumed_tail or file.read(MIB)
+        part = unpacker.decompress(packed, left)
+        if not packed and not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    if not unpacker.eof and len(data) <= size:
+        raise ValueError("it was cut off")
     return data
 
 
@@ -400,8 +435,10 @@ def _unpack(data: bytes, path: Path) -> Any:
 
 
 def _flatten(node: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of a tree of parameters; a leaf is an array or a description."""
-    if isinstance(node, np.ndarray):
+    """(path, leaf) of a tree of parameters; a leaf is an array, a description, or Orbax's text."""
+    if isinstance(node, np.ndarray) or (
+        isinstance(node, str) and node.startswith(orbax_tree.PLACEHOLDER)
+    ):
         yield prefix, node
     elif not isinstance(node, dict) or depth > _MAX_DEPTH:
         raise CheckpointError(f"The checkpoint holds {type(node).__name__} at {prefix[:80]!r}.")
