@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +41,18 @@ class Question:
     cut: bool = False
 
 
+class Answer(NamedTuple):
+    """What was found for one question.
+
+    Attributes:
+      text: the words.
+      cut: they end because no more were allowed, not because the model ended them.
+    """
+
+    text: str
+    cut: bool
+
+
 class Answerer:
     """Answers questions with the weights of a run; every host gets all answers.
 
@@ -59,6 +71,7 @@ class Answerer:
         options = Decoding(**dict(config.decoding.items()))
         most = config.data.decoder_length
         search = decode.make_generate(plan.model, options, most, vocabulary.size)
+        self.longest = options.length or most
         self._search = self._compiled(search)
         self._score = self._compiled(decode.make_score(plan.model))
 
@@ -79,8 +92,12 @@ class Answerer:
         """Row of a table: how many inputs lost their end, and what the limit is."""
         return "truncated", f"{cut:,} of {total:,} inputs (limit {self.length - 1:,} tokens)"
 
-    def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[str]:
-        """The text found for each question, in order."""
+    def unfinished(self, cut: int, total: int) -> tuple[str, str]:
+        """Row of a table: how many answers were ended by the limit, and what that is."""
+        return "unfinished", f"{cut:,} of {total:,} answers (limit {self.longest:,} tokens)"
+
+    def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[Answer]:
+        """What is found for each question, in order."""
         for start in range(0, len(questions), self.rows):
             part = questions[start : start + self.rows]
             # A last batch repeats its questions: empty rows would never end and hold up the others.
@@ -88,7 +105,7 @@ class Answerer:
             numbers = np.asarray([question.number for question in rows], np.int32)
             found = self._run(self._search, params, {**self._inputs(rows), "number": numbers})
             for words in found["words"][: len(part)]:
-                yield self.vocabulary.decode(_before_eos(words))
+                yield Answer(self.vocabulary.decode(_before_eos(words)), EOS not in words)
 
     def choices(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[int]:
         """Number of the likeliest candidate of each question, the first of equal ones."""

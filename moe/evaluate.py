@@ -114,6 +114,8 @@ def run(
         return score_tasks(plan, params, number, write_predictions)
     source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
+    for note in source.notes:
+        print(note, flush=True)
     result = over_split(plan.eval_step(), params, source, plan)
     result = {"step": number, **result, UNIGRAM: unigram_entropy(source.target_counts())}
     rows = [("step", number), *table(result), *part_rows(result), *router_rows(result, plan)]
@@ -157,8 +159,17 @@ def figures(result: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def measured(source: Source, tasks: tasks_lib.Tasks | None) -> list[str]:
-    """Names of the figures that evaluations of a run give, before there is one."""
+def measured(source: Source | None, tasks: tasks_lib.Tasks | None) -> list[str]:
+    """Names of the figures that evaluations of a run give, before there is one.
+
+    Raises:
+      ConfigError: nothing is held out, and so nothing measured.
+    """
+    if source is None:
+        raise ConfigError(
+            "checkpoint.best keeps the best evaluation, and data.holdout=0 leaves nothing to "
+            "evaluate on. Unset checkpoint.best, or hold a part out: --config.data.holdout=0.01."
+        )
     parts = [part.name for part, _ in source.parts()]
     of_parts = [f"{PART}{part}/{name}" for part in parts for name in WHOLE]
     silent = {name: [""] * len(found) for name, found in tasks.examples.items()} if tasks else {}

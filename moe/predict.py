@@ -1,5 +1,6 @@
-"""Answers to a file of texts: one JSON object a line in, the same with `prediction` and `truncated`
-(whether the input lost its end) out, in order.
+"""Answers to a file of texts: one JSON object a line in, the same with `prediction`, `truncated`
+(whether the input lost its end) and `unfinished` (whether the answer did) out, line by line: blank
+ones stay blank. A JSON array of objects and gzip files are read as well.
 
 What is finished lies in OUTPUT.partial; the same command goes on from there after a stop, however
 hard, and the file gets its name when all lines are answered.
@@ -7,10 +8,12 @@ hard, and the file gets its name when all lines are answered.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,21 @@ from ml_collections import ConfigDict
 from moe import plan as plan_lib
 from moe.answer import Answerer
 from moe.data import check_vocabulary, make_vocabulary
-from moe.data.benchmark import Bad, json_lines, words
+from moe.data.benchmark import words
+from moe.data.json_rows import Bad, read_rows
+from moe.data.vocabulary import UNKNOWN, Vocabulary
 from moe.evaluate import load_weights
+from trainlib import files
 from trainlib.config import to_json
-from trainlib.errors import ConfigError, DataError, Preempted, StorageError
+from trainlib.errors import ConfigError, DataError, Preempted, StorageError, shown
 from trainlib.interrupt import StopRequest
 from trainlib.progress import Progress, summary
+from trainlib.untrusted import open_regular, read_json
 
 _FIELD = "inputs"
+# What is added to each line; a field of the user's own with such a name would be lost.
+ADDED = ("prediction", "truncated", "unfinished")
+_KINDS = (str, bool, bool)
 _SHOWN = 20  # bad lines that an error lists
 
 
@@ -55,9 +65,9 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
       StorageError: the output cannot be written.
       Preempted: stopped on request; the same command goes on.
     """
-    if request.output.exists():
+    if os.path.lexists(request.output):
         raise ConfigError(
-            f"--output={request.output} is there already. Remove it, or name another file."
+            f"--output={shown(request.output)} is there already. Remove it, or name another file."
         )
     total = check_input(request.input)
     plan = plan_lib.make(config)
@@ -68,83 +78,135 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
 
     main_host = jax.process_index() == 0
     partial = _Partial(request, f"{to_json(config)} {identity}")
-    done, cut, lost = partial.begin()
+    done, counts, lost = partial.begin()
     if done and main_host:
         print(f"going on after {done:,} of {total:,} lines", flush=True)
     if lost and main_host:
         print(
-            f"{partial.path} held answers to another input, or by other weights or settings "
+            f"{shown(partial.path)} held answers to another input, or by other weights or settings "
             f"({lost:,} lines): they are replaced",
             flush=True,
         )
+    if main_host and (told := unknown(request.input, vocabulary)):
+        print(told, flush=True)
     progress = Progress(total, done, enabled=main_host, unit="line")
     with StopRequest() as stop:
         for rows in _batches(request.input, done, answerer.rows):
-            questions = [answerer.question(row[_FIELD], n) for n, row in rows]
-            texts = answerer.answers(params, questions)
-            lines = [
-                row | {"prediction": text, "truncated": q.cut}
-                for (_, row), q, text in zip(rows, questions, texts, strict=True)
-            ]
+            lines = _answered(answerer, params, rows)
             partial.write(lines, main_host)
             done += len(lines)
-            cut += sum(line["truncated"] for line in lines)
+            counts.add(lines)
             progress.update(done)
             if stop.requested and done < total:
                 progress.close()
                 raise Preempted(
                     f"Stopped on request after {done:,} of {total:,} lines, which are in "
-                    f"{partial.path}; the same command goes on from there."
+                    f"{shown(partial.path)}; the same command goes on from there."
                 )
     progress.close()
     if main_host:
         partial.finish()
-        rows = [("step", str(number)), ("lines", f"{total:,}"), answerer.truncation(cut, total)]
-        print(summary(f"{config.name}: answers", [*rows, ("output", str(request.output))]))
+        table = [("step", str(number)), ("lines", f"{total:,}")]
+        table.append(answerer.truncation(counts.truncated, counts.answers))
+        table.append(answerer.unfinished(counts.unfinished, counts.answers))
+        table.append(("output", shown(request.output)))
+        print(summary(f"{config.name}: answers", table))
     return 0
 
 
+Line = dict[str, Any] | None  # None is a blank line
+Rows = list[tuple[int, Line]]  # (number in the file, line)
+
+
+@dataclasses.dataclass
+class Counts:
+    """How many answers there are, and what of them is not whole."""
+
+    answers: int = 0
+    truncated: int = 0
+    unfinished: int = 0
+
+    def add(self, lines: list[Line]) -> None:
+        for line in filter(None, lines):
+            self.answers += 1
+            self.truncated += line["truncated"]
+            self.unfinished += line["unfinished"]
+
+
+def _answered(answerer: Answerer, params: Any, rows: Rows) -> list[Line]:
+    """The lines of a batch with their answers; blank ones as they are."""
+    asked = [(number, row) for number, row in rows if row is not None]
+    questions = [answerer.question(row[_FIELD], number) for number, row in asked]
+    found = {
+        number: row | dict(zip(ADDED, (answer.text, question.cut, answer.cut), strict=True))
+        for (number, row), question, answer in zip(
+            asked, questions, answerer.answers(params, questions), strict=True
+        )
+    }
+    return [found.get(number) for number, _ in rows]
+
+
 def check_input(path: Path) -> int:
-    """Number of lines of a file that can be answered.
+    """Number of lines of a file that can be answered, blank ones included.
 
     Raises:
-      DataError: no file, no lines, or lines without text.
+      DataError: no file, no lines, lines without text, or with fields that answers would replace.
     """
-    bad, count = [], 0
+    bad, count, answers = [], 0, 0
     try:
-        for where, row in json_lines(path):
+        for where, row in read_rows(path):
             count += 1
+            answers += row is not None
             try:
-                if isinstance(row, Bad):
-                    raise row
-                words(row, _FIELD)
-                json.dumps(row, ensure_ascii=False).encode()
+                _check(row)
             except Bad as error:
                 bad.append(f"{where} {error}")
-            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write
-                bad.append(f"{where} has {error.object[error.start]!r}, which is no character")
     except OSError as error:
         raise DataError(
-            f"--input={path} cannot be read ({error.strerror}). Give a JSONL file whose lines have "
-            f'the text for the model in the field "{_FIELD}".'
+            f"--input={shown(path)} cannot be read ({error.strerror}). Give a JSONL file whose "
+            f'lines have the text for the model in the field "{_FIELD}".'
         ) from None
-    if bad or not count:
+    if bad or not answers:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         what = f"{len(bad)} lines of {count}: {'; '.join(bad[:_SHOWN])}{more}" if bad else "no line"
         raise DataError(
-            f"--input={path} has {what}. Every line is a JSON object with text in the field "
+            f"--input={shown(path)} has {what}. Every line is a JSON object with text in the field "
             f'"{_FIELD}", such as {{"{_FIELD}": "rte hypothesis: .. premise: .."}}.'
         )
     return count
 
 
-Rows = list[tuple[int, dict[str, Any]]]  # (number in the file, line)
+def _check(row: dict[str, Any] | Bad | None) -> None:
+    if isinstance(row, Bad):
+        raise row
+    if row is None:
+        return
+    words(row, _FIELD)
+    for name in ADDED:
+        if name in row:
+            raise Bad(f"has a field '{name}' of its own, which the answer would replace: rename it")
+
+
+def unknown(path: Path, vocabulary: Vocabulary) -> str:
+    """Says how many tokens of the inputs the vocabulary has no piece for; "" when none."""
+    total = count = 0
+    for _, row in read_rows(path):
+        if isinstance(row, dict):
+            ids = vocabulary.encode(row[_FIELD])
+            total, count = total + len(ids), count + int((ids == UNKNOWN).sum())
+    if not count:
+        return ""
+    return (
+        f"unknown: {count:,} of {total:,} tokens of the inputs are what the vocabulary "
+        f"{shown(vocabulary.name)} has no piece for"
+    )
 
 
 def _batches(path: Path, start: int, size: int) -> Iterator[Rows]:
-    lines = itertools.islice(enumerate(row for _, row in json_lines(path)), start, None)
-    while rows := list(itertools.islice(lines, size)):
-        yield rows
+    rows = (row if isinstance(row, dict) else None for _, row in read_rows(path))
+    lines = itertools.islice(enumerate(rows), start, None)
+    while batch := list(itertools.islice(lines, size)):
+        yield batch
 
 
 class _Partial:
@@ -154,40 +216,41 @@ class _Partial:
         self.output = request.output
         self.path = request.output.with_name(f"{request.output.name}.partial")
         self.note = request.output.with_name(f"{request.output.name}.partial.json")
-        with request.input.open("rb") as file:
+        with open_regular(request.input, follow=True, error=DataError) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         made_by = hashlib.sha256(made_by.encode()).hexdigest()
         self.origin = {"input": content, "made_by": made_by}
 
-    def begin(self) -> tuple[int, int, int]:
-        """(lines, truncated ones) that an earlier call left, and how many lines it left of another
-        input, other weights or another configuration, which are removed.
+    def begin(self) -> tuple[int, Counts, int]:
+        """(lines, counts) that an earlier call left, and how many lines it left of another input,
+        other weights or another configuration, which are removed, as is what is damaged.
         """
-        try:
-            known = json.loads(self.note.read_text()) == self.origin and self.path.is_file()
-        except (OSError, ValueError):
-            known = False
+        known = False
+        with contextlib.suppress(DataError):
+            known = read_json(self.note, error=DataError) == self.origin
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            before = self.path.read_bytes() if self.path.is_file() else b""
-            whole = before[: before.rfind(b"\n") + 1] if known else b""
-            with self.path.open("ab") as file:
-                file.truncate(len(whole))
-            self.note.write_text(json.dumps(self.origin))
+            with os.fdopen(files.open_to_write(self.path), "r+b") as file:
+                before = file.read()
+                lines, size = _whole(before) if known else ([], 0)
+                file.truncate(size)
+            files.write_atomically(self.note, json.dumps(self.origin))
         except OSError as error:
             raise self._refused(error) from None
-        lines = whole.splitlines()
-        cut = sum(json.loads(line)["truncated"] for line in lines)
-        return len(lines), cut, 0 if known else before.count(b"\n")
+        counts = Counts()
+        counts.add(lines)
+        return len(lines), counts, 0 if known else before.count(b"\n")
 
-    def write(self, lines: list[dict[str, Any]], enabled: bool) -> None:
+    def write(self, lines: list[Line], enabled: bool) -> None:
         """Appends the lines of a batch."""
         if not enabled:
             return
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(
+            (json.dumps(line, ensure_ascii=False) if line else "") + "\n" for line in lines
+        )
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(files.open_to_write(self.path, append=True), "wb") as file:
+                file.write(text.encode())
         except OSError as error:
             raise self._refused(error) from None
 
@@ -198,6 +261,26 @@ class _Partial:
 
     def _refused(self, error: OSError) -> StorageError:
         return StorageError(
-            f"--output={self.output} cannot be written ({error.strerror}). Free space or name "
-            "another file; finished lines stay."
+            f"--output={shown(self.output)} cannot be written ({error.strerror}). Free space or "
+            "name another file; finished lines stay."
         )
+
+
+def _whole(content: bytes) -> tuple[list[Line], int]:
+    """The finished lines of a file that was cut off somewhere, and how many bytes they are."""
+    lines: list[Line] = []
+    size = 0
+    for text in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+        line = None
+        if text.strip():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if not isinstance(line, dict) or not all(
+                isinstance(line.get(name), kind) for name, kind in zip(ADDED, _KINDS, strict=True)
+            ):
+                break
+        lines.append(line)
+        size += len(text)
+    return lines, size

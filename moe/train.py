@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from moe import describe, evaluate, finetune, plots, pretrain, sweep, upcycle
 from moe import plan as plan_lib
-from moe.data import check_vocabulary, make_source, train_batches, unigram_entropy
+from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
 from moe.data.sources import Examples, Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
@@ -62,14 +62,16 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
-    eval_source = make_source(config.data, "holdout")
+    # data.holdout=0 keeps nothing back, and then nothing is evaluated.
+    eval_source = make_source(config.data, "holdout") if evaluates(config.data) else None
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
-    unigram = unigram_entropy(eval_source.target_counts())
+    unigram = unigram_entropy((eval_source or source).target_counts())
     limit = config.evaluation.limit
     tasks = tasks_lib.Tasks(plan, limit) if config.task == "finetune" else None
     if config.checkpoint.best:
         run_lib.check_best(config, evaluate.measured(eval_source, tasks))
-    peers.agree(split_facts(train=source, held_out=eval_source), DataError)
+    splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})
+    peers.agree(split_facts(**splits), DataError)
 
     # ---------------------------------------------------------------- restore
     def position(number: int) -> dict[str, Any]:
@@ -81,9 +83,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
     resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
     start = resumed.step if resumed else 0
+    owes = resumed is not None and resumed.owes and eval_source is not None
     if resumed:
         state, changed = resumed.state, resumed.changed
-        if start >= config.steps and not resumed.owes:
+        if start >= config.steps and not owes:
             checkpoints.close()
             run_lib.report_complete(workdir, start, config.steps)
             return 0
@@ -111,6 +114,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     train_step, eval_step = plan.train_step(), plan.eval_step()
 
     def run_eval(between: Callable[[], object]) -> dict[str, float]:
+        assert eval_source is not None
         measured = evaluate.over_split(eval_step, state.params, eval_source, plan, between)
         answers = tasks.answers(state.params, lambda count: between()) if tasks else {}
         scores = tasks.score(answers) if tasks else {}
@@ -124,7 +128,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     progress = Progress(
         config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
     )
-    redo = "eval" if resumed and resumed.owes else ""
+    redo = "eval" if owes else ""
     writers = Writers(workdir, start, redo=redo) if main_host else None
     recorder = run_lib.Recorder(
         config,
@@ -164,7 +168,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         jax.transfer_guard("disallow"),
     ):
         number, stopping = start, False
-        if resumed and resumed.owes:
+        if owes:
             result = evaluate_at(start)
             stopping = not result
             if result:
@@ -183,7 +187,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
             last = number == config.steps
             stopping = not last and peers.stopping(number, stop.requested)
             result = {}
-            if run_lib.evaluates(config, number) and not stopping:
+            measuring = eval_source is not None and run_lib.evaluates(config, number)
+            if measuring and not stopping:
                 result = evaluate_at(number)
                 stopping = not result
             if stopping or last or number % config.checkpoint.every == 0:
@@ -208,14 +213,18 @@ def run(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def opening(plan: Plan, source: Source, held_out: Source, unigram: float, start: int) -> str:
+def opening(plan: Plan, source: Source, held_out: Source | None, unigram: float, start: int) -> str:
     """The lines that a run starts with."""
     config, mesh = plan.config, plan.mesh
     rows = " + ".join(map(str, plan.lengths.values()))
+    kept = "no" if held_out is None else f"{len(held_out):,}"
+    none = "  held out nothing (data.holdout=0): nothing is evaluated"
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
-        f"  data     {config.data.source}: {len(source):,} training and {len(held_out):,} held-out "
+        f"  data     {config.data.source}: {len(source):,} training and {kept} held-out "
         f"rows of {rows} tokens",
+        *([none] if held_out is None else []),
+        *(f"  {note}" for note in source.notes),
         *truncated(config.data, source),
         f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
@@ -262,14 +271,18 @@ def report(
 ) -> None:
     """Draws the curves and the expert load, keeps and prints the summary of a finished run."""
     config = plan.config
-    pictures = curves(workdir), plots.expert_load(workdir, evaluate.loads(result, plan))
+    loads = evaluate.loads(result, plan) if result else {}
+    pictures = curves(workdir), plots.expert_load(workdir, loads)
     speed = progress.average().examples_per_second or 0.0
     tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
-    rows = {
+    measured = {
         **dict(evaluate.table(result)),
         **dict(evaluate.part_rows(result)),
         **dict(tasks_lib.flat_rows(result, config)),
         **dict(evaluate.router_rows(result, plan)),
+    } if result else {"evaluation": "none: data.holdout=0 holds nothing out"}  # fmt: skip
+    rows = {
+        **measured,
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",
         **goodput.rows(progress, jax.devices()),

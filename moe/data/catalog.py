@@ -151,7 +151,9 @@ def holds_out(config: Any, source: str) -> bool:
 
 def evaluates(config: Any) -> bool:
     """Whether anything of `config.source` is held out."""
-    return any(holds_out(config, source) for source, _ in parts_of(config, "holdout"))
+    if config.source.partition(":")[0] in supervised.KINDS:
+        return True
+    return any(holds_out(config, source) for source, _ in parts_of(config))
 
 
 def shard_count(reader: Reader) -> int:

@@ -98,8 +98,8 @@ class Tasks:
                 searched += [(name, question) for question in questions]
         # All at once: their last batches would be padding for the most part.
         found = self.answerer.answers(params, [question for _, question in searched])
-        for (name, _), text in zip(searched, found, strict=True):
-            yield name, text
+        for (name, _), answer in zip(searched, found, strict=True):
+            yield name, answer.text
 
     def score(self, answers: dict[str, list[str]]) -> dict[str, scoring.Figures]:
         """Task -> figures in percent; empty where no right answers are published."""

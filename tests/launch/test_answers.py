@@ -4,6 +4,7 @@ without training.
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from launch import evaluate, export, predict
 from moe import plan as plan_lib
+from moe import predict as predict_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import supervised
 from trainlib import checkpoint, run
@@ -131,18 +133,21 @@ MISTAKES = [
         ["--input={bad}", "--output={out}"],
         65,
         [
-            "5 lines of 7",
+            "7 lines of 9",
             "line 2 has no field 'inputs'. Did you mean 'input'",
             "line 3 has an empty field 'inputs'",
             "line 4 is not JSON",
             "line 5 has 7 in the field 'inputs'",
-            "line 7 has '\\ud800', which is no character",
+            "line 7 holds half of a surrogate pair",
+            "line 8 has a field 'prediction' of its own, which the answer would replace",
+            "line 9 has a field 'truncated' of its own",
         ],
     ),
 ]
 BAD = (
     '{"inputs": "a"}\n{"input": "b"}\n{"inputs": " "}\n{"inputs": "c"\n{"inputs": 7}\n'
     '{"inputs": "d"}\n{"inputs": "e", "id": "\\ud800"}\n'
+    '{"inputs": "f", "prediction": "mine"}\n{"inputs": "g", "truncated": 7}\n'
 )
 
 
@@ -162,6 +167,84 @@ def test_mistakes_are_told_before_anything_is_answered(
     for word in words:
         assert word in error
     assert not places["out"].exists()
+
+
+def test_blank_lines_keep_their_place_and_cut_answers_are_marked(saved, tmp_path, capsys):
+    """Seven lines in, seven out; with a byte-order mark, through gzip and from an array."""
+    rows = [{"inputs": f"copa premise: {'ab' * n}", "n": n} for n in range(5)]
+    asked = [json.dumps(row) for row in rows]
+    content = "\ufeff" + "\n".join([asked[0], "", *asked[1:3], "  ", *asked[3:]]) + "\n"
+    places = {"in.jsonl": content.encode(), "in.jsonl.gz": gzip.compress(content.encode())}
+    places["in.json"] = json.dumps(rows, indent=1).encode()
+    for name, data in places.items():
+        (tmp_path / name).write_bytes(data)
+        flags = [f"--workdir={saved}", f"--input={tmp_path / name}"]
+        code, out, error = outcome(capsys, predict, *flags, f"--output={tmp_path}/{name}.out")
+        assert code == 0, error
+    lines = (tmp_path / "in.jsonl.out").read_text().splitlines()
+    assert [not line for line in lines] == [False, True, False, False, True, False, False]
+    found = [json.loads(line) for line in lines if line]
+    assert [answer["n"] for answer in found] == list(range(5))
+    assert (tmp_path / "in.jsonl.gz.out").read_text().splitlines() == lines
+    assert [row["n"] for row in lines_of(tmp_path / "in.json.out")] == list(range(5))
+    # Three tokens at the most: bytes of weights that were never trained seldom end by themselves.
+    cut = [answer["unfinished"] for answer in found]
+    assert f"{sum(cut)} of 5 answers (limit 3 tokens)" in out
+    assert any(cut)
+
+
+def test_an_answer_that_ended_is_not_marked(saved, texts, tmp_path, capsys, monkeypatch):
+    """Words as the search gives them: an end, none, and an end in the last place."""
+    words = np.asarray([[70, 1, 0], [70, 71, 72], [70, 71, 1]] * 3, np.int32)[:8]
+
+    def found(self, compiled, params, batch):
+        return {"words": words}
+
+    monkeypatch.setattr("moe.answer.Answerer._run", found)
+    flags = [f"--workdir={saved}", f"--input={texts}", f"--output={tmp_path / 'out.jsonl'}"]
+    code, out, error = outcome(capsys, predict, *flags)
+    assert code == 0, error
+    cut = [answer["unfinished"] for answer in lines_of(tmp_path / "out.jsonl")]
+    assert cut == ([False, True, False] * 3)[:8] * 2 + [False, True, False]
+    assert f"{sum(cut)} of 19 answers" in out
+
+
+@pytest.mark.parametrize("kept", [b"", b"{}\n", b"\xff\n", b'{"prediction": 1}\n', b"[]\n"])
+def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, monkeypatch, kept):
+    def found(self, compiled, params, batch):
+        return {"words": np.full((8, 3), 70, np.int32)}
+
+    monkeypatch.setattr("moe.answer.Answerer._run", found)
+    out = tmp_path / "out.jsonl"
+    flags = [f"--workdir={saved}", f"--input={texts}", f"--output={out}"]
+    assert outcome(capsys, predict, *flags)[0] == 0
+    whole = out.read_bytes()
+    note = {}
+    begin = predict_lib._Partial.begin
+    monkeypatch.setattr(
+        predict_lib._Partial, "begin", lambda self: note.update(self.origin) or begin(self)
+    )
+    out.unlink()
+    assert outcome(capsys, predict, *flags)[0] == 0
+    out.unlink()
+    first = whole[: whole.find(b"\n") + 1]
+    (tmp_path / "out.jsonl.partial").write_bytes(first + kept + b'{"cut off')
+    (tmp_path / "out.jsonl.partial.json").write_text(json.dumps(note))
+    code, told, error = outcome(capsys, predict, *flags)
+    assert code == 0, error
+    assert "going on after 1 of 19 lines" in told
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.partial", "out.jsonl.partial.json"])
+def test_answers_are_not_written_through_links(saved, texts, tmp_path, capsys, name):
+    other = tmp_path / "document"
+    other.write_text("mine")
+    (tmp_path / name).symlink_to(other)
+    flags = [f"--workdir={saved}", f"--input={texts}", f"--output={tmp_path / 'out.jsonl'}"]
+    code, _, error = outcome(capsys, predict, *flags)
+    assert code == 64, error
+    assert other.read_text() == "mine"
 
 
 def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsys):

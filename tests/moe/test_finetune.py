@@ -328,7 +328,7 @@ def test_a_last_batch_has_no_empty_rows(config_of, monkeypatch):
 
     monkeypatch.setattr(answerer, "_run", run)
     questions = [answerer.question("x" * (n + 1), n) for n in range(11)]
-    assert list(answerer.answers({}, questions)) == ["AA"] * 11
+    assert list(answerer.answers({}, questions)) == [("AA", True)] * 11  # no end of sequence
     assert [batch["number"].tolist() for batch in asked] == [
         [*range(8)], [8, 9, 10, 8, 9, 10, 8, 9]
     ]  # fmt: skip
@@ -410,7 +410,7 @@ def request_of(tmp_path):
     texts = [f"rte hypothesis: {'x' * (17 * n % 200)} premise: {n}" for n in range(21)]
     source = tmp_path / "in.jsonl"
     # A field of the input with the name of one of ours, which says nothing here.
-    lines = [{"id": n, "inputs": text, "truncated": True} for n, text in enumerate(texts)]
+    lines = [{"id": n, "inputs": text} for n, text in enumerate(texts)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return predict.Request(source, tmp_path / "out.jsonl")
 

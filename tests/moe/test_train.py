@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch import report
 from moe import evaluate, train, upcycle
 from moe import plan as plan_lib
 from moe.config import default_config
@@ -126,6 +127,36 @@ def test_evaluating_the_checkpoint_gives_the_score_of_the_run(config_of, finishe
     summary = json.loads((finished / "summary.json").read_text())
     assert result["cross_entropy"] == pytest.approx(summary["cross_entropy"], abs=1e-6)
     assert "unigram entropy" in capsys.readouterr().out
+
+
+def test_a_run_that_holds_nothing_out_is_not_evaluated(config_of, tmp_path, capsys):
+    """From the first line to the report, and the advice of each refusal, carried out."""
+    (tmp_path / "mine.txt").write_text("A small text of one's own.\n" * 100)
+    (tmp_path / "table.csv").touch()
+    config = config_of()
+    config.data.update(source=f"text:{tmp_path}", holdout=0.0)
+    config.checkpoint.best = "cross_entropy"
+    with pytest.raises(ConfigError, match=r"checkpoint\.best .*data\.holdout=0"):
+        train.run(config, tmp_path / "run")
+    config.checkpoint.best = ""
+    assert train.run(config, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "held out nothing (data.holdout=0): nothing is evaluated" in out
+    assert "1 file .csv (another suffix), such as table.csv" in out
+    assert not logged(tmp_path / "run", "eval")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rows"]["evaluation"] == "none: data.holdout=0 holds nothing out"
+    assert "cross_entropy" not in summary
+    assert train.run(config, tmp_path / "run") == 0
+    assert "Complete: 4 steps are done" in capsys.readouterr().out
+    report.main([f"--workdir={tmp_path / 'run'}"])
+    assert "step 4" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"nothing of data\.source=.* is held out") as refused:
+        evaluate.run(config, tmp_path / "run")
+    assert "--config.data.source=text:PATH --config.data.holdout=0.99" in str(refused.value)
+    (tmp_path / "other.txt").write_text("Another text, which nothing was trained on.\n" * 100)
+    config.data.update(source=f"text:{tmp_path / 'other.txt'}", holdout=0.99)
+    assert evaluate.run(config, tmp_path / "run")["tokens"] > 100
 
 
 def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(config_of, tmp_path):
