@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -17,7 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from trainlib import paths
 from trainlib.errors import ConfigError, nearest, run_command
+from trainlib.interrupt import leave_until_saving, leave_when_asked
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -42,6 +45,11 @@ def parser(prog: str, description: str) -> Parser:
     made = Parser(prog=prog, description=description, allow_abbrev=False)
     made.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
     return made
+
+
+def add_path(made: argparse.ArgumentParser, flag: str, **more: Any) -> None:
+    """Adds a flag, or a positional argument, that takes a path; see `trainlib.paths.resolve`."""
+    made.add_argument(flag, type=functools.partial(paths.resolve, what=flag), **more)
 
 
 def parse(made: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -216,9 +224,16 @@ def part(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Entry point of a command: runs it, prints expected errors as a paragraph, exits."""
+def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> None:
+    """Entry point of a command: runs it, prints expected errors as a paragraph, exits.
+
+    Args:
+      main: the command.
+      saves: whether its work is saved and the same command goes on, so that a signal ends it with
+        75 throughout.
+    """
     argv = sys.argv[1:]
+    (leave_until_saving if saves else leave_when_asked)()
     leave_tpus_alone()
     sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))
 

@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
         help="one line for each value of a configuration key: memory, arithmetic, traffic and step "
         f"bound; {', '.join(COMPARED)} name the usual ones",
     )
-    parser.add_argument(
+    cli.add_path(
+        parser,
         "--cache",
-        type=Path,
         default=CACHE,
         help="where searches and comparisons keep reports (%(default)s)",
     )

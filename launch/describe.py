@@ -34,8 +34,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")
     parser.add_argument("--explain", metavar="KEY", help="value, meaning and origin of a key")
-    parser.add_argument(
-        "--checkpoint", metavar="DIR", help="a workdir or a step: leaves, digests, config diff"
+    cli.add_path(
+        parser,
+        "--checkpoint",
+        metavar="DIR",
+        help="a workdir or a step: leaves, digests, config diff",
     )
     args, overrides = cli.parse(parser, argv)
     if args.checkpoint:
@@ -104,6 +107,9 @@ def counting(what: str) -> None:
 
 def show(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows in columns as wide as their widest cell."""
+    from trainlib.errors import plain
+
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -187,7 +193,7 @@ def explain(loaded: cli.Loaded, key: str) -> int:
       ConfigError: no such key or section; names the nearest.
     """
     from trainlib.config import flatten
-    from trainlib.errors import ConfigError, nearest
+    from trainlib.errors import ConfigError, nearest, shown
 
     values = flatten(loaded.config)
     schema = cli.family_module(loaded.config, "config").schema(values)
@@ -200,7 +206,7 @@ def explain(loaded: cli.Loaded, key: str) -> int:
     for name in keys:
         print(f"{name} = {values[name]!r}")
         print(f"    meaning  {schema[name][1]}")
-        print(f"    set in   {loaded.origin[name]}; default {schema[name][0]!r}")
+        print(f"    set in   {shown(loaded.origin[name])}; default {schema[name][0]!r}")
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ DAMAGED = "damaged"
 SHOWN = 10  # damaged leaves that are printed
 
 
-def describe(where: str, config: ConfigDict | None, as_json: bool) -> int:
+def describe(where: Path, config: ConfigDict | None, as_json: bool) -> int:
     """Prints what a checkpoint holds, whether it is whole, and how its configuration differs.
 
     Args:
@@ -163,6 +164,7 @@ def show(
     directory: str,
 ) -> None:
     """Prints the description as a table."""
+    from trainlib.errors import shown
     from trainlib.progress import summary
 
     parts: dict[str, list[Leaf]] = {}
@@ -184,17 +186,15 @@ def show(
         rows.append((section, ", ".join(f"{key} {value}" for key, value in values.items())))
     good = len(found.leaves) - len(damaged)
     rows.append(("digests", f"{good} of {len(found.leaves)} leaves verified"))
-    # What somebody else's manifest says must not steer the terminal.
-    plain = [("".join(c if c.isprintable() else "?" for c in text) for text in row) for row in rows]
-    print(summary(f"Step {found.step} in {directory}", [(name, value) for name, value in plain]))
+    print(summary(f"Step {found.step} in {directory}", rows))
     for why in list(damaged.values())[:SHOWN]:
-        print(f"\ndamaged: {why}")
+        print(f"\ndamaged: {shown(why, 1000)}")
     if len(damaged) > SHOWN:
         print(f"\nand {len(damaged) - SHOWN} more; --json lists all")
     if changes is not None:
         print("\nconfiguration: " + ("the same" if not changes else "saved -> given"))
         for key, (old, new) in changes.items():
-            print(f"  {key}: {old!r} -> {new!r}")
+            print(f"  {shown(key)}: {shown(repr(old))} -> {shown(repr(new))}")
     print("\nsteps")
     for number, what in others.items():
-        print(f"  {number}: {what}")
+        print(f"  {number}: {shown(what, 1000)}")

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--config", metavar="FILE[:VARIANT]", help=f"also checked: {cli.CONFIG_HELP}"
     )
-    parser.add_argument("--workdir", metavar="DIR", type=Path, default=Path("."), help="its disk")
+    cli.add_path(parser, "--workdir", metavar="DIR", default=Path("."), help="its disk")
     parser.add_argument("--seconds", type=float, default=10.0, help="of measuring (default 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     multihost.add_flags(parser)

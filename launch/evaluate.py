@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch import cli
 
@@ -12,13 +11,13 @@ from launch import cli
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and evaluates a checkpoint with the configuration of its run."""
     parser = cli.parser("launch.evaluate", "Evaluate a checkpoint on the full evaluation split.")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument(
+    cli.add_path(
+        parser,
         "--write_predictions",
         metavar="DIR",
-        type=Path,
         help="after fine-tuning: write the answers to all tasks, as the leader boards want them",
     )
     args, overrides = cli.parse(parser, argv)

@@ -19,7 +19,6 @@ import json
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
@@ -36,9 +35,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and exports."""
     parser = cli.parser("launch.export", "Export the weights of a run.")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
     parser.add_argument("--format", help=", ".join(FORMATS))
-    parser.add_argument("--out", metavar="DIR", type=Path, help="a new or empty directory")
+    cli.add_path(parser, "--out", metavar="DIR", help="a new or empty directory")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument(
         "--weights",

@@ -15,7 +15,6 @@ refuses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from launch import cli
@@ -28,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line and imports."""
     parser = cli.parser("launch.import_weights", "Import weights of another library.")
     parser.add_argument("--format", help=", ".join(FAMILY_OF))
-    parser.add_argument("--path", type=Path, help="directory or file of the weights")
-    parser.add_argument("--out", metavar="WORKDIR", type=Path, help="a new or empty directory")
+    cli.add_path(parser, "--path", help="directory or file of the weights")
+    cli.add_path(parser, "--out", metavar="WORKDIR", help="a new or empty directory")
     parser.add_argument(
         "--check", action="store_true", help="compare logits with the other library"
     )

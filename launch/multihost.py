@@ -27,7 +27,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainlib.errors import ConfigError, PeerLost, Preempted, UserError, one_of, run_command
+from trainlib.errors import (
+    ConfigError,
+    Interrupted,
+    PeerLost,
+    Preempted,
+    UserError,
+    one_of,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -442,7 +450,7 @@ def _leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoRetur
     def again() -> NoReturn:
         raise error
 
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Interrupted):
         link.tell(str(error), error.exit_code)
         code = run_command(again, debug=args.debug)
     else:

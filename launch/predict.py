@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import cli
@@ -23,21 +22,19 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and applies the newest weights of a run."""
     parser = cli.parser("launch.predict", "Classify images or answer texts with a trained model.")
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", type=Path, help="image files, or folders of them"
+    cli.add_path(
+        parser, "images", nargs="*", metavar="IMAGE", help="image files, or folders of them"
     )
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="the --workdir of the training")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument(
-        "--class_names", metavar="FILE", type=Path, help="names of the classes, one a line"
-    )
+    cli.add_path(parser, "--class_names", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object an image, each on a line"
     )
-    parser.add_argument(
+    cli.add_path(
+        parser,
         "--attention",
         metavar="PICTURE",
-        type=Path,
         help="draw attention maps to this .png, .pdf or .svg",
     )
     parser.add_argument(
@@ -58,12 +55,10 @@ def main(argv: Sequence[str]) -> int:
         help="the pixel that attends, from the top left of the image as the model sees it; "
         "default: the centre",
     )
-    parser.add_argument(
-        "--input", metavar="FILE.jsonl", type=Path, help="texts to answer, in the field `inputs`"
+    cli.add_path(
+        parser, "--input", metavar="FILE.jsonl", help="texts to answer, in the field `inputs`"
     )
-    parser.add_argument(
-        "--output", metavar="FILE.jsonl", type=Path, help="the same lines with `prediction`"
-    )
+    cli.add_path(parser, "--output", metavar="FILE.jsonl", help="the same lines with `prediction`")
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")

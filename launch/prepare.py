@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch import cli
 from trainlib.errors import ConfigError
@@ -24,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--part", metavar="I/N", default="0/1", help="this machine's share of the shards, from 0/N"
     )
-    parser.add_argument(
-        "--tasks", metavar="FILE.py", type=Path, help="Python file that registers seqio Tasks"
+    cli.add_path(
+        parser, "--tasks", metavar="FILE.py", help="Python file that registers seqio Tasks"
     )
     parser.add_argument("--verify", action="store_true", help="read what is there and check it")
     args, overrides = cli.parse(parser, argv)

@@ -7,13 +7,14 @@ workdir. `--json` prints the same as data.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import cli
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, plain, shown
 
 KINDS = ("train", "eval", "goodput")
 HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
@@ -22,7 +23,7 @@ HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prints the report."""
     parser = cli.parser("launch.report", "Say how a run stands.")
-    parser.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="of the run")
+    cli.add_path(parser, "--workdir", metavar="DIR", required=True, help="of the run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = cli.parse(parser, argv)
     if overrides:
@@ -42,46 +43,61 @@ def report(workdir: Path) -> dict[str, Any]:
 
     Returns:
       name, steps (asked for), step (of the last line of metrics), seconds_ago (since that line),
-      holder (process and host that hold or last held the workdir; None after an orderly end),
-      checkpoints (step numbers), and for each kind of metrics its last line: train, eval, goodput.
+      holder (process and host that hold the workdir; None when nobody does), left_by (the process
+      that held it last and ended without giving it back; None after an orderly end), checkpoints
+      (step numbers), damaged_lines of the metrics, and for each kind of metrics its last line:
+      train, eval, goodput.
 
     Raises:
       ConfigError: there is no run in the directory.
+      DataError: its metrics are not what a run writes.
     """
+    from trainlib import lock
     from trainlib.config import read_json
     from trainlib.writers import read
 
     if not (workdir / "config.json").is_file():
         raise ConfigError(
-            f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
-            "that was the --workdir of `python -m launch.train`."
+            f"--workdir={shown(workdir)} holds no run: there is no config.json in it. Give the "
+            "directory that was the --workdir of `python -m launch.train`."
         )
     config = read_json(workdir / "config.json")
     metrics = workdir / "metrics.jsonl"
     last: dict[str, dict[str, Any]] = {}
-    for record in read(metrics) if metrics.exists() else ():
+    damaged: list[int] = []
+    for record in read(metrics, damaged.append) if metrics.exists() else ():
         last[record.get("kind", "train")] = record
+    held = lock.holder(workdir)
+    gone = held is not None and held.gone is True
     return {
-        "name": config.get("name"),
-        "steps": config.get("steps"),
+        "name": str(config.get("name", "")),
+        "steps": _steps(config.get("steps")),
         "step": max((record["step"] for record in last.values()), default=0),
         "seconds_ago": time.time() - metrics.stat().st_mtime if metrics.exists() else None,
-        "holder": _holder(workdir),
-        "checkpoints": sorted(
-            int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
-        ),
+        "holder": held.name if held and not gone else None,
+        "left_by": held.name if held and gone else None,
+        "sure": held is not None and held.gone is False,
+        "checkpoints": _checkpoints(workdir / "checkpoints"),
+        "damaged_lines": sum(damaged),
         **{kind: last.get(kind, {}) for kind in KINDS},
     }
 
 
-def _holder(workdir: Path) -> str | None:
-    from trainlib.lock import NAME
+def _steps(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ConfigError(
+            f"The config.json of this run has steps={shown(repr(value), 60)}, which is no number "
+            "of steps: it was changed since."
+        )
+    return value
 
+
+def _checkpoints(folder: Path) -> list[int]:
     try:
-        found = json.loads((workdir / NAME).read_text())
-        return f"process {found['pid']} on {found['host']}"
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(int(n) for n in names if n.isascii() and n.isdecimal() and len(n) < 20)
 
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -92,25 +108,30 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     done = facts["step"] >= facts["steps"]
     ago = "" if facts["seconds_ago"] is None else f", written {duration(facts['seconds_ago'])} ago"
     if facts["holder"]:
-        state = f"held by {facts['holder']} (or left by it, if it was killed)"
+        doubt = "" if facts["sure"] else " (or left by it, if it was killed)"
+        state = f"held by {facts['holder']}{doubt}"
+    elif facts["left_by"]:
+        state = f"not running: {facts['left_by']} held it and is gone; the same command goes on"
     else:
         state = "complete" if done else "not running"
     table = [("state", state), ("step", f"{facts['step']} of {facts['steps']}{ago}")]
     for kind in ("train", "eval"):
-        shown = [
-            f"{name} {number(value)}"
+        figures = [
+            f"{plain(name)} {number(value)}"
             for name, value in facts[kind].items()
             if name not in HIDDEN and "/" not in name and isinstance(value, int | float)
         ]
-        if shown:
-            table.append((f"{kind}, step {facts[kind]['step']}", ", ".join(shown)))
-    spent = facts["goodput"]
+        if figures:
+            table.append((f"{kind}, step {facts[kind]['step']}", ", ".join(figures)))
+    spent = {n: v for n, v in facts["goodput"].items() if isinstance(v, int | float)}
     if spent:
         speed = spent.get("examples_per_second")
         told = "unknown" if speed is None else f"{number(speed)} examples/s"
         mfu = f", MFU {100 * spent['mfu']:.1f} %" if "mfu" in spent else ""
         table += [("speed", told + mfu), ("time went to", phrase(spent))]
     table.append(("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"))
+    if facts["damaged_lines"]:
+        table.append(("damaged", f"{facts['damaged_lines']} lines of metrics were passed over"))
     return table
 
 

@@ -9,17 +9,15 @@ process was lost or this one is stuck.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch import cli, multihost
-from trainlib.interrupt import leave_when_asked
 
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, picks the family of the configuration, and calls its loop."""
     parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
-    parser.add_argument("--workdir", metavar="DIR", type=Path, help="where the run lives")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="where the run lives")
     multihost.add_flags(parser)
     parser.add_argument(
         "--on_corrupt",
@@ -35,11 +33,13 @@ def main(argv: Sequence[str]) -> int:
     config = cli.load(args.config, overrides).config
 
     def train() -> int:
-        return cli.family_module(config, "train").run(config, args.workdir)
+        from trainlib.run import given_back
+
+        with given_back():
+            return cli.family_module(config, "train").run(config, args.workdir)
 
     return multihost.run(args, config, train)
 
 
 if __name__ == "__main__":
-    leave_when_asked()
-    cli.run(main)
+    cli.run(main, saves=True)

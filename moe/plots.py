@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from trainlib.files import save_picture
+
 
 def expert_load(workdir: Path, loads: Mapping[str, np.ndarray]) -> Path | None:
     """Draws one row of experts for each sparse layer, coloured by load over the even share.
@@ -41,5 +43,5 @@ def expert_load(workdir: Path, loads: Mapping[str, np.ndarray]) -> Path | None:
     figure.colorbar(image, label="load / even load")
     axes.set_title("Expert load, evaluation", fontsize=10)
     path = workdir / "expert_load.png"
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, 110)
     return path

@@ -1,13 +1,18 @@
 """Errors that people cause, as one clear paragraph each, and the exit codes that go with them.
 
 A `UserError` carries everything a reader needs (what, where, allowed, nearest, what to do);
-commands print it without a traceback unless `--debug` is given. Everything else is a bug in this
-code and keeps its traceback.
+commands print it without a traceback unless `--debug` is given. So they do with a stop by a signal
+and with a reader of their output that has gone (`launch.describe | head`), which end with 128 + the
+signal, as the shell counts. Everything else is a bug in this code and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import select
+import signal
 import sys
 import textwrap
 import traceback
@@ -74,6 +79,19 @@ class PeerLost(UserError):
     exit_code = 76
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came where nothing has to be saved; raised in the main thread, so that
+    what is under way cleans up, and not caught by `except Exception`.
+
+    Args:
+      number: the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"{signal.Signals(number).name}: stopped.")
+        self.exit_code = 128 + number
+
+
 def shown(text: object, most: int = 200) -> str:
     """Text of others (names of files, classes, metrics and keys, words of a message) as it may be
     printed: one line, nothing that steers a terminal, no half characters, at most `most` characters
@@ -87,7 +105,12 @@ def shown(text: object, most: int = 200) -> str:
     if len(given) > most:
         half = max(most // 2 - 16, 8)
         given = f"{given[:half]} ... ({len(given):,} characters) ... {given[-half:]}"
-    return "".join(map(_printable, given))
+    return plain(given)
+
+
+def plain(text: object) -> str:
+    """The same for text that has a length of its own, such as a row of a table: nothing is cut."""
+    return "".join(map(_printable, str(text)))
 
 
 def _printable(letter: str) -> str:
@@ -124,16 +147,63 @@ def one_of(what: str, value: object, options: Iterable[str], where: str = "") ->
     )
 
 
+_LONGEST_WORD, _LONGEST = 5_000, 20_000  # characters; a path has at most 4,096
+
+
+def paragraph(text: str) -> str:
+    """Words filled into lines of 100 characters that no terminal is steered by, whatever a message
+    holds; paths and flags stay whole, to be copied.
+    """
+    words = " ".join(shown(word, _LONGEST_WORD) for word in text.split())
+    return textwrap.fill(
+        shown(words, _LONGEST), 100, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Runs a command; a `UserError` becomes one paragraph on standard error and its exit code."""
+    """Runs a command; a `UserError` becomes one paragraph on standard error and its exit code, a
+    stop by a signal one line, and a reader of the output that has gone nothing at all.
+    """
+    try:
+        code = _run(main, debug)
+        sys.stdout.flush()  # what a buffer still holds may be what nobody reads
+    except BrokenPipeError:
+        if not output_closed():
+            raise
+        code = 128 + signal.SIGPIPE
+    return code
+
+
+def _run(main: Callable[[], int | None], debug: bool) -> int:
     try:
         return main() or EXIT_OK
+    except SystemExit as left:  # `--help`
+        return left.code if isinstance(left.code, int) else EXIT_OK
+    except Interrupted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        return stop.exit_code
     except UserError as error:
         if debug:
-            traceback.print_exc()
+            print(*map(plain, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         label = "" if isinstance(error, Preempted) else "error: "
-        words = label + " ".join(str(error).split())
-        # Paths and flags stay whole, to be copied.
-        text = textwrap.fill(words, 100, break_long_words=False, break_on_hyphens=False)
-        print(text, *filter(None, [error.details]), sep="\n", file=sys.stderr)
+        lines = [paragraph(f"{label}{error}"), *map(plain, error.details.splitlines())]
+        print(*lines, sep="\n", file=sys.stderr)
         return error.exit_code
+
+
+def output_closed() -> bool:
+    """Whether the reader of standard output or standard error has gone; what is written there from
+    now on goes nowhere, and raises nothing.
+    """
+    found = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no real file, or closed
+            number = stream.fileno()
+            poll = select.poll()
+            poll.register(number, 0)
+            if poll.poll(0):
+                found = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+    return found

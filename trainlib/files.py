@@ -8,9 +8,11 @@ it is a regular file with no second name; otherwise the write is refused and the
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from trainlib.errors import ConfigError, shown
 from trainlib.untrusted import what_is
@@ -99,6 +101,23 @@ def write_atomically(path: Path, content: str | bytes, writer: str = "") -> None
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def save_picture(figure: Any, path: Path, dots: int) -> None:
+    """Writes a figure of matplotlib, which would follow a link, as a whole.
+
+    Args:
+      figure: its Figure.
+      path: its suffix decides the format.
+      dots: per inch.
+
+    Raises:
+      ConfigError: see `check_target`.
+      OSError: the disk refuses.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix(".").lower(), dpi=dots)
+    write_atomically(path, drawn.getvalue())
 
 
 def create(path: Path) -> int:

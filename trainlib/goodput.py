@@ -74,4 +74,6 @@ def phrase(parts: Mapping[str, float]) -> str:
     """Shares as words: `steps 82 %, data 1 %, saves 2 %, evaluation 3 %, start 12 %`."""
     words = {"input_wait": "data", "checkpoint_stall": "saves"}
     names = ("steps", *OTHERS)
-    return ", ".join(f"{words.get(name, name)} {100 * parts[name]:.0f} %" for name in names)
+    return ", ".join(
+        f"{words.get(name, name)} {100 * parts.get(name, 0.0):.0f} %" for name in names
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainlib import manifest
+from trainlib import manifest, paths
 from trainlib.errors import CheckpointError
 
 
@@ -17,8 +17,9 @@ def find(path: str | Path, flag: str = "init_from") -> tuple[Path, int | None]:
 
     Raises:
       CheckpointError: none of these is there.
+      ConfigError: it is no path of this machine.
     """
-    place = Path(path).expanduser()
+    place = paths.resolve(path, flag)
     candidates: list[tuple[Path, int | None]] = [(place / "checkpoints", None), (place, None)]
     if place.name.isdecimal():
         candidates.append((place.parent, int(place.name)))

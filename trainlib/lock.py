@@ -17,8 +17,11 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from trainlib.errors import ConfigError, StorageError
+from trainlib.errors import ConfigError, StorageError, UserError, shown
+from trainlib.files import open_to_write
+from trainlib.untrusted import read_small
 
 NAME = "run.lock"
 HANDED_BACK_SECONDS = 10.0  # how long a busy machine may take to first run a forked worker
@@ -26,27 +29,96 @@ HANDED_BACK_SECONDS = 10.0  # how long a busy machine may take to first run a fo
 _held: dict[Path, WorkdirLock] = {}
 
 
-def _give_back() -> None:
+def _drop_all() -> None:
     for lock in _held.values():
         lock.drop()
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_give_back)
+os.register_at_fork(after_in_child=_drop_all)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this host runs; one that has ended and was not waited for does not."""
+def release_all() -> None:
+    """Gives back what this process holds, before it ends at once."""
+    for lock in list(_held.values()):
+        lock.release()
+
+
+def _alive(pid: int, began: int | None = None) -> bool:
+    """Whether a process of this host runs; one that has ended and was not waited for does not, nor
+    does one whose number another process has now, which began at another time.
+    """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX"
-    return True
+    state, start = _stat(pid)
+    return state not in ("Z", "X") and (None in (began, start) or began == start)
+
+
+def _stat(pid: int) -> tuple[str, int | None]:
+    """State of a process and when it began (ticks since this machine did); ("", None) where the
+    system does not say.
+    """
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    return "", None
+
+
+_MOST = 4096  # bytes that are read of the file
+
+
+class _Written(NamedTuple):
+    """What a lock file says: process id, host, and when that process began."""
+
+    pid: int
+    host: str
+    began: int | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {shown(self.host, 100)}"
+
+    def gone(self) -> bool | None:
+        """Whether that process has ended; None where this host cannot see it."""
+        here = self.host == socket.gethostname()
+        return not _alive(self.pid, self.began) if here else None
+
+
+def _parsed(content: bytes) -> _Written | None:
+    """What stands in a lock file; None where it is not what a lock writes."""
+    try:
+        found = json.loads(content)
+        pid, host, began = int(found["pid"]), str(found["host"]), found.get("began")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+    began = began if isinstance(began, int) else None
+    return _Written(pid, host, began) if 0 < pid < 2**31 else None
+
+
+class Holder(NamedTuple):
+    """Who a lock file names.
+
+    Attributes:
+      name: "process 12 on host-a".
+      gone: whether that process has ended; None where this host cannot see it.
+    """
+
+    name: str
+    gone: bool | None
+
+
+def holder(workdir: Path) -> Holder | None:
+    """Who holds a workdir, or held it last and did not give it back; None when nobody did."""
+    try:
+        found = _parsed(read_small(workdir / NAME, _MOST))
+    except UserError:
+        return None
+    if found is None:
+        return None
+    return Holder(str(found), found.gone())
 
 
 class WorkdirLock:
@@ -57,7 +129,8 @@ class WorkdirLock:
       workdir: an existing directory.
 
     Raises:
-      ConfigError: another process holds it; names its process id and host.
+      ConfigError: another process holds it; names its process id and host. Or its file is a link or
+        anything but a file of one name.
       StorageError: the lock file cannot be written.
     """
 
@@ -66,7 +139,7 @@ class WorkdirLock:
         if self._path in _held:
             _held[self._path].release()
         try:
-            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file: int | None = open_to_write(self._path)
         except OSError as error:
             raise StorageError(
                 f"--workdir={workdir} cannot be written: {error.strerror}. Choose a directory "
@@ -91,7 +164,8 @@ class WorkdirLock:
         gone = self._holder()
         if gone:
             print(f"took over the lock of {gone}, which is gone", file=sys.stderr, flush=True)
-        self._write({"pid": os.getpid(), "host": socket.gethostname()})
+        pid = os.getpid()
+        self._write({"pid": pid, "host": socket.gethostname(), "began": _stat(pid)[1]})
         _held[self._path] = self
 
     def _take(self, file: int) -> None:
@@ -105,20 +179,15 @@ class WorkdirLock:
             try:
                 return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid, host = self._written() or (0, "")
-                here = host == socket.gethostname()
-                if not here or _alive(pid) or time.monotonic() > until:
+                written = self._written()
+                if not (written and written.gone()) or time.monotonic() > until:
                     raise
             time.sleep(0.02)
 
-    def _written(self) -> tuple[int, str] | None:
-        """Process id and host in the lock file; None where there are none."""
+    def _written(self) -> _Written | None:
+        """What stands in the lock file."""
         assert self._file is not None
-        try:
-            found = json.loads(os.pread(self._file, 4096, 0))
-            return int(found["pid"]), str(found["host"])
-        except (ValueError, TypeError, KeyError):
-            return None
+        return _parsed(os.pread(self._file, _MOST, 0))
 
     def _holder(self) -> str:
         """Who wrote the lock file; "" when its last holder released it."""
@@ -126,7 +195,7 @@ class WorkdirLock:
         if not os.pread(self._file, 4096, 0).strip():
             return ""
         found = self._written()
-        return f"process {found[0]} on {found[1]}" if found else "an unknown process"
+        return str(found) if found else "an unknown process"
 
     def _write(self, content: dict[str, object] | None) -> None:
         assert self._file is not None

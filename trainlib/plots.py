@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+from trainlib.errors import shown
+from trainlib.files import save_picture
 from trainlib.writers import read
 
 Series = dict[str, list[tuple[int, float]]]  # kind -> [(step, value)]
@@ -55,12 +57,20 @@ def curves(workdir: str | Path) -> Path | None:
         for kind, points in found[name].items():
             steps, values = zip(*points, strict=True)
             # Few points, as of an evaluation, are marked: a line through one of them is invisible.
-            axes.plot(steps, values, "o-" if len(points) < 30 else "-", markersize=3, label=kind)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+            axes.plot(
+                steps,
+                values,
+                "o-" if len(points) < 30 else "-",
+                markersize=3,
+                label=shown(kind, 60),
+            )
+        # Names are not formulas, which matplotlib sees between two dollars.
+        axes.set_title(shown(name.replace("_", " "), 60), fontsize=10, parse_math=False)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if len(found[name]) > 1:
-            axes.legend(fontsize=8)
+            for text in axes.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)
     path = workdir / "curves.png"
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, 110)
     return path

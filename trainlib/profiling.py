@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from trainlib.files import make_directory
+
 
 class Trace:
     """Traces the steps `first` to `last` into `workdir/profile`, to be opened in TensorBoard or
@@ -19,13 +21,14 @@ class Trace:
     """
 
     def __init__(self, workdir: str | Path, first: int, last: int):
-        self._directory = str(Path(workdir) / "profile")
+        self._directory = Path(workdir) / "profile"
         self._first, self._last, self._running = first, last, False
 
     def before(self, step: int) -> None:
         """Starts the trace when it is time."""
         if self._first <= step <= self._last and not self._running:
-            jax.profiler.start_trace(self._directory)
+            make_directory(self._directory)
+            jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, step: int, result: Any = None) -> None:

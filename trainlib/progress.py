@@ -22,6 +22,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from trainlib import interrupt
+from trainlib.errors import plain
+
 _WIDTH = 80  # columns, where the terminal does not say
 _CLEAR = "\r\x1b[K"
 
@@ -297,7 +300,7 @@ class Progress:
         parts = [f"{self._unit} {self._step}/{self._total}  {share}%"]
         if speed.eta is not None and self._step < self._total:
             parts.append(f"ETA {duration(speed.eta)}")
-        parts += [f"{name} {number(value)}" for name, value in self._values.items()]
+        parts += [f"{plain(name)} {number(value)}" for name, value in self._values.items()]
         if speed.examples_per_second is not None:
             parts.append(f"{number(speed.examples_per_second)} ex/s")
             parts += [f"mfu {speed.mfu:.0%}"] if speed.mfu is not None else []
@@ -306,7 +309,8 @@ class Progress:
         return "  ".join(parts)[: width - 1]
 
     def message(self, text: str) -> None:
-        """Writes a line of its own, above the live line."""
+        """Writes lines of their own, above the live line."""
+        text = "\n".join(map(plain, text.split("\n")))
         self._write(f"{_CLEAR}{text}\n{self.line()}" if self._live else f"{text}\n")
 
     def close(self) -> None:
@@ -318,8 +322,12 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._enabled:
-            self._stream.write(text)
-            self._stream.flush()
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except BrokenPipeError:
+                if not interrupt.reader_gone():
+                    raise
 
 
 def summary(title: str, rows: Sequence[tuple[str, Any]]) -> str:
@@ -328,10 +336,11 @@ def summary(title: str, rows: Sequence[tuple[str, Any]]) -> str:
     Values start in one column; one too long for 80 columns stands whole on a line of its own, so
     that a path can be copied.
     """
-    indent = max((len(name) for name, _ in rows), default=0) + 4
+    indent, title = max((len(plain(name)) for name, _ in rows), default=0) + 4, plain(title)
     lines = ["", title, "-" * min(_WIDTH, len(title))]
     for name, value in rows:
-        text = number(value) if isinstance(value, float) else str(value)
+        name = plain(name)
+        text = number(value) if isinstance(value, float) else plain(value)
         if indent + len(text) > _WIDTH:
             lines += [f"  {name}", f"    {text}"]
         else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,27 @@ from trainlib import config as config_lib
 from trainlib import peers
 from trainlib.checkpoint import Checkpoints, DamagedStep, describe_versions, first_says
 from trainlib.data import position_changes
-from trainlib.errors import CheckpointError, ConfigError, NumericAbort, StorageError, one_of
-from trainlib.files import write_atomically
+from trainlib.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NumericAbort,
+    StorageError,
+    UserError,
+    one_of,
+    shown,
+)
+from trainlib.files import check_target, make_directory, write_atomically
 from trainlib.lock import NAME as LOCK_NAME
 from trainlib.lock import WorkdirLock
 from trainlib.metrics import compute
 from trainlib.nn import Abstract
 from trainlib.progress import Progress, summary
 from trainlib.saving import storage_error, warn
+from trainlib.seal import seal_of
 from trainlib.state import TrainState
 from trainlib.step import Sums
+from trainlib.untrusted import read_json, read_small
 from trainlib.writers import Writers
 
 SUMMARY = "summary.json"
@@ -92,22 +104,68 @@ class Recorder:
         self._progress.update(number, **{name: values[name] for name in self._shown})
 
 
+PICTURES = ("curves.png", "expert_load.png")
+METRICS, CLASS_NAMES, CONFIG = "metrics.jsonl", "class_names.txt", "config.json"
+# What a run writes into its workdir, and what says that a workdir is one.
+_FILES = (LOCK_NAME, CONFIG, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
+_FOLDERS = ("checkpoints", "tensorboard")
+_EXPORTED = ("export.json", "model.safetensors", "model.safetensors.index.json")
+
+
+def check_workdir(workdir: Path) -> None:
+    """Refuses a directory that holds something else than a run, or whose names lead elsewhere,
+    before anything is written there.
+
+    Raises:
+      ConfigError: it is the directory of another program or an export; or a file or folder that a
+        run writes is a link.
+    """
+    foreign = next((n for n in _EXPORTED if (workdir / n).is_file()), "")
+    what = f"it holds {foreign}, exported weights" if foreign else _not_a_run(workdir)
+    if what:
+        raise ConfigError(
+            f"--workdir={shown(workdir)} is no workdir of a run: {what}. A run would write over "
+            "what is there. Give a directory that is new, or the --workdir of an earlier run."
+        )
+    for name in _FILES:
+        check_target(workdir / name)
+    for name in _FOLDERS:
+        if os.path.lexists(workdir / name):
+            make_directory(workdir / name)
+
+
+def _not_a_run(workdir: Path) -> str:
+    """Why a directory is not that of a run; "" where it may be, or where nothing is in the way."""
+    config = workdir / CONFIG
+    if config.is_file():
+        try:
+            found = config_lib.read_json(config)
+        except UserError as error:
+            return f"its {CONFIG} is none that a run wrote ({error})"
+        return "" if "family" in found else f"its {CONFIG} is of another program, without `family`"
+    if (workdir / LOCK_NAME).exists():  # a run that was stopped before it had written more
+        return ""
+    there = [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]
+    return f"it holds {', '.join(there)}, and no {CONFIG} of a run" if there else ""
+
+
 def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Checkpoints:
     """Makes the workdir, takes its lock and opens its checkpoints; closing them gives it back.
 
     Raises:
-      ConfigError: another run is at work there.
+      ConfigError: another run is at work there, or it is no workdir, see `check_workdir`.
       StorageError: the directory cannot be made or written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"--workdir={workdir} cannot be made: {error.strerror}. Choose a directory that you "
-            "may write to."
+            f"--workdir={shown(workdir)} cannot be made: {error.strerror}. Choose a directory that "
+            "you may write to."
         ) from None
+    check_workdir(workdir)
     kept: Any = config.checkpoint
-    return Checkpoints(
+    made = Checkpoints(
         workdir / "checkpoints",
         keep=kept.keep,
         best=kept.best,
@@ -116,6 +174,30 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
         axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
         lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
     )
+    _opened.append(made)
+    return made
+
+
+_opened: list[Checkpoints] = []
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
+    """Around a training: an error in it lets go of the workdir that it opened, after the save under
+    way has ended, so that the next start finds nobody there.
+
+    Processes of many end at once where one fails, and their ends give the lock back.
+    """
+    _opened.clear()
+    try:
+        yield
+    except BaseException:
+        for checkpoints in _opened if jax.process_count() == 1 else ():
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                checkpoints.close()
+        raise
+    finally:
+        _opened.clear()
 
 
 def check_best(config: ConfigDict, measured: Iterable[str]) -> None:
@@ -147,7 +229,9 @@ def agree_on_workdir(workdir: Path, checkpoints: Checkpoints) -> None:
     while not path.exists() and time.monotonic() < late:  # network disks show new files late
         time.sleep(0.1)
     # The lock names its holder, so a file of the same name on a disk of one's own is told apart.
-    found = path.read_text() if path.exists() else "not there"
+    found = "not there"
+    if path.exists():
+        found = read_small(path, 4096, error=ConfigError).decode(errors="replace")
     peers.agree({f"{LOCK_NAME} in --workdir, a directory that all hosts must share,": found})
 
 
@@ -160,7 +244,7 @@ def _write(path: Path, text: str) -> None:
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
-    _write(workdir / "config.json", config_lib.to_json(config))
+    _write(workdir / CONFIG, config_lib.to_json(config))
 
 
 def checkpoint_meta(config: ConfigDict, position: dict[str, Any]) -> dict[str, Any]:
@@ -300,17 +384,44 @@ def environment_changes(meta: Mapping[str, Any]) -> list[str]:
 
 
 def keep_summary(workdir: Path, title: str, rows: Mapping[str, str], result: dict) -> None:
-    """Prints the summary of a finished run and keeps it as JSON, with the figures in `result`."""
-    content = json.dumps({**result, "rows": dict(rows)}, indent=2)
-    _write(workdir / SUMMARY, content + "\n")
+    """Prints the summary of a finished run and keeps it as JSON, with the figures in `result` and
+    a digest, by which it is recognised.
+    """
+    content = {**result, "rows": dict(rows)}
+    text = json.dumps({**content, "sha256": _digest(content)}, indent=2, default=float)
+    _write(workdir / SUMMARY, text + "\n")
     print(summary(title, list(rows.items())), flush=True)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of what JSON makes of it: an array's float is a number there."""
+    return seal_of(json.loads(json.dumps(content, default=float)))
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """What `keep_summary` wrote; None where it wrote nothing.
+
+    Raises:
+      DataError: there is something else, or what it wrote was changed.
+    """
+    path = workdir / SUMMARY
+    if not os.path.lexists(path):
+        return None
+    found = read_json(path, error=DataError)
+    if seal_of({k: v for k, v in found.items() if k != "sha256"}) != found.get("sha256"):
+        raise DataError(f"{shown(path)} is not what the run wrote: its SHA-256 is another.")
+    return found
 
 
 def report_complete(workdir: Path, done: int, steps: int) -> None:
     """Says that there is nothing left to do, and repeats the summary."""
-    path = workdir / SUMMARY
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = None
+    try:
+        kept = read_summary(workdir)
+    except DataError as error:
+        warn(f"{error} It is left as it is, and not shown.")
     # A run that was killed after its last save has none, or that of fewer steps.
-    rows = kept["rows"] if kept.get("step") == done else {"checkpoints": str(workdir)}
+    whole = kept is not None and kept.get("step") == done
+    rows = kept["rows"] if kept and whole else {"checkpoints": str(workdir / "checkpoints")}
     print(summary(f"Complete: {done} steps are done, {steps} were asked for.", list(rows.items())))
     print("\nTo go on, ask for more: --config.steps=N.")

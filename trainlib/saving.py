@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from trainlib import digest, files, manifest
-from trainlib.errors import NumericAbort, StorageError
+from trainlib.errors import NumericAbort, StorageError, paragraph
 
 REMOVED = ".removing"  # ends the name of a step that retention was removing
 DAMAGED = ".damaged"  # ends the name of a step that was set aside
@@ -90,7 +89,8 @@ class Saver:
         self._main = jax.process_index() == 0
         try:
             if self._main:
-                directory.mkdir(parents=True, exist_ok=True)
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                files.make_directory(directory)
                 files.sync(directory.parent)
                 self._sweep()
         except OSError as error:
@@ -278,10 +278,7 @@ def set_aside(path: Path) -> Path:
 def warn(text: str) -> None:
     """Prints a warning as a paragraph on standard error, in the first process alone."""
     if jax.process_index() == 0:
-        words = textwrap.fill(
-            f"warning: {text}", 100, break_long_words=False, break_on_hyphens=False
-        )
-        print(f"\n{words}", file=sys.stderr, flush=True)
+        print(f"\n{paragraph(f'warning: {text}')}", file=sys.stderr, flush=True)
 
 
 def reason(error: Exception) -> str:

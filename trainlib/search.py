@@ -17,8 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainlib.errors import ConfigError, StorageError
+from trainlib.errors import CheckpointError, ConfigError, StorageError, UserError
+from trainlib.files import write_atomically
+from trainlib.seal import sealed, unsealed
 from trainlib.targets import Target, usual
+from trainlib.untrusted import read_small
 
 T = TypeVar("T")
 REMAT_ORDER = ("none", "dots", "minimal", "exchange", "full")  # from fast and large to small
@@ -173,6 +176,12 @@ class Cache:
         self.folder = folder
         self.hits = 0
 
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        """A report as it was written, or None: what is damaged is computed again."""
+        with contextlib.suppress(UserError):
+            return unsealed(read_small(path), "a report", CheckpointError)
+        return None
+
     def get(self, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The report for `key` (plain data), computed when it is not there yet.
 
@@ -181,16 +190,13 @@ class Cache:
         """
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         path = self.folder / f"{name[:24]}.json"
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text())
+        if (found := self._kept(path)) is not None:
             self.hits += 1
             return found
         report = compute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps(report))
-            partial.replace(path)
+            write_atomically(path, sealed(report), str(os.getpid()))
         except OSError as error:
             raise StorageError(f"A report cannot be kept in {self.folder}: {error}.") from error
         return report

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
-import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainlib.errors import StorageError
+from trainlib.errors import DataError, StorageError, UserError, paragraph, shown
+from trainlib.files import check_target, create, make_directory, open_to_write
+from trainlib.untrusted import open_regular, parse_json
 
 FLUSH_SECONDS = 10.0  # between two flushes of TensorBoard events
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -34,13 +37,44 @@ def _encode(value: Any) -> Any:
     return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+MOST_BYTES = 4 << 30  # of a metrics file; one with no end to it is none
+_LONGEST = 1 << 20  # bytes of a line
+_VALUES = (str, bool, int, float, type(None))
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """One record, or None for anything that is not one."""
+    """One record, or None for anything that is not one: a step and plain values."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = parse_json(line, "a line")
+    except UserError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    if not isinstance(record, dict) or not all(isinstance(v, _VALUES) for v in record.values()):
+        return None
+    numbers = [v for v in record.values() if isinstance(v, int)]
+    step, kind = record.get("step"), record.get("kind", "")
+    fits = type(step) is int and step >= 0 and all(abs(v) < 2**63 for v in numbers)
+    return record if fits and isinstance(kind, str) else None
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """(line, its record or None) of a metrics file, one at a time; of what is too long to be a line
+    the beginning.
+
+    Raises:
+      DataError: it is no regular file, cannot be read, or is larger than any run writes.
+    """
+    with open_regular(path, error=DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_BYTES:
+            raise DataError(
+                f"{shown(path)} has {size:,} bytes, and no more than {MOST_BYTES:,} are read. It "
+                "is not what a run wrote: move it away."
+            )
+        while line := file.readline(_LONGEST):
+            whole = line.endswith(b"\n")
+            yield line, _parse(line) if whole else None
+            while not whole and (rest := file.readline(_LONGEST)):
+                whole = rest.endswith(b"\n")
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
@@ -50,39 +84,64 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a metrics file; what is not a whole record is passed over."""
-    with open(path, "rb") as file:
-        for line in file:
-            record = _parse(line) if line.endswith(b"\n") else None
-            if record is not None:
-                yield {
-                    key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
-                    for key, value in record.items()
-                }
+def read(path: str | Path, damaged: Callable[[int], None] | None = None) -> Iterator[dict]:
+    """Yields the records of a metrics file; what is not a whole record is passed over.
+
+    Args:
+      path: the file.
+      damaged: told the number of lines that were passed over, when there were any; default: a
+        warning says it. A last line that was not finished does not count.
+
+    Raises:
+      DataError: it is no regular file, cannot be read, or is larger than any run writes.
+    """
+    bad, last = 0, False
+    for line, record in _lines(Path(path)):
+        last = record is None and not line.endswith(b"\n")
+        bad += record is None
+        if record is not None:
+            yield {
+                key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+                for key, value in record.items()
+            }
+    if bad - last:
+        (damaged or functools.partial(_warn, Path(path), "passed over"))(bad - last)
+
+
+def _warn(path: Path, what: str, count: int) -> None:
+    lines = f"{count:,} damaged line{'s were' if count > 1 else ' was'} {what}"
+    print(paragraph(f"warning: {path}: {lines}."), file=sys.stderr, flush=True)
 
 
 def truncate(path: Path, step: int, redo: str = "") -> None:
     """Cuts the records after `step`, those of kind `redo` at it, and whatever is no whole record,
     in one atomic replacement.
+
+    Raises:
+      ConfigError: it is a link, or has a second name.
+      DataError: as `read`.
+      OSError: the disk refuses.
     """
+    check_target(path)
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    records = [_parse(line) if line.endswith(b"\n") else None for line in lines]
-    kept = [
-        line
-        for line, r in zip(lines, records, strict=True)
-        if r and (r["step"] < step or (r["step"] == step and r["kind"] != redo))
-    ]
-    broken = sum(record is None for record in records[:-1])
-    if broken:
-        logging.warning("%s: %d damaged lines were removed.", path, broken)
-    if len(kept) == len(lines):
+
+    def stays(record: dict[str, Any] | None) -> bool:
+        if record is None or record["step"] > step:
+            return False
+        return record["step"] < step or record.get("kind") != redo
+
+    cut = bad = last = 0
+    for line, record in _lines(path):
+        last = record is None and not line.endswith(b"\n")
+        bad, cut = bad + (record is None), cut + (not stays(record))
+    if bad - last:
+        _warn(path, "removed", bad - last)
+    if not cut:
         return
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.writelines(kept)
+    with os.fdopen(create(temporary), "wb") as file:
+        file.writelines(line for line, record in _lines(path) if stays(record))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -97,6 +156,8 @@ class JsonLines:
       redo: kind of record that the run writes for that step itself once more.
 
     Raises:
+      ConfigError: it is a link, or has a second name.
+      DataError: it is larger than any run writes.
       StorageError: the file cannot be read or written.
     """
 
@@ -106,7 +167,7 @@ class JsonLines:
             truncate(self._path, step, redo)
             # Unbuffered: a record reaches the system in one write, so a kill loses at most the one
             # being written.
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+            self._file = os.fdopen(open_to_write(self._path, append=True), "ab", buffering=0)
         except OSError as error:
             raise _storage_error(self._path, error) from error
 
@@ -134,6 +195,7 @@ class TensorBoard:
       step: the step that the run starts from; later events of an earlier run are hidden.
 
     Raises:
+      ConfigError: the directory is a link.
       StorageError: the file cannot be written.
     """
 
@@ -146,7 +208,8 @@ class TensorBoard:
         messages: Any = event_pb2  # its names are made at run time
         self._directory, self._last, self._event = Path(directory), 0.0, messages.Event
         with self._refusals():
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory)
             # Files of one second would have one name; a resumed run never continues another's.
             self._writer = EventsWriter(
                 str(self._directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainlib.errors import ConfigError, StorageError, one_of
+from trainlib.files import check_target, save_picture
 
 FORMATS = ("pdf", "png", "svg")
 MAX_PANELS = 1000  # a page of 60 images, one layer and 16 heads; larger ones take minutes to draw
@@ -59,6 +60,7 @@ def check_picture(path: Path, panels: int) -> None:
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise one_of("the format of --attention", suffix, FORMATS, str(path))
+    check_target(path)
     if not path.parent.is_dir():
         raise StorageError(f"--attention={path}: the directory {path.parent} does not exist.")
     if panels > MAX_PANELS:
@@ -110,7 +112,7 @@ def attention_picture(path: Path, rows: Sequence[AttentionRow], query: tuple[int
         for axes, (name, weights) in zip(line[1:], panels, strict=False):
             _draw_map(axes, name, weights, row, query)
     try:
-        figure.savefig(path, dpi=_DPI)
+        save_picture(figure, path, _DPI)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -121,7 +123,7 @@ def _draw_image(axes: Any, row: AttentionRow, query: tuple[int, int]) -> None:
     axes.imshow(row.image, extent=(0, width, height, 0), interpolation="nearest")
     _mark_cell(axes, row, width / cols, height / rows)
     _mark_query(axes, query)
-    axes.set_title(f"{row.caption}\n{row.layer}, {rows} x {cols}", fontsize=6)
+    axes.set_title(f"{row.caption}\n{row.layer}, {rows} x {cols}", fontsize=6, parse_math=False)
 
 
 def _draw_map(

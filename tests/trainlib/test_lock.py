@@ -134,6 +134,21 @@ def test_a_damaged_lock_file_locks_nobody_out(tmp_path, content):
 
 
 def test_a_workdir_that_cannot_be_written_is_a_storage_error(tmp_path):
-    (tmp_path / NAME).mkdir()
-    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+    with pytest.raises(StorageError, match="cannot be written"):
+        WorkdirLock(Path("/proc"))
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "folder", "pipe"])
+def test_a_lock_that_is_no_file_of_its_own_is_not_written_through(tmp_path, kind):
+    letter, lock = tmp_path / "letter.txt", tmp_path / NAME
+    letter.write_text("dear")
+    make = {
+        "link": lambda: lock.symlink_to(letter),
+        "hard link": lambda: lock.hardlink_to(letter),
+        "folder": lock.mkdir,
+        "pipe": lambda: os.mkfifo(lock),
+    }
+    make[kind]()
+    with pytest.raises(ConfigError, match=r"run\.lock is a"):
         WorkdirLock(tmp_path)
+    assert letter.read_text() == "dear"

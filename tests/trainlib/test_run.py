@@ -145,8 +145,8 @@ def test_the_second_signal_leaves_at_once():
 def test_a_signal_before_the_first_step_leaves_with_75():
     code = (
         "import os, signal, time\n"
-        "from trainlib.interrupt import StopRequest, leave_when_asked\n"
-        "leave_when_asked()\n"
+        "from trainlib.interrupt import StopRequest, leave_until_saving\n"
+        "leave_until_saving()\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stop.requested\n"

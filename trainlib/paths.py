@@ -1,0 +1,86 @@
+"""Paths that people give, in flags and in configuration keys: one function reads them all.
+
+`~` is a home directory, nothing is no path (an unset variable must not mean the current directory),
+and an address such as gs://bucket/run is no directory of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainlib.errors import ConfigError, shown
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{2}")
+KEYS = ("data.dir", "data.cache", "init_from", "upcycle.workdir")
+# Values that hold a path after a colon: key -> the words before it.
+WITH_PATHS = {
+    "data.source": ("folder", "text", "jsonl"),
+    "data.vocabulary": ("sentencepiece",),
+}
+
+
+def resolve(text: str | os.PathLike[str], what: str) -> Path:
+    """The path that a person means.
+
+    Args:
+      text: as it was given.
+      what: the flag or key, to be named.
+
+    Raises:
+      ConfigError: it is empty, an address of another machine, longer than a path can be, or names
+        the home of nobody.
+    """
+    given = os.fspath(text)
+    if not given.strip():
+        raise ConfigError(
+            f"{what} is empty. A variable that is not set gives that: look at the command line. "
+            "The current directory is written as a dot."
+        )
+    if address := _ADDRESS.match(given):
+        raise ConfigError(
+            f"{what}: '{shown(given)}' is an address ({address[0]}), and only directories of this "
+            "machine are read and written. Mount it (gcsfuse, s3fs, NFS) or copy it, and give the "
+            "path."
+        )
+    if "\0" in given:
+        raise ConfigError(f"{what}: '{shown(given)}' holds a NUL, which no path can.")
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{what}: '{shown(given)}': the home directory of {shown(given.split('/')[0])} is not "
+            "known. Write the path out."
+        ) from None
+    try:
+        sizes = [len(os.fsencode(part)) for part in path.parts]
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what}: '{shown(given)}' holds half of a character.") from None
+    if max(sizes, default=0) > 255 or sum(sizes) + len(sizes) > 4096:
+        raise ConfigError(
+            f"{what}: '{shown(given)}' is too long: a name has at most 255 bytes, and a path 4,096."
+        )
+    return path
+
+
+def check(values: Mapping[str, Any], where: str = "") -> None:
+    """Refuses paths in a configuration that `resolve` refuses, before anything is opened.
+
+    Args:
+      values: dotted key -> value; a path that is not set is "".
+      where: of the configuration, to be named.
+
+    Raises:
+      ConfigError: see `resolve`.
+    """
+    place = f"{where}: " if where else ""
+    for key in KEYS:
+        if isinstance(value := values.get(key), str) and value:
+            resolve(value, place + key)
+    for key, kinds in WITH_PATHS.items():
+        kind, colon, path = str(values.get(key, "")).partition(":")
+        if colon and kind in kinds:
+            resolve(path, f"{place}{key} ({kind}:PATH)")
