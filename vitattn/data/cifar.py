@@ -6,13 +6,16 @@ A record of the binary file is 1 byte coarse label, 1 byte fine label and 3072 b
 
 from __future__ import annotations
 
+import gzip
 import tarfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from trainlib.errors import DataError
+from trainlib.untrusted import open_regular, read_small
 from vitattn.data import tfds_source
 from vitattn.data.embedded import Arrays
 from vitattn.data.sources import Source, hold_out, short_digest
@@ -21,6 +24,16 @@ _FOLDER = "cifar-100-binary"
 _ARCHIVE = "cifar-100-binary.tar.gz"
 _RECORD_BYTES = 2 + 3 * 32 * 32
 _CLASSES = 100
+_NAMES = "fine_label_names.txt"
+
+# What the official archive holds: 6 members, 169 MB in all.
+_MOST_BYTES = {
+    "train.bin": 50_000 * _RECORD_BYTES,
+    "test.bin": 10_000 * _RECORD_BYTES,
+    _NAMES: 2**16,
+}
+_MOST_UNPACKED = 256 * 2**20
+_MOST_MEMBERS = 100
 
 # Of the 50,000 training images, in units of the full range.
 MEAN = (0.5071, 0.4865, 0.4409)
@@ -67,29 +80,70 @@ def _binary(directory: Path, part: str) -> Arrays | None:
     name = f"{part}.bin"
     for folder in (directory, directory / _FOLDER):
         if (folder / name).is_file():
-            names = folder / "fine_label_names.txt"
-            text = names.read_text() if names.is_file() else ""
-            return _arrays(str(folder / name), (folder / name).read_bytes(), text, part)
+            content = _small(folder / name, _MOST_BYTES[name])
+            names = folder / _NAMES
+            text = _small(names, _MOST_BYTES[_NAMES]) if names.is_file() else b""
+            return _arrays(str(folder / name), content, text, part)
     archive = directory if directory.name == _ARCHIVE else directory / _ARCHIVE
     if not archive.is_file():
         return None
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            content = _member(tar, f"{_FOLDER}/{name}")
-            text = _member(tar, f"{_FOLDER}/fine_label_names.txt").decode()
-    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        found = _members(archive, (name, _NAMES))
+        return _arrays(f"{archive}:{name}", found[name], found[_NAMES], part)
+    except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): get it again.") from error
-    return _arrays(f"{archive}:{name}", content, text, part)
 
 
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise KeyError(name)
-    return file.read()
+def _small(file: Path, most: int) -> bytes:
+    return read_small(file, most, follow=True, error=DataError)
 
 
-def _arrays(where: str, content: bytes, names: str, part: str) -> Arrays:
+def _members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Reads members of the archive, without believing what it says of itself.
+
+    A few megabytes can unpack to gigabytes: neither a member, nor a header, nor all of it together
+    may be larger than in the official one.
+    """
+    found: dict[str, bytes] = {}
+    with (
+        open_regular(archive, follow=True, error=DataError) as file,
+        gzip.open(file) as unpacked,
+        tarfile.open(fileobj=_Bounded(unpacked, _MOST_UNPACKED), mode="r|") as tar,
+    ):
+        for count, member in enumerate(tar):
+            name = member.name.removeprefix(f"{_FOLDER}/")
+            if count >= _MOST_MEMBERS:
+                raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+            if name not in names or name == member.name:
+                continue
+            if not member.isreg() or member.issparse() or member.size > _MOST_BYTES[name]:
+                raise ValueError(
+                    f"{member.name} is no plain file of at most {_MOST_BYTES[name]:,} bytes"
+                )
+            content = tar.extractfile(member)
+            assert content is not None
+            found[name] = content.read()
+            if len(found) == len(names):
+                return found
+    missing = [name for name in names if name not in found]
+    raise KeyError(f"{_FOLDER}/{missing[0]}")
+
+
+class _Bounded:
+    """A stream that gives at most so many bytes, and then says that something is wrong."""
+
+    def __init__(self, stream: IO[bytes], most: int):
+        self._stream, self._most, self._left = stream, most, most
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {self._most:,} bytes")
+        return content
+
+
+def _arrays(where: str, content: bytes, names: bytes, part: str) -> Arrays:
     if not content or len(content) % _RECORD_BYTES:
         raise DataError(
             f"{where} has {len(content):,} bytes, which is no multiple of the {_RECORD_BYTES} of "
@@ -105,7 +159,13 @@ def _arrays(where: str, content: bytes, names: str, part: str) -> Arrays:
             "(CIFAR-10 has 10 classes and other records)."
         )
     images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    words = names.split()
-    class_names = words if len(words) == _CLASSES else [str(c) for c in range(_CLASSES)]
+    class_names = (
+        names.decode("utf-8", "replace").split() if names else [str(c) for c in range(_CLASSES)]
+    )
+    if len(class_names) != _CLASSES:
+        raise DataError(
+            f"{_NAMES} beside {where} holds {len(class_names)} names, not {_CLASSES}: it is "
+            "damaged or another file. Get it again, or remove it to have numbers for names."
+        )
     digest = short_digest("cifar100", part, len(content))
     return Arrays(where, np.ascontiguousarray(images), labels, class_names, MEAN, STD, digest)

@@ -1,10 +1,12 @@
 """Sources: real files of every layout and kind of mistake, and what each message says."""
 
+import gzip
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from trainlib.errors import ConfigError, DataError
-from vitattn.data import check_classes, data_defaults, make_source
+from vitattn.data import check_classes, cifar, data_defaults, make_source
 from vitattn.data.sources import UnreadableRecord
 
 ROOT = Path(__file__).parents[3]
@@ -295,6 +297,62 @@ def test_a_torn_cifar_archive_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(DataError, match="cannot be unpacked"):
         make_source(c, "train")
+
+
+def hostile_archive(root, *members):
+    """An archive of (name, size in bytes or TarInfo): 8 GB of zeros are 8 MB in it."""
+    chunk = gzip.compress(bytes(2**26))
+    with open(root / "cifar-100-binary.tar.gz", "wb") as file:
+        for name, size in members:
+            member = tarfile.TarInfo(f"cifar-100-binary/{name}")
+            member.size = size
+            file.write(gzip.compress(member.tobuf(tarfile.GNU_FORMAT)))
+            for _ in range(size // 2**26):
+                file.write(chunk)
+    return config(source="cifar100", dir=str(root))
+
+
+def test_a_cifar_archive_that_unpacks_to_8_gigabytes_is_refused_before_it_is_read(tmp_path):
+    c = hostile_archive(tmp_path, ("train.bin", 2**33))
+    assert (tmp_path / "cifar-100-binary.tar.gz").stat().st_size < 2**24
+    with pytest.raises(DataError, match=r"train\.bin is no plain file of at most 153,700,000"):
+        make_source(c, "train")
+
+
+def test_nor_may_anything_else_in_it_unpack_to_gigabytes(tmp_path, monkeypatch):
+    c = hostile_archive(tmp_path, ("readme.html", 2**33), ("train.bin", 0))
+    monkeypatch.setattr(cifar, "_MOST_UNPACKED", 2**27)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="unpacks to more than 134,217,728 bytes"):
+        make_source(c, "train")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_links_and_sparse_members_of_a_cifar_archive_are_not_followed(tmp_path):
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.GNUTYPE_SPARSE, tarfile.FIFOTYPE):
+        member = tarfile.TarInfo("cifar-100-binary/train.bin")
+        member.type, member.linkname = kind, "/dev/zero"
+        content = member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+        (tmp_path / "cifar-100-binary.tar.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(DataError, match=r"no plain file|cannot be unpacked"):
+            make_source(config(source="cifar100", dir=str(tmp_path)), "train")
+
+
+def test_cifar_files_are_bounded_and_regular(tmp_path):
+    c = cifar_folder(tmp_path)
+    inner = tmp_path / "cifar-100-binary"
+    with open(inner / "train.bin", "wb") as file:
+        file.truncate(2**33)  # sparse
+    with pytest.raises(DataError, match=r"train\.bin is larger than 146 MiB"):
+        make_source(c, "train")
+    (inner / "fine_label_names.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match=r"holds 2 names, not 100"):
+        make_source(c, "test")
+    (inner / "test.bin").unlink()
+    os.mkfifo(inner / "test.bin")  # is passed over, and nothing waits for its writer
+    with pytest.raises(DataError, match="CIFAR-100 was not found"):
+        make_source(c, "test")
 
 
 def test_the_pickled_cifar_version_is_refused(tmp_path):
