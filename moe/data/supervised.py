@@ -25,6 +25,7 @@ from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Re
 from moe.data.fingerprint import files_digest
 from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
+from trainlib import tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
 KINDS = ("task", "sample")
@@ -198,6 +199,7 @@ def _folder(task: Benchmark, config: Any, source: str) -> Path | None:
 def _tfds_records(
     task: Benchmark, directory: str, split: str
 ) -> Iterator[tuple[str, Record | Bad]]:
+    tfds_files.check_set(task.tfds, directory)
     import tensorflow_datasets as tfds
 
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import os
 from typing import Any
 
-from trainlib.errors import ConfigError, DataError
+from trainlib import tfds_files
+from trainlib.errors import ConfigError, DataError, UserError, shown
 from vitattn.data.sources import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,6 +21,8 @@ from vitattn.data.sources import (
     hold_out,
     short_digest,
 )
+
+_MOST_CLASSES = 2**20
 
 _WITHOUT_DATA = (
     "or try the recipe without data: the ':digits' variant of the configuration, or "
@@ -52,25 +56,37 @@ class TfdsSource:
                 "again."
             )
         part = info.splits[split]
-        self.class_names = tuple(info.features["label"].names)
+        self.class_names = _class_names(info.features, directory)
         self.num_classes = len(self.class_names)
         self._length = part.num_examples
         self._files = tuple(part.filenames)
-        self._ends = [sum(part.shard_lengths[: n + 1]) for n in range(len(self._files))]
+        self._ends = list(itertools.accumulate(part.shard_lengths))
         self.digest = short_digest(
             info.full_name, split, part.shard_lengths, part.num_bytes, self._files
         )
         self._check_files()
 
     def _check_files(self) -> None:
+        """All files are there, and may hold as many records as the description says."""
         from etils import epath
 
-        missing = [f for f in self._files if not (epath.Path(self.directory) / f).exists()]
+        missing, size = [], 0
+        for file in self._files:
+            try:
+                size += (epath.Path(self.directory) / file).stat().length
+            except OSError:
+                missing.append(file)
         if missing:
             raise DataError(
                 f"{self.directory}: {len(missing)} of the {len(self._files)} files of the split "
                 f"'{self.split}' are missing, the first is {missing[0]}. Copy them again, or "
                 "prepare the data set again."
+            )
+        if self._length > size:  # an image takes more than one byte
+            raise DataError(
+                f"{self.directory}: the split '{self.split}' is said to have {self._length:,} "
+                f"records, and its files have {size:,} bytes: they are damaged. Copy the data set "
+                "again."
             )
 
     def __len__(self) -> int:
@@ -89,13 +105,40 @@ class TfdsSource:
         return f"{self.directory}/{self._files[shard]} record {record - first}"
 
 
-def _info(directory: str) -> Any:
+def _class_names(features: Any, directory: str) -> tuple[str, ...]:
+    """The names of the classes; raises DataError for a data set that is none of classified
+    images."""
     import tensorflow_datasets as tfds
 
+    has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = has.get("image"), has.get("label")
+    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
+    if not isinstance(image, tfds.features.Image) or not classes or classes > _MOST_CLASSES:
+        kinds = ", ".join(f"{shown(k, 40)}: {type(v).__name__}" for k, v in list(has.items())[:10])
+        raise DataError(
+            f"{directory} is no data set of images with one class each: its features are "
+            f"{kinds or 'not named'}, and 'image' must be an Image, 'label' a ClassLabel of 1 to "
+            f"{_MOST_CLASSES:,} classes."
+        )
+    return tuple(label.names)
+
+
+def _builder(directory: str) -> Any:
+    tfds_files.check_version(directory)
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(directory)
+
+
+def _info(directory: str) -> Any:
     try:
-        return tfds.builder_from_directory(directory).info
+        return _builder(directory).info
+    except UserError:
+        raise
     except Exception as error:  # whatever is wrong with the description, it cannot be used
-        raise DataError(f"{directory} is not a TFDS data set that can be read: {error}") from error
+        raise DataError(
+            f"{shown(directory)} is not a TFDS data set that can be read: {shown(error, 500)}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,7 +146,7 @@ def _records(directory: str, split: str) -> Any:
     """Opens the files of a split once in each process; open files do not travel to workers."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
+    builder = _builder(directory)
     return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
