@@ -1,7 +1,7 @@
 """Brings weights in: `python -m launch.import_weights --format=FORMAT --path=PATH --out=WORKDIR`.
 
-    hf            a Hugging Face directory of T5 v1.1 or Switch Transformers (safetensors)
-    t5x           a T5X checkpoint of T5 1.1, Switch or ST-MoE
+    hf            a Hugging Face directory of T5, mT5 or Switch Transformers (safetensors)
+    t5x           a T5X checkpoint of T5 1.1, Switch or ST-MoE, its own or Orbax's format
     torchvision   ResNet weights in torchvision's names (safetensors)
     safetensors   what `launch.export` wrote in our own names
 

@@ -100,15 +100,10 @@ def layout(
     else:
         entries.append(Entry(HEAD, "output.kernel", (), TRANSPOSED))
     config = to_config(model, dtype, lengths or {})
-    notes = []
-    if switch:
-        notes.append(
-            f"transformers counts capacity by sequence: expert_capacity={config['expert_capacity']}"
-            " tokens of one expert, in both stacks, in training and evaluation"
-        )
+    notes = hf_config.capacity_notes(model, lengths or {}) if switch else ()
     files = {"config.json": json.dumps(config, indent=2) + "\n"}
     title = f"Hugging Face {'Switch Transformers' if switch else 'T5 v1.1'}"
-    return Layout(title, tuple(entries), files, IGNORED, tuple(notes))
+    return Layout(title, tuple(entries), files, IGNORED, notes)
 
 
 def _block(

@@ -16,7 +16,7 @@ from typing import Any
 
 from moe.interop.placement import placement
 from moe.models.architecture import MOST_BUCKETS, MOST_DISTANCE, Architecture
-from moe.routing_config import RoutingConfig, capacity
+from moe.routing_config import capacity
 from trainlib.errors import CheckpointError, ConfigError, shown
 from trainlib.untrusted import integer
 
@@ -108,16 +108,18 @@ def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
       CheckpointError: another kind of model, or values that cannot be or are not computed here.
     """
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise CheckpointError(_unknown(kind))
     _fixed(config, FIXED | (FIXED_IN_SWITCH if kind == SWITCH else {}))
     values = _DEFAULTS[kind] | _without_aliases(config, _ALIASES if kind == SWITCH else _T5_ALIASES)
+    # Theirs follows from `num_layers` before its second name is looked at.
+    values["layers_before"] = config.get("num_layers", _DEFAULTS[kind]["num_layers"])
+    if values["num_decoder_layers"] is None:
+        values["num_decoder_layers"] = values["layers_before"]
 
     def whole(key: str, high: int, low: int = 1) -> int:
         return integer(values[key], f"config.json: {key}", low, high)
 
-    encoder = whole("num_layers", 1024)
-    same = values["num_decoder_layers"] is None
     buckets = whole("relative_attention_num_buckets", MOST_BUCKETS, 4)
     key = "relative_attention_max_distance"
     model = {
@@ -126,8 +128,8 @@ def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         "hidden": whole("d_ff", 2**24),
         "heads": whole("num_heads", 2**14),
         "head_width": whole("d_kv", 2**16),
-        "encoder_blocks": encoder,
-        "decoder_blocks": encoder if same else whole("num_decoder_layers", 1024),
+        "encoder_blocks": whole("num_layers", 1024),
+        "decoder_blocks": whole("num_decoder_layers", 1024),
         "relative_attention_num_buckets": buckets,
         key: whole(key, MOST_DISTANCE, buckets // 2 + 1),
         "tied_output": scales_output(config),
@@ -141,7 +143,7 @@ def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def _unknown(kind: Any) -> str:
     """Why a kind of model is not read, and what is."""
     found = f"config.json: model_type={shown(repr(kind), 60)} is not read"
-    if kind in _OTHERS:
+    if isinstance(kind, str) and kind in _OTHERS:
         return (
             f"{found}: {_OTHERS[kind]}. Read are {', '.join(_DEFAULTS)}; ByT5, Flan-T5 and T5 1.0 "
             f"are {T5}. Take a checkpoint of one of these."
@@ -217,9 +219,10 @@ def scales_output(config: Mapping[str, Any]) -> bool:
 def _activation(values: Mapping[str, Any]) -> str:
     """Ours for what a T5 computes between its feed-forward matrices."""
     form = values["feed_forward_proj"]
-    first, *_, last = str(form).split("-") * 2  # "relu" is both its first and its last word
-    name = "gelu_new" if form == "gated-gelu" else last
-    gated, name = _flag(values, "is_gated_act", first == "gated"), values.get("dense_act_fn", name)
+    words = str(form).split("-")
+    derived = "gelu_new" if form == "gated-gelu" else words[-1]
+    name = values.get("dense_act_fn", derived)
+    gated = _flag(values, "is_gated_act", words[0] == "gated")
     ours = {(True, "gelu_new"): "geglu", (True, "gelu_pytorch_tanh"): "geglu"}
     ours[False, "relu"] = "relu"
     found = ours.get((gated, str(name)))
@@ -280,7 +283,8 @@ def _placed(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
         layers, key = model[f"{stack}_blocks"], f"num_sparse_{stack}_layers"
         count = integer(values[key], f"config.json: {key}", 0, 1024)
         # With 0 theirs has one sparse layer, the second: the step is then the whole stack.
-        step = values.get(f"{stack}_sparse_step", layers // count if count else layers)
+        before = {"encoder": values["layers_before"], "decoder": layers}[stack]
+        step = values.get(f"{stack}_sparse_step", before // count if count else before)
         step = integer(step, f"config.json: {stack}_sparse_step", 0, 2**16)
         found[stack] = sparse_layers(layers, step)
     try:
@@ -290,16 +294,43 @@ def _placed(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
 
 
 # ------------------------------------------------------------------------------ written
-def _rows_of_a_sequence(routing: RoutingConfig, lengths: Mapping[str, int]) -> int:
-    """The capacity of one expert in evaluation for one sequence; the larger of both stacks."""
-    rows = []
-    for length in lengths.values():
+def _rows(model: Architecture, lengths: Mapping[str, int]) -> dict[str, int]:
+    """Stack -> capacity of one of its experts in evaluation, for one sequence."""
+    routing, found = model.routing, {}
+    for stack, length in lengths.items():
+        if routing is None or stack not in model.stacks or not model.sparse_blocks(stack):
+            continue
         if routing.dropless:
-            rows.append(length)
+            found[stack] = length
             continue
         size = routing.group_size or (routing.group_sequences or 1) * length
-        rows.append(math.ceil(capacity(routing, size, train=False) * length / size))
-    return max(rows, default=64)
+        found[stack] = math.ceil(capacity(routing, size, train=False) * length / size)
+    return found
+
+
+def capacity_notes(model: Architecture, lengths: Mapping[str, int]) -> tuple[str, ...]:
+    """What the one capacity of a Switch model there does not say of ours."""
+    rows, routing = _rows(model, lengths), model.routing
+    assert routing is not None
+    notes = [
+        f"transformers counts capacity by sequence: expert_capacity={_capacity(rows)} tokens of "
+        "one expert, in both stacks, in training and evaluation"
+    ]
+    if len(set(rows.values())) > 1:
+        here = ", ".join(f"{count} in the {stack}" for stack, count in rows.items())
+        notes.append(f"here it is {here}: where experts are full, other tokens are dropped there")
+    if routing.dropless:
+        notes.append(f"here nothing is dropped; sequences of more than {_capacity(rows)} may be")
+    elif routing.group_size or routing.group_sequences != 1:
+        notes.append(
+            "here a group is not one sequence: where experts are full, other tokens are dropped "
+            "there (routing.group_sequences=1 drops the same ones)"
+        )
+    return tuple(notes)
+
+
+def _capacity(rows: Mapping[str, int]) -> int:
+    return max(rows.values(), default=64)
 
 
 def _steps(model: Architecture, stack: str) -> dict[str, int | None]:
@@ -351,7 +382,7 @@ def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> di
         "dense_act_fn": "relu",
         "num_experts": routing.num_experts,
         **{key: value for stack in model.stacks for key, value in _steps(model, stack).items()},
-        "expert_capacity": _rows_of_a_sequence(routing, lengths),
+        "expert_capacity": _capacity(_rows(model, lengths)),
         "router_bias": False,
         "router_dtype": routing.router_dtype,
         "router_jitter_noise": routing.jitter,

@@ -286,10 +286,15 @@ def test_options_that_cannot_work_are_refused(option, value):
 
 @pytest.fixture(scope="module")
 def model(small, made):
-    """A sparse model of two periods, whose training capacity would drop tokens in its decoder."""
+    """A sparse model of two periods and a part of one, whose training capacity would drop tokens in
+    its decoder, and whose relative positions are not T5's.
+    """
     config = small(
         encoder_blocks=2,
-        decoder_blocks=4,
+        decoder_blocks=5,
+        partial_period=True,
+        relative_attention_num_buckets=4,
+        relative_attention_max_distance=5,
         sparse_offset=0,
         extra_ffn="before",
         routing={"capacity_factor_eval": 0.5, "min_capacity": 1},

@@ -55,6 +55,26 @@ def test_buckets_worked_by_hand():
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("distance", [20, 33, 64, 100, 128, 512, 10_000])
+def test_other_buckets_and_distances_are_those_of_transformers(bidirectional, distance):
+    torch = pytest.importorskip("torch", reason="compares with the other library")
+    pytest.importorskip("transformers", reason="compares with the other library")
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    offsets = np.arange(-1500, 1501)
+    for buckets in (4, 5, 8, 17, 31, 32, 38, 64, 100):
+        if distance <= buckets // 2:
+            continue
+        sizes = {"bidirectional": bidirectional, "max_distance": distance}
+        found = relative_buckets(offsets, buckets=buckets, **sizes)
+        expected = T5Attention._relative_position_bucket(
+            torch.from_numpy(offsets), num_buckets=buckets, **sizes
+        )
+        np.testing.assert_array_equal(found, expected.numpy())
+        assert found.max() < buckets
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
 def test_bias_is_a_lookup_and_so_is_its_gradient(bidirectional):
     module = RelativeBias(3, bidirectional=bidirectional)
     model = nn.abstract(module)

@@ -14,6 +14,13 @@ from trainlib.errors import ConfigError
         ({"extra_ffn": "both"}, "Allowed: after, before, none"),
         ({"encoder_blocks": 5}, r"model.encoder_blocks=5 .* Nearest: 4 or 6"),
         ({"sparse_offset": 2}, "use 0 to 1, or -1"),
+        ({"decoder_sparse_period": 3}, r"decoder_blocks=2 .* model.decoder_sparse_period=3"),
+        ({"decoder_sparse_period": -1}, "decoder_sparse_period=-1"),
+        ({"encoder_blocks": 1, "partial_period": True}, "Nearest: 2"),
+        ({"sparse_stacks": "none"}, "Allowed: all, decoder, encoder"),
+        ({"sparse_stacks": "encoder", "kind": "decoder"}, "without a sparse block"),
+        ({"relative_attention_num_buckets": 3}, "num_buckets=3 is outside 4 to"),
+        ({"relative_attention_max_distance": 16}, "max_distance=16 is outside 17 to"),
         ({"heads": 0}, "model.heads=0 must be at least 1"),
         ({"dropout": 1.0}, r"model.dropout=1.0 must be in \[0, 1\)"),
         ({"kind": "decoder", "routing": {"batch_prioritized": True}}, "its future"),
@@ -40,3 +47,30 @@ def test_a_decoder_keeps_its_order_beside_an_encoder_that_ranks(small):
     config = small(routing={"batch_prioritized": True})
     assert config.stack_routing("encoder").batch_prioritized
     assert not config.stack_routing("decoder").batch_prioritized
+
+
+def test_the_stacks_have_places_of_their_own(small):
+    config = small(decoder_blocks=5, decoder_sparse_period=1, sparse_offset=0)
+    assert [config.sparse_blocks(s) for s in config.stacks] == [(0, 2), (0, 1, 2, 3, 4)]
+    for stack, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        config = small(sparse_stacks=stack)
+        assert config.stack_routing(stack) is not None
+        assert config.stack_routing(other) is None
+        assert config.sparse_blocks(other) == ()
+        assert config.periods(other) == (1, 4 if other == "encoder" else 2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "offset", "trees"),
+    [
+        (7, 1, {"dense": [[0], [3]], "sparse": [1, 4], "tail": [[2], [5]], "rest_dense": [[6]]}),
+        (5, 1, {"dense": [[0]], "sparse": [1], "tail": [[2]]}
+         | {"rest_dense": [[3]], "rest_sparse": [4]}),
+        (5, 0, {"sparse": [0], "tail": [[1, 2]], "rest_sparse": [3], "rest_tail": [[4]]}),
+        (5, -1, {"dense": [[0, 1]], "sparse": [2], "rest_dense": [[3, 4]]}),
+    ],
+)  # fmt: skip
+def test_a_stack_may_end_inside_of_a_period(small, blocks, offset, trees):
+    places = {"sparse_period": 3, "sparse_offset": offset, "partial_period": True}
+    config = small(kind="encoder", encoder_blocks=blocks, **places)
+    assert {tree: numbers.tolist() for tree, numbers in config.trees("encoder").items()} == trees

@@ -12,6 +12,7 @@ import pytest
 from moe.layers.attention import segment_mask
 from moe.models.block import Block, Context
 from moe.models.stack import Stack
+from moe.pretrain import router_metrics
 from trainlib import nn
 
 LAYOUTS = [  # experts, blocks, period, offset
@@ -19,6 +20,7 @@ LAYOUTS = [  # experts, blocks, period, offset
     (4, 8, 4, 1),  # dense, sparse, dense, dense
     (4, 2, 1, 0),  # sparse only
     (0, 3, 4, -1),  # dense only
+    (4, 8, 3, 1),  # ends after a sparse block
 ]
 
 
@@ -28,20 +30,20 @@ def pick(params, prefix):
 
 def one_by_one(config, params, x, segments):
     """The encoder with each block built alone and given its slice of the stacked weights."""
-    periods, before, sparse, after = config.periods("encoder")
-    length = before + sparse + after
     stack = nn.abstract(Stack(config, "encoder")).bind(pick(params, "encoder."), {})
     context = Context(
         bias=stack.bias(x.shape[1], x.shape[1]),
         mask=segment_mask(segments, segments),
         valid=segments > 0,
     )
-    for number in range(periods * length):
-        period, place = divmod(number, length)
-        tree, index = ("dense", (period, place)) if place < before else ("sparse", (period,))
-        if place >= before + sparse:
-            tree, index = "tail", (period, place - before - sparse)
-        routing = config.routing if tree == "sparse" else None
+    places = {
+        int(number): (tree, place)
+        for tree, numbers in config.trees("encoder").items()
+        for place, number in np.ndenumerate(numbers)
+    }
+    for number in range(config.encoder_blocks):
+        tree, index = places[number]
+        routing = config.routing if tree.endswith("sparse") else None
         block = nn.abstract(Block(config, routing, causal=False, cross=False))
         weights = {n: w[index] for n, w in pick(params, f"encoder.{tree}.").items()}
         x, _ = block.bind(weights, {})(x, context, None, train=False)
@@ -53,6 +55,7 @@ def test_a_stack_runs_its_blocks_in_order(
     small, made, text, quick, experts, blocks, period, offset
 ):
     places = {"encoder_blocks": blocks, "sparse_period": period, "sparse_offset": offset}
+    places["partial_period"] = bool(blocks % period)
     config = small(experts, kind="encoder", **places)
     abstract, params = made(config)
     batch = text(2)
@@ -69,6 +72,9 @@ def test_a_stack_runs_its_blocks_in_order(
     if experts:
         router = reports["encoder"]["sparse"]["router"]
         assert router.losses["balance"][0].shape == (blocks // period,)
+        count = len(config.sparse_blocks("encoder"))
+        for total, _ in router_metrics(reports).values():
+            assert total.shape[0] == count
         shares = router.metrics["load"][0].sum(-1) / router.metrics["load"][1]
         np.testing.assert_allclose(shares, np.ones(blocks // period), rtol=1e-6)
 
