@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import io
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,70 @@ def _few_arrays(path: Path) -> bool:
     return "/target." not in f"/{path}" or "embed" in str(path)
 
 
+# --------------------------------------------------------------------------------- token caches
+def _build(directory: Path, texts: Path) -> None:
+    from moe.data.cache_writer import build
+    from moe.data.readers import TextFolder
+    from moe.data.vocabulary import ByteVocabulary
+
+    build(
+        directory,
+        TextFolder(str(texts), 0.0, False),
+        ByteVocabulary(100),
+        shards=2,
+        workers=0,
+        max_bad_fraction=1.0,
+        report=lambda line: None,
+    )
+
+
+def make_cache(folder: Path) -> Path:
+    """A finished cache of two shards, with documents that could not be used."""
+    (texts := folder.with_name(f"{folder.name}.texts")).mkdir()
+    for n in range(6):
+        (texts / f"{n}.txt").write_text(f"some text {n}\n" * 500)
+    (texts / "bad.txt").write_bytes(b"\xff")
+    folder.rmdir()
+    _build(folder, texts)
+    return folder
+
+
+def make_unfinished_cache(folder: Path) -> Path:
+    """What a preparation leaves that was stopped before its last file."""
+    cache = make_cache(folder)
+    (cache / "manifest.json").unlink()
+    return cache
+
+
+def read_cache(path: Path, in_memory: bool = True) -> Any:
+    """All that training reads of a cache."""
+    from moe.data import cache as cache_lib
+    from trainlib.errors import DataError
+
+    limit, cache_lib._IN_MEMORY_TOKENS = cache_lib._IN_MEMORY_TOKENS, (1 << 25) * in_memory
+    try:
+        cache = cache_lib.Cache(path)
+        kinds = ("ends", "counts")
+        arrays = [array.tobytes() for kind in kinds for array in cache.array(kind)]
+        return cache.read(0, cache.tokens).tobytes(), arrays, cache.left_out(), cache.unknown
+    except cache_lib.DamagedRecord as error:
+        raise DataError(str(error)) from error
+    finally:
+        cache_lib._IN_MEMORY_TOKENS = limit
+
+
+def read_unfinished_cache(path: Path) -> Any:
+    """The same of the cache that the next call makes of it."""
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(path, f"{place}/cache.partial")
+        _build(Path(place) / "cache", path.with_name(f"{path.name}.texts"))
+        return read_cache(Path(place) / "cache")
+
+
 READERS: dict[str, Reader] = {
+    "cache": Reader(make_cache, read_cache, UserError, sealed),
+    "cache_on_disk": Reader(make_cache, lambda p: read_cache(p, False), UserError, sealed),
+    "unfinished_cache": Reader(make_unfinished_cache, read_unfinished_cache, UserError, sealed),
     "hf": Reader(_export("hf"), read_hugging_face, CheckpointError),
     "t5x": Reader(_export("t5x"), read_t5x, CheckpointError, damaged=_few_arrays),
 }

@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from tests.fuzz import mutate
+from tests.fuzz.readers import READERS
 from tests.launch.commands import ROOT, environment
+from trainlib.errors import UserError
 
 
 @pytest.mark.slow
@@ -40,3 +42,33 @@ def test_mutations_change_the_file_and_repeat():
     made = [mutate.mutated(data, random.Random(n)) for n in range(50)]
     assert made == [mutate.mutated(data, random.Random(n)) for n in range(50)]
     assert sum(one != data for one in made) > 45
+
+
+def test_damaged_caches_of_tokens_are_refused_or_harmless(tmp_path):
+    """Bits, cuts and forged numbers in every file of a cache, finished or not."""
+    kinds = ["cache", "cache_on_disk", "unfinished_cache"]
+    said = mutate.run(90, 3, tmp_path, kinds)
+    assert " 0 crashes, 0 silent" in said
+    assert int(re.search(r"(\d+) refused", said)[1]) > 20
+
+
+@pytest.mark.parametrize("kind", ["cache", "cache_on_disk", "unfinished_cache"])
+def test_no_flipped_bit_changes_a_token_in_silence(tmp_path, kind):
+    reader = READERS[kind]
+    (tmp_path / kind).mkdir()
+    place = reader.make(tmp_path / kind)
+    good, draw = reader.read(place), random.Random(kind)
+    files = sorted(place.iterdir())
+    refused = 0
+    for number in range(4 * len(files)):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            assert reader.read(place) == good, file
+        except UserError:
+            refused += 1
+        file.write_bytes(content)
+    assert refused

@@ -382,3 +382,80 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_writer, "_StreamWriter", Full)
     with pytest.raises(StorageError, match=r"cannot be written.*No space left"):
         make(tmp_path / "c", Lines())
+
+
+def manifest_as(change):
+    def apply(path):
+        content = json.loads(path.read_text())["content"]
+        change(content)
+        path.write_bytes(sealed(content))
+
+    return apply
+
+
+def sparse(path):
+    with path.open("r+b") as file:
+        file.truncate(5 << 30)
+
+
+def link_to(target):
+    def apply(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return apply
+
+
+HOSTILE = {
+    "five gigabytes": (sparse, "larger than 64 MiB"),
+    "a link to a device": (link_to("/dev/zero"), "is a symbolic link"),
+    "a link to a file": (link_to("/etc/hostname"), "is a symbolic link"),
+    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is a named pipe"),
+    "a path": (manifest_as(lambda m: m["shards"][0].update(name="../x")), "not what was written"),
+    "a text": (manifest_as(lambda m: m["shards"][0].update(tokens="7")), "not what was written"),
+    "a negative": (manifest_as(lambda m: m["shards"][1].update(documents=-1)), "not what was"),
+    "no shards": (manifest_as(lambda m: m.update(shards=[])), "not what was written"),
+    "too few shards": (manifest_as(lambda m: m["shards"].pop()), "not what was written"),
+    "a list": (lambda path: path.write_text("[]"), "is damaged"),
+    "nesting": (lambda path: path.write_text("[" * 10**6), "is not JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_manifests_are_refused(tmp_path, kind):
+    make(tmp_path / "c", Lines())
+    damage, message = HOSTILE[kind]
+    damage(tmp_path / "c" / "manifest.json")
+    with pytest.raises(DataError, match=message):
+        Cache(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["00001-of-00003.tokens", "00001-of-00003.ends.npy"])
+@pytest.mark.parametrize("damage", [sparse, link_to("/dev/zero")])
+def test_hostile_shards_are_refused(tmp_path, name, damage):
+    make(tmp_path / "c", Lines())
+    damage(tmp_path / "c" / name)
+    with pytest.raises(DataError, match=r"has 5,368,709,120 bytes, where|is a symbolic link"):
+        Cache(tmp_path / "c")
+
+
+def test_fewer_tokens_in_the_manifest_are_noticed(tmp_path):
+    """342258 became 337258 by one digit, and 36 rows vanished."""
+    make(tmp_path / "c", Lines())
+    path = tmp_path / "c" / "manifest.json"
+    tokens = json.loads(path.read_text())["content"]["shards"][0]["tokens"]
+    path.write_text(path.read_text().replace(f'"tokens":{tokens}', f'"tokens":{tokens - 1000}'))
+    with pytest.raises(DataError, match="damaged: its SHA-256"):
+        Cache(tmp_path / "c")
+
+
+def test_shards_of_a_damaged_plan_are_not_taken(tmp_path):
+    """Without its plan nobody knows what the finished shards are of."""
+    make(tmp_path / "c", Lines(), shards=5, part=(0, 3))
+    plan = tmp_path / "c.partial" / "plan.json"
+    flip(plan, plan.read_bytes())
+    with pytest.raises(DataError, match="the plan that says what of is damaged"):
+        make(tmp_path / "c", Lines(), shards=5, part=(1, 3))
+    said = []
+    assert make(tmp_path / "c", Lines(mark="2"), shards=5, report=said.append)
+    assert "2 finished shards, and the plan" in said[0]
