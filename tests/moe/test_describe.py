@@ -39,6 +39,20 @@ def test_every_variant_builds_and_is_what_it_claims(module):
     assert f"--config=configs/{module.__name__.split('.')[1]}.py --workdir=" in text
 
 
+def test_parameters_follow_the_buckets_and_the_sparse_stack():
+    """A table of R x N in each stack; blocks without experts lose them and their router."""
+    config = default_config("st_moe_tiny")
+    plain = describe.describe(config)
+    config.model.relative_attention_num_buckets = 40
+    more = describe.describe(config)["params"] - plain["params"]
+    assert more == 2 * (40 - 32) * config.model.heads
+    config.model.sparse_stacks = "encoder"
+    facts = describe.describe(config)
+    assert facts["sparse_blocks"] == {"encoder": [3], "decoder": []}
+    # The experts of one of two sparse blocks; the dense layer beside them stays.
+    assert 2 * facts["params_by_part"]["experts"] == plain["params_by_part"]["experts"]
+
+
 def test_recipes_are_those_of_the_paper():
     config = st_moe_32b.get_config()
     assert config.batch_size * config.data.encoder_length == 2**20
