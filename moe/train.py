@@ -36,6 +36,8 @@ FIXED = (
     *("family", "task", "seed", "batch_size", "model.width", "model.hidden", "model.head"),
     *("model.kind", "model.vocab_size", "model.activation", "model.sparse", "model.extra_ffn"),
     *("model.tied_output", "model.encoder_blocks", "model.decoder_blocks", "model.expert_bias"),
+    *("model.relative_attention", "model.decoder_sparse_period", "model.partial_period"),
+    *("model.router_input", "model.norm_scale", "model.residual_scale"),
     *("routing.num_experts", "routing.top_k", "data.source", "data.parts", "data.vocabulary"),
     *("data.extra_ids", "data.encoder_length", "data.decoder_length", "upcycle."),
     "data.objective",

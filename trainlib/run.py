@@ -358,9 +358,11 @@ def check_resume(
     Raises:
       ConfigError: a fixed key changed.
     """
-    changes = config_lib.differences(meta.get("config", {}), config_lib.flatten(config))
+    before = meta.get("config", {})
+    changes = config_lib.differences(before, config_lib.flatten(config))
     lines = {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
-    broken = [line for key, line in lines.items() if key.startswith(fixed)]
+    # A key that came after the run was made decides nothing of it.
+    broken = [line for key, line in lines.items() if key in before and key.startswith(fixed)]
     if broken:
         raise ConfigError(
             f"The run in this workdir was made with another configuration ({'; '.join(broken)}), "

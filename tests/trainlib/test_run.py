@@ -103,6 +103,14 @@ def test_a_resumed_run_may_change_lengths_but_not_meanings(config):
         run_lib.check_resume(meta, config, ("seed", "mesh."), position)
 
 
+def test_a_run_from_before_a_key_was_there_goes_on(config):
+    position = {"next_batch": 5, "records": 10, "digest": "x", "batch_size": 128, "seed": 0}
+    meta = run_lib.checkpoint_meta(config, position)
+    del meta["config"]["mesh.data"]
+    found = run_lib.check_resume(meta, config, ("mesh.",), position)
+    assert found == ["mesh.data: None -> -1"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
