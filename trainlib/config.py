@@ -17,9 +17,12 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from trainlib.errors import ConfigError, nearest, one_of
+
+# Keys that take one whole number or two of them: no ConfigDict knows such a type.
+NUMBER_OR_PAIR = ("model.image_size",)
 
 Schema = Mapping[str, tuple[Any, str]]
 
@@ -111,7 +114,8 @@ def from_schema(schema: Schema) -> ConfigDict:
     config = ConfigDict()
     for key, (default, _) in schema.items():
         section, *_, leaf = _walk(config, key)
-        section[leaf] = default
+        free = key in NUMBER_OR_PAIR
+        section[leaf] = FieldReference(default, field_type=object) if free else default
     return config.lock()
 
 
@@ -178,6 +182,9 @@ def override(config: ConfigDict, key: str, value: Any, where: str) -> None:
         )
     old = known[key]
     kind = str if old is None else type(old)
+    if key in NUMBER_OR_PAIR:
+        paired = "," in value if isinstance(value, str) else isinstance(value, tuple | list)
+        kind = tuple if paired else int
     try:
         new = _parse(value, kind) if isinstance(value, str) else _coerce(value, kind)
     except (KeyError, ValueError, SyntaxError, TypeError):

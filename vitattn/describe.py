@@ -18,12 +18,11 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       name, family, task, params, params_by_part, flops_per_example (forward pass of one image,
-      multiply-add = 2), image_size, num_classes, published (top1, top5, params, gflops, source;
-      those that are known).
+      multiply-add = 2), image_size (of a square, or height and width), num_classes, published
+      (top1, top5, params, gflops, source; those that are known).
     """
     resolved = configure(config.model)
     abstract = nn.abstract(build(config.model))
-    size = resolved.image_size
     published = {key: value for key, value in config.published.items() if value}
     return {
         "name": config.name,
@@ -31,10 +30,8 @@ def describe(config: ConfigDict) -> dict[str, Any]:
         "task": config.task,
         "params": abstract.param_count,
         "params_by_part": params_by_part(abstract),
-        "flops_per_example": forward_flops(
-            abstract, (size, size) if isinstance(size, int) else size
-        ),
-        "image_size": size,
+        "flops_per_example": forward_flops(abstract, resolved.size),
+        "image_size": resolved.image_size,
         "num_classes": resolved.num_classes,
         "data": config.data.source,
         "published": published,

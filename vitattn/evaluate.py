@@ -38,7 +38,8 @@ def over_split(
     total = None
     size = config.eval_batch_size or config.batch_size
     place = jax.process_index(), jax.process_count()
-    with eval_batches(source, config.data, size, *place, config.model.image_size) as batches:
+    pixels = configure(config.model).size
+    with eval_batches(source, config.data, size, *place, pixels) as batches:
         for batch in batches:
             between()
             on_device = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)

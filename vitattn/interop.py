@@ -195,12 +195,12 @@ def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
         raise ConfigError(
             f"--check: torchvision has no ResNet of {config.model.blocks} blocks. Leave it out."
         )
-    depth, size = config.model.depth, config.model.image_size
+    depth, size = config.model.depth, configure(config.model).size
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=config.model.num_classes)
     reader = Reader(path)
     values = {name: torch.from_numpy(reader.read(name).astype("f4")) for name in reader.tensors}
     theirs.load_state_dict(values)
-    image = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.eval()(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
     model = abstract(config)

@@ -54,10 +54,9 @@ class Plan:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A global training batch as shapes and places."""
-        size, side = self.config.batch_size, configure(self.config.model).image_size
-        sides = (side, side) if isinstance(side, int) else tuple(side)
+        size = self.config.batch_size
         shapes = {
-            "image": ((size, *sides, 3), jnp.float32),
+            "image": ((size, *configure(self.config.model).size, 3), jnp.float32),
             "label": ((size,), jnp.int32),
             "weight": ((size,), jnp.float32),
         }

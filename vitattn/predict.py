@@ -154,7 +154,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if len(paths) <= FEW_IMAGES:
         data.workers = 0
     size = -(-(1 if heads else min(BATCH, len(paths))) // mesh.size) * mesh.size
-    found = answers(Images(paths, mean, std), data, size, config.model.image_size, predict)
+    found = answers(Images(paths, mean, std), data, size, resolved.size, predict)
     if not request.as_json:
         print(f"{config.name}, step {number}")
     bad, drawn = [], []
@@ -345,7 +345,7 @@ def answers(
     source: Images,
     data: ConfigDict,
     batch_size: int,
-    image_size: int,
+    image_size: tuple[int, int],
     predict: Callable[[np.ndarray], dict[str, Any]],
 ) -> Iterator[Answer]:
     """An answer for each record of `source`, in order, from batches of one shape."""

@@ -51,8 +51,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
     eval_source = make_source(config.data, config.data.eval_split)
-    check_classes(source, configure(config.model).num_classes)
-    check_settings(source, config.data, config.model.image_size)
+    resolved = configure(config.model)
+    check_classes(source, resolved.num_classes)
+    check_settings(source, config.data, resolved.size)
     run_lib.check_best(config, evaluate.MEASURED)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
@@ -100,8 +101,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return evaluate.over_split(*args, between)
 
     # ---------------------------------------------------------------- loop
-    size = config.model.image_size
-    peak = goodput.peak_rate(functools.partial(forward_flops, abstract, (size, size)), devices)
+    size = resolved.size
+    peak = goodput.peak_rate(functools.partial(forward_flops, abstract, size), devices)
     progress = Progress(
         config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
     )

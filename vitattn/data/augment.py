@@ -1,8 +1,10 @@
-"""Training augmentations and the evaluation crop: from a picture to float pixels [S, S, 3].
+"""Training augmentations and the evaluation crop: from a picture to float pixels [H, W, 3].
 
-S image size in pixels. All draws come from the generator that is passed in, so a picture is
-augmented alike whoever does it. An augmentation is a function (picture, size, generator, mean) ->
-RGB image of size x size.
+H W height and width of the image in pixels; a size is one number for a square, or (H, W). All draws
+come from the generator that is passed in, so a picture is augmented alike whoever does it. An
+augmentation is a function (picture, size, generator, mean) -> RGB image of that size. Where the
+image is no square, what the papers say of squares holds for boxes of its aspect W/H, so that
+pictures are not distorted more than in a square.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 
 from vitattn.data.images import Box, Picture
 from vitattn.data.sources import Rgb
+from vitattn.size import Size, sides
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,
 # aspect 3/4 to 4/3.
@@ -36,33 +39,42 @@ _SHIFT = 0.1
 _SCALE = (0.85, 1.15)
 
 
-def inception_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """Returns a random crop, its area uniform in 8-100 % and its aspect log-uniform in 3/4-4/3.
+def inception_box(width: int, height: int, rng: np.random.Generator, target: float = 1.0) -> Box:
+    """Returns a random crop, its area uniform in 8-100 % and its aspect log-uniform in 3/4-4/3 of
+    the aspect `target` of the image that it becomes.
 
     A picture too long for that (after ten attempts) gives its largest centred crop of an allowed
     aspect.
     """
+    least, most = target * _ASPECT[0], target * _ASPECT[1]
     for _ in range(_CROP_ATTEMPTS):
         area = rng.uniform(*_AREA) * width * height
-        aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+        aspect = math.exp(rng.uniform(math.log(least), math.log(most)))
         wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if wide <= width and high <= height:
             left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
             return left, top, left + wide, top + high
-    wide, high = min(width, height * _ASPECT[1]), min(height, width / _ASPECT[0])
+    wide, high = min(width, height * most), min(height, width / least)
     left, top = (width - wide) / 2, (height - high) / 2
     return left, top, left + wide, top + high
 
 
-def centre_box(width: int, height: int, fraction: float) -> Box:
-    """Returns the centred square whose side is `fraction` of the shorter side.
+def centre_box(width: int, height: int, fraction: float, target: float = 1.0) -> Box:
+    """Returns the centred box of aspect `target` whose sides are `fraction` of those of the largest
+    one: for a square, of the shorter side.
 
     Cutting it and resizing once equals resizing the shorter side to size/fraction and cutting the
     centre size x size.
     """
-    side = min(width, height) * fraction
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    high = min(height, width / target) * fraction
+    wide = high * target
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high
+
+
+def _aspect(size: Size) -> float:
+    high, wide = sides(size)
+    return wide / high
 
 
 def distort_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -108,59 +120,65 @@ def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
-def inception_crop(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def inception_crop(
+    picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb
+) -> Image.Image:
     """Inception's random crop and flip, colours untouched."""
     del mean
-    box = inception_box(picture.width, picture.height, rng)
+    box = inception_box(picture.width, picture.height, rng, _aspect(size))
     return _flip(picture.render(box, size), rng)
 
 
-def inception(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def inception(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
     """Inception's random crop, flip and colour distortion: the ImageNet recipe of both papers."""
     return distort_colour(inception_crop(picture, size, rng, mean), rng)
 
 
-def flip_crop(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
     """CIFAR's: pad by an eighth (4 of 32 pixels), cut the size at random, flip.
 
     The border has the mean colour, which is zero once the image is normalised.
     """
-    box = centre_box(picture.width, picture.height, 1.0)
-    image = picture.render(box, size)
-    pad = max(1, size // 8)
-    left, top = (int(v) for v in rng.integers(0, 2 * pad + 1, 2))
-    ground = Image.new("RGB", (size, size), tuple(round(255 * v) for v in mean))
-    ground.paste(image, (pad - left, pad - top))
+    image = _centre(picture, size)
+    pads = tuple(max(1, side // 8) for side in image.size)
+    left, top = (int(v) for v in rng.integers(0, 2 * np.array(pads) + 1, 2))
+    ground = Image.new("RGB", image.size, tuple(round(255 * v) for v in mean))
+    ground.paste(image, (pads[0] - left, pads[1] - top))
     return _flip(ground, rng)
 
 
-def shift(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
     """For digits: half of them with a small turn, shift and scale, no flip (a mirrored digit is
     another one or none). The other half stays sharp, as in evaluation: 8x8 pixels are blurred when
     they are moved."""
     if rng.random() < _UNMOVED:
         return none(picture, size, rng, mean)
     angle = math.radians(rng.uniform(-_TURN, _TURN))
-    across, down = rng.uniform(-_SHIFT, _SHIFT, 2) * size
+    moved = rng.uniform(-_SHIFT, _SHIFT, 2)
     scale = rng.uniform(*_SCALE)
-    image = picture.render(centre_box(picture.width, picture.height, 1.0), size)
+    image = _centre(picture, size)
+    across, down = moved * image.size
     # Pillow asks for the source of each target pixel: turn and scale about the centre, then shift.
-    cos, sin, half = math.cos(angle) / scale, math.sin(angle) / scale, size / 2
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    x, y = image.width / 2, image.height / 2
     matrix = (
-        cos, sin, half - cos * (half + across) - sin * (half + down),
-        -sin, cos, half + sin * (half + across) - cos * (half + down),
+        cos, sin, x - cos * (x + across) - sin * (y + down),
+        -sin, cos, y + sin * (x + across) - cos * (y + down),
     )  # fmt: skip
-    return image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def none(picture: Picture, size: int, rng: np.random.Generator, mean: Rgb) -> Image.Image:
-    """The centre square, resized."""
+def none(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+    """The largest centred square, or box of the aspect of the image, resized."""
     del rng, mean
-    box = centre_box(picture.width, picture.height, 1.0)
-    return picture.render(box, size)
+    return _centre(picture, size)
 
 
-AUGMENTATIONS: dict[str, Callable[[Picture, int, np.random.Generator, Rgb], Image.Image]] = {
+def _centre(picture: Picture, size: Size) -> Image.Image:
+    return evaluation(picture, size, 1.0)
+
+
+AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], Image.Image]] = {
     "inception": inception,
     "inception_crop": inception_crop,
     "flip_crop": flip_crop,
@@ -169,14 +187,14 @@ AUGMENTATIONS: dict[str, Callable[[Picture, int, np.random.Generator, Rgb], Imag
 }
 
 
-def evaluation(picture: Picture, size: int, fraction: float) -> Image.Image:
+def evaluation(picture: Picture, size: Size, fraction: float) -> Image.Image:
     """Resizes the shorter side to size/fraction and cuts the centre, in one step."""
-    box = centre_box(picture.width, picture.height, fraction)
+    box = centre_box(picture.width, picture.height, fraction, _aspect(size))
     return picture.render(box, size)
 
 
 def normalise(image: Image.Image, mean: Rgb, std: Rgb) -> np.ndarray:
-    """Returns float32 [S, S, 3]: (pixel / 255 - mean) / std."""
+    """Returns float32 [H, W, 3]: (pixel / 255 - mean) / std."""
     scale = 1 / (255 * np.asarray(std, np.float32))
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return np.asarray(image, np.float32) * scale - offset

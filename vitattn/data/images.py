@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from vitattn.size import Size, sides
+
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
 
@@ -63,13 +65,14 @@ class Picture:
         turned = self._orientation >= 5
         self.width, self.height = (height, width) if turned else (width, height)
 
-    def render(self, box: Box, size: int) -> Image.Image:
-        """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of size x size.
+    def render(self, box: Box, size: Size) -> Image.Image:
+        """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of this size.
 
-        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box still has `size` pixels or
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box still has as many pixels or
         more then, which saves most of the decoding time of large photographs.
         """
-        shrink = min(box[2] - box[0], box[3] - box[1]) / size
+        high, wide = sides(size)
+        shrink = min((box[2] - box[0]) / wide, (box[3] - box[1]) / high)
         if shrink > 1:
             width, height = self._image.size
             self._image.draft(None, (int(np.ceil(width / shrink)), int(np.ceil(height / shrink))))
@@ -79,7 +82,7 @@ class Picture:
         across, down = upright.width / self.width, upright.height / self.height
         scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         inside = (*scaled[:2], min(scaled[2], upright.width), min(scaled[3], upright.height))
-        return upright.resize((size, size), Image.Resampling.BICUBIC, box=inside)
+        return upright.resize((wide, high), Image.Resampling.BICUBIC, box=inside)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,7 @@
 """From a source to batches: training batches without end, evaluation batches once and in order.
 
-B global batch, b the rows of this host, S image size. A batch is a dict of
-  image  float32 [b, S, S, 3]  normalised
+B global batch, b the rows of this host, H W image size. A batch is a dict of
+  image  float32 [b, H, W, 3]  normalised
   label  int32   [b]
   weight float32 [b]           1, or 0 for a bad record (then blank) and for padding
   index  int64   [b]           record number in the source, -1 for padding
@@ -20,6 +20,7 @@ from trainlib.errors import ConfigError, one_of
 from vitattn.data import augment
 from vitattn.data.images import BadImage, guarded, open_picture
 from vitattn.data.sources import Rgb, Source, UnreadableRecord
+from vitattn.size import Size, sides
 
 # Rows that one worker makes at a time: small enough that a first batch comes soon and many workers
 # need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing beside
@@ -31,7 +32,7 @@ _PIECE_ROWS = 32
 class _Recipe:
     """What happens to each picture. `augmentation` is None for evaluation."""
 
-    image_size: int
+    image_size: Size
     augmentation: str | None
     eval_crop: float
     mean: Rgb
@@ -39,7 +40,7 @@ class _Recipe:
     seed: int
 
     def pixels(self, source: Source, record: int, epoch: int) -> tuple[np.ndarray, int]:
-        """Returns float32 [S, S, 3] and the label of one record; raises BadImage or
+        """Returns float32 [H, W, 3] and the label of one record; raises BadImage or
         UnreadableRecord."""
         example = source[record]
         picture = open_picture(example.image)
@@ -55,7 +56,7 @@ class _Recipe:
         return augment.normalise(image, self.mean, self.std), example.label
 
 
-def check_settings(source: Source, config: Any, image_size: int) -> None:
+def check_settings(source: Source, config: Any, image_size: Size) -> None:
     """Refuses settings of `data` that cannot work, before anything is read.
 
     Raises:
@@ -72,7 +73,7 @@ def train_batches(
     start_batch: int,
     host_index: int,
     host_count: int,
-    image_size: int,
+    image_size: Size,
 ) -> shared.Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
@@ -84,7 +85,7 @@ def train_batches(
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
       host_index: this host, in 0..host_count-1.
       host_count: hosts that share each global batch.
-      image_size: S, in pixels.
+      image_size: in pixels, one number for a square or (H, W).
 
     Raises:
       ConfigError: a setting cannot work.
@@ -103,7 +104,7 @@ def eval_batches(
     batch_size: int,
     host_index: int,
     host_count: int,
-    image_size: int,
+    image_size: Size,
 ) -> shared.Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order,
     unaugmented.
@@ -134,7 +135,7 @@ def _batches(
 
 
 def _recipe(
-    source: Source, config: Any, image_size: int, seed: int, augmentation: str | None
+    source: Source, config: Any, image_size: Size, seed: int, augmentation: str | None
 ) -> _Recipe:
     if augmentation is not None and augmentation not in augment.AUGMENTATIONS:
         raise one_of("data.augment", augmentation, augment.AUGMENTATIONS)
@@ -192,8 +193,8 @@ def _read(
     source: Source, recipe: _Recipe, records: np.ndarray, epochs: np.ndarray
 ) -> dict[str, Any]:
     """Reads the records into arrays; a bad one keeps its row, blank and with weight 0."""
-    rows, size = len(records), recipe.image_size
-    images = np.zeros((rows, size, size, 3), np.float32)
+    rows = len(records)
+    images = np.zeros((rows, *sides(recipe.image_size), 3), np.float32)
     labels, weights = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
     bad: list[tuple[int, str]] = []
     for row, (record, epoch) in enumerate(zip(records.tolist(), epochs.tolist(), strict=True)):

@@ -52,7 +52,10 @@ def _value(hint, value, where: str):
     for option in options:
         if _fits(option, value):
             return float(value) if option is float else _as_tuple(value)
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    wanted = " or ".join(
+        str(option) if typing.get_args(option) else getattr(option, "__name__", str(option))
+        for option in options
+    )
     raise ConfigError(f"{where} is {value!r}, a {type(value).__name__}; it must be {wanted}.")
 
 
@@ -70,9 +73,12 @@ def _fits(option, value) -> bool:
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(option) is tuple:
-        return isinstance(value, list | tuple) and all(
-            _fits(typing.get_args(option)[0], item) for item in value
-        )
+        items = typing.get_args(option)
+        if not isinstance(value, list | tuple):
+            return False
+        if items[-1] is not Ellipsis:  # a kind for each place
+            return len(value) == len(items) and all(map(_fits, items, value))
+        return all(_fits(items[0], item) for item in value)
     return isinstance(value, option)
 
 

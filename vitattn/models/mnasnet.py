@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm
 from vitattn.layers.pool import global_average_pool
@@ -104,6 +105,7 @@ class MnasNetConfig:
     bn_eps: float = 1e-3
 
     def __post_init__(self):
+        size.check(self.image_size)
         for key, options in (("dtype", DTYPES), ("stem", STEMS)):
             if getattr(self, key) not in options:
                 raise one_of(f"model.{key}", getattr(self, key), options)
@@ -120,8 +122,7 @@ class MnasNetConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return size.sides(self.image_size)
 
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier, rounded to a multiple of 8, never down by over 10 %."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from trainlib.errors import ConfigError, one_of
+from vitattn import size
 from vitattn.layers.norm import ONES, ZEROS, BatchNorm
 from vitattn.layers.squeeze import GATES
 
@@ -140,6 +141,7 @@ class ResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self):
+        size.check(self.image_size)
         if self.depth not in DEPTHS:
             raise one_of("model.depth", self.depth, map(str, DEPTHS))
         for key, options in (("stem", STEMS), ("dtype", DTYPES), ("gate", GATES)):
@@ -169,8 +171,7 @@ class ResNetConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return size.sides(self.image_size)
 
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier."""

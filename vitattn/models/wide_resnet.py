@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm
 from vitattn.layers.pool import average_pool, global_average_pool
@@ -82,6 +83,7 @@ class WideResNetConfig:
     bn_eps: float = 1e-5
 
     def __post_init__(self):
+        size.check(self.image_size)
         if self.depth < 10 or (self.depth - 4) % 6:
             near = max(10, round((self.depth - 4) / 6) * 6 + 4)
             raise ConfigError(
@@ -105,8 +107,7 @@ class WideResNetConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return size.sides(self.image_size)
 
     def norm(self, channels: int) -> BatchNorm:
         """A normalisation."""
