@@ -1,6 +1,8 @@
 """Answers to a file of texts: one JSON object a line in, the same with `prediction`, `truncated`
 (whether the input lost its end) and `unfinished` (whether the answer did) out, line by line: blank
-ones stay blank. A JSON array of objects and gzip files are read as well.
+ones stay blank. With decoding.num_return above 1 there is `predictions` too, a list of `text`,
+`score` (log-probability), `unfinished` and, of beams, `rank_score`, whose first is `prediction`.
+A JSON array of objects and gzip files are read as well.
 
 What is finished lies in OUTPUT.partial; the same command goes on from there after a stop, however
 hard, and the file gets its name when all lines are answered.
@@ -14,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moe import plan as plan_lib
-from moe.answer import Answerer
+from moe.answer import Answer, Answerer, Question, Scored
 from moe.data import check_vocabulary, make_vocabulary
 from moe.data.benchmark import words
 from moe.data.json_rows import Bad, read_rows
@@ -37,8 +39,8 @@ from trainlib.untrusted import open_regular, read_json
 
 _FIELD = "inputs"
 # What is added to each line; a field of the user's own with such a name would be lost.
-ADDED = ("prediction", "truncated", "unfinished")
-_KINDS = (str, bool, bool)
+ADDED = {"prediction": str, "truncated": bool, "unfinished": bool}
+SEVERAL = "predictions"  # and this, where there are several answers
 _SHOWN = 20  # bad lines that an error lists
 
 
@@ -69,7 +71,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         raise ConfigError(
             f"--output={shown(request.output)} is there already. Remove it, or name another file."
         )
-    total = check_input(request.input)
+    added = _added(config)
+    total = check_input(request.input, added)
     plan = plan_lib.make(config)
     vocabulary = make_vocabulary(config.data)
     check_vocabulary(vocabulary, plan.model.vocab_size)
@@ -77,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     number, params, identity = load_weights(plan, workdir, at_step)
 
     main_host = jax.process_index() == 0
-    partial = _Partial(request, f"{to_json(config)} {identity}")
+    partial = _Partial(request, f"{to_json(config)} {identity}", added)
     done, counts, lost = partial.begin()
     if done and main_host:
         print(f"going on after {done:,} of {total:,} lines", flush=True)
@@ -92,7 +95,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     progress = Progress(total, done, enabled=main_host, unit="line")
     with StopRequest() as stop:
         for rows in _batches(request.input, done, answerer.rows):
-            lines = _answered(answerer, params, rows)
+            lines = _answered(answerer, params, rows, SEVERAL in added)
             partial.write(lines, main_host)
             done += len(lines)
             counts.add(lines)
@@ -133,20 +136,41 @@ class Counts:
             self.unfinished += line["unfinished"]
 
 
-def _answered(answerer: Answerer, params: Any, rows: Rows) -> list[Line]:
+def _added(config: ConfigDict) -> dict[str, type]:
+    """The fields that each line gets, and their types."""
+    return ADDED | ({SEVERAL: list} if config.decoding.num_return > 1 else {})
+
+
+def _answered(answerer: Answerer, params: Any, rows: Rows, several: bool) -> list[Line]:
     """The lines of a batch with their answers; blank ones as they are."""
     asked = [(number, row) for number, row in rows if row is not None]
     questions = [answerer.question(row[_FIELD], number) for number, row in asked]
-    found = {
-        number: row | dict(zip(ADDED, (answer.text, question.cut, answer.cut), strict=True))
-        for (number, row), question, answer in zip(
-            asked, questions, answerer.answers(params, questions), strict=True
-        )
+    if several:
+        found = answerer.search(params, questions)
+    else:
+        found = ([answer] for answer in answerer.answers(params, questions))
+    lines = {
+        number: row | _fields(question, answers)
+        for (number, row), question, answers in zip(asked, questions, found, strict=True)
     }
-    return [found.get(number) for number, _ in rows]
+    return [lines.get(number) for number, _ in rows]
 
 
-def check_input(path: Path) -> int:
+def _fields(question: Question, found: list[Answer] | list[Scored]) -> dict[str, Any]:
+    """What is added to one line."""
+    values = found[0].text, question.cut, found[0].cut
+    fields: dict[str, Any] = dict(zip(ADDED, values, strict=True))
+    scored = [answer for answer in found if isinstance(answer, Scored)]
+    if scored:
+        fields[SEVERAL] = [
+            {"text": answer.text, "score": answer.score, "unfinished": answer.cut}
+            | ({} if answer.rank_score is None else {"rank_score": answer.rank_score})
+            for answer in scored
+        ]
+    return fields
+
+
+def check_input(path: Path, added: Iterable[str] = ADDED) -> int:
     """Number of lines of a file that can be answered, blank ones included.
 
     Raises:
@@ -158,7 +182,7 @@ def check_input(path: Path) -> int:
             count += 1
             answers += row is not None
             try:
-                _check(row)
+                _check(row, added)
             except Bad as error:
                 bad.append(f"{where} {error}")
     except OSError as error:
@@ -176,13 +200,13 @@ def check_input(path: Path) -> int:
     return count
 
 
-def _check(row: dict[str, Any] | Bad | None) -> None:
+def _check(row: dict[str, Any] | Bad | None, added: Iterable[str]) -> None:
     if isinstance(row, Bad):
         raise row
     if row is None:
         return
     words(row, _FIELD)
-    for name in ADDED:
+    for name in added:
         if name in row:
             raise Bad(f"has a field '{name}' of its own, which the answer would replace: rename it")
 
@@ -212,8 +236,8 @@ def _batches(path: Path, start: int, size: int) -> Iterator[Rows]:
 class _Partial:
     """The lines that are finished, and what they were made from."""
 
-    def __init__(self, request: Request, made_by: str):
-        self.output = request.output
+    def __init__(self, request: Request, made_by: str, added: Mapping[str, type]):
+        self.output, self.added = request.output, added
         self.path = request.output.with_name(f"{request.output.name}.partial")
         self.note = request.output.with_name(f"{request.output.name}.partial.json")
         with open_regular(request.input, follow=True, error=DataError) as file:
@@ -232,7 +256,7 @@ class _Partial:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(files.open_to_write(self.path), "r+b") as file:
                 before = file.read()
-                lines, size = _whole(before) if known else ([], 0)
+                lines, size = _whole(before, self.added) if known else ([], 0)
                 file.truncate(size)
             files.write_atomically(self.note, json.dumps(self.origin))
         except OSError as error:
@@ -266,7 +290,7 @@ class _Partial:
         )
 
 
-def _whole(content: bytes) -> tuple[list[Line], int]:
+def _whole(content: bytes, added: Mapping[str, type]) -> tuple[list[Line], int]:
     """The finished lines of a file that was cut off somewhere, and how many bytes they are."""
     lines: list[Line] = []
     size = 0
@@ -278,7 +302,7 @@ def _whole(content: bytes) -> tuple[list[Line], int]:
             except ValueError:
                 break
             if not isinstance(line, dict) or not all(
-                isinstance(line.get(name), kind) for name, kind in zip(ADDED, _KINDS, strict=True)
+                isinstance(line.get(name), kind) for name, kind in added.items()
             ):
                 break
         lines.append(line)

@@ -4,6 +4,7 @@ without training.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import signal
@@ -19,8 +20,10 @@ import pytest
 from launch import evaluate, export, predict
 from moe import plan as plan_lib
 from moe import predict as predict_lib
+from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import supervised
+from moe.data.vocabulary import EOS
 from trainlib import checkpoint, run
 from trainlib.errors import run_command
 
@@ -207,6 +210,57 @@ def test_an_answer_that_ended_is_not_marked(saved, texts, tmp_path, capsys, monk
     cut = [answer["unfinished"] for answer in lines_of(tmp_path / "out.jsonl")]
     assert cut == ([False, True, False] * 3)[:8] * 2 + [False, True, False]
     assert f"{sum(cut)} of 19 answers" in out
+
+
+def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
+    """The best by rank comes first and is the prediction; scores are those of the same words as
+    candidates.
+    """
+    searched, run_search = [], Answerer._run
+
+    def recorded(self, compiled, params, batch):
+        searched.append((self, params, run_search(self, compiled, params, batch)))
+        return searched[-1][2]
+
+    monkeypatch.setattr(Answerer, "_run", recorded)
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked = [{"inputs": f"copa premise: {'ab' * n}", "predictions": "mine"} for n in range(9)]
+    flags = [f"--workdir={saved}", f"--input={path}", f"--output={out}"]
+    beams = [f"--config.decoding.{x}" for x in ("method=beam", "num_return=3", "beams=100")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    code, _, error = outcome(capsys, predict, *flags, *beams)
+    assert code == 65, error
+    assert "has a field 'predictions' of its own" in error
+    path.write_text("".join(json.dumps({"inputs": row["inputs"]}) + "\n" for row in asked))
+    code, _, error = outcome(capsys, predict, *flags, "--config.decoding.method=greedy", beams[1])
+    assert (code, "method 'beam' or 'sample'" in error) == (64, True)
+    code, _, error = outcome(capsys, predict, *flags, *beams)
+    assert code == 0, error
+    found = lines_of(out)
+    assert len(found) == 9
+    for line in found:
+        answers = line["predictions"]
+        assert len(answers) == 3 or len(answers) == sum(not a["unfinished"] for a in answers) >= 1
+        assert (answers[0]["text"], answers[0]["unfinished"]) == (
+            line["prediction"], line["unfinished"],
+        )  # fmt: skip
+        ranks = [answer["rank_score"] for answer in answers]
+        assert ranks == sorted(ranks, reverse=True)
+        assert all(answer["score"] <= answer["rank_score"] <= 0 for answer in answers)
+
+    answerer, params, _ = searched[0]
+    words = np.concatenate([batch["words"] for _, _, batch in searched])
+    questions, expected = [], []
+    for n, line in enumerate(found):
+        ended = [k for k, answer in enumerate(line["predictions"]) if not answer["unfinished"]]
+        ids = tuple(row[: row.tolist().index(EOS)] for row in words[n, ended])
+        if ids:
+            questions.append(answerer.question(line["inputs"], n))
+            questions[-1] = dataclasses.replace(questions[-1], candidates=ids)
+            expected.append([line["predictions"][k]["score"] for k in ended])
+    assert questions
+    for scores, known in zip(answerer.scores(params, questions), expected, strict=True):
+        np.testing.assert_allclose(scores, known, atol=2e-2)  # of a model in bfloat16
 
 
 @pytest.mark.parametrize("kept", [b"", b"{}\n", b"\xff\n", b'{"prediction": 1}\n', b"[]\n"])
