@@ -32,6 +32,8 @@ CONFIG_HELP = (
     "single values by --config.KEY=VALUE"
 )
 
+STEP_HELP = "which checkpoint: a number, or best (by checkpoint.best); default: the newest"
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `ConfigError`s (exit 64), with the nearest flag."""
@@ -210,6 +212,29 @@ def leave_tpus_alone() -> None:
     places = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
     if importlib.util.find_spec("libtpu") and not any(Path(place).exists() for place in places):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def step(text: str) -> int | str:
+    """The value of `--step`: a number, or "best"."""
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither the number of a step nor 'best'")
+    return text if text == "best" else int(text)
+
+
+def chosen_step(given: int | str | None, config: ConfigDict, workdir: Path) -> int | None:
+    """The number that `--step` means in a workdir; None is the newest.
+
+    Raises:
+      ConfigError: "best" of a run without `checkpoint.best`, or of an export.
+      CheckpointError: "best", and no step was evaluated.
+    """
+    if not isinstance(given, str):
+        return given
+    from trainlib import run, weights
+
+    if weights.is_export(workdir):
+        raise weights.one_step(workdir)
+    return run.best_step(config, workdir)
 
 
 def part(text: str) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""Evaluates a checkpoint over the full split: `python -m launch.evaluate --workdir=DIR`."""
+"""Evaluates a checkpoint, or an export, over the full split: `python -m launch.evaluate
+--workdir=DIR`."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from launch import cli
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and evaluates a checkpoint with the configuration of its run."""
     parser = cli.parser("launch.evaluate", "Evaluate a checkpoint on the full evaluation split.")
-    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="of the training, or an export")
+    parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     cli.add_path(
         parser,
@@ -29,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
         if config.family != "moe":
             parser.error("--write_predictions is for runs of family moe")
         more["write_predictions"] = args.write_predictions
-    result = cli.family_module(config, "evaluate").run(config, args.workdir, args.step, **more)
+    step = cli.chosen_step(args.step, config, args.workdir)
+    result = cli.family_module(config, "evaluate").run(config, args.workdir, step, **more)
     if args.json:
         print(json.dumps(result))
     return 0

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
     parser.add_argument("--format", help=", ".join(FORMATS))
     cli.add_path(parser, "--out", metavar="DIR", help="a new or empty directory")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
     parser.add_argument(
         "--weights",
         default="auto",
@@ -93,15 +93,16 @@ def _run(args: Any, config: Any) -> None:
     kind = "t5x" if args.format == "t5x" else "safetensors"
     names = "own" if args.format == "stablehlo" else args.names
     layout = interop.layout(config, kind, names, name or "float32")
-    beside = interop.beside(args.workdir)
-    layout = dataclasses.replace(layout, files={**layout.files, **beside})
     share = export.Share(*cli.part(args.part))
-    if share.parts > 1 and args.step is None and not is_export(args.workdir):
+    if share.parts > 1 and not isinstance(args.step, int) and not is_export(args.workdir):
         raise ConfigError(
-            f"--part={args.part} needs --step=N: the newest step may be another one when the next "
-            "part starts, and all parts must hold the same."
+            f"--part={args.part} needs --step=N: the newest or best step may be another one when "
+            "the next part starts, and all parts must hold the same."
         )
-    source = open_weights(args.workdir, abstract, args.step, args.weights)
+    step = cli.chosen_step(args.step, config, args.workdir)
+    source = open_weights(args.workdir, abstract, step, args.weights)
+    beside = interop.beside(config, args.workdir, source.step)
+    layout = dataclasses.replace(layout, files={**layout.files, **beside})
     dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
     about = {"name": config.name, "step": source.step, "moving_averages": source.averaged}
     about |= {"format": args.format, "names": layout.title}

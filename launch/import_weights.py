@@ -38,6 +38,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="REGEX,...",
         help="names in the file that may stay unread",
     )
+    cli.add_path(
+        parser,
+        "--class_names",
+        metavar="FILE",
+        help="of an image model: the names of its classes, one a line; default: those beside the "
+        "weights",
+    )
     args, overrides = cli.parse(parser, argv)
     for flag in ("format", "path", "out"):
         if getattr(args, flag) is None:
@@ -67,6 +74,7 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
         override(foreign.config, key, value, "command line")
     abstract = interop.abstract(foreign.config)
     specs = {**abstract.params, **abstract.model_state}
+    beside = interop.to_import(foreign.config, args.path, args.class_names)
     layout = interop.layout(foreign.config, foreign.kind, foreign.names)
     ignore = [word for word in args.ignore.split(",") if word]
     match = interchange.match(layout, specs, foreign.shapes, ignore)
@@ -81,7 +89,7 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     }
     if args.check:
         print(f"\n{interop.compare(foreign.config, found, args.path)}")
-    weights.save_as_run(foreign.config, abstract, found, args.out)
+    weights.save_as_run(foreign.config, abstract, found, args.out, beside)
     start = f"--config.init_from={args.out} {interop.START}".strip()
     print(f"\nWritten to {args.out}. Start from it by {start}")
 

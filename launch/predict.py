@@ -25,9 +25,14 @@ def main(argv: Sequence[str]) -> int:
     cli.add_path(
         parser, "images", nargs="*", metavar="IMAGE", help="image files, or folders of them"
     )
-    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    cli.add_path(parser, "--class_names", metavar="FILE", help="names of the classes, one a line")
+    cli.add_path(parser, "--workdir", metavar="DIR", help="of the training, or an export")
+    parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
+    cli.add_path(
+        parser,
+        "--class_names",
+        metavar="FILE",
+        help="names of the classes, one a line, instead of those of the run",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object an image, each on a line"
     )
@@ -82,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         heads=args.heads,
         query=args.query,
     )
-    return run(config, args.workdir, request, args.step)
+    return run(config, args.workdir, request, cli.chosen_step(args.step, config, args.workdir))
 
 
 def answer(parser: cli.Parser, config: ConfigDict, args: Namespace) -> int:
@@ -97,7 +102,8 @@ def answer(parser: cli.Parser, config: ConfigDict, args: Namespace) -> int:
             parser.error(f"--{flag} is for images, and {args.workdir} holds a run on texts")
     from moe.predict import Request, run
 
-    return run(config, args.workdir, Request(args.input, args.output), args.step)
+    step = cli.chosen_step(args.step, config, args.workdir)
+    return run(config, args.workdir, Request(args.input, args.output), step)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ workdir. `--json` prints the same as data.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -45,7 +46,9 @@ def report(workdir: Path) -> dict[str, Any]:
       name, steps (asked for), step (of the last line of metrics), seconds_ago (since that line),
       holder (process and host that hold the workdir; None when nobody does), left_by (the process
       that held it last and ended without giving it back; None after an orderly end), checkpoints
-      (step numbers), damaged_lines of the metrics, and for each kind of metrics its last line:
+      (step numbers), best (step, metric and value of what `--step=best` takes; None where the run
+      keeps no best or measured none), damaged_lines of the metrics, and for each kind of metrics
+      its last line:
       train, eval, goodput.
 
     Raises:
@@ -78,9 +81,26 @@ def report(workdir: Path) -> dict[str, Any]:
         "left_by": held.name if held and gone else None,
         "sure": held is not None and held.gone is False,
         "checkpoints": _checkpoints(workdir / "checkpoints"),
+        "best": _best(workdir / "checkpoints", config.get("checkpoint.best")),
         "damaged_lines": sum(damaged),
         **{kind: last.get(kind, {}) for kind in KINDS},
     }
+
+
+def _best(folder: Path, metric: Any) -> dict[str, Any] | None:
+    from trainlib import manifest
+
+    if not isinstance(metric, str) or not metric:
+        return None
+    found = {}
+    for step in _checkpoints(folder):
+        # A step that is damaged, of a later version or just being removed is not the best.
+        with contextlib.suppress(*manifest.NOT_READ, OSError):
+            found[step] = manifest.read(folder / str(step))
+    best = manifest.best(found, metric, larger_is_better=manifest.larger_is_better(metric))
+    if best is None:
+        return None
+    return {"step": best, "metric": metric, "value": found[best].metrics[metric]}
 
 
 def _steps(value: Any) -> int:
@@ -130,6 +150,10 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         mfu = f", MFU {100 * spent['mfu']:.1f} %" if "mfu" in spent else ""
         table += [("speed", told + mfu), ("time went to", phrase(spent))]
     table.append(("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"))
+    if facts["best"]:
+        best = facts["best"]
+        value = f"{shown(best['metric'])} {number(best['value'])}"
+        table.append(("best", f"step {best['step']}, {value}"))
     if facts["damaged_lines"]:
         table.append(("damaged", f"{facts['damaged_lines']} lines of metrics were passed over"))
     return table

@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from trainlib import damage, digest, manifest, reading, saving
-from trainlib.errors import CheckpointError, StorageError, UserError
+from trainlib.errors import CheckpointError, StorageError, UserError, one_of
 from trainlib.lock import WorkdirLock
 from trainlib.manifest import Manifest
 from trainlib.state import TrainState
@@ -148,6 +148,34 @@ class Checkpoints:
         raise CheckpointError(
             f"{self.directory} holds no {'whole step' if step is None else f'step {step}'}; steps "
             f"there: {there}. Train first, or choose another --workdir or --step."
+        )
+
+    def best(self) -> int:
+        """The step that counts whose evaluation is the best by the metric `best`; one whose
+        manifest says that it is damaged is named in a warning.
+
+        Raises:
+          ConfigError: no step was measured by that metric, but by others.
+          CheckpointError: no step was measured at all.
+        """
+        metric, found = self._saving["best"], {}
+        for number in self.numbers():
+            try:
+                found[number] = self.manifest(number)
+            except UnfinishedStep:
+                continue
+            except CheckpointError as error:
+                saving.warn(str(error))
+        larger = self._saving["larger_is_better"]
+        step = manifest.best(found, metric, larger_is_better=larger)
+        if step is not None:
+            return step
+        measured = {name for entry in found.values() for name in entry.metrics}
+        if measured:
+            raise one_of("checkpoint.best", metric, measured)
+        raise CheckpointError(
+            f"No step in {self.directory} holds an evaluation, so none is the best; steps there: "
+            f"{', '.join(map(str, found)) or 'none'}. Choose one by --step=N."
         )
 
     def manifest(self, step: int) -> Manifest:

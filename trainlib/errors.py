@@ -116,17 +116,48 @@ def plain(text: object) -> str:
 def _printable(letter: str) -> str:
     if letter == " " or (letter.isprintable() and unicodedata.category(letter) != "Cf"):
         return letter
+    return _code(letter)
+
+
+def _code(letter: str) -> str:
     code = ord(letter)
     return (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
     )
 
 
+def told_apart(*lists: Iterable[str]) -> list[list[str]]:
+    """Lists of names as `shown` prints them, for messages that compare them: names that differ and
+    would look alike (one letter as one code point or as letter and accent, as disks of macOS write
+    it; long names with one end) come out with their code points, as K\\xe4fer and Ka\\u0308fer.
+    """
+    given = [list(names) for names in lists]
+    alike: dict[str, set[str]] = {}
+    for name in (name for names in given for name in names):
+        alike.setdefault(_looks(name), set()).add(name)
+    return [
+        [_spelt(name) if len(alike[_looks(name)]) > 1 else shown(name) for name in names]
+        for names in given
+    ]
+
+
+def _looks(name: str) -> str:
+    return shown(unicodedata.normalize("NFKC", name))
+
+
+def _spelt(name: str) -> str:
+    return "".join(c if c.isascii() and c.isprintable() else _code(c) for c in name)
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Returns `Did you mean 'x'? ` for the closest option, or "" when nothing is close."""
     # The comparison is quadratic, and no key or name is longer.
     close = difflib.get_close_matches(word[:100], list(options), n=1, cutoff=0.5)
-    return f"Did you mean '{shown(close[0])}'? " if close else ""
+    if not close:
+        return ""
+    (given,), (found,) = told_apart([word], [close[0]])
+    hint = "" if given == shown(word) else f" (which looks like '{given}')"
+    return f"Did you mean '{found}'{hint}? "
 
 
 def one_of(what: str, value: object, options: Iterable[str], where: str = "") -> ConfigError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ NAME = "manifest.json"
 MAX_BYTES = 64 << 20
 # Errors of the system that say what is there; all others say that it could not be looked at.
 ABOUT_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+SMALLER_IS_BETTER = ("loss", "cross_entropy")  # among what evaluations measure
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -41,6 +43,9 @@ class BadManifest(Exception):
 
 class UnknownFormat(Exception):
     """There is a whole manifest, in a format that came after this code."""
+
+
+NOT_READ = (NoManifest, BadManifest, UnknownFormat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,26 @@ class Manifest:
     mesh: Mapping[str, int]
     meta: Mapping[str, Any]
     metrics: Mapping[str, float]
+
+
+def best(found: Mapping[int, Manifest], metric: str, *, larger_is_better: bool) -> int | None:
+    """The step whose evaluation is the best by a metric, the newest of equals; None when none of
+    them was measured.
+
+    Args:
+      found: number -> manifest.
+      metric: its name.
+      larger_is_better: its direction, see `larger_is_better`.
+    """
+    values = {step: entry.metrics.get(metric, math.nan) for step, entry in found.items()}
+    sign = 1 if larger_is_better else -1
+    measured = {step: sign * value for step, value in values.items() if not math.isnan(value)}
+    return max(measured, key=lambda step: (measured[step], step), default=None)
+
+
+def larger_is_better(metric: str) -> bool:
+    """The direction of a metric by its name."""
+    return not metric.endswith(SMALLER_IS_BETTER)
 
 
 def write(directory: Path, manifest: Manifest) -> None:

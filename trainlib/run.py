@@ -31,6 +31,7 @@ from trainlib.errors import (
 from trainlib.files import check_target, make_directory, write_atomically
 from trainlib.lock import NAME as LOCK_NAME
 from trainlib.lock import WorkdirLock
+from trainlib.manifest import larger_is_better
 from trainlib.metrics import compute
 from trainlib.nn import Abstract
 from trainlib.progress import Progress, summary
@@ -42,7 +43,6 @@ from trainlib.untrusted import read_json, read_small
 from trainlib.writers import Writers
 
 SUMMARY = "summary.json"
-SMALLER_IS_BETTER = ("loss", "cross_entropy")  # among what evaluations measure
 
 
 class Recorder:
@@ -169,7 +169,7 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
         workdir / "checkpoints",
         keep=kept.keep,
         best=kept.best,
-        larger_is_better=not kept.best.endswith(SMALLER_IS_BETTER),
+        larger_is_better=larger_is_better(kept.best),
         may_fail=kept.max_failed_saves,
         axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
         lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
@@ -216,6 +216,28 @@ def check_best(config: ConfigDict, measured: Iterable[str]) -> None:
         raise one_of("checkpoint.best", kept.best, names)
 
 
+def best_step(config: ConfigDict, workdir: Path) -> int:
+    """What `--step=best` means: the kept step with the best evaluation by `checkpoint.best`.
+
+    Raises:
+      ConfigError: the run has no such metric.
+      CheckpointError: no step was evaluated.
+    """
+    kept: Any = config.checkpoint
+    metric = kept.best
+    if not metric:
+        raise ConfigError(
+            "--step=best: this run did not keep its best step, since checkpoint.best was empty. "
+            "Name a metric of its evaluations to take the best of the steps that are there, for "
+            "example --config.checkpoint.best="
+            f"{'top1' if config.family == 'vitattn' else 'cross_entropy'}, or give --step=N."
+        )
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", best=metric, larger_is_better=larger_is_better(metric)
+    )
+    return checkpoints.best()
+
+
 def agree_on_workdir(workdir: Path, checkpoints: Checkpoints) -> None:
     """Sees to it that all processes look into one directory, whose lock the first one holds.
 
@@ -235,7 +257,12 @@ def agree_on_workdir(workdir: Path, checkpoints: Checkpoints) -> None:
     peers.agree({f"{LOCK_NAME} in --workdir, a directory that all hosts must share,": found})
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Replaces a file of a workdir as a whole.
+
+    Raises:
+      StorageError: the disk refuses.
+    """
     try:
         write_atomically(path, text)
     except OSError as error:
@@ -244,7 +271,7 @@ def _write(path: Path, text: str) -> None:
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
-    _write(workdir / CONFIG, config_lib.to_json(config))
+    write(workdir / CONFIG, config_lib.to_json(config))
 
 
 def checkpoint_meta(config: ConfigDict, position: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +324,7 @@ def resume(
     fixed: tuple[str, ...],
     position: Callable[[int], dict[str, Any]],
     like: TrainState,
+    check: Callable[[Mapping[str, Any], int], object] = lambda meta, step: None,
 ) -> Resumed | None:
     """Restores the newest step that is whole, or returns None when no step was ever finished.
 
@@ -308,9 +336,10 @@ def resume(
       fixed: as for `check_resume`.
       position: step -> `data_position` of the data set as it is now.
       like: the state as shapes with shardings.
+      check: (meta of the manifest, step) -> raises for what else a resumed run may not change.
 
     Raises:
-      ConfigError: a fixed key changed.
+      ConfigError: a fixed key changed, or what `check` refuses.
       CheckpointError: another model, or a step of a later version; or damage, where
         `checkpoint.on_corrupt` is "fail" or no step is whole.
       StorageError: the disk refuses, which is not taken for damage.
@@ -323,6 +352,7 @@ def resume(
             if found is None:
                 continue
             changed = check_resume(found.meta, config, fixed, position(step))
+            check(found.meta, step)
             state = checkpoints.restore(step, like)
         except DamagedStep as error:
             if kept.on_corrupt == "fail":
@@ -391,7 +421,7 @@ def keep_summary(workdir: Path, title: str, rows: Mapping[str, str], result: dic
     """
     content = {**result, "rows": dict(rows)}
     text = json.dumps({**content, "sha256": _digest(content)}, indent=2, default=float)
-    _write(workdir / SUMMARY, text + "\n")
+    write(workdir / SUMMARY, text + "\n")
     print(summary(title, list(rows.items())), flush=True)
 
 

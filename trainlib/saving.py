@@ -14,7 +14,6 @@ import dataclasses
 import errno
 import itertools
 import logging
-import math
 import os
 import re
 import shutil
@@ -74,7 +73,7 @@ class Saver:
         import orbax.checkpoint as ocp
 
         self.directory = directory
-        self._keep, self._best, self._sign = keep, best, 1 if larger_is_better else -1
+        self._keep, self._best, self._larger = keep, best, larger_is_better
         self._may_fail, self._axes, self._good = may_fail, axes, good
         # Made in the background and refused, a directory is awaited by Orbax for five minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
@@ -185,9 +184,9 @@ class Saver:
     def _retain(self, newest: int) -> None:
         good = self._good()
         stay = {newest, *sorted(good)[-self._keep :]}
-        scored = [s for s, m in good.items() if not math.isnan(m.metrics.get(self._best, math.nan))]
-        if scored:
-            stay.add(max(scored, key=lambda s: (self._sign * good[s].metrics[self._best], s)))
+        best = manifest.best(good, self._best, larger_is_better=self._larger)
+        if best is not None:
+            stay.add(best)
         for step in good.keys() - stay:
             path = self.directory / str(step)
             os.replace(path, path.with_name(path.name + REMOVED))

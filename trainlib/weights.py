@@ -184,11 +184,16 @@ def open_weights(
     if not is_export(directory):
         return Saved(directory, abstract, step, which)
     if step is not None or which != "auto":
-        raise ConfigError(
-            f"{directory} is an export: it holds the weights of one step. Leave --step and "
-            "--weights out, or give the --workdir of the training."
-        )
+        raise one_step(directory)
     return Exported(directory, abstract)
+
+
+def one_step(directory: Path) -> ConfigError:
+    """The error for a choice of step or weights in an export."""
+    return ConfigError(
+        f"{directory} is an export: it holds the weights of one step. Leave --step and "
+        "--weights out, or give the --workdir of the training."
+    )
 
 
 def part_of(sizes: Mapping[str, int], part: int, parts: int) -> list[str]:
@@ -214,7 +219,11 @@ def check_new(out: Path) -> None:
 
 
 def save_as_run(
-    config: ConfigDict, abstract: Abstract, weights: Mapping[str, Any], out: Path
+    config: ConfigDict,
+    abstract: Abstract,
+    weights: Mapping[str, Any],
+    out: Path,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Writes weights as step 0 of a run, with its config.json: what `init_from` starts from.
 
@@ -223,6 +232,7 @@ def save_as_run(
       abstract: the model.
       weights: name -> array, parameters and statistics.
       out: a workdir without checkpoints, see `check_new`.
+      beside: further files: name -> text.
 
     Raises:
       StorageError: the disk refuses.
@@ -239,4 +249,6 @@ def save_as_run(
     with contextlib.closing(checkpoints):
         checkpoints.save(0, begun, run.checkpoint_meta(config, {}))
         checkpoints.wait()
+    for name, text in (beside or {}).items():
+        run.write(out / name, text)
     run.save_config(config, out)

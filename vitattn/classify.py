@@ -7,8 +7,7 @@ weight 0 marks rows that do not count (padding, unreadable images).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 
@@ -17,7 +16,6 @@ from trainlib.nn import Abstract, Arrays
 from trainlib.step import Batch, LossFn, LossOutput, Sums
 
 FIELDS = ("image", "label", "weight")
-CLASS_NAMES = "class_names.txt"
 
 
 def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
@@ -51,8 +49,3 @@ def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]
         }
 
     return evaluate
-
-
-def keep_class_names(names: Sequence[str], workdir: Path) -> None:
-    """Writes the names of the classes, one a line: prediction needs them, and not the data set."""
-    (workdir / CLASS_NAMES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

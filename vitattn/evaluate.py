@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, metrics, optim, schedules, sharding, state, step
+from trainlib import checkpoint, metrics, optim, schedules, sharding, state, step, weights
 from trainlib import nn as nn_lib
+from trainlib.errors import DataError, shown
 from trainlib.mesh import make_mesh
 from trainlib.progress import summary
-from vitattn import classify
+from vitattn import class_names, classify, interop
 from vitattn import config as config_lib
-from vitattn.data import check_classes, eval_batches, make_source
+from vitattn.data import eval_batches, make_source
 from vitattn.data.sources import Source
 from vitattn.models import build, configure
 
@@ -50,35 +52,86 @@ def over_split(
 
 
 def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on its evaluation split and prints the result.
+    """Evaluates a checkpoint of a run, or an export, on an evaluation split and prints the result.
+    Labels are matched by the names of their classes.
 
     Args:
       config: the configuration of the run.
-      workdir: where its checkpoints are.
+      workdir: where its checkpoints are, or a directory that `launch.export` wrote.
       at_step: which step; None is the newest.
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
+      ConfigError: a step of an export.
+      DataError: the data have a class that the model was not trained on.
     """
+    if weights.is_export(workdir):
+        interop.check_size(config)
     mesh = make_mesh(config.mesh.replica, config.mesh.data)
     rules = config_lib.sharding_rules(config)
     config_lib.check(config, sharding.batch_parts(rules, mesh))
     source = make_source(config.data, config.data.eval_split)
-    check_classes(source, configure(config.model).num_classes)
     for line in source.left_out:
         print(line)
+    outputs = configure(config.model).num_classes
+    at_step, kept = class_names.of_model(workdir, at_step, outputs)
+    source, matched = matched_labels(source, kept, outputs, config, workdir)
     abstract = nn_lib.abstract(build(config.model))
     shardings = weight_shardings(abstract, config, mesh, rules)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    number = checkpoints.pick(at_step)
-    params, model_state = read_weights(checkpoints, number, abstract, shardings)
-    checkpoints.close()
+    number, params, model_state = load_weights(workdir, at_step, abstract, shardings)
     eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
     rows = sharding.batch_sharding(rules, mesh)
     result = over_split(eval_step, params, model_state, source, config, rows)
     result = {"step": number, "split": config.data.eval_split, **result}
-    print(summary(f"{config.name} on {config.data.source}", table(result)))
+    rows = [*table(result), ("labels", matched)]
+    print(summary(f"{config.name} on {shown(config.data.source)}", rows))
     return result
+
+
+def matched_labels(
+    source: Source, kept: class_names.Kept | None, outputs: int, config: ConfigDict, workdir: Path
+) -> tuple[Source, str]:
+    """The data with the labels of the model's outputs, and a phrase that says how they were found.
+
+    Raises:
+      DataError: a class that the model was not trained on; or nothing says its classes, and there
+        are not as many in the data.
+    """
+    what = config.data.source
+    if kept is not None:
+        found = class_names.by_name(source, kept, what)
+        return found, f"by name, {len(source.class_names)} of {len(kept.known)} classes"
+    if source.num_classes != outputs:
+        raise DataError(
+            f"{shown(workdir)} does not say the names of its {outputs} classes, and {shown(what)} "
+            f"has {source.num_classes}: which label is which output cannot be known. Write the "
+            f"names to {shown(workdir / class_names.FILE)}, one a line, in the order of the "
+            "outputs."
+        )
+    return source, "by number: the names of the model's classes are not known"
+
+
+def load_weights(
+    workdir: Path, at_step: int | None, abstract: nn_lib.Abstract, shardings: state.TrainState
+) -> tuple[int, nn_lib.Arrays, nn_lib.Arrays]:
+    """Step, weights and running statistics of a run (moving averages where it keeps them) or of a
+    directory that `launch.export` wrote.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one.
+      ConfigError: a step of an export.
+    """
+    if weights.is_export(workdir):
+        source = weights.open_weights(workdir, abstract, at_step)
+        places = {**shardings.params, **shardings.model_state}
+        found = {n: jax.device_put(value, places[n]) for n, value in source.leaves()}
+        params, statistics = (
+            {n: found[n] for n in specs} for specs in (abstract.params, abstract.model_state)
+        )
+        return source.step, params, statistics
+    with contextlib.closing(checkpoint.Checkpoints(workdir / "checkpoints")) as checkpoints:
+        number = checkpoints.pick(at_step)
+        return number, *read_weights(checkpoints, number, abstract, shardings)
 
 
 def table(result: dict[str, Any]) -> list[tuple[str, Any]]:

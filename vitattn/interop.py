@@ -21,9 +21,9 @@ from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.interchange import SAME, TRANSPOSED, Entry, Foreign, Layout, Transform, own_layout
 from trainlib.safetensors_io import Reader
-from trainlib.untrusted import read_small
+from trainlib.weights import RECORD, is_export
+from vitattn import class_names
 from vitattn import config as config_lib
-from vitattn.classify import CLASS_NAMES
 from vitattn.models import build, configure
 from vitattn.models.resnet_config import DEPTHS, STAGES, ResNetConfig
 
@@ -149,10 +149,37 @@ def open_foreign(kind: str, path: Path) -> Foreign:
     return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
 
 
-def beside(workdir: Path) -> dict[str, str]:
-    """Files of a run that go along with its weights: name -> text."""
-    file = workdir / CLASS_NAMES
-    return {CLASS_NAMES: read_small(file).decode(errors="replace")} if file.exists() else {}
+def beside(config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
+    """Files that go along with the weights of a run, or of an export: name -> text.
+
+    Raises:
+      CheckpointError: no such step.
+      DataError: the names of the classes do not fit.
+    """
+    number = None if is_export(workdir) else step
+    kept = class_names.of_model(workdir, number, configure(config.model).num_classes)[1]
+    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
+
+
+def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:
+    """Files that an import writes beside its weights: name -> text.
+
+    Args:
+      config: of the model.
+      path: the weights; an export of ours has the names of its classes beside them.
+      names: a file with others, or None.
+
+    Raises:
+      DataError: the names do not fit.
+    """
+    outputs = configure(config.model).num_classes
+    place = path if path.is_dir() else path.parent
+    if names is not None:
+        kept = class_names.read(names, outputs)
+    else:  # what lies beside a single file is only then ours when an export says so
+        ours = path.is_dir() or (place / RECORD).is_file()
+        kept = class_names.find(place, "", {}, outputs) if ours else None
+    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
 
 
 def serving(
@@ -164,7 +191,7 @@ def serving(
       `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`; the inputs:
       name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
     """
-    from vitattn.predict import source_facts  # which imports this module
+    from vitattn.predict import source_statistics  # which imports this module
 
     model = abstract(config)
     height, width = configure(config.model).size
@@ -172,7 +199,7 @@ def serving(
     def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
         return model.bind(params, model_state)(inputs["image"], train=False)
 
-    mean, std, _ = source_facts(config.data, with_names=False)
+    mean, std = source_statistics(config.data)
     facts = {
         "image": "(RGB / 255 - mean) / std",
         "mean": [float(value) for value in config.data.mean or mean],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -22,18 +21,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, nn, sharding, state, step, weights
+from trainlib import nn, sharding, step, weights
 from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.mesh import make_mesh
 from trainlib.progress import Progress
-from vitattn import attention_maps, evaluate, interop, plots
+from vitattn import attention_maps, class_names, evaluate, interop, plots
 from vitattn import config as config_lib
-from vitattn.classify import CLASS_NAMES
+from vitattn.class_names import Names, numbered, printable
 from vitattn.data import cifar, eval_batches, make_source, walk
 from vitattn.data.sources import IMAGENET_MEAN, IMAGENET_STD, Example, Rgb, short_digest
 from vitattn.models import build, configure
 
 TOP = 5
+LONGEST = 4096  # characters of a path that is printed
 BATCH = 32
 # Up to this many images the processes that would read them take longer to start than to read.
 FEW_IMAGES = 256
@@ -52,8 +52,8 @@ class Request:
 
     Attributes:
       images: image files, and folders that are searched for them.
-      class_names: a file with one name a line; None takes those that training left in the workdir,
-        or those of the data set, where known.
+      class_names: a file with one name a line; None takes those that the checkpoint or the
+        workdir carries, or those that the data set fixes, where they are as many as the outputs.
       as_json: one JSON object an image instead of text.
       attention: the picture to draw, or None.
       layers: attention layers or parts of the network; empty for `choose_layers`' default.
@@ -127,10 +127,9 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         interop.check_size(config)
     resolved = configure(config.model)
     paths = find_images(request.images)
-    kept = workdir / CLASS_NAMES
-    file = request.class_names or (kept if kept.is_file() else None)
-    mean, std, known = source_facts(config.data, with_names=file is None)
-    names = class_names(file, known, resolved.num_classes)
+    at_step, kept = class_names.of_model(workdir, at_step, resolved.num_classes)
+    names = choose_names(request.class_names, kept, resolved.num_classes)
+    mean, std = source_statistics(config.data)
     abstract = nn.abstract(build(config.model))
     query = choose_query(request.query, resolved.size)
     heads = choose_maps(request, abstract, resolved.size, len(paths)) if request.attention else {}
@@ -139,7 +138,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     # Weights of a classifier fit on each device, whatever mesh they were trained on.
     rules = config_lib.sharding_rules(config) | config_lib.RULES["replicated"]
     shardings = evaluate.weight_shardings(abstract, config, mesh, rules)
-    number, params, model_state = load_weights(config, workdir, at_step, abstract, shardings)
+    number, params, model_state = evaluate.load_weights(workdir, at_step, abstract, shardings)
     forward = make_predict(abstract, heads, query, resolved.size)
     compiled = step.compile_eval(forward, shardings, mesh, rules)
     rows = sharding.batch_sharding(rules, mesh)
@@ -156,7 +155,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     size = -(-(1 if heads else min(BATCH, len(paths))) // mesh.size) * mesh.size
     found = answers(Images(paths, mean, std), data, size, resolved.size, predict)
     if not request.as_json:
-        print(f"{config.name}, step {number}")
+        print(f"{shown(config.name)}, step {number}")
     bad, drawn = [], []
     with contextlib.closing(found):
         for answer in reported(found, len(paths), size, names, request.as_json):
@@ -164,7 +163,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
                 bad.append(f"{shown(answer.image, 1000)} {answer.error}")
             elif heads:
                 drawn += picture_rows(
-                    answer, names, heads, query, data.mean or mean, data.std or std
+                    answer, printable(names), heads, query, data.mean or mean, data.std or std
                 )
     if drawn:
         plots.attention_picture(request.attention, drawn, query)
@@ -207,53 +206,25 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def source_facts(data: ConfigDict, *, with_names: bool) -> tuple[Rgb, Rgb, Sequence[str]]:
-    """Mean, standard deviation and class names of the data set of a run.
-
-    The data set need not be there. Without it names may be unknown, and then empty.
-    """
+def source_statistics(data: ConfigDict) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation of the data set of a run, which need not be there."""
     kind = data.source.partition(":")[0]
-    if kind not in _STATISTICS:
-        source = make_source(data, data.eval_split)
-        return source.mean, source.std, source.class_names
-    names: Sequence[str] = ()
-    if with_names and kind == "imagenet":
-        names = _wordnet_ids()
-    elif with_names:
-        with contextlib.suppress(DataError):
-            names = make_source(data, data.eval_split).class_names
-    return *_STATISTICS[kind], names
+    if kind in _STATISTICS:
+        return _STATISTICS[kind]
+    source = make_source(data, data.eval_split)
+    return source.mean, source.std
 
 
-def _wordnet_ids() -> list[str]:
-    """ImageNet's classes as TFDS numbers them, from its file, without its import."""
-    package = importlib.util.find_spec("tensorflow_datasets")
-    for place in (package.submodule_search_locations if package else None) or []:
-        file = Path(place) / "datasets" / "imagenet2012" / "labels.txt"
-        if file.is_file():
-            return file.read_text().split()
-    return []
-
-
-def class_names(file: Path | None, known: Sequence[str], classes: int) -> list[str]:
-    """One name for each of the outputs of a model: those of a file, else known ones, else numbers.
+def choose_names(file: Path | None, kept: class_names.Kept | None, outputs: int) -> Names:
+    """One name for each output of a model: those of a file, else those of the run, else none.
 
     Raises:
       DataError: the file cannot be read, or holds another number of names than the model has
-        classes.
+        outputs.
     """
-    if file is None:
-        return [*known, *(f"class {number}" for number in range(len(known), classes))][:classes]
-    try:
-        names = file.read_text(encoding="utf-8").strip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The class names {file} cannot be read: {error}.") from None
-    if len(names) != classes:
-        raise DataError(
-            f"{file} holds {len(names)} names and the model has {classes} classes. "
-            "Give one name a line, in the order of the labels."
-        )
-    return [name.strip() for name in names]
+    if file is not None:
+        return class_names.read(file, outputs).names
+    return kept.names if kept is not None else (None,) * outputs
 
 
 def choose_query(query: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
@@ -285,33 +256,6 @@ def choose_maps(
     heads = attention_maps.choose_heads(found, layers, request.heads)
     plots.check_picture(request.attention, images * sum(map(len, heads.values())))
     return heads
-
-
-def load_weights(
-    config: ConfigDict,
-    workdir: Path,
-    at_step: int | None,
-    abstract: nn.Abstract,
-    shardings: state.TrainState,
-) -> tuple[int, nn.Arrays, nn.Arrays]:
-    """Step, weights and running statistics of a run (moving averages where it keeps them) or of a
-    directory that `launch.export` wrote.
-
-    Raises:
-      CheckpointError: there is no checkpoint, or not that one.
-    """
-    if weights.is_export(workdir):
-        source = weights.open_weights(workdir, abstract, at_step)
-        places = {**shardings.params, **shardings.model_state}
-        found = {n: jax.device_put(value, places[n]) for n, value in source.leaves()}
-        params, statistics = (
-            {n: found[n] for n in specs} for specs in (abstract.params, abstract.model_state)
-        )
-        return source.step, params, statistics
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    with contextlib.closing(checkpoints):
-        number = checkpoints.pick(at_step)
-        return number, *evaluate.read_weights(checkpoints, number, abstract, shardings)
 
 
 def make_predict(
@@ -366,19 +310,20 @@ def answers(
 
 
 def reported(
-    found: Iterator[Answer], total: int, batch_size: int, names: Sequence[str], as_json: bool
+    found: Iterator[Answer], total: int, batch_size: int, names: Names, as_json: bool
 ) -> Iterator[Answer]:
     """Passes answers on once they are printed; shows how far it is when there are many.
 
     The live line shares the terminal with the answers. Where these go to a file, it is on standard
     error.
     """
+    words = numbered(names) if as_json else printable(names)
     live = sys.stdout.isatty()
     many = total > max(BATCH, batch_size)
     stream = sys.stdout if live else sys.stderr
     with contextlib.closing(Progress(total, stream=stream, unit="image")) as progress:
         for done, answer in enumerate(found, 1):
-            text = as_line(answer, names) if as_json else as_text(answer, names)
+            text = as_line(answer, words) if as_json else as_text(answer, words)
             if many and live:
                 progress.message(text)
             else:
@@ -395,12 +340,13 @@ def top(probabilities: np.ndarray) -> list[int]:
 
 def as_text(answer: Answer, names: Sequence[str]) -> str:
     """An answer for people."""
+    image = shown(answer.image, LONGEST)
     if answer.error:
-        return f"{shown(answer.image, 5000)}\n    {answer.error}"
+        return f"{image}\n    {answer.error}"
     lines = [
         f"  {100 * answer.probabilities[n]:6.2f} %  {names[n]}" for n in top(answer.probabilities)
     ]
-    return "\n".join([shown(answer.image, 5000), *lines])
+    return "\n".join([image, *lines])
 
 
 def as_line(answer: Answer, names: Sequence[str]) -> str:
@@ -408,15 +354,15 @@ def as_line(answer: Answer, names: Sequence[str]) -> str:
     if answer.error:
         return json.dumps({"image": _unicode(answer.image), "error": answer.error})
     classes = [
-        {"class": n, "name": names[n], "probability": float(answer.probabilities[n])}
+        {"class": n, "name": _unicode(names[n]), "probability": float(answer.probabilities[n])}
         for n in top(answer.probabilities)
     ]
     return json.dumps({"image": _unicode(answer.image), "classes": classes})
 
 
-def _unicode(path: Path) -> str:
-    """The path, with the bytes written out that are no UTF-8: JSON holds Unicode only."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def _unicode(name: str | Path) -> str:
+    """A name, with the bytes written out that are no UTF-8: JSON holds Unicode only."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def picture_rows(

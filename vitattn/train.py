@@ -23,7 +23,7 @@ from trainlib.interrupt import GivenUp, StopRequest
 from trainlib.plots import curves
 from trainlib.progress import Progress, duration
 from trainlib.writers import Writers
-from vitattn import classify, evaluate, transfer
+from vitattn import class_names, classify, evaluate, transfer
 from vitattn import plan as plan_lib
 from vitattn.data import check_classes, check_settings, make_source, train_batches, walk
 from vitattn.models import configure
@@ -53,6 +53,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     eval_source = make_source(config.data, config.data.eval_split)
     resolved = configure(config.model)
     check_classes(source, resolved.num_classes)
+    names = class_names.of_outputs(source.class_names, resolved.num_classes, config.data.source)
+    trained = class_names.Kept(names, "the training data")
+    eval_source = class_names.by_name(eval_source, trained, f"the split {config.data.eval_split}")
     check_settings(source, config.data, resolved.size)
     run_lib.check_best(config, evaluate.MEASURED)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
@@ -64,7 +67,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     checkpoints = run_lib.open_workdir(config, workdir, abstract)
     run_lib.agree_on_workdir(workdir, checkpoints)
-    resumed = run_lib.resume(checkpoints, config, FIXED, position, plan.abstract_state())
+    same_classes = functools.partial(class_names.check_resume, names=names, workdir=workdir)
+    like = plan.abstract_state()
+    resumed = run_lib.resume(checkpoints, config, FIXED, position, like, same_classes)
     start = resumed.step if resumed else 0
     if resumed:
         state, changed = resumed.state, resumed.changed
@@ -76,12 +81,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
         changed = []
         state = state_lib.create(abstract, plan.optimizer, jax.random.key(config.seed), shardings)
         if config.init_from:
-            state, taken = transfer.start(state, config, abstract, shardings)
+            state, taken = transfer.start(state, config, abstract, shardings, names)
             if main_host:
                 print(taken, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
-        classify.keep_class_names(source.class_names, workdir)
+        class_names.keep(names, workdir)
         print(
             opening(config, abstract, plan.mesh, len(source), len(eval_source), start), flush=True
         )
@@ -126,7 +131,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         return found
 
     def save(number: int) -> None:
-        meta = run_lib.checkpoint_meta(config, position(number))
+        meta = run_lib.checkpoint_meta(config, position(number)) | class_names.to_meta(names)
         checkpoints.save(number, state, meta, result or None)
 
     with (

@@ -3,9 +3,11 @@
 L offsets of a relative-position table, D depth of a head.
 
 A weight or statistic is taken where name and shape are equal, from the moving averages where the
-other run kept them. A head of another number of classes starts anew. A table of relative positions
-of another map size is interpolated along its offsets, ends on ends: a larger map shows the same
-picture in more pixels. Whatever else differs is an error, unless `init_new` matches its name.
+other run kept them. A head of another number of classes starts anew; one of as many must be of the
+same classes, by their names, and its outputs are put in the order of those here. A table of
+relative positions of another map size is interpolated along its offsets, ends on ends: a larger map
+shows the same picture in more pixels. Whatever else differs is an error, unless `init_new` matches
+its name.
 Optimiser slots and the step counter start anew. See `optimizer.frozen` for parts that shall not
 learn; their running statistics go on following the batches.
 """
@@ -13,6 +15,7 @@ learn; their running statistics go on following the batches.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,10 +27,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from trainlib import checkpoint, nn, optim
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, shown
 from trainlib.init_from import find
 from trainlib.progress import summary
 from trainlib.state import TrainState
+from vitattn import class_names
 
 NEW, STRETCHED = {"classes"}, {"offset"}  # axes that may differ, and what is done then
 SHOWN = 4  # names of one kind that are printed
@@ -115,7 +119,11 @@ def _interpolation(old: int, new: int) -> np.ndarray:
 
 
 def start(
-    state: TrainState, config: ConfigDict, abstract: nn.Abstract, shardings: TrainState
+    state: TrainState,
+    config: ConfigDict,
+    abstract: nn.Abstract,
+    shardings: TrainState,
+    names: class_names.Names = (),
 ) -> tuple[TrainState, str]:
     """Puts the weights that `config.init_from` names into a new state.
 
@@ -124,13 +132,15 @@ def start(
       config: reads init_from, init_from_step and init_new.
       abstract: the model.
       shardings: of the state.
+      names: of the outputs; empty where they are not known.
 
     Returns:
       The state and a table of what was taken, what is new and what was left over.
 
     Raises:
       CheckpointError: nothing there, or another model.
-      ConfigError: a pattern of init_new that matches nothing.
+      ConfigError: a pattern of init_new that matches nothing, or a head of as many other classes.
+      DataError: the names of its classes cannot be read.
     """
     directory, step = find(config.init_from)
     checkpoints = checkpoint.Checkpoints(directory)
@@ -141,6 +151,11 @@ def start(
         n: tuple(s.shape) for n, s in checkpoints.shapes(number).items() if hasattr(s, "shape")
     }
     plan = match(stored, specs, config.init_new)
+    heads = [name for name in plan.taken if "classes" in specs[name].axes]
+    meta, where = checkpoints.meta(number), str(directory / str(number))
+    kept = class_names.find(directory.parent, where, meta, len(names)) if heads and names else None
+    anew = f"--config.init_new='^{heads[0].split('.')[0]}[.]'" if heads else ""
+    order = class_names.head_order(kept, names, anew) if kept else None
 
     wanted = {
         source: jax.ShapeDtypeStruct(specs[name].shape, specs[name].dtype, sharding=places[name])
@@ -156,6 +171,10 @@ def start(
     for name, (source, _) in plan.stretched.items():
         fit = jax.jit(stretch, static_argnums=1, out_shardings=places[name])
         arrays[name] = fit(read[source], specs[name].shape[0])
+    for name in heads if order is not None else ():
+        axis = specs[name].axes.index("classes")
+        sort = jax.jit(functools.partial(jnp.take, axis=axis), out_shardings=places[name])
+        arrays[name] = sort(arrays[name], order)
     params = {name: arrays.get(name, value) for name, value in state.params.items()}
     statistics = {name: arrays.get(name, value) for name, value in state.model_state.items()}
     ema = state.ema
@@ -163,11 +182,15 @@ def start(
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
         ema = copy({**params, **statistics})
     begun = dataclasses.replace(state, params=params, model_state=statistics, ema=ema)
-    return begun, report(plan, specs, f"Starting from step {number} in {directory}")
+    classes = "by name, in another order there" if order is not None else "the same"
+    if heads and kept is None:
+        classes = "by number, since their names are not known: see that they are the same classes"
+    title = f"Starting from step {number} in {shown(directory)}"
+    return begun, report(plan, specs, title, classes if heads else "new")
 
 
-def report(plan: Plan, specs: Mapping[str, nn.Spec], title: str) -> str:
-    """The table of a plan, as text."""
+def report(plan: Plan, specs: Mapping[str, nn.Spec], title: str, classes: str) -> str:
+    """The table of a plan and what becomes of the classes, as text."""
     size = sum(specs[name].size for name in plan.taken)
     averaged = any(source.startswith("ema/") for source in plan.taken.values())
     kind = "moving averages" if averaged else "weights and statistics"
@@ -176,7 +199,7 @@ def report(plan: Plan, specs: Mapping[str, nn.Spec], title: str) -> str:
     for label, names in (("interpolated", stretched), ("new", plan.new)):
         lines = [f"{name} {specs[name].shape} ({why})" for name, why in names.items()]
         rows.append((label, _few(lines)))
-    rows.append(("left over", _few(plan.left)))
+    rows += [("classes", classes), ("left over", _few(plan.left))]
     return summary(title, rows)
 
 

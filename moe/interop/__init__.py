@@ -133,9 +133,21 @@ def serving_model(model: Architecture) -> Architecture:
     return dataclasses.replace(model, routing=routing, remat="none")
 
 
-def beside(workdir: Path) -> dict[str, str]:
+def beside(config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
     """Files of a run that go along with its weights: none."""
-    del workdir
+    del config, workdir, step
+    return {}
+
+
+def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:
+    """Files that an import writes beside its weights: none.
+
+    Raises:
+      ConfigError: names of classes, which these models have not.
+    """
+    del config, path
+    if names is not None:
+        raise ConfigError(f"--class_names={names} is for models of images.")
     return {}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from trainlib.errors import DataError
 from trainlib.untrusted import open_regular, read_small
-from vitattn.data import tfds_source
+from vitattn.data import label_names, tfds_source
 from vitattn.data.embedded import Arrays
 from vitattn.data.sources import Source, hold_out, short_digest
 
@@ -159,13 +159,11 @@ def _arrays(where: str, content: bytes, names: bytes, part: str) -> Arrays:
             "(CIFAR-10 has 10 classes and other records)."
         )
     images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    class_names = (
-        names.decode("utf-8", "replace").split() if names else [str(c) for c in range(_CLASSES)]
-    )
+    class_names = names.decode("utf-8", "replace").split() if names else label_names.CIFAR100
     if len(class_names) != _CLASSES:
         raise DataError(
             f"{_NAMES} beside {where} holds {len(class_names)} names, not {_CLASSES}: it is "
-            "damaged or another file. Get it again, or remove it to have numbers for names."
+            "damaged or another file. Get it again, or remove it to have the official names."
         )
     digest = short_digest("cifar100", part, len(content))
     return Arrays(where, np.ascontiguousarray(images), labels, class_names, MEAN, STD, digest)

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainlib.data import record_order
 from trainlib.errors import ConfigError, DataError
+from vitattn.data import label_names
 from vitattn.data.sources import SPLIT_SEED, Example, Rgb, Source, hold_out, short_digest
 
 # 36 of each of the 10 digits are the test split: 360 of the 1,797.
@@ -72,7 +73,7 @@ def digits(config: Any, argument: str, split: str) -> Source:
         f"digits {'test' if split == 'test' else 'train'}",
         pixels[chosen],
         labels[chosen],
-        [str(d) for d in range(10)],
+        label_names.DIGITS,
         # Of the training split, in units of the full range.
         (0.305, 0.305, 0.305),
         (0.376, 0.376, 0.376),
@@ -114,7 +115,7 @@ class Synthetic:
 
     def __init__(self, classes: int, split: str):
         self.num_classes = classes
-        self.class_names = tuple(f"class {c}" for c in range(classes))
+        self.class_names = label_names.synthetic(classes)
         self.split = split
         self.digest = short_digest("synthetic", classes, split)
 

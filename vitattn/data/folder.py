@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trainlib.errors import ConfigError, DataError, shown
+from trainlib.errors import ConfigError, DataError, shown, told_apart
 from vitattn.data import walk
 from vitattn.data.sources import (
     IMAGENET_MEAN,
@@ -97,9 +97,10 @@ def make(config: Any, argument: str, split: str) -> Source:
         found = _class_folders(evaluation, left)
         strange = [name for name in found if name not in classes]
         if strange:
+            theirs, ours = told_apart(strange, classes)
             raise DataError(
                 f"{shown(evaluation)} has {len(strange)} class folders that {shown(train)} lacks: "
-                f"{walk.some(strange)}. The classes of training are: {walk.some(classes)}."
+                f"{walk.some(theirs)}. The classes of training are: {walk.some(ours)}."
             )
         return _files(evaluation, classes, [name for name in classes if name in found], left)
     everything = _files(train, classes, classes, left)
