@@ -14,6 +14,7 @@ from moe import interop
 from tests.moe.interop import models
 from trainlib import checkpoint, init_from, safetensors_io, weights
 from trainlib.errors import run_command
+from vitattn import class_names
 from vitattn import interop as vision
 
 
@@ -257,3 +258,20 @@ def test_torchvisions_names_come_back_bit_for_bit(resnet, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(reader.read(name), value, strict=True)
     assert json.loads((tmp_path / "out" / "export.json").read_text())["step"] == 0
+
+
+def test_names_of_classes_are_those_beside_the_weights_or_none(resnet, tmp_path, capsys):
+    """Eleven outputs are not the first eleven classes of ImageNet."""
+    _, workdir = resnet
+    assert class_names.of_model(workdir, None, CLASSES)[1] is None
+    weights_file = workdir.parent / "resnet50.safetensors"
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"thing {n}\n" for n in range(CLASSES)))
+    flags = ["--format=torchvision", f"--path={weights_file}", "--config.model.image_size=32"]
+    code, _, err = take(capsys, *flags, f"--out={tmp_path / 'a'}", f"--class_names={names}")
+    assert code == 0, err
+    assert class_names.of_model(tmp_path / "a", None, CLASSES)[1].names[10] == "thing 10"
+    names.write_text("one\ntwo\n")
+    code, _, err = take(capsys, *flags, f"--out={tmp_path / 'b'}", f"--class_names={names}")
+    assert (code, "2 names and the model has 11 classes" in err) == (65, True)
+    assert not (tmp_path / "b").exists()

@@ -7,60 +7,22 @@ import pytest
 from PIL import Image
 
 from trainlib.errors import ConfigError, DataError, StorageError
-from vitattn import classify, plots, predict
 from vitattn import config as config_lib
+from vitattn import plots, predict
 from vitattn.data import make_source
 
 
-def test_names_that_training_kept_are_read_back(tmp_path):
-    names = ["cat", "great dane", "Äffchen"]
-    classify.keep_class_names(names, tmp_path)
-    assert predict.class_names(tmp_path / classify.CLASS_NAMES, (), 3) == names
-
-
-def test_names_come_from_the_file_the_data_set_or_are_numbers(tmp_path):
-    file = tmp_path / "names.txt"
-    file.write_text("cat\n great dane \nÄffchen\n", encoding="utf-8")
-    assert predict.class_names(file, ("x", "y", "z"), 3) == ["cat", "great dane", "Äffchen"]
-    assert predict.class_names(None, ("x", "y", "z"), 3) == ["x", "y", "z"]
-    assert predict.class_names(None, ("x",), 3) == ["x", "class 1", "class 2"]
-    with pytest.raises(DataError, match="3 names and the model has 10 classes"):
-        predict.class_names(file, (), 10)
-    for missing in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
-            predict.class_names(missing, (), 3)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read"):
-        predict.class_names(file, (), 1)
-
-
-@pytest.mark.parametrize(
-    ("source", "first", "count"),
-    [("digits", "0", 10), ("synthetic:7", "class 0", 7), ("imagenet", "n01440764", 1000)],
-)
-def test_facts_of_a_data_set_that_is_not_there(source, first, count, tmp_path):
+@pytest.mark.parametrize("source", ["digits", "synthetic:7", "imagenet", "cifar100"])
+def test_statistics_of_a_data_set_that_is_not_there(source, tmp_path):
     data = config_lib.default_config().data
     data.source, data.dir = source, str(tmp_path)
-    mean, std, names = predict.source_facts(data, with_names=True)
-    assert (names[0], len(names)) == (first, count)
-    if source == "imagenet":
+    mean, std = predict.source_statistics(data)
+    assert len(mean) == len(std) == 3
+    if source in ("imagenet", "cifar100"):
         with pytest.raises(DataError):
             make_source(data, "test")
     else:
         assert (mean, std) == (make_source(data, "test").mean, make_source(data, "test").std)
-
-
-def test_a_folder_that_was_moved_leaves_its_statistics_and_no_names(tmp_path):
-    for part, name in (("train", "cat"), ("train", "dog"), ("val", "dog")):
-        folder = tmp_path / "data" / part / name
-        folder.mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(folder / "a.png")
-    data = config_lib.default_config().data
-    data.source = f"folder:{tmp_path / 'data'}"
-    mean, std, names = predict.source_facts(data, with_names=True)
-    assert names == ("cat", "dog")
-    (tmp_path / "data").rename(tmp_path / "moved")
-    assert predict.source_facts(data, with_names=True) == (mean, std, ())
 
 
 def test_images_of_folders_are_found_in_order(tmp_path):

@@ -12,7 +12,7 @@ from trainlib import checkpoint, nn, optim, schedules, sharding, state, step
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.mesh import make_mesh
-from vitattn import classify, transfer
+from vitattn import class_names, classify, transfer
 from vitattn import config as config_lib
 from vitattn.models import build
 
@@ -87,6 +87,33 @@ def test_averages_of_the_step_are_taken_by_name(workdir, place, step, number):
     assert f"step {number}" in report
     assert f"{len(ema)} moving averages" in report
     assert int(begun.step) == 0
+
+
+def test_a_head_of_the_same_classes_is_put_in_their_order(workdir, tmp_path):
+    """By name, wherever the other run keeps them; without names the table says so."""
+    directory, ema = workdir
+    there, here = tuple("abcdefghij"), tuple("cabdefghji")
+    config = small_config(init_from=str(directory))
+    abstract, _, shardings, first, _ = made(config)
+    (directory / class_names.FILE).write_text("\n".join(there))
+    try:
+        begun, report = transfer.start(first, config, abstract, shardings, here)
+        same, told = transfer.start(first, config, abstract, shardings, there)
+        with pytest.raises(ConfigError, match=r"New: z\. Gone: j\..*init_new='\^head\[\.\]'"):
+            transfer.start(first, config, abstract, shardings, (*there[:9], "z"))
+    finally:
+        (directory / class_names.FILE).unlink()
+    order = [there.index(name) for name in here]
+    for name, value in begun.params.items():
+        expected = ema[name] + 5
+        if name.startswith("head."):
+            expected = expected[..., order]
+            assert np.any(np.asarray(expected) != np.asarray(ema[name] + 5))
+            np.testing.assert_array_equal(same.params[name], ema[name] + 5)
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    assert "another order" in report
+    assert "another order" not in told
+    assert "names are not known" in transfer.start(first, config, abstract, shardings)[1]
 
 
 def test_without_averages_weights_and_statistics_are_taken(tmp_path):
