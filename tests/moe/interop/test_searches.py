@@ -232,3 +232,28 @@ def test_other_options_are_those_of_each_library(
     for seed in range(100, 120):
         words = AGREES[rule](random_models, search, seed, alpha, beams, min_length)
         assert (words[..., :min_length] != EOS).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", decode.BEAM_RULES)
+def test_scores_in_bfloat16_alone_and_in_a_batch(random_models, quick, rule):
+    """The words found have as candidates the score that they were found with, within the rounding
+    of bfloat16 (logits of order 3, 7 of them); one input alone is answered as in the batch.
+    """
+    model = random_models.ours("bfloat16")
+    options = Decoding(
+        **{"method": "beam", "beams": BEAMS, "num_return": BEAMS, "beam_rule": rule},
+        length=LENGTH,
+    )
+    search = quick(decode.make_generate(model, options, 0, WORDS))
+    score = quick(decode.make_score(model))
+    for seed in range(200, 206):
+        params, batch = random_models.draw(seed)
+        found = shaped(search(params, {}, batch))
+        real = found["score"] > decode.NEVER / 2
+        given = score(params, {}, batch | {"candidates": found["words"]})
+        np.testing.assert_allclose(found["score"][real], np.asarray(given)[real], atol=0.15)
+        for row in range(ROWS):
+            alone = search(params, {}, {name: x[row : row + 1] for name, x in batch.items()})
+            np.testing.assert_array_equal(alone["words"][0], found["words"][row])
+            np.testing.assert_allclose(alone["score"][0], found["score"][row], atol=1e-5)
