@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainlib import paths
-from trainlib.errors import ConfigError, nearest, run_command
+from trainlib.errors import ConfigError, nearest, open_streams, run_command
 from trainlib.interrupt import leave_until_saving, leave_when_asked
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> 
         75 throughout.
     """
     argv = sys.argv[1:]
+    open_streams()
     (leave_until_saving if saves else leave_when_asked)()
     leave_tpus_alone()
     sys.exit(run_command(lambda: main(argv), debug="--debug" in argv))

@@ -3,16 +3,19 @@
 A `UserError` carries everything a reader needs (what, where, allowed, nearest, what to do);
 commands print it without a traceback unless `--debug` is given. So they do with a stop by a signal
 and with a reader of their output that has gone (`launch.describe | head`), which end with 128 + the
-signal, as the shell counts. Everything else is a bug in this code and keeps its traceback.
+signal, as the shell counts, and so does what the system refuses for reasons that lie outside
+(a full disk, rights): 74. Everything else is a bug in this code and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import select
 import signal
+import stat
 import sys
 import textwrap
 import traceback
@@ -20,6 +23,12 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 EXIT_OK = 0
+
+# Of the system's errors, those that no program can help.
+_REFUSALS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+    + (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE)
+)
 
 
 class UserError(Exception):
@@ -192,8 +201,9 @@ def paragraph(text: str) -> str:
 
 
 def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
-    """Runs a command; a `UserError` becomes one paragraph on standard error and its exit code, a
-    stop by a signal one line, and a reader of the output that has gone nothing at all.
+    """Runs a command; a `UserError` becomes one paragraph on standard error and its exit code, and
+    so does what a disk refuses where nothing more is known of it; a stop by a signal is one line,
+    and a reader of the output that has gone nothing at all.
     """
     try:
         code = _run(main, debug)
@@ -202,7 +212,26 @@ def run_command(main: Callable[[], int | None], *, debug: bool = False) -> int:
         if not output_closed():
             raise
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        what = _place(error)
+        text = f"error: {what} cannot be used: {error.strerror}. Free space, mend it or its rights."
+        _say([paragraph(text)], debug)
+        code = StorageError.exit_code
     return code
+
+
+def _place(error: OSError) -> str:
+    """What the system refused to read or write."""
+    if error.filename is not None:
+        given = error.filename
+        return shown(os.fsdecode(given) if isinstance(given, bytes) else given)
+    return (
+        "the place of standard output"
+        if output_closed(full=True)
+        else "a file, or the disk it lies on,"
+    )
 
 
 def _run(main: Callable[[], int | None], debug: bool) -> int:
@@ -211,30 +240,65 @@ def _run(main: Callable[[], int | None], debug: bool) -> int:
     except SystemExit as left:  # `--help`
         return left.code if isinstance(left.code, int) else EXIT_OK
     except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        _say(["", str(stop)])
         return stop.exit_code
     except UserError as error:
-        if debug:
-            print(*map(plain, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         label = "" if isinstance(error, Preempted) else "error: "
-        lines = [paragraph(f"{label}{error}"), *map(plain, error.details.splitlines())]
-        print(*lines, sep="\n", file=sys.stderr)
+        _say([paragraph(f"{label}{error}"), *map(plain, error.details.splitlines())], debug)
         return error.exit_code
 
 
-def output_closed() -> bool:
-    """Whether the reader of standard output or standard error has gone; what is written there from
-    now on goes nowhere, and raises nothing.
+def _say(lines: list[str], debug: bool = False) -> None:
+    """Writes to standard error; where that cannot be written, the exit code has to say it."""
+    trace = [*map(plain, traceback.format_exc().splitlines())] if debug else []
+    with contextlib.suppress(OSError):
+        print(*trace, *lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Opens the standard streams that a command was started without (`>&-`), to nowhere.
+
+    Otherwise printing is a fault, and the next file that is opened, a checkpoint perhaps, takes the
+    number of standard error, so that what native code says is written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def output_closed(full: bool = False) -> bool:
+    """Whether standard output or standard error cannot be written. What is written there from now
+    on goes nowhere, and raises nothing.
+
+    Args:
+      full: whether the reason may be a disk, which is tried with an empty line, and not a reader
+        that has gone.
     """
     found = False
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # no real file, or closed
             number = stream.fileno()
-            poll = select.poll()
-            poll.register(number, 0)
-            if poll.poll(0):
+            if _broken(number, full and stream is sys.stdout):
                 found = True
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)
                 os.close(nowhere)
     return found
+
+
+def _broken(number: int, full: bool) -> bool:
+    poll = select.poll()
+    poll.register(number, 0)
+    if poll.poll(0):
+        return True
+    if full and not stat.S_ISFIFO(os.fstat(number).st_mode) and not os.isatty(number):
+        try:
+            os.write(number, b"\n")
+        except OSError:
+            return True
+    return False

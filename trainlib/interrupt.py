@@ -2,7 +2,8 @@
 leaves at once; elsewhere the first one leaves.
 
 Without `jax.distributed` nothing else handles SIGTERM, and a plain process would die with nothing
-saved. A reader of the output that goes away (`| head`) asks a loop that can save in the same way.
+saved. A reader of the output that goes away (`| head`), and a full disk below it, ask a loop that
+can save in the same way.
 """
 
 from __future__ import annotations
@@ -169,14 +170,17 @@ class StopRequest:
 _asked: StopRequest | None = None
 
 
-def reader_gone() -> bool:
-    """To be called when standard output raised BrokenPipeError: asks the loop under way, if there
+def reader_gone(full: bool = False) -> bool:
+    """To be called when standard output could not be written: asks the loop under way, if there
     is one, to save and stop. What is printed from now on goes nowhere.
+
+    Args:
+      full: see `output_closed`.
 
     Returns:
       Whether there is one; otherwise the error is to go its way, which ends the command.
     """
-    if _asked is None or not output_closed():
+    if _asked is None or not output_closed(full):
         return False
     _asked.requested = True
     return True

@@ -325,8 +325,8 @@ class Progress:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except BrokenPipeError:
-                if not interrupt.reader_gone():
+            except OSError as error:  # a pipe without a reader, or a log on a full disk
+                if not interrupt.reader_gone(full=not isinstance(error, BrokenPipeError)):
                     raise
 
 
