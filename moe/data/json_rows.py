@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moe.data.text_files import BOM, GZIP_ERRORS, damaged_gzip
-from trainlib.errors import DataError, UserError, shown
+from trainlib.errors import DataError, shown
 from trainlib.untrusted import open_regular, parse_json
 
 # A line above this is refused: it would be a mistake, and has to fit memory several times.
@@ -30,10 +30,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 class Bad(Exception):
     """A record that cannot be used; the text says why."""
-
-
-class _Refused(UserError):
-    """What `parse_json` refuses with; its text becomes a `Bad`."""
 
 
 def too_long() -> str:
@@ -58,8 +54,8 @@ def parse_row(line: bytes, offset: int = 0) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Bad(not_utf8(line, error, offset)) from None
     try:
-        row = parse_json(line, "", error=_Refused)
-    except _Refused as error:
+        row = parse_json(line, "", error=DataError)
+    except DataError as error:
         hint = ""
         if line.strip() == b"{":
             hint = ": each object must stand on one line, or the file hold an array of objects"

@@ -37,7 +37,7 @@ MISTAKES = [
         ["(train) has no text", "a.txt offset 0: is empty"],
     ),
     (["--config.data.source=text:T/latin"], 65, ["a.txt offset 0: is not UTF-8 (byte 0xe9 at off"]),
-    (["--config.data.source=text:T/short"], 65, ["(holdout) has no text", "data.holdout"]),
+    (["--config.data.source=text:T/short"], 65, ["has one letter", "data.holdout=0"]),
     (["--config.data.source=seqio:mine"], 65, ["has not been prepared", "launch.prepare"]),
     (["--config.upcycle.workdir=T"], 66, ["upcycle.workdir=", "holds no checkpoint"]),
     (["--config.upcycle.workdir=T", *routing(num_experts=0)], 64, ["no experts to fill"]),
@@ -51,7 +51,7 @@ def test_training_refuses_in_one_paragraph(arguments, code, words, capsys, tmp_p
 
     monkeypatch.setattr("trainlib.step.compile_step", refuse)
     monkeypatch.setattr("trainlib.state.create", refuse)
-    for name, content in (("empty", b""), ("latin", b"caf\xe9"), ("short", b"some text")):
+    for name, content in (("empty", b""), ("latin", b"caf\xe9"), ("short", b"x")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_bytes(content)
     given = [word.replace("=text:T", f"=text:{tmp_path}") for word in arguments]

@@ -160,7 +160,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value):
 def test_a_directory_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     real, _ = make(make_mesh())
-    with pytest.raises(StorageError, match=r"Writing to .* failed: .*Not a directory"):
+    with pytest.raises(StorageError, match=r"Writing to .* failed: .*File exists"):
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, real, META)
 
 

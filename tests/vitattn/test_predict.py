@@ -86,7 +86,7 @@ def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="Choose fewer images"):
         plots.check_picture(tmp_path / "out.png", 5000)
     (tmp_path / "out.png").mkdir()
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="is a folder"):
         plots.attention_picture(tmp_path / "out.png", [rows(1)], (0, 0))
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"vitattn-moe\[plots\]"):
