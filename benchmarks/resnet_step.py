@@ -21,12 +21,13 @@ def jax_step():
     import jax
     import jax.numpy as jnp
 
-    from trainlib import nn
+    from trainlib import nn, statistics
     from vitattn.models import build
 
     spec = nn.abstract(build({"name": "resnet", "image_size": PIXELS, "num_classes": CLASSES}))
     params = nn.initialise(spec.params, jax.random.key(0))
     model_state = nn.initialise(spec.model_state, jax.random.key(1))
+    counts = statistics.fresh(model_state)
     velocity = jax.tree.map(jnp.zeros_like, params)
     images = jax.random.normal(jax.random.key(2), (BATCH, PIXELS, PIXELS, 3))
     labels = jnp.arange(BATCH)
@@ -35,16 +36,17 @@ def jax_step():
         model = spec.bind(params, model_state)
         log_probabilities = jax.nn.log_softmax(model(images, train=True))
         loss = -jnp.mean(jnp.take_along_axis(log_probabilities, labels[:, None], 1))
-        return loss, nn.stats(model)
+        return loss, nn.observed(model)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, model_state, velocity):
-        gradients, model_state = jax.grad(loss_fn, has_aux=True)(params, model_state)
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2, 3))
+    def step(params, model_state, counts, velocity):
+        gradients, seen = jax.grad(loss_fn, has_aux=True)(params, model_state)
+        model_state, counts = statistics.follow(model_state, counts, seen)
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         params = jax.tree.map(lambda p, v: p - LEARNING_RATE * v, params, velocity)
-        return params, model_state, velocity
+        return params, model_state, counts, velocity
 
-    state = (params, model_state, velocity)
+    state = (params, model_state, counts, velocity)
 
     def run():
         nonlocal state

@@ -39,6 +39,7 @@ class DamagedStep(CheckpointError):
 
 # What processes may find instead of a manifest, the one that decides for all of them last.
 _FINDINGS = (type(None), UnfinishedStep, DamagedStep, CheckpointError, StorageError)
+COUNTS = "counts"  # the leaf of `TrainState.counts`
 _GONE = reading.REFUSED + 1
 
 
@@ -255,6 +256,8 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads a step into the shapes, dtypes and shardings of `like`, and verifies every leaf.
 
+        A step of an earlier release has no counts of updates; they are 0, nobody counted.
+
         Raises:
           DamagedStep: it is not what was written; names file, leaf, expected and actual digest.
           CheckpointError: it was never finished, was removed while it was read, or holds another
@@ -262,6 +265,10 @@ class Checkpoints:
           StorageError: the disk refuses, or memory is short.
         """
         wanted = to_flat(like)
+        if COUNTS in wanted and COUNTS not in self.manifest(step).leaves:
+            place = wanted.pop(COUNTS)
+            uncounted = jax.device_put(np.zeros(place.shape, place.dtype), place.sharding)
+            return from_flat(self._read(step, wanted, whole=True) | {COUNTS: uncounted}, like)
         return from_flat(self._read(step, wanted, whole=True), like)
 
     def restore_some(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

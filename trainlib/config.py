@@ -35,7 +35,11 @@ COMMON: dict[str, tuple[Any, str]] = {
     "seed": (0, "seed of weights, data order and everything else that is drawn"),
     "steps": (1000, "training steps, all runs in the workdir together"),
     "batch_size": (128, "examples in one step, over all devices"),
-    "microbatches": (1, "pieces a batch is cut into to save memory; gradients are summed"),
+    "microbatches": (
+        1,
+        "pieces a batch is cut into to save memory; gradients are summed. Batch normalisation "
+        "normalises each piece by itself; running statistics move once a step, by all pieces",
+    ),
     "max_skipped_steps": (10, "updates in a row that may be skipped as not finite; then exit 70"),
     "stuck_after": (60.0, "seconds of a step, or 10 usual ones if longer, then exit 76; 0 = never"),
     "log_every": (1, "steps between lines in metrics.jsonl"),

@@ -128,6 +128,16 @@ def stats(model: nnx.Module) -> Arrays:
     return flatten(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
 
+class Observed(nnx.Variable):
+    """What a layer saw in one training call and leaves for the step; made anew by each call."""
+
+
+def observed(model: nnx.Module) -> dict:
+    """Reads what the layers of a bound model left in a call: name of the layer -> value."""
+    found = flatten(nnx.to_pure_dict(nnx.state(model, Observed)))
+    return {name.rpartition(".")[0]: value for name, value in found.items()}
+
+
 def leaf_key(key: jax.Array, name: str) -> jax.Array:
     """A key for one leaf, from its name alone: adding a layer leaves the others as they were."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import nn, optim
+from trainlib import nn, optim, statistics
 from trainlib.nn import Abstract, Arrays
 from trainlib.sharding import Rules, resolve_specs
 
@@ -28,6 +28,8 @@ class TrainState:
       opt_state: optimiser slots (optax tree).
       ema: name -> moving average of weights and statistics; empty when it is off.
       skipped: int32 [2]: updates skipped because they were not finite, in all and in a row.
+      counts: int32 [S], updates of each layer's running statistics, see `trainlib.statistics`; ()
+        where the model has none.
     """
 
     step: Any
@@ -36,6 +38,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     skipped: Any
+    counts: Any = ()
 
 
 def state_shardings(
@@ -65,6 +68,7 @@ def state_shardings(
         opt_state=optim.slot_shardings(slots, abstract.params, places, mesh),
         ema={**params, **model_state} if with_ema else {},
         skipped=whole,
+        counts=whole if statistics.layers(model_state) else (),
     )
 
 
@@ -84,6 +88,7 @@ def abstract_state(
         opt_state=jax.eval_shape(optimizer.init, params),
         ema={**params, **model_state} if shardings.ema else {},
         skipped=jax.ShapeDtypeStruct((2,), jnp.int32),
+        counts=jax.eval_shape(lambda: statistics.fresh(model_state)),
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -113,4 +118,5 @@ def create(
         opt_state=opt_state,
         ema=copy({**params, **model_state}) if shardings.ema else {},
         skipped=jax.device_put(jnp.zeros(2, jnp.int32), shardings.skipped),
+        counts=jax.device_put(statistics.fresh(model_state), shardings.counts),
     )

@@ -1,16 +1,16 @@
 """The train step and the evaluation step, for any model that is a loss function.
 
 One train step: split the batch into microbatches, sum gradients weighted by how many examples each
-holds, clip, update, skip the update when it is not finite, move the weight average. All of it is
-one jitted function with pinned shardings and a donated state; keys come from (seed, step,
-microbatch), so a resumed run draws the same numbers.
+holds, clip, update, move the running statistics once, skip all of it when it is not finite, move
+the weight average. All of it is one jitted function with pinned shardings and a donated state; keys
+come from (seed, step, microbatch), so a resumed run draws the same numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,10 +19,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import sharding
+from trainlib import sharding, statistics
 from trainlib.nn import Arrays
 from trainlib.optim import ema_update
 from trainlib.state import TrainState
+from trainlib.statistics import Moments
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count); a metric is total / count
@@ -34,13 +35,16 @@ class LossOutput:
 
     Attributes:
       weight: f32 scalar, how many examples (or tokens) `loss` is the mean of.
-      model_state: the updated running statistics.
+      model_state: what the loss keeps from batch to batch; each microbatch gets what the one before
+        it left. Running statistics, which the step moves, stay in it as they are.
       metrics: name -> (total, count), summed over microbatches and devices.
+      moments: layer -> what it saw, for the running statistics.
     """
 
     weight: jax.Array
     model_state: Arrays
     metrics: Sums
+    moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
 
 
 jax.tree_util.register_dataclass(LossOutput)
@@ -57,28 +61,32 @@ def _split(batch: Batch, parts: int) -> Batch:
 
 def _gradients(
     loss_fn: LossFn, params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array, parts: int
-) -> tuple[jax.Array, Arrays, Arrays, Sums]:
-    """Weighted mean loss, its gradient in `params`, new statistics, metric sums; whole batch."""
+) -> tuple[jax.Array, Arrays, LossOutput]:
+    """Weighted mean loss, its gradient in `params`, and what the loss gives beside it; whole
+    batch.
+    """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:
         (loss, out), grads = grad_fn(params, model_state, batch, key)
-        return loss, grads, out.model_state, out.metrics
+        return loss, grads, out
 
     def body(carry, piece):
-        total_loss, total_weight, total_grads, statistics = carry
+        total_loss, total_weight, total_grads, kept = carry
         index, rows = piece
-        (loss, out), grads = grad_fn(params, statistics, rows, jax.random.fold_in(key, index))
+        (loss, out), grads = grad_fn(params, kept, rows, jax.random.fold_in(key, index))
         grads = jax.tree.map(lambda t, g: t + g * out.weight, total_grads, grads)
         carry = total_loss + loss * out.weight, total_weight + out.weight, grads, out.model_state
-        return carry, out.metrics
+        return carry, (out.metrics, out.moments)
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
     pieces = (jnp.arange(parts), _split(batch, parts))
-    (loss, weight, grads, statistics), metrics = jax.lax.scan(body, start, pieces)
+    (loss, weight, grads, kept), (metrics, moments) = jax.lax.scan(body, start, pieces)
     scale = 1.0 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
-    return loss * scale, grads, statistics, jax.tree.map(lambda x: x.sum(0), metrics)
+    metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    moments = {layer: statistics.merge(seen) for layer, seen in moments.items()}
+    return loss * scale, grads, LossOutput(weight, kept, metrics, moments)
 
 
 def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
@@ -104,7 +112,10 @@ def make_train_step(
       loss_fn: `(params, model_state, batch, key) -> (mean loss, LossOutput)`.
       optimizer: an optax transformation over the flat dictionary of weights.
       seed: with the step number it gives every random key.
-      microbatches: how many pieces the batch is cut into; the result is the gradient of the whole.
+      microbatches: how many pieces the batch is cut into. The step is that of the whole batch where
+        the loss of a row depends on this row alone; batch normalisation normalises each piece by
+        the statistics of this piece, which is another function. Running statistics move once, by
+        those of all pieces together.
       ema_decay: decay of the moving average of weights; 0 turns it off.
       trained: names of the weights that learn (`optim.trained_names`); None is all. The others are
         not differentiated: what lies before the first trained weight has no backward pass, and
@@ -122,24 +133,22 @@ def make_train_step(
         def loss_of(learned: Arrays, *rest: Any) -> tuple[jax.Array, LossOutput]:
             return loss_fn(learned | fixed, *rest)
 
-        loss, grads, statistics, metrics = _gradients(
-            loss_of, learned, state.model_state, batch, key, microbatches
-        )
+        loss, grads, out = _gradients(loss_of, learned, state.model_state, batch, key, microbatches)
+        moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
         params = kept(params, state.params)
-        statistics = kept(statistics, state.model_state)
+        moved, counts = kept((moved, counts), (state.model_state, state.counts))
         ema = state.ema
         if ema_decay:
-            moved = ema_update(ema, {**params, **statistics}, ema_decay, state.step)
-            ema = kept(moved, ema)
+            ema = kept(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
         bad = (~finite).astype(jnp.int32)
         skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
         one = jnp.ones((), jnp.float32)
-        metrics |= {
+        metrics = out.metrics | {
             "loss": (loss.astype(jnp.float32), one),
             "grad_norm": (norm.astype(jnp.float32), one),
             "skipped": (skipped[0].astype(jnp.float32), one),
@@ -148,10 +157,11 @@ def make_train_step(
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            model_state=statistics,
+            model_state=moved,
             opt_state=kept(opt_state, state.opt_state),
             ema=ema,
             skipped=skipped,
+            counts=counts,
         )
         return new_state, metrics
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, interchange, run, safetensors_io
+from trainlib import checkpoint, interchange, run, safetensors_io, statistics
 from trainlib.errors import CheckpointError, ConfigError, one_of
 from trainlib.nn import Abstract, Spec
 from trainlib.state import TrainState
@@ -244,6 +244,7 @@ def save_as_run(
         opt_state=(),
         ema={},
         skipped=jnp.zeros(2, jnp.int32),
+        counts=statistics.uncounted(abstract.model_state),
     )
     checkpoints = run.open_workdir(config, out, abstract)
     with contextlib.closing(checkpoints):

@@ -19,17 +19,20 @@ FIELDS = ("image", "label", "weight")
 
 
 def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
-    """The training loss: mean cross entropy over the rows that count, and top-1 on the way."""
+    """The training loss: mean cross entropy over the rows that count, and top-1 on the way.
+
+    Rows that do not count are in no batch statistics either.
+    """
 
     def loss_fn(
         params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, LossOutput]:
         model = abstract.bind(params, model_state)
-        logits = model(batch["image"], train=True, key=key)
         labels, weights = batch["label"], batch["weight"]
+        logits = model(batch["image"], train=True, key=key, weights=weights)
         total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
         correct = metrics.top_k_correct(logits, labels, weights)
-        out = LossOutput(count, nn.stats(model), {"top1": correct})
+        out = LossOutput(count, model_state, {"top1": correct}, nn.observed(model))
         return losses.mean(total, count), out
 
     return loss_fn

@@ -9,7 +9,8 @@ relative positions of another map size is interpolated along its offsets, ends o
 shows the same picture in more pixels. Whatever else differs is an error, unless `init_new` matches
 its name.
 Optimiser slots and the step counter start anew. See `optimizer.frozen` for parts that shall not
-learn; their running statistics go on following the batches.
+learn; their running statistics go on following the batches, as the continued average that the
+checkpoint counted, or slowly, by `model.bn_decay`, where it did not count (imported weights).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, nn, optim
+from trainlib import checkpoint, nn, optim, statistics
 from trainlib.errors import CheckpointError, shown
 from trainlib.init_from import find
 from trainlib.progress import summary
@@ -34,6 +35,7 @@ from trainlib.state import TrainState
 from vitattn import class_names
 
 NEW, STRETCHED = {"classes"}, {"offset"}  # axes that may differ, and what is done then
+SLOW = 0.2  # what may be left of the statistics taken at the end of a run without a word
 SHOWN = 4  # names of one kind that are printed
 
 
@@ -165,6 +167,7 @@ def start(
         whole = NamedSharding(places[name].mesh, P())
         wanted[source] = jax.ShapeDtypeStruct(shape, specs[name].dtype, sharding=whole)
     read = checkpoints.restore_some(number, wanted)
+    counts = _counts(checkpoints, number, plan, state, shardings)
     checkpoints.close()
 
     arrays = {name: read[source] for name, source in plan.taken.items()}
@@ -176,17 +179,59 @@ def start(
         sort = jax.jit(functools.partial(jnp.take, axis=axis), out_shardings=places[name])
         arrays[name] = sort(arrays[name], order)
     params = {name: arrays.get(name, value) for name, value in state.params.items()}
-    statistics = {name: arrays.get(name, value) for name, value in state.model_state.items()}
+    running = {name: arrays.get(name, value) for name, value in state.model_state.items()}
     ema = state.ema
     if ema:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
-        ema = copy({**params, **statistics})
-    begun = dataclasses.replace(state, params=params, model_state=statistics, ema=ema)
+        ema = copy({**params, **running})
+    begun = dataclasses.replace(state, params=params, model_state=running, ema=ema)
+    if len(counts):
+        placed = jax.device_put(counts, shardings.counts)
+        begun = dataclasses.replace(begun, counts=placed)
     classes = "by name, in another order there" if order is not None else "the same"
     if heads and kept is None:
         classes = "by number, since their names are not known: see that they are the same classes"
     title = f"Starting from step {number} in {shown(directory)}"
-    return begun, report(plan, specs, title, classes if heads else "new")
+    lines = report(plan, specs, title, classes if heads else "new")
+    return begun, lines + _slow_statistics(config, counts)
+
+
+def _slow_statistics(config: Any, counts: np.ndarray) -> str:
+    """A line when the run is too short for its statistics to become those of its own batches."""
+    model, steps, different = config.model, config.steps, set(counts.tolist())
+    decay = model.bn_decay
+    left = max((statistics.left_after(steps, n, decay) for n in different), default=0)
+    if left < SLOW:
+        return ""
+    return (
+        f"\n  note     after {steps} steps the running statistics are still "
+        f"{100 * left:.1f} % those taken (model.bn_decay={decay}); a lower model.bn_decay lets "
+        "evaluation see the new images"
+    )
+
+
+def _counts(
+    checkpoints: checkpoint.Checkpoints,
+    number: int,
+    plan: Plan,
+    state: TrainState,
+    shardings: TrainState,
+) -> np.ndarray:
+    """Counts of updates, layer by layer: those of the checkpoint for what is taken from it."""
+    shapes, layers = checkpoints.shapes(number), statistics.layers(state.model_state)
+    stored = (n.partition("/")[2] for n in shapes if n.startswith("model_state/"))
+    there = statistics.layers(stored)
+    counted = dict.fromkeys(there, statistics.UNCOUNTED)
+    if checkpoint.COUNTS in shapes:
+        kept = shapes[checkpoint.COUNTS]
+        wanted = jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=shardings.step)
+        read = checkpoints.restore_some(number, {checkpoint.COUNTS: wanted})[checkpoint.COUNTS]
+        counted = dict(zip(there, np.asarray(read).tolist(), strict=True))
+    taken = statistics.layers(plan.taken)
+    ours = [
+        counted.get(n, statistics.UNCOUNTED) if n in taken else statistics.FRESH for n in layers
+    ]
+    return np.array(ours, np.int32)
 
 
 def report(plan: Plan, specs: Mapping[str, nn.Spec], title: str, classes: str) -> str:

@@ -150,7 +150,7 @@ batch = {"image": rng.normal(size=(4, 8, 8, 3)).astype("f4"), "label": np.arange
          "weight": np.ones(4, "f4")}
 loss = classify.make_loss(abstract, 0.1)
 value, out = jax.jit(loss)(params, statistics, batch, jax.random.key(0))
-print(float(value), float(sum(abs(x).sum() for x in out.model_state.values())))
+print(float(value), float(sum(abs(m.mean).sum() + m.var.sum() for m in out.moments.values())))
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from configs.aa_resnet50 import get_config
-from trainlib import checkpoint, nn, optim, schedules, sharding, state, step
+from trainlib import checkpoint, nn, optim, schedules, sharding, state, statistics, step
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.mesh import make_mesh
@@ -175,6 +175,31 @@ def test_what_nothing_takes_is_left_over(workdir):
     config = small_config(init_from=str(directory), model__attention__position="none")
     _, report, _ = started(config)
     assert "rel_h" in report.split("left over")[1]
+
+
+def test_counts_of_updates_come_along_with_the_statistics(tmp_path):
+    config = small_config(steps=40, init_from=str(tmp_path))
+    _, _, _, first, _ = made(config)
+    counted = dataclasses.replace(first, counts=1 + np.arange(len(first.counts), dtype=np.int32))
+    uncounted = dataclasses.replace(first, counts=first.counts * 0)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    for number, saved in ((3, counted), (5, uncounted)):
+        checkpoints.save(number, saved, {"config": {}})
+        checkpoints.wait()
+    checkpoints.close()
+    config.init_new, config.init_from_step = (r"^stem\.norm",), 3
+    begun, _, _ = started(config)
+    names = statistics.layers(first.model_state)
+    expected = [1 if name == "stem.norm" else 1 + at for at, name in enumerate(names)]
+    assert names.index("stem.norm") > 0
+    assert begun.counts.tolist() == expected
+    # Imported statistics, which nobody counted, follow the decay; a run too short for it says so.
+    config.init_new, config.init_from_step, config.model.bn_decay = (), 5, 0.9999
+    begun, report, _ = started(config)
+    assert begun.counts.tolist() == [0] * len(names)
+    assert "after 40 steps the running statistics are still 99.6 % those taken" in report
+    config.model.bn_decay = 0.9
+    assert "statistics are still" not in started(config)[1]
 
 
 def test_a_place_without_checkpoints_is_named(tmp_path):

@@ -1,13 +1,16 @@
 """Batch normalisation (Ioffe & Szegedy 2015, arXiv 1502.03167) with float32 statistics.
 
-Letters: n values a channel (all axes but the last), C channels.
+Letters: B rows of a batch, n values a channel (all axes but the last, each value as often as its
+row counts), C channels, w [B] what each row counts, 1 or 0 as a rule.
 
 Statistics are over the global batch: under `jit` with a sharded batch the means below are means
-over all devices. The backward pass is written by hand, so that the input and two vectors of C are
-all that the layer keeps:
+over all devices. Of a batch that is cut into microbatches, a layer sees one piece at a time. The
+backward pass is written by hand, so that the input and three vectors are all that the layer keeps:
 
+    mean = sum w x / n,  var = sum w (x - mean)^2 / n,  n = sum w
     xhat = (x - mean) * r,  r = (var + eps)^-1/2,  y = scale * xhat + bias
-    dscale = sum dy xhat,  dbias = sum dy,  dx = scale * r * (dy - dbias / n - xhat * dscale / n)
+    dscale = sum dy xhat,  dbias = sum dy,
+    dx = scale * r * (dy - w * (dbias / n + xhat * dscale / n))
 """
 
 from __future__ import annotations
@@ -19,52 +22,92 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.nn import Initializer, declare, declare_stat
+from trainlib.nn import Initializer, Observed, declare, declare_stat
+from trainlib.statistics import Moments
 
 ONES = jax.nn.initializers.ones
 ZEROS = jax.nn.initializers.zeros
+Weights = jax.Array | None  # f32 [B], what each row counts in batch statistics; None: all 1
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def values_counted(x: jax.Array, weights: Weights) -> jax.Array:
+    """n of x [B, .., C], f32 scalar."""
+    rows = x.shape[0] if weights is None else weights.astype(jnp.float32).sum()
+    return jnp.asarray(rows * math.prod(x.shape[1:-1]), jnp.float32)
+
+
+def _counted(x: jax.Array, weights: Weights) -> tuple[Weights, jax.Array]:
+    """w and n. Where no row counts, all do: unnormalised, a deep network would overflow."""
+    if weights is not None:
+        wide = weights.astype(jnp.float32)
+        weights = jnp.where(wide.sum() > 0, wide, 1.0)
+    return weights, values_counted(x, weights)
+
+
+def _total(x: jax.Array, weights: Weights) -> jax.Array:
+    """Sum of w x over all axes but the last. Rows are summed before they are weighed: the weights
+    then meet B C numbers, not all of x.
+    """
+    if weights is None:
+        return jnp.sum(x, tuple(range(x.ndim - 1)))
+    return jnp.sum(weights[:, None] * jnp.sum(x, tuple(range(1, x.ndim - 1))), 0)
+
+
+def _statistics(x: jax.Array, weights: Weights) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance, in two passes: E[x^2] - E[x]^2 cancels where the mean is large."""
-    axes = tuple(range(x.ndim - 1))
+    weights, count = _counted(x, weights)
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axes)
-    return mean, jnp.mean(jnp.square(x - mean), axes)
+    mean = _total(x, weights) / count
+    return mean, _total(jnp.square(x - mean), weights) / count
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    eps: float,
+    weights: Weights = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[.., C] -> (normalised [.., C] in the type of x, mean [C], biased variance [C], both
-    float32).
+    """Normalises x by the statistics of the rows that count.
 
-    Mean and variance are for running averages: no gradient flows through these two results.
+    Args:
+      x: [B, .., C].
+      scale: f32 [C].
+      bias: f32 [C].
+      eps: added to the variance.
+      weights: [B], not negative: how much each row counts in the statistics; all rows are
+        normalised. None: all count 1. No gradient flows into them.
+
+    Returns:
+      Normalised [B, .., C] in the type of x; mean [C] and biased variance [C], float32, of all rows
+      where none counts. The last two are for running averages: no gradient flows through them.
     """
-    return _forward(x, scale, bias, eps)[0]
+    return _forward(x, scale, bias, eps, weights)[0]
 
 
-def _forward(x, scale, bias, eps):
-    mean, var = _statistics(x)
+def _forward(x, scale, bias, eps, weights):
+    mean, var = _statistics(x, weights)
     inverse = jax.lax.rsqrt(var + eps)
     y = affine(x, mean, scale * inverse, bias)
-    return (y, mean, var), (x, scale, mean, inverse)
+    return (y, mean, var), (x, scale, weights, mean, inverse)
 
 
 def _backward(eps, kept, cotangents):
-    x, scale, mean, inverse = kept
+    x, scale, weights, mean, inverse = kept
     dy = cotangents[0].astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
+    used, count = _counted(x, weights)
+    spread = 1.0 if used is None else used.reshape(-1, *[1] * (x.ndim - 1))
     wide = x.astype(jnp.float32)
     dbias = jnp.sum(dy, axes)
     dscale = (jnp.sum(dy * wide, axes) - mean * dbias) * inverse
-    # dx as a dy + b x + c with vectors a, b, c: no centred copy of x is made.
+    # dx as a dy + w (b x + c) with vectors a, b, c: no centred copy of x is made.
     a = scale * inverse
     b = -a * inverse * dscale / count
-    dx = a * dy + b * wide - (a * dbias / count + b * mean)
-    return dx.astype(x.dtype), dscale, dbias
+    dx = a * dy + spread * (b * wide - (a * dbias / count + b * mean))
+    unmoved = None if weights is None else jnp.zeros_like(weights)
+    return dx.astype(x.dtype), dscale, dbias, unmoved
 
 
 batch_normalise.defvjp(_forward, _backward)
@@ -76,11 +119,10 @@ def affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> j
 
 
 class BatchNorm(nnx.Module):
-    """Normalises [.., C] over all axes but the last.
+    """Normalises [B, .., C] over all axes but the last.
 
-    With `train` it uses the statistics of the batch and moves the running ones:
-    running = decay * running + (1 - decay) * batch, the variance unbiased (n / (n - 1)) as in the
-    papers' TensorFlow. Without, it uses the running ones.
+    With `train` it uses the statistics of the batch and leaves them, as `Moments`, to the step,
+    which moves the running ones (`trainlib.statistics`). Without, it uses the running ones.
 
     Args:
       channels: C.
@@ -104,14 +146,12 @@ class BatchNorm(nnx.Module):
         self.mean = declare_stat((channels,), ("channels",), ZEROS)
         self.var = declare_stat((channels,), ("channels",), ONES)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        """[B, .., C] -> the same; `weights` are for the statistics of training."""
         scale, bias = self.scale[...], self.bias[...]
         if not train:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.eps)
             return affine(x, self.mean[...], gain, bias)
-        y, mean, var = batch_normalise(x, scale, bias, self.eps)
-        count = math.prod(x.shape[:-1])
-        unbiased = var * (count / max(count - 1, 1))
-        self.mean[...] = self.decay * self.mean[...] + (1 - self.decay) * mean
-        self.var[...] = self.decay * self.var[...] + (1 - self.decay) * unbiased
+        y, mean, var = batch_normalise(x, scale, bias, self.eps, weights)
+        self.observed = Observed(Moments(values_counted(x, weights), mean, var, self.decay))
         return y

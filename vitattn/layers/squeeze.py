@@ -17,7 +17,7 @@ from flax import nnx
 from trainlib.errors import one_of
 from trainlib.nn import declare
 from vitattn.layers.conv import Conv
-from vitattn.layers.norm import BatchNorm
+from vitattn.layers.norm import BatchNorm, Weights
 
 ZEROS = jax.nn.initializers.zeros
 HE_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -50,8 +50,8 @@ class SqueezeExcite(nnx.Module):
     def __init__(self, channels: int, hidden: int):
         self.excite = Bottleneck(channels, hidden)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        del train
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        del train, weights
         gate = self.excite(jnp.mean(x, (1, 2), dtype=jnp.float32))
         return x * jax.nn.sigmoid(gate).astype(x.dtype)[:, None, None, :]
 
@@ -77,21 +77,21 @@ class Cbam(nnx.Module):
         self.place = Conv(2, 1, 7, in_axis="unit", dtype=dtype)
         self.norm = BatchNorm(1, decay=decay, eps=eps)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
         mean = jnp.mean(x, (1, 2), dtype=jnp.float32)
         largest = _largest(x.reshape(x.shape[0], -1, x.shape[-1]), 1)[:, 0].astype(jnp.float32)
         gate = jax.nn.sigmoid(self.excite(mean) + self.excite(largest))
         x = x * gate.astype(x.dtype)[:, None, None, :]
         mean = jnp.mean(x, -1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
         places = jnp.concatenate([mean, _largest(x, -1)], -1)
-        return x * jax.nn.sigmoid(self.norm(self.place(places), train=train))
+        return x * jax.nn.sigmoid(self.norm(self.place(places), train=train, weights=weights))
 
 
 class GatherExcite(nnx.Module):
     """x * sigmoid(mean(x)) without parameters, gathered over the whole map."""
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        del train
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        del train, weights
         mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
         return x * jax.nn.sigmoid(mean).astype(x.dtype)
 

@@ -20,7 +20,7 @@ from flax import nnx
 from trainlib.errors import ConfigError, one_of
 from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
-from vitattn.layers.norm import BatchNorm
+from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import global_average_pool
 from vitattn.layers.squeeze import SqueezeExcite
 from vitattn.models.resnet import Place, augmented_conv, halved
@@ -166,14 +166,14 @@ class InvertedBlock(nnx.Module):
         self.project = Conv(wide, out_channels, 1, dtype=config.dtype)
         self.norm3 = config.norm(out_channels)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
         y = x
         if self.expands:
-            y = jax.nn.relu(self.norm1(self.expand(y), train=train))
-        y = jax.nn.relu(self.norm2(self.depthwise(y), train=train))
+            y = jax.nn.relu(self.norm1(self.expand(y), train=train, weights=weights))
+        y = jax.nn.relu(self.norm2(self.depthwise(y), train=train, weights=weights))
         if self.gated:
-            y = self.gate(y, train=train)
-        y = self.norm3(self.project(y), train=train)
+            y = self.gate(y, train=train, weights=weights)
+        y = self.norm3(self.project(y), train=train, weights=weights)
         return x + y if self.adds else y
 
 
@@ -183,8 +183,8 @@ class ConvNorm(nnx.Module):
     def __init__(self, conv: Conv, norm: BatchNorm):
         self.conv, self.norm = conv, norm
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return jax.nn.relu(self.norm(self.conv(x), train=train))
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        return jax.nn.relu(self.norm(self.conv(x), train=train, weights=weights))
 
 
 class MnasNet(nnx.Module):
@@ -214,18 +214,23 @@ class MnasNet(nnx.Module):
         self.head = Classifier(HEAD_WIDTH, config.num_classes)
 
     def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        weights: Weights = None,
     ) -> jax.Array:
         """Images [B, H, W, 3] -> float32 logits [B, classes]; training drops features by `key`.
 
         Raises:
           ValueError: training with dropout and without a key.
         """
-        x = self.stem(images.astype(self.config.dtype), train=train)
+        x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         for number in range(1, len(ROWS) + 1):
             for block in getattr(self, f"blocks{number}"):
-                x = block(x, train=train)
-        x = global_average_pool(self.top(x, train=train).astype(jnp.float32))
+                x = block(x, train=train, weights=weights)
+        x = global_average_pool(self.top(x, train=train, weights=weights).astype(jnp.float32))
         if train and self.config.dropout:
             if key is None:
                 raise ValueError("Training with dropout needs a random key.")

@@ -21,6 +21,7 @@ from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.local import LocalAttention
+from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
 from vitattn.layers.squeeze import make_gate
 from vitattn.models.resnet_config import (
@@ -140,11 +141,15 @@ class Branch(nnx.Module):
         if self.project:
             self.shortcut = Shortcut(config, in_channels, out_channels, stride)
 
-    def close(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
+    def close(
+        self, x: jax.Array, y: jax.Array, *, train: bool, weights: Weights = None
+    ) -> jax.Array:
         """Input and residual branch of a block -> its output."""
         if self.gated:
-            y = self.gate(y, train=train)
-        return jax.nn.relu(y + (self.shortcut(x, train=train) if self.project else x))
+            y = self.gate(y, train=train, weights=weights)
+        if self.project:
+            x = self.shortcut(x, train=train, weights=weights)
+        return jax.nn.relu(y + x)
 
 
 class Shortcut(nnx.Module):
@@ -154,8 +159,8 @@ class Shortcut(nnx.Module):
         self.conv = Conv(in_channels, out_channels, 1, stride, dtype=config.dtype)
         self.norm = config.norm(out_channels)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        return self.norm(self.conv(x), train=train)
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        return self.norm(self.conv(x), train=train, weights=weights)
 
 
 class Bottleneck(Branch):
@@ -173,10 +178,11 @@ class Bottleneck(Branch):
         self.conv3 = Conv(channels, out_channels, 1, dtype=config.dtype)
         self.norm3 = config.norm(out_channels, last=True)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
-        y = jax.nn.relu(self.norm2(self.conv2(y), train=train))
-        return self.close(x, self.norm3(self.conv3(y), train=train), train=train)
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x), train=train, weights=weights))
+        y = jax.nn.relu(self.norm2(self.conv2(y), train=train, weights=weights))
+        y = self.norm3(self.conv3(y), train=train, weights=weights)
+        return self.close(x, y, train=train, weights=weights)
 
 
 class BasicBlock(Branch):
@@ -192,9 +198,10 @@ class BasicBlock(Branch):
         self.conv2 = spatial_layer(config, channels, channels, after, first=False)
         self.norm2 = config.norm(channels, last=True)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
-        return self.close(x, self.norm2(self.conv2(y), train=train), train=train)
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x), train=train, weights=weights))
+        y = self.norm2(self.conv2(y), train=train, weights=weights)
+        return self.close(x, y, train=train, weights=weights)
 
 
 class Stem(nnx.Module):
@@ -216,10 +223,10 @@ class Stem(nnx.Module):
             self.conv = Conv(3, channels, size, stride, **options)
         self.norm = config.norm(channels)
 
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
         attends = self.kind in ATTENTION_STEMS
         x = self.attention(images) if attends else self.conv(images)
-        x = jax.nn.relu(self.norm(x, train=train))
+        x = jax.nn.relu(self.norm(x, train=train, weights=weights))
         if attends:
             return max_pool(x, 4, 4)
         return x if self.kind == "small_image" else max_pool(x, 3, 2)
@@ -246,20 +253,27 @@ class ResNet(nnx.Module):
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
         self.head = Classifier(channels, config.num_classes)
 
-    def features(self, images: jax.Array, *, train: bool) -> list[jax.Array]:
+    def features(
+        self, images: jax.Array, *, train: bool, weights: Weights = None
+    ) -> list[jax.Array]:
         """Images [B, H, W, 3] -> outputs of conv2_x .. conv5_x, each [B, H', W', C]."""
-        x = self.stem(images.astype(self.config.dtype), train=train)
+        x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         outputs = []
         for stage in STAGES:
             for block in getattr(self, f"conv{stage}_x"):
-                x = block(x, train=train)
+                x = block(x, train=train, weights=weights)
             outputs.append(x)
         return outputs
 
     def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        weights: Weights = None,
     ) -> jax.Array:
         """Images [B, H, W, 3] -> float32 logits [B, classes]; nothing is random, so no `key`."""
         del key
-        x = self.features(images, train=train)[-1]
+        x = self.features(images, train=train, weights=weights)[-1]
         return self.head(global_average_pool(x.astype(jnp.float32)))

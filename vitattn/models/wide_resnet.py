@@ -21,7 +21,7 @@ from flax import nnx
 from trainlib.errors import ConfigError, one_of
 from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
-from vitattn.layers.norm import BatchNorm
+from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
 from vitattn.layers.squeeze import GATES, make_gate
 from vitattn.models.resnet import Place, augmented_conv, halved
@@ -155,12 +155,12 @@ class WideBlock(nnx.Module):
                 dtype=config.dtype,
             )
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        active = jax.nn.relu(self.norm1(x, train=train))
-        y = jax.nn.relu(self.norm2(self.conv1(active), train=train))
+    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+        active = jax.nn.relu(self.norm1(x, train=train, weights=weights))
+        y = jax.nn.relu(self.norm2(self.conv1(active), train=train, weights=weights))
         y = self.conv2(y)
         if self.gated:
-            y = self.gate(y, train=train)
+            y = self.gate(y, train=train, weights=weights)
         return y + (widen(active, self.channels, self.stride) if self.changes else x)
 
 
@@ -185,13 +185,18 @@ class WideResNet(nnx.Module):
         self.head = Classifier(channels, config.num_classes)
 
     def __call__(
-        self, images: jax.Array, *, train: bool, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        weights: Weights = None,
     ) -> jax.Array:
         """Images [B, H, W, 3] -> float32 logits [B, classes]; nothing is random, so no `key`."""
         del key
         x = self.stem(images.astype(self.config.dtype))
         for group in GROUPS:
             for block in getattr(self, f"conv{group}_x"):
-                x = block(x, train=train)
-        x = jax.nn.relu(self.norm(x, train=train))
+                x = block(x, train=train, weights=weights)
+        x = jax.nn.relu(self.norm(x, train=train, weights=weights))
         return self.head(global_average_pool(x.astype(jnp.float32)))

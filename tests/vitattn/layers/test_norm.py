@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn
+from trainlib import nn, statistics
 from vitattn.layers.norm import ZEROS, BatchNorm, batch_normalise
 
 EPS = 1e-3
@@ -67,7 +67,7 @@ def test_a_large_mean_does_not_cancel():
     np.testing.assert_allclose(result, np.asarray(x, np.float64).var(0), rtol=1e-4)
 
 
-def test_training_moves_running_statistics_and_evaluation_uses_them():
+def test_training_leaves_moments_and_evaluation_uses_running_statistics():
     spec = nn.abstract(BatchNorm(6, decay=0.75, eps=EPS))
     params = nn.initialise(spec.params, jax.random.key(0))
     state = nn.initialise(spec.model_state, jax.random.key(0))
@@ -75,19 +75,88 @@ def test_training_moves_running_statistics_and_evaluation_uses_them():
     x, _, _, _ = sample((4, 3, 5, 6), offset=3.0)
     model = spec.bind(params, state)
     y = model(jnp.asarray(x, jnp.float32), train=True)
-    moved = nn.stats(model)
-    count = 4 * 3 * 5
-    np.testing.assert_allclose(moved["mean"], 0.25 * x.mean((0, 1, 2)), atol=1e-5)
-    unbiased = x.var((0, 1, 2)) * count / (count - 1)
-    np.testing.assert_allclose(moved["var"], 0.75 + 0.25 * unbiased, atol=1e-5)
+    (seen,) = nn.observed(model).values()
+    assert (float(seen.count), seen.decay) == (4 * 3 * 5, 0.75)
+    np.testing.assert_allclose(seen.mean, x.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(seen.var, x.var((0, 1, 2)), atol=1e-5)
+    moved, _ = statistics.follow(state, statistics.fresh(state), nn.observed(model))
+    np.testing.assert_allclose(moved["var"], x.var((0, 1, 2), ddof=1), atol=1e-5)
 
     model = spec.bind(params, moved)
     evaluated = model(jnp.asarray(x, jnp.float32), train=False)
     expected = (x - np.asarray(moved["mean"])) / np.sqrt(np.asarray(moved["var"]) + EPS)
     np.testing.assert_allclose(evaluated, expected + np.arange(6), atol=1e-5)
+    assert not nn.observed(model)
     for name, value in nn.stats(model).items():
         np.testing.assert_array_equal(value, moved[name])
-    assert not np.allclose(y, evaluated, atol=0.1)
+    assert not np.allclose(y, evaluated, atol=1e-3)
+
+
+def plain_weighted(x, scale, bias, weights):
+    """What autodiff differentiates: rows of x [B, .., C] count `weights` in mean and variance."""
+    axes = tuple(range(x.ndim - 1))
+    share = jnp.broadcast_to(weights.reshape(-1, *[1] * (x.ndim - 1)), x.shape)
+    mean = jnp.average(x, axes, share)
+    var = jnp.average((x - mean) ** 2, axes, share)
+    return scale * (x - mean) / jnp.sqrt(var + EPS) + bias, mean, var
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["fillers", "general", "one"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_count_by_their_weights_in_values_and_gradients(dtype, kind, devices):
+    x, scale, bias, g = sample((16, 3, 2, 5), offset=1.0)
+    rng = np.random.default_rng(2)
+    weights = {"fillers": (np.arange(16) % 5 > 0) * 1.0, "general": rng.random(16) * 3}
+    weights = jnp.float32(weights.get(kind, np.arange(16) == 3))
+    x, g = jnp.asarray(x, dtype), jnp.asarray(g, dtype)
+    scale, bias = to_float32(scale, bias)
+    mesh = jax.make_mesh(
+        (devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    @jax.jit
+    def run(x, scale, bias, weights, g):
+        found, pull = jax.vjp(lambda *a: batch_normalise(*a, EPS, weights), x, scale, bias)
+        return found, pull((g, *(jnp.zeros_like(s) for s in found[1:])))
+
+    found, gradients = run(
+        jax.device_put(x, rows), scale, bias, jax.device_put(weights, rows), jax.device_put(g, rows)
+    )
+    wide, dy = x.astype(jnp.float32), g.astype(jnp.float32)
+    expected, pull = jax.vjp(lambda *a: plain_weighted(*a, weights), wide, scale, bias)
+    wanted = pull((dy, *(jnp.zeros_like(s) for s in expected[1:])))
+    rounding = {"rtol": 1e-2, "atol": 2e-2} if dtype == "bfloat16" else {"rtol": 1e-4, "atol": 5e-5}
+    exact = {"rtol": 1e-4, "atol": 1e-4}
+    assert (found[0].dtype, gradients[0].dtype) == (x.dtype, x.dtype)
+    np.testing.assert_allclose(found[0].astype(jnp.float32), expected[0], **rounding)
+    np.testing.assert_allclose(gradients[0].astype(jnp.float32), wanted[0], **rounding)
+    for one, other in zip((*found[1:], *gradients[1:]), (*expected[1:], *wanted[1:]), strict=True):
+        np.testing.assert_allclose(one, other, **exact)
+
+
+def test_weights_of_one_are_no_weights():
+    x, scale, bias, g = sample((7, 3, 2))
+    results = []
+    for weights in (None, jnp.ones(7)):
+        y, pull = jax.vjp(
+            lambda *a, w=weights: batch_normalise(*a, EPS, w)[0], *to_float32(x, scale, bias)
+        )
+        results.append((y, *pull(*to_float32(g))))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_in_which_no_row_counts_stays_finite():
+    x, scale, bias, g = sample((4, 3, 2))
+    found, pull = jax.vjp(
+        lambda *a: batch_normalise(*a, EPS, jnp.zeros(4)), *to_float32(x, scale, bias)
+    )
+    dy = (*to_float32(g), found[1] * 0, found[2] * 0)
+    assert all(np.isfinite(leaf).all() for leaf in (*found, *pull(dy)))
+    # Normalised by all rows; in a deep network, x / sqrt(eps) in each layer would overflow.
+    np.testing.assert_allclose(found[0], reference(x, scale, bias, EPS)[0], atol=1e-5)
 
 
 def test_evaluation_gradients_treat_statistics_as_constants():
