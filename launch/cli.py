@@ -7,25 +7,36 @@ Nothing heavy is imported here before it is needed: `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainlib import paths
-from trainlib.errors import ConfigError, nearest, open_streams, run_command
+from trainlib.errors import (
+    ConfigError,
+    UserError,
+    nearest,
+    open_streams,
+    run_command,
+    shown,
+)
 from trainlib.interrupt import leave_until_saving, leave_when_asked
+from trainlib.untrusted import what_is
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 FAMILIES = ("vitattn", "moe")
+COMMAND_LINE = "command line"
 SWITCHES = ("model.name",)  # with `*.kind`, what decides which other keys exist
 CONFIG_HELP = (
     "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
@@ -97,14 +108,38 @@ def family_module(config: ConfigDict, name: str) -> ModuleType:
     return importlib.import_module(f"{config.family}.{name}")
 
 
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What goes wrong in the code of a configuration is said in a paragraph."""
+    from trainlib.keys import brief
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        place = f" in line {line}" if line else ""
+        words = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ConfigError(
+            f"The configuration {shown(path)} stops{place} with {type(error).__name__}: "
+            f"{shown(words) or brief(error)}. --debug prints the traceback."
+        ) from error
+
+
 def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} is not a configuration: it has no function get_config(variant).")
+    with _explained(path):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(
+            f"{shown(path)} is not a configuration: it has no function get_config(variant)."
+        )
     return module
 
 
@@ -118,65 +153,96 @@ def shipped() -> list[Path]:
 
 def _find(name: str) -> Path:
     path = Path(name)
-    if path.is_file():
+    if path.suffix not in (".py", ""):
+        raise ConfigError(
+            f"--config={shown(name)}: a configuration is {CONFIG_HELP}; '{shown(path.suffix, 40)}' "
+            "is the suffix of neither."
+        )
+    if os.path.isfile(name):
         return path
     by_stem = {p.stem: p for p in shipped()}
     if path.stem in by_stem and path.parent.name in ("", "configs"):
         return by_stem[path.stem]
+    what = f"it is {what_is(name)}" if os.path.lexists(name) else "there is no such file"
     raise ConfigError(
-        f"--config={name}: there is no such file. {nearest(path.stem, by_stem)}"
+        f"--config={shown(name)}: {what}. {nearest(path.stem, by_stem)}"
         f"Shipped: {', '.join(f'configs/{stem}.py' for stem in by_stem)}."
     )
 
 
-def _defaults(values: dict[str, Any], source: str) -> ConfigDict:
+def _defaults(values: Mapping[str, Any], source: str) -> ConfigDict:
     """The defaults of all keys that exist for these values (model and kinds decide)."""
     from trainlib.config import from_schema
+    from trainlib.keys import choice, fit
 
-    family = str(values.get("family"))
-    if family not in FAMILIES:
-        raise ConfigError(f"{source}: family={family!r} is not one of {', '.join(FAMILIES)}.")
+    if "family" not in values:
+        raise ConfigError(f"{shown(source)} has no key 'family': {' or '.join(FAMILIES)}.")
+    family = fit("family", values["family"], choice(*FAMILIES), source)
     return from_schema(importlib.import_module(f"{family}.config").schema(values))
 
 
-def _from_json(path: str) -> Loaded:
-    from trainlib.config import flatten, override, read_json
+def _from_values(values: Mapping[str, Any], source: str) -> Loaded:
+    """The configuration of values from JSON; the others have their defaults."""
+    from trainlib.config import assign, flatten
 
-    values = read_json(path)
-    config = _defaults(values, path)
-    for key, value in values.items():
-        override(config, key, value, path)
-    return Loaded(config, dict.fromkeys(flatten(config), path))
+    config = _defaults(values, source)
+    assign(config, values, source)
+    return Loaded(config, dict.fromkeys(flatten(config), source))
+
+
+def _made(module: ModuleType, path: Path, variant: str) -> dict[str, Any]:
+    """The values that `get_config` of a file gives, of any type."""
+    from ml_collections import ConfigDict
+
+    from trainlib.config import flat, flatten
+
+    with _explained(path):
+        made = module.get_config(variant)
+        if isinstance(made, ConfigDict):
+            return flatten(made)
+    if isinstance(made, Mapping):
+        return flat(made, shown(path))
+    hint = " End it with `return config`." if made is None else ""
+    raise ConfigError(
+        f"get_config of {shown(path)} returns {type(made).__name__}, not a configuration.{hint}"
+    )
 
 
 def _from_python(text: str) -> Loaded:
-    from trainlib.config import flatten
+    from trainlib.config import assign, flatten
 
     name, _, variant = text.partition(":")
     path = _find(name)
     module = _load_file(path)
-    config = module.get_config(variant)
-    values, plain = flatten(config), flatten(module.get_config(""))
-    defaults = flatten(_defaults(values, name))
+    values = _made(module, path, variant)
+    plain = values
+    if variant:
+        with contextlib.suppress(UserError):  # a file may have nothing but variants
+            plain = _made(module, path, "")
+    config = _defaults(values, name)
+    defaults = flatten(config)
+    assign(config, values, text)
     origin = {}
-    for key, value in values.items():
-        if value != plain.get(key, defaults[key]):
+    for key, value in flatten(config).items():
+        if key in values and value != plain.get(key, defaults[key]):
             origin[key] = f"{path.name}, variant {variant}"
         else:
             origin[key] = path.name if value != defaults[key] else "default"
     return Loaded(config, origin)
 
 
-def _switched(config: ConfigDict, key: str, value: str) -> ConfigDict:
-    """Sets a key that decides which other keys exist; those that both have keep their values."""
+def _switched(config: ConfigDict, key: str, overrides: Mapping[str, str]) -> ConfigDict:
+    """Sets a key that decides which other keys exist; those that both have keep their values, but
+    for those that are set as well.
+    """
     from trainlib.config import flatten, override
 
-    values = flatten(config) | {key: value}
-    switched = _defaults(values, "command line")
+    switched = _defaults(flatten(config) | {key: overrides[key]}, COMMAND_LINE)
     known = flatten(switched)
-    for old, kept in values.items():
-        if old in known and kept != known[old]:
-            override(switched, old, kept, "command line")
+    for old, kept in flatten(config).items():
+        if old not in overrides and old in known and kept != known[old]:
+            override(switched, old, kept, COMMAND_LINE, typed=True)
+    override(switched, key, overrides[key], COMMAND_LINE)
     return switched
 
 
@@ -188,20 +254,28 @@ def load(text: str | None, overrides: dict[str, str]) -> Loaded:
       overrides: dotted key -> text from the command line.
 
     Raises:
-      ConfigError: no such file, variant or key, or a value of another type.
+      ConfigError: no such file, variant or key, a value that its key does not take, or a file that
+        makes no configuration.
     """
-    from trainlib.config import flatten, override
-
     if not text:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
-    loaded = _from_json(text) if text.endswith(".json") else _from_python(text)
+    from trainlib.config import read_json
+
+    if Path(text).suffix == ".json":
+        return _resolved(_from_values(read_json(text), text), overrides)
+    return _resolved(_from_python(text), overrides)
+
+
+def _resolved(loaded: Loaded, overrides: Mapping[str, str]) -> Loaded:
+    from trainlib.config import flatten, override
+
     config, origin = loaded.config, dict(loaded.origin)
     for key in sorted(overrides, key=lambda key: not key.endswith((".kind", ".name"))):
         if key in SWITCHES or key.endswith(".kind"):
-            config = _switched(config, key, overrides[key])
+            config = _switched(config, key, overrides)
         else:
-            override(config, key, overrides[key], "command line")
-        origin[key] = "command line"
+            override(config, key, overrides[key], COMMAND_LINE)
+        origin[key] = COMMAND_LINE
     return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 
@@ -274,10 +348,11 @@ def read_workdir_config(workdir: Path, overrides: dict[str, str]) -> ConfigDict:
         )
     from trainlib.config import read_json
 
-    if "family" not in read_json(path):
+    values = read_json(path, follow=False)
+    if "family" not in values:
         raise ConfigError(
             f"--workdir={workdir} holds no run: its config.json has no key 'family', so that it is "
             "of another program. Give the --workdir of a training, or an export in our own names "
             "(`python -m launch.export --names=own`)."
         )
-    return load(str(path), overrides).config
+    return _resolved(_from_values(values, str(path)), overrides).config

@@ -187,25 +187,27 @@ def compared_cells(row: Compared) -> list[str]:
 
 
 def explain(loaded: cli.Loaded, key: str) -> int:
-    """Prints the value, meaning and origin of one key, or of all keys of a section.
+    """Prints the value, meaning, range and origin of one key, or of all keys of a section.
 
     Raises:
       ConfigError: no such key or section; names the nearest.
     """
     from trainlib.config import flatten
     from trainlib.errors import ConfigError, nearest, shown
+    from trainlib.keys import kind_of
 
     values = flatten(loaded.config)
     schema = cli.family_module(loaded.config, "config").schema(values)
-    keys = [key] if key in values else [k for k in values if k.startswith(key + ".")]
-    if not keys:
+    names = [key] if key in values else [k for k in values if k.startswith(key + ".")]
+    if not names:
         raise ConfigError(
             f"--explain={key}: there is no such key. {nearest(key, values)}All keys: "
             f"{', '.join(values)}."
         )
-    for name in keys:
+    for name in names:
         print(f"{name} = {values[name]!r}")
         print(f"    meaning  {schema[name][1]}")
+        print(f"    takes    {kind_of(schema[name]).words}")
         print(f"    set in   {shown(loaded.origin[name])}; default {schema[name][0]!r}")
     return 0
 

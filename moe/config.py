@@ -21,7 +21,7 @@ from moe.pretrain import Objective
 from moe.routing_config import RoutingConfig
 from trainlib import config as config_lib
 from trainlib import optim, schedules
-from trainlib.errors import ConfigError, one_of
+from trainlib.keys import choice, fit, key, number, text, whole
 
 # Dense matrices split over the rows of the mesh (fsdp) or whole on each row, as in the paper.
 RULES = {"fsdp": "data", "zero": None, "replicated": None}
@@ -30,42 +30,79 @@ WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "r
 TASKS = ("pretrain", "finetune")
 STACKED_AXES = ("period", "layer", "expert")  # Adafactor treats each index as a weight of its own
 
+NEWEST, REST = whole(1, also={0: "the newest"}), whole(1, also={-1: "the rest"})
+
 GENERAL = config_lib.COMMON | {
-    "family": ("moe", "model family; picks the training loop"),
-    "task": ("pretrain", "pretrain, or finetune: the tasks of data.source are scored as well"),
-    "eval_batches": (0, "evaluation steps for each part of the data; 0 = the whole held-out split"),
-    "mesh.model": (1, "mesh columns: heads and feed-forward width"),
-    "sharding": (
+    "family": key("moe", "model family; picks the training loop", choice("moe")),
+    "task": key(
+        "pretrain",
+        "pretrain, or finetune: the tasks of data.source are scored as well",
+        choice(*TASKS),
+    ),
+    "eval_batches": key(
+        0,
+        "evaluation steps for each part of the data; 0 = the whole held-out split",
+        whole(1, also={0: "the whole split"}),
+    ),
+    "mesh.model": key(1, "mesh columns: heads and feed-forward width", REST),
+    "sharding": key(
         "fsdp",
         "dense weights over the mesh rows: fsdp, zero (only their slots) or replicated",
+        choice(*RULES),
     ),
-    "init_from": ("", "workdir, checkpoints or step of the run that this one starts from"),
-    "init_from_step": (0, "checkpoint of that run; 0 = the newest"),
-    "sweep": ("", "grid: print the settings of the paper's table 20; a number: train that one"),
-    "evaluation.split": ("validation", "what tasks are scored on: train, validation or test"),
-    "evaluation.limit": (0, "examples of each task scored while training, the first; 0 = all"),
-    "evaluation.classify": (
+    "init_from": key(
+        "", "workdir, checkpoints or step of the run that this one starts from", text()
+    ),
+    "init_from_step": key(0, "checkpoint of that run; 0 = the newest", NEWEST),
+    "sweep": key(
+        "",
+        "grid: print the settings of the paper's table 20; a number: train that one",
+        text(0, 20),
+    ),
+    "evaluation.split": key(
+        "validation",
+        "what tasks are scored on: train, validation or test",
+        choice("train", "validation", "test"),
+    ),
+    "evaluation.limit": key(
+        0,
+        "examples of each task scored while training, the first; 0 = all",
+        whole(1, also={0: "all"}),
+    ),
+    "evaluation.classify": key(
         "generate",
         "answers with given candidates: generate the words (as T5), or rank, which is faster",
+        choice("generate", "rank"),
     ),
-    "upcycle.workdir": (
+    "upcycle.workdir": key(
         "",
         "workdir, checkpoints or step of a dense run that fills this model's experts; '' = none",
+        text(),
     ),
-    "upcycle.step": (0, "checkpoint of that run; 0 = the newest"),
-    "published.params": ("", "parameters as the paper prints them"),
-    "published.source": ("", "paper and table of the published figures"),
-    "published.score": (0.0, "the paper's score of the tasks, in percent"),
-    "published.neg_log_perplexity": (0.0, "the paper's; its vocabulary and data, not comparable"),
+    "upcycle.step": key(0, "checkpoint of that run; 0 = the newest", NEWEST),
+    "published.params": key("", "parameters as the paper prints them", text(0, 200)),
+    "published.source": key("", "paper and table of the published figures", text(0, 200)),
+    "published.score": key(0.0, "the paper's score of the tasks, in percent", number(0, 100)),
+    "published.neg_log_perplexity": key(
+        0.0, "the paper's; its vocabulary and data, not comparable", number()
+    ),
 }
 
 
 def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]]:
-    """All keys: dotted name -> (default, meaning); the same whatever `values` are."""
+    """All keys: dotted name -> (default, meaning), with what each takes; the same whatever
+    `values` are.
+    """
     del values
     from moe.data import data_defaults
 
-    experts = {"num_experts": (0, "experts of a sparse block; 0 makes every block dense")}
+    experts = {
+        "num_experts": key(
+            0,
+            "experts of a sparse block; 0 makes every block dense",
+            whole(1, 2**20, also={0: "dense blocks"}),
+        )
+    }
     return {
         **GENERAL,
         **config_lib.prefixed("model", config_lib.dataclass_schema(Architecture)),
@@ -168,8 +205,7 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
     `batch` is the residual stream and the input; `rows` the same arrays inside attention and
     feed-forward layers, where columns split heads and hidden units instead of sequences.
     """
-    if config.sharding not in RULES:
-        raise one_of("sharding", config.sharding, RULES)
+    fit("sharding", config.sharding, choice(*RULES))
     return {
         "batch": ("replica", "data", "model"),
         "rows": ("replica", "data"),
@@ -195,10 +231,5 @@ def check(config: ConfigDict, batch_parts: int) -> None:
     Raises:
       ConfigError: with the key, its value and the nearest value that works.
     """
+    config_lib.check_values(config, schema())
     config_lib.check_common(config, batch_parts)
-    if config.task not in TASKS:
-        raise one_of("task", config.task, TASKS)
-    if config.evaluation.limit < 0:
-        raise ConfigError(f"evaluation.limit={config.evaluation.limit} must not be negative.")
-    if config.eval_batches < 0:
-        raise ConfigError(f"eval_batches={config.eval_batches} must not be negative.")

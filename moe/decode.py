@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,12 @@ from moe.models.transformer import Transformer
 from moe.routing_config import RoutingConfig
 from moe.search import BEAM_RULES, NEVER, Allowed, Choose, beam_search, generate, likeliest, sampler
 from trainlib import nn
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, number, whole
 from trainlib.options import require
 
 METHODS = ("greedy", "beam", "sample")
+MOST_BEAMS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,35 +56,20 @@ class Decoding:
       seed: of "sample".
     """
 
-    method: str = "greedy"
-    length: int = 0
-    min_length: int = 0
-    num_return: int = 1
-    beams: int = 4
-    beam_rule: str = "t5x"
-    alpha: float = 0.6
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    method: Annotated[str, choice(*METHODS)] = "greedy"
+    length: Annotated[int, whole(1, also={0: "data.decoder_length"})] = 0
+    min_length: Annotated[int, whole(0)] = 0
+    num_return: Annotated[int, whole(1, MOST_BEAMS)] = 1
+    beams: Annotated[int, whole(1, MOST_BEAMS)] = 4
+    beam_rule: Annotated[str, choice(*BEAM_RULES)] = "t5x"
+    alpha: Annotated[float, number(0)] = 0.6
+    temperature: Annotated[float, number(above=0)] = 1.0
+    top_k: Annotated[int, whole(1, also={0: "all"})] = 0
+    top_p: Annotated[float, number(above=0, high=1)] = 1.0
+    seed: Annotated[int, whole(0)] = 0
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise one_of("decoding.method", self.method, METHODS)
-        if self.beam_rule not in BEAM_RULES:
-            raise one_of("decoding.beam_rule", self.beam_rule, BEAM_RULES)
-        for key, fits, rule in (
-            ("length", self.length >= 0, "use 0 or more"),
-            ("min_length", self.min_length >= 0, "use 0 or more"),
-            ("num_return", self.num_return >= 1, "use 1 or more"),
-            ("beams", self.beams >= 1, "use 1 or more"),
-            ("alpha", self.alpha >= 0, "use 0 or more"),
-            ("temperature", self.temperature > 0, "it is above 0; for 0 use method 'greedy'"),
-            ("top_k", self.top_k >= 0, "use 0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "it lies above 0 and is at most 1"),
-            ("seed", self.seed >= 0, "use 0 or more"),
-        ):
-            require(fits, f"decoding.{key}", getattr(self, key), rule)
+        check_fields(self, "decoding")
         if self.method == "greedy":
             most, rule = 1, "method 'greedy' has one answer; use method 'beam' or 'sample'"
         elif self.method == "beam":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from moe.models.transformer import Reports, Transformer
 from moe.routing import RoutingConfig, auxiliary_loss
 from trainlib import losses, metrics
 from trainlib.errors import ConfigError
+from trainlib.keys import number
 from trainlib.nn import Abstract, Arrays
 from trainlib.step import Batch, LossFn, LossOutput, Sums
 
@@ -43,8 +45,8 @@ class Objective:
       attention_z_loss: coefficient of the same on attention logits, summed over layers.
     """
 
-    z_loss: float = 1e-4
-    attention_z_loss: float = 0.0
+    z_loss: Annotated[float, number(0)] = 1e-4
+    attention_z_loss: Annotated[float, number(0)] = 0.0
 
 
 def fields(kind: str) -> tuple[str, ...]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, number, whole
 
 ROUTERS = ("tokens_choose", "experts_choose")
 POLICIES = ("all", "none", "threshold", "random", "if_dropped")
 DISPATCHES = ("index", "dropless", "grouped")
+
+Factor = Annotated[float, number(1e-6, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,42 +71,36 @@ class RoutingConfig:
       ConfigError: a value that cannot work.
     """
 
-    num_experts: int
-    top_k: int = 2
-    router: str = "tokens_choose"
-    capacity_factor: float = 1.25
-    capacity_factor_eval: float = 2.0
+    num_experts: Annotated[int, whole(1, 2**20)]
+    top_k: Annotated[int, whole(1)] = 2
+    router: Annotated[str, choice(*ROUTERS)] = "tokens_choose"
+    capacity_factor: Factor = 1.25
+    capacity_factor_eval: Factor = 2.0
     capacity_per_choice: bool = False
-    capacity_rounding: str = "floor"
-    min_capacity: int = 4
-    group_size: int = 0
-    group_sequences: int = 0
-    max_group_size: int = 4096
+    capacity_rounding: Annotated[str, choice("floor", "round")] = "floor"
+    min_capacity: Annotated[int, whole(0)] = 4
+    group_size: Annotated[int, whole(1, also={0: "group_sequences"})] = 0
+    group_sequences: Annotated[int, whole(1, also={0: "max_group_size"})] = 0
+    max_group_size: Annotated[int, whole(1)] = 4096
     normalize_gates: bool = True
-    second_policy: str = "random"
-    second_policy_eval: str = "all"
-    second_threshold: float = 0.2
+    second_policy: Annotated[str, choice(*POLICIES)] = "random"
+    second_policy_eval: Annotated[str, choice(*POLICIES)] = "all"
+    second_threshold: Annotated[float, number(above=0)] = 0.2
     batch_prioritized: bool = False
-    sample_temperature: float = 0.0
-    jitter: float = 0.0
-    router_dropout: float = 0.0
-    logit_clip: float = 0.0
-    router_dtype: str = "float32"
-    balance_choices: str = "first"
-    balance_weight: float = 0.01
-    z_weight: float = 1e-3
-    over_layers: str = "sum"
-    dispatch: str = "index"
-    partitioner: str = "shard_map"
+    sample_temperature: Annotated[float, number(above=0, also={0: "off"})] = 0.0
+    jitter: Annotated[float, number(0, 1)] = 0.0
+    router_dropout: Annotated[float, number(0, 0.999)] = 0.0
+    logit_clip: Annotated[float, number(above=0, also={0: "off"})] = 0.0
+    router_dtype: Annotated[str, choice("float32", "bfloat16")] = "float32"
+    balance_choices: Annotated[str, choice("first", "all")] = "first"
+    balance_weight: Annotated[float, number(0)] = 0.01
+    z_weight: Annotated[float, number(0)] = 1e-3
+    over_layers: Annotated[str, choice("sum", "mean")] = "sum"
+    dispatch: Annotated[str, choice(*DISPATCHES)] = "index"
+    partitioner: Annotated[str, choice("shard_map", "automatic")] = "shard_map"
 
     def __post_init__(self):
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise one_of(f"routing.{field}", getattr(self, field), allowed)
-        for field, (low, high) in _RANGES.items():
-            value = getattr(self, field)
-            if not low <= value <= high:  # written so that NaN fails
-                raise ConfigError(f"routing.{field}={value} is outside [{low:g}, {high:g}].")
+        check_fields(self, "routing")
         if self.top_k > self.num_experts:
             raise ConfigError(
                 f"routing.top_k={self.top_k} is more than routing.num_experts={self.num_experts}: "
@@ -141,32 +139,6 @@ class RoutingConfig:
                     "see its future (ST-MoE, appendix D). Use it in encoders only; in a decoder "
                     "set batch_prioritized=False and router='tokens_choose'."
                 )
-
-
-_INF = math.inf
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "router": ROUTERS,
-    "capacity_rounding": ("floor", "round"),
-    "second_policy": POLICIES,
-    "second_policy_eval": POLICIES,
-    "router_dtype": ("float32", "bfloat16"),
-    "balance_choices": ("first", "all"),
-    "over_layers": ("sum", "mean"),
-    "dispatch": DISPATCHES,
-    "partitioner": ("shard_map", "automatic"),
-}
-_RANGES: dict[str, tuple[float, float]] = {
-    **{"num_experts": (1, 2**20), "top_k": (1, _INF), "max_group_size": (1, _INF)},
-    **{"capacity_factor": (1e-6, 1e6), "capacity_factor_eval": (1e-6, 1e6)},
-    **{"min_capacity": (0, _INF), "group_size": (0, _INF), "group_sequences": (0, _INF)},
-    **{"second_threshold": (1e-9, _INF), "jitter": (0, 1), "router_dropout": (0, 0.999)},
-    **{
-        "sample_temperature": (0, _INF),
-        "logit_clip": (0, _INF),
-        "balance_weight": (0, _INF),
-        "z_weight": (0, _INF),
-    },
-}
 
 
 def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import choice, fit, key, switch
 
 SUBSETS = ("all", "non_moe", "moe", "attention", "ffn")
 _ATTENTION = re.compile(r"\.(cross_)?attention\.|\.bias\.table$")
@@ -21,9 +22,9 @@ _ATTENTION = re.compile(r"\.(cross_)?attention\.|\.bias\.table$")
 def defaults() -> dict[str, tuple[Any, str]]:
     """Keys of the section `finetune`: default and meaning."""
     return {
-        "train": ("all", f"weights that learn: {', '.join(SUBSETS)}"),
-        "router_with_moe": (True, "whether routers count as moe (True) or as non_moe"),
-        "keep_slots": (True, "take the optimiser's slots from init_from along, too"),
+        "train": key("all", f"weights that learn: {', '.join(SUBSETS)}", choice(*SUBSETS)),
+        "router_with_moe": key(True, "whether routers count as moe (True) or as non_moe", switch()),
+        "keep_slots": key(True, "take the optimiser's slots from init_from along, too", switch()),
     }
 
 
@@ -44,8 +45,7 @@ def trained(train: str, router_with_moe: bool, names: Iterable[str]) -> set[str]
     Raises:
       ConfigError: no such subset, or one that this model has no weight of.
     """
-    if train not in SUBSETS:
-        raise one_of("finetune.train", train, SUBSETS)
+    fit("finetune.train", train, choice(*SUBSETS))
     kinds = {name: kind_of(name, router_with_moe) for name in names}
     if train == "all":
         return set(kinds)

@@ -1,14 +1,14 @@
 """Configurations as data: a schema of (default, meaning) per dotted key, locked `ConfigDict`s,
 strict overrides.
 
-A family states its keys once, as a flat schema `{"optimizer.momentum": (0.9, "what it means")}`.
-Everything else follows from it: the locked `ml_collections.ConfigDict` that config files fill in,
-the type of every override on the command line, and what `launch.describe --explain` prints.
+A family states its keys once, as a flat schema `{"optimizer.momentum": (0.9, "what it means")}`,
+with what each takes (`trainlib.keys`). Everything else follows from it: the locked
+`ml_collections.ConfigDict` that config files fill in, the type and range of every value whether it
+comes from the command line, JSON or Python, and what `launch.describe --explain` prints.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
@@ -19,40 +19,73 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from trainlib.errors import ConfigError, nearest, one_of
-
-# Keys that take one whole number or two of them: no ConfigDict knows such a type.
-NUMBER_OR_PAIR = ("model.image_size",)
+from trainlib import keys, untrusted
+from trainlib.errors import ConfigError, nearest, shown
+from trainlib.keys import choice, key, number, text, whole
 
 Schema = Mapping[str, tuple[Any, str]]
 
 ON_CORRUPT = ("skip", "fail")
+MOST_BYTES = 4 * untrusted.MIB  # of a configuration in JSON
+MOST_LEVELS = 8  # of sections within sections there
+MOST_LISTED = 12  # keys in one message
 
 
 # Keys that the loops of both families read.
 COMMON: dict[str, tuple[Any, str]] = {
-    "name": ("", "name of the configuration, for reports"),
-    "seed": (0, "seed of weights, data order and everything else that is drawn"),
-    "steps": (1000, "training steps, all runs in the workdir together"),
-    "batch_size": (128, "examples in one step, over all devices"),
-    "microbatches": (
+    "name": key("", "name of the configuration, for reports", text(0, 200)),
+    "seed": key(0, "seed of weights, data order and everything else that is drawn", whole(0)),
+    "steps": key(1000, "training steps, all runs in the workdir together", whole(1)),
+    "batch_size": key(128, "examples in one step, over all devices", whole(1)),
+    "microbatches": key(
         1,
         "pieces a batch is cut into to save memory; gradients are summed. Batch normalisation "
         "normalises each piece by itself; running statistics move once a step, by all pieces",
+        whole(1),
     ),
-    "max_skipped_steps": (10, "updates in a row that may be skipped as not finite; then exit 70"),
-    "stuck_after": (60.0, "seconds of a step, or 10 usual ones if longer, then exit 76; 0 = never"),
-    "log_every": (1, "steps between lines in metrics.jsonl"),
-    "eval_every": (0, "steps between evaluations; 0 = only at the end"),
-    "eval_batch_size": (0, "examples in one evaluation step; 0 = batch_size"),
-    "checkpoint.every": (1000, "steps between checkpoints"),
-    "checkpoint.keep": (3, "newest checkpoints that stay"),
-    "checkpoint.best": ("", "evaluation metric whose best checkpoint stays as well; '' = none"),
-    "checkpoint.on_corrupt": ("skip", "a damaged checkpoint: skip it for an older one, or fail"),
-    "checkpoint.max_failed_saves": (3, "saves in a row that may fail with a warning; then exit 74"),
-    "target": ("", "pod that the mesh is meant for; `python -m launch.compile` compiles for it"),
-    "mesh.replica": (1, "mesh axis of whole copies of the model"),
-    "mesh.data": (-1, "mesh axis that splits the batch (and what `sharding` says); -1 = the rest"),
+    "max_skipped_steps": key(
+        10, "updates in a row that may be skipped as not finite; then exit 70", whole(0)
+    ),
+    "stuck_after": key(
+        60.0,
+        "seconds of a step, or 10 usual ones if longer, then exit 76; 0 = never",
+        number(above=0, high=1e9, also={0: "never"}),
+    ),
+    "log_every": key(1, "steps between lines in metrics.jsonl", whole(1)),
+    "eval_every": key(
+        0,
+        "steps between evaluations; 0 = only at the end",
+        whole(1, also={0: "only at the end"}),
+    ),
+    "eval_batch_size": key(
+        0, "examples in one evaluation step; 0 = batch_size", whole(1, also={0: "batch_size"})
+    ),
+    "checkpoint.every": key(1000, "steps between checkpoints", whole(1)),
+    "checkpoint.keep": key(3, "newest checkpoints that stay", whole(1)),
+    "checkpoint.best": key(
+        "", "evaluation metric whose best checkpoint stays as well; '' = none", text(0, 200)
+    ),
+    "checkpoint.on_corrupt": key(
+        "skip",
+        "a damaged checkpoint: skip it for an older one, or fail",
+        choice(*ON_CORRUPT),
+    ),
+    "checkpoint.max_failed_saves": key(
+        3, "saves in a row that may fail with a warning; then exit 74", whole(0)
+    ),
+    "target": key(
+        "",
+        "pod that the mesh is meant for; `python -m launch.compile` compiles for it",
+        text(0, 100),
+    ),
+    "mesh.replica": key(
+        1, "mesh axis of whole copies of the model", whole(1, also={-1: "the rest"})
+    ),
+    "mesh.data": key(
+        -1,
+        "mesh axis that splits the batch (and what `sharding` says); -1 = the rest",
+        whole(1, also={-1: "the rest"}),
+    ),
 }
 
 
@@ -64,20 +97,26 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 
 def dataclass_schema(cls: type, leave_out: Container[str] = ()) -> dict[str, tuple[Any, str]]:
-    """Schema of a dataclass: its defaults, and the meanings that its docstring gives.
+    """Schema of a dataclass: its defaults, the meanings that its docstring gives, and the kinds
+    that its annotations declare.
 
     Fields without a default, or whose default is None, are not keys.
     """
-    docs = attribute_docs(cls)
+    docs, kinds = attribute_docs(cls), keys.of_fields(cls)
     return {
-        field.name: (field.default, docs[field.name])
+        field.name: key(
+            field.default,
+            docs[field.name],
+            kinds.get(field.name) or keys.like(field.default),
+        )
         for field in dataclasses.fields(cls)
         if field.name not in leave_out and field.default not in (dataclasses.MISSING, None)
     }
 
 
 def check_common(config: ConfigDict, batch_parts: int) -> None:
-    """Refuses values of the common keys that cannot work, before anything is compiled.
+    """Refuses batches that do not divide over devices and microbatches, before anything is
+    compiled.
 
     Args:
       config: a resolved configuration.
@@ -87,44 +126,58 @@ def check_common(config: ConfigDict, batch_parts: int) -> None:
       ConfigError: with the key, its value and the nearest value that works.
     """
     values = flatten(config)
-    least = {"eval_every": 0, "eval_batch_size": 0, "max_skipped_steps": 0}
-    least["checkpoint.max_failed_saves"] = 0
-    if values["checkpoint.on_corrupt"] not in ON_CORRUPT:
-        raise one_of("checkpoint.on_corrupt", values["checkpoint.on_corrupt"], ON_CORRUPT)
-    least |= dict.fromkeys(("steps", "batch_size", "microbatches", "log_every"), 1)
-    least |= {"stuck_after": 0}
-    least |= dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1)
-    for key, smallest in least.items():
-        if values[key] < smallest:
-            raise ConfigError(f"{key}={values[key]} must be at least {smallest}.")
     pieces = {"batch_size": values["microbatches"], "eval_batch_size": 1}
-    for key, parts in pieces.items():
-        size, step = values[key], batch_parts * parts
+    for name, parts in pieces.items():
+        size, step = values[name], batch_parts * parts
         if size % step:
             cut = f" x {parts} microbatches" if parts > 1 else ""
             raise ConfigError(
-                f"{key}={size} does not divide over {batch_parts} devices{cut}. Nearest: "
+                f"{name}={size} does not divide over {batch_parts} devices{cut}. Nearest: "
                 f"{max(step, round(size / step) * step)}."
             )
 
 
+def check_values(config: ConfigDict, schema: Schema) -> None:
+    """Refuses a value outside of what its key takes, however it came into the configuration.
+
+    Raises:
+      ConfigError: names the key, its value and what is allowed.
+    """
+    for name, value in flatten(config).items():
+        if name in schema:
+            keys.fit(name, value, keys.kind_of(schema[name]))
+
+
 def prefixed(prefix: str, schema: Schema) -> dict[str, tuple[Any, str]]:
     """The same schema below a section: `momentum` becomes `optimizer.momentum`."""
-    return {f"{prefix}.{key}": field for key, field in schema.items()}
+    return {f"{prefix}.{name}": field for name, field in schema.items()}
 
 
 def from_schema(schema: Schema) -> ConfigDict:
-    """Builds the locked configuration that holds every default of the schema."""
+    """Builds the locked configuration that holds every default of the schema, and knows what each
+    key takes.
+    """
     config = ConfigDict()
-    for key, (default, _) in schema.items():
-        section, *_, leaf = _walk(config, key)
-        free = key in NUMBER_OR_PAIR
+    kinds = {name: keys.kind_of(entry) for name, entry in schema.items()}
+    for name, (default, _) in schema.items():
+        section, *_, leaf = _walk(config, name)
+        # No ConfigDict knows a type of "one number or two".
+        free = isinstance(kinds[name], keys.Either)
         section[leaf] = FieldReference(default, field_type=object) if free else default
+    object.__setattr__(config, _KINDS, kinds)
     return config.lock()
 
 
-def _walk(config: Any, key: str) -> tuple[Any, str]:
-    *parents, leaf = key.split(".")
+_KINDS = "_kinds"  # an attribute of the object, so that it is no key
+
+
+def _kind(config: ConfigDict, name: str, old: Any) -> keys.Kind:
+    """What a key takes; in a configuration that was made by hand, any value of the type it has."""
+    return vars(config).get(_KINDS, {}).get(name) or keys.like(old)
+
+
+def _walk(config: Any, name: str) -> tuple[Any, str]:
+    *parents, leaf = name.split(".")
     for parent in parents:
         if parent not in config:
             config[parent] = ConfigDict()
@@ -135,82 +188,74 @@ def _walk(config: Any, key: str) -> tuple[Any, str]:
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """Dotted key -> value."""
     flat = {}
-    for key, value in config.items():
+    for name, value in config.items():
         if isinstance(value, ConfigDict):
-            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
         else:
-            flat[key] = value
+            flat[name] = value
     return flat
 
 
-def _parse(text: str, kind: type) -> Any:
-    if kind is bool:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        return words[text.lower()]
-    if kind is int:
-        return int(text.replace("_", ""))
-    if kind is float:
-        return float(text)
-    if kind in (tuple, list):
-        value = ast.literal_eval(text) if text.startswith(("(", "[")) else _words(text)
-        return kind(value) if isinstance(value, tuple | list) else kind((value,))
-    return text
+def override(config: ConfigDict, name: str, value: Any, where: str, *, typed: bool = False) -> None:
+    """Sets one dotted key, in place; strings are read as words of what the key takes.
 
-
-def _words(text: str) -> tuple:
-    words = []
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        try:
-            words.append(ast.literal_eval(word))
-        except (SyntaxError, ValueError):
-            words.append(word)
-    return tuple(words)
-
-
-def override(config: ConfigDict, key: str, value: Any, where: str) -> None:
-    """Sets one dotted key, in place; strings are read as the type that the key has.
+    Args:
+      config: made by `from_schema`.
+      name: the key.
+      value: for it.
+      where: file or flag that it came from.
+      typed: the value comes from JSON or Python, where a string is text and nothing else.
 
     Raises:
-      ConfigError: unknown key (names the nearest), a section, or a value of another type.
+      ConfigError: unknown key (names the nearest), a section, or a value of another type or
+        outside the range of the key.
     """
     known = flatten(config)
-    if key not in known:
-        sections = sorted({k.split(".")[0] for k in known if "." in k})
-        inside = sorted(k for k in known if k.startswith(key + "."))
-        if inside:
-            raise ConfigError(f"{where}: '{key}' is a section; set one of {', '.join(inside)}.")
-        raise ConfigError(
-            f"{where}: there is no configuration key '{key}'. {nearest(key, known)}Sections: "
-            f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
-            "lists the keys of one."
-        )
-    old = known[key]
-    kind = str if old is None else type(old)
-    if key in NUMBER_OR_PAIR:
-        paired = "," in value if isinstance(value, str) else isinstance(value, tuple | list)
-        kind = tuple if paired else int
-    try:
-        new = _parse(value, kind) if isinstance(value, str) else _coerce(value, kind)
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        raise ConfigError(
-            f"{where}: {key}={value!r} is not of type {kind.__name__}; the present value is "
-            f"{old!r}. Give a value of that type."
-        ) from None
-    section, leaf = _walk(config, key)
+    if name not in known:
+        raise unknown(known, name, where)
+    kind, words = _kind(config, name, known[name]), isinstance(value, str) and not typed
+    new = keys.fit(name, value, kind, where, words=words, present=known[name])
+    section, leaf = _walk(config, name)
     with section.ignore_type():
         section[leaf] = new
 
 
-def _coerce(value: Any, kind: type) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (tuple, list) and isinstance(value, tuple | list):
-        return kind(tuple(v) if isinstance(v, list) else v for v in value)
-    if (value is not None and not isinstance(value, kind)) or isinstance(value, bool) != (
-        kind is bool
-    ):
-        raise TypeError
-    return value
+def unknown(known: Mapping[str, Any], name: str, where: str) -> ConfigError:
+    """The error for a key that is not there: a section, below a key, or the nearest key."""
+    place, asked = shown(where), shown(name, 100)
+    inside = sorted(k for k in known if k.startswith(name + "."))
+    if inside:
+        more = f" and {len(inside) - MOST_LISTED} more" if len(inside) > MOST_LISTED else ""
+        return ConfigError(
+            f"{place}: '{asked}' is a section and takes no value; set one of "
+            f"{', '.join(inside[:MOST_LISTED])}{more}."
+        )
+    above = next((k for k in known if name.startswith(k + ".")), "")
+    if above:
+        return ConfigError(
+            f"{place}: there is no configuration key '{asked}': '{above}' is a key with a value of "
+            "its own, and nothing lies below it."
+        )
+    sections = sorted({k.split(".")[0] for k in known if "." in k})
+    return ConfigError(
+        f"{place}: there is no configuration key '{asked}'. {nearest(name, known)}Sections: "
+        f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
+        "lists the keys of one."
+    )
+
+
+def assign(config: ConfigDict, values: Mapping[str, Any], where: str) -> None:
+    """Sets dotted keys to the values of a configuration in JSON or Python, in place.
+
+    Raises:
+      ConfigError: see `override`; or an empty object in place of a value.
+    """
+    known = flatten(config)
+    for name, value in values.items():
+        empty = isinstance(value, Mapping) and not value
+        if empty and name not in known and any(k.startswith(f"{name}.") for k in known):
+            continue  # a section without keys sets nothing
+        override(config, name, value, where, typed=True)
 
 
 def to_json(config: ConfigDict) -> str:
@@ -218,28 +263,42 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(flatten(config), indent=2, default=list) + "\n"
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, *, follow: bool = True) -> dict[str, Any]:
     """Reads what `to_json` wrote (or a nested form of it) as dotted keys.
 
+    Args:
+      path: of the file.
+      follow: whether it may be a link, as a file may that a person names.
+
     Raises:
-      ConfigError: when the file is missing or is not JSON of that form.
+      ConfigError: it is missing, no regular file, too large, or not JSON of that form.
     """
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ConfigError(f"The configuration {path} is not JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"The configuration {path} must hold one JSON object of keys and values.")
-    return _flat(content)
+    content = untrusted.read_json(path, MOST_BYTES, follow=follow, error=ConfigError)
+    return flat(content, shown(path))
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    values = {}
-    for key, value in content.items():
-        nested = isinstance(value, dict)
-        values |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+def flat(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Dotted key -> value of sections within sections; an empty one is a value.
+
+    Raises:
+      ConfigError: a key that is given twice or is no text, or more than `MOST_LEVELS` levels.
+    """
+    values: dict[str, Any] = {}
+    open_sections = [("", content, 0)]
+    while open_sections:
+        prefix, section, level = open_sections.pop()
+        for name, value in section.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{where}: the key {keys.brief(name)} is no text.")
+            full = prefix + name
+            if isinstance(value, Mapping) and value:
+                if level == MOST_LEVELS:
+                    raise ConfigError(f"{where}: '{shown(full, 100)}' lies too deep.")
+                open_sections.append((f"{full}.", value, level + 1))
+            elif full in values:
+                raise ConfigError(f"{where} gives '{shown(full, 100)}' twice.")
+            else:
+                values[full] = value
     return values
 
 
@@ -249,6 +308,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     def plain(value: Any) -> Any:
         return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
-    keys = sorted(set(old) | set(new))
-    pairs = {key: (plain(old.get(key)), plain(new.get(key))) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    names = sorted(set(old) | set(new))
+    pairs = {name: (plain(old.get(name)), plain(new.get(name))) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

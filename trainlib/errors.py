@@ -246,6 +246,24 @@ def _run(main: Callable[[], int | None], debug: bool) -> int:
         label = "" if isinstance(error, Preempted) else "error: "
         _say([paragraph(f"{label}{error}"), *map(plain, error.details.splitlines())], debug)
         return error.exit_code
+    except (RuntimeError, AssertionError) as error:
+        refused = _no_backend(error)
+        if refused is None or debug:
+            raise
+        _say([paragraph(f"error: {refused}")])
+        return refused.exit_code
+
+
+def _no_backend(error: Exception) -> ConfigError | None:
+    """What JAX says, or fails to say, about a JAX_PLATFORMS that this machine does not have."""
+    asked, frames = os.environ.get("JAX_PLATFORMS"), traceback.extract_tb(error.__traceback__)
+    if not asked or not frames or not frames[-1].filename.endswith("jax/_src/xla_bridge.py"):
+        return None
+    reason = shown(str(error), 400) or "there is no such device, or no plugin of JAX for it"
+    return ConfigError(
+        f"JAX cannot start on JAX_PLATFORMS={shown(asked)}: {reason}. Unset JAX_PLATFORMS to take "
+        "what is there, or set JAX_PLATFORMS=cpu."
+    )
 
 
 def _say(lines: list[str], debug: bool = False) -> None:

@@ -11,7 +11,6 @@ a dictionary, stage name -> state.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,45 +22,61 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib.errors import ConfigError, one_of
+from trainlib import patterns
+from trainlib.errors import ConfigError
+from trainlib.keys import brief, choice, key, many, number, pair, switch, whole
 from trainlib.nn import Spec
 from trainlib.options import Options, complete, require
 
 NAMES = ("sgd", "rmsprop", "adamw", "adafactor")
 _Flat = Any  # {name: array}; the type that optax gives trees is too wide to index
-_UNIT = ("momentum", "rms_decay", "b1", "b2")  # options that lie in [0, 1)
 _PARAMETER_SCALE_MIN = 1e-3  # Adafactor's epsilon_2 (arXiv 1804.04235, section 8)
 
 
 def defaults() -> Options:
-    """Returns the options of an optimiser: key -> (default, meaning)."""
+    """Returns the options of an optimiser: key -> (default, meaning), with what each takes."""
+    decay, off = number(0, below=1), number(above=0, also={0: "off"})
+    multipliers = many(pair(patterns.pattern(), number(above=0)), most=patterns.MOST_LISTED)
     return {
-        "name": ("sgd", f"one of {', '.join(NAMES)}"),
-        "clip_norm": (0.0, "global norm that gradients are clipped to, before all else; 0: off"),
-        "weight_decay": (
-            0.0,
-            "sgd, rmsprop: L2 added to the gradient; adamw, adafactor: decoupled",
+        "name": key("sgd", f"one of {', '.join(NAMES)}", choice(*NAMES)),
+        "clip_norm": key(
+            0.0, "global norm that gradients are clipped to, before all else; 0: off", off
         ),
-        "decay_pattern": (r"(^|\.)kernel$", "regex of the weights that decay"),
-        "frozen": ((), "list of regexes of weights that do not learn and get no state"),
-        "lr_multipliers": ((), "list of (regex, factor): factor on the rate; several multiply"),
-        "momentum": (0.9, "sgd, rmsprop: decay of the velocity; 0: none"),
-        "nesterov": (False, "sgd, rmsprop: Nesterov's form of momentum"),
-        "rms_decay": (0.9, "rmsprop: decay of the mean square"),
-        "rms_eps": (1e-3, "rmsprop: added to the mean square, inside the root"),
-        "b1": (0.9, "adamw: decay of the mean gradient"),
-        "b2": (0.999, "adamw: decay of the mean square"),
-        "eps": (1e-8, "adamw: added to the root"),
-        "factored_min_size": (128, "adafactor: factor a weight if two dimensions are this large"),
-        "factored_decay": (0.8, "adafactor: mean-square decay is 1 - step^-factored_decay"),
-        "update_clip": (1.0, "adafactor: largest RMS of one weight's update; 0: off"),
-        "parameter_scale": (True, "adafactor: multiply by max(1e-3, RMS of the weight)"),
+        "weight_decay": key(
+            0.0, "sgd, rmsprop: L2 added to the gradient; adamw, adafactor: decoupled", number(0)
+        ),
+        "decay_pattern": key(
+            r"(^|\.)kernel$", "regex of the weights that decay", patterns.pattern()
+        ),
+        "frozen": key(
+            (), "list of regexes of weights that do not learn and get no state", patterns.patterns()
+        ),
+        "lr_multipliers": key(
+            (), "list of (regex, factor): factor on the rate; several multiply", multipliers
+        ),
+        "momentum": key(0.9, "sgd, rmsprop: decay of the velocity; 0: none", decay),
+        "nesterov": key(False, "sgd, rmsprop: Nesterov's form of momentum", switch()),
+        "rms_decay": key(0.9, "rmsprop: decay of the mean square", decay),
+        "rms_eps": key(1e-3, "rmsprop: added to the mean square, inside the root", number(above=0)),
+        "b1": key(0.9, "adamw: decay of the mean gradient", decay),
+        "b2": key(0.999, "adamw: decay of the mean square", decay),
+        "eps": key(1e-8, "adamw: added to the root", number(above=0)),
+        "factored_min_size": key(
+            128, "adafactor: factor a weight if two dimensions are this large", whole(1)
+        ),
+        "factored_decay": key(
+            0.8, "adafactor: mean-square decay is 1 - step^-factored_decay", number(above=0)
+        ),
+        "update_clip": key(1.0, "adafactor: largest RMS of one weight's update; 0: off", off),
+        "parameter_scale": key(
+            True, "adafactor: multiply by max(1e-3, RMS of the weight)", switch()
+        ),
     }
 
 
 def _nearest_weight(pattern: str, names: Sequence[str]) -> str:
     """The weight with the part of a name most like the pattern read as plain text."""
-    text = re.sub(r"[\\^$()\[\]{}?*+|]", "", pattern)
+    text = re.sub(r"[\\^$()\[\]{}?*+|]", "", pattern)[:100]  # the comparison is quadratic
     parts: dict[str, str] = {}
     for name in names:
         words = name.split(".")
@@ -71,30 +86,33 @@ def _nearest_weight(pattern: str, names: Sequence[str]) -> str:
     return parts[difflib.get_close_matches(text, parts, n=1, cutoff=0.0)[0]]
 
 
-def matching(key: str, pattern: Any, names: Sequence[str]) -> set[str]:
+def matching(option: str, pattern: Any, names: Sequence[str], budget: list[int]) -> set[str]:
     """Returns the names in which the regular expression `pattern` is found.
 
+    Args:
+      option: the key to name in errors.
+      pattern: a regular expression.
+      names: to search.
+      budget: see `trainlib.patterns.matching`.
+
     Raises:
-      ConfigError: not a regular expression, or nothing matches; `key` is the option to name.
+      ConfigError: not a regular expression that is searched here, or nothing matches.
     """
-    try:
-        found = {name for name in names if re.search(pattern, name)}
-    except (re.error, TypeError) as error:
-        raise ConfigError(f"{key}: {pattern!r} is not a regular expression ({error}).") from error
+    found = patterns.matching(option, pattern, names, budget)
     if not found:
         raise ConfigError(
-            f"{key}: the pattern {pattern!r} matches none of the {len(names)} weights. The nearest "
-            f"is '{_nearest_weight(pattern, names)}'. Patterns are regular expressions searched in "
-            "the dotted names."
+            f"{option}: the pattern {brief(pattern)} matches none of the {len(names)} weights. The "
+            f"nearest is '{_nearest_weight(pattern, names)}'. Patterns are regular expressions "
+            "searched in the dotted names."
         )
     return found
 
 
 def trained_names(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> set[str]:
     """Returns the names of the weights that learn: all but those that `frozen` matches."""
-    frozen: set[str] = set()
+    frozen, budget = set[str](), [patterns.BUDGET]
     for pattern in complete("optimizer", defaults(), config)["frozen"]:
-        frozen |= matching("optimizer.frozen", pattern, list(specs))
+        frozen |= matching("optimizer.frozen", pattern, list(specs), budget)
     trained = set(specs) - frozen
     require(
         bool(trained),
@@ -107,14 +125,9 @@ def trained_names(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> set[s
 
 def _multipliers(options: dict[str, Any], specs: Mapping[str, Spec]) -> dict[str, float]:
     factors: dict[str, float] = {}
-    for pair in options["lr_multipliers"]:
-        fits = (
-            isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], int | float)
-        )
-        require(fits, "optimizer.lr_multipliers", pair, "each entry is a pair (regex, factor)")
-        pattern, factor = pair
-        require(factor > 0, "optimizer.lr_multipliers", pair, "a factor is positive; see `frozen`")
-        for name in matching("optimizer.lr_multipliers", pattern, list(specs)):
+    budget = [patterns.BUDGET]
+    for pattern, factor in options["lr_multipliers"]:
+        for name in matching("optimizer.lr_multipliers", pattern, list(specs), budget):
             factors[name] = factors.get(name, 1.0) * factor
     return factors
 
@@ -207,19 +220,6 @@ def _adafactor(
     return [("factored", factored), *_block_transforms(options, specs, stacked_axes)]
 
 
-def _check(options: dict[str, Any]) -> None:
-    if options["name"] not in NAMES:
-        raise one_of("optimizer.name", options["name"], NAMES)
-    for key in _UNIT:
-        require(0 <= options[key] < 1, f"optimizer.{key}", options[key], "it lies in [0, 1)")
-    for key in ("clip_norm", "weight_decay", "update_clip"):
-        fits = 0 <= options[key] < math.inf
-        require(fits, f"optimizer.{key}", options[key], "it is finite and not negative")
-    for key in ("rms_eps", "eps", "factored_decay", "factored_min_size"):
-        fits = 0 < options[key] < math.inf
-        require(fits, f"optimizer.{key}", options[key], "it is finite and positive")
-
-
 def make_optimizer(
     config: Mapping[str, Any],
     schedule: optax.Schedule,
@@ -250,7 +250,6 @@ def make_optimizer(
         weight.
     """
     options = complete("optimizer", defaults(), config)
-    _check(options)
     trained = trained_names(config, specs)
     factors = _multipliers(options, specs)
     learned = {name: spec for name, spec in specs.items() if name in trained}
@@ -260,7 +259,8 @@ def make_optimizer(
     velocity = [velocity] if options["momentum"] else []
     decay: list[tuple[str, optax.GradientTransformation]] = []
     if options["weight_decay"]:
-        decays = matching("optimizer.decay_pattern", options["decay_pattern"], list(specs))
+        pattern, budget = options["decay_pattern"], [patterns.BUDGET]
+        decays = matching("optimizer.decay_pattern", pattern, list(specs), budget)
         mask = {name: name in decays for name in learned}
         decay = [("decay", optax.add_decayed_weights(options["weight_decay"], mask))]
 

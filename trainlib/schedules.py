@@ -17,65 +17,64 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainlib.errors import one_of
+from trainlib.keys import choice, key, many, number, switch, whole
 from trainlib.options import Options, complete, require
 
 NAMES = ("constant", "step", "cosine", "exponential", "inverse_sqrt")
 
 
 def defaults() -> Options:
-    """Returns the options of a schedule: key -> (default, meaning)."""
+    """Returns the options of a schedule: key -> (default, meaning), with what each takes."""
     return {
-        "name": ("cosine", f"one of {', '.join(NAMES)}"),
-        "learning_rate": (
-            0.1,
-            "rate after the warm-up; for inverse_sqrt the factor of 1/sqrt(step)",
+        "name": key("cosine", f"one of {', '.join(NAMES)}", choice(*NAMES)),
+        "learning_rate": key(
+            0.1, "rate after the warm-up; for inverse_sqrt the factor of 1/sqrt(step)", number(0)
         ),
-        "warmup_steps": (0, "steps of linear warm-up; 0: none"),
-        "warmup_start": (0.0, "rate at step 0 of the warm-up"),
-        "boundaries": ((), "step: the steps at which the rate is multiplied, rising"),
-        "factors": ((0.1,), "step: multiplier at each boundary, or one for all"),
-        "final_learning_rate": (0.0, "cosine: rate after the last step"),
-        "decay_rate": (0.97, "exponential: multiplier each decay_steps"),
-        "decay_steps": (1, "exponential: steps from one multiplication to the next"),
-        "staircase": (True, "exponential: multiply at whole decay_steps only, not in between"),
-        "plateau_steps": (10_000, "inverse_sqrt: the rate is constant up to this step"),
+        "warmup_steps": key(0, "steps of linear warm-up; 0: none", whole(0)),
+        "warmup_start": key(0.0, "rate at step 0 of the warm-up", number(0)),
+        "boundaries": key(
+            (), "step: the steps at which the rate is multiplied, rising", many(whole(1))
+        ),
+        "factors": key(
+            (0.1,), "step: multiplier at each boundary, or one for all", many(number(above=0))
+        ),
+        "final_learning_rate": key(0.0, "cosine: rate after the last step", number(0)),
+        "decay_rate": key(
+            0.97, "exponential: multiplier each decay_steps", number(above=0, high=1)
+        ),
+        "decay_steps": key(1, "exponential: steps from one multiplication to the next", whole(1)),
+        "staircase": key(
+            True, "exponential: multiply at whole decay_steps only, not in between", switch()
+        ),
+        "plateau_steps": key(
+            10_000, "inverse_sqrt: the rate is constant up to this step", whole(1)
+        ),
     }
 
 
 def _check(options: dict[str, Any], total_steps: int) -> None:
-    def need(key: str, fits: bool, rule: str) -> None:
-        require(fits, f"schedule.{key}", options[key], rule)
+    def need(name: str, fits: bool, rule: str) -> None:
+        require(fits, f"schedule.{name}", options[name], rule)
 
     warmup, boundaries, factors = (
-        options[key] for key in ("warmup_steps", "boundaries", "factors")
+        options[name] for name in ("warmup_steps", "boundaries", "factors")
     )
-    for key in ("learning_rate", "warmup_start", "final_learning_rate"):
-        need(key, 0 <= options[key] < math.inf, "a rate is finite and not negative")
-    need("decay_rate", 0 < options["decay_rate"] <= 1, "it lies above 0 and is at most 1")
-    need("decay_steps", options["decay_steps"] >= 1, "it is at least 1")
-    need("plateau_steps", options["plateau_steps"] >= 1, "it is at least 1")
     need(
         "warmup_steps",
-        0 <= warmup <= total_steps,
+        warmup <= total_steps,
         f"the warm-up lies between 0 and the {total_steps} steps of the run; "
         "shorten it or train for more steps",
     )
     if options["name"] != "step":
         return
-    whole = all(isinstance(b, int) and not isinstance(b, bool) and b > 0 for b in boundaries)
-    rising = whole and all(a < b for a, b in itertools.pairwise(boundaries))
+    rising = all(a < b for a, b in itertools.pairwise(boundaries))
     need("boundaries", bool(boundaries) and rising, "it is a list of rising positive step numbers")
     need("boundaries", boundaries[0] >= warmup, f"the first lies inside the warm-up of {warmup}")
     need(
         "factors",
-        len(factors) in (1, len(boundaries)) and all(_is_positive(f) for f in factors),
+        len(factors) in (1, len(boundaries)),
         f"it holds one positive number, or one for each of the {len(boundaries)} boundaries",
     )
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _body(options: dict[str, Any], total_steps: int) -> optax.Schedule:
@@ -133,8 +132,6 @@ def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule
       ConfigError: an unknown name or key, a wrong type, or a value that cannot work.
     """
     options = complete("schedule", defaults(), config)
-    if options["name"] not in NAMES:
-        raise one_of("schedule.name", options["name"], NAMES)
     _check(options, total_steps)
     body, warmup, start = (
         _body(options, total_steps),

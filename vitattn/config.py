@@ -15,8 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
-from trainlib import optim, schedules
-from trainlib.errors import ConfigError, one_of
+from trainlib import optim, patterns, schedules
+from trainlib.keys import choice, fit, key, number, text, whole
 
 RULES = {
     "replicated": {"conv_in": None, "features": None},
@@ -32,22 +32,35 @@ WHOLE_AXES = (
 DECAYED = r"^(?!.*norm)"
 
 GENERAL = config_lib.COMMON | {
-    "family": ("vitattn", "model family; picks the training loop"),
-    "task": ("classification", "what the model learns"),
-    "label_smoothing": (0.0, "probability mass spread evenly over all classes"),
-    "ema_decay": (0.0, "decay of the moving average of weights that is evaluated; 0 = off"),
-    "init_from": ("", "workdir or checkpoint whose weights a new run starts from; '' = none"),
-    "init_from_step": (0, "step of init_from; 0 = the newest"),
-    "init_new": ((), "list of regexes of weights that start anew whatever init_from holds"),
-    "sharding": (
+    "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
+    "task": key("classification", "what the model learns", choice("classification")),
+    "label_smoothing": key(
+        0.0, "probability mass spread evenly over all classes", number(0, below=1)
+    ),
+    "ema_decay": key(
+        0.0,
+        "decay of the moving average of weights that is evaluated; 0 = off",
+        number(0, below=1),
+    ),
+    "init_from": key(
+        "", "workdir or checkpoint whose weights a new run starts from; '' = none", text()
+    ),
+    "init_from_step": key(0, "step of init_from; 0 = the newest", whole(1, also={0: "the newest"})),
+    "init_new": key(
+        (),
+        "list of regexes of weights that start anew whatever init_from holds",
+        patterns.patterns(),
+    ),
+    "sharding": key(
         "replicated",
         "over the data axis: replicated, zero (slots split) or fsdp (weights too)",
+        choice(*RULES),
     ),
-    "published.top1": (0.0, "top-1 accuracy of the paper, percent"),
-    "published.top5": (0.0, "top-5 accuracy of the paper, percent"),
-    "published.params": ("", "parameters as the paper prints them"),
-    "published.gflops": (0.0, "GFLOP of one forward pass as the paper prints them"),
-    "published.source": ("", "paper and table of the published figures"),
+    "published.top1": key(0.0, "top-1 accuracy of the paper, percent", number(0, 100)),
+    "published.top5": key(0.0, "top-5 accuracy of the paper, percent", number(0, 100)),
+    "published.params": key("", "parameters as the paper prints them", text(0, 200)),
+    "published.gflops": key(0.0, "GFLOP of one forward pass as the paper prints them", number(0)),
+    "published.source": key("", "paper and table of the published figures", text(0, 200)),
 }
 
 
@@ -66,27 +79,26 @@ def model_schema(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """The keys below `model.`, for the model and the kinds of layer that `values` ask for."""
     from vitattn.models import MODELS
 
-    name = values.get("model.name", "resnet")
-    if name not in MODELS:
-        raise one_of("model.name", name, MODELS)
+    named = choice(*sorted(MODELS))
+    name = fit("model.name", values.get("model.name", "resnet"), named)
     cls = MODELS[name][0]
-    schema = {"name": (name, f"model: {', '.join(sorted(MODELS))}"), **_field_schema(cls)}
+    schema = {"name": key(name, f"model: {', '.join(sorted(MODELS))}", named)}
+    schema |= _field_schema(cls)
     for field, hint in typing.get_type_hints(cls).items():
         kinds = _choices(hint)
         if not kinds:
             continue
-        kind = values.get(f"model.{field}.kind", "none")
-        if kind not in ("none", *kinds):
-            raise one_of(f"model.{field}.kind", kind, ("none", *kinds))
+        known = choice("none", *kinds)
+        kind = fit(f"model.{field}.kind", values.get(f"model.{field}.kind", "none"), known)
         meaning = f"{config_lib.attribute_docs(cls)[field]} ({', '.join(('none', *kinds))})"
-        schema[f"{field}.kind"] = (kind, meaning)
+        schema[f"{field}.kind"] = key(kind, meaning, known)
         if kind != "none":
             schema |= config_lib.prefixed(field, _field_schema(kinds[kind]))
     return schema
 
 
 def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]]:
-    """All keys: dotted name -> (default, meaning).
+    """All keys: dotted name -> (default, meaning), with what each takes.
 
     Args:
       values: dotted values known so far; `model.name` and `model.*.kind` decide which model keys
@@ -118,8 +130,7 @@ def default_config(model: str = "resnet", **kinds: str) -> ConfigDict:
 
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:
     """Logical axis -> mesh axis for this configuration."""
-    if config.sharding not in RULES:
-        raise one_of("sharding", config.sharding, RULES)
+    fit("sharding", config.sharding, choice(*RULES))
     rules = {"batch": ("replica", "data"), **dict.fromkeys(WHOLE_AXES)}
     return rules | RULES[config.sharding]
 
@@ -139,7 +150,5 @@ def check(config: ConfigDict, batch_parts: int) -> None:
     Raises:
       ConfigError: with the key, its value and the nearest value that works.
     """
+    config_lib.check_values(config, schema(config_lib.flatten(config)))
     config_lib.check_common(config, batch_parts)
-    for key in ("label_smoothing", "ema_decay"):
-        if not 0 <= config[key] < 1:
-            raise ConfigError(f"{key}={config[key]} must be at least 0 and below 1.")

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, nn, optim, statistics
+from trainlib import checkpoint, nn, optim, patterns, statistics
 from trainlib.errors import CheckpointError, shown
 from trainlib.init_from import find
 from trainlib.progress import summary
@@ -81,7 +81,8 @@ def match(
     averaged = any(name.startswith("ema/") for name in stored)
     kinds = ("ema/",) if averaged else ("params/", "model_state/")
     there = {n.partition("/")[2]: n for n in stored if n.startswith(kinds)}
-    anew = set().union(*(optim.matching("init_new", p, list(specs)) for p in init_new))
+    budget = [patterns.BUDGET]
+    anew = set().union(*(optim.matching("init_new", p, list(specs), budget) for p in init_new))
     plan, wrong = Plan({}, {}, {}, [n for n in there if n not in specs]), []
     for name, spec in specs.items():
         source = there.get(name, "")

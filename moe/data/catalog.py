@@ -12,13 +12,14 @@ from moe.data import supervised
 from moe.data.benchmark import TRAIN, VALIDATION
 from moe.data.cache import Cache, is_complete
 from moe.data.cache_writer import build, make_directory, read_sealed, write_sealed
+from moe.data.options import data_defaults
 from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
 from moe.data.shard import FORMAT
-from moe.data.sources import OBJECTIVES, Examples, Mixture, Source, Windows, from_cache
+from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
-from trainlib.errors import ConfigError, DataError, nearest, one_of
-from trainlib.options import require
+from trainlib import options
+from trainlib.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "holdout")
 
@@ -257,18 +258,7 @@ def check_settings(config: Any) -> None:
     Raises:
       ConfigError: names the key and what it may be.
     """
-    if config.objective not in OBJECTIVES:
-        raise one_of("data.objective", config.objective, OBJECTIVES)
-    allowed = {
-        "holdout": (0 <= config.holdout < 1, "use 0 <= holdout < 1"),
-        "max_bad_fraction": (0 <= config.max_bad_fraction <= 1, "use 0..1 (0.001 is 1 in 1,000)"),
-        "encoder_length": (config.encoder_length >= 2, "use 2 or more"),
-        "decoder_length": (config.decoder_length >= 2, "use 2 or more"),
-        "workers": (config.workers >= -1, "use 0 (none) or more, or -1 to choose"),
-        "prefetch": (config.prefetch >= 1, "use 1 or more"),
-    }
-    for key, (fits, rule) in allowed.items():
-        require(fits, f"data.{key}", config[key], rule)
+    options.check("data", data_defaults(), config)
 
 
 def make_source(config: Any, split: str) -> Source:

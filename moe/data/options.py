@@ -1,53 +1,90 @@
-"""Every key of the `data` part of a text configuration, with its default and its meaning."""
+"""Every key of the `data` part of a text configuration: its default, its meaning, what it takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from trainlib.keys import choice, either, key, many, number, pair, switch, text, whole
+
+OBJECTIVES = ("span_corruption", "language_model")
+
 
 def data_defaults() -> dict[str, tuple[Any, str]]:
-    """Returns {key: (default, one-line meaning)}; lengths and noise are those of the paper."""
+    """Returns {key: (default, one-line meaning)}, with what each takes; lengths and noise are those
+    of the paper.
+    """
+    part = pair(text(1), either(number(above=0), text(1)))
     return {
-        "source": (
+        "source": key(
             "pydoc",
             "what is read: pydoc, text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, "
             "mixture, mixture:st_moe_32b, or fine-tuning tasks: task:NAMES, sample:NAMES",
+            text(1),
         ),
-        "parts": (
+        "parts": key(
             (),
             "of a mixture: (source, rate) pairs; of a named mixture: (part, source) pairs",
+            many(part),
         ),
-        "dir": (
+        "dir": key(
             "",
             "TFDS data directory, or of task: the parent of the published folders; empty is TFDS's "
             "own ~/tensorflow_datasets",
+            text(),
         ),
-        "cache": ("", "where tokenised data is kept; empty is ~/.cache/vitattn-moe/text"),
-        "vocabulary": ("bytes", "bytes, or sentencepiece:FILE for a SentencePiece model"),
-        "extra_ids": (100, "sentinels added at the top of the vocabulary"),
-        "text_feature": ("text", "field of a jsonl line or TFDS example that holds the text"),
-        "inputs_feature": ("", "field with the encoder's text; '' means there is text only"),
-        "holdout": (0.01, "fraction of the documents of text: and jsonl: kept out of training"),
-        "eval_split": ("validation", "held-out split of c4, tfds: and seqio: sources"),
-        "encoder_length": (512, "tokens of one encoder row"),
-        "decoder_length": (114, "tokens of one decoder row"),
-        "sentinels": (0, "of tasks: sentinels that end the inputs and begin the targets"),
-        "objective": (
+        "cache": key(
+            "", "where tokenised data is kept; empty is ~/.cache/vitattn-moe/text", text()
+        ),
+        "vocabulary": key(
+            "bytes", "bytes, or sentencepiece:FILE for a SentencePiece model", text(1)
+        ),
+        "extra_ids": key(100, "sentinels added at the top of the vocabulary", whole(0, 1_000_000)),
+        "text_feature": key(
+            "text", "field of a jsonl line or TFDS example that holds the text", text(1, 200)
+        ),
+        "inputs_feature": key(
+            "", "field with the encoder's text; '' means there is text only", text(0, 200)
+        ),
+        "holdout": key(
+            0.01,
+            "fraction of the documents of text: and jsonl: kept out of training",
+            number(0, below=1),
+        ),
+        "eval_split": key(
+            "validation", "held-out split of c4, tfds: and seqio: sources", text(1, 200)
+        ),
+        "encoder_length": key(512, "tokens of one encoder row", whole(2, 2**24)),
+        "decoder_length": key(114, "tokens of one decoder row", whole(2, 2**24)),
+        "sentinels": key(
+            0, "of tasks: sentinels that end the inputs and begin the targets", whole(0, 1_000_000)
+        ),
+        "objective": key(
             "span_corruption",
             "what is learned of running text: span_corruption (encoder-decoder), or language_model "
             "(model.kind=decoder): the next token, documents joined with an end of sequence each",
+            choice(*OBJECTIVES),
         ),
-        "noise_density": (0.15, "fraction of the tokens that span corruption hides"),
-        "mean_span": (3.0, "mean length of a hidden span, in tokens"),
-        "merge_documents": (
+        "noise_density": key(
+            0.15, "fraction of the tokens that span corruption hides", number(above=0, below=1)
+        ),
+        "mean_span": key(3.0, "mean length of a hidden span, in tokens", number(1, 1e6)),
+        "merge_documents": key(
             True,
             "join documents end to end before cutting them into rows, as the published objective",
+            switch(),
         ),
-        "pack": (True, "put several short examples in one row, in segments of their own"),
-        "workers": (-1, "processes that make batches; 0 none, -1 one for each CPU core"),
-        "prefetch": (2, "batches made ahead of their use"),
-        "max_bad_fraction": (
+        "pack": key(
+            True, "put several short examples in one row, in segments of their own", switch()
+        ),
+        "workers": key(
+            -1,
+            "processes that make batches; 0 none, -1 one for each CPU core",
+            whole(0, 1024, also={-1: "one for each CPU core"}),
+        ),
+        "prefetch": key(2, "batches made ahead of their use", whole(1, 10_000)),
+        "max_bad_fraction": key(
             0.001,
             "the run stops when more of the records than this are unusable (a few are let through)",
+            number(0, 1),
         ),
     }

@@ -32,7 +32,6 @@ _EVAL_SEED = 22_02_08906
 _SHIFT_ROLE = 2
 _MIX_ROLE = 3
 
-OBJECTIVES = ("span_corruption", "language_model")
 
 # Mixture rates are exact in every cycle of so many rows.
 _CYCLE = 1 << 16

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
+from moe.kernels.experts import BIASES
 from moe.layers.ffn import ACTIVATIONS
 from moe.layers.position import BUCKETS, MAX_DISTANCE
 from moe.layers.weights import REDUCE
 from moe.routing_config import RoutingConfig
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, fit, number, whole
 from trainlib.remat import POLICIES
 
 KINDS = ("encoder_decoder", "encoder", "decoder")
@@ -19,7 +22,10 @@ ROUTER_INPUTS = ("hidden", "word", "both")
 SPARSE_STACKS = ("all", "encoder", "decoder")
 DTYPES = ("float32", "bfloat16")
 MOST_BUCKETS, MOST_DISTANCE = 2**16, 2**31 - 1  # offsets are int32
+MOST_BLOCKS = 1000
 
+Width = Annotated[int, whole(1, 2**24)]
+Blocks = Annotated[int, whole(1, MOST_BLOCKS, also={0: "none, where `kind` has no such stack"})]
 
 TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
 
@@ -106,56 +112,44 @@ class Architecture:
       scan: run equal blocks as a loop (compiles once) instead of one after the other.
     """
 
-    kind: str = "encoder_decoder"
-    vocab_size: int = 32128
-    width: int = 768
-    hidden: int = 2048
-    heads: int = 12
-    head_width: int = 64
-    encoder_blocks: int = 12
-    decoder_blocks: int = 12
-    relative_attention_num_buckets: int = BUCKETS
-    relative_attention_max_distance: int = MAX_DISTANCE
-    activation: str = "geglu"
+    kind: Annotated[str, choice(*KINDS)] = "encoder_decoder"
+    vocab_size: Annotated[int, whole(1)] = 32128
+    width: Width = 768
+    hidden: Width = 2048
+    heads: Width = 12
+    head_width: Width = 64
+    encoder_blocks: Blocks = 12
+    decoder_blocks: Blocks = 12
+    relative_attention_num_buckets: Annotated[int, whole(4, MOST_BUCKETS)] = BUCKETS
+    relative_attention_max_distance: Annotated[int, whole(1)] = MAX_DISTANCE
+    activation: Annotated[str, choice(*ACTIVATIONS)] = "geglu"
     routing: RoutingConfig | None = None
-    sparse_stacks: str = "all"
-    sparse_period: int = 4
-    decoder_sparse_period: int = 0
-    sparse_offset: int = -1
+    sparse_stacks: Annotated[str, choice(*SPARSE_STACKS)] = "all"
+    sparse_period: Annotated[int, whole(1, MOST_BLOCKS)] = 4
+    decoder_sparse_period: Annotated[int, whole(1, MOST_BLOCKS, also={0: "sparse_period"})] = 0
+    sparse_offset: Annotated[int, whole(0, also={-1: "the last"})] = -1
     partial_period: bool = False
-    extra_ffn: str = "after"
-    expert_bias: str = "none"
-    expert_dropout: float = 0.0
-    router_init_scale: float = 0.0
-    router_input: str = "hidden"
+    extra_ffn: Annotated[str, choice(*EXTRA_FFN)] = "after"
+    expert_bias: Annotated[str, choice(*BIASES)] = "none"
+    expert_dropout: Annotated[float, number(0, below=1)] = 0.0
+    router_init_scale: Annotated[float, number(above=0, also={0: "init_scale"})] = 0.0
+    router_input: Annotated[str, choice(*ROUTER_INPUTS)] = "hidden"
     tied_output: bool = False
     norm_scale: bool = True
-    init_scale: float = 0.1
-    dropout: float = 0.0
+    init_scale: Annotated[float, number(above=0)] = 0.1
+    dropout: Annotated[float, number(0, below=1)] = 0.0
     residual_scale: float = 1.0
-    dtype: str = "bfloat16"
-    reduce_dtype: str = "float32"
-    remat: str = "full"
-    decoder_remat: str = ""
+    dtype: Annotated[str, choice(*DTYPES)] = "bfloat16"
+    reduce_dtype: Annotated[str, choice(*REDUCE)] = "float32"
+    remat: Annotated[str, choice(*POLICIES)] = "full"
+    decoder_remat: Annotated[str, choice("", *POLICIES)] = ""
     scan: bool = True
 
     def __post_init__(self):
-        for key, allowed in (
-            *(("kind", KINDS), ("activation", ACTIVATIONS), ("extra_ffn", EXTRA_FFN)),
-            *(("dtype", DTYPES), ("remat", POLICIES), ("router_input", ROUTER_INPUTS)),
-            *(("reduce_dtype", REDUCE), ("decoder_remat", ("", *POLICIES))),
-            ("sparse_stacks", SPARSE_STACKS),
-        ):
-            if getattr(self, key) not in allowed:
-                raise one_of(f"model.{key}", getattr(self, key), allowed)
-        sizes = ("vocab_size", "width", "hidden", "heads", "head_width", "sparse_period")
-        for key in (*sizes, *self.stacks.values()):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"model.{key}={getattr(self, key)} must be at least 1.")
+        check_fields(self, "model")
+        for key in self.stacks.values():
+            fit(f"model.{key}", getattr(self, key), whole(1, MOST_BLOCKS))
         self._check_positions()
-        for key in ("dropout", "expert_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"model.{key}={getattr(self, key)} must be in [0, 1).")
         if self.routing is not None:
             self._check_periods()
             if self.kind == "decoder":
@@ -169,11 +163,6 @@ class Architecture:
             self.relative_attention_num_buckets,
             self.relative_attention_max_distance,
         )
-        if not 4 <= buckets <= MOST_BUCKETS:
-            raise ConfigError(
-                f"model.relative_attention_num_buckets={buckets} is outside 4 to {MOST_BUCKETS:,}; "
-                f"T5 has {BUCKETS}."
-            )
         if not buckets // 2 < distance <= MOST_DISTANCE:
             raise ConfigError(
                 f"model.relative_attention_max_distance={distance} is outside {buckets // 2 + 1} "
@@ -188,10 +177,6 @@ class Architecture:
             raise ConfigError(
                 f"model.sparse_stacks={self.sparse_stacks} leaves model.kind={self.kind} without "
                 "a sparse block. Use all, or routing.num_experts=0 for a dense model."
-            )
-        if self.decoder_sparse_period < 0:
-            raise ConfigError(
-                f"model.decoder_sparse_period={self.decoder_sparse_period} must not be negative."
             )
         longest, offset = max(map(self._period, sparse)), self.sparse_offset
         if not -1 <= offset < longest:

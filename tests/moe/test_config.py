@@ -45,7 +45,7 @@ def test_rules_place_every_weight_of_every_size(name):
         ("batch_size", 12, r"batch_size=12 does not divide over 8 devices.*Nearest: 16"),
         ("eval_batch_size", 4, "eval_batch_size=4 does not divide over 8 devices"),
         ("microbatches", 3, r"8 devices x 3 microbatches.*Nearest: 24"),
-        ("steps", 0, "steps=0 must be at least 1"),
+        ("steps", 0, "steps=0 is not allowed. It takes a whole number from 1"),
         ("sharding", "fdsp", "Did you mean 'fsdp'"),
         ("model.kind", "encoder", "predicts the decoder's targets"),
         ("model.kind", "decoder", r"Set --config\.data\.objective=language_model"),

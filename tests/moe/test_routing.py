@@ -267,7 +267,7 @@ def test_a_group_size_that_does_not_divide_is_named(options, words):
         ({"capacity_factor": 0.0}, "capacity_factor=0"),
         ({"capacity_factor": float("nan")}, "capacity_factor=nan"),
         ({"second_policy": "randm"}, "Did you mean 'random'"),
-        ({"dispatch": "einsum"}, "dropless, grouped, index"),
+        ({"dispatch": "einsum"}, "index, dropless, grouped"),
         ({"group_size": 8, "group_sequences": 1}, "Leave one"),
         ({"router": "experts_choose", "dispatch": "dropless"}, "dispatch='index'"),
         ({"partitioner": "automatic", "dispatch": "dropless"}, "partitioner='shard_map'"),

@@ -58,10 +58,10 @@ def test_overrides_take_the_type_of_the_key(config, key, text, value):
         ("stepz", "1", ["'stepz'", "Did you mean 'steps'"]),
         ("optimizer.rat", "1", ["Did you mean 'optimizer.rate'"]),
         ("optimizer", "1", ["section", "optimizer.rate"]),
-        ("steps", "1.5", ["int", "100"]),
-        ("optimizer.rate", "fast", ["float", "0.1"]),
-        ("optimizer.nesterov", "maybe", ["bool"]),
-        ("schedule.boundaries", "(1,", ["tuple"]),
+        ("steps", "1.5", ["a whole number", "100"]),
+        ("optimizer.rate", "fast", ["a finite number", "0.1"]),
+        ("optimizer.nesterov", "maybe", ["true or false"]),
+        ("schedule.boundaries", "(1,", ["a list"]),
     ],
 )
 def test_mistakes_are_explained(config, key, text, words):
@@ -92,7 +92,7 @@ def test_json_goes_there_and_back(config, tmp_path):
         path.write_text(broken)
         with pytest.raises(ConfigError, match=r"run\.json"):
             config_lib.read_json(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.json cannot be read"):
         config_lib.read_json(tmp_path / "absent.json")
 
 

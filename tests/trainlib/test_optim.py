@@ -347,7 +347,7 @@ def test_gradients_of_frozen_weights_may_be_left_out():
         ({"frozen": ["."]}, ("optimizer.frozen", "no weight is left")),
         ({"lr_multipliers": [("hed", 2.0)]}, ("optimizer.lr_multipliers", "'head.")),
         ({"lr_multipliers": ["head"]}, ("optimizer.lr_multipliers", "pair")),
-        ({"lr_multipliers": [("head", -1.0)]}, ("optimizer.lr_multipliers", "positive")),
+        ({"lr_multipliers": [("head", -1.0)]}, ("optimizer.lr_multipliers", "a number above 0")),
         ({"lr_multipliers": [("head", "2")]}, ("optimizer.lr_multipliers", "pair")),
         ({"weight_decay": 0.1, "decay_pattern": "kernal"}, ("optimizer.decay_pattern", "kernel")),
     ],

@@ -114,17 +114,20 @@ def test_a_run_from_before_a_key_was_there_goes_on(config):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("steps", 0, "at least 1"),
-        ("eval_every", -1, "at least 0"),
+        ("steps", 0, "a whole number from 1"),
+        ("eval_every", -1, "from 1, or 0 for only at the end"),
         ("batch_size", 100, "8 devices. Nearest: 96"),
         ("microbatches", 3, "8 devices x 3 microbatches. Nearest: 120"),
         ("eval_batch_size", 12, "Nearest: 16"),
     ],
 )
 def test_common_keys_are_checked(config, key, value, words):
-    override(config, key, value, "test")
-    with pytest.raises(ConfigError, match=words):
+    def check():
+        override(config, key, value, "test")
         check_common(config, 8)
+
+    with pytest.raises(ConfigError, match=words):
+        check()
 
 
 def test_the_first_signal_asks_and_handlers_are_put_back():

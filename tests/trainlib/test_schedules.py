@@ -107,7 +107,7 @@ def test_boundaries_past_the_end_are_allowed():
         ({"name": "cosin"}, ("schedule.name", "cosine", "exponential")),
         ({"learningrate": 1.0}, ("learningrate", "learning_rate")),
         ({"learning_rate": "fast"}, ("learning_rate", "fast")),
-        ({"learning_rate": -0.1}, ("learning_rate=-0.1", "negative")),
+        ({"learning_rate": -0.1}, ("learning_rate=-0.1", "a number from 0")),
         ({"learning_rate": float("nan")}, ("learning_rate", "finite")),
         ({"warmup_steps": 101}, ("warmup_steps=101", "100")),
         ({"warmup_steps": -1}, ("warmup_steps=-1",)),

@@ -1,38 +1,71 @@
-"""Every key of the `data` part of a vision configuration, with its default and its meaning."""
+"""Every key of the `data` part of a vision configuration: its default, its meaning, what it
+takes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from trainlib.keys import choice, key, many, number, text, whole
+
+AUGMENTS = ("inception", "inception_crop", "flip_crop", "shift", "none")
+
 
 def data_defaults() -> dict[str, tuple[Any, str]]:
-    """Returns {key: (default, one-line meaning)}; the defaults are those of ImageNet training."""
+    """Returns {key: (default, one-line meaning)}, with what each takes; the defaults are those of
+    ImageNet training.
+    """
     return {
-        "source": (
+        "source": key(
             "imagenet",
             "data set: imagenet, folder:PATH, cifar100, digits, synthetic or synthetic:CLASSES",
+            text(1),
         ),
-        "dir": (
+        "dir": key(
             "",
             "directory of the prepared data set; empty is TFDS's own ~/tensorflow_datasets",
+            text(),
         ),
-        "augment": (
+        "augment": key(
             "inception",
             "training augmentation: inception, inception_crop (no colour), flip_crop, shift, none",
+            choice(*AUGMENTS),
         ),
-        "holdout": (0.0, "fraction of the training set kept out of it, as the split `holdout`"),
-        "eval_split": ("test", "what evaluation reads: test (the official split) or holdout"),
-        "eval_crop": (0.875, "part of the shorter side that evaluation sees; 1.0 is all of it"),
-        "mean": ((), "mean of red, green, blue in 0..1 to subtract; () is the data set's own"),
-        "std": (
+        "holdout": key(
+            0.0,
+            "fraction of the training set kept out of it, as the split `holdout`",
+            number(0, below=1),
+        ),
+        "eval_split": key(
+            "test",
+            "what evaluation reads: test (the official split) or holdout",
+            choice("test", "holdout"),
+        ),
+        "eval_crop": key(
+            0.875,
+            "part of the shorter side that evaluation sees; 1.0 is all of it",
+            number(above=0, high=1),
+        ),
+        "mean": key(
+            (),
+            "mean of red, green, blue in 0..1 to subtract; () is the data set's own",
+            many(number(0, 1), 0, 3),
+        ),
+        "std": key(
             (),
             "standard deviation of red, green, blue to divide by; () is the data set's own",
+            many(number(1e-6, 1e6), 0, 3),
         ),
-        "workers": (-1, "processes that read and decode; 0 none, -1 one for each CPU core"),
-        "prefetch": (2, "batches made ahead of their use"),
-        "max_bad_fraction": (
+        "workers": key(
+            -1,
+            "processes that read and decode; 0 none, -1 one for each CPU core",
+            whole(0, 1024, also={-1: "one for each CPU core"}),
+        ),
+        "prefetch": key(2, "batches made ahead of their use", whole(1, 10_000)),
+        "max_bad_fraction": key(
             0.001,
             "the run stops when more of the records than this are unreadable (a few are let "
             "through)",
+            number(0, 1),
         ),
     }

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from trainlib import data as shared
-from trainlib.errors import ConfigError, one_of
+from trainlib import options
+from trainlib.errors import ConfigError
 from vitattn.data import augment
 from vitattn.data.images import BadImage, guarded, open_picture
+from vitattn.data.options import data_defaults
 from vitattn.data.sources import Rgb, Source, UnreadableRecord
 from vitattn.size import Size, sides
 
@@ -121,8 +123,6 @@ def eval_batches(
 def _batches(
     make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
 ) -> shared.Batches:
-    if config.prefetch < 1:
-        raise ConfigError(f"data.prefetch={config.prefetch} is not allowed: use 1 or more batches.")
     return shared.Batches(
         make,
         pieces=-(-rows // _PIECE_ROWS),
@@ -137,33 +137,9 @@ def _batches(
 def _recipe(
     source: Source, config: Any, image_size: Size, seed: int, augmentation: str | None
 ) -> _Recipe:
-    if augmentation is not None and augmentation not in augment.AUGMENTATIONS:
-        raise one_of("data.augment", augmentation, augment.AUGMENTATIONS)
-    if not 0 < config.eval_crop <= 1:
-        raise ConfigError(
-            f"data.eval_crop={config.eval_crop} is not allowed: it is the part of the shorter "
-            "side that evaluation sees, above 0 and at most 1 (0.875 for ImageNet, 1.0 for the "
-            "whole image)."
-        )
-    if not 0 <= config.max_bad_fraction <= 1:
-        raise ConfigError(
-            f"data.max_bad_fraction={config.max_bad_fraction} is not allowed: use 0..1 (0.001 is "
-            "one in a thousand)."
-        )
-    mean, std = _three(config.mean, source.mean, "mean"), _three(config.std, source.std, "std")
-    if min(std) <= 0:
-        raise ConfigError(f"data.std={std} is not allowed: each of the three must be above 0.")
+    options.check("data", data_defaults(), config)
+    mean, std = tuple(config.mean) or source.mean, tuple(config.std) or source.std
     return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
-
-
-def _three(value: Any, default: Rgb, name: str) -> Rgb:
-    numbers = tuple(float(v) for v in value) or default
-    if len(numbers) != 3:
-        raise ConfigError(
-            f"data.{name}={tuple(value)} is not allowed: give three numbers (red, green, blue; "
-            "0..1), or none for the data set's own."
-        )
-    return numbers
 
 
 def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:

@@ -11,20 +11,20 @@ reading that reproduces the published parameters and FLOPs of all four widths.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.keys import check_fields, choice, many, whole
 from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import global_average_pool
 from vitattn.layers.squeeze import SqueezeExcite
+from vitattn.models import resnet_config as data
 from vitattn.models.resnet import Place, augmented_conv, halved
-from vitattn.models.resnet_config import DTYPES
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280  # of every multiplier
@@ -68,12 +68,12 @@ class ExpansionAugmentedConfig:
 
     kind: ClassVar[str] = "augmented"
 
-    kappa: float = 0.1
-    upsilon: float = 0.05
-    heads: int = 4
-    min_key_depth: int = 0
-    from_stride: int = 16
-    position: str = "relative"
+    kappa: data.Depth = 0.1
+    upsilon: data.Depth = 0.05
+    heads: data.Heads = 4
+    min_key_depth: Annotated[int, whole(0)] = 0
+    from_stride: Annotated[int, whole(1)] = 16
+    position: data.AnyPosition = "relative"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,31 +93,19 @@ class MnasNetConfig:
       bn_eps: added to variances.
     """
 
-    width: float = 1.0
-    blocks: tuple[int, ...] = ()
-    num_classes: int = 1000
-    image_size: int | tuple[int, int] = 224
-    stem: str = "conv"
-    dropout: float = 0.2
+    width: data.Width = 1.0
+    blocks: Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(ROWS))] = ()
+    num_classes: data.Classes = 1000
+    image_size: data.Pixels = 224
+    stem: Annotated[str, choice(*STEMS)] = "conv"
+    dropout: data.Share = 0.2
     attention: ExpansionAugmentedConfig | None = None
-    dtype: str = "float32"
-    bn_decay: float = 0.99
-    bn_eps: float = 1e-3
+    dtype: data.DType = "float32"
+    bn_decay: data.Share = 0.99
+    bn_eps: data.Epsilon = 1e-3
 
     def __post_init__(self):
-        size.check(self.image_size)
-        for key, options in (("dtype", DTYPES), ("stem", STEMS)):
-            if getattr(self, key) not in options:
-                raise one_of(f"model.{key}", getattr(self, key), options)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout} must be at least 0 and below 1.")
-        if self.width <= 0:
-            raise ConfigError(f"model.width={self.width} must be above 0.")
-        if self.blocks and (len(self.blocks) != len(ROWS) or min(self.blocks) < 1):
-            raise ConfigError(
-                f"model.blocks is {self.blocks}: give seven numbers of blocks, each at least 1, or "
-                f"an empty tuple for those of the paper, {tuple(row.repeats for row in ROWS)}."
-            )
+        check_fields(self, "model")
 
     @property
     def size(self) -> tuple[int, int]:

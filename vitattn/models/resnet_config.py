@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, either, many, number, pair, whole
 from vitattn import size
 from vitattn.layers.norm import ONES, ZEROS, BatchNorm
 from vitattn.layers.squeeze import GATES
 
 STAGES = (2, 3, 4, 5)  # conv2_x .. conv5_x
+MOST_PIXELS = 2**16  # of a side of an image
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 # depth -> (bottleneck, blocks of conv2_x .. conv5_x). 26 and 38 take two and one block a stage from
@@ -28,6 +30,25 @@ DEPTHS = {
 ATTENTION_STEMS = {"attention": "mixed", "attention_plain": "plain", "attention_conv": "conv"}
 STEMS = ("conv", "small_image", *ATTENTION_STEMS)
 DTYPES = ("float32", "bfloat16")
+POSITIONS = ("relative", "none", "sine")
+
+# What fields of several models take.
+Heads = Annotated[int, whole(1, 2**16)]
+Depth = Annotated[float, number(above=0, high=1e3)]  # of keys and values, over a width
+Stages = Annotated[tuple[int, ...], many(whole(STAGES[0], STAGES[-1]), most=len(STAGES))]
+Blocks = Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(STAGES))]
+Width = Annotated[float, number(above=0, high=1000)]
+Classes = Annotated[int, whole(1)]
+Pixels = Annotated[
+    int | tuple[int, int], either(whole(1, MOST_PIXELS), pair(whole(1, MOST_PIXELS)))
+]
+Gate = Annotated[str, choice(*GATES)]
+Ratio = Annotated[int, whole(1)]
+DType = Annotated[str, choice(*DTYPES)]
+Share = Annotated[float, number(0, below=1)]
+Epsilon = Annotated[float, number(above=0)]
+Position = Annotated[str, choice(*POSITIONS)]
+AnyPosition = Annotated[str, choice(*POSITIONS, "coord")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +67,13 @@ class AugmentedConfig:
 
     kind: ClassVar[str] = "augmented"
 
-    kappa: float = 0.2
-    upsilon: float = 0.1
-    heads: int = 8
-    min_key_depth: int = 20
-    stages: tuple[int, ...] = (3, 4, 5)
-    downsample: tuple[int, ...] = (3,)
-    position: str = "relative"
+    kappa: Depth = 0.2
+    upsilon: Depth = 0.1
+    heads: Heads = 8
+    min_key_depth: Annotated[int, whole(0)] = 20
+    stages: Stages = (3, 4, 5)
+    downsample: Stages = (3,)
+    position: AnyPosition = "relative"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +91,10 @@ class LocalConfig:
 
     kind: ClassVar[str] = "local"
 
-    heads: int = 8
-    window: int = 7
-    stages: tuple[int, ...] = STAGES
-    position: str = "relative"
+    heads: Heads = 8
+    window: Annotated[int, whole(1, 1023)] = 7
+    stages: Stages = STAGES
+    position: Position = "relative"
     position_only: bool = False
     mask_border: bool = False
 
@@ -93,11 +114,11 @@ class HaloConfig:
 
     kind: ClassVar[str] = "halo"
 
-    heads: int = 8
-    block: int = 7
-    halo: int = 3
-    stages: tuple[int, ...] = STAGES
-    position: str = "relative"
+    heads: Heads = 8
+    block: Annotated[int, whole(1, 1024)] = 7
+    halo: Annotated[int, whole(0, 1024)] = 3
+    stages: Stages = STAGES
+    position: Position = "relative"
     mask_border: bool = True
 
 
@@ -125,43 +146,25 @@ class ResNetConfig:
       bn_eps: added to variances.
     """
 
-    depth: int = 50
-    blocks: tuple[int, ...] = ()
-    width: float = 1.0
-    num_classes: int = 1000
-    image_size: int | tuple[int, int] = 224
-    stem: str = "conv"
+    depth: Annotated[int, choice(*DEPTHS)] = 50
+    blocks: Blocks = ()
+    width: Width = 1.0
+    num_classes: Classes = 1000
+    image_size: Pixels = 224
+    stem: Annotated[str, choice(*STEMS)] = "conv"
     stem_relative: bool = False
     zero_init: bool = True
     attention: AugmentedConfig | LocalConfig | HaloConfig | None = None
-    gate: str = "none"
-    gate_ratio: int = 16
-    dtype: str = "float32"
-    bn_decay: float = 0.9
-    bn_eps: float = 1e-5
+    gate: Gate = "none"
+    gate_ratio: Ratio = 16
+    dtype: DType = "float32"
+    bn_decay: Share = 0.9
+    bn_eps: Epsilon = 1e-5
 
     def __post_init__(self):
-        size.check(self.image_size)
-        if self.depth not in DEPTHS:
-            raise one_of("model.depth", self.depth, map(str, DEPTHS))
-        for key, options in (("stem", STEMS), ("dtype", DTYPES), ("gate", GATES)):
-            if getattr(self, key) not in options:
-                raise one_of(f"model.{key}", getattr(self, key), options)
+        check_fields(self, "model")
         if self.channels(STAGE_WIDTHS[0]) < 1:
             raise ConfigError(f"model.width={self.width} leaves no channel in conv2_x.")
-        if self.gate_ratio < 1:
-            raise ConfigError(f"model.gate_ratio={self.gate_ratio} must be at least 1.")
-        if self.blocks and (len(self.blocks) != len(STAGES) or min(self.blocks) < 1):
-            raise ConfigError(
-                f"model.blocks is {self.blocks}: give four numbers of blocks, each at least 1, "
-                f"or an empty tuple for those of depth {self.depth}, {DEPTHS[self.depth][1]}."
-            )
-        for key in ("stages", "downsample"):
-            chosen = getattr(self.attention, key, ())
-            if not set(chosen) <= set(STAGES):
-                raise ConfigError(
-                    f"model.attention.{key} is {chosen}: stages are 2 to 5, for conv2_x to conv5_x."
-                )
 
     @property
     def bottleneck(self) -> bool:

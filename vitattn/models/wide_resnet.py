@@ -12,23 +12,25 @@ first convolution of every block.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, many, whole
 from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
-from vitattn.layers.squeeze import GATES, make_gate
+from vitattn.layers.squeeze import make_gate
+from vitattn.models import resnet_config as data
 from vitattn.models.resnet import Place, augmented_conv, halved
-from vitattn.models.resnet_config import DTYPES
 
 GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them
 GROUP_WIDTHS = (16, 32, 64)
+Groups = Annotated[tuple[int, ...], many(whole(GROUPS[0], GROUPS[-1]), most=len(GROUPS))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,12 @@ class WideAugmentedConfig:
 
     kind: ClassVar[str] = "augmented"
 
-    kappa: float = 0.2
-    upsilon: float = 0.1
-    heads: int = 8
-    min_key_depth: int = 20
-    stages: tuple[int, ...] = GROUPS
-    position: str = "relative"
+    kappa: data.Depth = 0.2
+    upsilon: data.Depth = 0.1
+    heads: data.Heads = 8
+    min_key_depth: Annotated[int, whole(0)] = 20
+    stages: Groups = GROUPS
+    position: data.AnyPosition = "relative"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,37 +73,24 @@ class WideResNetConfig:
       bn_eps: added to variances.
     """
 
-    depth: int = 28
-    widening: int = 10
-    num_classes: int = 100
-    image_size: int | tuple[int, int] = 32
+    depth: Annotated[int, whole(10, 2000)] = 28
+    widening: Annotated[int, whole(1, 1000)] = 10
+    num_classes: data.Classes = 100
+    image_size: data.Pixels = 32
     attention: WideAugmentedConfig | None = None
-    gate: str = "none"
-    gate_ratio: int = 16
-    dtype: str = "float32"
-    bn_decay: float = 0.9
-    bn_eps: float = 1e-5
+    gate: data.Gate = "none"
+    gate_ratio: data.Ratio = 16
+    dtype: data.DType = "float32"
+    bn_decay: data.Share = 0.9
+    bn_eps: data.Epsilon = 1e-5
 
     def __post_init__(self):
-        size.check(self.image_size)
-        if self.depth < 10 or (self.depth - 4) % 6:
+        check_fields(self, "model")
+        if (self.depth - 4) % 6:
             near = max(10, round((self.depth - 4) / 6) * 6 + 4)
             raise ConfigError(
                 f"model.depth={self.depth} is no depth of a wide residual network: it is 6 n + 4, "
                 f"with n blocks in each group. Nearest: {near}."
-            )
-        if self.widening < 1 or self.gate_ratio < 1:
-            raise ConfigError(
-                f"model.widening={self.widening} and model.gate_ratio={self.gate_ratio} must be at "
-                "least 1."
-            )
-        for key, options in (("dtype", DTYPES), ("gate", GATES)):
-            if getattr(self, key) not in options:
-                raise one_of(f"model.{key}", getattr(self, key), options)
-        stages = self.attention.stages if self.attention else ()
-        if not set(stages) <= set(GROUPS):
-            raise ConfigError(
-                f"model.attention.stages is {stages}: groups are 2 to 4, for conv2_x to conv4_x."
             )
 
     @property

@@ -58,7 +58,7 @@ def test_every_suffix_of_the_formats_is_read(root):
     names, lines = found(root)
     assert (len(names), lines) == (11, [])
     source = make_source(config(source=f"folder:{root}"), "train")
-    with eval_batches(source, config(source="", max_bad_fraction=0.0), 11, 0, 1, 8) as batches:
+    with eval_batches(source, config(max_bad_fraction=0.0), 11, 0, 1, 8) as batches:
         assert next(batches)["weight"].sum() == 11
 
 
