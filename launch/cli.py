@@ -152,13 +152,13 @@ def shipped() -> list[Path]:
 
 
 def _find(name: str) -> Path:
-    path = Path(name)
+    path = paths.resolve(name, "--config")
     if path.suffix not in (".py", ""):
         raise ConfigError(
             f"--config={shown(name)}: a configuration is {CONFIG_HELP}; '{shown(path.suffix, 40)}' "
             "is the suffix of neither."
         )
-    if os.path.isfile(name):
+    if path.is_file():
         return path
     by_stem = {p.stem: p for p in shipped()}
     if path.stem in by_stem and path.parent.name in ("", "configs"):
@@ -261,8 +261,9 @@ def load(text: str | None, overrides: dict[str, str]) -> Loaded:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
     from trainlib.config import read_json
 
-    if Path(text).suffix == ".json":
-        return _resolved(_from_values(read_json(text), text), overrides)
+    place = paths.resolve(text, "--config")
+    if place.suffix == ".json":
+        return _resolved(_from_values(read_json(place), text), overrides)
     return _resolved(_from_python(text), overrides)
 
 
@@ -276,6 +277,7 @@ def _resolved(loaded: Loaded, overrides: Mapping[str, str]) -> Loaded:
         else:
             override(config, key, overrides[key], COMMAND_LINE)
         origin[key] = COMMAND_LINE
+    paths.check(flatten(config))
     return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 

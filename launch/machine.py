@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainlib.errors import ConfigError, StorageError
+from trainlib.files import create
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 GIB = 2**30
@@ -103,7 +104,7 @@ def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:
     path = place / f".doctor.{socket.gethostname()}.{os.getpid()}"
     began = time.monotonic()
     try:
-        with open(path, "wb") as file:
+        with os.fdopen(create(path), "wb") as file:
             file.write(bytes(probe))
             file.flush()
             os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 --config=configs/st_moe_tiny.py`.
 
 The same command goes on where an earlier one stopped. Exit codes: 0 done, 64 bad config, 65 bad
-data, 74 disk.
+data, 74 disk, 75 stopped on request with finished shards kept.
 """
 
 from __future__ import annotations

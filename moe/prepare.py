@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from moe.data.catalog import (
     write_mixture,
 )
 from moe.data.vocabulary import Vocabulary
-from trainlib.errors import DataError
+from trainlib.errors import DataError, Interrupted, Preempted
 
 
 def run(
@@ -52,6 +52,7 @@ def run(
       ConfigError: a source, a vocabulary or a package that does not exist.
       DataError: nothing to read, too many unusable documents, ids outside the vocabulary, damage.
       StorageError: the disk.
+      Preempted: stopped on request after something was finished, which is kept.
     """
     data = config.data
     check_settings(data)
@@ -64,13 +65,23 @@ def run(
         load_definitions(tasks)
     write_mixture(data)
     workers = len(os.sched_getaffinity(0)) if workers < 0 else workers
-    complete = True
-    for split in splits:
-        for source, _ in parts_of(data, split):
-            if split == "holdout" and not holds_out(data, source):
-                print(f"{source} (holdout): data.holdout=0, nothing is held out")
-                continue
-            complete &= _prepare(data, source, split, vocabulary, workers, part, tasks, verify)
+    complete, finished = True, []
+    try:
+        for split in splits:
+            for source, _ in parts_of(data, split):
+                if split == "holdout" and not holds_out(data, source):
+                    print(f"{source} (holdout): data.holdout=0, nothing is held out")
+                    continue
+                complete &= _prepare(
+                    data, source, split, vocabulary, workers, part, tasks, verify, finished.append
+                )
+    except Interrupted as stop:
+        if not finished:
+            raise
+        raise Preempted(
+            f"{str(stop).rstrip('.')} on request; what is finished is kept ({len(finished)} shards "
+            "seen by this command), and the same command goes on from there."
+        ) from None
     if not complete:
         print("Other shares of the shards are missing: run the other --part=I/N.")
     return 0
@@ -85,7 +96,14 @@ def _prepare(
     part: tuple[int, int],
     tasks: Path | None,
     verify: bool,
+    finished: Callable[[str], None],
 ) -> bool:
+    """Prepares one source; `finished` is told a line for each shard that is written or found."""
+
+    def report(line: str) -> None:
+        finished(line)
+        print(line, flush=True)
+
     reader, directory = open_reader(data, source, split, vocabulary)
     definitions = hashlib.sha256(tasks.read_bytes()).hexdigest()[:16] if tasks else ""
     again = is_stale(reader, directory, f"{source} ({split})")
@@ -102,6 +120,7 @@ def _prepare(
             replace=again,
             definitions=definitions,
             prepare_worker=functools.partial(_load, tasks) if tasks else None,
+            report=report,
         )
         if not done:
             return False

@@ -20,7 +20,7 @@ import numpy as np
 
 from trainlib import interchange, safetensors_io
 from trainlib.errors import ConfigError, StorageError
-from trainlib.files import write_atomically
+from trainlib.files import check_target, write_atomically
 from trainlib.interchange import Entry, Layout
 from trainlib.saving import reason
 from trainlib.weights import Exported, Saved
@@ -87,6 +87,9 @@ def prepare(out: Path, mine: Sequence[str], last: Sequence[Path], share: Share) 
             raise ConfigError(
                 f"--out={out} already holds {others[0]!r}. Give a directory that is new or empty."
             )
+        for path in found:
+            if path.suffix not in _UNFINISHED and not (path.is_dir() and not path.is_symlink()):
+                check_target(path)
         for path in last if share.first else last[:1]:
             path.unlink(missing_ok=True)
         for path in found if share.parts == 1 else ():

@@ -66,6 +66,11 @@ def resolve(text: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
+def optional(text: str, what: str) -> str:
+    """The same for a value that may be "", which stays it; as text, for other libraries."""
+    return str(resolve(text, what)) if text else ""
+
+
 def check(values: Mapping[str, Any], where: str = "") -> None:
     """Refuses paths in a configuration that `resolve` refuses, before anything is opened.
 

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from trainlib.errors import CheckpointError
+from trainlib.files import create
 from trainlib.untrusted import MIB, check_kind, open_regular, parse_json, read_json
 
 INDEX = "model.safetensors.index.json"
@@ -362,7 +363,7 @@ class Writer:
     def _start(self, home: File) -> Any:
         for left in self._directory.glob(f".{home.name}.*.partial"):  # by one that was killed
             left.unlink(missing_ok=True)
-        file = self._open[home.name] = self._partial(home.name).open("wb")
+        file = self._open[home.name] = os.fdopen(create(self._partial(home.name)), "wb")
         file.write(home.header)
         return file
 

@@ -198,6 +198,8 @@ class Saver:
         """Removes what earlier runs were writing or removing when they were cut off."""
         for path in self.directory.iterdir():
             if LEFT_BEHIND.fullmatch(path.name):
+                if path.is_symlink():
+                    path.unlink()  # never what it names
                 shutil.rmtree(path, ignore_errors=True)
 
     def _miss(self, step: int, error: Exception) -> None:

@@ -119,6 +119,8 @@ _LOADER = '''"""Loads this directory: needs jax, numpy and flatbuffers, nothing 
 """
 
 import json
+import math
+import stat
 import sys
 from pathlib import Path
 
@@ -131,30 +133,50 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
           "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 
 
+def small(path, limit=64 << 20):
+    """The bytes of a regular file: no link, device or pipe, and of bounded size."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        raise ValueError(f"{path} is no regular file of at most {limit:,} bytes")
+    return path.read_bytes()
+
+
 def tensors(path):
     """Name -> array of a safetensors file: header length, JSON header, data."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file")
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > min(100_000_000, status.st_size - 8):
+            raise ValueError(f"{path} is cut off or damaged: its header has {size:,} bytes")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
-        dtype = jnp.dtype(DTYPES[entry["dtype"]])
-        values = np.fromfile(path, dtype, (stop - start) // dtype.itemsize, offset=8 + size + start)
+        dtype, count = jnp.dtype(DTYPES[entry["dtype"]]), math.prod(entry["shape"])
+        if not 0 <= start <= stop <= status.st_size - 8 - size or (
+            stop - start != count * dtype.itemsize
+        ):
+            raise ValueError(f"{path} is cut off or damaged at the tensor {name!r}")
+        values = np.fromfile(path, dtype, count, offset=8 + size + start)
         yield name, jnp.asarray(values.reshape(entry["shape"]))
 
 
 def load(directory="."):
     """(forward, signature): forward(inputs) is the program with these weights."""
     directory = Path(directory)
-    program = export.deserialize(bytearray((directory / "forward.jax_export").read_bytes()))
-    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    program = export.deserialize(bytearray(small(directory / "forward.jax_export", 4 << 30)))
+    index = json.loads(small(directory / "model.safetensors.index.json"))
     weights = {}
     for file in sorted(set(index["weight_map"].values())):
+        if Path(file).name != file:  # a name in this directory, never a path out of it
+            raise ValueError(f"the index names {file!r}, which is no file of this directory")
         weights.update(tensors(directory / file))
+    if set(weights) != set(index["weight_map"]):
+        raise ValueError("the weights are not those that the index names")
     call = jax.jit(program.call)
-    return lambda inputs: call(weights, inputs), json.loads(
-        (directory / "signature.json").read_text())
+    return lambda inputs: call(weights, inputs), json.loads(small(directory / "signature.json"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ from moe.data.shard import (
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
 from trainlib.data import BadRecords
-from trainlib.errors import DataError, StorageError, shown
+from trainlib.errors import DataError, Interrupted, StorageError, shown
+from trainlib.interrupt import end_children
 from trainlib.seal import seal_of, sealed, unsealed
 from trainlib.untrusted import read_small
 
@@ -496,10 +498,24 @@ def _in_processes(
         yield from (write(shard=shard) for shard in shards)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, prepare_worker) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, context, _begin, (prepare_worker,)
+    ) as pool:
         futures = [pool.submit(write, shard=shard) for shard in shards]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
+        except Interrupted:
+            end_children()  # a shard takes minutes, and one that is not finished does not count
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin(prepare_worker: Callable[[], None] | None) -> None:
+    """Runs first in each worker. A terminal sends Ctrl-C to all processes: the command answers it,
+    and ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if prepare_worker is not None:
+        prepare_worker()

@@ -18,7 +18,7 @@ from moe.data.shard import FORMAT
 from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
 from moe.data.tasks import SeqioReader, mixture_rates
 from moe.data.vocabulary import Vocabulary, make_vocabulary
-from trainlib import options
+from trainlib import options, paths
 from trainlib.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "holdout")
@@ -93,7 +93,7 @@ def make_reader(config: Any, source: str, split: str, vocabulary: Vocabulary) ->
 def cache_root(config: Any) -> Path:
     """Returns the directory of all caches."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(config.cache or home / "vitattn-moe" / "text").expanduser()
+    return paths.resolve(config.cache or home / "vitattn-moe" / "text", "data.cache")
 
 
 def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Path:
@@ -111,7 +111,7 @@ def cache_directory(config: Any, source: str, split: str, vocabulary: Vocabulary
     if kind in ("c4", "tfds", "seqio") and split == "holdout":
         deciding.append(config.eval_split)
     if kind in supervised.KINDS:
-        place = os.path.realpath(Path(config.dir).expanduser()) if config.dir else ""
+        place = os.path.realpath(paths.resolve(config.dir, "data.dir")) if config.dir else ""
         deciding += [supervised.TEXT_VERSION, place, config.sentinels]
         deciding += [config.encoder_length] if config.sentinels else []
         deciding += [supervised.sample_digest(source)] if kind == "sample" else []
@@ -125,7 +125,7 @@ def _resolved(source: str) -> str:
     kind, _, argument = source.partition(":")
     if kind not in ("text", "jsonl"):
         return source
-    return f"{kind}:{os.path.realpath(Path(argument).expanduser())}"
+    return f"{kind}:{os.path.realpath(paths.resolve(argument, 'data.source'))}"
 
 
 def _named(source: str, kind: str, deciding: str) -> str:

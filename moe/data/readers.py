@@ -28,6 +28,7 @@ from moe.data.json_rows import (
 )
 from moe.data.text_files import BOM, GZIP_ERRORS, Found, TextFile, damaged_gzip, find
 from moe.data.text_pieces import Pieces, divide
+from trainlib import paths
 from trainlib.errors import DataError, shown
 
 # Files are read in pieces of about this size; of jsonl, each the lines that begin in it.
@@ -134,7 +135,11 @@ class _Files:
 
     def __init__(self, kind: str, path: str, fraction: float, holdout: bool):
         self.name, self.kind = f"{kind}:{path}", kind
-        self.path, self.fraction, self.holdout = Path(path).expanduser(), fraction, holdout
+        self.path, self.fraction, self.holdout = (
+            paths.resolve(path, "data.source"),
+            fraction,
+            holdout,
+        )
         self.notes: Path | None = None  # see `files_digest`
 
     @functools.cached_property

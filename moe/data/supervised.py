@@ -25,7 +25,7 @@ from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Re
 from moe.data.fingerprint import files_digest
 from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
-from trainlib import tfds_files
+from trainlib import paths, tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
 KINDS = ("task", "sample")
@@ -144,7 +144,7 @@ def _records(
     """Records as TFDS has them; one without an id of its own gets its number, from 0."""
     folder = _folder(task, config, source)
     if folder is None:
-        yield from _tfds_records(task, config.dir, split)
+        yield from _tfds_records(task, paths.optional(config.dir, "data.dir"), split)
         return
     path = folder / task.files[split]
     try:
@@ -179,7 +179,7 @@ def _folder(task: Benchmark, config: Any, source: str) -> Path | None:
         return _SAMPLES / task.folders[0]
     if not config.dir:
         return None
-    place = Path(config.dir).expanduser()
+    place = paths.resolve(config.dir, "data.dir")
     for folder in task.folders:
         if (place / folder).is_dir():
             return place / folder

@@ -21,7 +21,7 @@ import numpy as np
 
 from moe.data.readers import Document, Reader
 from moe.data.vocabulary import EOS, SentencePieceVocabulary, Vocabulary
-from trainlib import tfds_files
+from trainlib import paths, tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
 # The version that TFDS 4.9 builds; its `validation` split is the published held-out set.
@@ -115,8 +115,9 @@ def make_task(
                 f"data.source={source!r} needs the version of the set: tfds:NAME[/CONFIG]:VERSION, "
                 "for example tfds:wiki40b/en:1.3.0."
             )
-        tfds_files.check_set(name, config.dir)
-        origin = seqio.TfdsDataSource(name, tfds_data_dir=config.dir or None)
+        folder = paths.optional(config.dir, "data.dir")
+        tfds_files.check_set(name, folder)
+        origin = seqio.TfdsDataSource(name, tfds_data_dir=folder or None)
     feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
     return seqio.Task(
         re.sub(r"[^\w.:#]", "_", source),

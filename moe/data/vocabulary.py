@@ -7,11 +7,11 @@ sentinels of span corruption: sentinel k is id `size - 1 - k`.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from trainlib import paths
 from trainlib.errors import ConfigError, DataError, one_of
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -67,7 +67,7 @@ class SentencePieceVocabulary:
           ConfigError: the package sentencepiece is not installed.
         """
         self.name, self.path, self.extra_ids = f"sentencepiece:{path}", path, extra_ids
-        file = Path(path).expanduser()
+        file = paths.resolve(path, "data.vocabulary")
         try:
             self._model = file.read_bytes()
         except OSError as error:

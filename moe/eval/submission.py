@@ -17,6 +17,7 @@ from moe.data.benchmark import TEST, TextExample
 from moe.data.supervised import SUPERGLUE, TASKS
 from moe.eval.scores import class_of, wsc_class
 from trainlib.errors import ConfigError, StorageError
+from trainlib.files import write_atomically
 
 Lines = list[dict[str, Any]]
 BOARD = (*SUPERGLUE, "axb", "axg")
@@ -143,7 +144,7 @@ def write(
                 continue
             path = directory / file_of(task)
             lines = lines_of(task, found, answers[task])
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
             written.append(path)
     except OSError as error:
         raise _refused(directory, error) from None

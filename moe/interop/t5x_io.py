@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from moe.interop import orbax_tree, zstd
 from trainlib import interchange
 from trainlib.errors import CheckpointError, shown
 from trainlib.export import Share, Written, prepare, refused
-from trainlib.files import write_atomically
+from trainlib.files import create, make_directory, write_atomically
 from trainlib.interchange import Layout
 from trainlib.untrusted import MAX_JSON, MIB, integer, open_regular, read_json, read_small
 from trainlib.weights import Exported, Saved, nbytes, part_of
@@ -73,7 +74,7 @@ def write_array(folder: Path, value: np.ndarray, origin: Mapping[str, str]) -> N
     Last comes where it is from, as attributes of zarr, which T5X does not read: an array without
     them was cut off.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     (folder / _ATTRIBUTES).unlink(missing_ok=True)
     rows = max(1, _CHUNK // max(1, value[:1].nbytes)) if value.ndim else 1
     chunks = [min(rows, value.shape[0]), *value.shape[1:]] if value.ndim else []
@@ -85,7 +86,7 @@ def write_array(folder: Path, value: np.ndarray, origin: Mapping[str, str]) -> N
         name = ".".join([str(number), *["0"] * (value.ndim - 1)]) if value.ndim else "0"
         packer = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: with the gzip frame
         plain = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
-        with open(folder / name, "wb") as file:
+        with os.fdopen(create(folder / name), "wb") as file:
             for at in range(0, len(plain), MIB):
                 file.write(packer.compress(plain[at : at + MIB]))
             file.write(packer.flush())
@@ -100,8 +101,8 @@ def write_array(folder: Path, value: np.ndarray, origin: Mapping[str, str]) -> N
         "filters": None,
         "dimension_separator": ".",
     }
-    (folder / ".zarray").write_text(json.dumps(content))
-    (folder / _ATTRIBUTES).write_text(json.dumps(dict(origin)))
+    write_atomically(folder / ".zarray", json.dumps(content))
+    write_atomically(folder / _ATTRIBUTES, json.dumps(dict(origin)))
 
 
 def array_folder(name: str) -> str:
@@ -180,7 +181,7 @@ def write(
     mine = part_of(sizes, share.part, share.parts)
     count = size = 0
     try:
-        directory.mkdir(exist_ok=True)
+        make_directory(directory)
         for name, leaf in source.leaves(mine):
             for theirs, value in interchange.give(leaves[name], leaf, dtypes[name]):
                 write_array(directory / array_folder(theirs), value, source.origin)

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from trainlib import paths
 from trainlib.errors import DataError
 from trainlib.untrusted import open_regular, read_small
 from vitattn.data import label_names, tfds_source
@@ -48,7 +49,7 @@ def make(config: Any, argument: str, split: str) -> Source:
     """
     del argument
     part = "test" if split == "test" else "train"
-    directory = Path(config.dir).expanduser() if config.dir else None
+    directory = paths.resolve(config.dir, "data.dir") if config.dir else None
     source = _binary(directory, part) if directory else None
     if source is None:
         source = tfds_source.opened("cifar100", config.dir, part, MEAN, STD)
@@ -58,7 +59,7 @@ def make(config: Any, argument: str, split: str) -> Source:
 
 
 def _absent(directory: str) -> DataError:
-    place = Path(directory or ".").expanduser()
+    place = paths.resolve(directory or ".", "data.dir")
     if any((place / name).exists() for name in ("cifar-100-python", "cifar-100-python.tar.gz")):
         return DataError(
             f"{place} holds the Python version of CIFAR-100. It is a pickle, which can run any "

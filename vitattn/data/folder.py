@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from trainlib import paths
 from trainlib.errors import ConfigError, DataError, shown, told_apart
 from vitattn.data import walk
 from vitattn.data.sources import (
@@ -81,7 +82,7 @@ def make(config: Any, argument: str, split: str) -> Source:
     """
     if not argument:
         raise ConfigError("data.source='folder' needs a path: --config.data.source=folder:PATH.")
-    root = Path(argument).expanduser()
+    root = paths.resolve(argument, "data.source")
     _check_name(root)
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"

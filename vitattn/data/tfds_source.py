@@ -9,7 +9,7 @@ import itertools
 import os
 from typing import Any
 
-from trainlib import tfds_files
+from trainlib import paths, tfds_files
 from trainlib.errors import ConfigError, DataError, UserError, shown
 from vitattn.data.sources import (
     IMAGENET_MEAN,
@@ -162,7 +162,7 @@ def find(name: str, directory: str) -> str | None:
     """
     from etils import epath
 
-    root = epath.Path(directory or default_directory()).expanduser()
+    root = epath.Path(paths.resolve(directory or default_directory(), "data.dir"))
     if (root / "dataset_info.json").exists():
         return os.fspath(root)
     for parent in (root / name, root):
