@@ -1,8 +1,9 @@
 """A run of several processes without a model, to be killed, stopped and delayed, and its starter.
 
 As a program it is one process: it joins, and in every step adds up one number over all processes.
-`--fault=I:STEP:KIND[:SECONDS]` makes process I sleep, raise a bug, or raise an expected error; step
-0 is before the loop. `--limit=PHASE:SECONDS` is one of the watchdog's.
+`--fault=I:STEP:KIND[:SECONDS]` makes process I sleep, hang until its watchdog ends it (whose limits
+are SECONDS from then on, so that nothing depends on how long the start took), raise a bug, or raise
+an expected error; step 0 is before the loop.
 """
 
 from __future__ import annotations
@@ -20,20 +21,16 @@ sys.path.insert(0, str(ROOT))
 
 def main(argv):
     from launch import cli, multihost
-    from trainlib import watchdog
     from trainlib.config import COMMON, from_schema, override
 
     parser = cli.parser("hosts", "")
     multihost.add_flags(parser)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--fault", default="-1:0:none")
-    parser.add_argument("--limit", default="starting:100")
     args, overrides = cli.parse(parser, argv)
     config = from_schema(COMMON)
     for key, value in overrides.items():
         override(config, key, value, "command line")
-    phase, seconds = args.limit.split(":")
-    watchdog.LIMITS[phase] = float(seconds)
     return multihost.run(args, config, lambda: train(args))
 
 
@@ -60,10 +57,18 @@ def train(args):
         if (index, number) == (int(who), int(step)):
             if kind == "sleep":
                 time.sleep(float(rest[0]))
+            elif kind == "hang":
+                hang(float(rest[0]))
             elif kind == "bug":
                 raise ValueError("a bug in one process")
             elif kind == "data":
                 raise DataError("shard 3 is not there")
+
+    def hang(seconds):
+        watched = watchdog._watchdog
+        assert watched is not None
+        watched._limits, watched._least = dict.fromkeys(watchdog.LIMITS, seconds), seconds
+        time.sleep(600)
 
     fault(0)
     with watchdog.follow(progress.beat), StopRequest() as stop:
@@ -130,7 +135,7 @@ class Hosts:
     def steps(self, index):
         return self.output(index).count("\nstep") + self.output(index).startswith("step")
 
-    def until(self, step, seconds=120):
+    def until(self, step, seconds=300):
         """Waits until every process has printed `step` steps."""
         deadline = time.monotonic() + seconds
         while any(self.steps(i) < step for i in range(len(self.processes))):
@@ -139,7 +144,7 @@ class Hosts:
             assert time.monotonic() < deadline, "no such step"
             time.sleep(0.05)
 
-    def wait(self, *indices, seconds=120):
+    def wait(self, *indices, seconds=300):
         """Exit codes of some processes (none named: all) and the seconds until the last ended."""
         began = time.monotonic()
         chosen = [self.processes[i] for i in indices] if indices else self.processes

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from commands import TINY, losses, records, run
 from hosts import Hosts, environment, free_port
 
-BOUND = 30  # seconds within which no process may be left behind
+BOUND = 240  # seconds: nobody is left behind for ever, however busy the machine is
 
 
 # ---------------------------------------------------------------- finding one's place
@@ -205,7 +205,7 @@ def test_a_notice_to_one_process_stops_all_at_one_step(tmp_path):
     ],
 )
 def test_an_error_in_one_process_ends_all_with_its_code_and_is_named(tmp_path, fault, code, words):
-    with Hosts(tmp_path, 2, f"--fault={fault}", "--heartbeat=8") as hosts:
+    with Hosts(tmp_path, 2, f"--fault={fault}") as hosts:
         codes, seconds = hosts.wait()
         other = hosts.error(1 - int(fault[0]))
     assert codes == [code, code], other
@@ -216,7 +216,7 @@ def test_an_error_in_one_process_ends_all_with_its_code_and_is_named(tmp_path, f
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
-    with Hosts(tmp_path, 2, "--heartbeat=6") as hosts:
+    with Hosts(tmp_path, 2, "--heartbeat=10") as hosts:
         hosts.until(2)
         hosts.processes[victim].kill()
         codes, seconds = hosts.wait(1 - victim)
@@ -228,26 +228,25 @@ def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
 @pytest.mark.parametrize(
     ("count", "fault", "words"),
     [
-        (2, "--fault=1:5:sleep:90", "Stuck: step 5 has not ended"),
-        (1, "--fault=0:0:sleep:90", "Stuck: the start of the run has not ended"),
+        (2, "--fault=1:5:hang:2", "Stuck: step 5 has not ended"),
+        (1, "--fault=0:0:hang:2", "Stuck: the start of the run has not ended"),
     ],
 )
 def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path, count, fault, words):
     """In a step, and before the first one, where a single process is watched as well."""
-    limits = ("--config.stuck_after=3", "--limit=starting:4")
-    with Hosts(tmp_path, count, fault, *limits) as hosts:
+    with Hosts(tmp_path, count, fault, "--config.stuck_after=1000") as hosts:
         codes, seconds = hosts.wait()
         error = hosts.error(count - 1)
     assert codes == [76] * count
     assert seconds < BOUND
     assert words in error
     lines = Path(__file__).with_name("hosts.py").read_text().splitlines()
-    asleep = next(i for i, line in enumerate(lines, start=1) if "time.sleep(float" in line)
-    assert f'hosts.py", line {asleep} in fault' in error
+    asleep = next(i for i, line in enumerate(lines, start=1) if "time.sleep(600)" in line)
+    assert f'hosts.py", line {asleep} in hang' in error
 
 
 def test_a_late_process_is_waited_for(tmp_path):
-    with Hosts(tmp_path, 2, "--fault=1:3:sleep:6", "--steps=5", "--heartbeat=4") as hosts:
+    with Hosts(tmp_path, 2, "--fault=1:3:sleep:12", "--steps=5", "--heartbeat=8") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0)
 
 

@@ -170,7 +170,7 @@ def test_a_killed_worker_is_an_error_not_a_hang_and_ctrl_c_does_not_reach_worker
         began = time.monotonic()
         with pytest.raises(PeerLost, match=r"worker processes was killed.*shm"):
             collections.deque(reader, maxlen=0)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 240
     assert workers_of(reader) == []
 
 
@@ -207,7 +207,7 @@ def run_program(tmp_path, how):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -229,7 +229,7 @@ def test_workers_of_a_killed_program_end_too(tmp_path):
     workers = done.stdout.split()
     assert done.returncode == -signal.SIGKILL
     assert len(workers) == 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in workers)

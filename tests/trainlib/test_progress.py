@@ -68,7 +68,7 @@ class Devices:
     def end(self):
         self.steps[self.seen].set()
         self.seen += 1
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while self.progress._devices._ended[0] < self.seen:
             assert time.monotonic() < deadline
             time.sleep(0.001)
