@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainlib.errors import CheckpointError, UserError
+from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
 
 
 def unsealed(good: Any, found: Any) -> str:
@@ -151,10 +151,96 @@ def read_unfinished_cache(path: Path) -> Any:
         return read_cache(Path(place) / "cache")
 
 
+# ------------------------------------------------------------------------------ a run's own files
+def _run(folder: Path) -> Path:
+    """A finished run's summary and metrics, as the loops write them."""
+    from trainlib import run
+    from trainlib.writers import Writers
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.keep_summary(folder, "done", {"top-1": "75 %"}, {"step": 20, "top1": 0.75})
+    writers = Writers(folder, tensorboard=False)
+    for step in range(1, 21):
+        writers.write(step, "train", {"loss": 3.0 / step, "learning_rate": 0.1, "note": "NaN"})
+    writers.write(20, "eval", {"top1": 0.75, "loss": 0.5})
+    writers.write(20, "goodput", {"steps": 0.5, "input_wait": 0.5, "mfu": 0.4})
+    writers.close()
+    (folder / "config.json").write_text('{"family": "moe", "name": "small", "steps": 20}')
+    return folder
+
+
+def read_summary(path: Path) -> Any:
+    """What a start of a finished run repeats."""
+    from trainlib import run
+
+    return run.read_summary(path)
+
+
+def read_metrics(path: Path) -> list[Any]:
+    """What a report, the curves and a resumed run make of the metrics: [records, lines that were
+    said to be damaged, finished lines in the file].
+    """
+    from launch import report
+    from trainlib import plots, progress, writers
+
+    lines = (path / "metrics.jsonl").read_bytes().count(b"\n")
+    damaged: list[int] = []
+    records = list(writers.read(path / "metrics.jsonl", damaged.append))
+    with contextlib.redirect_stderr(io.StringIO()):
+        progress.summary("", report.rows(report.report(path)))
+        plots.series(path / "metrics.jsonl")
+        writers.truncate(path / "metrics.jsonl", 10)
+    return [records, sum(damaged), lines]
+
+
+def lines_that_vanish(good: Any, found: Any) -> str:
+    """A line without a checksum can say another number, but none goes without being counted."""
+    records, damaged, lines = found
+    plain = all(
+        isinstance(r["step"], int)
+        and all(isinstance(v, str | bool | int | float | None) for v in r.values())
+        for r in records
+    )
+    counted = len(records) + damaged == lines
+    return "" if plain and counted else f"{lines} lines, {damaged} damaged: {records!r}"[:300]
+
+
+def _named(*names: str) -> Callable[[Path], bool]:
+    return lambda path: path.name in names
+
+
+# ---------------------------------------------------------------------------------- TFDS folders
+def _tfds(folder: Path) -> Path:
+    from tests.vitattn.data.test_tfds_source import prepare_imagenet
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        prepare_imagenet(folder)
+    return folder
+
+
+def read_tfds(path: Path) -> Any:
+    """The description of a data set and the number of its records; no record is read."""
+    from ml_collections import ConfigDict
+
+    from vitattn.data import data_defaults, make_source
+
+    values = {key: value for key, (value, _) in data_defaults().items()}
+    make_source(ConfigDict(values | {"source": "imagenet", "dir": str(path)}), "train")
+
+
 READERS: dict[str, Reader] = {
     "cache": Reader(make_cache, read_cache, UserError, sealed),
     "cache_on_disk": Reader(make_cache, lambda p: read_cache(p, False), UserError, sealed),
     "unfinished_cache": Reader(make_unfinished_cache, read_unfinished_cache, UserError, sealed),
     "hf": Reader(_export("hf"), read_hugging_face, CheckpointError),
     "t5x": Reader(_export("t5x"), read_t5x, CheckpointError, damaged=_few_arrays),
+    "summary": Reader(_run, read_summary, DataError, sealed, _named("summary.json")),
+    "metrics": Reader(_run, read_metrics, DataError, lines_that_vanish, _named("metrics.jsonl")),
+    "tfds": Reader(
+        _tfds,
+        read_tfds,
+        (DataError, ConfigError),
+        unsealed,
+        _named("dataset_info.json", "features.json"),
+    ),
 }
