@@ -89,7 +89,21 @@ def leave_when_asked(code: int | None = None, words: str = "stopped.") -> None:
     threading.Thread(target=handler.watch, args=(reading,), name="signals", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, handler)
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
+
+
+_forking = threading.local()
+
+
+def _hold() -> None:
+    """Around a fork: a signal that came to the child before it has forgotten its parent's pipe
+    would be one to the parent.
+    """
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_go() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _forget() -> None:
@@ -100,6 +114,7 @@ def _forget() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_go()
 
 
 def leave_until_saving() -> None:

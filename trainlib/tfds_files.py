@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainlib import paths
 from trainlib.errors import ConfigError, DataError, shown
 from trainlib.untrusted import MAX_JSON, parse_json, read_small, what_is
 
@@ -64,7 +65,7 @@ def _data_dirs(data_dir: str) -> list[Any]:
     from etils import epath
 
     own = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
-    return [epath.Path(data_dir or own).expanduser()]
+    return [epath.Path(paths.resolve(data_dir or own, "data.dir"))]
 
 
 def _versions(folder: Any, depth: int) -> Iterator[Any]:
@@ -98,7 +99,7 @@ def check_version(directory: str | Path) -> None:
     """
     from etils import epath
 
-    place = epath.Path(directory).expanduser()
+    place = epath.Path(paths.resolve(directory, "data.dir"))
     try:
         _check(place)
     except DataError as error:

@@ -59,8 +59,13 @@ class TfdsSource:
         self.class_names = _class_names(info.features, directory)
         self.num_classes = len(self.class_names)
         self._length = part.num_examples
-        self._files = tuple(part.filenames)
-        self._ends = list(itertools.accumulate(part.shard_lengths))
+        try:
+            self._files = tuple(part.filenames)
+            self._ends = list(itertools.accumulate(part.shard_lengths))
+        except Exception as error:  # TFDS makes the names from a template of the description
+            raise DataError(
+                f"{shown(directory)} does not say which files it has: {shown(error)}"
+            ) from error
         self.digest = short_digest(
             info.full_name, split, part.shard_lengths, part.num_bytes, self._files
         )
