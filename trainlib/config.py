@@ -168,12 +168,15 @@ def from_schema(schema: Schema) -> ConfigDict:
     return config.lock()
 
 
-_KINDS = "_kinds"  # an attribute of the object, so that it is no key
+_KINDS = "kinds of the keys"  # an attribute of the object, so that it is no key
 
 
-def _kind(config: ConfigDict, name: str, old: Any) -> keys.Kind:
-    """What a key takes; in a configuration that was made by hand, any value of the type it has."""
-    return vars(config).get(_KINDS, {}).get(name) or keys.like(old)
+def _kinds(config: ConfigDict) -> dict[str, keys.Kind]:
+    """What each key takes; in a configuration that was made by hand, any value of the type that it
+    has.
+    """
+    known = vars(config).get(_KINDS)
+    return known or {name: keys.like(value) for name, value in flatten(config).items()}
 
 
 def _walk(config: Any, name: str) -> tuple[Any, str]:
@@ -210,12 +213,12 @@ def override(config: ConfigDict, name: str, value: Any, where: str, *, typed: bo
       ConfigError: unknown key (names the nearest), a section, or a value of another type or
         outside the range of the key.
     """
-    known = flatten(config)
-    if name not in known:
-        raise unknown(known, name, where)
-    kind, words = _kind(config, name, known[name]), isinstance(value, str) and not typed
-    new = keys.fit(name, value, kind, where, words=words, present=known[name])
+    kinds = _kinds(config)
+    if name not in kinds:
+        raise unknown(kinds, name, where)
     section, leaf = _walk(config, name)
+    words = isinstance(value, str) and not typed
+    new = keys.fit(name, value, kinds[name], where, words=words, present=section[leaf])
     with section.ignore_type():
         section[leaf] = new
 
@@ -250,7 +253,7 @@ def assign(config: ConfigDict, values: Mapping[str, Any], where: str) -> None:
     Raises:
       ConfigError: see `override`; or an empty object in place of a value.
     """
-    known = flatten(config)
+    known = _kinds(config)
     for name, value in values.items():
         empty = isinstance(value, Mapping) and not value
         if empty and name not in known and any(k.startswith(f"{name}.") for k in known):

@@ -92,8 +92,9 @@ class Number(Kind):
         wanted = numbers.Integral if self.integral else numbers.Real
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise Unfit
+        given: Any = value
         try:
-            number = int(value) if self.integral else float(value)
+            number: float = int(given) if self.integral else float(given)
         except (OverflowError, ValueError):
             raise Unfit from None
         over = number > self.low if self.above else number >= self.low
@@ -403,8 +404,9 @@ def of_hint(hint: Any) -> Kind | None:
         kinds = [kind for kind in map(of_hint, arguments) if kind]
         return either(*kinds) if len(kinds) > 1 else kinds[0] if kinds else None
     if typing.get_origin(hint) is tuple:
-        items = [of_hint(item) for item in arguments if item is not ...]
-        if not items or None in items:
+        places = [item for item in arguments if item is not ...]
+        items = [kind for kind in map(of_hint, places) if kind]
+        if not items or len(items) != len(places):
             return None
         return many(items[0]) if ... in arguments else Fixed(tuple(items))
     plain: dict[Any, Kind] = {int: whole(), float: number(), bool: switch(), str: text()}

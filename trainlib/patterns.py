@@ -111,7 +111,8 @@ class Pattern:
         if op is ops.SUBPATTERN:
             return self._sequence(argument[3], then)
         if op in _REPEATS:
-            return self._repeat(*argument, then)
+            least, most, tree = argument
+            return self._repeat(least, most, tree, then)
         direction, tree = argument
         end = self._add(_Step("end"))
         behind = tree.getwidth()[0] if direction < 0 else None

@@ -228,7 +228,58 @@ def read_tfds(path: Path) -> Any:
     make_source(ConfigDict(values | {"source": "imagenet", "dir": str(path)}), "train")
 
 
+# --------------------------------------------------------------------------------- configurations
+def make_configurations(folder: Path) -> Path:
+    """What runs of both families keep beside their checkpoints, flat and nested."""
+    import json
+
+    from launch import cli
+    from trainlib.config import to_json
+
+    for name in ("aa_resnet50:digits", "st_moe_tiny"):
+        flat = to_json(cli.load(f"{name}", {}).config)
+        (folder / f"{name[:6]}.json").write_text(flat)
+        nested: dict[str, Any] = {}
+        for key, value in json.loads(flat).items():
+            *sections, leaf = key.split(".")
+            section = functools.reduce(lambda at, part: at.setdefault(part, {}), sections, nested)
+            section[leaf] = value
+        (folder / f"{name[:6]}-nested.json").write_text(json.dumps(nested, indent=1))
+    return folder
+
+
+def read_configurations(path: Path) -> dict[str, Any]:
+    """All values, and what their patterns find."""
+    from launch import cli
+    from trainlib import patterns
+    from trainlib.config import flatten
+
+    found = {}
+    for file in sorted(path.iterdir()):
+        values = flatten(cli.load(str(file), {}).config)
+        names, budget = [f"encoder.{n}.attention.kernel" for n in range(20)], [patterns.BUDGET]
+        for pattern in (values["optimizer.decay_pattern"], *values["optimizer.frozen"]):
+            patterns.matching("optimizer.frozen", pattern, names, budget)
+        found[file.name] = values
+    return found
+
+
+def in_range(good: Any, found: Any) -> str:
+    """Every value that is taken is one that its key takes."""
+    import importlib
+
+    from trainlib import keys
+
+    for values in found.values():
+        schema = importlib.import_module(f"{values['family']}.config").schema(values)
+        for name, value in values.items():
+            if keys.kind_of(schema[name]).take(value) != value:
+                return f"{name}={value!r} is not what the key takes"
+    return ""
+
+
 READERS: dict[str, Reader] = {
+    "configurations": Reader(make_configurations, read_configurations, ConfigError, in_range),
     "cache": Reader(make_cache, read_cache, UserError, sealed),
     "cache_on_disk": Reader(make_cache, lambda p: read_cache(p, False), UserError, sealed),
     "unfinished_cache": Reader(make_unfinished_cache, read_unfinished_cache, UserError, sealed),
