@@ -21,6 +21,7 @@ WITH_PATHS = {
     "data.source": ("folder", "text", "jsonl"),
     "data.vocabulary": ("sentencepiece",),
 }
+_PARTS = "data.parts"  # of a mixture: sources and rates
 
 
 def resolve(text: str | os.PathLike[str], what: str) -> Path:
@@ -85,7 +86,16 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
     for key in KEYS:
         if isinstance(value := values.get(key), str) and value:
             resolve(value, place + key)
-    for key, kinds in WITH_PATHS.items():
-        kind, colon, path = str(values.get(key, "")).partition(":")
+    given = [(key, values.get(key, ""), kinds) for key, kinds in WITH_PATHS.items()]
+    given += [(_PARTS, source, WITH_PATHS["data.source"]) for source in _words(values.get(_PARTS))]
+    for key, value, kinds in given:
+        kind, colon, path = str(value).partition(":")
         if colon and kind in kinds:
             resolve(path, f"{place}{key} ({kind}:PATH)")
+
+
+def _words(value: Any) -> list[str]:
+    """The texts of nested lists, such as pairs of a name or a source and its rate."""
+    if isinstance(value, list | tuple):
+        return [word for part in value for word in _words(part)]
+    return [value] if isinstance(value, str) else []

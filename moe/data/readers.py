@@ -135,11 +135,8 @@ class _Files:
 
     def __init__(self, kind: str, path: str, fraction: float, holdout: bool):
         self.name, self.kind = f"{kind}:{path}", kind
-        self.path, self.fraction, self.holdout = (
-            paths.resolve(path, "data.source"),
-            fraction,
-            holdout,
-        )
+        self.path = paths.resolve(path, f"data.source ({kind}:PATH)")
+        self.fraction, self.holdout = fraction, holdout
         self.notes: Path | None = None  # see `files_digest`
 
     @functools.cached_property
@@ -269,6 +266,8 @@ class TextFolder(_Files):
         except UnicodeDecodeError as error:
             skipped = begin or len(BOM) * content.startswith(BOM)
             return Document(where, {}, not_utf8(content[skipped - begin :], error, skipped))
+        if 5 * text.count("\0") > 2 * len(text):  # a few are letters like others
+            return Document(where, {}, "is half NUL bytes or more, as UTF-16 and binary files are")
         if text.strip():
             return Document(where, {"targets": text})
         if content or not start:  # else its only line began in a piece before

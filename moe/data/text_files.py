@@ -33,11 +33,15 @@ _FORMATS = (
     (b"PAR1", "a Parquet file"),
     (b"ARROW1", "an Arrow file"),
     (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip file in a gzip file"),
+    (b"\xff\xfe\x00\x00", "text in UTF-32"),
     (b"\xff\xfe", "text in UTF-16"),
     (b"\xfe\xff", "text in UTF-16"),
 )
 
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)  # what damage in one raises
+
+_START = 512  # bytes that tell the format
 
 # Of the gzip files of a source, so much is unpacked to tell how much text there is.
 _PROBE_BYTES = 33 << 20
@@ -154,15 +158,21 @@ def _looked_at(path: Path, name: str, kind: str, probe: _Probe) -> tuple[TextFil
         return None, "another suffix"
     with open_regular(path, follow=True, error=DataError) as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(64)
-        if start.startswith(b"\x1f\x8b"):
-            total, start = probe.unpack(file, size, path)
-            return TextFile(name, total, True, kind == "jsonl" and _is_array(start)), ""
-    for magic, what in _FORMATS:
-        if start.startswith(magic):
-            advice = "convert it to UTF-8" if "UTF" in what else "unpack or convert it"
-            return None, f"{'is ' if not name else ''}{what}: {advice}"
-    return TextFile(name, size, array=kind == "jsonl" and _is_array(start)), ""
+        start = file.read(_START)
+        packed = start.startswith(b"\x1f\x8b")
+        if packed:
+            size, start = probe.unpack(file, size, path)
+    if what := _other_format(start):
+        advice = "convert it to UTF-8" if "UTF" in what else "unpack or convert it"
+        return None, f"{'is ' if not name else ''}{what}: {advice}"
+    return TextFile(name, size, packed, kind == "jsonl" and _is_array(start)), ""
+
+
+def _other_format(start: bytes) -> str:
+    """What begins like this and is no text; "" when nothing that is known does."""
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    return next((what for magic, what in _FORMATS if start.startswith(magic)), "")
 
 
 class _Probe:
@@ -181,7 +191,7 @@ class _Probe:
         total, start, ended = 0, b"", False
         try:
             with gzip.open(file) as text:
-                start = text.read(64)
+                start = text.read(_START)
                 total, ended = len(start), not start
                 while total < self.left and not ended:
                     part = text.read(1 << 20)

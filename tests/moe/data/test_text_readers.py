@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from moe.data import fingerprint, json_rows, readers, text_files
 from moe.data.json_rows import open_rows
 from moe.data.readers import Jsonl, Pydoc, TextFolder
 from moe.data.text_pieces import Pieces
-from trainlib.errors import DataError
+from trainlib import paths
+from trainlib.errors import ConfigError, DataError
 
 
 def everything(reader, shards=1):
@@ -482,3 +484,54 @@ def test_what_cannot_be_divided_says_what_helps(tmp_path):
     (tmp_path / "b.txt").write_text(" x\n")
     with pytest.raises(DataError, match=r"one letter"):
         everything(TextFolder(str(tmp_path), 0.01, False))
+
+
+_WORDS = "the quick brown fox\n" * 40
+
+
+def _tar(content):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (_WORDS.encode("utf-16-le"), "is half NUL bytes"),
+        (_WORDS.encode("utf-32-be"), "is half NUL bytes"),
+        (b"\0" * 5000, "is half NUL bytes"),
+        (gzip.compress(_WORDS.encode("utf-16-le")), "is half NUL bytes"),
+        (_tar(_WORDS.encode() * 9), "a tar archive"),
+        (gzip.compress(_tar(_WORDS.encode() * 9)), "a tar archive"),
+        (_WORDS.encode("utf-32"), "text in UTF-32"),
+        (gzip.compress(_WORDS.encode("utf-16")), "text in UTF-16"),
+        (gzip.compress(gzip.compress(_WORDS.encode())), "a gzip file in a gzip file"),
+        (gzip.compress(b"PK\x03\x04 and more"), "a zip archive"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_under_its_name_or_in_gzip_is_named(tmp_path, content, why):
+    (tmp_path / "a.txt").write_bytes(content)
+    try:
+        said = " ".join(
+            document.unusable
+            for document in TextFolder(f"{tmp_path}/a.txt", 0.0, False).documents(0, 1)
+        )
+    except DataError as error:
+        said = str(error)
+    assert why in said
+
+
+@pytest.mark.parametrize("path", ["~nobody77/x", "s3://bucket/x", "file:///x", " "])
+def test_a_source_that_is_no_path_of_this_machine_is_refused(path):
+    for values in (
+        {"data.source": f"jsonl:{path}"},
+        {"data.parts": [["pydoc", 1], (f"text:{path}", 2)]},
+    ):
+        with pytest.raises(ConfigError, match="PATH"):
+            paths.check(values)
+    with pytest.raises(ConfigError, match="jsonl:PATH"):
+        Jsonl(path, "text", "", 0.0, False)
