@@ -40,7 +40,7 @@ class _Leaving:
 
     def __init__(self, code: int | None = None, words: str = "stopped."):
         self._code, self._words = code, words
-        self._heard = threading.Event()
+        self._heard, self._lost = threading.Event(), threading.Event()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._code is not None or self._heard.is_set():
@@ -58,13 +58,24 @@ class _Leaving:
         end_children()
         os._exit(128 + number if self._code is None else self._code)
 
+    def unraisable(self, found: sys.UnraisableHookArgs) -> None:
+        """Hears what Python ignores: where the signal came while a destructor or the collection of
+        garbage ran, the exception ended there, and the signal has to come again.
+        """
+        if isinstance(found.exc_value, Interrupted):
+            self._lost.set()
+        else:
+            sys.__unraisablehook__(found)
+
     def watch(self, pipe: int) -> None:
         """Sees to it that a signal is followed; `pipe` gives its number as soon as it comes."""
         while number := os.read(pipe, 1):
             if number[0] in SIGNALS and signal.getsignal(number[0]) is self:
-                if self._heard.wait(_UNHEARD):
-                    threading.Event().wait(_CLEANING)
-                if signal.getsignal(number[0]) is self:
+                if self._heard.wait(_UNHEARD) and self._lost.wait(_CLEANING):
+                    self._lost.clear()
+                    self._heard.clear()
+                    os.kill(os.getpid(), number[0])
+                elif signal.getsignal(number[0]) is self:
                     self.leave(number[0])
 
 
@@ -89,6 +100,7 @@ def leave_when_asked(code: int | None = None, words: str = "stopped.") -> None:
     threading.Thread(target=handler.watch, args=(reading,), name="signals", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, handler)
+    sys.unraisablehook = handler.unraisable
     os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_forget)
 
 

@@ -118,7 +118,7 @@ def test_bugs_keep_their_traceback():
 
 
 def test_every_error_has_its_own_exit_code():
-    codes = [kind.exit_code for kind in UserError.__subclasses__()]
-    assert sorted(codes) == [64, 65, 66, 70, 74, 75, 76]
+    kinds = [kind for kind in UserError.__subclasses__() if not kind.__name__.startswith("_")]
+    assert sorted(kind.exit_code for kind in kinds) == [64, 65, 66, 70, 74, 75, 76]
     assert len(jax.devices()) == 8, "batch division above is checked against 8 devices"
     assert Path(sys.executable).exists()

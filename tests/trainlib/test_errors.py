@@ -55,3 +55,13 @@ def test_streams_that_are_closed_or_full_leave_the_exit_code(words, redirected, 
 def test_no_file_takes_the_number_of_a_stream_that_is_closed():
     words = "import os; file = open('/dev/null'); print(file.fileno() > 2, flush=True)"
     assert _run(words, "2>&- <&-").stdout == "True\n"
+
+
+def test_a_signal_during_the_collection_of_garbage_is_not_lost():
+    words = (
+        "import gc, os, signal, time; gc.callbacks.append(lambda *_: ("
+        "gc.callbacks.clear(), os.kill(os.getpid(), signal.SIGINT), sum(range(9)))); "
+        "gc.collect(); time.sleep(99)"
+    )
+    done = _run(words, "")
+    assert (done.returncode, done.stderr.split()) == (130, ["SIGINT:", "stopped."])
