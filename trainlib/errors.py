@@ -138,24 +138,39 @@ def _code(letter: str) -> str:
 def told_apart(*lists: Iterable[str]) -> list[list[str]]:
     """Lists of names as `shown` prints them, for messages that compare them: names that differ and
     would look alike (one letter as one code point or as letter and accent, as disks of macOS write
-    it; long names with one end) come out with their code points, as K\\xe4fer and Ka\\u0308fer.
+    it; blanks at an end; long names with one end) come out with their code points, as K\\xe4fer and
+    Ka\\u0308fer. Blanks at the ends are written out as \\x20 wherever they are.
     """
     given = [list(names) for names in lists]
     alike: dict[str, set[str]] = {}
     for name in (name for names in given for name in names):
         alike.setdefault(_looks(name), set()).add(name)
     return [
-        [_spelt(name) if len(alike[_looks(name)]) > 1 else shown(name) for name in names]
+        [_spelt(name) if len(alike[_looks(name)]) > 1 else _edged(name) for name in names]
         for names in given
     ]
 
 
 def _looks(name: str) -> str:
-    return shown(unicodedata.normalize("NFKC", name))
+    return shown(unicodedata.normalize("NFKC", name).strip())
 
 
 def _spelt(name: str) -> str:
-    return "".join(c if c.isascii() and c.isprintable() else _code(c) for c in name)
+    return _edged(name, lambda text: "".join(map(_ascii, text)))
+
+
+def _ascii(letter: str) -> str:
+    return letter if letter.isascii() and letter.isprintable() else _code(letter)
+
+
+def _edged(name: str, inner: Callable[[str], str] = shown) -> str:
+    """A name with the blanks at its ends written out, which nobody would see."""
+    left, right = len(name) - len(name.lstrip(" ")), len(name) - len(name.rstrip(" "))
+    if left + right > 20:  # such a name is not printed whole either
+        return inner(name)
+    if not name.strip(" "):
+        return _code(" ") * len(name)
+    return _code(" ") * left + inner(name.strip(" ")) + _code(" ") * right
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

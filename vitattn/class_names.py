@@ -142,7 +142,10 @@ def from_meta(meta: Mapping[str, Any], where: str) -> Kept | None:
     lines = meta[SECTION].get("names")
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise CheckpointError(f"{where}: the class names in its manifest are no list of text.")
-    return Kept(tuple(map(_name, lines)), where)
+    names = tuple(map(_name, lines))
+    if "" in names:
+        raise CheckpointError(f"{where}: output {names.index('')} has an empty class name.")
+    return Kept(names, where)
 
 
 def read(file: Path, outputs: int, *, short: bool = False, follow: bool = True) -> Kept:
@@ -328,6 +331,7 @@ def check_resume(meta: Mapping[str, Any], step: int, names: Names, workdir: Path
             return  # of an earlier version, which wrote names as they were
         kept = read(file, len(names), short=True, follow=False)
     if kept is None or kept.names == names:
+        _say_if_edited(file, names)
         return
     now, then = ([name for name in found if name is not None] for found in (names, kept.names))
     ours, theirs, new, gone = difference(now, then)
@@ -337,6 +341,19 @@ def check_resume(meta: Mapping[str, Any], step: int, names: Names, workdir: Path
         f"run ({shown(kept.where)}): {theirs}. New: {new}. Gone: {gone}. Put the classes back as "
         "they were, or use a new --workdir; --config.init_from starts one from these weights."
     )
+
+
+def _say_if_edited(file: Path, names: Names) -> None:
+    """A run that goes on writes its names again; what a person wrote there does not go in
+    silence.
+    """
+    with contextlib.suppress(UserError, UnicodeDecodeError):
+        if file.exists() and from_text(read_small(file, error=DataError).decode()) != list(names):
+            saving.warn(
+                f"{shown(file)} was changed since the run wrote it, and is written again with the "
+                "names of the data. Keep names of your own in another file, for "
+                "`launch.predict --class_names=FILE`."
+            )
 
 
 def head_order(there: Kept, names: Names, anew: str) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from trainlib import nn, sharding, step, weights
 from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.mesh import make_mesh
 from trainlib.progress import Progress
+from trainlib.untrusted import what_is
 from vitattn import attention_maps, class_names, evaluate, interop, plots
 from vitattn import config as config_lib
 from vitattn.class_names import Names, numbered, printable
@@ -198,6 +199,8 @@ def find_images(given: Sequence[Path]) -> list[Path]:
             found += inside
         elif os.path.exists(path):
             found.append(path)
+        elif os.path.lexists(path):
+            raise DataError(f"There is no image {shown(path)}: it is {what_is(path)}.")
         else:
             there: list[str] = []
             with contextlib.suppress(OSError, ValueError):

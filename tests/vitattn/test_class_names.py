@@ -102,6 +102,29 @@ def test_an_unknown_class_shows_both_lists():
         assert words in str(caught.value)
 
 
+def test_blanks_at_the_ends_of_names_are_seen():
+    assert told_apart(["ant ", " bee", " ", "a b"]) == [["ant\\x20", "\\x20bee", "\\x20", "a b"]]
+    assert told_apart(["K\u00e4fer "], ["K\u00e4fer"]) == [["K\\xe4fer\\x20"], ["K\\xe4fer"]]
+    with pytest.raises(DataError, match=r"not trained on: ant\\x20\. .*data\: ant\."):
+        class_names.by_name(data("ant "), Kept(("ant",), "run"), "data")
+
+
+def test_an_empty_name_in_a_manifest_is_refused():
+    meta = {class_names.SECTION: {"names": ["ant", ""]}}
+    with pytest.raises(CheckpointError, match="output 1 has an empty class name"):
+        class_names.from_meta(meta, "run")
+
+
+def test_names_of_a_person_are_not_written_over_in_silence(tmp_path, capsys):
+    names = ("ant", "bee", None)
+    class_names.keep(names, tmp_path)
+    class_names.check_resume(class_names.to_meta(names), 1, names, tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / class_names.FILE).write_text("Ameise\nBiene\nnull\n")
+    class_names.check_resume(class_names.to_meta(names), 1, names, tmp_path)
+    assert "--class_names=FILE" in " ".join(capsys.readouterr().err.split())
+
+
 def test_names_that_look_alike_are_told_apart():
     composed, split = "K\u00e4fer", "Ka\u0308fer"
     assert told_apart([composed, "bee"], [split, "bee"]) == [

@@ -37,6 +37,9 @@ def test_images_of_folders_are_found_in_order(tmp_path):
         predict.find_images([tmp_path / "in" / "bb.png"])
     with pytest.raises(DataError, match="no image"):
         predict.find_images([tmp_path / "nowhere" / "b.png"])
+    (tmp_path / "gone.png").symlink_to("nothing.png")
+    with pytest.raises(DataError, match=r"gone\.png: it is a link to nothing\."):
+        predict.find_images([tmp_path / "gone.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no images"):
         predict.find_images([tmp_path / "empty"])

@@ -180,7 +180,7 @@ def _class_folders(root: Path, left: walk.LeftOut) -> list[str]:
     there = f"{len(images)} images but no class folders"
     if not images:
         there = f"{len(others)} files, no folders"
-    raise DataError(f"{shown(root)} has {there}. {_expected(root)}")
+    raise DataError(f"{shown(root)} has {there}. {_expected(left.root)}")
 
 
 def _images(folder: Path, left: walk.LeftOut) -> list[str]:
@@ -194,7 +194,7 @@ def _images(folder: Path, left: walk.LeftOut) -> list[str]:
         raise DataError(
             f"{shown(folder)} holds folders ({walk.some(folders)}) where the images of the class "
             f"'{shown(folder.name)}' were expected. If its folders are the classes, use "
-            f"--config.data.source=folder:{shown(folder)}. {_expected(folder.parent)}"
+            f"--config.data.source=folder:{shown(folder)}. {_expected(left.root)}"
         )
     other = f" ({len(others)} other files: {walk.some(others)})" if others else ""
     raise DataError(
@@ -203,7 +203,8 @@ def _images(folder: Path, left: walk.LeftOut) -> list[str]:
     )
 
 
-def _expected(root: Path) -> str:
+def _expected(root: str | Path) -> str:
+    """The two layouts, below the folder that data.source names."""
     given = shown(root)
     official = f"{given}/train/<class>/*.jpg and {given}/val/<class>/*.jpg"
     return f"Expected: {official}, or {given}/<class>/*.jpg."

@@ -231,6 +231,17 @@ def test_a_wrong_layout_says_what_is_there_and_what_is_expected(tmp_path, name):
         make_source(config(source=f"folder:{path}"), "train")
 
 
+def test_the_layout_that_is_expected_is_below_the_folder_that_was_named(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "aside")
+    (tmp_path / "test").mkdir()
+    write_image(tmp_path / "test" / "x.jpg")
+    with pytest.raises(DataError, match="test has 1 images but no class folders") as caught:
+        make_source(config(source=f"folder:{tmp_path}"), "test")
+    assert f"{tmp_path}/train/<class>" in str(caught.value)
+    assert "test/train" not in str(caught.value)
+
+
 def test_a_file_that_vanished_is_an_unreadable_record(tmp_path):
     source = make_source(folder(tmp_path), "train")
     (tmp_path / "train" / "ant" / "0.jpg").unlink()
