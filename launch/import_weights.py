@@ -7,7 +7,8 @@
 
 It prints what was mapped, missing, unexpected and mis-shaped, and writes a workdir that other
 commands take (`--config.init_from=WORKDIR`). `--check` also runs both models on the same input and
-prints the largest difference of their logits, where the other library is installed. Exit codes: 0
+prints the largest difference of their logits, where the other library is installed. Names that a
+wrapper wrote with module. or model. before them take `--strip_prefix=module.`. Exit codes: 0
 done, 64 bad argument, 66 weights that are damaged, hostile or of another model, 74 the disk
 refuses.
 """
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch import cli
-from trainlib.errors import CheckpointError, one_of
+from trainlib.errors import CheckpointError, ConfigError, one_of
 
 FAMILY_OF = {"hf": "moe", "t5x": "moe", "torchvision": "vitattn", "safetensors": ""}
 
@@ -38,6 +39,12 @@ def main(argv: Sequence[str]) -> int:
         metavar="REGEX,...",
         help="names in the file that may stay unread",
     )
+    parser.add_argument(
+        "--strip_prefix",
+        default="",
+        metavar="PREFIX",
+        help="what another program put before the names, such as module.",
+    )
     cli.add_path(
         parser,
         "--class_names",
@@ -51,6 +58,13 @@ def main(argv: Sequence[str]) -> int:
             parser.error(f"--{flag} is missing")
     if args.format not in FAMILY_OF:
         raise one_of("--format", args.format, FAMILY_OF)
+    if args.strip_prefix and args.format == "t5x":
+        raise ConfigError("--strip_prefix is for safetensors; names of T5X have no such prefix.")
+    if args.strip_prefix and args.check:
+        raise ConfigError(
+            "--check loads the file into the other library, which knows no --strip_prefix. Leave "
+            "one of them out."
+        )
     if not args.path.exists():
         raise CheckpointError(f"--path={args.path} does not exist.")
     import jax
@@ -101,9 +115,8 @@ def _open(args: Any) -> tuple[Any, Any]:
     family = FAMILY_OF[args.format]
     if family:
         interop = importlib.import_module(f"{family}.interop")
-        return interop, interop.open_foreign(args.format, args.path)
+        return interop, interop.open_foreign(args.format, args.path, args.strip_prefix)
     from trainlib import weights
-    from trainlib.errors import ConfigError
     from trainlib.interchange import Foreign
     from trainlib.safetensors_io import Reader
     from trainlib.untrusted import read_json
@@ -120,7 +133,7 @@ def _open(args: Any) -> tuple[Any, Any]:
         raise CheckpointError(f"{args.path} is no export in our own names: {error}") from None
     interop = cli.family_module(config, "interop")
     interop.check_size(config)
-    reader = Reader(args.path)
+    reader = Reader(args.path, args.strip_prefix)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
     return interop, Foreign(config, "safetensors", "own", shapes, reader.read)
 

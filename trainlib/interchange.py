@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.errors import CheckpointError, ConfigError
+from trainlib.errors import CheckpointError, ConfigError, shown
 from trainlib.nn import Spec
 from trainlib.progress import summary
 
@@ -121,6 +121,7 @@ class Match:
     missing: list[str]
     unexpected: list[str]
     misshaped: list[str]
+    prefix: str = ""  # what stands before the names that are missing
 
     def table(self, title: str) -> str:
         """The four kinds as text."""
@@ -146,6 +147,11 @@ class Match:
             "unexpected": self.unexpected,
         }
         found = [f"{len(names)} {kind} ({names[0]})" for kind, names in wrong.items() if names]
+        if found and self.prefix:
+            raise CheckpointError(
+                f"{shown(path)} does not fit the model: {', '.join(found)}."
+                f"{strip_advice(self.prefix)}"
+            )
         if found:
             raise CheckpointError(
                 f"{path} does not fit the model: {', '.join(found)}. Set the model's keys by "
@@ -171,7 +177,8 @@ def match(
     Raises:
       ConfigError: a pattern that is no regular expression.
     """
-    result = Match({}, [], [], [])
+    lacking = [e.theirs for e in layout.entries if not e.copy and e.theirs not in there]
+    result = Match({}, [], [], [], prefix_before(lacking, there))
     for entry in layout.entries:
         shape = their_shape(entry, specs[entry.ours])
         if entry.theirs not in there:
@@ -192,11 +199,61 @@ def match(
     return result
 
 
+def prefix_before(names: Iterable[str], there: Iterable[str]) -> str:
+    """What stands in a file before most of `names`, such as "module."; "" for nothing."""
+    wanted, found = set(names), list(there)
+    some = min(wanted, key=len, default="")
+    for name in found if some else ():
+        prefix = name.removesuffix(some)
+        if prefix != name and prefix.endswith((".", "/")):
+            held = {other.removeprefix(prefix) for other in found if other.startswith(prefix)}
+            if 2 * len(wanted & held) > len(wanted):
+                return prefix
+    return ""
+
+
+def strip_advice(prefix: str) -> str:
+    """A sentence for names that begin with something of another program's; "" for no prefix."""
+    if not prefix:
+        return ""
+    return (
+        f" Its names begin with '{shown(prefix, 80)}', which some program put before them: take "
+        f"it off by --strip_prefix={shown(prefix, 80)}"
+    )
+
+
+def cast(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`value` in another type, as it is where it has this one.
+
+    Raises:
+      ConfigError: a finite value would become infinite; names the tensor and the value.
+    """
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore"):
+        result = value.astype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        lost = ~np.isfinite(result) & np.isfinite(value)
+        if lost.any():
+            largest = float(np.abs(value[lost].astype(np.float64)).max())
+            raise ConfigError(
+                f"--dtype: {int(lost.sum()):,} of {value.size:,} values of {shown(name)} do not "
+                f"fit into {dtype.name}, whose largest is {float(jnp.finfo(dtype).max):.4g}: they "
+                f"would become infinite (the largest is {largest:.4g}). "
+                f"{'Use --dtype=bf16 or f32' if dtype.name == 'float16' else 'Use --dtype=f32'}."
+            )
+    return result
+
+
 def give(entries: Iterable[Entry], leaf: np.ndarray, dtype: np.dtype | None) -> Iterator:
-    """(their name, array) of each entry of one leaf, in `dtype` (None: as it is)."""
+    """(their name, array) of each entry of one leaf, in `dtype` (None: as it is).
+
+    Raises:
+      ConfigError: values do not fit into it.
+    """
     for entry in entries:
         piece = np.asarray(entry.transform.out(leaf[entry.index]))
-        yield entry.theirs, piece if dtype is None else piece.astype(dtype, copy=False)
+        yield entry.theirs, piece if dtype is None else cast(piece, dtype, entry.ours)
 
 
 def take(
@@ -211,13 +268,21 @@ def take(
       read: name -> array.
 
     Raises:
-      CheckpointError: copies that differ.
+      CheckpointError: copies that differ, or values that are NaN or infinite.
     """
     leaf = np.empty(spec.shape, spec.dtype)
     for entry in sorted(entries, key=lambda entry: entry.copy):
         if entry.copy and entry.theirs not in there:
             continue
-        value = np.asarray(entry.transform.back(read(entry.theirs))).astype(spec.dtype)
+        with np.errstate(over="ignore"):
+            value = np.asarray(entry.transform.back(read(entry.theirs))).astype(spec.dtype)
+        if jnp.issubdtype(spec.dtype, jnp.floating) and not np.isfinite(value).all():
+            raise CheckpointError(
+                f"{shown(entry.theirs)} holds {int((~np.isfinite(value)).sum()):,} values of "
+                f"{value.size:,} that are NaN or infinite, or too large for {spec.dtype}. Nothing "
+                "was imported: such weights answer nothing. Take them from an earlier step of the "
+                "run that made them, or from an undamaged copy of the file."
+            )
         if not entry.copy:
             leaf[entry.index] = value
         elif not np.array_equal(leaf[entry.index], value, equal_nan=True):

@@ -26,7 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from trainlib.errors import CheckpointError
+from trainlib.errors import CheckpointError, shown
 from trainlib.files import create
 from trainlib.untrusted import MIB, check_kind, open_regular, parse_json, read_json
 
@@ -77,10 +77,13 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        check_kind(start, path)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > size - 8:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        fits = len(start) >= 8 and length <= size - 8
+        # By the whole form: a header of 640 bytes begins as a pickle does, with 80 02.
+        if not fits or length > MAX_HEADER or start[8:] != b"{":
+            check_kind(start, path)
+        if not fits:
             raise CheckpointError(
                 f"{path} is not safetensors, or was cut off: its header should be {length} bytes "
                 f"and the file has {size}."
@@ -89,7 +92,13 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(
                 f"The header of {path} is {length:,} bytes; at most {MAX_HEADER:,} are read."
             )
-        header = parse_json(file.read(length), f"The header of {path}")
+        file.seek(8)
+        data = file.read(length)
+    try:
+        header = parse_json(data, f"The header of {path}")
+    except CheckpointError:
+        check_kind(start, path)  # what it is tells more than that it is no JSON
+        raise
     if not isinstance(header, dict):
         raise CheckpointError(f"The header of {path} must be one JSON object.")
     metadata = _metadata(header.pop("__metadata__", {}), path)
@@ -144,16 +153,20 @@ def _check_cover(path: Path, found: Mapping[str, Tensor], data: int, size: int) 
 class Reader:
     """The tensors of a `.safetensors` file, or of a directory with one or an index of several.
 
+    Args:
+      path: of the file or directory.
+      strip: what is taken off the beginning of the names that have it.
+
     Attributes:
       tensors: name -> place.
       origin: what the files say of where their weights are from, of the keys `ORIGIN`.
 
     Raises:
       CheckpointError: nothing there, a file that is not what it should be, or files of several
-        exports.
+        exports; or no name begins with `strip`, or two are the same without it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, strip: str = ""):
         self.tensors: dict[str, Tensor] = {}
         self.origin: dict[str, str] = {}
         if not path.is_dir():
@@ -167,6 +180,9 @@ class Reader:
                 f"{path} holds neither {INDEX} nor {SINGLE}{_pickles(path)}. Give a directory with "
                 "one of them, or a .safetensors file."
             )
+
+        if strip:
+            self.tensors = _stripped(self.tensors, strip, path)
 
     def _read_file(self, path: Path) -> None:
         self.tensors, metadata = read_header(path)
@@ -217,6 +233,22 @@ class Reader:
             file.seek(place.start)
             count = math.prod(place.shape)
             return np.fromfile(file, place.dtype, count).reshape(place.shape)
+
+
+def _stripped(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    found = {name.removeprefix(prefix): place for name, place in tensors.items()}
+    if set(found) == set(tensors):
+        some = ", ".join(list(tensors)[:3])
+        raise CheckpointError(
+            f"--strip_prefix={shown(prefix, 80)}: no name in {shown(path)} begins so. There are "
+            f"{some}. Give the whole beginning with its dot, or leave it out."
+        )
+    if len(found) < len(tensors) or "" in found:
+        raise CheckpointError(
+            f"--strip_prefix={shown(prefix, 80)}: names in {shown(path)} are the same or empty "
+            "without it. Give another, or leave it out."
+        )
+    return found
 
 
 def _shown(origin: Mapping[str, str]) -> str:

@@ -1,13 +1,7 @@
-"""Weights of this family in the formats of others: our own names, torchvision's ResNets, StableHLO.
-
-torchvision stores convolutions [out, in, height, width] and matrices [out, in]; ours are
-[height, width, in, out] and [in, out]. Its ResNets have the stride in the 3x3 convolution,
-symmetric padding and the epsilon 1e-5, as ours: the same weights give the same logits.
-"""
+"""Weights of this family in other formats: our own names, torchvision's ResNets, StableHLO."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,21 +13,18 @@ from ml_collections import ConfigDict
 from trainlib import config as settings
 from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of
-from trainlib.interchange import SAME, TRANSPOSED, Entry, Foreign, Layout, Transform, own_layout
+from trainlib.interchange import Foreign, Layout, own_layout
 from trainlib.safetensors_io import Reader
 from trainlib.weights import RECORD, is_export
-from vitattn import class_names
+from vitattn import class_names, torchvision_names
 from vitattn import config as config_lib
 from vitattn.models import build, configure
-from vitattn.models.resnet_config import DEPTHS, STAGES, ResNetConfig
 
 START = ""  # nothing beside init_from
 NAMES = ("auto", "own", "torchvision")
-KERNEL = Transform(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
 MOST_LAYERS = 2000
 COMPARED = {"torchvision": ("torch", "torchvision")}  # format -> what a comparison takes
 TOLERANCE = 1e-3  # of the largest logit
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
 def abstract(config: ConfigDict) -> nn.Abstract:
@@ -62,50 +53,10 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
     if names not in NAMES:
         raise one_of("--names", names, NAMES)
     if names == "torchvision":
-        return torchvision_layout(config)
+        return torchvision_names.layout(config, serving(config)[2])
     model = abstract(config)
     specs = {**model.params, **model.model_state}
     return own_layout(specs, {"config.json": settings.to_json(config)})
-
-
-def torchvision_layout(config: ConfigDict) -> Layout:
-    """The table of a plain ResNet.
-
-    Raises:
-      ConfigError: the model is another one.
-    """
-    model = configure(config.model)
-    plain = isinstance(model, ResNetConfig) and not (
-        model.attention or model.gate != "none" or model.stem != "conv" or model.width != 1
-    )
-    if not plain:
-        raise ConfigError(
-            "torchvision's names are those of plain ResNets: model.name=resnet with model.stem="
-            "conv, model.width=1, no attention and no gate. Use --names=own."
-        )
-    entries: list[Entry] = []
-
-    def normed(conv: str, norm: str, our_conv: str, our_norm: str) -> None:
-        entries.append(Entry(f"{conv}.weight", f"{our_conv}.kernel", (), KERNEL))
-        for theirs, ours in _NORM.items():
-            entries.append(Entry(f"{norm}.{theirs}", f"{our_norm}.{ours}"))
-
-    normed("conv1", "bn1", "stem.conv", "stem.norm")
-    for number, (stage, count) in enumerate(zip(STAGES, _blocks(model), strict=True), 1):
-        for block in range(count):
-            theirs, ours = f"layer{number}.{block}", f"conv{stage}_x.{block}"
-            for i in range(1, 4 if model.bottleneck else 3):
-                normed(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}.conv{i}", f"{ours}.norm{i}")
-            if block == 0 and (model.bottleneck or number > 1):
-                down, shortcut = f"{theirs}.downsample", f"{ours}.shortcut"
-                normed(f"{down}.0", f"{down}.1", f"{shortcut}.conv", f"{shortcut}.norm")
-    entries.append(Entry("fc.weight", "head.kernel", (), TRANSPOSED))
-    entries.append(Entry("fc.bias", "head.bias", (), SAME))
-    return Layout("torchvision ResNet", tuple(entries), {}, (r"\.num_batches_tracked$",))
-
-
-def _blocks(model: ResNetConfig) -> tuple[int, ...]:
-    return model.blocks or DEPTHS[model.depth][1]
 
 
 def check_size(config: ConfigDict) -> None:
@@ -122,30 +73,23 @@ def check_size(config: ConfigDict) -> None:
             )
 
 
-def open_foreign(kind: str, path: Path) -> Foreign:
+def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
     """Opens a safetensors file, or a directory with one, in torchvision's names.
 
+    Args:
+      kind: "torchvision"; there is no other.
+      path: the file or directory.
+      strip: what is taken off the beginning of its names.
+
     Raises:
-      CheckpointError: damaged, hostile, or no ResNet.
+      CheckpointError: damaged, hostile, or no ResNet that this package has.
     """
     del kind
-    reader = Reader(path)
+    reader = Reader(path, strip)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
-    found = [re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv1\.weight", name) for name in shapes]
-    blocks = [len({m[2] for m in found if m and m[1] == str(number)}) for number in range(1, 5)]
-    bottleneck = "layer1.0.conv3.weight" in shapes
-    head = shapes.get("fc.weight", ())
-    if not all(blocks) or len(head) != 2:
-        raise CheckpointError(f"{path} holds no ResNet in torchvision's names.")
-    depths = {value: depth for depth, value in DEPTHS.items()}
-    depth = depths.get((bottleneck, tuple(blocks)))
     config = config_lib.default_config("resnet")
-    config.name = f"torchvision_resnet{depth or ''}"
-    config.model.depth = depth or (50 if bottleneck else 18)
-    if depth is None:
-        config.model.blocks = tuple(blocks)
+    torchvision_names.recognise(shapes, path, config)
     check_size(config)
-    config.model.num_classes = head[0]
     return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
 
 
@@ -218,10 +162,9 @@ def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
     import torch
     import torchvision
 
-    if config.model.blocks:
-        raise ConfigError(
-            f"--check: torchvision has no ResNet of {config.model.blocks} blocks. Leave it out."
-        )
+    missing = torchvision_names.not_there(configure(config.model))
+    if missing:
+        raise ConfigError(f"--check: torchvision has no ResNet {missing}. Leave it out.")
     depth, size = config.model.depth, configure(config.model).size
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=config.model.num_classes)
     reader = Reader(path)

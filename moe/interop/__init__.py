@@ -84,8 +84,9 @@ def check_size(config: ConfigDict) -> None:
     """
 
 
-def open_foreign(kind: str, path: Path) -> Foreign:
-    """Opens Hugging Face's directory ("hf") or a T5X checkpoint ("t5x").
+def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
+    """Opens Hugging Face's directory ("hf") or a T5X checkpoint ("t5x"); `strip` is taken off the
+    beginning of the first one's names.
 
     Raises:
       CheckpointError: damaged, hostile, or of another kind of model.
@@ -93,7 +94,7 @@ def open_foreign(kind: str, path: Path) -> Foreign:
     if kind == "hf":
         content = read_json(path / "config.json")
         model, routing = hf.from_config(content)
-        shapes, read = hf.tensors(content, path)
+        shapes, read = hf.tensors(content, path, strip)
         config = _config(str(content["model_type"]), model, routing)
         return Foreign(config, "safetensors", "hf", shapes, read)
     checkpoint = t5x_io.Checkpoint(path)

@@ -21,7 +21,7 @@ from moe.interop import hf_config
 from moe.interop.hf_config import from_config, sparse_step, to_config
 from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, shown
-from trainlib.interchange import TRANSPOSED, Entry, Layout
+from trainlib.interchange import TRANSPOSED, Entry, Layout, prefix_before, strip_advice
 from trainlib.safetensors_io import Reader
 
 __all__ = ["from_config", "layout", "obstacles", "tensors", "to_config"]
@@ -147,7 +147,7 @@ def _block(
 
 
 def tensors(
-    config: Mapping[str, Any], path: Path
+    config: Mapping[str, Any], path: Path, strip: str = ""
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
     """What a directory holds, under the names of `layout`: (name -> shape, name -> array).
 
@@ -157,9 +157,14 @@ def tensors(
     Raises:
       CheckpointError: it holds an encoder alone, or what `Reader` refuses.
     """
-    reader = Reader(path)
+    reader = Reader(path, strip)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
     if shapes and not any(name.startswith("decoder.") for name in shapes):
+        prefix = prefix_before(["decoder.final_layer_norm.weight"], shapes)
+        if prefix:
+            raise CheckpointError(
+                f"{shown(path)} holds no names of Hugging Face as they are.{strip_advice(prefix)}"
+            )
         raise CheckpointError(
             f"{shown(path)} holds no decoder: an encoder alone (T5EncoderModel) is not read. "
             "Save the whole model, as T5ForConditionalGeneration does."

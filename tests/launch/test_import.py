@@ -160,6 +160,18 @@ def test_mistakes_are_explained(runs, tmp_path, capsys, monkeypatch, flags, code
     assert not (tmp_path / "back").exists()
 
 
+def prefixed(tensors):
+    return {f"model.{name}": value for name, value in tensors.items()}
+
+
+def test_a_prefix_is_named_and_the_advice_works(runs, tmp_path, capsys):
+    changed(runs[0] / "t5.hf", tmp_path / "wrapped", prefixed)
+    flags = ["--format=hf", f"--path={tmp_path / 'wrapped'}", f"--out={tmp_path / 'back'}"]
+    code, _, err = take(capsys, *flags)
+    assert (code, err.endswith("--strip_prefix=model.")) == (66, True), err
+    assert take(capsys, *flags, "--strip_prefix=model.")[0] == 0
+
+
 # ------------------------------------------------------------------------------- torchvision
 COUNTS, WIDTHS, CLASSES = (3, 4, 6, 3), (64, 128, 256, 512), 11
 

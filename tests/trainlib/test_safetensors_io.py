@@ -120,3 +120,34 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
         file.truncate(400)
     with pytest.raises(CheckpointError, match="cut off"):
         reader.read("ids")
+
+
+def test_every_length_of_the_header_is_read(tmp_path):
+    """640 bytes begin as a pickle (80 02), 35,615 as gzip (1f 8b): the whole form counts."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    lengths = [*range(-len(header) % 8 + len(header), 70_000, 8), 0x8B1F, 0x0280 + 2**16]
+    with open(tmp_path / "model.safetensors", "w+b") as file:
+        for length in lengths:
+            file.seek(0)
+            file.write(length.to_bytes(8, "little") + header.ljust(length) + b"\x07")
+            file.truncate()
+            file.flush()
+            found, _ = io.read_header(tmp_path / "model.safetensors")
+            assert found["a"].start == 8 + length
+    assert io.Reader(tmp_path).read("a").tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x80\x02", b"\x80\x04\x95", b"PK\x03\x04", b"\x1f\x8b", b"\x89HDF"]
+)
+def test_what_is_no_safetensors_is_named_by_its_beginning(start, tmp_path):
+    path = tmp_path / "model.safetensors"
+    for rest in (
+        b"\0" * 900,
+        b"{" * 900,
+        b"ccopy_reg\n" * 90,
+        b"\0" * (7 - len(start)) + b"{" * 99,
+    ):
+        path.write_bytes(start + rest)
+        with pytest.raises(CheckpointError, match=r"is an? .*not safetensors"):
+            io.read_header(path)
