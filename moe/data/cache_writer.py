@@ -455,13 +455,15 @@ def _write_and_finish(
         return _finished(directory, plan["fingerprint"])
     if not sum(shard.documents for shard in done):
         unusable = [": ".join(entry) for shard in done for entry in shard.unusable]
-        why = f"none of its documents can be used: {'; '.join(unusable[:3])}. Repair them." if (
-            unusable
-        ) else (
-            "no document that can be used belongs to it. Give the source more documents, or set "
-            "--config.data.holdout=0: then all of them are trained on, and nothing is evaluated."
-        )  # fmt: skip
-        raise DataError(f"{title} has no text: {why}")
+        why = "no document that can be used belongs to it. Give the source more documents"
+        if unusable:
+            why = f"none of its documents can be used: {'; '.join(unusable[:3])}. Repair them"
+        elif title.endswith("(holdout)"):
+            why += (
+                ", or set --config.data.holdout=0: then all of them are trained on, and nothing is "
+                "evaluated"
+            )
+        raise DataError(f"{title} has no text: {why}.")
     if reader.fingerprint() != plan["fingerprint"]:
         raise DataError(
             f"{title} changed while it was tokenised, so that shards hold different states of its "
