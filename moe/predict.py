@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     number, params, identity = load_weights(plan, workdir, at_step)
 
     main_host = jax.process_index() == 0
-    partial = _Partial(request, f"{to_json(config)} {identity}", added)
+    partial = _Partial(request, f"{to_json(config)} {identity}", added, config.decoding.num_return)
     done, counts, lost = partial.begin()
     if done and main_host:
         print(f"going on after {done:,} of {total:,} lines", flush=True)
@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             lines = _answered(answerer, params, rows, SEVERAL in added)
             partial.write(lines, main_host)
             done += len(lines)
-            counts.add(lines)
+            counts.add(lines, config.decoding.num_return)
             progress.update(done)
             if stop.requested and done < total:
                 progress.close()
@@ -112,6 +112,11 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         table = [("step", str(number)), ("lines", f"{total:,}")]
         table.append(answerer.truncation(counts.truncated, counts.answers))
         table.append(answerer.unfinished(counts.unfinished, counts.answers))
+        if counts.short:
+            asked = f"{config.decoding.num_return} answers: no more ended within the limit"
+            table.append(
+                ("fewer", f"{counts.short:,} of {counts.answers:,} lines have fewer than {asked}")
+            )
         table.append(("output", shown(request.output)))
         print(summary(f"{config.name}: answers", table))
     return 0
@@ -128,12 +133,14 @@ class Counts:
     answers: int = 0
     truncated: int = 0
     unfinished: int = 0
+    short: int = 0  # lines with fewer answers than decoding.num_return
 
-    def add(self, lines: list[Line]) -> None:
+    def add(self, lines: list[Line], several: int) -> None:
         for line in filter(None, lines):
             self.answers += 1
             self.truncated += line["truncated"]
             self.unfinished += line["unfinished"]
+            self.short += several > 1 and len(line[SEVERAL]) < several
 
 
 def _added(config: ConfigDict) -> dict[str, type]:
@@ -236,8 +243,8 @@ def _batches(path: Path, start: int, size: int) -> Iterator[Rows]:
 class _Partial:
     """The lines that are finished, and what they were made from."""
 
-    def __init__(self, request: Request, made_by: str, added: Mapping[str, type]):
-        self.output, self.added = request.output, added
+    def __init__(self, request: Request, made_by: str, added: Mapping[str, type], several: int = 1):
+        self.output, self.added, self.several = request.output, added, several
         self.path = request.output.with_name(f"{request.output.name}.partial")
         self.note = request.output.with_name(f"{request.output.name}.partial.json")
         with open_regular(request.input, follow=True, error=DataError) as file:
@@ -262,7 +269,7 @@ class _Partial:
         except OSError as error:
             raise self._refused(error) from None
         counts = Counts()
-        counts.add(lines)
+        counts.add(lines, self.several)
         return len(lines), counts, 0 if known else before.count(b"\n")
 
     def write(self, lines: list[Line], enabled: bool) -> None:

@@ -231,13 +231,19 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
     code, _, error = outcome(capsys, predict, *flags, *beams)
     assert code == 65, error
     assert "has a field 'predictions' of its own" in error
+    counts = predict_lib.Counts()
+    line = {"truncated": False, "unfinished": False}
+    counts.add([line | {"predictions": [{}] * 3}, None, line | {"predictions": [{}]}], 3)
+    assert (counts.answers, counts.short) == (2, 1)
     path.write_text("".join(json.dumps({"inputs": row["inputs"]}) + "\n" for row in asked))
     code, _, error = outcome(capsys, predict, *flags, "--config.decoding.method=greedy", beams[1])
     assert (code, "method 'beam' or 'sample'" in error) == (64, True)
-    code, _, error = outcome(capsys, predict, *flags, *beams)
+    code, text, error = outcome(capsys, predict, *flags, *beams)
     assert code == 0, error
     found = lines_of(out)
     assert len(found) == 9
+    short = sum(len(line["predictions"]) < 3 for line in found)
+    assert (f"{short} of 9 lines have fewer than 3 answers" in text) == (short > 0)
     for line in found:
         answers = line["predictions"]
         assert len(answers) == 3 or len(answers) == sum(not a["unfinished"] for a in answers) >= 1
