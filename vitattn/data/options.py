@@ -38,8 +38,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "eval_split": key(
             "test",
-            "what evaluation reads: test (the official split) or holdout",
-            choice("test", "holdout"),
+            "what evaluation reads: test (the official split), holdout or train",
+            choice("test", "holdout", "train"),
         ),
         "eval_crop": key(
             0.875,
