@@ -19,9 +19,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from trainlib import keys, untrusted
+from trainlib import keys, targets, untrusted
 from trainlib.errors import ConfigError, nearest, shown
-from trainlib.keys import choice, key, number, text, whole
+from trainlib.keys import Text, choice, key, number, text, whole
 
 Schema = Mapping[str, tuple[Any, str]]
 
@@ -29,6 +29,16 @@ ON_CORRUPT = ("skip", "fail")
 MOST_BYTES = 4 * untrusted.MIB  # of a configuration in JSON
 MOST_LEVELS = 8  # of sections within sections there
 MOST_LISTED = 12  # keys in one message
+
+
+def _is_target(name: str) -> None:
+    try:
+        devices = targets.target(name).devices if name else 1
+    except ConfigError:
+        close = nearest(name, targets.names()).strip()
+        raise keys.Unfit(f"there is no such target{close and f' ({close})'}") from None
+    if devices > targets.MOST_DEVICES:
+        raise keys.Unfit(f"it has more than {targets.MOST_DEVICES:,} devices")
 
 
 # Keys that the loops of both families read.
@@ -76,7 +86,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     "target": key(
         "",
         "pod that the mesh is meant for; `python -m launch.compile` compiles for it",
-        text(0, 100),
+        Text(0, 100, "the name of a target, such as v5e-16,", _is_target),
     ),
     "mesh.replica": key(
         1, "mesh axis of whole copies of the model", whole(1, also={-1: "the rest"})

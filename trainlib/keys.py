@@ -471,6 +471,7 @@ def fit(
 
 
 _BRIEF = reprlib.Repr()
+_BRIEF.maxtuple = _BRIEF.maxlist = 12
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 200, 200, 60
 
 

@@ -19,6 +19,7 @@ import re
 from trainlib.errors import ConfigError, nearest
 
 GIB = 2**30
+MOST_DEVICES = 2**20  # a bound on what a name can ask for
 
 
 @dataclasses.dataclass(frozen=True)

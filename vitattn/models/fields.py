@@ -1,4 +1,6 @@
-"""Plain data -> frozen dataclasses, strictly: an error names the unknown key or the wrong type."""
+"""Plain data -> frozen dataclasses, strictly: an error names the unknown key, or the value that its
+field does not take.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from trainlib import keys
 from trainlib.errors import ConfigError, nearest, one_of
 
 KIND = "kind"  # the key of a nested mapping that chooses among several dataclasses; "none" is None
@@ -26,7 +29,7 @@ def from_data(cls: type, data: Mapping[str, Any], where: str):
       where: dotted name of `data`, for messages.
 
     Raises:
-      ConfigError: unknown field, wrong type, or what `cls` itself objects to.
+      ConfigError: unknown field, a value that it does not take, or what `cls` itself objects to.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -36,27 +39,30 @@ def from_data(cls: type, data: Mapping[str, Any], where: str):
                 f"{where}.{key} is not a field of {cls.__name__}. {nearest(key, names)}"
                 f"Fields: {', '.join(names)}."
             )
-    return cls(**{key: _value(hints[key], data[key], f"{where}.{key}") for key in data})
+    kinds = keys.of_fields(cls)
+    values = {}
+    for key, value in data.items():
+        name = f"{where}.{key}"
+        plain = key in kinds
+        values[key] = keys.fit(name, value, kinds[key]) if plain else _part(hints[key], value, name)
+    return cls(**values)
+
+
+def _part(hint, value, where: str):
+    """A field that chooses among dataclasses."""
+    options = _options(hint)
+    nested = {option.kind: option for option in options if dataclasses.is_dataclass(option)}
+    optional = type(None) in options
+    if value is None and optional:
+        return None
+    if not hasattr(value, "items"):
+        raise ConfigError(f"{where} is {keys.brief(value)}; it must be a section with a {KIND}.")
+    return _nested(nested, dict(value.items()), optional, where)
 
 
 def _options(hint) -> tuple:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)
-
-
-def _value(hint, value, where: str):
-    options = _options(hint)
-    nested = {option.kind: option for option in options if dataclasses.is_dataclass(option)}
-    if nested and hasattr(value, "items"):
-        return _nested(nested, dict(value.items()), type(None) in options, where)
-    for option in options:
-        if _fits(option, value):
-            return float(value) if option is float else _as_tuple(value)
-    wanted = " or ".join(
-        str(option) if typing.get_args(option) else getattr(option, "__name__", str(option))
-        for option in options
-    )
-    raise ConfigError(f"{where} is {value!r}, a {type(value).__name__}; it must be {wanted}.")
 
 
 def _nested(nested: dict[str, type], data: dict, optional: bool, where: str):
@@ -65,22 +71,3 @@ def _nested(nested: dict[str, type], data: dict, optional: bool, where: str):
     if kind not in kinds:
         raise one_of(f"{where}.{KIND}", kind, kinds)
     return None if kind == "none" else from_data(nested[kind], data, where)
-
-
-def _fits(option, value) -> bool:
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(option) is tuple:
-        items = typing.get_args(option)
-        if not isinstance(value, list | tuple):
-            return False
-        if items[-1] is not Ellipsis:  # a kind for each place
-            return len(value) == len(items) and all(map(_fits, items, value))
-        return all(_fits(items[0], item) for item in value)
-    return isinstance(value, option)
-
-
-def _as_tuple(value):
-    return tuple(value) if isinstance(value, list) else value

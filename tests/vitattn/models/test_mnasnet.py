@@ -118,8 +118,8 @@ def test_dropout_needs_a_key_in_training_only():
     [
         ({"dropout": 1.0}, "model.dropout"),
         ({"width": 0.0}, "model.width"),
-        ({"blocks": (1, 2, 3)}, "seven numbers"),
-        ({"blocks": (1, 2, 3, 4, 2, 3, 0)}, "seven numbers"),
+        ({"blocks": (1, 2, 3)}, "list of 0 or 7 entries, each a whole number from 1"),
+        ({"blocks": (1, 2, 3, 4, 2, 3, 0)}, "list of 0 or 7 entries, each a whole number from 1"),
         ({"stem": "small"}, "Did you mean 'small_image'"),
     ],
 )

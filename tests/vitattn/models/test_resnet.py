@@ -306,7 +306,7 @@ def test_bfloat16_is_close_to_float32_and_gives_float32_logits():
     [
         ({"depth": 51}, "model.depth.*Did you mean '50'|model.depth=51"),
         ({"stem": "smal_image"}, "Did you mean 'small_image'"),
-        ({"blocks": (1, 2, 3)}, "four numbers"),
+        ({"blocks": (1, 2, 3)}, "list of 0 or 4 entries, each a whole number from 1"),
         ({"width": 0.001}, "model.width"),
         ({"dtype": "float16"}, "model.dtype"),
         ({"attention": augmented(heads=7, stages=(3, 6))}, "model.attention.stages"),
