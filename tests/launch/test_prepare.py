@@ -116,7 +116,7 @@ MISTAKES = [
     (["--config.data.vocabulary=word"], 64, ["data.vocabulary='word'", "bytes"]),
     (["--config.data.vocabulary=sentencepiece:/no/file"], 65, ["cannot be read"]),
     (["--config.data.extra_ids=300"], 65, ["559 ids", "the model has 512", "vocab_size=640"]),
-    (["--config.data.max_bad_fraction=2"], 64, ["data.max_bad_fraction=2.0"]),
+    (["--config.data.max_bad_fraction=2"], 64, ["data.max_bad_fraction=2 is not allowed"]),
     (["--config.data.cache=/proc/none"], 74, ["cannot be made", "data.cache=DIR"]),
     (["--part=2/2"], 64, ["--part=2/2", "I/N"]),
     (["--split=test"], 64, ["'test'", "train", "holdout"]),

@@ -498,8 +498,11 @@ def test_the_published_mixture_names_what_is_missing(data_config):
         ({"source": "text"}, "takes a path or name after a colon"),
         ({"source": "mixture"}, "does not describe a mixture"),
         ({"source": "mixture", "parts": (("pydoc", "much"),)}, "does not describe a mixture"),
-        ({"source": "mixture", "parts": ("pydoc", 1.0)}, "not a list of pairs"),
-        ({"source": "mixture", "parts": (("pydoc", 0.0), ("pydoc", 1.0))}, "must all be above 0"),
+        ({"source": "mixture", "parts": ("pydoc", 1.0)}, "a list, each a pair"),
+        (
+            {"source": "mixture", "parts": (("pydoc", 0.0), ("pydoc", 1.0))},
+            "entry 2 is 0.0.*a number above 0",
+        ),
         ({"source": "mixture", "parts": (("mixture:x", 1.0),)}, "'mixture:x' is not known"),
         ({"source": "mixture:st_moe"}, "Did you mean 'st_moe_32b'"),
         ({"source": "mixture:st_moe_32b", "parts": (("new", "c4"),)}, "Did you mean 'news'"),
