@@ -18,7 +18,7 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib import config as settings
 from trainlib import nn
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import CheckpointError, ConfigError, one_of, shown
 from trainlib.interchange import Foreign, Layout, own_layout
 from trainlib.untrusted import read_json
 
@@ -95,15 +95,17 @@ def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
         content = read_json(path / "config.json")
         model, routing = hf.from_config(content)
         shapes, read = hf.tensors(content, path, strip)
-        config = _config(str(content["model_type"]), model, routing)
+        config = _config(path, str(content["model_type"]), model, routing)
         return Foreign(config, "safetensors", "hf", shapes, read)
     checkpoint = t5x_io.Checkpoint(path)
     found = t5x.guess(checkpoint.shapes)
-    config = _config(f"t5x_{found.names}", found.model, found.routing)
+    config = _config(path, f"t5x_{found.names}", found.model, found.routing)
     return Foreign(config, "t5x", found.names, checkpoint.shapes, checkpoint.read)
 
 
-def _config(name: str, model: Mapping[str, Any], routing: Mapping[str, Any]) -> ConfigDict:
+def _config(
+    path: Path, name: str, model: Mapping[str, Any], routing: Mapping[str, Any]
+) -> ConfigDict:
     config = settings.from_schema(config_lib.schema())
     config.name = name
     config.model.update(dict(model))
@@ -115,6 +117,12 @@ def _config(name: str, model: Mapping[str, Any], routing: Mapping[str, Any]) -> 
     # One sequence a group divides any batch.
     if config.routing.num_experts and not config.routing.group_sequences:
         config.routing.group_sequences = 1
+    try:
+        settings.check_values(config, config_lib.schema())
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{shown(path)} asks for a model that cannot be made: {error}"
+        ) from None
     return config
 
 

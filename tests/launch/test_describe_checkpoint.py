@@ -111,7 +111,7 @@ def test_a_leaf_of_terabytes_is_refused(workdir):
 def test_a_manifest_does_not_steer_the_terminal(workdir, capsys):
     forged(workdir / "checkpoints" / "2", meta={"versions": {"jax": "\x1b]0;\x07\n1"}})
     assert describe.main([f"--checkpoint={workdir}"]) == 0
-    assert "jax ?]0;??1" in capsys.readouterr().out
+    assert r"jax \x1b]0;\x07\x0a1" in capsys.readouterr().out
 
 
 def test_nothing_there(tmp_path):
