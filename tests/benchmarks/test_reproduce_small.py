@@ -13,15 +13,14 @@ from vitattn import plan, train
 # One block a stage and half of the width compile sooner; everything else is as shipped.
 SHORT = ("--seeds=1", "--steps=1", "--config.model.blocks=1,1,1,1", "--config.model.width=0.125",
          "--config.schedule.warmup_steps=0", "--config.data.workers=0")  # fmt: skip
-ALL = reproduce_small.KINDS
+
+# Each network is compiled twice.
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[ALL[:1], pytest.param(ALL, marks=pytest.mark.slow)])
-def kinds(request):
-    """All three are slow, for each is compiled twice; `tests/test_configs.py` has their steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce_small, "KINDS", request.param)
-        yield request.param
+@pytest.fixture(scope="module")
+def kinds():
+    return reproduce_small.KINDS
 
 
 @pytest.fixture(scope="module")

@@ -333,7 +333,7 @@ def compare(tmp_path, count, arguments, name):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (DENSE, "cross_entropy"),
+        pytest.param(DENSE, "cross_entropy", marks=pytest.mark.slow),
         pytest.param(VISION, "loss", marks=pytest.mark.slow),
         pytest.param(TEXT, "cross_entropy", marks=pytest.mark.slow),
     ],

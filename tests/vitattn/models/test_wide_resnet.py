@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn
+from trainlib import nn, statistics
 from trainlib.errors import ConfigError
 from vitattn.layers.augmented import AugmentedConv
 from vitattn.models import build
@@ -86,9 +86,10 @@ def test_every_weight_learns_and_statistics_move(options):
     def loss(params):
         model = spec.bind(params, state)
         logits = model(images, train=True)
-        return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0]), nn.stats(model)
+        return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0]), nn.observed(model)
 
-    gradients, moved = jax.jit(jax.grad(loss, has_aux=True))(params)
+    gradients, seen = jax.jit(jax.grad(loss, has_aux=True))(params)
+    moved, _ = statistics.follow(state, statistics.fresh(state), seen)
     assert [name for name, g in gradients.items() if not np.any(np.abs(g) > 0)] == []
     assert [name for name in state if np.array_equal(state[name], moved[name])] == []
 
