@@ -297,6 +297,6 @@ def test_manifest_is_plain_json(data_config):
     register("pairs", PAIRS, ("inputs", "targets"))
     config = prepared(data_config, "seqio:pairs")
     directory = make_source(config, "train").cache.directory
-    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest = json.loads((directory / "manifest.json").read_text())["content"]
     assert manifest["source"] == "seqio:pairs"
     assert manifest["features"] == ["inputs", "targets"]
