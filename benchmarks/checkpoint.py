@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from trainlib import digest
-from trainlib.checkpoint import Checkpoints, to_flat
-from trainlib.state import TrainState
+from trainlib.checkpoint import digest
+from trainlib.checkpoint.checkpoints import Checkpoints, to_flat
+from trainlib.step.train_state import TrainState
 
 TARGET = 0.05  # digest time over save time
 LEAF_MEGABYTES = 64

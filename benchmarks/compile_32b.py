@@ -42,7 +42,7 @@ def dense_elements() -> int:
     """Elements of the matrices that lie over mesh rows and are gathered for use."""
     from launch import cli
     from moe import plan
-    from trainlib.mesh import make_mesh
+    from trainlib.sharding.mesh import make_mesh
 
     config = cli.load(CONFIG, {"mesh.data": "1", "mesh.model": "1"}).config
     specs = plan.make(config, make_mesh(1, 1, 1)).abstract.params.values()

@@ -37,7 +37,7 @@ def layer(experts: int, width: int, hidden: int, dispatch: str):
 
     from moe.layers.sparse import SparseFFN
     from moe.routing_config import RoutingConfig
-    from trainlib import nn
+    from trainlib.model import weights as nn
 
     routing = RoutingConfig(
         experts,
@@ -96,7 +96,7 @@ def dense_step(tokens: int, width: int, hidden: int):
     import jax.numpy as jnp
 
     from moe.layers.ffn import FeedForward
-    from trainlib import nn
+    from trainlib.model import weights as nn
 
     spec = nn.abstract(FeedForward(width, CHOICES * hidden))
     params = nn.initialise(spec.params, jax.random.key(0))

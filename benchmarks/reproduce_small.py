@@ -69,8 +69,8 @@ def planned(folder: Path, data: str, kind: str, seed: int, overrides: dict[str, 
 
 def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
-    from trainlib import nn
-    from trainlib.writers import read
+    from trainlib.model import weights as nn
+    from trainlib.run.metric_writers import read
     from vitattn.models import build
 
     summary = json.loads((run.workdir / "summary.json").read_text())

@@ -65,7 +65,7 @@ def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sw
 
 def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
-    from trainlib.writers import read
+    from trainlib.run.metric_writers import read
 
     lines = list(read(run.workdir / "metrics.jsonl"))
     steps = [line for line in lines if line["kind"] == "train"]

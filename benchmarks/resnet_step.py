@@ -21,7 +21,8 @@ def jax_step():
     import jax
     import jax.numpy as jnp
 
-    from trainlib import nn, statistics
+    from trainlib.model import statistics
+    from trainlib.model import weights as nn
     from vitattn.models import build
 
     spec = nn.abstract(build({"name": "resnet", "image_size": PIXELS, "num_classes": CLASSES}))

@@ -29,8 +29,8 @@ from trainlib.errors import (
     run_command,
     shown,
 )
-from trainlib.interrupt import leave_until_saving, leave_when_asked
-from trainlib.untrusted import what_is
+from trainlib.run.interrupt import leave_until_saving, leave_when_asked
+from trainlib.untrusted_files import what_is
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -306,7 +306,8 @@ def chosen_step(given: int | str | None, config: ConfigDict, workdir: Path) -> i
     """
     if not isinstance(given, str):
         return given
-    from trainlib import run, weights
+    from trainlib.formats import weight_source as weights
+    from trainlib.run import run
 
     if weights.is_export(workdir):
         raise weights.one_step(workdir)

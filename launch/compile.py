@@ -21,9 +21,9 @@ from launch import cli
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from trainlib.aot import Plan
-    from trainlib.search import Question
-    from trainlib.targets import Target
+    from trainlib.chips import Target
+    from trainlib.planning.compile import Plan
+    from trainlib.planning.search import Question
 
 EXIT_DOES_NOT_FIT = 70
 SEARCHES = ("slice", "batch", "remat")
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         return compare(args, overrides)
     config = cli.load(args.config, overrides).config
     report = compiled_report(*planned(config, args.target), mfu=args.mfu)
-    from trainlib.plan_report import to_text
+    from trainlib.planning.report import to_text
 
     print(json.dumps(report) if args.json else to_text(report))
     return 0 if report["fits"] else EXIT_DOES_NOT_FIT
@@ -99,8 +99,9 @@ def planned(config: ConfigDict, name: str | None) -> tuple[Plan, Target]:
     Raises:
       ConfigError: a target, mesh or value that cannot work.
     """
-    from trainlib import aot, targets
+    from trainlib import chips as targets
     from trainlib.errors import ConfigError
+    from trainlib.planning import compile as aot
 
     if not (name or config.target):
         raise ConfigError(
@@ -112,8 +113,9 @@ def planned(config: ConfigDict, name: str | None) -> tuple[Plan, Target]:
 
 
 def compiled_report(plan: Plan, target: Target, mfu: float = 0.5) -> dict[str, Any]:
-    """Compiles a plan and says what comes of it, see `trainlib.plan_report`."""
-    from trainlib import aot, plan_report
+    """Compiles a plan and says what comes of it, see `trainlib.planning.report`."""
+    from trainlib.planning import compile as aot
+    from trainlib.planning import report as plan_report
 
     facts = cli.family_module(plan.config, "describe").describe(plan.config)
     _progress(f"compiling {plan.config.name} for {target.name} ...")
@@ -129,8 +131,8 @@ def _progress(text: str) -> None:
 
 def every() -> int:
     """Compiles each shipped configuration for the target it names; one line each."""
-    from trainlib.plan_report import verdict
-    from trainlib.progress import duration
+    from trainlib.planning.report import verdict
+    from trainlib.run.progress import duration
 
     failed = 0
     for path in cli.shipped():
@@ -152,9 +154,10 @@ def search(args: Any, overrides: dict[str, str]) -> int:
     Raises:
       ConfigError: there is no such search, or no variation of the configuration can work.
     """
-    from trainlib import plan_report, targets
-    from trainlib import search as search_lib
+    from trainlib import chips as targets
     from trainlib.errors import ConfigError, one_of
+    from trainlib.planning import report as plan_report
+    from trainlib.planning import search as search_lib
 
     if args.search not in (*SEARCHES, "all"):
         raise one_of("--search", args.search, (*SEARCHES, "all"))
@@ -205,7 +208,7 @@ def kept_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
     """`compiled_report` that keeps its answers in `--cache`, by all that they depend on."""
     from launch.multihost import source_digest, versions
     from trainlib.config import flatten
-    from trainlib.search import Cache
+    from trainlib.planning.search import Cache
 
     cache = Cache(args.cache)
     flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
@@ -224,8 +227,8 @@ def compare(args: Any, overrides: dict[str, str]) -> int:
     Raises:
       ConfigError: there is no such key, or a value of it cannot work.
     """
-    from trainlib import plan_report
     from trainlib.errors import ConfigError, nearest
+    from trainlib.planning import report as plan_report
 
     name, _, values = args.compare.partition("=")
     key, usual = COMPARED.get(name, (name, ""))

@@ -62,7 +62,7 @@ def facts_of(loaded: cli.Loaded) -> dict[str, Any]:
 
 def one(loaded: cli.Loaded, as_json: bool) -> int:
     """Prints one configuration."""
-    from trainlib.progress import summary
+    from trainlib.run.progress import summary
 
     facts = facts_of(loaded)
     if as_json:

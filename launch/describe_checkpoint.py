@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from trainlib.checkpoint import Checkpoints
-    from trainlib.manifest import Leaf, Manifest
+    from trainlib.checkpoint.checkpoints import Checkpoints
+    from trainlib.checkpoint.manifest import Leaf, Manifest
 
 BATCH, MOST = 64 << 20, 500  # bytes and number of small leaves that are read together
 DAMAGED = "damaged"
@@ -40,10 +40,10 @@ def describe(where: Path, config: ConfigDict | None, as_json: bool) -> int:
       CheckpointError: there is no step, or its manifest is missing or damaged.
       StorageError: the disk refuses.
     """
-    from trainlib.checkpoint import Checkpoints
+    from trainlib.checkpoint.checkpoints import Checkpoints
+    from trainlib.checkpoint.find import find
     from trainlib.config import differences, flatten
     from trainlib.errors import CheckpointError
-    from trainlib.init_from import find
 
     directory, named = find(where, "--checkpoint")
     checkpoints = Checkpoints(directory)
@@ -91,7 +91,7 @@ def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from trainlib.untrusted import check_memory
+    from trainlib.untrusted_files import check_memory
 
     place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = {
@@ -108,7 +108,7 @@ def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
 
 def state(checkpoints: Checkpoints, number: int) -> str:
     """What is known of a step without reading its arrays."""
-    from trainlib.checkpoint import DamagedStep, UnfinishedStep
+    from trainlib.checkpoint.checkpoints import DamagedStep, UnfinishedStep
     from trainlib.errors import CheckpointError
 
     try:
@@ -165,7 +165,7 @@ def show(
 ) -> None:
     """Prints the description as a table."""
     from trainlib.errors import shown
-    from trainlib.progress import summary
+    from trainlib.run.progress import summary
 
     parts: dict[str, list[Leaf]] = {}
     for name, leaf in found.leaves.items():

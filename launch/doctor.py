@@ -304,7 +304,7 @@ def configuration(config: Any, plans: list[Any]) -> Finding:
 
 def kept_bytes(plan: Any) -> int:
     """Bytes of all checkpoints that a run keeps, while it writes one more."""
-    from trainlib.state import whole_bytes
+    from trainlib.step.train_state import whole_bytes
 
     kept = plan.config.checkpoint
     return (kept.keep + 1 + bool(kept.best)) * whole_bytes(plan.abstract_state())
@@ -344,7 +344,7 @@ def products(seconds: float) -> Finding:
     import jax
     import jax.numpy as jnp
 
-    from trainlib import targets
+    from trainlib import chips as targets
 
     device = jax.local_devices()[0]
     on_cpu = device.platform == "cpu"
@@ -379,7 +379,7 @@ def all_reduce(seconds: float) -> Finding:
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from trainlib.mesh import make_mesh
+    from trainlib.sharding.mesh import make_mesh
 
     mesh = make_mesh()
     count = mesh.size

@@ -25,7 +25,7 @@ from launch import cli
 from trainlib.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
-    from trainlib.export import Written
+    from trainlib.formats.export import Written
 
 FORMATS = ("safetensors", "t5x", "stablehlo")
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -82,8 +82,8 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: Any, config: Any) -> None:
     import jax.numpy as jnp
 
-    from trainlib import export, stablehlo
-    from trainlib.weights import RECORD, give_memory_back, is_export, open_weights
+    from trainlib.formats import export, stablehlo
+    from trainlib.formats.weight_source import RECORD, give_memory_back, is_export, open_weights
 
     give_memory_back()
     interop = cli.family_module(config, "interop")
@@ -126,7 +126,7 @@ def _run(args: Any, config: Any) -> None:
 
 def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -> dict[str, bytes]:
     """The program and what stands beside it, before anything is written."""
-    from trainlib import stablehlo
+    from trainlib.formats import stablehlo
 
     forward, inputs, facts = serving
     platforms = [word.strip() for word in args.platforms.split(",")]
@@ -137,7 +137,7 @@ def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -
 
 
 def _report(args: Any, name: str, layout: Any, written: Written, source: Any, share: Any) -> None:
-    from trainlib.progress import summary
+    from trainlib.run.progress import summary
 
     rows: list[tuple[str, Any]] = [
         ("layout", layout.title),

@@ -77,8 +77,9 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: Any, overrides: dict[str, str]) -> None:
     import jax.numpy as jnp
 
-    from trainlib import interchange, weights
     from trainlib.config import override
+    from trainlib.formats import layout as interchange
+    from trainlib.formats import weight_source as weights
 
     weights.check_new(args.out)
     interop, foreign = _open(args)
@@ -116,10 +117,10 @@ def _open(args: Any) -> tuple[Any, Any]:
     if family:
         interop = importlib.import_module(f"{family}.interop")
         return interop, interop.open_foreign(args.format, args.path, args.strip_prefix)
-    from trainlib import weights
-    from trainlib.interchange import Foreign
-    from trainlib.safetensors_io import Reader
-    from trainlib.untrusted import read_json
+    from trainlib.formats import weight_source as weights
+    from trainlib.formats.layout import Foreign
+    from trainlib.formats.safetensors import Reader
+    from trainlib.untrusted_files import read_json
 
     if not weights.is_export(args.path):
         raise CheckpointError(

@@ -290,8 +290,8 @@ def start(place: Place, patience: float, heartbeat: int = HEARTBEAT) -> None:
 
     rendezvous.meet(place.address, place.count, place.index, patience=patience)
     _exit_76_when_jax_aborts()
-    # Its handler would take SIGTERM away from `trainlib.interrupt`; `trainlib.peers` agrees on the
-    # step instead.
+    # Its handler would take SIGTERM away from `trainlib.run.interrupt`; `trainlib.run.peers` agrees
+    # on the step instead.
     jax.config.update("jax_enable_preemption_service", False)
     host, _, port = place.address.rpartition(":")
     local = rendezvous.loopback(host)
@@ -318,8 +318,8 @@ def compare(config: ConfigDict) -> None:
     Raises:
       ConfigError: they differ; names the odd one. Or JAX finds no device here.
     """
-    from trainlib import peers
     from trainlib.config import flatten
+    from trainlib.run import peers
 
     facts = {f"--config.{key}": value for key, value in flatten(config).items()}
     peers.agree({"code": source_digest(), **versions(), **facts})
@@ -402,7 +402,7 @@ def run(args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]) 
       config: the resolved configuration, which all processes must share.
       train: trains and returns the exit code.
     """
-    from trainlib import peers, watchdog
+    from trainlib.run import peers, watchdog
 
     # The meeting keeps its own time, and names who is missing; the rest is the watchdog's.
     meeting = args.start_timeout + watchdog.LIMITS["connecting"]
@@ -422,7 +422,7 @@ _START = "the start of the run"
 def _run_together(
     place: Place, args: argparse.Namespace, config: ConfigDict, train: Callable[[], int]
 ) -> int:
-    from trainlib import peers, watchdog
+    from trainlib.run import peers, watchdog
 
     start(place, args.start_timeout, args.heartbeat)
     watchdog.enter("connecting", "the comparison of the hosts and their devices")
@@ -457,7 +457,7 @@ def _leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoRetur
         lost = re.search(_BROKEN, str(error)) is not None
         if lost:
             # Often the first sign that another process is gone. JAX or that process says so soon,
-            # and this one then ends in `_leave_lost` or in `trainlib.peers`.
+            # and this one then ends in `_leave_lost` or in `trainlib.run.peers`.
             time.sleep(args.heartbeat + 5)
         traceback.print_exception(error)
         code = PeerLost.exit_code if lost else 1

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection
 
 from trainlib.errors import ConfigError, PeerLost
-from trainlib.peers import listed, name
+from trainlib.run.peers import listed, name
 
 _GO = "go"
 _LONGEST = 4096  # bytes of one message; anything longer is not ours

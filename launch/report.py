@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(facts))
     else:
-        from trainlib.progress import summary
+        from trainlib.run.progress import summary
 
         print(summary(f"{facts['name']} in {args.workdir}", rows(facts)))
     return 0
@@ -55,9 +55,9 @@ def report(workdir: Path) -> dict[str, Any]:
       ConfigError: there is no run in the directory.
       DataError: its metrics are not what a run writes.
     """
-    from trainlib import lock
+    from trainlib.checkpoint import workdir_lock as lock
     from trainlib.config import read_json
-    from trainlib.writers import read
+    from trainlib.run.metric_writers import read
 
     if not (workdir / "config.json").is_file():
         raise ConfigError(
@@ -88,7 +88,7 @@ def report(workdir: Path) -> dict[str, Any]:
 
 
 def _best(folder: Path, metric: Any) -> dict[str, Any] | None:
-    from trainlib import manifest
+    from trainlib.checkpoint import manifest
 
     if not isinstance(metric, str) or not metric:
         return None
@@ -122,8 +122,8 @@ def _checkpoints(folder: Path) -> list[int]:
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The report as rows (name, text)."""
-    from trainlib.goodput import phrase
-    from trainlib.progress import duration, number
+    from trainlib.run.goodput import phrase
+    from trainlib.run.progress import duration, number
 
     done = facts["step"] >= facts["steps"]
     ago = "" if facts["seconds_ago"] is None else f", written {duration(facts['seconds_ago'])} ago"

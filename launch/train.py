@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     config = cli.load(args.config, overrides).config
 
     def train() -> int:
-        from trainlib.run import given_back
+        from trainlib.run.run import given_back
 
         with given_back():
             return cli.family_module(config, "train").run(config, args.workdir)

@@ -18,9 +18,10 @@ from moe.data.supervised import encode
 from moe.data.vocabulary import EOS, Vocabulary
 from moe.decode import Decoding
 from moe.plan import Plan
-from trainlib import nn, step
-from trainlib.data import host_rows
+from trainlib.data.batches import host_rows
 from trainlib.errors import NumericAbort
+from trainlib.model import weights as nn
+from trainlib.step import step
 
 _CANDIDATE_STEP = 8  # lengths and numbers of candidates grow in few steps: each is a compilation
 

@@ -20,8 +20,9 @@ from moe.models.architecture import Architecture
 from moe.pretrain import Objective
 from moe.routing_config import RoutingConfig
 from trainlib import config as config_lib
-from trainlib import optim, schedules
 from trainlib.keys import choice, fit, key, number, text, whole
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules
 
 # Dense matrices split over the rows of the mesh (fsdp) or whole on each row, as in the paper.
 RULES = {"fsdp": "data", "zero": None, "replicated": None}

@@ -23,9 +23,9 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing_config import RoutingConfig
 from moe.search import BEAM_RULES, NEVER, Allowed, Choose, beam_search, generate, likeliest, sampler
-from trainlib import nn
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, number, whole
+from trainlib.model import weights as nn
 from trainlib.options import require
 
 METHODS = ("greedy", "beam", "sample")

@@ -15,7 +15,7 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing_config import policy
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 def params_by_part(abstract: nn.Abstract) -> dict[str, int]:

@@ -21,9 +21,13 @@ from moe.data.sources import Source
 from moe.eval import submission
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
-from trainlib import checkpoint, metrics, nn, step, weights
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.progress import Progress, duration, summary
+from trainlib.formats import weight_source as weights
+from trainlib.model import metrics
+from trainlib.model import weights as nn
+from trainlib.run.progress import Progress, duration, summary
+from trainlib.step import step
 
 TOKENS, UNIGRAM = "tokens", "unigram_entropy"
 PART = "part/"  # prefix of what is measured of the parts of a mixture: part/SOURCE/NAME

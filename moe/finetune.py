@@ -14,11 +14,11 @@ from typing import Any
 import jax
 
 from moe.plan import Plan
-from trainlib.checkpoint import Checkpoints, to_flat
+from trainlib.checkpoint.checkpoints import Checkpoints, to_flat
+from trainlib.checkpoint.find import find
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.init_from import find
-from trainlib.progress import summary
-from trainlib.state import TrainState
+from trainlib.run.progress import summary
+from trainlib.step.train_state import TrainState
 
 _SHOWN = 12  # weights of one kind that the table of misfits lists
 _RESTARTED = "opt_state/rate/"  # the count of updates that the learning rate follows
@@ -76,7 +76,7 @@ def start(plan: Plan, state: TrainState) -> tuple[TrainState, str]:
 
     Args:
       plan: of the run.
-      state: as `trainlib.state.create` makes it.
+      state: as `trainlib.step.train_state.create` makes it.
 
     Returns:
       The state, and a table of what was taken.

@@ -21,10 +21,13 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing_config import capacity
 from moe.subsets import frozen_patterns
-from trainlib import nn, optim, schedules, sharding, step
-from trainlib import state as state_lib
-from trainlib.mesh import make_mesh
-from trainlib.state import TrainState, state_shardings
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state_lib
+from trainlib.step.train_state import TrainState, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,9 @@ from moe.evaluate import load_weights
 from trainlib import files
 from trainlib.config import to_json
 from trainlib.errors import ConfigError, DataError, Preempted, StorageError, shown
-from trainlib.interrupt import StopRequest
-from trainlib.progress import Progress, summary
-from trainlib.untrusted import open_regular, read_json
+from trainlib.run.interrupt import StopRequest
+from trainlib.run.progress import Progress, summary
+from trainlib.untrusted_files import open_regular, read_json
 
 _FIELD = "inputs"
 # What is added to each line; a field of the user's own with such a name would be lost.

@@ -22,11 +22,11 @@ from moe.layers.sparse import SparseOutput
 from moe.models.architecture import is_sparse
 from moe.models.transformer import Reports, Transformer
 from moe.routing import RoutingConfig, auxiliary_loss
-from trainlib import losses, metrics
 from trainlib.errors import ConfigError
 from trainlib.keys import number
-from trainlib.nn import Abstract, Arrays
-from trainlib.step import Batch, LossFn, LossOutput, Sums
+from trainlib.model import losses, metrics
+from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.step import Batch, LossFn, LossOutput, Sums
 
 FIELDS = (
     *("encoder_inputs", "encoder_segments", "decoder_inputs", "decoder_segments"),

@@ -21,15 +21,16 @@ from moe.data import check_vocabulary, evaluates, make_source, train_batches, un
 from moe.data.sources import Examples, Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
-from trainlib import goodput, peers, step, watchdog
-from trainlib import run as run_lib
-from trainlib import state as state_lib
-from trainlib.data import data_position, split_facts
+from trainlib.data.batches import data_position, split_facts
 from trainlib.errors import DataError, Preempted
-from trainlib.interrupt import GivenUp, StopRequest
-from trainlib.plots import curves
-from trainlib.progress import Progress, duration
-from trainlib.writers import Writers
+from trainlib.run import goodput, peers, watchdog
+from trainlib.run import run as run_lib
+from trainlib.run.curves import curves
+from trainlib.run.interrupt import GivenUp, StopRequest
+from trainlib.run.metric_writers import Writers
+from trainlib.run.progress import Progress, duration
+from trainlib.step import step
+from trainlib.step import train_state as state_lib
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = (

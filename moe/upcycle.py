@@ -20,13 +20,14 @@ from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.plan import Plan
 from moe.routing_config import RoutingConfig, policy
-from trainlib import nn, sharding
-from trainlib.checkpoint import Checkpoints
+from trainlib.checkpoint.checkpoints import Checkpoints
+from trainlib.checkpoint.find import find
 from trainlib.config import differences, flatten
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.init_from import find
-from trainlib.progress import summary
-from trainlib.state import TrainState
+from trainlib.model import weights as nn
+from trainlib.run.progress import summary
+from trainlib.sharding import rules as sharding
+from trainlib.step.train_state import TrainState
 
 # What changes the meaning of dense weights and not their shapes.
 _MEANING = ("data.vocabulary", "data.extra_ids", "model.residual_scale")

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from launch import cli
-from trainlib import nn, optim, schedules, state, step
 from trainlib.config import differences, flatten
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
-from trainlib.sharding import batch_parts, batch_sharding
+from trainlib.model import weights as nn
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_parts, batch_sharding
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state
 from vitattn import classify
 from vitattn import config as config_lib
 from vitattn.data import make_source, train_batches

@@ -19,7 +19,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from trainlib import keys, targets, untrusted
+from trainlib import chips as targets
+from trainlib import keys
+from trainlib import untrusted_files as untrusted
 from trainlib.errors import ConfigError, nearest, shown
 from trainlib.keys import Text, choice, key, number, text, whole
 

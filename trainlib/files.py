@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.errors import ConfigError, shown
-from trainlib.untrusted import what_is
+from trainlib.untrusted_files import what_is
 
 
 def check_target(path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from trainlib.errors import UserError
-from trainlib.untrusted import parse_json
+from trainlib.untrusted_files import parse_json
 
 
 def canonical(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from trainlib.errors import ConfigError, nearest
-from trainlib.nn import Abstract
+from trainlib.model.weights import Abstract
 from vitattn.layers.attend import MASKED
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv

@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from trainlib import checkpoint, run, saving, weights
 from trainlib import config as settings
+from trainlib.checkpoint import checkpoints as checkpoint
+from trainlib.checkpoint import write as saving
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError, shown, told_apart
-from trainlib.untrusted import read_small
+from trainlib.formats import weight_source as weights
+from trainlib.run import run
+from trainlib.untrusted_files import read_small
 from vitattn.data import label_names
 from vitattn.data.sources import Example, Source, short_digest
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import jax
 
-from trainlib import losses, metrics, nn
-from trainlib.nn import Abstract, Arrays
-from trainlib.step import Batch, LossFn, LossOutput, Sums
+from trainlib.model import losses, metrics
+from trainlib.model import weights as nn
+from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.step import Batch, LossFn, LossOutput, Sums
 
 FIELDS = ("image", "label", "weight")
 

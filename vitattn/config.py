@@ -15,8 +15,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
-from trainlib import optim, patterns, schedules
+from trainlib import patterns
 from trainlib.keys import choice, fit, key, number, text, whole
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules
 
 RULES = {
     "replicated": {"conv_in": None, "features": None},

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from trainlib import nn
+from trainlib.model import weights as nn
 from vitattn.models import build, configure
 from vitattn.models.counts import forward_flops, params_by_part
 

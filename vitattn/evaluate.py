@@ -11,11 +11,17 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, metrics, optim, schedules, sharding, state, step, weights
-from trainlib import nn as nn_lib
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import DataError, shown
-from trainlib.mesh import make_mesh
-from trainlib.progress import summary
+from trainlib.formats import weight_source as weights
+from trainlib.model import metrics
+from trainlib.model import weights as nn_lib
+from trainlib.run.progress import summary
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state
 from vitattn import class_names, classify, interop
 from vitattn import config as config_lib
 from vitattn.data import eval_batches, make_source

@@ -11,11 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib import config as settings
-from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of
-from trainlib.interchange import Foreign, Layout, own_layout
-from trainlib.safetensors_io import Reader
-from trainlib.weights import RECORD, is_export
+from trainlib.formats.layout import Foreign, Layout, own_layout
+from trainlib.formats.safetensors import Reader
+from trainlib.formats.weight_source import RECORD, is_export
+from trainlib.model import weights as nn
 from vitattn import class_names, torchvision_names
 from vitattn import config as config_lib
 from vitattn.models import build, configure

@@ -12,10 +12,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from trainlib import nn, optim, schedules, sharding, step
-from trainlib import state as state_lib
-from trainlib.mesh import make_mesh
-from trainlib.state import TrainState
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state_lib
+from trainlib.step.train_state import TrainState
 from vitattn import classify
 from vitattn import config as config_lib
 from vitattn.models import build, configure

@@ -21,11 +21,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib import nn, sharding, step, weights
 from trainlib.errors import ConfigError, DataError, nearest, shown
-from trainlib.mesh import make_mesh
-from trainlib.progress import Progress
-from trainlib.untrusted import what_is
+from trainlib.formats import weight_source as weights
+from trainlib.model import weights as nn
+from trainlib.run.progress import Progress
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import step
+from trainlib.untrusted_files import what_is
 from vitattn import attention_maps, class_names, evaluate, interop, plots
 from vitattn import config as config_lib
 from vitattn.class_names import Names, numbered, printable

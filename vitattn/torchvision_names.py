@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib.errors import CheckpointError, ConfigError, shown
-from trainlib.interchange import (
+from trainlib.formats.layout import (
     SAME,
     TRANSPOSED,
     Entry,

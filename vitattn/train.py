@@ -14,15 +14,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import goodput, nn, peers, step, watchdog
-from trainlib import run as run_lib
-from trainlib import state as state_lib
-from trainlib.data import data_position, split_facts
+from trainlib.data.batches import data_position, split_facts
 from trainlib.errors import DataError, Preempted
-from trainlib.interrupt import GivenUp, StopRequest
-from trainlib.plots import curves
-from trainlib.progress import Progress, duration
-from trainlib.writers import Writers
+from trainlib.model import weights as nn
+from trainlib.run import goodput, peers, watchdog
+from trainlib.run import run as run_lib
+from trainlib.run.curves import curves
+from trainlib.run.interrupt import GivenUp, StopRequest
+from trainlib.run.metric_writers import Writers
+from trainlib.run.progress import Progress, duration
+from trainlib.step import step
+from trainlib.step import train_state as state_lib
 from vitattn import class_names, classify, evaluate, transfer
 from vitattn import plan as plan_lib
 from vitattn.data import check_classes, check_settings, make_source, train_batches, walk

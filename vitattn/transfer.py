@@ -27,11 +27,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from trainlib import checkpoint, nn, optim, patterns, statistics
+from trainlib import patterns
+from trainlib.checkpoint import checkpoints as checkpoint
+from trainlib.checkpoint.find import find
 from trainlib.errors import CheckpointError, shown
-from trainlib.init_from import find
-from trainlib.progress import summary
-from trainlib.state import TrainState
+from trainlib.model import statistics
+from trainlib.model import weights as nn
+from trainlib.run.progress import summary
+from trainlib.step import optimizers as optim
+from trainlib.step.train_state import TrainState
 from vitattn import class_names
 
 NEW, STRETCHED = {"classes"}, {"offset"}  # axes that may differ, and what is done then
@@ -131,7 +135,7 @@ def start(
     """Puts the weights that `config.init_from` names into a new state.
 
     Args:
-      state: as `trainlib.state.create` makes it.
+      state: as `trainlib.step.train_state.create` makes it.
       config: reads init_from, init_from_step and init_new.
       abstract: the model.
       shardings: of the state.

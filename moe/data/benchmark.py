@@ -15,7 +15,7 @@ from typing import Any
 
 from moe.data.json_rows import Bad, open_rows, read_rows
 from trainlib.errors import DataError, nearest
-from trainlib.untrusted import parse_json
+from trainlib.untrusted_files import parse_json
 
 Record = dict[str, Any]
 Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published, a `Bad` or a `Note`)

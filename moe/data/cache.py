@@ -25,7 +25,7 @@ import numpy as np
 from moe.data.shard import FORMAT, parse_manifest, sha256_of
 from trainlib.errors import DataError, shown
 from trainlib.seal import unsealed
-from trainlib.untrusted import open_regular, read_small
+from trainlib.untrusted_files import open_regular, read_small
 
 MANIFEST = "manifest.json"
 

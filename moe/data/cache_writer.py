@@ -38,11 +38,11 @@ from moe.data.shard import (
 )
 from moe.data.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
-from trainlib.data import BadRecords
+from trainlib.data.batches import BadRecords
 from trainlib.errors import DataError, Interrupted, StorageError, shown
-from trainlib.interrupt import end_children
+from trainlib.run.interrupt import end_children
 from trainlib.seal import seal_of, sealed, unsealed
-from trainlib.untrusted import read_small
+from trainlib.untrusted_files import read_small
 
 _TOKEN = secrets.token_hex(4)  # containers of one image can have the same host name and numbers
 PLAN = "plan.json"

@@ -21,7 +21,7 @@ from pathlib import Path
 from trainlib.errors import DataError, UserError, shown
 from trainlib.files import make_directory, write_atomically
 from trainlib.seal import sealed, unsealed
-from trainlib.untrusted import open_regular, read_small
+from trainlib.untrusted_files import open_regular, read_small
 
 # Up to so many bytes all are read at every start: about a seventh of a second.
 _ALWAYS_BYTES = 256 << 20

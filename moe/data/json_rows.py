@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from moe.data.text_files import BOM, GZIP_ERRORS, damaged_gzip
 from trainlib.errors import DataError, shown
-from trainlib.untrusted import open_regular, parse_json
+from trainlib.untrusted_files import open_regular, parse_json
 
 # A line above this is refused: it would be a mistake, and has to fit memory several times.
 LARGEST_BYTES = 64 << 20

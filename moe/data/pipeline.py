@@ -15,7 +15,7 @@ import numpy as np
 from moe.data.cache import Damage
 from moe.data.packing import fill_rows
 from moe.data.sources import Source
-from trainlib import data as shared
+from trainlib.data import batches as shared
 from trainlib.errors import ConfigError
 
 # Rows that one worker makes at a time: enough that handing them over costs little beside making

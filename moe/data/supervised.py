@@ -25,7 +25,8 @@ from moe.data.benchmark import TEST, TRAIN, VALIDATION, Bad, Benchmark, Note, Re
 from moe.data.fingerprint import files_digest
 from moe.data.readers import Document
 from moe.data.vocabulary import UNKNOWN, Vocabulary
-from trainlib import paths, tfds_files
+from trainlib import paths
+from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
 KINDS = ("task", "sample")

@@ -21,7 +21,8 @@ import numpy as np
 
 from moe.data.readers import Document, Reader
 from moe.data.vocabulary import EOS, SentencePieceVocabulary, Vocabulary
-from trainlib import paths, tfds_files
+from trainlib import paths
+from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
 # The version that TFDS 4.9 builds; its `validation` split is the published held-out set.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainlib.errors import DataError, shown
-from trainlib.untrusted import open_regular, what_is
+from trainlib.untrusted_files import open_regular, what_is
 
 # Suffixes by kind of source; each also with .gz.
 SUFFIXES = {"text": (".txt", ".md", ".text"), "jsonl": (".jsonl", ".ndjson", ".json")}

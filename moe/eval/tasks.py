@@ -13,8 +13,8 @@ from moe.data.benchmark import SPLITS, Benchmark, TextExample
 from moe.data.vocabulary import check_vocabulary, make_vocabulary
 from moe.eval import scores as scoring
 from moe.plan import Plan
-from trainlib import nn
 from trainlib.errors import DataError, one_of
+from trainlib.model import weights as nn
 
 CLASSIFY = ("generate", "rank")
 SCORE = "score/"  # prefix of the figures of tasks among the results of an evaluation

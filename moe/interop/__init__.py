@@ -17,10 +17,10 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib import config as settings
-from trainlib import nn
 from trainlib.errors import CheckpointError, ConfigError, one_of, shown
-from trainlib.interchange import Foreign, Layout, own_layout
-from trainlib.untrusted import read_json
+from trainlib.formats.layout import Foreign, Layout, own_layout
+from trainlib.model import weights as nn
+from trainlib.untrusted_files import read_json
 
 START = "--config.finetune.keep_slots=false"  # beside init_from: an import has no optimiser slots
 __all__ = [

@@ -21,8 +21,8 @@ from moe.interop import hf_config
 from moe.interop.hf_config import from_config, sparse_step, to_config
 from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, shown
-from trainlib.interchange import TRANSPOSED, Entry, Layout, prefix_before, strip_advice
-from trainlib.safetensors_io import Reader
+from trainlib.formats.layout import TRANSPOSED, Entry, Layout, prefix_before, strip_advice
+from trainlib.formats.safetensors import Reader
 
 __all__ = ["from_config", "layout", "obstacles", "tensors", "to_config"]
 

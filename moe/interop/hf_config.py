@@ -18,7 +18,7 @@ from moe.interop.placement import placement
 from moe.models.architecture import MOST_BUCKETS, MOST_DISTANCE, Architecture
 from moe.routing_config import capacity
 from trainlib.errors import CheckpointError, ConfigError, shown
-from trainlib.untrusted import integer
+from trainlib.untrusted_files import integer
 
 T5, MT5, SWITCH = "t5", "mt5", "switch_transformers"
 _MOST_EXPERTS = 100_000  # in all layers; Switch-C has 61,440

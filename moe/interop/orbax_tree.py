@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlib.errors import CheckpointError, shown
-from trainlib.untrusted import read_json
+from trainlib.untrusted_files import read_json
 
 METADATA = "_METADATA"
 STATE = "state"  # the item of the train state beside that of the data

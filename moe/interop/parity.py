@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from trainlib import nn
 from trainlib.errors import CheckpointError
+from trainlib.model import weights as nn
 
 LENGTHS = {"encoder": 24, "decoder": 12}
 SEQUENCES = 2

@@ -21,7 +21,7 @@ from moe.interop.placement import placement
 from moe.layers.position import MAX_DISTANCE
 from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.interchange import SAME, TRANSPOSED, Entry, Layout, Transform
+from trainlib.formats.layout import SAME, TRANSPOSED, Entry, Layout, Transform
 
 NAMES = ("t5", "scalable", "flaxformer", "flaxformer_scan")
 _ATTENTION = ("query", "key", "value", "out")

@@ -27,13 +27,13 @@ import ml_dtypes
 import numpy as np
 
 from moe.interop import orbax_tree, zstd
-from trainlib import interchange
 from trainlib.errors import CheckpointError, shown
-from trainlib.export import Share, Written, prepare, refused
 from trainlib.files import create, make_directory, write_atomically
-from trainlib.interchange import Layout
-from trainlib.untrusted import MAX_JSON, MIB, integer, open_regular, read_json, read_small
-from trainlib.weights import Exported, Saved, nbytes, part_of
+from trainlib.formats import layout as interchange
+from trainlib.formats.export import Share, Written, prepare, refused
+from trainlib.formats.layout import Layout
+from trainlib.formats.weight_source import Exported, Saved, nbytes, part_of
+from trainlib.untrusted_files import MAX_JSON, MIB, integer, open_regular, read_json, read_small
 
 TREE = "checkpoint"
 _ATTRIBUTES = ".zattrs"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.experts import Weights, hidden
-from trainlib.remat import PRODUCT, keep
+from trainlib.model.remat import PRODUCT, keep
 
 ALIGN = 32
 _SIZES = (1024, 512, 256, 128, 64, 32)  # rows of a block; all multiples of ALIGN

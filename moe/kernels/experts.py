@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from moe.layers.ffn import activate
-from trainlib.remat import PRODUCT, keep
+from trainlib.model.remat import PRODUCT, keep
 
 BIASES = ("none", "additive", "multiplicative")
 

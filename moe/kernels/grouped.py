@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from moe.kernels.experts import Weights, hidden
 from trainlib.errors import ConfigError
-from trainlib.remat import PRODUCT, keep
-from trainlib.sharding import platform
+from trainlib.model.remat import PRODUCT, keep
+from trainlib.sharding.rules import platform
 
 ROWS = 128  # rows of a tile; the number of rows has to be a multiple
 

@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows
-from trainlib import sharding
-from trainlib.nn import declare
-from trainlib.sharding import constrain
+from trainlib.model.weights import declare
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.rules import constrain
 
 
 class Embedding(nnx.Module):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
-from trainlib.nn import declare
-from trainlib.remat import PRODUCT, keep
-from trainlib.sharding import constrain
+from trainlib.model.remat import PRODUCT, keep
+from trainlib.model.weights import declare
+from trainlib.sharding.rules import constrain
 
 ACTIVATIONS = ("geglu", "relu")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.weights import ONES
-from trainlib.nn import declare
+from trainlib.model.weights import declare
 
 
 def rms_normalise(x: jax.Array, scale: jax.Array | None, eps: float = 1e-6) -> jax.Array:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trainlib.nn import Initializer, declare
-from trainlib.sharding import constrain
+from trainlib.model.weights import Initializer, declare
+from trainlib.sharding.rules import constrain
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of all published models
 

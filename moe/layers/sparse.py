@@ -36,10 +36,10 @@ from moe.layers.ffn import ACTIVATIONS
 from moe.layers.weights import scaled_fan_in
 from moe.routing import Routing, Sums, route
 from moe.routing_config import RoutingConfig, capacity, policy, tokens_per_group
-from trainlib import sharding
 from trainlib.errors import ConfigError, one_of
-from trainlib.nn import declare
-from trainlib.remat import EXCHANGED, PRODUCT, keep
+from trainlib.model.remat import EXCHANGED, PRODUCT, keep
+from trainlib.model.weights import declare
+from trainlib.sharding import rules as sharding
 
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 ONES, ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros

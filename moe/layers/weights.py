@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.nn import Initializer, declare
-from trainlib.sharding import constrain
+from trainlib.model.weights import Initializer, declare
+from trainlib.sharding.rules import constrain
 
 ONES = jax.nn.initializers.ones
 NORMAL = jax.nn.initializers.normal(1.0)  # embedding tables
@@ -27,7 +27,7 @@ def scaled_fan_in(scale: float) -> Initializer:
 
     Switch Transformer (arXiv 2101.03961, section 2.4) and ST-MoE use scale 0.1; the deviation is
     that of the normal before it is cut, as in the paper's words. The same scale gives the same
-    function object: `trainlib.nn.initialise` compiles each initialiser once.
+    function object: `trainlib.model.weights.initialise` compiles each initialiser once.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:

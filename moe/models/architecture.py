@@ -14,7 +14,7 @@ from moe.layers.weights import REDUCE
 from moe.routing_config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, fit, number, whole
-from trainlib.remat import POLICIES
+from trainlib.model.remat import POLICIES
 
 KINDS = ("encoder_decoder", "encoder", "decoder")
 EXTRA_FFN = ("none", "before", "after")
@@ -107,7 +107,7 @@ class Architecture:
       reduce_dtype: type in which gradients of dense matrices are added up over devices: "float32",
         or "bfloat16" for half the traffic.
       remat: what of a block is kept for the backward pass, the rest is computed again: "none" (all
-        is kept), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.remat`).
+        is kept), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.model.remat`).
       decoder_remat: the same for the decoder alone; "": as `remat`.
       scan: run equal blocks as a loop (compiles once) instead of one after the other.
     """

@@ -27,8 +27,8 @@ from moe.layers.sparse import evaluation_key
 from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context, Kept
-from trainlib.remat import recomputed
-from trainlib.sharding import constrain
+from trainlib.model.remat import recomputed
+from trainlib.sharding.rules import constrain
 
 
 class Stack(nnx.Module):

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import reproduce_small
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 from vitattn import plan, train
 
 # One block a stage and half of the width compile sooner; everything else is as shipped.

@@ -66,8 +66,8 @@ def _export(kind: str) -> Callable[[Path], Path]:
 def read_hugging_face(path: Path) -> None:
     """All that an import reads, short of building the model."""
     from moe.interop import hf
-    from trainlib.safetensors_io import Reader as Tensors
-    from trainlib.untrusted import read_json
+    from trainlib.formats.safetensors import Reader as Tensors
+    from trainlib.untrusted_files import read_json
 
     hf.from_config(read_json(path / "config.json"))
     reader = Tensors(path)
@@ -154,8 +154,8 @@ def read_unfinished_cache(path: Path) -> Any:
 # ------------------------------------------------------------------------------ a run's own files
 def _run(folder: Path) -> Path:
     """A finished run's summary and metrics, as the loops write them."""
-    from trainlib import run
-    from trainlib.writers import Writers
+    from trainlib.run import run
+    from trainlib.run.metric_writers import Writers
 
     with contextlib.redirect_stdout(io.StringIO()):
         run.keep_summary(folder, "done", {"top-1": "75 %"}, {"step": 20, "top1": 0.75})
@@ -171,7 +171,7 @@ def _run(folder: Path) -> Path:
 
 def read_summary(path: Path) -> Any:
     """What a start of a finished run repeats."""
-    from trainlib import run
+    from trainlib.run import run
 
     return run.read_summary(path)
 
@@ -181,7 +181,9 @@ def read_metrics(path: Path) -> list[Any]:
     said to be damaged, finished lines in the file].
     """
     from launch import report
-    from trainlib import plots, progress, writers
+    from trainlib.run import curves as plots
+    from trainlib.run import metric_writers as writers
+    from trainlib.run import progress
 
     lines = (path / "metrics.jsonl").read_bytes().count(b"\n")
     damaged: list[int] = []

@@ -41,11 +41,11 @@ def train(args):
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from trainlib import peers, watchdog
     from trainlib.errors import DataError, Preempted
-    from trainlib.interrupt import StopRequest
-    from trainlib.mesh import make_mesh
-    from trainlib.progress import Progress
+    from trainlib.run import peers, watchdog
+    from trainlib.run.interrupt import StopRequest
+    from trainlib.run.progress import Progress
+    from trainlib.sharding.mesh import make_mesh
 
     mesh = make_mesh()
     rows = NamedSharding(mesh, P("data"))

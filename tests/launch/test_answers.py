@@ -24,8 +24,9 @@ from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import supervised
 from moe.data.vocabulary import EOS
-from trainlib import checkpoint, run
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
+from trainlib.run import run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import ROOT, command, environment

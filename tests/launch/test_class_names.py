@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from launch import evaluate, export, import_weights, predict, report, train
-from trainlib import manifest
+from trainlib.checkpoint import manifest
 from trainlib.errors import run_command
 
 COLOURS = {"ant": (220, 30, 30), "bee": (30, 220, 30), "cat": (30, 30, 220)}

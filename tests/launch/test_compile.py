@@ -50,7 +50,7 @@ def run(capsys, *arguments):
 def small():
     """The report of SMALL as data and as text."""
     from launch import cli
-    from trainlib.plan_report import to_text
+    from trainlib.planning.report import to_text
 
     made = cli.parser("test", "")
     made.add_argument("--config")

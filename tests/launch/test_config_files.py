@@ -9,9 +9,10 @@ import pytest
 
 from launch import cli, describe
 from tests.launch.commands import ROOT, run
-from trainlib import optim, patterns
+from trainlib import patterns
 from trainlib.config import flatten, to_json
 from trainlib.errors import ConfigError, run_command
+from trainlib.step import optimizers as optim
 
 DIGITS = ROOT / "configs" / "aa_resnet50.py"
 PAIRS = {"family": "vitattn", "steps": 7, "optimizer.momentum": 0.5}

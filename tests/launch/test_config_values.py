@@ -12,7 +12,7 @@ import vitattn.config
 from trainlib import keys
 from trainlib.config import assign, flat, flatten, from_schema, override
 from trainlib.errors import ConfigError
-from trainlib.untrusted import parse_json
+from trainlib.untrusted_files import parse_json
 
 KINDS = ("none", "augmented", "local", "halo")
 SCHEMAS = {

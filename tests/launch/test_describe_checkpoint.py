@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from launch import cli, describe
-from trainlib import manifest
-from trainlib import run as run_lib
-from trainlib.checkpoint import Checkpoints
+from trainlib.checkpoint import manifest
+from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError
-from trainlib.mesh import make_mesh
+from trainlib.run import run as run_lib
+from trainlib.sharding.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainlib"))
 from states import make

@@ -19,9 +19,12 @@ from moe import interop
 from moe.interop import parity, t5x_io
 from tests.launch.commands import ROOT, TINY, command, environment
 from tests.moe.interop import models
-from trainlib import checkpoint, run, safetensors_io, weights
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
-from trainlib.state import TrainState
+from trainlib.formats import safetensors as safetensors_io
+from trainlib.formats import weight_source as weights
+from trainlib.run import run
+from trainlib.step.train_state import TrainState
 from vitattn import interop as vision
 
 

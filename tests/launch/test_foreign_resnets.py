@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from launch import export, import_weights
 from launch.cli import read_workdir_config
 from tests.moe.interop import models
-from trainlib import interchange, weights
 from trainlib.errors import ConfigError, run_command
+from trainlib.formats import layout as interchange
+from trainlib.formats import weight_source as weights
 from vitattn import config as config_lib
 from vitattn import interop, torchvision_names
 

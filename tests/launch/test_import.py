@@ -12,8 +12,11 @@ from launch import export, import_weights
 from launch.cli import read_workdir_config
 from moe import interop
 from tests.moe.interop import models
-from trainlib import checkpoint, init_from, safetensors_io, weights
+from trainlib.checkpoint import checkpoints as checkpoint
+from trainlib.checkpoint import find as init_from
 from trainlib.errors import run_command
+from trainlib.formats import safetensors as safetensors_io
+from trainlib.formats import weight_source as weights
 from vitattn import class_names
 from vitattn import interop as vision
 
@@ -151,7 +154,7 @@ def test_other_dtypes_become_float32(runs, tmp_path, capsys):
 )
 def test_mistakes_are_explained(runs, tmp_path, capsys, monkeypatch, flags, code, named):
     """Those of `--check` before any weight is read."""
-    monkeypatch.setattr("trainlib.interchange.take", None)
+    monkeypatch.setattr("trainlib.formats.layout.take", None)
     monkeypatch.setitem(interop.COMPARED, "hf", ("json", "lacking"))
     filled = [flag.format(hf=runs[0] / "t5.hf", t5x=runs[0] / "t5.t5x") for flag in flags]
     found, _, err = take(capsys, *filled, f"--out={tmp_path / 'back'}")

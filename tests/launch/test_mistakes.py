@@ -57,7 +57,7 @@ def no_training(monkeypatch):
     def refuse(*_):
         raise AssertionError("the train step would have been compiled")
 
-    monkeypatch.setattr("trainlib.step.compile_step", refuse)
+    monkeypatch.setattr("trainlib.step.step.compile_step", refuse)
 
 
 def outcome(main, argv, capsys) -> tuple[int, str]:

@@ -7,9 +7,11 @@ import pytest
 
 from launch import cli, report, train
 from tests.launch.commands import TINY
-from trainlib import paths, plots, run
+from trainlib import paths
 from trainlib.errors import ConfigError, DataError
-from trainlib.writers import JsonLines, TensorBoard, Writers, read
+from trainlib.run import curves as plots
+from trainlib.run import run
+from trainlib.run.metric_writers import JsonLines, TensorBoard, Writers, read
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ import pytest
 from PIL import Image
 
 from launch import cli, export, predict
-from trainlib import checkpoint, nn, optim, run, schedules
-from trainlib import state as state_lib
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.run import run
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules
+from trainlib.step import train_state as state_lib
 from vitattn import config as config_lib
 from vitattn import predict as vision
 from vitattn.data import eval_batches, make_source

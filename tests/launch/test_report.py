@@ -8,7 +8,7 @@ import pytest
 
 from launch import report
 from trainlib.errors import ConfigError
-from trainlib.writers import Writers
+from trainlib.run.metric_writers import Writers
 
 
 @pytest.fixture

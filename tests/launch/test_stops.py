@@ -140,8 +140,8 @@ def test_a_broken_pipe_of_something_else_is_a_bug_and_keeps_its_traceback():
 def test_a_training_whose_reader_goes_away_is_asked_to_save_and_stop():
     code = """
         import sys
-        from trainlib.interrupt import StopRequest
-        from trainlib.progress import Progress
+        from trainlib.run.interrupt import StopRequest
+        from trainlib.run.progress import Progress
         progress = Progress(10, interval=0)
         print("waiting", flush=True)
         sys.stdin.readline()

@@ -13,7 +13,7 @@ import pytest
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from trainlib import nn
+from trainlib.model import weights as nn
 
 SMALL = {
     **{"vocab_size": 48, "width": 16, "hidden": 24, "heads": 2, "head_width": 8},

@@ -9,10 +9,11 @@ from moe import config as config_lib
 from moe import plan as plan_lib
 from moe.models import SIZES, named
 from moe.models.transformer import Transformer
-from trainlib import nn, sharding
 from trainlib.config import flatten
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 
 def test_every_key_has_a_meaning_and_every_field_of_the_model_a_key():

@@ -12,9 +12,9 @@ import pytest
 from moe import decode, search
 from moe.data.vocabulary import EOS
 from moe.decode import Decoding
-from trainlib import sharding
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 
 @pytest.mark.parametrize(

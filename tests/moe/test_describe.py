@@ -11,7 +11,7 @@ from moe import describe
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.models import architecture, named
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 
 MODULES = (st_moe_tiny, st_moe_base, st_moe_l, st_moe_32b)
 COUNTS = {

@@ -19,9 +19,10 @@ from moe.kernels.grouped import ROWS, check_platform, grouped
 from moe.layers.sparse import SparseFFN
 from moe.routing import RoutingConfig, route
 from tests.moe import oracle
-from trainlib import nn, sharding
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 QUICK = functools.partial(
     jax.jit,

@@ -14,8 +14,9 @@ from moe.kernels.experts import batched
 from moe.layers.sparse import SparseFFN
 from moe.routing import RoutingConfig, auxiliary_loss
 from moe.routing_config import capacity
-from trainlib import nn, sharding
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 CHOICES, FACTOR = 2, 1.25
 RULES = {

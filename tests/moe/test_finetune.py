@@ -14,11 +14,11 @@ from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import make_source, make_vocabulary, supervised, train_batches
 from moe.eval import tasks as tasks_lib
-from trainlib import state as state_lib
-from trainlib import step
-from trainlib.checkpoint import Checkpoints
+from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError, DataError, Preempted
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import step
+from trainlib.step import train_state as state_lib
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

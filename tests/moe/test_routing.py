@@ -16,7 +16,7 @@ from moe.routing import METRICS, RoutingConfig, auxiliary_loss, route
 from moe.routing_config import capacity, tokens_per_group
 from tests.moe import oracle
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 
 CASES = 200
 # (groups, tokens, experts, options): every option appears, with odd sizes.

@@ -17,10 +17,10 @@ from moe import evaluate, train, upcycle
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.data import eval_batches, make_source
-from trainlib import state as state_lib
-from trainlib.checkpoint import Checkpoints
+from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import ConfigError, Preempted
-from trainlib.writers import read
+from trainlib.run.metric_writers import read
+from trainlib.step import train_state as state_lib
 
 # A run of its own each would double the time of these tests.
 pytestmark = pytest.mark.usefixtures("compiled_once")

@@ -10,9 +10,9 @@ from moe import plan as plan_lib
 from moe import upcycle
 from moe.config import default_config
 from moe.pretrain import router_metrics
-from trainlib.checkpoint import Checkpoints
+from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ def main(task: str, directory: Path, port: str, index: int, count: int) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     from states import make, shapes
 
-    from trainlib import run
-    from trainlib.checkpoint import Checkpoints
+    from trainlib.checkpoint.checkpoints import Checkpoints
     from trainlib.config import COMMON, from_schema
-    from trainlib.mesh import make_mesh
+    from trainlib.run import run
+    from trainlib.sharding.mesh import make_mesh
 
     config = from_schema(COMMON)
     checkpoints = Checkpoints(directory)

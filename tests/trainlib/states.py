@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainlib import state
-from trainlib.nn import Abstract, Spec
+from trainlib.model.weights import Abstract, Spec
+from trainlib.step import train_state as state
 
 RULES = {"conv_in": "data", "conv_out": "model", "channels": None}
 META = {"config": {"seed": 1}, "data": {"next_batch": 3}}

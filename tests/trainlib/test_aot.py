@@ -15,10 +15,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import aot
+from trainlib.chips import GIB, target
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
-from trainlib.targets import GIB, target
+from trainlib.planning import compile as aot
+from trainlib.sharding.mesh import make_mesh
 
 OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "

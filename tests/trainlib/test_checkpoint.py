@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib.checkpoint import Checkpoints, from_flat, to_flat
+from trainlib.checkpoint.checkpoints import Checkpoints, from_flat, to_flat
 from trainlib.errors import CheckpointError, NumericAbort, StorageError
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from states import META, equal, make, shapes

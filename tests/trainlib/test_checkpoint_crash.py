@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from trainlib import files, manifest, saving
-from trainlib.checkpoint import Checkpoints, DamagedStep
+from trainlib import files
+from trainlib.checkpoint import manifest
+from trainlib.checkpoint import write as saving
+from trainlib.checkpoint.checkpoints import Checkpoints, DamagedStep
+from trainlib.checkpoint.workdir_lock import WorkdirLock
 from trainlib.errors import CheckpointError, StorageError
-from trainlib.lock import WorkdirLock
-from trainlib.mesh import make_mesh
+from trainlib.sharding.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from states import META, as_nobody, equal, make

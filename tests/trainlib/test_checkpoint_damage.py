@@ -16,12 +16,13 @@ import pytest
 import tensorstore
 from ml_collections import ConfigDict
 
-from trainlib import reading, saving
-from trainlib import run as run_lib
-from trainlib.checkpoint import Checkpoints, DamagedStep
+from trainlib.checkpoint import read as reading
+from trainlib.checkpoint import write as saving
+from trainlib.checkpoint.checkpoints import Checkpoints, DamagedStep
 from trainlib.config import COMMON, from_schema, override
 from trainlib.errors import CheckpointError, StorageError
-from trainlib.mesh import make_mesh
+from trainlib.run import run as run_lib
+from trainlib.sharding.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from states import as_nobody, equal, make, shapes
@@ -325,7 +326,7 @@ def refusing(name: str, error: Exception, times: int):
         return real(first, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("trainlib.reading.PAUSE", 0)
+        patched.setattr("trainlib.checkpoint.read.PAUSE", 0)
         patched.setattr(module, function, act)
         yield
 
@@ -361,7 +362,7 @@ def test_a_leaf_that_does_not_fit_is_no_damage(copied):
 
 def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(copied, monkeypatch):
     folder, _, like = copied
-    monkeypatch.setattr("trainlib.reading.PAUSE", 0)
+    monkeypatch.setattr("trainlib.checkpoint.read.PAUSE", 0)
     folder.chmod(0o755)
     (folder / "2" / "d").chmod(0)
     with as_nobody(folder), pytest.raises(StorageError, match=r"Reading .*/2 failed: Permission"):

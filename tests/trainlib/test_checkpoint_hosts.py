@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainlib.checkpoint import Checkpoints
-from trainlib.mesh import make_mesh
+from trainlib.checkpoint.checkpoints import Checkpoints
+from trainlib.sharding.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from states import equal, make, shapes

@@ -1,4 +1,4 @@
-"""Order, host shards, worker processes, bad records and the position of `trainlib.data`."""
+"""Order, host shards, worker processes, bad records and the position of `trainlib.data.batches`."""
 
 import collections
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainlib import data
+from trainlib.data import batches as data
 from trainlib.errors import ConfigError, DataError, PeerLost
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_a_killed_worker_is_an_error_not_a_hang_and_ctrl_c_does_not_reach_worker
 PROGRAM = """
 import os, signal, sys, time
 import numpy as np
-from trainlib import data
+from trainlib.data import batches as data
 
 def piece(batch, piece):
     return {"image": np.zeros((8, 50000), np.float32), "index": np.arange(8), "bad": []}

@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import digest
-from trainlib.digest import fingerprints
-from trainlib.mesh import make_mesh
+from trainlib.checkpoint import digest
+from trainlib.checkpoint.digest import fingerprints
+from trainlib.sharding.mesh import make_mesh
 
 LARGE = (8, 64, 300)  # above HOST_ELEMENTS: summed on the devices
 MASK = 0xFFFFFFFF

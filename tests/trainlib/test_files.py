@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from trainlib import errors, files, untrusted
+from trainlib import errors, files
+from trainlib import untrusted_files as untrusted
 from trainlib.errors import ConfigError, DataError
 
 

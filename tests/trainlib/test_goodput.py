@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from trainlib import goodput
-from trainlib.progress import Progress
+from trainlib.run import goodput
+from trainlib.run.progress import Progress
 
 
 def devices(kind, count):

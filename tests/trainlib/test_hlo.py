@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import hlo
-from trainlib.hlo import Program
-from trainlib.mesh import make_mesh
+from trainlib.planning import hlo
+from trainlib.planning.hlo import Program
+from trainlib.sharding.mesh import make_mesh
 
 MESH = {"replica": 1, "data": 2, "model": 4}
 

@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from trainlib import interchange, nn, untrusted, weights
+from trainlib import untrusted_files as untrusted
 from trainlib.errors import CheckpointError
-from trainlib.interchange import TRANSPOSED, Entry, Layout
+from trainlib.formats import layout as interchange
+from trainlib.formats import weight_source as weights
+from trainlib.formats.layout import TRANSPOSED, Entry, Layout
+from trainlib.model import weights as nn
 
 ONES = jax.nn.initializers.ones
 

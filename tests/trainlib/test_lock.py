@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from trainlib.checkpoint.workdir_lock import NAME, WorkdirLock
 from trainlib.errors import ConfigError, StorageError
-from trainlib.lock import NAME, WorkdirLock
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
+    "import sys, time; from pathlib import Path\n"
+    "from trainlib.checkpoint.workdir_lock import WorkdirLock\n"
     "lock = WorkdirLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
 )
 
@@ -92,7 +93,7 @@ def orphan(workdir, fork, before=""):
     """A process that took the lock, forked and died; its child lives on. Gives its process id."""
     code = (
         f"import ctypes, os, sys, time; from pathlib import Path\n{before}\n"
-        "from trainlib.lock import WorkdirLock\n"
+        "from trainlib.checkpoint.workdir_lock import WorkdirLock\n"
         f"lock = WorkdirLock(Path(sys.argv[1]))\nchild = {fork}\n"
         "if child == 0: time.sleep(600); os._exit(0)\n"
         "print(child, flush=True); os._exit(9)"
@@ -111,7 +112,8 @@ def orphan(workdir, fork, before=""):
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path, seconds, monkeypatch):
     """Also when the system first runs the child a while after its parent died."""
-    monkeypatch.setattr("trainlib.lock.HANDED_BACK_SECONDS", 240.0)  # however busy this machine is
+    # However busy this machine is.
+    monkeypatch.setattr("trainlib.checkpoint.workdir_lock.HANDED_BACK_SECONDS", 240.0)
     # Hooks run in the order in which they were made: this one before that of the lock.
     late = f"os.register_at_fork(after_in_child=lambda: time.sleep({seconds}))"
     with orphan(tmp_path, "os.fork()", late):
@@ -120,7 +122,7 @@ def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path, seconds, mo
 
 def test_a_child_that_never_gives_the_lock_back_is_not_waited_for_long(tmp_path, monkeypatch):
     """Native code forks without the hooks of Python."""
-    monkeypatch.setattr("trainlib.lock.HANDED_BACK_SECONDS", 0.3)
+    monkeypatch.setattr("trainlib.checkpoint.workdir_lock.HANDED_BACK_SECONDS", 0.3)
     with (
         orphan(tmp_path, "ctypes.CDLL(None).fork()") as parent,
         pytest.raises(ConfigError, match=f"process {parent}"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib.losses import mean, softmax_cross_entropy
+from trainlib.model.losses import mean, softmax_cross_entropy
 
 
 def reference(logits, labels, smoothing):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib.metrics import Metric, compute, merge, to_host, top_k_correct
+from trainlib.model.metrics import Metric, compute, merge, to_host, top_k_correct
 
 
 def reference(logits, labels, k):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trainlib import nn
-from trainlib.mesh import make_mesh
-from trainlib.sharding import resolve_specs
+from trainlib.model import weights as nn
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import resolve_specs
 
 NORMAL = jax.nn.initializers.normal(1.0)
 ZEROS = jax.nn.initializers.zeros

@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainlib import optim
 from trainlib.errors import ConfigError
-from trainlib.nn import Spec
-from trainlib.optim import ema_update, make_optimizer, slot_shardings
+from trainlib.model.weights import Spec
+from trainlib.step import optimizers as optim
+from trainlib.step.optimizers import ema_update, make_optimizer, slot_shardings
 
 RATES = np.array([0.1, 0.05, 0.2, 0.1, 0.02, 0.1])
 SHAPES = {

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from trainlib import peers
 from trainlib.errors import ConfigError, DataError, PeerLost
-from trainlib.peers import Board, Link, difference
+from trainlib.run import peers
+from trainlib.run.peers import Board, Link, difference
 
 
 class Store:

@@ -4,8 +4,8 @@ import builtins
 
 import pytest
 
-from trainlib import plots
-from trainlib.writers import JsonLines
+from trainlib.run import curves as plots
+from trainlib.run.metric_writers import JsonLines
 
 
 def write(workdir):

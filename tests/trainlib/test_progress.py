@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trainlib.progress import Progress, duration, number, summary
+from trainlib.run.progress import Progress, duration, number, summary
 
 
 class Clock:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trainlib.errors import ConfigError
-from trainlib.flops import flops
-from trainlib.remat import EXCHANGED, POLICIES, PRODUCT, SCORES, keep, recomputed
+from trainlib.model.flops import flops
+from trainlib.model.remat import EXCHANGED, POLICIES, PRODUCT, SCORES, keep, recomputed
 
 HERE = tuple(name for name in POLICIES if name != "offload")  # CPUs have no memory of another kind
 B, L, D = 2, 4, 8

@@ -12,14 +12,14 @@ import time
 import numpy as np
 import pytest
 
-from trainlib import run as run_lib
-from trainlib import state as state_lib
 from trainlib.config import COMMON, check_common, from_schema, override
 from trainlib.errors import ConfigError, NumericAbort
-from trainlib.interrupt import StopRequest
-from trainlib.nn import Abstract
-from trainlib.progress import Progress
-from trainlib.writers import Writers
+from trainlib.model.weights import Abstract
+from trainlib.run import run as run_lib
+from trainlib.run.interrupt import StopRequest
+from trainlib.run.metric_writers import Writers
+from trainlib.run.progress import Progress
+from trainlib.step import train_state as state_lib
 
 
 def sums(loss, skipped=0, in_row=0):
@@ -142,7 +142,7 @@ def test_the_first_signal_asks_and_handlers_are_put_back():
 def test_the_second_signal_leaves_at_once():
     code = (
         "import os, signal, time\n"
-        "from trainlib.interrupt import StopRequest\n"
+        "from trainlib.run.interrupt import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -156,7 +156,7 @@ def test_the_second_signal_leaves_at_once():
 def test_a_signal_before_the_first_step_leaves_with_75():
     code = (
         "import os, signal, time\n"
-        "from trainlib.interrupt import StopRequest, leave_until_saving\n"
+        "from trainlib.run.interrupt import StopRequest, leave_until_saving\n"
         "leave_until_saving()\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -189,7 +189,8 @@ def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
     checkpoints = run_lib.open_workdir(config, tmp_path, Abstract(None, {}, {}))
     run_lib.agree_on_workdir(tmp_path, checkpoints)
     code = (
-        "import sys; from pathlib import Path; from trainlib.lock import WorkdirLock\n"
+        "import sys; from pathlib import Path\n"
+        "from trainlib.checkpoint.workdir_lock import WorkdirLock\n"
         "WorkdirLock(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

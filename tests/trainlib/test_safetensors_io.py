@@ -10,8 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from trainlib import safetensors_io as io
 from trainlib.errors import CheckpointError
+from trainlib.formats import safetensors as io
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

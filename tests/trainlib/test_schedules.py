@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import schedules
 from trainlib.errors import ConfigError
-from trainlib.schedules import make_schedule
+from trainlib.step import schedules
+from trainlib.step.schedules import make_schedule
 
 
 def rates(config, total, steps):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trainlib.chips import target
 from trainlib.errors import ConfigError, StorageError
-from trainlib.search import REMAT_ORDER, Cache, Question, Search, first_that, largest_that
-from trainlib.targets import target
+from trainlib.planning.search import REMAT_ORDER, Cache, Question, Search, first_that, largest_that
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 12])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from trainlib import sharding
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 RULES = {"batch": ("replica", "data"), "conv_in": "data", "conv_out": None, "heads": "model"}
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from trainlib import nn, stablehlo
-from trainlib.sharding import platform
+from trainlib.formats import stablehlo
+from trainlib.model import weights as nn
+from trainlib.sharding.rules import platform
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import statistics
-from trainlib.statistics import FRESH, UNCOUNTED, Moments
+from trainlib.model import statistics
+from trainlib.model.statistics import FRESH, UNCOUNTED, Moments
 
 
 def moments(x, weights, decay=0.9):

@@ -8,9 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from trainlib import losses, nn, sharding, state, step
-from trainlib.mesh import make_mesh
-from trainlib.nn import Abstract, Spec
+from trainlib.model import losses
+from trainlib.model import weights as nn
+from trainlib.model.weights import Abstract, Spec
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import step
+from trainlib.step import train_state as state
 
 NORMAL = jax.nn.initializers.normal(0.5)
 ZEROS = jax.nn.initializers.zeros

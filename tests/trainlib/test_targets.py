@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from trainlib import targets
+from trainlib import chips as targets
+from trainlib.chips import CHIPS, SLICES, chip_of, target
 from trainlib.errors import ConfigError
-from trainlib.targets import CHIPS, SLICES, chip_of, target
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moe.data import supervised
-from trainlib import tfds_files
+from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import tfds_source
 

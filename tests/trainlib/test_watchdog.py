@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from trainlib import watchdog
-from trainlib.progress import Beat, Progress
-from trainlib.watchdog import LIMITS, Watchdog, limit
+from trainlib.run import watchdog
+from trainlib.run.progress import Beat, Progress
+from trainlib.run.watchdog import LIMITS, Watchdog, limit
 
 
 class Loop:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import writers
 from trainlib.errors import StorageError
-from trainlib.writers import JsonLines, TensorBoard, Writers, read
+from trainlib.run import metric_writers as writers
+from trainlib.run.metric_writers import JsonLines, TensorBoard, Writers, read
 
 
 def write_steps(path, steps, start=0):
@@ -122,7 +122,7 @@ def test_a_kill_during_the_cut_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_record_is_on_disk_as_soon_as_it_is_written(tmp_path):
     program = (
-        "import os, sys; from trainlib.writers import JsonLines\n"
+        "import os, sys; from trainlib.run.metric_writers import JsonLines\n"
         "JsonLines(sys.argv[1]).write(1, 'train', {'loss': 0.5}); os._exit(9)"
     )
     path = tmp_path / "m.jsonl"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn
 from trainlib.errors import ConfigError
+from trainlib.model import weights as nn
 from vitattn import attention_maps
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv

@@ -9,7 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from trainlib import nn, state, statistics, step
+from trainlib.model import statistics
+from trainlib.model import weights as nn
+from trainlib.step import step
+from trainlib.step import train_state as state
 from vitattn import classify
 from vitattn.layers import norm
 from vitattn.layers.conv import Classifier, Conv

@@ -10,10 +10,14 @@ import pytest
 
 from configs import common
 from configs.aa_resnet50 import get_config
-from trainlib import nn, optim, schedules, sharding, state, step
 from trainlib.config import override
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
 from trainlib.profiling import compilations
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state
 from vitattn import classify
 from vitattn import config as config_lib
 from vitattn.data import make_source, train_batches
@@ -134,7 +138,7 @@ def test_gradients_are_those_of_one_device():
 TREE_MODE = """
 import jax, numpy as np
 from configs.aa_resnet50 import get_config
-from trainlib import nn
+from trainlib.model import weights as nn
 from trainlib.config import override
 from vitattn import classify
 from vitattn.models import build

@@ -8,10 +8,16 @@ import pytest
 
 from configs import common
 from configs.aa_resnet50 import get_config
-from trainlib import checkpoint, nn, optim, schedules, sharding, state, statistics, step
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.model import statistics
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+from trainlib.step import optimizers as optim
+from trainlib.step import schedules, step
+from trainlib.step import train_state as state
 from vitattn import class_names, classify, transfer
 from vitattn import config as config_lib
 from vitattn.models import build

@@ -1,5 +1,5 @@
 """Images for classification: sources, augmentation, batches. `facts` about order are in
-`trainlib.data`."""
+`trainlib.data.batches`."""
 
 from vitattn.data.options import data_defaults
 from vitattn.data.pipeline import check_settings, eval_batches, train_batches

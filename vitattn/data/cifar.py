@@ -16,7 +16,7 @@ import numpy as np
 
 from trainlib import paths
 from trainlib.errors import DataError
-from trainlib.untrusted import open_regular, read_small
+from trainlib.untrusted_files import open_regular, read_small
 from vitattn.data import label_names, tfds_source
 from vitattn.data.embedded import Arrays
 from vitattn.data.sources import Source, hold_out, short_digest

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trainlib.data import record_order
+from trainlib.data.batches import record_order
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import label_names
 from vitattn.data.sources import SPLIT_SEED, Example, Rgb, Source, hold_out, short_digest

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from trainlib import data as shared
 from trainlib import options
+from trainlib.data import batches as shared
 from trainlib.errors import ConfigError
 from vitattn.data import augment
 from vitattn.data.images import BadImage, guarded, open_picture

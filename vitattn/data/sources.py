@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from trainlib.data import record_order
+from trainlib.data.batches import record_order
 from trainlib.errors import ConfigError, DataError, nearest
 
 Rgb = tuple[float, float, float]

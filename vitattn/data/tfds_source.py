@@ -9,7 +9,8 @@ import itertools
 import os
 from typing import Any
 
-from trainlib import paths, tfds_files
+from trainlib import paths
+from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError, UserError, shown
 from vitattn.data.sources import (
     IMAGENET_MEAN,

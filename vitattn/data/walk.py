@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainlib.errors import DataError, shown
-from trainlib.untrusted import read_small, what_is
+from trainlib.untrusted_files import read_small, what_is
 from vitattn.data.images import MAX_BYTES
 from vitattn.data.sources import UnreadableRecord
 

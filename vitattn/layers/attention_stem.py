@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
-from trainlib.nn import declare
+from trainlib.model.weights import declare
 from vitattn.layers.conv import HE_NORMAL, pointwise
 from vitattn.layers.local import LECUN_NORMAL, halo_attention
 from vitattn.layers.position import table_init

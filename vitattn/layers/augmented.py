@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
-from trainlib.nn import declare
+from trainlib.model.weights import declare
 from vitattn.layers.attend import attention_weights
 from vitattn.layers.conv import Conv, pointwise
 from vitattn.layers.pool import average_pool, bilinear_resize

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError
-from trainlib.nn import Initializer, declare
-from trainlib.sharding import platform
+from trainlib.model.weights import Initializer, declare
+from trainlib.sharding.rules import platform
 
 # He initialisation over the fan-out; a depthwise kernel [k, k, 1, C] has k * k inputs and outputs,
 # its fan-in.

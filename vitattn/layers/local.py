@@ -28,8 +28,8 @@ import numpy as np
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
-from trainlib.nn import declare
-from trainlib.sharding import batch_local
+from trainlib.model.weights import declare
+from trainlib.sharding.rules import batch_local
 from vitattn.layers.attend import MASKED
 from vitattn.layers.conv import pointwise
 from vitattn.layers.pool import average_pool

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.nn import Initializer, Observed, declare, declare_stat
-from trainlib.statistics import Moments
+from trainlib.model.statistics import Moments
+from trainlib.model.weights import Initializer, Observed, declare, declare_stat
 
 ONES = jax.nn.initializers.ones
 ZEROS = jax.nn.initializers.zeros
@@ -122,7 +122,7 @@ class BatchNorm(nnx.Module):
     """Normalises [B, .., C] over all axes but the last.
 
     With `train` it uses the statistics of the batch and leaves them, as `Moments`, to the step,
-    which moves the running ones (`trainlib.statistics`). Without, it uses the running ones.
+    which moves the running ones (`trainlib.model.statistics`). Without, it uses the running ones.
 
     Args:
       channels: C.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import one_of
-from trainlib.nn import declare
+from trainlib.model.weights import declare
 from vitattn.layers.conv import Conv
 from vitattn.layers.norm import BatchNorm, Weights
 

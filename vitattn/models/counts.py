@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model without its arrays, FLOPs as in `trainlib.flops`."""
+"""Parameters and FLOPs of a model without its arrays, FLOPs as in `trainlib.model.flops`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
-from trainlib.flops import flops
-from trainlib.nn import Abstract
+from trainlib.model.flops import flops
+from trainlib.model.weights import Abstract
 
 
 def params_by_part(abstract: Abstract) -> dict[str, int]:

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainlib import nn
+from trainlib.model import weights as nn
 from vitattn.models import build, configure
 from vitattn.models.counts import forward_flops
 from vitattn.models.resnet import halved

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from moe import config as config_lib
 from moe import interop
 from trainlib import config as settings
-from trainlib import nn, weights
+from trainlib.formats import weight_source as weights
+from trainlib.model import weights as nn
 
 LENGTH = 24
 SIZES = {

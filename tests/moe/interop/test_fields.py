@@ -19,8 +19,8 @@ from moe.interop import hf, hf_config
 from moe.interop.hf_config import FIXED, FIXED_IN_SWITCH, HONOURED, INERT, MT5, SWITCH, T5
 from moe.models import architecture
 from tests.moe.interop import models
-from trainlib import interchange
 from trainlib.errors import CheckpointError, run_command
+from trainlib.formats import layout as interchange
 
 KINDS = {T5: "T5Config", MT5: "MT5Config", SWITCH: "SwitchTransformersConfig"}
 

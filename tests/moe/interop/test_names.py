@@ -11,8 +11,8 @@ from moe import interop
 from moe.interop import hf, t5x
 from moe.models import architecture
 from tests.moe.interop import models
-from trainlib import interchange
 from trainlib.errors import CheckpointError, ConfigError
+from trainlib.formats import layout as interchange
 
 SCANNED = ("switch", "switch_every_layer", "switch_encoder", "switch_decoder", "st_moe")
 PAIRS = [

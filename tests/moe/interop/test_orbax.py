@@ -19,8 +19,8 @@ from launch import import_weights
 from moe import interop
 from moe.interop import t5x_io, zstd
 from tests.moe.interop import models
-from trainlib import interchange
 from trainlib.errors import CheckpointError, run_command
+from trainlib.formats import layout as interchange
 
 NAMES = {"t5": "t5", "st_moe": "flaxformer_scan", "switch_encoder": "flaxformer"}
 

@@ -14,7 +14,9 @@ import pytest
 from moe import interop
 from moe.interop import parity
 from tests.moe.interop import models
-from trainlib import interchange, nn, safetensors_io
+from trainlib.formats import layout as interchange
+from trainlib.formats import safetensors as safetensors_io
+from trainlib.model import weights as nn
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")

@@ -11,7 +11,7 @@ from moe import decode, interop
 from moe.decode import Decoding
 from moe.models import architecture
 from tests.moe.interop import t5x_beams
-from trainlib import interchange
+from trainlib.formats import layout as interchange
 
 torch = pytest.importorskip("torch", reason="parity needs torch")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")

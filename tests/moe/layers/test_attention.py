@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from moe.layers.attention import Attention, attend, segment_mask
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 def softmax(x):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moe.layers.embed import Embedding, Output, lookup
-from trainlib import nn, sharding
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 RULES = {
     "batch": ("replica", "data", "model"),

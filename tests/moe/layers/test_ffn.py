@@ -11,7 +11,7 @@ import pytest
 
 from moe.layers.ffn import FeedForward
 from moe.layers.weights import dropout, scaled_fan_in
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 def gelu(x):

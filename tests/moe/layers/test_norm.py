@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from moe.layers.norm import RMSNorm, rms_normalise
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])

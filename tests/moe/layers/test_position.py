@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe.layers.position import BUCKETS, MAX_DISTANCE, RelativeBias, relative_buckets
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 def t5_bucket(offset: int, bidirectional: bool, epsilon: float = 0.0) -> int:

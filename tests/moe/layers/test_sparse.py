@@ -14,9 +14,10 @@ from moe.layers.sparse import Placement, SparseFFN, group_tokens, placement
 from moe.routing import METRICS, RoutingConfig, auxiliary_loss, route
 from moe.routing_config import capacity
 from tests.moe import oracle
-from trainlib import nn, sharding
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 RULES = {
     **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},

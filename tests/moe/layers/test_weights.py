@@ -10,7 +10,7 @@ import pytest
 from moe.layers.embed import Output
 from moe.layers.ffn import FeedForward
 from moe.layers.weights import stack
-from trainlib import nn
+from trainlib.model import weights as nn
 
 
 def test_a_stack_is_declared_with_leading_axes_and_each_layer_with_its_own_fan_in():

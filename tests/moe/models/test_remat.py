@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe.routing_config import capacity
-from trainlib.flops import multiply_adds
+from trainlib.model.flops import multiply_adds
 
 B, ENCODER, DECODER = 2, 12, 7
 

@@ -8,8 +8,8 @@ import pytest
 
 from moe.models import SIZES, named
 from moe.models.transformer import Transformer
-from trainlib import nn
 from trainlib.errors import ConfigError
+from trainlib.model import weights as nn
 
 # ST-MoE-L and -32B: 4.1B and 269B of the paper; T5 v1.1: as released; the others by `counted`.
 EXACT = {

@@ -13,7 +13,7 @@ from moe.layers.attention import segment_mask
 from moe.models.block import Block, Context
 from moe.models.stack import Stack
 from moe.pretrain import router_metrics
-from trainlib import nn
+from trainlib.model import weights as nn
 
 LAYOUTS = [  # experts, blocks, period, offset
     (4, 4, 2, -1),  # dense, sparse

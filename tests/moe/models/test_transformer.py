@@ -12,8 +12,8 @@ import pytest
 
 from moe import config as config_lib
 from moe import pretrain
-from trainlib import sharding
-from trainlib.mesh import make_mesh
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from trainlib.errors import ConfigError
-from trainlib.nn import abstract, initialise
+from trainlib.model.weights import abstract, initialise
 from vitattn.layers.attention_stem import AttentionStem
 
 

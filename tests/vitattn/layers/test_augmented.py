@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainlib.errors import ConfigError
-from trainlib.nn import abstract, initialise
+from trainlib.model.weights import abstract, initialise
 from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.position import coordinates, sine_positions
 

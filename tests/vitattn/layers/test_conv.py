@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn
 from trainlib.errors import ConfigError
+from trainlib.model import weights as nn
 from vitattn.layers import conv
 from vitattn.layers.conv import Classifier, Conv, convolve
 

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trainlib.errors import ConfigError
-from trainlib.mesh import make_mesh
-from trainlib.nn import abstract, initialise
-from trainlib.sharding import activate, batch_sharding
+from trainlib.model.weights import abstract, initialise
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import activate, batch_sharding
 from vitattn.layers.local import LocalAttention, halo_attention, local_attention
 from vitattn.layers.position import sine_positions
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn, statistics
+from trainlib.model import statistics
+from trainlib.model import weights as nn
 from vitattn.layers.norm import ZEROS, BatchNorm, batch_normalise
 
 EPS = 1e-3

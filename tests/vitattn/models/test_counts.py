@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from trainlib import nn
+from trainlib.model import weights as nn
 from vitattn.layers.conv import convolve
 from vitattn.models import build
 from vitattn.models.counts import flops, forward_flops, params_by_part

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainlib import nn
+from trainlib.model import weights as nn
 from vitattn.models import build, papers
 
 ROWS = {f"{row.label} ({row.source})": row for row in papers.published()}

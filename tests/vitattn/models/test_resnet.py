@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn, statistics
 from trainlib.errors import ConfigError
+from trainlib.model import statistics
+from trainlib.model import weights as nn
 from vitattn.layers.augmented import AugmentedConv
 from vitattn.layers.conv import Conv
 from vitattn.layers.norm import ZEROS

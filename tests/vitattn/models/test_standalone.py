@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainlib import nn
+from trainlib.model import weights as nn
 from vitattn.layers.conv import Conv
 from vitattn.layers.local import LocalAttention
 from vitattn.models import build

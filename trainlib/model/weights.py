@@ -1,0 +1,172 @@
+"""Weights declared once: shape, logical axes and initialiser in one place, arrays made later.
+
+A model is built without making an array: each weight is an `nnx.Param` that holds a
+`jax.ShapeDtypeStruct`, its logical axes and its initialiser. So counts, shardings and compilations
+need no memory, and `initialise` makes each leaf on its own, already sharded. Outside a module,
+weights are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
+checkpoints, masks and exports use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jax.sharding import Sharding
+
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
+Arrays = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is declared about one weight: `axes` names each dimension, `init` fills it."""
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+    axes: tuple[str, ...]
+    init: Initializer
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def _abstract(shape: tuple[int, ...], axes: tuple[str, ...], dtype) -> jax.ShapeDtypeStruct:
+    if len(shape) != len(axes):
+        raise ValueError(f"A weight of shape {shape} needs {len(shape)} logical axes, not {axes}.")
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+
+
+def declare(
+    shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, dtype=jnp.float32
+) -> nnx.Param:
+    """Declares a trained weight; no array is made.
+
+    Args:
+      shape: its dimensions.
+      axes: one logical axis name a dimension, resolved to mesh axes by `trainlib.sharding.rules`.
+      init: `(key, shape, dtype) -> array`.
+      dtype: what is stored; layers cast to their compute type on use.
+    """
+    return nnx.Param(_abstract(shape, axes, dtype), axes=tuple(axes), init=init)
+
+
+def declare_stat(
+    shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, dtype=jnp.float32
+) -> nnx.BatchStat:
+    """Declares a running statistic: kept in `model_state`, not trained."""
+    return nnx.BatchStat(_abstract(shape, axes, dtype), axes=tuple(axes), init=init)
+
+
+def flatten(tree: Mapping) -> dict:
+    """Nested pure dictionary (string or integer keys) -> flat dictionary with dotted names."""
+    flat = traverse_util.flatten_dict(dict(tree))
+    return {".".join(str(part) for part in path): value for path, value in flat.items()}
+
+
+def unflatten(flat: Mapping) -> dict:
+    """Inverse of `flatten`; parts that are numbers become integers, as in NNX lists."""
+    paths = {
+        tuple(int(part) if part.isdigit() else part for part in name.split(".")): value
+        for name, value in flat.items()
+    }
+    return traverse_util.unflatten_dict(paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """A model without its arrays: the graph definition, the specs of weights and statistics."""
+
+    graphdef: nnx.GraphDef
+    params: dict[str, Spec]
+    model_state: dict[str, Spec]
+
+    @property
+    def param_count(self) -> int:
+        """Number of trained parameters (running statistics not counted, as the papers count)."""
+        return sum(spec.size for spec in self.params.values())
+
+    def bind(
+        self, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array]
+    ) -> nnx.Module:
+        """Puts arrays into the model; cheap, meant for the inside of a jitted function."""
+        return nnx.merge(self.graphdef, unflatten(params), unflatten(model_state))
+
+
+def _specs(state: nnx.State) -> dict[str, Spec]:
+    specs = {}
+
+    def visit(node, path: tuple) -> None:
+        if isinstance(node, nnx.Variable):
+            meta, struct = node.get_metadata(), node.get_value()
+            name = ".".join(str(part) for part in path)
+            specs[name] = Spec(struct.shape, struct.dtype, meta["axes"], meta["init"])
+        else:
+            for key, child in node.items():
+                visit(child, (*path, key))
+
+    visit(state, ())
+    return specs
+
+
+def abstract(model: nnx.Module) -> Abstract:
+    """Splits a freshly built model into its graph definition and the specs of what it declares."""
+    graphdef, params, model_state = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return Abstract(graphdef, _specs(params), _specs(model_state))
+
+
+def stats(model: nnx.Module) -> Arrays:
+    """Reads the running statistics back from a bound model after a call."""
+    return flatten(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+
+class Observed(nnx.Variable):
+    """What a layer saw in one training call and leaves for the step; made anew by each call."""
+
+
+def observed(model: nnx.Module) -> dict:
+    """Reads what the layers of a bound model left in a call: name of the layer -> value."""
+    found = flatten(nnx.to_pure_dict(nnx.state(model, Observed)))
+    return {name.rpartition(".")[0]: value for name, value in found.items()}
+
+
+def leaf_key(key: jax.Array, name: str) -> jax.Array:
+    """A key for one leaf, from its name alone: adding a layer leaves the others as they were."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+@functools.cache
+def _maker(init: Initializer, shape: tuple[int, ...], dtype, sharding: Sharding | None) -> Callable:
+    # One compilation for each distinct (initialiser, shape, sharding), a few dozen in a model. Each
+    # runs once: on a CPU, compiling with little optimisation takes a fifth of the time.
+    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    make = functools.partial(init, shape=shape, dtype=dtype)
+    return jax.jit(make, out_shardings=sharding, compiler_options=quick)
+
+
+def initialise(
+    specs: Mapping[str, Spec], key: jax.Array, shardings: Mapping[str, Sharding] | None = None
+) -> Arrays:
+    """Makes every array, leaf by leaf and already sharded, so that no second copy of the model ever
+    exists.
+
+    Args:
+      specs: name -> Spec.
+      key: one key; each leaf derives its own from its name, so values do not depend on mesh or
+        order.
+      shardings: name -> sharding; None puts all on the default device.
+    """
+    arrays = {}
+    for name, spec in specs.items():
+        sharding = shardings[name] if shardings else None
+        make = _maker(spec.init, spec.shape, spec.dtype, sharding)
+        arrays[name] = make(leaf_key(key, name))
+    return arrays

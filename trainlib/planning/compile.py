@@ -1,0 +1,315 @@
+"""Compiles the train step of a plan for devices that are not here, on any machine.
+
+XLA's compiler for TPUs comes with libtpu and needs no TPU: it is asked for the devices of a target
+(`trainlib.chips`), the plan is made on their mesh, and the step, the same object that trains, is
+lowered from shapes and compiled. No array is ever made: a step of 269 billion parameters takes
+minutes and a few GiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+from jax.extend import core
+from jax.sharding import Mesh
+
+from trainlib.chips import GIB, Target
+from trainlib.errors import ConfigError
+from trainlib.model import flops
+from trainlib.model.weights import Abstract
+from trainlib.planning import hlo
+from trainlib.sharding.mesh import AXES, make_mesh
+from trainlib.sharding.rules import Rules
+from trainlib.step.train_state import TrainState
+
+# Two processes may compile at once, and no cloud is asked what machine this is.
+ENVIRONMENT = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
+
+
+class Plan(Protocol):
+    """What a family makes of a configuration and a mesh; see `moe.plan` and `vitattn.plan`."""
+
+    config: Any
+    mesh: Mesh
+    rules: Rules
+    abstract: Abstract
+    shardings: TrainState
+
+    def train_step(self) -> Any:
+        """The jitted step `(state, batch) -> (state, sums)`."""
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and places of the train state."""
+        ...
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and places of a global batch."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, as the compiler plans them.
+
+    Attributes:
+      arguments: state and batch; the new state takes the place of the old.
+      temporaries: everything else that is alive at once.
+      peak: the compiler's own figure of what is used at the worst moment.
+      code: the program.
+      host: what a policy of recomputation keeps in the memory of the host, for each device.
+    """
+
+    arguments: int
+    temporaries: int
+    peak: int
+    code: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """What must fit: the larger of both figures. Small temporaries that live on the chip are in
+        the peak alone, and a peak leaves out what lies between arrays.
+        """
+        return max(self.arguments + self.temporaries, self.peak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortfall:
+    """Why a program does not fit, in the words of the compiler.
+
+    Attributes:
+      required: bytes that it needs on one device.
+      available: bytes that programs may use there.
+    """
+
+    required: float
+    available: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a compilation says. `memory` or `shortfall` is there, not both.
+
+    Attributes:
+      memory: of a program that fits.
+      shortfall: of one that does not.
+      program: the compiled HLO; None when it does not fit.
+      flops: of one step on all devices, recomputation included.
+      seconds: of tracing, lowering and compiling.
+      host_bytes: the most memory that this process has held.
+      warnings: of the partitioner, about arrays copied whole to every device.
+      largest: the largest arrays of the traced program, see `largest_values`.
+    """
+
+    memory: Memory | None
+    shortfall: Shortfall | None
+    program: hlo.Program | None
+    flops: float
+    seconds: float
+    host_bytes: int
+    warnings: tuple[str, ...]
+    largest: tuple[tuple[int, str], ...]
+
+
+def devices(target: Target) -> list[Any]:
+    """The devices of a target, as XLA's compiler describes them.
+
+    Raises:
+      ConfigError: libtpu (or CUDA) is not installed, or the compiler knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    os.environ.update(ENVIRONMENT | os.environ)
+    if target.platform == "tpu":
+        _require_libtpu(target)
+    options: dict[str, Any] = {}
+    topology = f"{target.chip.name}:{target.topology}"
+    if target.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # without it, each core is a device
+    if target.topology in ("1x1", "1x1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if target.slices > 1:
+        options["num_slices"] = target.slices
+    if target.platform == "cuda":
+        topology = f"1x1x{target.devices}"
+    try:
+        with _captured():
+            found = topologies.get_topology_desc(
+                platform=target.platform, topology_name=topology, **options
+            ).devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
+        raise _refused(target, topology, error) from error
+    if len(found) != target.devices:
+        raise ConfigError(
+            f"--target={target.name} has {target.devices} devices by name, and this version of the "
+            f"compiler gives it {len(found)}. Use a version that is in constraints.txt."
+        )
+    return list(found)
+
+
+def _require_libtpu(target: Target) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            f"--target={target.name} needs the TPU compiler, and libtpu is not installed. It comes "
+            "with the extra aot: pip install -c constraints.txt -e '.[aot]' (no TPU is needed)."
+        )
+
+
+def _refused(target: Target, topology: str, error: Exception) -> ConfigError:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if target.platform == "cuda":
+        return ConfigError(
+            f"--target={target.name}: this XLA compiles for GPUs only where they are ({said}). Run "
+            "the training command there with --config.steps=1, or plan for a TPU target."
+        )
+    return ConfigError(
+        f"--target={target.name}: the TPU compiler knows no slice {topology} ({said}). Take one of "
+        "the usual names."
+    )
+
+
+def mesh(config: Any, target: Target) -> Mesh:
+    """The mesh that a configuration asks for, on a target.
+
+    `mesh.replica` is at least the number of slices; `mesh.data=-1` takes what is left.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the devices of the target.
+    """
+    asked = config.mesh.to_dict()
+    sizes = {name: asked.get(name, 1) for name in AXES}
+    if target.slices > 1 and sizes["replica"] == 1:
+        sizes["replica"] = target.slices
+    found = devices(target)
+    try:
+        return make_mesh(**sizes, devices=found)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--target={target.name} has {target.devices} devices ({target.chips} chips): {error}"
+        ) from error
+
+
+def compile_plan(plan: Plan) -> Result:
+    """Traces, lowers and compiles the train step of a plan; a step that does not fit is a result.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler fails for another reason.
+    """
+    start = time.monotonic()
+    traced = plan.train_step().trace(plan.abstract_state(), plan.abstract_batch())
+    body = traced.jaxpr.jaxpr
+    work = 2.0 * flops.multiply_adds(body)
+    memory = shortfall = program = None
+    with _captured() as log:
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            shortfall = read_shortfall(str(error))
+            if shortfall is None:
+                raise
+        else:
+            memory = _memory(compiled.memory_analysis())
+            program = hlo.Program(compiled.as_text(), plan.mesh.shape)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = time.monotonic() - start
+    warnings = tuple(hlo.involuntary(log[0]))
+    largest = tuple(largest_values(body))
+    return Result(memory, shortfall, program, work, seconds, peak, warnings, largest)
+
+
+def _memory(analysis: Any) -> Memory:
+    return Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        host=analysis.host_temp_size_in_bytes,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of abstract arrays on one device, from their shapes and shardings."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}
+
+
+def read_shortfall(message: str) -> Shortfall | None:
+    """Reads the compiler's error of a program that does not fit; None when it is another error."""
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(
+        rf"memory required for HLO temporaries \({amount}\) exceeds available HBM \({amount}\)",
+        message,
+    ) or re.search(rf"Used {amount} of {amount} hbm", message)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return None
+    # What it calls temporaries holds the arguments too: a program of one product shows it.
+    required, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+    return Shortfall(required, available)
+
+
+def largest_values(jaxpr: core.Jaxpr, count: int = 5) -> list[tuple[int, str]]:
+    """The largest arrays that a traced program makes: (bytes of the whole array, what it is).
+
+    Inside a shard_map these are the bytes on one device. Each shape and type is listed once.
+    """
+    sizes: dict[str, int] = {}
+
+    def visit(body: core.Jaxpr, where: str) -> None:
+        for equation in body.eqns:
+            name = equation.primitive.name
+            inside = where or (name if name == "shard_map" else "")
+            for variable in equation.outvars:
+                value: Any = variable.aval
+                if getattr(value, "shape", None):
+                    text = f"{value.dtype}{list(value.shape)} of {name}"
+                    place = " on one device" if where else ""
+                    sizes.setdefault(text + place, math.prod(value.shape) * value.dtype.itemsize)
+            for value in equation.params.values():
+                for part in flops.subjaxprs(value):
+                    visit(part, inside)
+
+    visit(jaxpr, "")
+    shown: dict[str, tuple[int, str]] = {}
+    for text, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        shown.setdefault(text.partition(" of ")[0], (size, text))
+    return list(shown.values())[:count]
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[list[str]]:
+    """Takes what is written to standard error, also by C++, while a block runs.
+
+    Yields:
+      A list that holds the text once the block has ended.
+    """
+    log = [""]
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield log
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            log[0] = file.read().decode(errors="replace")

@@ -1,0 +1,337 @@
+"""What a compiled train step will need and can reach on its target, as data and as text.
+
+Step times are bounds, not predictions: arithmetic at the chip's peak, matrix products through
+memory once, and every byte between devices over all links at once. `--mfu` says which share of the
+peak the arithmetic is assumed to reach; the longest of the bounds is the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainlib.chips import DCN_BANDWIDTH, GIB, Target
+from trainlib.planning import compile as aot
+from trainlib.run.progress import duration
+from trainlib.step.train_state import whole_bytes
+
+HEADROOM = 0.85  # share of the memory that a plan should use at most; fragmentation needs the rest
+
+Report = dict[str, Any]
+
+
+def make_report(
+    plan: aot.Plan, target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float = 0.5
+) -> Report:
+    """Everything that a report says, as plain data.
+
+    Args:
+      plan: what was compiled.
+      target: for what.
+      facts: of the family's `describe`: params, active_params, flops_per_example and so on.
+      result: of the compilation.
+      mfu: assumed share of the chip's peak that the arithmetic of a step reaches, in (0, 1].
+
+    Returns:
+      Keys in the order in which they are shown; bytes are on one device unless said otherwise,
+      times in seconds.
+    """
+    state, config = plan.abstract_state(), plan.config
+    model_flops = 3.0 * facts["flops_per_example"] * config.batch_size
+    report: Report = {
+        "config": config.name,
+        "target": target.name,
+        "device": target.chip.kinds[0],
+        "chips": target.chips,
+        "devices": target.devices,
+        "slices": target.slices,
+        "fits": result.memory is not None,
+        "params": {
+            "total": plan.abstract.param_count,
+            "active": facts.get("active_params", plan.abstract.param_count),
+        },
+        "mesh": dict(plan.mesh.shape),
+        "rules": {axis: rule for axis, rule in plan.rules.items() if rule},
+        "batch_size": config.batch_size,
+        "microbatches": config.microbatches,
+        "settings": _settings(config),
+        "bytes_per_device": {
+            "params": aot.device_bytes(state.params),
+            "model_state": aot.device_bytes(state.model_state),
+            "optimizer": aot.device_bytes(state.opt_state),
+            "weight_average": aot.device_bytes(state.ema),
+            "batch": aot.device_bytes(plan.abstract_batch()),
+        },
+        "flops": {
+            "model_per_step": model_flops,
+            "executed_per_step": result.flops,
+            "executed_per_device": result.flops / target.devices,
+        },
+        "checkpoint_bytes": whole_bytes(state),
+        "compile_seconds": result.seconds,
+        "host_peak_bytes": result.host_bytes,
+        "rematerialization_warnings": list(result.warnings),
+    }
+    if result.memory is None:
+        report |= _misfit(result, plan, target)
+    else:
+        report["bytes_per_device"] |= _memory(result.memory, target)
+        report |= _traffic(plan, target, facts, result, mfu)
+    return report
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The keys that decide about memory, as far as the family has them."""
+    values = {"sharding": config.to_dict().get("sharding"), "optimizer": config.optimizer.name}
+    model = config.model.to_dict()
+    names = ("dtype", "remat", "decoder_remat", "reduce_dtype")
+    return values | {f"model.{name}": model[name] for name in names if name in model}
+
+
+def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:
+    hbm = target.chip.hbm_bytes
+    return {
+        "arguments": memory.arguments,
+        "temporaries": memory.temporaries,
+        "total": memory.total,
+        "peak": memory.peak,
+        "code": memory.code,
+        "on_host": memory.host,
+        "hbm": hbm,
+        "used_share": memory.total / hbm,
+        "margin": hbm - memory.total,
+    }
+
+
+def _misfit(result: aot.Result, plan: aot.Plan, target: Target) -> Report:
+    assert result.shortfall is not None
+    missing = result.shortfall.required - result.shortfall.available
+    state = plan.abstract_state()
+    leaves = [(aot.device_bytes(leaf), name) for name, leaf in state.params.items()]
+    held = [{"bytes": size, "what": name} for size, name in sorted(leaves, reverse=True)[:3]]
+    made = [{"bytes": size, "what": what} for size, what in result.largest]
+    return {
+        "shortfall": {
+            "required": result.shortfall.required,
+            "available": result.shortfall.available,
+            "missing": missing,
+        },
+        "largest_weights": held,
+        "largest_arrays_whole": made,
+        "try": advice(plan.config, target, missing),
+    }
+
+
+def advice(config: Any, target: Target, missing: float) -> list[str]:
+    """What to change so that a step fits, cheapest first; `missing` is in bytes."""
+    values, model = config.to_dict(), config.model.to_dict()
+    lines = []
+    if values.get("sharding") == "replicated":
+        lines.append("--config.sharding=fsdp: weights and optimiser split over the mesh rows")
+    if model.get("remat", "full") != "full":
+        lines.append("--config.model.remat=full: every block is recomputed in the backward pass")
+    if model.get("dtype") == "float32":
+        lines.append("--config.model.dtype=bfloat16: activations of half the size")
+    if config.optimizer.name in ("adamw", "rmsprop") and "routing" in values:
+        lines.append("--config.optimizer.name=adafactor: factored moments, almost no bytes")
+    pieces = config.microbatches * 2
+    parts = target.devices
+    if config.batch_size % (pieces * parts) == 0:
+        lines.append(f"--config.microbatches={pieces}: activations of half the size, more gathers")
+    if config.batch_size > parts:
+        smaller = max(parts, config.batch_size // 2 // parts * parts)
+        lines.append(f"--config.batch_size={smaller}")
+    lines.append(
+        "a larger slice; --search finds the smallest, the largest batch and the cheapest remat "
+        f"({missing / GIB:.2f} GiB a device are missing)"
+    )
+    return lines
+
+
+def _traffic(
+    plan: aot.Plan, target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float
+) -> Report:
+    """Collectives, bounds on the time of a step, and the throughput at them."""
+    assert result.program is not None
+    assert result.memory is not None
+    chip, config = target.chip, plan.config
+    totals = result.program.totals()
+    slow = [one for one in totals if target.slices > 1 and "replica" in one.axes]
+    fast = [one for one in totals if one not in slow]
+    through_memory = result.program.product_bytes() + 2 * result.memory.arguments
+    peak_time = result.flops / target.devices / chip.flops
+    bounds = {
+        "arithmetic_at_peak": peak_time,
+        "arithmetic_at_mfu": peak_time / mfu,
+        "memory": through_memory / chip.hbm_bandwidth,
+        "links": sum(one.wire_bytes for one in fast) / chip.ici_bandwidth,
+        "between_slices": sum(one.wire_bytes for one in slow) / DCN_BANDWIDTH,
+    }
+    step = max(value for name, value in bounds.items() if name != "arithmetic_at_peak")
+    model_flops = 3.0 * facts["flops_per_example"] * config.batch_size
+    examples = config.batch_size / step
+    report: Report = {
+        "collectives": [
+            {
+                "kind": one.kind,
+                "axes": list(one.axes),
+                "times": one.times,
+                "bytes": one.bytes,
+                "largest_bytes": one.largest,
+                "wire_bytes": one.wire_bytes,
+            }
+            for one in totals
+        ],
+        "assumed_mfu": mfu,
+        "bounds": bounds | {"step": step},
+        "mfu_of_model_at_bound": model_flops / target.devices / chip.flops / step,
+        "examples_per_second": examples,
+    }
+    if "tokens_per_example" in facts:
+        report["tokens_per_second"] = examples * facts["tokens_per_example"]
+    return report
+
+
+# ---------------------------------------------------------------------------------------- as text
+def amount(size: float) -> str:
+    """Bytes as people read them: 12.34 GiB, 512.00 MiB."""
+    for unit, scale in (("TiB", 2**40), ("GiB", GIB), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:,.2f} {unit}"
+    return f"{size / 2**10:,.2f} KiB"
+
+
+def _flop(count: float) -> str:
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if count >= scale:
+            return f"{count / scale:,.2f} {unit}"
+    return f"{count / 1e9:,.2f} GFLOP"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def verdict(report: Report) -> str:
+    """One line: fits or not, with the margin."""
+    place = f"{report['config']} on {report['target']}"
+    if not report["fits"]:
+        short = report["shortfall"]
+        return (
+            f"{place}: DOES NOT FIT, {amount(short['missing'])} a device too much "
+            f"({amount(short['required'])} of {amount(short['available'])})"
+        )
+    size = report["bytes_per_device"]
+    tight = "" if size["used_share"] <= HEADROOM else f", above the {HEADROOM:.0%} to plan with"
+    return (
+        f"{place}: fits, {amount(size['total'])} of {amount(size['hbm'])} a device "
+        f"({size['used_share']:.0%}{tight}), {amount(size['margin'])} spare"
+    )
+
+
+def columns(name: str, report: Report | None = None) -> str:
+    """One line of a comparison, or its heading: what is kept, what is computed, what is sent, and
+    the bound on the step.
+    """
+    if report is None:
+        cells = ["state", "temporaries", "together", "of memory", "computed", "sent", "step bound"]
+    elif not report["fits"]:
+        return f"{name:<14}does not fit: {amount(report['shortfall']['missing'])} too much"
+    else:
+        size, flops = report["bytes_per_device"], report["flops"]
+        sent = sum(one["wire_bytes"] for one in report["collectives"])
+        cells = [amount(size["arguments"]), amount(size["temporaries"]), amount(size["total"])]
+        cells += [f"{size['used_share']:.0%}", _flop(flops["executed_per_device"]), amount(sent)]
+        cells.append(_seconds(report["bounds"]["step"]))
+    return f"{name:<14}" + "".join(f"{cell:>14}" for cell in cells)
+
+
+def to_text(report: Report) -> str:
+    """The report to be read."""
+    params, size, flops = report["params"], report["bytes_per_device"], report["flops"]
+    mesh = " x ".join(f"{axis} {n}" for axis, n in report["mesh"].items() if n > 1) or "1 device"
+    rules: dict[Any, list[str]] = {}
+    for axis, rule in report["rules"].items():
+        rules.setdefault("+".join([rule] if isinstance(rule, str) else rule), []).append(axis)
+    slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
+    lines = [
+        verdict(report),
+        "",
+        _row(
+            "target", f"{report['chips']} chips{slices}, {report['devices']} x {report['device']}"
+        ),
+        _row(
+            "parameters", f"{params['total']:,}; used for one token or image {params['active']:,}"
+        ),
+        _row("mesh", mesh),
+        *(_row("", f"over {axis}: {', '.join(names)}") for axis, names in rules.items()),
+        _row("batch", f"{report['batch_size']:,} in {report['microbatches']} microbatch(es)"),
+        _row("settings", ", ".join(f"{k} {v}" for k, v in report["settings"].items() if v)),
+        "",
+        "memory of one device",
+    ]
+    lines += [_row(f"  {name.replace('_', ' ')}", amount(n)) for name, n in _sizes(size) if n]
+    lines += _misfit_text(report) if not report["fits"] else []
+    lines += ["", "arithmetic of one step"]
+    lines.append(_row("  model", f"{_flop(flops['model_per_step'])}, three times the forward pass"))
+    executed = f"{_flop(flops['executed_per_step'])}, recomputation included"
+    lines.append(_row("  executed", executed))
+    lines.append(_row("  one device", _flop(flops["executed_per_device"])))
+    lines += _traffic_text(report) if report["fits"] else []
+    for warning in report["rematerialization_warnings"]:
+        lines.append(f"warning: {warning[:200]}")
+    lines += [
+        "",
+        _row("checkpoint", f"{amount(report['checkpoint_bytes'])} in all"),
+        _row("compiled in", f"{duration(report['compile_seconds'])}; nothing was run on a device"),
+        _row("host memory", f"{amount(report['host_peak_bytes'])} at most"),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<20}{value}"
+
+
+def _sizes(size: Mapping[str, float]) -> list[tuple[str, float]]:
+    left_out = ("used_share", "margin", "hbm")
+    return [(name, value) for name, value in size.items() if name not in left_out]
+
+
+def _misfit_text(report: Report) -> list[str]:
+    weights = [f"  {amount(one['bytes']):>12}  {one['what']}" for one in report["largest_weights"]]
+    arrays = [
+        f"  {amount(one['bytes']):>12}  {one['what']}" for one in report["largest_arrays_whole"]
+    ]
+    tries = [f"  {line}" for line in report["try"]]
+    return [
+        *("", "largest weights on one device", *weights),
+        *("", "largest arrays of the step, over all devices together", *arrays),
+        *("", "what to try", *tries),
+    ]
+
+
+def _traffic_text(report: Report) -> list[str]:
+    heads = f"{'times':>7}  {'buffers':>12}  {'a device sends':>14}"
+    lines = ["", f"{'between devices, one step':<38}{heads}"]
+    for one in report["collectives"]:
+        name = f"  {one['kind']} over {'+'.join(one['axes'])}"
+        sizes = f"{one['times']:>7,}  {amount(one['bytes']):>12}  {amount(one['wire_bytes']):>14}"
+        lines.append(f"{name:<38}{sizes}")
+    bounds, share = report["bounds"], report["assumed_mfu"]
+    lines += ["", "step time: bounds, not measured"]
+    for name, what in (
+        ("arithmetic_at_peak", "arithmetic, peak"),
+        ("arithmetic_at_mfu", f"  at {share:.0%} of it"),
+        ("memory", "memory"),
+        ("links", "links"),
+        ("between_slices", "between slices"),
+    ):
+        if bounds[name]:
+            lines.append(_row(f"  {what}", _seconds(bounds[name])))
+    mfu = f"MFU {report['mfu_of_model_at_bound']:.0%} (recomputation not counted)"
+    lines.append(_row("  the longest", f"{_seconds(bounds['step'])}, {mfu}"))
+    speed = f"{report['examples_per_second']:,.0f} examples/s"
+    if "tokens_per_second" in report:
+        speed += f", {report['tokens_per_second']:,.0f} tokens/s"
+    return [*lines, _row("  throughput", speed)]

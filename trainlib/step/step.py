@@ -1,0 +1,220 @@
+"""The train step and the evaluation step, for any model that is a loss function.
+
+One train step: split the batch into microbatches, sum gradients weighted by how many examples each
+holds, clip, update, move the running statistics once, skip all of it when it is not finite, move
+the weight average. All of it is one jitted function with pinned shardings and a donated state; keys
+come from (seed, step, microbatch), so a resumed run draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainlib.model import statistics
+from trainlib.model.statistics import Moments
+from trainlib.model.weights import Arrays
+from trainlib.sharding import rules as sharding
+from trainlib.step.optimizers import ema_update
+from trainlib.step.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count); a metric is total / count
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOutput:
+    """What a loss function returns beside the scalar it is differentiated in.
+
+    Attributes:
+      weight: f32 scalar, how many examples (or tokens) `loss` is the mean of.
+      model_state: what the loss keeps from batch to batch; each microbatch gets what the one before
+        it left. Running statistics, which the step moves, stay in it as they are.
+      metrics: name -> (total, count), summed over microbatches and devices.
+      moments: layer -> what it saw, for the running statistics.
+    """
+
+    weight: jax.Array
+    model_state: Arrays
+    metrics: Sums
+    moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+
+
+jax.tree_util.register_dataclass(LossOutput)
+
+LossFn = Callable[[Arrays, Arrays, Batch, jax.Array], tuple[jax.Array, LossOutput]]
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    # Row i goes to microbatch i % parts, so every device keeps its own rows and nothing moves.
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def _gradients(
+    loss_fn: LossFn, params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array, parts: int
+) -> tuple[jax.Array, Arrays, LossOutput]:
+    """Weighted mean loss, its gradient in `params`, and what the loss gives beside it; whole
+    batch.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts == 1:
+        (loss, out), grads = grad_fn(params, model_state, batch, key)
+        return loss, grads, out
+
+    def body(carry, piece):
+        total_loss, total_weight, total_grads, kept = carry
+        index, rows = piece
+        (loss, out), grads = grad_fn(params, kept, rows, jax.random.fold_in(key, index))
+        grads = jax.tree.map(lambda t, g: t + g * out.weight, total_grads, grads)
+        carry = total_loss + loss * out.weight, total_weight + out.weight, grads, out.model_state
+        return carry, (out.metrics, out.moments)
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
+    pieces = (jnp.arange(parts), _split(batch, parts))
+    (loss, weight, grads, kept), (metrics, moments) = jax.lax.scan(body, start, pieces)
+    scale = 1.0 / jnp.maximum(weight, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    moments = {layer: statistics.merge(seen) for layer, seen in moments.items()}
+    return loss * scale, grads, LossOutput(weight, kept, metrics, moments)
+
+
+def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
+    """Weights that learn, weights that do not."""
+    if trained is None:
+        return params, {}
+    learned = {name: value for name, value in params.items() if name in trained}
+    return learned, {name: value for name, value in params.items() if name not in trained}
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+    trained: Collection[str] | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Builds the pure train step `(state, batch) -> (state, metrics)`.
+
+    Args:
+      loss_fn: `(params, model_state, batch, key) -> (mean loss, LossOutput)`.
+      optimizer: an optax transformation over the flat dictionary of weights.
+      seed: with the step number it gives every random key.
+      microbatches: how many pieces the batch is cut into. The step is that of the whole batch where
+        the loss of a row depends on this row alone; batch normalisation normalises each piece by
+        the statistics of this piece, which is another function. Running statistics move once, by
+        those of all pieces together.
+      ema_decay: decay of the moving average of weights; 0 turns it off.
+      trained: names of the weights that learn (`optim.trained_names`); None is all. The others are
+        not differentiated: what lies before the first trained weight has no backward pass, and
+        `grad_norm` does not count them. Running statistics are no weights: those of frozen parts
+        follow the batches as ever.
+
+    The metrics gain `loss`, `grad_norm` and `skipped` (1 when this update was not finite and left
+    out).
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        learned, fixed = _parted(state.params, trained)
+
+        def loss_of(learned: Arrays, *rest: Any) -> tuple[jax.Array, LossOutput]:
+            return loss_fn(learned | fixed, *rest)
+
+        loss, grads, out = _gradients(loss_of, learned, state.model_state, batch, key, microbatches)
+        moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        params = kept(params, state.params)
+        moved, counts = kept((moved, counts), (state.model_state, state.counts))
+        ema = state.ema
+        if ema_decay:
+            ema = kept(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
+        bad = (~finite).astype(jnp.int32)
+        skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
+        one = jnp.ones((), jnp.float32)
+        metrics = out.metrics | {
+            "loss": (loss.astype(jnp.float32), one),
+            "grad_norm": (norm.astype(jnp.float32), one),
+            "skipped": (skipped[0].astype(jnp.float32), one),
+            "skipped_in_row": (skipped[1].astype(jnp.float32), one),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=moved,
+            opt_state=kept(opt_state, state.opt_state),
+            ema=ema,
+            skipped=skipped,
+            counts=counts,
+        )
+        return new_state, metrics
+
+    return step
+
+
+def compile_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Sums]],
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Any:
+    """Jits a train step: pinned shardings, donated state, activation constraints on `mesh`."""
+
+    def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        with sharding.activate(mesh, rules):
+            return step(state, batch)
+
+    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    return jax.jit(
+        on_mesh,
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+
+def compile_eval(
+    evaluate: Callable[[Arrays, Arrays, Batch], Sums],
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Any:
+    """Jits `(params, model_state, batch) -> metric sums` on the mesh."""
+
+    def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
+        with sharding.activate(mesh, rules):
+            return evaluate(params, model_state, batch)
+
+    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    return jax.jit(
+        on_mesh,
+        in_shardings=(shardings.params, shardings.model_state, rows),
+        out_shardings=whole,
+    )
+
+
+def put_batch(batch: dict[str, Any], rows: NamedSharding) -> Batch:
+    """This host's rows (NumPy) -> global arrays, sharded over the batch axes."""
+    # Asked for, unlike what the loops forbid; over several processes JAX does not count it as such.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(rows, value)
+            for name, value in batch.items()
+        }
