@@ -77,6 +77,33 @@ def test_imports_follow_the_arrow(package):
     assert not wrong, "\n".join(wrong)
 
 
+def rooms_of(package: str) -> dict[str, set[str]]:
+    """Folder of a package -> the folders of it whose files its own files import, inside functions
+    too."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = ".".join(path.relative_to(ROOT).parts[:-1])
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            for alias in node.names:
+                place = ROOT / node.module.replace(".", "/")
+                inside = (place / alias.name).is_dir() or (place / f"{alias.name}.py").is_file()
+                other = node.module if inside or place.is_dir() else node.module.rpartition(".")[0]
+                if other.split(".")[0] == package and other != room:
+                    found.setdefault(room, set()).add(other)
+    return found
+
+
+def test_rooms_of_trainlib_are_in_no_circle():
+    """Taking away the rooms that need no other that is left takes all of them away."""
+    left = rooms_of("trainlib")
+    assert "trainlib.run" in left
+    while free := {room for room, needs in left.items() if not needs & set(left)}:
+        left = {room: needs for room, needs in left.items() if room not in free}
+    assert not left, left
+
+
 def test_only_the_agreed_names_of_nnx_are_used():
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno} uses nnx.{node.attr}"
