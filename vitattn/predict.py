@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from trainlib.data.folders import below
 from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.formats import weight_source as weights
 from trainlib.model import weights as nn
@@ -190,8 +191,8 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     found = []
     for path in given:
         if os.path.isdir(path):
-            left = walk.LeftOut(path)
-            inside = sorted(map(Path, walk.below([path], left)))
+            left = walk.left_out(path)
+            inside = sorted(map(Path, below([path], left)))
             for line in left.lines():
                 print(line, file=sys.stderr)
             if not inside:

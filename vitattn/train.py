@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from trainlib.data.batches import data_position, split_facts
+from trainlib.data.folders import once
 from trainlib.errors import DataError, Preempted
 from trainlib.model import weights as nn
 from trainlib.run import goodput, peers, watchdog
@@ -27,7 +28,7 @@ from trainlib.step import step
 from trainlib.step import train_state as state_lib
 from vitattn import class_names, classify, evaluate, transfer
 from vitattn import plan as plan_lib
-from vitattn.data import check_classes, check_settings, make_source, train_batches, walk
+from vitattn.data import check_classes, check_settings, make_source, train_batches
 from vitattn.models import configure
 from vitattn.models.counts import forward_flops
 
@@ -92,7 +93,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         print(
             opening(config, abstract, plan.mesh, len(source), len(eval_source), start), flush=True
         )
-        for line in walk.once(source.left_out, eval_source.left_out):
+        for line in once(source.left_out, eval_source.left_out):
             print(f"  {line}", flush=True)
         for line in changed:
             print(f"  changed since step {start}: {line}", flush=True)

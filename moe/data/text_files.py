@@ -1,7 +1,7 @@
 """Which files of a folder a text source reads, and what it passes over, by suffix and reason.
 
-The rule: folders at any depth, links followed, hidden names and `__MACOSX` ignored, regular files
-alone, suffixes in any case. A file that is named itself is read whatever its suffix. What a file
+Folders at any depth are looked through as `trainlib.data.folders` does, for suffixes in any case. A
+file that is named itself is read whatever its suffix. What a file
 holds is decided by its first bytes: plain text, gzip, or another format, which is not read.
 """
 
@@ -11,11 +11,10 @@ import dataclasses
 import gzip
 import os
 import zlib
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from trainlib.data import folders
 from trainlib.errors import DataError, shown
 from trainlib.untrusted_files import open_regular, what_is
 
@@ -90,19 +89,16 @@ def find(kind: str, path: Path) -> Found:
         if file is None:
             raise DataError(f"{shown(path)} {why}.")
         return Found((file,), ())
-    files, reasons, examples, probe = [], Counter(), {}, _Probe()
-    for name in sorted(_walk(path)):
+    left = folders.LeftOut(path, lambda name: _has_suffix(name, kind), "another suffix")
+    files, probe = [], _Probe()
+    names = sorted(os.path.relpath(file, path) for file in folders.below([path], left))
+    for name in names:
         file, why = _looked_at(path / name, name, kind, probe)
         if file is not None:
             files.append(file)
-            continue
-        reasons[key := (_suffix(name), why)] += 1
-        examples.setdefault(key, name)
-    lines = tuple(
-        f"{count:,} {'file' if count == 1 else 'files'} {suffix or 'without a suffix'} "
-        f"({why}), such as {shown(examples[suffix, why], 100)}"
-        for (suffix, why), count in reasons.most_common()
-    )
+        else:
+            left.add(str(path / name), why)
+    lines = left.counts()
     if lines and not files:
         raise DataError(
             f"{shown(path)} has nothing that {kind}: reads, only {'; '.join(lines)}. {wanted(kind)}"
@@ -120,42 +116,14 @@ def wanted(kind: str) -> str:
     )
 
 
-def _walk(top: Path) -> Iterator[str]:
-    """Path in `top` of everything that is no folder; a folder that is met twice is read once."""
-    seen = set()
-    for folder, folders, names in os.walk(top, followlinks=True, onerror=_raise):
-        status = os.stat(folder)
-        if (place := (status.st_dev, status.st_ino)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for name in names:
-            if not _hidden(name):
-                yield (Path(folder) / name).relative_to(top).as_posix()
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _suffix(name: str) -> str:
-    """`.txt`, or `.txt.gz`; in lower case."""
-    parts = Path(name).suffixes
-    packed = len(parts) > 1 and parts[-1].lower() == ".gz"
-    return "".join(parts[-2:] if packed else parts[-1:]).lower()
+def _has_suffix(name: str, kind: str) -> bool:
+    return folders.suffix_of(name).removesuffix(".gz") in SUFFIXES[kind]
 
 
 def _looked_at(path: Path, name: str, kind: str, probe: _Probe) -> tuple[TextFile | None, str]:
     """(file, "") or (None, why it is not read)."""
     if not path.is_file():
         return None, f"is {what_is(path)}" if not name else what_is(path)
-    if name and _suffix(name).removesuffix(".gz") not in SUFFIXES[kind]:
-        return None, "another suffix"
     with open_regular(path, follow=True, error=DataError) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(_START)

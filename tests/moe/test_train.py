@@ -142,7 +142,7 @@ def test_a_run_that_holds_nothing_out_is_not_evaluated(config_of, tmp_path, caps
     assert train.run(config, tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert "held out nothing (data.holdout=0): nothing is evaluated" in out
-    assert "1 file .csv (another suffix), such as table.csv" in out
+    assert "1 .csv, another suffix (such as table.csv)" in out
     assert not logged(tmp_path / "run", "eval")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rows"]["evaluation"] == "none: data.holdout=0 holds nothing out"

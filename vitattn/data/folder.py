@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainlib import paths
+from trainlib.data.folders import LeftOut, below, listing, some
 from trainlib.errors import ConfigError, DataError, shown, told_apart
 from vitattn.data import walk
 from vitattn.data.sources import (
@@ -90,7 +91,7 @@ def make(config: Any, argument: str, split: str) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     named = [root / name for name in _EVAL_NAMES if train != root]
     evaluation = next((path for path in named if path.is_dir()), None)
-    left = walk.LeftOut(root)
+    left = walk.left_out(root)
     if train != root:
         _count_beside(root, (train, evaluation), left)
     classes = _class_folders(train, left)
@@ -101,7 +102,7 @@ def make(config: Any, argument: str, split: str) -> Source:
             theirs, ours = told_apart(strange, classes)
             raise DataError(
                 f"{shown(evaluation)} has {len(strange)} class folders that {shown(train)} lacks: "
-                f"{walk.some(theirs)}. The classes of training are: {walk.some(ours)}."
+                f"{some(theirs)}. The classes of training are: {some(ours)}."
             )
         return _files(evaluation, classes, [name for name in classes if name in found], left)
     everything = _files(train, classes, classes, left)
@@ -119,8 +120,8 @@ def _check_name(root: Path) -> None:
         ) from None
 
 
-def _count_beside(root: Path, read: Sequence[Path | None], left: walk.LeftOut) -> None:
-    folders, images, _ = walk.listing(root, left)
+def _count_beside(root: Path, read: Sequence[Path | None], left: LeftOut) -> None:
+    folders, images, _ = listing(root, left)
     for name in folders:
         if root / name not in read:
             left.add(str(root / name), "beside the folders that are read", "folder")
@@ -160,7 +161,7 @@ def _part(source: Files, holdout: float, split: str, official: bool) -> Files:
     return Files(source.root, names, source.labels[chosen], source.class_names, source.left_out)
 
 
-def _files(root: Path, classes: Sequence[str], present: Sequence[str], left: walk.LeftOut) -> Files:
+def _files(root: Path, classes: Sequence[str], present: Sequence[str], left: LeftOut) -> Files:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -171,8 +172,8 @@ def _files(root: Path, classes: Sequence[str], present: Sequence[str], left: wal
     return Files(root, names, np.asarray(labels, np.int64), classes, left.lines())
 
 
-def _class_folders(root: Path, left: walk.LeftOut) -> list[str]:
-    folders, images, others = walk.listing(root, left, strict=True)
+def _class_folders(root: Path, left: LeftOut) -> list[str]:
+    folders, images, others = listing(root, left, strict=True)
     if folders:
         for name in images:
             left.add(str(root / name), "outside the class folders")
@@ -183,20 +184,20 @@ def _class_folders(root: Path, left: walk.LeftOut) -> list[str]:
     raise DataError(f"{shown(root)} has {there}. {_expected(left.root)}")
 
 
-def _images(folder: Path, left: walk.LeftOut) -> list[str]:
+def _images(folder: Path, left: LeftOut) -> list[str]:
     """Returns the names of the images of one class; raises DataError when there are none."""
-    folders, images, others = walk.listing(folder, left)
+    folders, images, others = listing(folder, left)
     if images:
-        for image in walk.below((folder / name for name in folders), left, known=folder):
+        for image in below((folder / name for name in folders), left, known=folder):
             left.add(image, walk.DEEP)
         return images
     if folders:
         raise DataError(
-            f"{shown(folder)} holds folders ({walk.some(folders)}) where the images of the class "
+            f"{shown(folder)} holds folders ({some(folders)}) where the images of the class "
             f"'{shown(folder.name)}' were expected. If its folders are the classes, use "
             f"--config.data.source=folder:{shown(folder)}. {_expected(left.root)}"
         )
-    other = f" ({len(others)} other files: {walk.some(others)})" if others else ""
+    other = f" ({len(others)} other files: {some(others)})" if others else ""
     raise DataError(
         f"the class folder {shown(folder)} has no images{other}. Read are: "
         f"{', '.join(walk.SUFFIXES)}. Fill or remove it."

@@ -1,23 +1,16 @@
-"""One rule for looking through folders of images, for training and for prediction.
+"""Which files of a folder are images, for training and for prediction; how one is read.
 
-Links are followed. Names that begin with a dot and `__MACOSX`, which archives of macOS leave, are
-passed over. An image is a regular file whose name ends in one of `SUFFIXES`; pipes, devices and
-links to nothing are never opened. Whatever is left out is counted by suffix and reason, with one
-example of each, so that a data set that is smaller than a person thinks says so when a run starts.
-
-Names are kept as the file system has them: bytes that are no UTF-8 are half surrogates, as
-everywhere in Python, and `shown` prints them.
+An image is a regular file whose name ends in one of `SUFFIXES`; `trainlib.data.folders` has the
+rest of the rule.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from trainlib.data.folders import LeftOut
 from trainlib.errors import DataError, shown
-from trainlib.untrusted_files import read_small, what_is
+from trainlib.untrusted_files import read_small
 from vitattn.data.images import MAX_BYTES
 from vitattn.data.sources import UnreadableRecord
 
@@ -28,94 +21,7 @@ SUFFIXES = (
 )
 
 NO_IMAGE = "not the suffix of an image that is read"
-HIDDEN = "hidden"
 DEEP = "in a sub-folder of a class that has images itself"
-_OF_ARCHIVES = "__MACOSX"
-_FOLDER = "folder"
-_MOST_LINES = 12
-
-
-class LeftOut:
-    """What was passed over below a folder: how many files of each suffix for each reason, and one
-    of them."""
-
-    def __init__(self, root: str | Path):
-        self.root = os.fspath(root)
-        self._groups: dict[tuple[str, str], tuple[int, str]] = {}
-
-    def add(self, path: str, reason: str, kind: str | None = None) -> None:
-        """Counts one; `kind` stands for the suffix where it is no file."""
-        suffix = kind or os.path.splitext(path)[1].lower() or "without a suffix"
-        count, first = self._groups.get((suffix, reason), (0, path))
-        self._groups[suffix, reason] = count + 1, first
-
-    def lines(self) -> tuple[str, ...]:
-        """One line for each suffix and reason, those of most files first."""
-        groups = sorted(self._groups.items(), key=lambda item: (-item[1][0], item[0]))
-        lines = [
-            f"left out of {shown(self.root)}: {count:,} {_counted(suffix, count)}, {reason} (such "
-            f"as {shown(os.path.relpath(first, self.root))})"
-            for (suffix, reason), (count, first) in groups[:_MOST_LINES]
-        ]
-        if rest := groups[_MOST_LINES:]:
-            count = sum(number for _, (number, _) in rest)
-            lines.append(
-                f"left out of {shown(self.root)}: {count:,} more of {len(rest):,} other kinds "
-                f"(such as {shown(os.path.relpath(rest[0][1][1], self.root))})"
-            )
-        return tuple(lines)
-
-
-def _counted(suffix: str, count: int) -> str:
-    if suffix.startswith(".") or suffix.startswith("without"):
-        return shown(suffix, 40)
-    return suffix if count == 1 else f"{suffix}s"
-
-
-class Listing(NamedTuple):
-    """One folder: the names of the folders, of the images and of what else is in it and not hidden,
-    each sorted."""
-
-    folders: list[str]
-    images: list[str]
-    others: list[str]
-
-
-def listing(folder: str | Path, left: LeftOut, *, strict: bool = False) -> Listing:
-    """Lists one folder, and counts what is neither a folder nor an image.
-
-    Raises:
-      DataError: it cannot be opened; or, where `strict`, a link in it leads to itself.
-    """
-    found = Listing([], [], [])
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                _sort_out(entry, found, left, strict)
-    except OSError as error:
-        raise _unopened(error.filename or folder, error) from error
-    return found
-
-
-def _sort_out(entry: os.DirEntry, found: Listing, left: LeftOut, strict: bool) -> None:
-    is_folder = is_file = False
-    try:
-        is_folder, is_file = entry.is_dir(), entry.is_file()
-    except OSError:  # a link that leads to itself
-        if strict and not entry.name.startswith("."):
-            raise
-    if entry.name.startswith("."):
-        left.add(entry.path, HIDDEN, _FOLDER if is_folder else None)
-    elif is_folder and entry.name == _OF_ARCHIVES:
-        left.add(entry.path, "left by an archive of macOS", _FOLDER)
-    elif is_folder:
-        found.folders.append(entry.name)
-    elif is_file and is_image(entry.name):
-        found.images.append(entry.name)
-    else:
-        found.others.append(entry.name)
-        reason = NO_IMAGE if is_file else f"not a regular file but {what_is(entry.path)}"
-        left.add(entry.path, reason)
 
 
 def is_image(name: str) -> bool:
@@ -123,44 +29,9 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def below(folders: Iterable[str | Path], left: LeftOut, known: str | Path = "") -> Iterator[str]:
-    """Yields the paths of all images in some folders and below them: those of a folder, by name,
-    and then those of its folders, by name.
-
-    Each folder is read once, however many links lead to it, so links in a circle end. A folder
-    that cannot be opened is counted as left out, with the reason.
-
-    Args:
-      folders: where to look.
-      left: what counts.
-      known: a folder that is read already.
-    """
-    seen = {_identity(known)} if known else set()
-    waiting = [os.fspath(folder) for folder in folders][::-1]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            identity = _identity(folder)
-            found = None if identity in seen else listing(folder, left)
-        except (OSError, DataError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            left.add(folder, f"cannot be opened ({getattr(cause, 'strerror', cause)})", _FOLDER)
-            continue
-        if not found:
-            left.add(folder, "a link to a folder that is read already", _FOLDER)
-            continue
-        seen.add(identity)
-        yield from (os.path.join(folder, name) for name in found.images)
-        waiting += [os.path.join(folder, name) for name in reversed(found.folders)]
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _unopened(folder: str | Path, error: OSError) -> DataError:
-    return DataError(f"{shown(folder)} cannot be opened: {error.strerror or error}.")
+def left_out(root: str | Path) -> LeftOut:
+    """What counts the files below a folder that are no images."""
+    return LeftOut(root, is_image, NO_IMAGE)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -176,14 +47,3 @@ def read_image(path: str | Path) -> bytes:
         raise UnreadableRecord(reason) from error
     except OSError as error:
         raise UnreadableRecord(f"cannot be read ({error.strerror or error})") from error
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names of others, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown(name, 80) for name in names[:most]) + more
-
-
-def once(*groups: Iterable[str]) -> tuple[str, ...]:
-    """The lines of several splits, each once: they often are parts of one folder."""
-    return tuple(dict.fromkeys(line for group in groups for line in group))

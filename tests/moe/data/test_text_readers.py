@@ -318,21 +318,24 @@ def test_suffixes_gzip_and_what_is_passed_over(tmp_path):
     read, lines = found_in(top)
     assert read == ["both", "mark", "mark", "packed", "upper"]
     for line in (
-        "2 files .csv (another suffix), such as x.csv",
-        "1 file without a suffix (another suffix), such as README",
-        "1 file .txt (a zip archive: unpack or convert it), such as z.txt",
-        "1 file .txt (text in UTF-16: convert it to UTF-8), such as w.txt",
-        "1 file .txt (a named pipe), such as pipe.txt",
-        "1 file .txt (a link to a device), such as zero.txt",
+        "2 .csv, another suffix (such as x.csv)",
+        "1 without a suffix, another suffix (such as README)",
+        "1 .txt, a zip archive: unpack or convert it (such as z.txt)",
+        "1 .txt, text in UTF-16: convert it to UTF-8 (such as w.txt)",
+        "1 .txt, not a regular file but a named pipe (such as pipe.txt)",
+        "1 .txt, not a regular file but a link to a device (such as zero.txt)",
+        "2 .txt, hidden (such as ._A.TXT)",
+        "1 folder, left by an archive of macOS (such as __MACOSX)",
+        "1 folder, a link to a folder that is read already (such as loop)",
     ):
         assert line in lines
-    assert len(lines) == 6
+    assert len(lines) == 9
 
 
 def test_a_folder_without_anything_to_read_says_what_is_there(tmp_path):
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(
-        DataError, match=r"only 1 file \.csv .*such as a\.csv\. Give a folder of \.txt"
+        DataError, match=r"only 1 \.csv, .*such as a\.csv\)\. Give a folder of \.txt"
     ):
         TextFolder(str(tmp_path), 0.0, False).fingerprint()
     os.mkfifo(tmp_path / "p.txt")

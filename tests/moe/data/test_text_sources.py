@@ -382,7 +382,7 @@ def test_files_passed_over_and_unknown_tokens_are_said(data_config, tmp_path):
     model = sentencepiece_model(tmp_path)
     settings = {"vocabulary": f"sentencepiece:{model}", "holdout": 0.0}
     source = make_source(data_config(source=f"text:{folder}", **settings), "train")
-    assert source.notes[0].endswith("1 file .csv (another suffix), such as table.csv")
+    assert source.notes[0].endswith("1 .csv, another suffix (such as table.csv)")
     ids = source.vocabulary.encode((folder / "000.txt").read_text())
     count = int((ids == 2).sum())
     assert count >= 20

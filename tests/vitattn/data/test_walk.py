@@ -11,9 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from trainlib.data import folders
 from trainlib.errors import ConfigError, DataError
 from vitattn import predict
-from vitattn.data import data_defaults, eval_batches, make_source, walk
+from vitattn.data import data_defaults, eval_batches, make_source
 from vitattn.data.images import MAX_BYTES
 from vitattn.data.sources import UnreadableRecord
 
@@ -248,7 +249,7 @@ def test_a_folder_of_data_that_is_no_utf8_is_refused_and_the_advice_works(root, 
 def test_many_kinds_are_a_dozen_lines(root):
     for number in range(30):
         (root / "cat" / f"x.{number:03}").touch()
-    (_, lines), most = found(root), walk._MOST_LINES
+    (_, lines), most = found(root), folders._MOST_LINES
     assert len(lines) == most + 1
     assert lines[-1] == "18 more of 18 other kinds (such as cat/x.012)"
 
