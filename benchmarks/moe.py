@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks import timing
+from benchmarks.harness import timing
 
 CHOICES, FACTOR = 2, 1.25
 # (experts, tokens, width, hidden, target ratio to the padded floor)
@@ -36,7 +36,7 @@ def layer(experts: int, width: int, hidden: int, dispatch: str):
     import jax
 
     from moe.layers.sparse import SparseFFN
-    from moe.routing_config import RoutingConfig
+    from moe.routing.config import RoutingConfig
     from trainlib.model import weights as nn
 
     routing = RoutingConfig(
@@ -56,7 +56,7 @@ def sparse_step(experts: int, tokens: int, width: int, hidden: int, dispatch: st
     import jax
     import jax.numpy as jnp
 
-    from moe.routing import auxiliary_loss
+    from moe.routing.route import auxiliary_loss
 
     routing, spec, params = layer(experts, width, hidden, dispatch)
     x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, width)) for i in (1, 2))
@@ -74,8 +74,8 @@ def padded_step(experts: int, tokens: int, width: int, hidden: int):
     import jax
     import jax.numpy as jnp
 
-    from moe.kernels.experts import batched
-    from moe.routing_config import capacity
+    from moe.kernels.batched import batched
+    from moe.routing.config import capacity
 
     routing, _, params = layer(experts, width, hidden, "index")
     rows = capacity(routing, tokens, train=True)
@@ -112,8 +112,8 @@ def einsum_step(experts: int, tokens: int, width: int, hidden: int):
     import jax
     import jax.numpy as jnp
 
-    from moe.kernels.experts import batched
-    from moe.routing import auxiliary_loss, route
+    from moe.kernels.batched import batched
+    from moe.routing.route import auxiliary_loss, route
 
     routing, _, params = layer(experts, width, hidden, "index")
     x, dy = (jax.random.normal(jax.random.key(i), (tokens, width)) for i in (1, 2))

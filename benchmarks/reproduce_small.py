@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sweep
+from benchmarks.harness import sweep
 from launch import cli
 
 CONFIG = "configs/reproduce_small.py"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sweep
+from benchmarks.harness import sweep
 from launch import cli
 
 CONFIG = "configs/st_moe_stability.py"

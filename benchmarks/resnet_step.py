@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 
-from benchmarks import timing
+from benchmarks.harness import timing
 
 BATCH, PIXELS, CLASSES = 8, 128, 1000
 LEARNING_RATE, MOMENTUM = 0.01, 0.9

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.faults import MOMENTS
+from benchmarks.harness.faults import MOMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = 10  # steps between checkpoints
@@ -143,7 +143,7 @@ def kill_in_save(runs: Runs, workdir: Path, draw: random.Random) -> str:
     """At a moment of one of the next two saves."""
     moment = draw.choice(list(MOMENTS))
     step = ((steps(workdir) or [0])[-1] // EVERY + draw.choice((1, 2))) * EVERY
-    process = runs.start(workdir, "benchmarks.faults", moment, str(step), "--")
+    process = runs.start(workdir, "benchmarks.harness.faults", moment, str(step), "--")
     return f"{moment} of {step}: exit code {process.wait()}"
 
 

@@ -18,7 +18,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
-from benchmarks import timing
+from benchmarks.harness import timing
 
 HEADS = 8
 MIB = 2**20
@@ -207,7 +207,7 @@ def main() -> int:
     peers = None
     packages = ["jax", "jaxlib", "flax", "numpy"]
     if not options.no_torch and importlib.util.find_spec("torch"):
-        from benchmarks import torch_peers as peers
+        from benchmarks.harness import torch_peers as peers
 
         peers.prepare()
         packages.append("torch")

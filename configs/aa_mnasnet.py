@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from vitattn.config import default_config
-from vitattn.models.papers import AUGMENTED
+from vitattn.papers import AUGMENTED
 
 VARIANTS = common.MNASNET_VARIANTS
 

@@ -65,9 +65,9 @@ def as_is(config: ConfigDict) -> None:
 def cite(config: ConfigDict, paper: str) -> ConfigDict:
     """Fills in what `paper` (its arXiv id) prints for exactly this model, and nothing for another.
 
-    The source stands in `vitattn.models.papers`, so a variant cannot keep the score of its base.
+    The source stands in `vitattn.papers`, so a variant cannot keep the score of its base.
     """
-    from vitattn.models import papers
+    from vitattn import papers
 
     built = _table_row(config.model)
     rows = [row for row in papers.published() if row.source.startswith(paper)]
@@ -290,7 +290,7 @@ def standalone(
       variants: those that there are; `conv` and `halo` have no attention, and another kind of it.
     """
     from vitattn.config import default_config
-    from vitattn.models.papers import STANDALONE
+    from vitattn.papers import STANDALONE
 
     kind = {"conv": "none", "halo": "halo"}.get(variant, "local")
     config = default_config("resnet", attention=kind)
@@ -318,7 +318,7 @@ def augmented(
       **attention: options of the attention.
     """
     from vitattn.config import default_config
-    from vitattn.models.papers import AUGMENTED
+    from vitattn.papers import AUGMENTED
 
     plain = variant in ("conv", "se")
     config = default_config("resnet", attention="none" if plain else "augmented")

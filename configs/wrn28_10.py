@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from vitattn.config import default_config
-from vitattn.models.papers import AUGMENTED
+from vitattn.papers import AUGMENTED
 
 VARIANTS = {
     "digits": common.wide_digits,

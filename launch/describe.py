@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launch import cli
 
 if TYPE_CHECKING:
-    from vitattn.models.papers import Compared
+    from vitattn.papers import Compared
 
 COLUMNS = ("config", "task, data", "parameters", "FLOPs", "published top-1 / top-5", "source")
 TABLES = ("papers",)
@@ -126,7 +126,7 @@ def table(name: str, as_json: bool) -> int:
 
     if name not in TABLES:
         raise one_of("--table", name, TABLES)
-    from vitattn.models import papers
+    from vitattn import papers
 
     rows = []
     for row in papers.published():

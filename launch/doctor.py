@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cli, multihost
+from launch import cli
+from launch.hosts import processes as multihost
 from launch.machine import FAILED, GIB, MACHINE, NOTE, OK, Finding, disk, memory
 from trainlib.errors import ConfigError, DataError, PeerLost, UserError
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch import cli, multihost
+from launch import cli
+from launch.hosts import processes as multihost
 
 
 def main(argv: Sequence[str]) -> int:

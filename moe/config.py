@@ -13,12 +13,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe import subsets
-from moe.decode import Decoding
+from moe.decoding.model import Decoding
 from moe.models import size
 from moe.models.architecture import Architecture
-from moe.pretrain import Objective
-from moe.routing_config import RoutingConfig
+from moe.objective import Objective
+from moe.routing.config import RoutingConfig
+from moe.start import subsets
 from trainlib import config as config_lib
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers as optim

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from moe.routing_config import policy
+from moe.routing.config import policy
 from trainlib.model import weights as nn
 
 

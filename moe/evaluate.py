@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from moe import objective as pretrain
 from moe import plan as plan_lib
-from moe import pretrain
 from moe.data import check_vocabulary, eval_batches, make_source, unigram_entropy
 from moe.data.sources import Source
 from moe.eval import submission

@@ -13,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from moe import config as config_lib
-from moe import pretrain
+from moe import objective as pretrain
 from moe.kernels.grouped import check_platform
 from moe.layers import sparse
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from moe.routing_config import capacity
-from moe.subsets import frozen_patterns
+from moe.routing.config import capacity
+from moe.start.subsets import frozen_patterns
 from trainlib.model import weights as nn
 from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh

@@ -24,12 +24,12 @@ import jax
 from ml_collections import ConfigDict
 
 from moe import plan as plan_lib
-from moe.answer import Answer, Answerer, Question, Scored
 from moe.data import check_vocabulary, make_vocabulary
-from moe.data.benchmark import words
-from moe.data.json_rows import Bad, read_rows
-from moe.data.vocabulary import UNKNOWN, Vocabulary
+from moe.decoding.answer import Answer, Answerer, Question, Scored
 from moe.evaluate import load_weights
+from moe.tasks.task import words
+from moe.text.json_rows import Bad, read_rows
+from moe.text.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
 from trainlib.config import to_json
 from trainlib.errors import ConfigError, DataError, Preempted, StorageError, shown

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moe.data import check_vocabulary, make_vocabulary, unigram_entropy
-from moe.data.cache import Cache, is_complete
-from moe.data.cache_writer import build
+from moe.data.cache.read import Cache, is_complete
+from moe.data.cache.write import build
 from moe.data.catalog import (
     check_settings,
     holds_out,
@@ -22,7 +22,7 @@ from moe.data.catalog import (
     unknown,
     write_mixture,
 )
-from moe.data.vocabulary import Vocabulary
+from moe.text.vocabulary import Vocabulary
 from trainlib.errors import DataError, Interrupted, Preempted
 
 
@@ -60,7 +60,7 @@ def run(
     if "model" in config and "vocab_size" in config.model:
         check_vocabulary(vocabulary, config.model.vocab_size)
     if tasks is not None:
-        from moe.data.tasks import load_definitions
+        from moe.text.seqio_source import load_definitions
 
         load_definitions(tasks)
     write_mixture(data)
@@ -139,7 +139,7 @@ def _prepare(
 
 
 def _load(tasks: Path) -> None:
-    from moe.data.tasks import load_definitions
+    from moe.text.seqio_source import load_definitions
 
     load_definitions(tasks)
 

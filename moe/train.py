@@ -15,12 +15,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moe import describe, evaluate, finetune, plots, pretrain, sweep, upcycle
+from moe import describe, evaluate, sweep
+from moe import objective as pretrain
 from moe import plan as plan_lib
+from moe.analysis import plots
 from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
 from moe.data.sources import Examples, Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
+from moe.start import finetune, upcycle
 from trainlib.data.batches import data_position, split_facts
 from trainlib.errors import DataError, Preempted
 from trainlib.run import goodput, peers, watchdog

@@ -15,12 +15,13 @@ from trainlib.sharding.rules import batch_parts, batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
-from vitattn import classify
 from vitattn import config as config_lib
+from vitattn import papers
+from vitattn.classification import objective as classify
 from vitattn.data import make_source, train_batches
-from vitattn.models import build, papers
+from vitattn.models import build
+from vitattn.models.config import STAGES
 from vitattn.models.counts import params_by_part
-from vitattn.models.resnet_config import STAGES
 
 FILES = {path.stem: cli._load_file(path) for path in cli.shipped()}
 MODULES = {

@@ -22,10 +22,12 @@ from trainlib.sharding.mesh import make_mesh
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
-from vitattn import class_names, classify, interop
 from vitattn import config as config_lib
+from vitattn.classification import class_names
+from vitattn.classification import objective as classify
 from vitattn.data import eval_batches, make_source
-from vitattn.data.sources import Source
+from vitattn.data.source import Source
+from vitattn.interop import torchvision as interop
 from vitattn.models import build, configure
 
 MEASURED = ("loss", "top1", "top5")

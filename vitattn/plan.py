@@ -19,8 +19,8 @@ from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state_lib
 from trainlib.step.train_state import TrainState
-from vitattn import classify
 from vitattn import config as config_lib
+from vitattn.classification import objective as classify
 from vitattn.models import build, configure
 
 

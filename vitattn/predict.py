@@ -30,11 +30,14 @@ from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
 from trainlib.step import step
 from trainlib.untrusted_files import what_is
-from vitattn import attention_maps, class_names, evaluate, interop, plots
 from vitattn import config as config_lib
-from vitattn.class_names import Names, numbered, printable
+from vitattn import evaluate
+from vitattn.analysis import attention_maps, plots
+from vitattn.classification import class_names
+from vitattn.classification.class_names import Names, numbered, printable
 from vitattn.data import cifar, eval_batches, make_source, walk
-from vitattn.data.sources import IMAGENET_MEAN, IMAGENET_STD, Example, Rgb, short_digest
+from vitattn.data.source import IMAGENET_MEAN, IMAGENET_STD, Example, Rgb, short_digest
+from vitattn.interop import torchvision as interop
 from vitattn.models import build, configure
 
 TOP = 5
@@ -95,7 +98,7 @@ class Answer:
 
 
 class Images:
-    """Image files as a data set without labels, a `vitattn.data.sources.Source`."""
+    """Image files as a data set without labels, a `vitattn.data.source.Source`."""
 
     in_memory = False
     left_out: tuple[str, ...] = ()

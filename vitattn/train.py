@@ -26,11 +26,14 @@ from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
 from trainlib.step import step
 from trainlib.step import train_state as state_lib
-from vitattn import class_names, classify, evaluate, transfer
+from vitattn import evaluate
 from vitattn import plan as plan_lib
+from vitattn.classification import class_names
+from vitattn.classification import objective as classify
 from vitattn.data import check_classes, check_settings, make_source, train_batches
 from vitattn.models import configure
 from vitattn.models.counts import forward_flops
+from vitattn.start import transfer
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")

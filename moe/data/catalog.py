@@ -8,16 +8,16 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe.data import supervised
-from moe.data.benchmark import TRAIN, VALIDATION
-from moe.data.cache import Cache, is_complete
-from moe.data.cache_writer import build, make_directory, read_sealed, write_sealed
+from moe.data.cache.read import Cache, is_complete
+from moe.data.cache.shard import FORMAT
+from moe.data.cache.write import build, make_directory, read_sealed, write_sealed
 from moe.data.options import data_defaults
-from moe.data.readers import Jsonl, Pydoc, Reader, TextFolder
-from moe.data.shard import FORMAT
 from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
-from moe.data.tasks import SeqioReader, mixture_rates
-from moe.data.vocabulary import Vocabulary, make_vocabulary
+from moe.tasks import registry as supervised
+from moe.tasks.task import TRAIN, VALIDATION
+from moe.text.readers import Jsonl, Pydoc, Reader, TextFolder
+from moe.text.seqio_source import SeqioReader, mixture_rates
+from moe.text.vocabulary import Vocabulary, make_vocabulary
 from trainlib import options, paths
 from trainlib.errors import ConfigError, DataError, nearest
 

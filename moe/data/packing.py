@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe.data.vocabulary import EOS
+from moe.text.vocabulary import EOS
 
 Example = tuple[np.ndarray, np.ndarray]
 

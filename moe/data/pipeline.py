@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.data.cache import Damage
+from moe.data.cache.read import Damage
 from moe.data.packing import fill_rows
 from moe.data.sources import Source
 from trainlib.data import batches as shared

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moe.data.cache import Cache, Damage, DamagedRecord
+from moe.data.cache.read import Cache, Damage, DamagedRecord
 from moe.data.packing import Example, pack_starts
 from moe.data.shuffle import places
 from moe.data.span_corruption import SpanCorruption, window_length
-from moe.data.vocabulary import EOS, Vocabulary
+from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.batches import generator, record_order
 from trainlib.errors import ConfigError, DataError
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from moe.eval.answers import percent
+from moe.eval.text_match import percent
 
 INVALID = -1
 

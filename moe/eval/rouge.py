@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe.eval.answers import percent
+from moe.eval.text_match import percent
 from trainlib.errors import ConfigError
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")

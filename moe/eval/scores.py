@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from moe.data.benchmark import TextExample
-from moe.data.question_answering import UNANSWERABLE
-from moe.data.supervised import SUPERGLUE, TASKS
-from moe.eval.answers import answer_scores, names_referent, normalise_trivia
 from moe.eval.classification import INVALID, accuracy, gender_parity, macro_f1, matthews, multirc
 from moe.eval.rouge import rouge
+from moe.eval.text_match import answer_scores, names_referent, normalise_trivia
+from moe.tasks.question_answering import UNANSWERABLE
+from moe.tasks.registry import SUPERGLUE, TASKS
+from moe.tasks.task import TextExample
 
 Figures = dict[str, float]
 Metric = Callable[[Sequence[TextExample], Sequence[str]], Figures]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.data.benchmark import TEST, TextExample
-from moe.data.supervised import SUPERGLUE, TASKS
 from moe.eval.scores import class_of, wsc_class
+from moe.tasks.registry import SUPERGLUE, TASKS
+from moe.tasks.task import TEST, TextExample
 from trainlib.errors import ConfigError, StorageError
 from trainlib.files import write_atomically
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from moe.answer import Answerer, Question
-from moe.data import supervised
-from moe.data.benchmark import SPLITS, Benchmark, TextExample
-from moe.data.vocabulary import check_vocabulary, make_vocabulary
+from moe.decoding.answer import Answerer, Question
 from moe.eval import scores as scoring
 from moe.plan import Plan
+from moe.tasks import registry as supervised
+from moe.tasks.task import SPLITS, Benchmark, TextExample
+from moe.text.vocabulary import check_vocabulary, make_vocabulary
 from trainlib.errors import DataError, one_of
 from trainlib.model import weights as nn
 

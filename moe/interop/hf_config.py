@@ -16,7 +16,7 @@ from typing import Any
 
 from moe.interop.placement import placement
 from moe.models.architecture import MOST_BUCKETS, MOST_DISTANCE, Architecture
-from moe.routing_config import capacity
+from moe.routing.config import capacity
 from trainlib.errors import CheckpointError, ConfigError, shown
 from trainlib.untrusted_files import integer
 

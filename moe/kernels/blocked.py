@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe.kernels.experts import Weights, hidden
+from moe.kernels.batched import Weights, hidden
 from trainlib.model.remat import PRODUCT, keep
 
 ALIGN = 32
@@ -57,11 +57,11 @@ def blocked(
     """Every expert on its own segment.
 
     Args:
-      rows: [R, D], as `moe.dispatch.segments` lays them out with `ALIGN`.
+      rows: [R, D], as `moe.routing.dispatch.segments` lays them out with `ALIGN`.
       starts: int32 [E], multiples of ALIGN.
       sizes: int32 [E].
       weights: in the type of rows.
-      form: of the bias, see `moe.kernels.experts`.
+      form: of the bias, see `moe.kernels.batched`.
 
     Returns:
       [R, D]; rows of no segment are zero.

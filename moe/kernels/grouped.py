@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from moe.kernels.experts import Weights, hidden
+from moe.kernels.batched import Weights, hidden
 from trainlib.errors import ConfigError
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.sharding.rules import platform
@@ -61,7 +61,7 @@ def grouped(
       rows: [R, D], R a multiple of `ROWS`.
       sizes: int32 [E], rows of each segment.
       weights: in the type of rows.
-      form: of the bias, see `moe.kernels.experts`.
+      form: of the bias, see `moe.kernels.batched`.
       interpret: run the TPU kernel step by step on any backend, for tests.
 
     Returns:

@@ -28,14 +28,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe import dispatch as moving
+from moe.kernels.batched import BIASES, Weights, batched
 from moe.kernels.blocked import ALIGN, blocked
-from moe.kernels.experts import BIASES, Weights, batched
 from moe.kernels.grouped import ROWS, grouped
 from moe.layers.ffn import ACTIVATIONS
 from moe.layers.weights import scaled_fan_in
-from moe.routing import Routing, Sums, route
-from moe.routing_config import RoutingConfig, capacity, policy, tokens_per_group
+from moe.routing import dispatch as moving
+from moe.routing.config import RoutingConfig, capacity, policy, tokens_per_group
+from moe.routing.route import Routing, Sums, route
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep
 from trainlib.model.weights import declare
@@ -51,9 +51,9 @@ class SparseOutput:
     """What a sparse layer reports beside its output, summed over all groups and devices.
 
     Attributes:
-      losses: name -> (total, count) float32 scalars, the argument of `moe.routing.auxiliary_loss`
-        (stacked over layers or not).
-      metrics: name -> (total, count), see `moe.routing.METRICS`; "load" has total [E].
+      losses: name -> (total, count) float32 scalars (stacked over layers or not), the argument of
+        `moe.routing.route.auxiliary_loss`.
+      metrics: name -> (total, count), see `moe.routing.route.METRICS`; "load" has total [E].
     """
 
     losses: Sums
@@ -253,7 +253,7 @@ class SparseFFN(nnx.Module):
           [B, L, D] in the type of x, and the losses and metrics.
 
         Raises:
-          ConfigError: see `placement`, `group_tokens` and `moe.routing_config.capacity`.
+          ConfigError: see `placement`, `group_tokens` and `moe.routing.config.capacity`.
           ValueError: a key is needed and missing.
         """
         active = sharding.active()

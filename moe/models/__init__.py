@@ -8,7 +8,7 @@ from typing import Any
 from moe.models.architecture import Architecture
 from moe.models.sizes import SIZES
 from moe.models.transformer import Transformer
-from moe.routing_config import RoutingConfig
+from moe.routing.config import RoutingConfig
 from trainlib.errors import one_of
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import numpy as np
 
-from moe.kernels.experts import BIASES
+from moe.kernels.batched import BIASES
 from moe.layers.ffn import ACTIVATIONS
 from moe.layers.position import BUCKETS, MAX_DISTANCE
 from moe.layers.weights import REDUCE
-from moe.routing_config import RoutingConfig
+from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, fit, number, whole
 from trainlib.model.remat import POLICIES

@@ -25,7 +25,7 @@ from moe.layers.norm import RMSNorm
 from moe.layers.sparse import SparseFFN
 from moe.layers.weights import dropout, split, to_rows
 from moe.models.architecture import Architecture
-from moe.routing_config import RoutingConfig
+from moe.routing.config import RoutingConfig
 from trainlib.sharding.rules import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions

@@ -93,9 +93,9 @@ def _few_arrays(path: Path) -> bool:
 
 # --------------------------------------------------------------------------------- token caches
 def _build(directory: Path, texts: Path) -> None:
-    from moe.data.cache_writer import build
-    from moe.data.readers import TextFolder
-    from moe.data.vocabulary import ByteVocabulary
+    from moe.data.cache.write import build
+    from moe.text.readers import TextFolder
+    from moe.text.vocabulary import ByteVocabulary
 
     build(
         directory,
@@ -128,7 +128,7 @@ def make_unfinished_cache(folder: Path) -> Path:
 
 def read_cache(path: Path, in_memory: bool = True) -> Any:
     """All that training reads of a cache."""
-    from moe.data import cache as cache_lib
+    from moe.data.cache import read as cache_lib
     from trainlib.errors import DataError
 
     limit, cache_lib._IN_MEMORY_TOKENS = cache_lib._IN_MEMORY_TOKENS, (1 << 25) * in_memory

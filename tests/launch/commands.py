@@ -96,7 +96,7 @@ def killed(
 ) -> list[tuple[int, float]]:
     """Trains until the save of `step` comes to `moment`, and then dies; returns the losses."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", moment, str(step), "--"]
+        [sys.executable, "-m", "benchmarks.harness.faults", moment, str(step), "--"]
         + [*arguments, f"--workdir={workdir}"],
         cwd=ROOT,
         env=environment(cache),

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 
 def main(argv):
-    from launch import cli, multihost
+    from launch import cli
+    from launch.hosts import processes as multihost
     from trainlib.config import COMMON, from_schema, override
 
     parser = cli.parser("hosts", "")

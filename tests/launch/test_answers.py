@@ -20,10 +20,10 @@ import pytest
 from launch import evaluate, export, predict
 from moe import plan as plan_lib
 from moe import predict as predict_lib
-from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
-from moe.data import supervised
-from moe.data.vocabulary import EOS
+from moe.decoding.answer import Answerer
+from moe.tasks import registry as supervised
+from moe.text.vocabulary import EOS
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
 from trainlib.run import run
@@ -162,7 +162,7 @@ def test_mistakes_are_told_before_anything_is_answered(
     def refuse(*_):
         raise AssertionError("it would have been compiled")
 
-    monkeypatch.setattr("moe.answer.Answerer._run", refuse)
+    monkeypatch.setattr("moe.decoding.answer.Answerer._run", refuse)
     (tmp_path / "bad.jsonl").write_text(BAD)
     places = {name: tmp_path / f"{name}.jsonl" for name in ("in", "out", "bad", "none")}
     flags = [word.format(**places) for word in argv]
@@ -204,7 +204,7 @@ def test_an_answer_that_ended_is_not_marked(saved, texts, tmp_path, capsys, monk
     def found(self, compiled, params, batch):
         return {"words": words}
 
-    monkeypatch.setattr("moe.answer.Answerer._run", found)
+    monkeypatch.setattr("moe.decoding.answer.Answerer._run", found)
     flags = [f"--workdir={saved}", f"--input={texts}", f"--output={tmp_path / 'out.jsonl'}"]
     code, out, error = outcome(capsys, predict, *flags)
     assert code == 0, error
@@ -275,7 +275,7 @@ def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, m
     def found(self, compiled, params, batch):
         return {"words": np.full((8, 3), 70, np.int32)}
 
-    monkeypatch.setattr("moe.answer.Answerer._run", found)
+    monkeypatch.setattr("moe.decoding.answer.Answerer._run", found)
     out = tmp_path / "out.jsonl"
     flags = [f"--workdir={saved}", f"--input={texts}", f"--output={out}"]
     assert outcome(capsys, predict, *flags)[0] == 0

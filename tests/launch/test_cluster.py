@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import multihost
+from launch.hosts import processes as multihost
 from trainlib.errors import PeerLost, Preempted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +208,7 @@ def test_gke_writes_a_jobset(tmp_path, kind):
         assert "hostNetwork" not in pod
     else:
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
-        # What `launch.multihost` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
+        # What `launch.hosts.processes` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
         env = {one["name"]: one["value"] for one in container["env"]}
         parser = argparse.ArgumentParser()
         multihost.add_flags(parser)

@@ -6,7 +6,7 @@ import pytest
 
 from launch import describe
 from trainlib.errors import run_command
-from vitattn.models import papers
+from vitattn import papers
 
 # Three rows stand for all, which tests/vitattn/models/test_papers.py checks: one that matches, a
 # known miss in parameters, one without printed counts.

@@ -25,7 +25,7 @@ from trainlib.formats import safetensors as safetensors_io
 from trainlib.formats import weight_source as weights
 from trainlib.run import run
 from trainlib.step.train_state import TrainState
-from vitattn import interop as vision
+from vitattn.interop import torchvision as vision
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from trainlib.errors import ConfigError, run_command
 from trainlib.formats import layout as interchange
 from trainlib.formats import weight_source as weights
 from vitattn import config as config_lib
-from vitattn import interop, torchvision_names
+from vitattn.interop import torchvision as interop
+from vitattn.interop import torchvision_names
 
 KEYS = {"blocks": (1, 1, 1, 1), "width": 0.125, "image_size": 32, "num_classes": 3}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import multihost
-from launch.multihost import Place, find, first_host
+from launch.hosts import processes as multihost
+from launch.hosts.processes import Place, find, first_host
 from trainlib.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))

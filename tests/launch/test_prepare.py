@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch import prepare
-from moe.data.cache import Cache
+from moe.data.cache.read import Cache
 from trainlib.errors import run_command
 
 TINY = "--config=configs/st_moe_tiny.py"
@@ -181,7 +181,7 @@ def test_files_that_changed_are_noticed(run, tmp_path):
 
 def test_other_definitions_of_tasks_are_noticed(run, tmp_path, monkeypatch):
     """What a Task makes of its source stands in the file of --tasks alone."""
-    monkeypatch.setattr("moe.data.tasks.load_definitions", lambda path: None)
+    monkeypatch.setattr("moe.text.seqio_source.load_definitions", lambda path: None)
     tasks = tmp_path / "tasks.py"
     tasks.write_text("one")
     arguments = (text(tmp_path, a=b"x"), "--config.data.holdout=0", "--split=train")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.rendezvous import meet
+from launch.hosts.rendezvous import meet
 from trainlib.errors import ConfigError, PeerLost
 
 sys.path.insert(0, str(Path(__file__).parent))

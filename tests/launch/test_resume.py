@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import MOMENTS
+from benchmarks.harness.faults import MOMENTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import ROOT, TINY_MOE, command, environment, killed, losses, run, stop_after

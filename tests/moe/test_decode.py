@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe import decode, search
-from moe.data.vocabulary import EOS
-from moe.decode import Decoding
+from moe.decoding import model as decode
+from moe.decoding import search
+from moe.decoding.model import Decoding
+from moe.text.vocabulary import EOS
 from trainlib.errors import ConfigError
 from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh

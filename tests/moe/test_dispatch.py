@@ -12,12 +12,12 @@ import pytest
 
 from moe import plan as plan_lib
 from moe.config import default_config
-from moe.dispatch import combine, dispatch, segments
+from moe.kernels.batched import batched
 from moe.kernels.blocked import ALIGN, blocked
-from moe.kernels.experts import batched
 from moe.kernels.grouped import ROWS, check_platform, grouped
 from moe.layers.sparse import SparseFFN
-from moe.routing import RoutingConfig, route
+from moe.routing.dispatch import combine, dispatch, segments
+from moe.routing.route import RoutingConfig, route
 from tests.moe import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe.kernels.experts import batched
+from moe.kernels.batched import batched
 from moe.layers.sparse import SparseFFN
-from moe.routing import RoutingConfig, auxiliary_loss
-from moe.routing_config import capacity
+from moe.routing.config import capacity
+from moe.routing.route import RoutingConfig, auxiliary_loss
 from trainlib.model import weights as nn
 from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from moe import evaluate, finetune, predict, subsets, sweep, train
+from moe import evaluate, predict, sweep, train
 from moe import plan as plan_lib
-from moe.answer import Answerer
 from moe.config import default_config, finetuning_recipe, sample_recipe
-from moe.data import make_source, make_vocabulary, supervised, train_batches
+from moe.data import make_source, make_vocabulary, train_batches
+from moe.decoding.answer import Answerer
 from moe.eval import tasks as tasks_lib
+from moe.start import finetune, subsets
+from moe.tasks import registry as supervised
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError, DataError, Preempted
 from trainlib.sharding.mesh import make_mesh

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe import pretrain
+from moe import objective as pretrain
 from trainlib.errors import ConfigError
 
 

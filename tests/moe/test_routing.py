@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe.routing import METRICS, RoutingConfig, auxiliary_loss, route
-from moe.routing_config import capacity, tokens_per_group
+from moe.routing.config import capacity, tokens_per_group
+from moe.routing.route import METRICS, RoutingConfig, auxiliary_loss, route
 from tests.moe import oracle
 from trainlib.errors import ConfigError
 from trainlib.sharding.mesh import make_mesh

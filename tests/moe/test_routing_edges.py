@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing import RoutingConfig, auxiliary_loss, route
+from moe.routing.route import RoutingConfig, auxiliary_loss, route
 from tests.moe.test_routing import check, compiled
 from trainlib.errors import ConfigError
 

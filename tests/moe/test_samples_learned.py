@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.data import supervised
+from moe.tasks import registry as supervised
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIFICATION = ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc", "dpr")

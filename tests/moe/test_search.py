@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe import search
-from moe.data.vocabulary import EOS
+from moe.decoding import search
+from moe.text.vocabulary import EOS
 from trainlib.errors import ConfigError
 
 # A toy language of four words (0 is padding, 1 ends) in which a word depends on the whole prefix.

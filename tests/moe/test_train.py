@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from launch import report
-from moe import evaluate, train, upcycle
+from moe import evaluate, train
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.data import eval_batches, make_source
+from moe.start import upcycle
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import ConfigError, Preempted
 from trainlib.run.metric_writers import read

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from moe import plan as plan_lib
-from moe import upcycle
 from moe.config import default_config
-from moe.pretrain import router_metrics
+from moe.objective import router_metrics
+from moe.start import upcycle
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.sharding.mesh import make_mesh

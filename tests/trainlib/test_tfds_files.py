@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe.data import supervised
+from moe.tasks import registry as supervised
 from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError
-from vitattn.data import tfds_source
+from vitattn.data import tfds as tfds_source
 
 CORE = "tensorflow_datasets.core.features"
 

@@ -7,7 +7,7 @@ import pytest
 
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from vitattn import attention_maps
+from vitattn.analysis import attention_maps
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv
 from vitattn.layers.local import LocalAttention

@@ -13,7 +13,7 @@ from trainlib.model import statistics
 from trainlib.model import weights as nn
 from trainlib.step import step
 from trainlib.step import train_state as state
-from vitattn import classify
+from vitattn.classification import objective as classify
 from vitattn.layers import norm
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.models import build

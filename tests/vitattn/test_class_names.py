@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from trainlib.errors import CheckpointError, ConfigError, DataError, nearest, told_apart
-from vitattn import class_names
-from vitattn.class_names import Kept
+from vitattn.classification import class_names
+from vitattn.classification.class_names import Kept
 from vitattn.data import label_names
 from vitattn.data.embedded import Arrays
 

@@ -15,7 +15,7 @@ from trainlib.errors import ConfigError
 from vitattn import config, describe, plan
 from vitattn import predict as vision
 from vitattn.data import augment
-from vitattn.data.images import open_picture
+from vitattn.data.decode import open_picture
 from vitattn.models import build, configure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))

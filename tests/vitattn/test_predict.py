@@ -8,7 +8,8 @@ from PIL import Image
 
 from trainlib.errors import ConfigError, DataError, StorageError
 from vitattn import config as config_lib
-from vitattn import plots, predict
+from vitattn import predict
+from vitattn.analysis import plots
 from vitattn.data import make_source
 
 

@@ -18,8 +18,8 @@ from trainlib.sharding.mesh import make_mesh
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
-from vitattn import classify
 from vitattn import config as config_lib
+from vitattn.classification import objective as classify
 from vitattn.data import make_source, train_batches
 from vitattn.models import build
 
@@ -140,7 +140,7 @@ import jax, numpy as np
 from configs.aa_resnet50 import get_config
 from trainlib.model import weights as nn
 from trainlib.config import override
-from vitattn import classify
+from vitattn.classification import objective as classify
 from vitattn.models import build
 config = get_config("digits")
 for key, value in {"blocks": (1, 1, 1, 1), "width": 0.25}.items():

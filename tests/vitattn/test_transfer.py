@@ -18,9 +18,11 @@ from trainlib.sharding.mesh import make_mesh
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
-from vitattn import class_names, classify, transfer
 from vitattn import config as config_lib
+from vitattn.classification import class_names
+from vitattn.classification import objective as classify
 from vitattn.models import build
+from vitattn.start import transfer
 
 
 def small_config(**changes):

@@ -263,7 +263,9 @@ class Link:
                 news = self._board.read("news/")
                 self._hear_failure(news)
                 self._hear_stop(news)
-            except Exception:  # The store is gone, and JAX ends this process: `launch.multihost`.
+            except (
+                Exception
+            ):  # The store is gone, and JAX ends this process: `launch.hosts.processes`.
                 continue
 
     def _hear_failure(self, news: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 
 from vitattn.data.options import data_defaults
 from vitattn.data.pipeline import check_settings, eval_batches, train_batches
-from vitattn.data.sources import Example, Source, check_classes, make_source
+from vitattn.data.source import Example, Source, check_classes, make_source
 
 __all__ = [
     "Example",

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from vitattn.data.images import Box, Picture
-from vitattn.data.sources import Rgb
-from vitattn.size import Size, sides
+from vitattn.data.decode import Box, Picture
+from vitattn.data.source import Rgb
+from vitattn.models.size import Size, sides
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,
 # aspect 3/4 to 4/3.

@@ -17,9 +17,10 @@ import numpy as np
 from trainlib import paths
 from trainlib.errors import DataError
 from trainlib.untrusted_files import open_regular, read_small
-from vitattn.data import label_names, tfds_source
+from vitattn.data import label_names
+from vitattn.data import tfds as tfds_source
 from vitattn.data.embedded import Arrays
-from vitattn.data.sources import Source, hold_out, short_digest
+from vitattn.data.source import Source, hold_out, short_digest
 
 _FOLDER = "cifar-100-binary"
 _ARCHIVE = "cifar-100-binary.tar.gz"

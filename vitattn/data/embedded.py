@@ -14,7 +14,7 @@ import numpy as np
 from trainlib.data.batches import record_order
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import label_names
-from vitattn.data.sources import SPLIT_SEED, Example, Rgb, Source, hold_out, short_digest
+from vitattn.data.source import SPLIT_SEED, Example, Rgb, Source, hold_out, short_digest
 
 # 36 of each of the 10 digits are the test split: 360 of the 1,797.
 _TEST_PER_DIGIT = 36

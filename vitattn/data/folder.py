@@ -18,14 +18,7 @@ from trainlib import paths
 from trainlib.data.folders import LeftOut, below, listing, some
 from trainlib.errors import ConfigError, DataError, shown, told_apart
 from vitattn.data import walk
-from vitattn.data.sources import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Example,
-    Source,
-    encoded,
-    short_digest,
-)
+from vitattn.data.source import IMAGENET_MEAN, IMAGENET_STD, Example, Source, encoded, short_digest
 
 _EVAL_NAMES = ("val", "validation", "valid", "test")
 

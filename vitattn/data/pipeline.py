@@ -19,10 +19,10 @@ from trainlib import options
 from trainlib.data import batches as shared
 from trainlib.errors import ConfigError
 from vitattn.data import augment
-from vitattn.data.images import BadImage, guarded, open_picture
+from vitattn.data.decode import BadImage, guarded, open_picture
 from vitattn.data.options import data_defaults
-from vitattn.data.sources import Rgb, Source, UnreadableRecord
-from vitattn.size import Size, sides
+from vitattn.data.source import Rgb, Source, UnreadableRecord
+from vitattn.models.size import Size, sides
 
 # Rows that one worker makes at a time: small enough that a first batch comes soon and many workers
 # need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing beside

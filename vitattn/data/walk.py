@@ -11,8 +11,8 @@ from pathlib import Path
 from trainlib.data.folders import LeftOut
 from trainlib.errors import DataError, shown
 from trainlib.untrusted_files import read_small
-from vitattn.data.images import MAX_BYTES
-from vitattn.data.sources import UnreadableRecord
+from vitattn.data.decode import MAX_BYTES
+from vitattn.data.source import UnreadableRecord
 
 # What files of the formats in `images.FORMATS` are called.
 SUFFIXES = (

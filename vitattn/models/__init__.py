@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from vitattn.models.config import ResNetConfig
 from vitattn.models.fields import from_data
 from vitattn.models.mnasnet import MnasNet, MnasNetConfig
 from vitattn.models.resnet import ResNet
-from vitattn.models.resnet_config import ResNetConfig
 from vitattn.models.wide_resnet import WideResNet, WideResNetConfig
 
 MODELS = {

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.keys import check_fields, choice, many, whole
-from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import global_average_pool
 from vitattn.layers.squeeze import SqueezeExcite
-from vitattn.models import resnet_config as data
+from vitattn.models import config as data
+from vitattn.models import size
 from vitattn.models.resnet import Place, augmented_conv, halved
 
 STEM_WIDTH = 32

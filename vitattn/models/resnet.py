@@ -24,7 +24,7 @@ from vitattn.layers.local import LocalAttention
 from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
 from vitattn.layers.squeeze import make_gate
-from vitattn.models.resnet_config import (
+from vitattn.models.config import (
     ATTENTION_STEMS,
     DEPTHS,
     STAGE_WIDTHS,

@@ -20,12 +20,12 @@ from flax import nnx
 
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, many, whole
-from vitattn import size
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
 from vitattn.layers.squeeze import make_gate
-from vitattn.models import resnet_config as data
+from vitattn.models import config as data
+from vitattn.models import size
 from vitattn.models.resnet import Place, augmented_conv, halved
 
 GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from moe.data import make_source, supervised
-from moe.data.benchmark import TEST, TRAIN, VALIDATION
+from moe.data import make_source
+from moe.tasks import registry as supervised
+from moe.tasks.task import TEST, TRAIN, VALIDATION
 from tests.moe.data.published import GOLDEN, MULTIRC, RECORD, SQUAD, STORY, TFDS, WSC, jsonl
 from trainlib.errors import ConfigError, DataError
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from moe.data import supervised
-from moe.data.benchmark import TEST, TRAIN, VALIDATION
+from moe.tasks import registry as supervised
+from moe.tasks.task import TEST, TRAIN, VALIDATION
 from tests.moe.data.published import GOLDEN, TFDS, jsonl
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe.data import cache as cache_module
-from moe.data.cache import BLOCK, Cache
-from moe.data.cache_writer import build
+from moe.data.cache import read as cache_module
+from moe.data.cache.read import BLOCK, Cache
+from moe.data.cache.write import build
 from moe.data.catalog import unknown
-from moe.data.readers import Document
-from moe.data.vocabulary import ByteVocabulary
+from moe.text.readers import Document
+from moe.text.vocabulary import ByteVocabulary
 from trainlib.errors import DataError, StorageError
 from trainlib.seal import sealed
 
@@ -108,9 +108,9 @@ def test_goes_on_from_the_finished_shards(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from moe.data.readers import TextFolder
-from moe.data.cache_writer import build
-from moe.data.vocabulary import ByteVocabulary
+from moe.text.readers import TextFolder
+from moe.data.cache.write import build
+from moe.text.vocabulary import ByteVocabulary
 replace, left = os.replace, [int(sys.argv[3])]
 def replace_or_die(path, target):
     if not left[0]:
@@ -202,7 +202,7 @@ def test_processes_write_the_same(tmp_path):
     data.mkdir()
     for n in range(6):
         (data / f"{n}.txt").write_text(f"text {n} " * 700)
-    from moe.data.readers import TextFolder
+    from moe.text.readers import TextFolder
 
     reader = TextFolder(str(data), 0.0, False)
     make(tmp_path / "one", reader)
@@ -373,7 +373,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk(tmp_path, monkeypatch):
-    from moe.data import cache_writer
+    from moe.data.cache import write as cache_writer
 
     class Full(cache_writer._StreamWriter):
         def __init__(self, path, dtype):

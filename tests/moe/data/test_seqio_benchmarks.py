@@ -4,7 +4,9 @@ import pytest
 
 seqio = pytest.importorskip("seqio", reason="needs seqio and TensorFlow, extra [text]")
 
-from moe.data import make_vocabulary, seqio_benchmarks, supervised  # noqa: E402
+from moe.data import make_vocabulary  # noqa: E402
+from moe.eval import seqio_export as seqio_benchmarks
+from moe.tasks import registry as supervised
 
 LENGTHS = {"inputs": 256, "targets": 32}
 

@@ -16,10 +16,11 @@ import tensorflow as tf  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from moe import prepare  # noqa: E402
-from moe.data import make_source, make_vocabulary, tasks  # noqa: E402
+from moe.data import make_source, make_vocabulary  # noqa: E402
 from moe.data.packing import fill_rows, pack_starts  # noqa: E402
-from moe.data.readers import Pydoc  # noqa: E402
 from moe.data.span_corruption import SpanCorruption  # noqa: E402
+from moe.text import seqio_source as tasks
+from moe.text.readers import Pydoc  # noqa: E402
 from trainlib.errors import ConfigError, DataError  # noqa: E402
 
 T5_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}

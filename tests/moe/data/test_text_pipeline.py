@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from moe.data import cache as cache_module
 from moe.data import eval_batches, make_source, train_batches
+from moe.data.cache import read as cache_module
 from trainlib.errors import ConfigError, DataError
 
 KEYS = {

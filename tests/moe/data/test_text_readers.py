@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe.data import fingerprint, json_rows, readers, text_files
-from moe.data.json_rows import open_rows
-from moe.data.readers import Jsonl, Pydoc, TextFolder
-from moe.data.text_pieces import Pieces
+from moe.text import files as text_files
+from moe.text import fingerprint, json_rows, readers
+from moe.text.json_rows import open_rows
+from moe.text.pieces import Pieces
+from moe.text.readers import Jsonl, Pydoc, TextFolder
 from trainlib import paths
 from trainlib.errors import ConfigError, DataError
 

@@ -12,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from moe import prepare
-from moe.data import cache as cache_module
 from moe.data import catalog, evaluates, make_source, make_vocabulary, unigram_entropy
+from moe.data.cache import read as cache_module
 from moe.data.catalog import MIXTURES, cache_directory
 from moe.data.packing import fill_rows
-from moe.data.readers import Pydoc
+from moe.text.readers import Pydoc
 from trainlib.errors import ConfigError, DataError
 
 SMALL = {"encoder_length": 32, "decoder_length": 32, "mean_span": 2.0}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moe.eval.answers import (
+from moe.eval.text_match import (
     answer_scores,
     names_referent,
     normalise_squad,

@@ -8,9 +8,9 @@ import math
 import pytest
 
 from moe.config import default_config, finetuning_recipe
-from moe.data.benchmark import TextExample
 from moe.eval import scores, submission
 from moe.eval import tasks as tasks_lib
+from moe.tasks.task import TextExample
 from trainlib.errors import ConfigError, StorageError
 
 BOOL = ("False", "True")

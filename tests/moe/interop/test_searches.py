@@ -7,8 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe import decode, interop
-from moe.decode import Decoding
+from moe import interop
+from moe.decoding import model as decode
+from moe.decoding.model import Decoding
 from moe.models import architecture
 from tests.moe.interop import t5x_beams
 from trainlib.formats import layout as interchange

@@ -8,7 +8,7 @@ import pytest
 
 from moe import interop
 from moe.models import architecture
-from moe.routing_config import capacity, tokens_per_group
+from moe.routing.config import capacity, tokens_per_group
 from tests.moe.interop import models
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.kernels.experts import batched
+from moe.kernels.batched import batched
 from moe.layers.ffn import FeedForward
 from moe.layers.sparse import Placement, SparseFFN, group_tokens, placement
-from moe.routing import METRICS, RoutingConfig, auxiliary_loss, route
-from moe.routing_config import capacity
+from moe.routing.config import capacity
+from moe.routing.route import METRICS, RoutingConfig, auxiliary_loss, route
 from tests.moe import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe.routing_config import capacity
+from moe.routing.config import capacity
 from trainlib.model.flops import multiply_adds
 
 B, ENCODER, DECODER = 2, 12, 7

@@ -12,7 +12,7 @@ import pytest
 from moe.layers.attention import segment_mask
 from moe.models.block import Block, Context
 from moe.models.stack import Stack
-from moe.pretrain import router_metrics
+from moe.objective import router_metrics
 from trainlib.model import weights as nn
 
 LAYOUTS = [  # experts, blocks, period, offset

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe import config as config_lib
-from moe import pretrain
+from moe import objective as pretrain
 from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
 

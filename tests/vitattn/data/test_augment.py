@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vitattn.data import augment
-from vitattn.data.images import open_picture
+from vitattn.data.decode import open_picture
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 MEAN = (0.2, 0.4, 0.6)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import data_defaults, eval_batches, make_source, train_batches
-from vitattn.data.sources import Example, Subset
+from vitattn.data.source import Example, Subset
 
 BATCH = 48  # two pieces for one host, and no divisor of 1437
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import check_classes, cifar, data_defaults, make_source
-from vitattn.data.sources import UnreadableRecord
+from vitattn.data.source import UnreadableRecord
 
 ROOT = Path(__file__).parents[3]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainlib.errors import DataError
 from vitattn.data import data_defaults, make_source, train_batches
-from vitattn.data.sources import UnreadableRecord
+from vitattn.data.source import UnreadableRecord
 
 
 def config(**values):

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from trainlib.errors import ConfigError
 from vitattn.models import build, configure
+from vitattn.models.config import AugmentedConfig
 from vitattn.models.fields import from_data
-from vitattn.models.resnet_config import AugmentedConfig
 
 
 @dataclasses.dataclass(frozen=True)

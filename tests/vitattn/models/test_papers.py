@@ -3,7 +3,8 @@
 import pytest
 
 from trainlib.model import weights as nn
-from vitattn.models import build, papers
+from vitattn import papers
+from vitattn.models import build
 
 ROWS = {f"{row.label} ({row.source})": row for row in papers.published()}
 

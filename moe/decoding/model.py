@@ -1,0 +1,258 @@
+"""Decoding with a model: its answers (`moe.decoding.search`), and the score of given candidates.
+
+Letters: B sequences, K beams, N answers of a sequence, C candidates, L most tokens of an answer, V
+vocabulary.
+
+In the decoder every expert takes all tokens that want it, so that an answer depends on its own
+input alone: not on its neighbours in the batch, not on the number of devices, not on whether it is
+decoded token by token. Generation and candidates have one score, which `moe.decoding.search`
+defines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+
+from moe.decoding.search import (
+    BEAM_RULES,
+    NEVER,
+    Allowed,
+    Choose,
+    beam_search,
+    generate,
+    likeliest,
+    sampler,
+)
+from moe.models.architecture import Architecture
+from moe.models.transformer import Transformer
+from moe.routing.config import RoutingConfig
+from moe.text.vocabulary import EOS, PAD
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, number, whole
+from trainlib.model import weights as nn
+from trainlib.options import require
+
+METHODS = ("greedy", "beam", "sample")
+MOST_BEAMS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How answers are searched.
+
+    Attributes:
+      method: "greedy", "beam" or "sample".
+      length: most tokens of an answer, EOS included; 0 takes data.decoder_length.
+      min_length: fewest tokens of an answer before EOS, which may not come sooner (min_new_tokens
+        of transformers); 1 forbids the empty answer.
+      num_return: answers of each input. "beam": the best, at most as many as beams; "sample":
+        independent draws, in the order drawn; "greedy" has one.
+      beams: hypotheses kept by "beam"; with one there is nothing to choose, and it is "greedy".
+      beam_rule: whose rule "beam" follows, "t5x" (an end among the 2 x beams likeliest
+        continuations counts) or "transformers" (among the likeliest `beams`, and the search ends
+        sooner); see `moe.decoding.search.beam_search`.
+      alpha: of the length penalty of "beam", which only ranks answers: log-probabilities are
+        divided by ((5 + tokens) / 6)^alpha with "t5x" (arXiv 1609.08144), by tokens^alpha with
+        "transformers" (its length_penalty; 1 by default there). 0: none.
+      temperature: of "sample"; logits are divided by it. Scores are those at 1 whatever it is.
+      top_k: "sample" draws from the top_k likeliest words; 0: from all.
+      top_p: "sample" draws from the fewest likeliest words that hold top_p of the probability.
+      seed: of "sample".
+    """
+
+    method: Annotated[str, choice(*METHODS)] = "greedy"
+    length: Annotated[int, whole(1, also={0: "data.decoder_length"})] = 0
+    min_length: Annotated[int, whole(0)] = 0
+    num_return: Annotated[int, whole(1, MOST_BEAMS)] = 1
+    beams: Annotated[int, whole(1, MOST_BEAMS)] = 4
+    beam_rule: Annotated[str, choice(*BEAM_RULES)] = "t5x"
+    alpha: Annotated[float, number(0)] = 0.6
+    temperature: Annotated[float, number(above=0)] = 1.0
+    top_k: Annotated[int, whole(1, also={0: "all"})] = 0
+    top_p: Annotated[float, number(above=0, high=1)] = 1.0
+    seed: Annotated[int, whole(0)] = 0
+
+    def __post_init__(self):
+        check_fields(self, "decoding")
+        if self.method == "greedy":
+            most, rule = 1, "method 'greedy' has one answer; use method 'beam' or 'sample'"
+        elif self.method == "beam":
+            most, rule = self.beams, f"use at most decoding.beams={self.beams}, or more beams"
+        else:
+            most, rule = self.num_return, ""
+        require(self.num_return <= most, "decoding.num_return", self.num_return, rule)
+
+    def most(self, length: int) -> int:
+        """L, most tokens of an answer.
+
+        Args:
+          length: what 0 stands for.
+
+        Raises:
+          ConfigError: no answer of min_length tokens is as short.
+        """
+        most = self.length or length
+        rule = f"use at most decoding.length, which is {most}"
+        require(self.min_length <= most, "decoding.min_length", self.min_length, rule)
+        return most
+
+
+class _NothingDropped(Architecture):
+    """The same weights; in the decoder every expert has room for all tokens of a sequence."""
+
+    def stack_routing(self, stack: str) -> RoutingConfig | None:
+        routing = super().stack_routing(stack)
+        if routing is None or stack == "encoder" or routing.dropless:
+            return routing
+        return dataclasses.replace(
+            routing,
+            capacity_factor_eval=float(routing.num_experts),
+            min_capacity=1,
+            group_size=0,
+            group_sequences=1,
+        )
+
+
+def decoding_model(model: Architecture) -> nn.Abstract:
+    """The model as it is decoded: the same weights, and a decoder that drops no token.
+
+    Raises:
+      ConfigError: it is not an encoder-decoder.
+    """
+    if model.kind != "encoder_decoder":
+        raise ConfigError(
+            f"model.kind={model.kind!r} cannot be decoded here: answers come from the decoder of "
+            "an encoder-decoder. Use model.kind='encoder_decoder'."
+        )
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return nn.abstract(Transformer(_NothingDropped(**values)))
+
+
+def _reorder(kept: Any, parents: jax.Array, rows: int) -> Any:
+    """Moves the decoder's own keys and values; those of the encoder are equal for all beams."""
+    beams = parents.shape[1]
+
+    def moved(path: tuple, leaf: jax.Array) -> jax.Array:
+        if path[-1].key not in ("key", "value"):
+            return leaf
+        lead = leaf.ndim - 4  # periods, and layers of a period
+        split = leaf.reshape(*leaf.shape[:lead], rows, beams, *leaf.shape[lead + 1 :])
+        index = parents.reshape(*(1,) * lead, rows, beams, 1, 1, 1)
+        return jnp.take_along_axis(split, index, axis=lead + 1).reshape(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(moved, kept)
+
+
+def _words_between(words: int, min_length: int) -> Allowed:
+    """What may be chosen: words of the vocabulary, and EOS not among the first min_length."""
+
+    def allowed(position: jax.Array, size: int) -> jax.Array:
+        number = jnp.arange(size)
+        real = (number != PAD) & (number < words)
+        return real & ((number != EOS) | (position >= min_length)) if min_length else real
+
+    return allowed
+
+
+def _draws(options: Decoding, number: jax.Array) -> Choose:
+    """Words by the options; what a row draws follows from its number and that of the draw."""
+    if options.method != "sample":
+        return likeliest
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), number)
+    draws = jnp.arange(options.num_return)
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, draws)
+    return sampler(keys.reshape(-1), options.temperature, options.top_k, options.top_p)
+
+
+def make_generate(
+    model: Architecture, options: Decoding, length: int, words: int
+) -> Callable[[nn.Arrays, nn.Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """`(params, {}, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
+    after B where options.num_return is above 1; beams have "rank_score" too, shaped as "score".
+
+    The batch holds `encoder_inputs` and `encoder_segments`, int32 [B, K], one input a row, and for
+    sampling `number` int32 [B], from which a row's random draws follow. `score` is the
+    log-probability of the answer, `rank_score` what beams are ranked by. Where a beam search has
+    fewer than N answers, the scores of the last are `NEVER` or less.
+
+    Args:
+      model: the architecture.
+      options: how to search.
+      length: L, where options.length is 0.
+      words: size of the vocabulary; rows of the model's table above it are no words.
+
+    Raises:
+      ConfigError: the model has no decoder for answers, or options.min_length does not fit.
+    """
+    abstract = decoding_model(model)
+    length, allowed = options.most(length), _words_between(words, options.min_length)
+    beams = options.beams if options.method == "beam" else 1  # one is greedy search
+    copies = options.num_return if options.method == "sample" else beams
+
+    def run(
+        params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        bound = abstract.bind(params, model_state)
+        segments = batch["encoder_segments"]
+        rows = segments.shape[0]
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+        encoded, segments = (jnp.repeat(x, copies, axis=0) for x in (encoded, segments))
+        kept = bound.begin(rows * copies, length, encoded)
+
+        def step(tokens: jax.Array, kept: Any, position: jax.Array) -> tuple[jax.Array, Any]:
+            return bound.step(tokens, kept, position, segments)
+
+        if beams > 1:
+            found = beam_search(
+                *(step, kept, rows, length, beams, options.alpha),
+                functools.partial(_reorder, rows=rows),
+                *(allowed, options.beam_rule),
+            )._asdict()
+        else:
+            choose = _draws(options, batch.get("number"))
+            answer, score = generate(step, kept, rows * copies, length, choose, allowed)
+            found = {
+                "words": answer.reshape(rows, copies, length),
+                "score": score.reshape(rows, copies),
+            }
+        count = options.num_return
+        return {name: x[:, :count] if count > 1 else x[:, 0] for name, x in found.items()}
+
+    return run
+
+
+def make_score(
+    model: Architecture,
+) -> Callable[[nn.Arrays, nn.Arrays, dict[str, jax.Array]], jax.Array]:
+    """`(params, {}, batch) -> float32 [B, C]`: log-probability of every candidate answer.
+
+    One pass of the encoder and one of the decoder over all candidates: much faster than decoding.
+    The batch holds `encoder_inputs`, `encoder_segments`, int32 [B, K], one input a row, and
+    `candidates` int32 [B, C, L], words with EOS, padded with 0; a candidate without words scores
+    `NEVER`.
+    """
+    abstract = decoding_model(model)
+
+    def run(params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]) -> jax.Array:
+        bound = abstract.bind(params, model_state)
+        segments, candidates = batch["encoder_segments"], batch["candidates"]
+        rows, count, length = candidates.shape
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+        encoded, segments = (jnp.repeat(x, count, axis=0) for x in (encoded, segments))
+        targets = candidates.reshape(rows * count, length)
+        inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+        real = (targets != PAD).astype(jnp.int32)
+        hidden, _ = bound.decode(inputs, real, encoded, segments, train=False)
+        logits = bound.logits(hidden)
+        own = jnp.arange(logits.shape[-1]) == targets[..., None]
+        found = jnp.sum(jnp.where(own, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
+        score = jnp.sum(jnp.where(real > 0, found, 0.0), axis=-1)
+        return jnp.where(real[:, 0] > 0, score, NEVER).reshape(rows, count)
+
+    return run

@@ -1,0 +1,215 @@
+"""Pre-training as pure functions of weights and a batch: the loss that is trained, the metrics that
+are measured.
+
+Letters: B sequences of a batch, L length, V vocabulary, P sparse blocks of a stack, E experts.
+
+    loss = cross-entropy + z_loss * mean(logsumexp(logits)^2) + router losses (ST-MoE equation 6)
+
+Cross-entropy is the mean over the real target tokens of the batch, so the router's losses, which
+are means over tokens as well, keep their weight whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from moe.layers.sparse import SparseOutput
+from moe.models.architecture import is_sparse
+from moe.models.transformer import Reports, Transformer
+from moe.routing.route import RoutingConfig, auxiliary_loss
+from trainlib.errors import ConfigError
+from trainlib.keys import number
+from trainlib.model import losses, metrics
+from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.step import Batch, LossFn, LossOutput, Sums
+
+FIELDS = (
+    *("encoder_inputs", "encoder_segments", "decoder_inputs", "decoder_segments"),
+    *("decoder_targets", "decoder_weights"),
+)
+ATTENTION = ("attention_z", "cross_attention_z")
+ROUTER = "router"  # prefix of the metrics that are vectors over blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Weights of what is added to the cross-entropy, the router's own apart.
+
+    Attributes:
+      z_loss: coefficient of the mean squared logsumexp of the output logits.
+      attention_z_loss: coefficient of the same on attention logits, summed over layers.
+    """
+
+    z_loss: Annotated[float, number(0)] = 1e-4
+    attention_z_loss: Annotated[float, number(0)] = 0.0
+
+
+def fields(kind: str) -> tuple[str, ...]:
+    """The arrays of a batch that a model of this kind reads.
+
+    Raises:
+      ConfigError: an encoder alone, which has no targets here.
+    """
+    if kind == "encoder":
+        raise ConfigError(
+            "model.kind='encoder' has no decoder, and pre-training predicts the decoder's targets. "
+            "Use model.kind='encoder_decoder' or 'decoder'."
+        )
+    return FIELDS if kind == "encoder_decoder" else FIELDS[2:]
+
+
+def check_objective(kind: str, objective: str) -> None:
+    """Raises ConfigError where a kind of model does not learn `data.objective`: a decoder alone
+    would see targets of span corruption without the text that they belong to.
+    """
+    wanted = "language_model" if kind == "decoder" else "span_corruption"
+    if objective != wanted:
+        raise ConfigError(
+            f"model.kind={kind!r} and data.objective={objective!r} do not fit: a decoder alone "
+            "learns a language model, an encoder-decoder span corruption or pairs. Set "
+            f"--config.data.objective={wanted}, or another model.kind."
+        )
+
+
+def token_sums(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Cross-entropy, squared logsumexp and correct tokens, as (weighted sum, sum of weights).
+
+    Nothing is gathered along V, which may be split over devices; equal logits rank by word number,
+    so a model that says the same for all words is right for one of V.
+
+    Args:
+      logits: float32 [B, L, V].
+      targets: int32 [B, L]; what stands where the weight is 0 does not matter.
+      weights: float32 [B, L], 0 at padding, which adds nothing even where its logits are NaN.
+    """
+    counted = weights > 0
+    logits = jnp.where(counted[..., None], logits, 0.0)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    words = jnp.arange(logits.shape[-1])
+    own = jnp.sum(jnp.where(words == targets[..., None], logits, 0.0), axis=-1)
+    ahead = ~(logits <= own[..., None]) | (
+        (logits == own[..., None]) & (words < targets[..., None])
+    )
+    right = ~jnp.any(ahead, axis=-1)
+    count = jnp.sum(weights)
+
+    def summed(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.sum(jnp.where(counted, weights * values, 0.0)), count
+
+    return {
+        "cross_entropy": summed(total - own),
+        "z": summed(jnp.square(total)),
+        "accuracy": summed(right.astype(jnp.float32)),
+    }
+
+
+def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
+    # Recomputed in the backward pass: float32 logits are the largest array of a step.
+    def sums(hidden: jax.Array) -> Sums:
+        logits = model.logits(hidden)
+        return token_sums(logits, batch["decoder_targets"], batch["decoder_weights"])
+
+    return jax.checkpoint(sums)(hidden)
+
+
+def _sparse(reports: Reports) -> dict[str, SparseOutput]:
+    """Stack -> what the routers of its sparse blocks report, in the order of the blocks."""
+    found = {}
+    for stack, trees in reports.items():
+        routers = [report["router"] for tree, report in trees.items() if is_sparse(tree)]
+        if routers:
+            found[stack] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
+    return found
+
+
+def router_metrics(reports: Reports) -> Sums:
+    """The metrics of every sparse block, `router/STACK/NAME` -> (totals [P, ..], counts [P])."""
+    return {
+        f"{ROUTER}/{stack}/{name}": pair
+        for stack, router in _sparse(reports).items()
+        for name, pair in router.metrics.items()
+    }
+
+
+def _attention_z(reports: Reports) -> jax.Array:
+    found = [
+        jnp.sum(report[name])
+        for trees in reports.values()
+        for report in trees.values()
+        for name in ATTENTION
+        if name in report
+    ]
+    return jnp.sum(jnp.stack(found))
+
+
+def make_loss(abstract: Abstract, routing: RoutingConfig | None, objective: Objective) -> LossFn:
+    """The training loss of a batch; metrics: cross-entropy, accuracy, and those of the router."""
+
+    def loss_fn(
+        params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, LossOutput]:
+        model = abstract.bind(params, model_state)
+        hidden, reports = model.hidden(batch, train=True, key=key)
+        sums = _measure(model, batch, hidden)
+        z, weight = sums.pop("z")
+        loss = losses.mean(*sums["cross_entropy"]) + objective.z_loss * losses.mean(z, weight)
+        if objective.attention_z_loss:
+            loss += objective.attention_z_loss * _attention_z(reports)
+        if routing is not None:
+            auxiliary = router_loss(reports, routing)
+            loss += auxiliary
+            sums["router_loss"] = (auxiliary, jnp.ones(()))
+        return loss, LossOutput(weight, model_state, sums | router_metrics(reports))
+
+    return loss_fn
+
+
+def router_loss(reports: Reports, routing: RoutingConfig) -> jax.Array:
+    """The weighted losses of all sparse blocks of all stacks, one scalar."""
+    found = [router.losses for router in _sparse(reports).values()]
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+    return auxiliary_loss(joined, routing)
+
+
+def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
+    """Sums over the real target tokens at evaluation capacity, without dropout or noise."""
+
+    def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
+        model = abstract.bind(params, model_state)
+        hidden, reports = model.hidden(batch, train=False)
+        sums = _measure(model, batch, hidden)
+        del sums["z"]
+        return sums | router_metrics(reports)
+
+    return evaluate
+
+
+def values_of(sums: Sums, blocks: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """The values of a step's sums on the host, vectors over blocks and experts taken apart.
+
+    `router/encoder/load` [P, E] of the sparse blocks (3, 7) becomes `router/encoder.3/load_0`, ...
+
+    Args:
+      sums: what a step or evaluation returned.
+      blocks: stack -> numbers of its sparse blocks, see `Architecture.sparse_blocks`.
+    """
+    found = {}
+    for name, (total, count) in metrics.to_host(sums).items():
+        if not name.startswith(f"{ROUTER}/"):
+            found[name] = total, count
+            continue
+        _, stack, metric = name.split("/")
+        for block, totals, counted in zip(blocks[stack], total, count, strict=True):
+            place = f"{ROUTER}/{stack}.{block}/{metric}"
+            if metric == "load":
+                found |= {f"{place}_{e}": (share, counted) for e, share in enumerate(totals)}
+            else:
+                found[place] = totals, counted
+    return metrics.compute(found)

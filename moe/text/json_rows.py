@@ -1,0 +1,222 @@
+"""Rows of JSON files: one object a line, or one array of objects; plain or gzip.
+
+The one place that reads them, for training, fine-tuning and answers: a byte-order mark at the start
+of a file is no content, a key that stands twice, half a surrogate pair, or a line above the limit
+makes a row unusable, and says so.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from moe.text.files import BOM, GZIP_ERRORS, damaged_gzip
+from trainlib.errors import DataError, shown
+from trainlib.untrusted_files import open_regular, parse_json
+
+# A line above this is refused: it would be a mistake, and has to fit memory several times.
+LARGEST_BYTES = 64 << 20
+
+_CHUNK = 1 << 16
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Bad(Exception):
+    """A record that cannot be used; the text says why."""
+
+
+def too_long() -> str:
+    """Why a line is refused."""
+    return f"has a line above {LARGEST_BYTES >> 20} MiB: divide it"
+
+
+def parse_row(line: bytes, offset: int = 0) -> dict[str, Any]:
+    """The object of a line.
+
+    Args:
+      line: its bytes.
+      offset: where it stands in its file.
+
+    Raises:
+      Bad: it is none, or holds what is no text.
+    """
+    if len(line) > LARGEST_BYTES:
+        raise Bad(too_long())
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        raise Bad(not_utf8(line, error, offset)) from None
+    try:
+        row = parse_json(line, "", error=DataError)
+    except DataError as error:
+        hint = ""
+        if line.strip() == b"{":
+            hint = ": each object must stand on one line, or the file hold an array of objects"
+        raise Bad(str(error).strip().removesuffix(".") + hint) from None
+    if not isinstance(row, dict):
+        raise Bad("is no JSON object")
+    return row
+
+
+def not_utf8(content: bytes, error: UnicodeDecodeError, offset: int) -> str:
+    """Why bytes are no text; `offset` is where they stand in their file."""
+    byte, where = content[error.start], offset + error.start
+    return f"is not UTF-8 (byte 0x{byte:02x} at offset {where} of the file)"
+
+
+def open_rows(path: Path) -> BinaryIO:
+    """Opens a regular file, unpacked when it is gzip.
+
+    Raises:
+      OSError: it is not there.
+      DataError: it is a pipe, a device or a folder.
+    """
+    os.stat(path)
+    file = open_regular(path, follow=True, error=DataError)
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file  # pyright: ignore
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
+    """(place, row, why there is none, or None for a blank line) of a file of JSON lines; of a JSON
+    array, its elements.
+
+    Raises:
+      OSError: it is not there.
+      DataError: it is no regular file, a damaged gzip file, or an array that breaks off.
+    """
+    try:
+        with open_rows(path) as file:
+            if array_at_start(file):
+                yield from ((f"element {n}", row) for n, row in array_rows(file, path))
+                return
+            for number, (_, line) in enumerate(lines(file, 0), start=1):
+                row: dict[str, Any] | Bad | None = None
+                if line.removeprefix(BOM if number == 1 else b"").strip():
+                    try:
+                        row = parse_row(line)
+                    except Bad as error:
+                        row = error
+                yield f"line {number}", row
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from None
+
+
+def array_at_start(file: Any) -> bool:
+    """Whether a file that can be peeked into begins with `[`."""
+    return file.peek(64)[:64].removeprefix(BOM).lstrip().startswith(b"[")
+
+
+def lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its end) from the place of a file on; of a line above the limit only so
+    much is kept that it is known to be too long.
+    """
+    offset = start
+    while line := file.readline(LARGEST_BYTES + 1):
+        yield offset, line
+        offset += len(line) + skip_line(file, line)
+
+
+def skip_line(file: Any, begun: bytes) -> int:
+    """Reads to the end of a line that was begun; returns how many bytes that were."""
+    skipped = 0
+    while begun and not begun.endswith(b"\n"):
+        begun = file.readline(1 << 20)
+        skipped += len(begun)
+    return skipped
+
+
+def array_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
+    """(number from 1, object or why there is none) of a JSON array, one element at a time: memory
+    is that of the largest.
+
+    Raises:
+      DataError: it is no JSON array to its end: what follows the fault would be lost.
+    """
+    reader = _Array(file, path)
+    for number, text in enumerate(reader.elements(), start=1):
+        try:
+            yield number, parse_row(text.encode("utf-8", "surrogatepass"))
+        except Bad as error:
+            yield number, error
+
+
+class _Array:
+    """Cuts a JSON array into the texts of its elements; `text` is what was read, `at` the place."""
+
+    def __init__(self, file: Any, path: Path):
+        self.file, self.path, self.text, self.at, self.ended = file, path, "", 0, False
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.scan = json.JSONDecoder().raw_decode
+        self.count = 0
+
+    def elements(self) -> Iterator[str]:
+        """The text of each element, in order."""
+        self.letter()  # the bracket
+        self.at += 1
+        after = "]" if self.letter() == "]" else ","
+        self.at += after == "]"
+        while after == ",":
+            self.letter()
+            end = self.element()
+            self.count += 1
+            yield self.text[self.at : end]
+            self.at = end
+            after = self.letter()
+            self.at += 1
+        if after != "]":
+            raise self.broken("breaks off or lacks a comma")
+        if self.letter():
+            raise self.broken("goes on behind its end")
+
+    def letter(self) -> str:
+        """The next letter that is no space, which becomes the place; "" at the end."""
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()  # pyright: ignore
+            if self.at < len(self.text) or not self.more(_CHUNK):
+                return self.text[self.at : self.at + 1]
+
+    def element(self) -> int:
+        """Where the element at the place ends.
+
+        What is not whole is read on twice as far each time, so that all tries together cost no more
+        than reading the element twice.
+        """
+        size = _CHUNK
+        while True:
+            try:
+                _, end = self.scan(self.text, self.at)
+                if end < len(self.text) or self.ended:  # a number could go on
+                    return end
+            except RecursionError:
+                raise self.broken("nests too deeply") from None
+            except ValueError as error:
+                if self.ended or len(self.text) - self.at > LARGEST_BYTES:
+                    raise self.broken(f"is no JSON ({shown(str(error), 80)})") from None
+            self.more(size)
+            size *= 2
+
+    def more(self, size: int) -> bool:
+        """Reads on and forgets what lies behind the place; False at the end of the file."""
+        data = self.file.read(size)
+        self.ended = not data
+        try:
+            text = self.decoder.decode(data, final=self.ended)
+        except UnicodeDecodeError:
+            raise self.broken("holds bytes that are not UTF-8") from None
+        self.text, self.at = self.text[self.at :] + text, 0
+        return not self.ended
+
+    def broken(self, why: str) -> DataError:
+        return DataError(
+            f"{shown(self.path)} begins as a JSON array and {why} (after {self.count:,} elements): "
+            "the rest would be lost. Repair it, or give one object a line."
+        )

@@ -1,0 +1,154 @@
+"""From the bytes of an image file, whatever its format and mode, to upright RGB pixels of one size.
+
+H height, W width in pixels; boxes are (left, top, right, bottom) in pixels of the upright image.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from vitattn.models.size import Size, sides
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+
+# Above this an image is refused before it is unpacked: a small file can unpack to gigabytes. It is
+# Pillow's own warning threshold, a 256 MiB picture in RGB.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 256 * 2**20
+
+# What is read. Pillow knows more, but some of its readers start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+# Pillow warns of every odd metadata field; what counts here is whether the pixels decode.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_ORIENTATION_TAG = 0x0112
+# What makes a picture upright, for each EXIF orientation that is not upright. From 5 on it swaps
+# width and height.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the message says why, for people."""
+
+
+class Picture:
+    """An image whose header has been read: its upright size is known, its pixels are not decoded
+    yet."""
+
+    def __init__(self, image: Image.Image):
+        """Takes an open image; raises BadImage if its size is not allowed."""
+        self._image = image
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise BadImage(f"has no pixels ({width}x{height})")
+        if width * height > MAX_PIXELS:
+            raise BadImage(
+                f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
+            )
+        self._orientation = _orientation(image)
+        turned = self._orientation >= 5
+        self.width, self.height = (height, width) if turned else (width, height)
+
+    def render(self, box: Box, size: Size) -> Image.Image:
+        """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of this size.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box still has as many pixels or
+        more then, which saves most of the decoding time of large photographs.
+        """
+        high, wide = sides(size)
+        shrink = min((box[2] - box[0]) / wide, (box[3] - box[1]) / high)
+        if shrink > 1:
+            width, height = self._image.size
+            self._image.draft(None, (int(np.ceil(width / shrink)), int(np.ceil(height / shrink))))
+        upright = to_rgb(self._image)
+        if self._orientation in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[self._orientation])
+        across, down = upright.width / self.width, upright.height / self.height
+        scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        inside = (*scaled[:2], min(scaled[2], upright.width), min(scaled[3], upright.height))
+        return upright.resize((wide, high), Image.Resampling.BICUBIC, box=inside)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Metadata that cannot be read say nothing: 1, upright."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns a TIFF itself
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # Pillow would, to look behind the pixels; damage of pixels is no odd metadata
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:  # as many types as there are ways to break it
+        return 1
+    return found if isinstance(found, int) and found in _UPRIGHT else 1
+
+
+def open_picture(image: bytes | np.ndarray) -> Picture:
+    """Returns the picture of an encoded file, or of uint8 pixels [H, W, 1 or 3]; raises
+    BadImage."""
+    if isinstance(image, np.ndarray):
+        return Picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+    if not image:
+        raise BadImage("is empty (zero bytes)")
+    if len(image) > MAX_BYTES:
+        raise BadImage(f"has {len(image):,} bytes, more than the {MAX_BYTES:,} that are read")
+    return guarded(lambda: Picture(Image.open(io.BytesIO(image), formats=FORMATS)))
+
+
+def guarded(decode: Callable[[], T]) -> T:
+    """Runs a decoding step and turns whatever Pillow raises on damaged bytes into BadImage."""
+    try:
+        return decode()
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"is none of the formats {', '.join(FORMATS)}, or is damaged") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files reach every line of every decoder
+        raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the image in 8-bit RGB.
+
+    Grey is repeated, CMYK and palettes are converted, transparent parts are laid on white, 16-bit
+    grey is scaled (65535 becomes 255, not clipped). Raises BadImage for floating-point pixels,
+    whose range nobody can know.
+    """
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return _sixteen_bits(image)
+    if image.mode == "F":
+        raise BadImage("has floating-point pixels, which have no agreed range")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        ground = Image.new("RGBA", colour.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, colour).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage(f"has integer pixels from {values.min()} to {values.max()}, outside 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

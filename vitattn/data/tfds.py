@@ -1,0 +1,213 @@
+"""Data sets prepared by TensorFlow Datasets (TFDS), read at random from ArrayRecord files without
+TensorFlow."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import os
+from typing import Any
+
+from trainlib import paths
+from trainlib.data import tfds_files
+from trainlib.errors import ConfigError, DataError, UserError, shown
+from vitattn.data.source import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Example,
+    Rgb,
+    Source,
+    UnreadableRecord,
+    hold_out,
+    short_digest,
+)
+
+_MOST_CLASSES = 2**20
+
+_WITHOUT_DATA = (
+    "or try the recipe without data: the ':digits' variant of the configuration, or "
+    "--config.data.source=synthetic."
+)
+
+
+class TfdsSource:
+    """One split of a prepared TFDS data set. Images stay encoded; the pipeline's workers decode
+    them."""
+
+    in_memory = False
+    left_out: tuple[str, ...] = ()
+
+    def __init__(self, directory: str, split: str, mean: Rgb, std: Rgb):
+        """Reads the data set's description; raises DataError when it does not serve random
+        access."""
+        self.directory, self.split, self.mean, self.std = directory, split, mean, std
+        info = _info(directory)
+        if info.file_format.value != "array_record":
+            raise DataError(
+                f"{directory} was prepared as {info.file_format.value}, which can only be read in "
+                "sequence. Convert it (in an environment with TensorFlow): tfds convert_format "
+                f"--dataset_version_dir={directory} --out_file_format=array_record --out_dir=NEW, "
+                "and give NEW as --config.data.dir."
+            )
+        if split not in info.splits:
+            raise DataError(
+                f"{directory} has no split '{split}', only {', '.join(info.splits) or 'none'}: "
+                "the archive of that split was missing when it was prepared. Add it and prepare "
+                "again."
+            )
+        part = info.splits[split]
+        self.class_names = _class_names(info.features, directory)
+        self.num_classes = len(self.class_names)
+        self._length = part.num_examples
+        try:
+            self._files = tuple(part.filenames)
+            self._ends = list(itertools.accumulate(part.shard_lengths))
+        except Exception as error:  # TFDS makes the names from a template of the description
+            raise DataError(
+                f"{shown(directory)} does not say which files it has: {shown(error)}"
+            ) from error
+        self.digest = short_digest(
+            info.full_name, split, part.shard_lengths, part.num_bytes, self._files
+        )
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """All files are there, and may hold as many records as the description says."""
+        from etils import epath
+
+        missing, size = [], 0
+        for file in self._files:
+            try:
+                size += (epath.Path(self.directory) / file).stat().length
+            except OSError:
+                missing.append(file)
+        if missing:
+            raise DataError(
+                f"{self.directory}: {len(missing)} of the {len(self._files)} files of the split "
+                f"'{self.split}' are missing, the first is {missing[0]}. Copy them again, or "
+                "prepare the data set again."
+            )
+        if self._length > size:  # an image takes more than one byte
+            raise DataError(
+                f"{self.directory}: the split '{self.split}' is said to have {self._length:,} "
+                f"records, and its files have {size:,} bytes: they are damaged. Copy the data set "
+                "again."
+            )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, record: int) -> Example:
+        try:
+            row = _records(self.directory, self.split)[record]
+        except Exception as error:  # the reader reports damage as many types, RuntimeError included
+            raise UnreadableRecord(f"cannot be read ({type(error).__name__}: {error})") from error
+        return Example(row["image"], int(row["label"]))
+
+    def describe(self, record: int) -> str:
+        shard = bisect.bisect_right(self._ends, record)
+        first = self._ends[shard - 1] if shard else 0
+        return f"{self.directory}/{self._files[shard]} record {record - first}"
+
+
+def _class_names(features: Any, directory: str) -> tuple[str, ...]:
+    """The names of the classes; raises DataError for a data set that is none of classified
+    images."""
+    import tensorflow_datasets as tfds
+
+    has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = has.get("image"), has.get("label")
+    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
+    if not isinstance(image, tfds.features.Image) or not classes or classes > _MOST_CLASSES:
+        kinds = ", ".join(f"{shown(k, 40)}: {type(v).__name__}" for k, v in list(has.items())[:10])
+        raise DataError(
+            f"{directory} is no data set of images with one class each: its features are "
+            f"{kinds or 'not named'}, and 'image' must be an Image, 'label' a ClassLabel of 1 to "
+            f"{_MOST_CLASSES:,} classes."
+        )
+    return tuple(label.names)
+
+
+def _builder(directory: str) -> Any:
+    tfds_files.check_version(directory)
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(directory)
+
+
+def _info(directory: str) -> Any:
+    try:
+        return _builder(directory).info
+    except UserError:
+        raise
+    except Exception as error:  # whatever is wrong with the description, it cannot be used
+        raise DataError(
+            f"{shown(directory)} is not a TFDS data set that can be read: {shown(error, 500)}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _records(directory: str, split: str) -> Any:
+    """Opens the files of a split once in each process; open files do not travel to workers."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(directory)
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def default_directory() -> str:
+    """TFDS's own data directory: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+
+
+def find(name: str, directory: str) -> str | None:
+    """Returns the directory of the newest prepared version of `name`, or None.
+
+    `directory` may be TFDS's data directory, the data set's directory in it, or one version's.
+    """
+    from etils import epath
+
+    root = epath.Path(paths.resolve(directory or default_directory(), "data.dir"))
+    if (root / "dataset_info.json").exists():
+        return os.fspath(root)
+    for parent in (root / name, root):
+        if parent.is_dir():
+            versions = [p for p in parent.iterdir() if (p / "dataset_info.json").exists()]
+            if versions:
+                return os.fspath(max(versions, key=lambda path: _version(path.name)))
+    return None
+
+
+def _version(name: str) -> list[int]:
+    return [int(part) if part.isdecimal() else -1 for part in name.split(".")]
+
+
+def opened(name: str, directory: str, split: str, mean: Rgb, std: Rgb) -> Source | None:
+    """Opens a split of `name` below `directory` (empty is TFDS's own), or returns None when it is
+    not there."""
+    found = find(name, directory)
+    return TfdsSource(found, split, mean, std) if found else None
+
+
+def imagenet(config: Any, argument: str, split: str) -> Source:
+    """Opens ImageNet (ILSVRC 2012) as TFDS `imagenet2012` prepares it; `test` is its validation
+    set.
+
+    Raises:
+      DataError: it is not there; the message says the three ways to go on.
+    """
+    if argument:
+        raise ConfigError("data.source=imagenet takes no path after it: use --config.data.dir=DIR.")
+    part = "validation" if split == "test" else "train"
+    source = opened("imagenet2012", config.dir, part, IMAGENET_MEAN, IMAGENET_STD)
+    if source is None:
+        where = config.dir or default_directory()
+        raise DataError(
+            f"ImageNet was not found in {where}. Three ways to go on: prepare it with TFDS from "
+            "the two archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in a directory "
+            "DIR (one step that needs TensorFlow; training does not): tfds build imagenet2012 "
+            f"--manual_dir=DIR --file_format=array_record --data_dir={where}; or use images in "
+            f"class folders: --config.data.source=folder:PATH; {_WITHOUT_DATA}"
+        )
+    return source if split == "test" else hold_out(source, config.holdout, split)

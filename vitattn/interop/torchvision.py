@@ -1,0 +1,186 @@
+"""Weights of this family in other formats: our own names, torchvision's ResNets, StableHLO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from trainlib import config as settings
+from trainlib.errors import CheckpointError, ConfigError, one_of
+from trainlib.formats.layout import Foreign, Layout, own_layout
+from trainlib.formats.safetensors import Reader
+from trainlib.formats.weight_source import RECORD, is_export
+from trainlib.model import weights as nn
+from vitattn import config as config_lib
+from vitattn.classification import class_names
+from vitattn.interop import torchvision_names
+from vitattn.models import build, configure
+
+START = ""  # nothing beside init_from
+NAMES = ("auto", "own", "torchvision")
+MOST_LAYERS = 2000
+COMPARED = {"torchvision": ("torch", "torchvision")}  # format -> what a comparison takes
+TOLERANCE = 1e-3  # of the largest logit
+
+
+def abstract(config: ConfigDict) -> nn.Abstract:
+    """The model of a configuration, without arrays."""
+    return nn.abstract(build(config.model))
+
+
+def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "float32") -> Layout:
+    """The table of an export or import.
+
+    Args:
+      config: of the model.
+      kind: "safetensors"; there is no other format of vision weights.
+      names: of `NAMES`; "auto" is our own.
+      dtype: not needed: no file says it twice.
+
+    Raises:
+      ConfigError: the model cannot be written so.
+    """
+    del dtype
+    if kind != "safetensors":
+        raise ConfigError(
+            f"--format={kind} is for language models; vision models are exported as safetensors or "
+            "stablehlo."
+        )
+    if names not in NAMES:
+        raise one_of("--names", names, NAMES)
+    if names == "torchvision":
+        return torchvision_names.layout(config, serving(config)[2])
+    model = abstract(config)
+    specs = {**model.params, **model.model_state}
+    return own_layout(specs, {"config.json": settings.to_json(config)})
+
+
+def check_size(config: ConfigDict) -> None:
+    """Refuses a configuration from a file of weights whose model would take for ever to build.
+
+    Raises:
+      CheckpointError: more layers than any model has.
+    """
+    for key in ("blocks", "depth"):
+        value = config.model.get(key, 0)
+        if sum(value if isinstance(value, tuple | list) else [value]) > MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json: model.{key}={str(value)[:60]} is more than {MOST_LAYERS} layers."
+            )
+
+
+def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
+    """Opens a safetensors file, or a directory with one, in torchvision's names.
+
+    Args:
+      kind: "torchvision"; there is no other.
+      path: the file or directory.
+      strip: what is taken off the beginning of its names.
+
+    Raises:
+      CheckpointError: damaged, hostile, or no ResNet that this package has.
+    """
+    del kind
+    reader = Reader(path, strip)
+    shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    config = config_lib.default_config("resnet")
+    torchvision_names.recognise(shapes, path, config)
+    check_size(config)
+    return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
+
+
+def beside(config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
+    """Files that go along with the weights of a run, or of an export: name -> text.
+
+    Raises:
+      CheckpointError: no such step.
+      DataError: the names of the classes do not fit.
+    """
+    number = None if is_export(workdir) else step
+    kept = class_names.of_model(workdir, number, configure(config.model).num_classes)[1]
+    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
+
+
+def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:
+    """Files that an import writes beside its weights: name -> text.
+
+    Args:
+      config: of the model.
+      path: the weights; an export of ours has the names of its classes beside them.
+      names: a file with others, or None.
+
+    Raises:
+      DataError: the names do not fit.
+    """
+    outputs = configure(config.model).num_classes
+    place = path if path.is_dir() else path.parent
+    if names is not None:
+        kept = class_names.read(names, outputs)
+    else:  # what lies beside a single file is only then ours when an export says so
+        ours = path.is_dir() or (place / RECORD).is_file()
+        kept = class_names.find(place, "", {}, outputs) if ours else None
+    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
+
+
+def serving(
+    config: ConfigDict,
+) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
+    """The evaluation forward as a pure function, for export.
+
+    Returns:
+      `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`; the inputs:
+      name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
+    """
+    from vitattn.predict import source_statistics  # which imports this module
+
+    model = abstract(config)
+    height, width = configure(config.model).size
+
+    def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
+        return model.bind(params, model_state)(inputs["image"], train=False)
+
+    mean, std = source_statistics(config.data)
+    facts = {
+        "image": "(RGB / 255 - mean) / std",
+        "mean": [float(value) for value in config.data.mean or mean],
+        "std": [float(value) for value in config.data.std or std],
+    }
+    return forward, {"image": (("batch", height, width, 3), "float32")}, facts
+
+
+def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
+    """One line with the largest difference of the logits to torchvision's model.
+
+    Raises:
+      ConfigError: torchvision has no such model.
+      CheckpointError: they differ by more than rounding.
+    """
+    import torch
+    import torchvision
+
+    missing = torchvision_names.not_there(configure(config.model))
+    if missing:
+        raise ConfigError(f"--check: torchvision has no ResNet {missing}. Leave it out.")
+    depth, size = config.model.depth, configure(config.model).size
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=config.model.num_classes)
+    reader = Reader(path)
+    values = {name: torch.from_numpy(reader.read(name).astype("f4")) for name in reader.tensors}
+    theirs.load_state_dict(values)
+    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.eval()(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
+    model = abstract(config)
+    params = {name: weights[name] for name in model.params}
+    statistics = {name: weights[name] for name in model.model_state}
+    forward, *_ = serving(config)
+    found = np.asarray(jax.jit(forward)(params, statistics, {"image": image}))
+    difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    line = f"largest difference of logits to torchvision {difference:.2e}, of {largest:.3g}"
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise CheckpointError(f"The imported model is another one: {line}.")
+    return line

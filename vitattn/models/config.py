@@ -1,0 +1,186 @@
+"""Residual networks as data: depths, widths, stems, and what stands in place of a convolution."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+from trainlib.errors import ConfigError
+from trainlib.keys import check_fields, choice, either, many, number, pair, whole
+from vitattn.layers.norm import ONES, ZEROS, BatchNorm
+from vitattn.layers.squeeze import GATES
+from vitattn.models import size
+
+STAGES = (2, 3, 4, 5)  # conv2_x .. conv5_x
+MOST_PIXELS = 2**16  # of a side of an image
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+# depth -> (bottleneck, blocks of conv2_x .. conv5_x). 26 and 38 take two and one block a stage from
+# 50 (arXiv 1906.05909, section 4.1).
+DEPTHS = {
+    18: (False, (2, 2, 2, 2)),
+    26: (True, (1, 2, 4, 1)),
+    34: (False, (3, 4, 6, 3)),
+    38: (True, (2, 3, 5, 2)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+    152: (True, (3, 8, 36, 3)),
+}
+# Stems of arXiv 1906.05909 by the values of their attention.
+ATTENTION_STEMS = {"attention": "mixed", "attention_plain": "plain", "attention_conv": "conv"}
+STEMS = ("conv", "small_image", *ATTENTION_STEMS)
+DTYPES = ("float32", "bfloat16")
+POSITIONS = ("relative", "none", "sine")
+
+# What fields of several models take.
+Heads = Annotated[int, whole(1, 2**16)]
+Depth = Annotated[float, number(above=0, high=1e3)]  # of keys and values, over a width
+Stages = Annotated[tuple[int, ...], many(whole(STAGES[0], STAGES[-1]), most=len(STAGES))]
+Blocks = Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(STAGES))]
+Width = Annotated[float, number(above=0, high=1000)]
+Classes = Annotated[int, whole(1)]
+Pixels = Annotated[
+    int | tuple[int, int], either(whole(1, MOST_PIXELS), pair(whole(1, MOST_PIXELS)))
+]
+Gate = Annotated[str, choice(*GATES)]
+Ratio = Annotated[int, whole(1)]
+DType = Annotated[str, choice(*DTYPES)]
+Share = Annotated[float, number(0, below=1)]
+Epsilon = Annotated[float, number(above=0)]
+Position = Annotated[str, choice(*POSITIONS)]
+AnyPosition = Annotated[str, choice(*POSITIONS, "coord")]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentedConfig:
+    """Attention-augmented convolution, arXiv 1904.09925.
+
+    Attributes:
+      kappa: key depth over the width of the replaced convolution.
+      upsilon: value depth over that width; 1 leaves no convolution.
+      heads: attention heads.
+      min_key_depth: least key depth of one head; 0 for none.
+      stages: stages that are augmented (5 is conv5_x).
+      downsample: stages whose attention runs at half the resolution of their maps.
+      position: "relative", "none", "sine" or "coord".
+    """
+
+    kind: ClassVar[str] = "augmented"
+
+    kappa: Depth = 0.2
+    upsilon: Depth = 0.1
+    heads: Heads = 8
+    min_key_depth: Annotated[int, whole(0)] = 20
+    stages: Stages = (3, 4, 5)
+    downsample: Stages = (3,)
+    position: AnyPosition = "relative"
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalConfig:
+    """Stand-alone self-attention in a window around each pixel, arXiv 1906.05909.
+
+    Attributes:
+      heads: attention heads.
+      window: odd side of the window.
+      stages: stages whose 3x3 convolutions are replaced (2 is conv2_x).
+      position: "relative", "none" or "sine".
+      position_only: logits of queries and relative positions alone, without keys.
+      mask_border: leaves pixels outside the map out of the softmax; the paper counts them.
+    """
+
+    kind: ClassVar[str] = "local"
+
+    heads: Heads = 8
+    window: Annotated[int, whole(1, 1023)] = 7
+    stages: Stages = STAGES
+    position: Position = "relative"
+    position_only: bool = False
+    mask_border: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HaloConfig:
+    """Attention of blocks to themselves and a halo, arXiv 2103.12731, in place of `LocalConfig`.
+
+    Attributes:
+      heads: attention heads.
+      block: side of a block of queries.
+      halo: pixels around the block that it also attends to; 0 for separate blocks.
+      stages: stages whose 3x3 convolutions are replaced.
+      position: "relative", "none" or "sine".
+      mask_border: leaves pixels outside the map out of the softmax.
+    """
+
+    kind: ClassVar[str] = "halo"
+
+    heads: Heads = 8
+    block: Annotated[int, whole(1, 1024)] = 7
+    halo: Annotated[int, whole(0, 1024)] = 3
+    stages: Stages = STAGES
+    position: Position = "relative"
+    mask_border: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Everything that defines a residual network.
+
+    Attributes:
+      depth: 18, 26, 34, 38, 50, 101 or 152.
+      blocks: blocks of each stage; empty takes those of `depth`.
+      width: multiplier of every width, stem included.
+      num_classes: logits.
+      image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
+      stem: "conv" (7x7 stride 2, then 3x3 max pool), "small_image" (3x3, no pool: CIFAR, digits),
+        or "attention", "attention_plain", "attention_conv" (attention in 4x4 blocks, then 4x4 max
+        pool; values mixed by place, by one projection, by a convolution).
+      stem_relative: relative positions in the logits of an attention stem.
+      zero_init: residual branches start as nothing (scale of their last normalisation is 0), as in
+        the public TPU recipe.
+      attention: what replaces 3x3 convolutions.
+      gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
+      gate_ratio: channels of the branch over those within the gate.
+      dtype: compute type, "float32" or "bfloat16".
+      bn_decay: of running statistics.
+      bn_eps: added to variances.
+    """
+
+    depth: Annotated[int, choice(*DEPTHS)] = 50
+    blocks: Blocks = ()
+    width: Width = 1.0
+    num_classes: Classes = 1000
+    image_size: Pixels = 224
+    stem: Annotated[str, choice(*STEMS)] = "conv"
+    stem_relative: bool = False
+    zero_init: bool = True
+    attention: AugmentedConfig | LocalConfig | HaloConfig | None = None
+    gate: Gate = "none"
+    gate_ratio: Ratio = 16
+    dtype: DType = "float32"
+    bn_decay: Share = 0.9
+    bn_eps: Epsilon = 1e-5
+
+    def __post_init__(self):
+        check_fields(self, "model")
+        if self.channels(STAGE_WIDTHS[0]) < 1:
+            raise ConfigError(f"model.width={self.width} leaves no channel in conv2_x.")
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks are 1x1, 3x3, 1x1 (else 3x3, 3x3)."""
+        return DEPTHS[self.depth][0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return size.sides(self.image_size)
+
+    def channels(self, base: int) -> int:
+        """A width scaled by the multiplier."""
+        return round(base * self.width)
+
+    def norm(self, channels: int, *, last: bool = False) -> BatchNorm:
+        """A normalisation; `last` is the one that ends a residual branch."""
+        scale_init = ZEROS if last and self.zero_init else ONES
+        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps, scale_init=scale_init)

@@ -1,0 +1,323 @@
+"""The published models as data, beside what is built here.
+
+Published figures are those that arXiv 1904.09925 (attention augmentation) and arXiv 1906.05909
+(stand-alone attention) print: parameters in millions, GFLOP of one forward pass (a multiply-add is
+2), top-1 and top-5 in percent. Where a computed figure does not match the printed one, the row
+says why; nothing is tuned to hide it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainlib.model import weights as nn
+from vitattn.models import build, configure
+from vitattn.models.config import (
+    ATTENTION_STEMS,
+    DEPTHS,
+    STAGE_WIDTHS,
+    STAGES,
+    LocalConfig,
+    ResNetConfig,
+)
+from vitattn.models.counts import forward_flops
+from vitattn.models.resnet import halved
+
+AUGMENTED, STANDALONE = "1904.09925", "1906.05909"
+
+PAIRS = "the paper counts products of pairs of pixels once, here each multiply-add is 2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One row of a paper's table.
+
+    Attributes:
+      label: the model, as the table calls it.
+      source: arXiv id and what the table is about.
+      model: plain data for `vitattn.models.build`.
+      params: millions, as printed ("" where not stated).
+      gflops: as printed ("" where not stated).
+      top1: percent; 0 where only plotted.
+      top5: percent; 0 where not stated.
+      note: why a computed figure is not the printed one; "" where it is.
+    """
+
+    label: str
+    source: str
+    model: Mapping[str, Any]
+    params: str = ""
+    gflops: str = ""
+    top1: float = 0.0
+    top5: float = 0.0
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A published row beside what is built here: exact parameters, FLOPs as the papers count."""
+
+    published: Published
+    params: int
+    flops: float
+
+
+def _augmented(**options: Any) -> dict[str, Any]:
+    return {"kind": "augmented", **options}
+
+
+def _local(**options: Any) -> dict[str, Any]:
+    return {"kind": "local", **options}
+
+
+def _resnet(depth: int, **options: Any) -> dict[str, Any]:
+    return {"name": "resnet", "depth": depth, **options}
+
+
+def _wide(**options: Any) -> dict[str, Any]:
+    return {"name": "wide_resnet", **options}
+
+
+def _cifar() -> Iterator[Published]:
+    source = f"{AUGMENTED} CIFAR-100"
+    yield Published("WRN-28-10", source, _wide(), "36.3", "10.4", 80.3, 95.0)
+    gather = _wide(gate="gather_excite")
+    yield Published("GE-WRN-28-10", source, gather, "36.3", "10.4", 79.8, 95.0)
+    note = "36.55 printed as 36.5"
+    yield Published("SE-WRN-28-10", source, _wide(gate="se"), "36.5", "10.4", 81.0, 95.3, note)
+    note = "relative tables shared by heads give 36.05 M; with pairs of pixels counted once, 11.5 G"
+    attention = _wide(attention=_augmented())
+    yield Published("AA-WRN-28-10", source, attention, "36.2", "10.9", 81.6, 95.2, note)
+
+
+def _imagenet() -> Iterator[Published]:
+    source = f"{AUGMENTED} ImageNet"
+    printed = {
+        34: (("21.8", "7.4", 73.6, 91.5), ("22.0", "7.4", 74.3, 91.8), ("20.7", "7.1", 74.7, 92.0)),
+        50: (("25.6", "8.2", 76.4, 93.1), ("28.1", "8.2", 77.5, 93.7), ("25.8", "8.3", 77.7, 93.8)),
+        101: (
+            ("44.5", "15.6", 77.9, 94.0),
+            ("49.3", "15.6", 78.4, 94.2),
+            ("45.4", "16.1", 78.7, 94.4),
+        ),
+        152: (
+            ("60.2", "23.0", 78.4, 94.2),
+            ("66.8", "23.1", 78.9, 94.5),
+            ("61.6", "23.8", 79.1, 94.6),
+        ),
+    }
+    for depth, (base, gated, augmented) in printed.items():
+        yield Published(f"ResNet-{depth}", source, _resnet(depth), *base)
+        yield Published(f"SE-ResNet-{depth}", source, _resnet(depth, gate="se"), *gated)
+        fractions = {"kappa": 0.25, "upsilon": 0.25} if depth == 34 else {}
+        model = _resnet(depth, attention=_augmented(**fractions))
+        yield Published(f"AA-ResNet-{depth}", source, model, *augmented)
+
+
+def _fractions() -> Iterator[Published]:
+    source = f"{AUGMENTED} attention fraction"
+    for fraction, *printed in (
+        (0.25, "24.3", "7.9", 77.7, 93.8),
+        (0.5, "22.3", "7.3", 77.3, 93.6),
+        (0.75, "20.7", "6.8", 76.7, 93.2),
+        (1.0, "19.4", "6.3", 74.8, 92.0, PAIRS),
+    ):
+        attention = _augmented(kappa=fraction, upsilon=fraction)
+        label = f"AA-ResNet-50, kappa = upsilon = {fraction}"
+        yield Published(label, source, _resnet(50, attention=attention), *printed)
+
+
+def _positions() -> Iterator[Published]:
+    source = f"{AUGMENTED} position encodings"
+    for position, *scores in (
+        ("none", 77.5, 93.7),
+        ("sine", 77.5, 93.7),
+        ("coord", 77.5, 93.8),
+        ("relative", 77.7, 93.8),
+    ):
+        model = _resnet(50, attention=_augmented(position=position))
+        yield Published(f"AA-ResNet-50, position {position}", source, model, "", "", *scores)
+
+
+def _gates() -> Iterator[Published]:
+    source = f"{AUGMENTED} other mechanisms"
+    yield Published("CBAM-ResNet-50", source, _resnet(50, gate="cbam"), "28.1", "8.2", 77.4)
+
+
+def _mnasnet() -> Iterator[Published]:
+    source = f"{AUGMENTED} MnasNet"
+    nearly = "within 0.01 M; rounding of depths is not stated"
+    for width, base, augmented in (
+        (0.75, ("2.91", "0.45", 73.3, 91.3), ("3.02", "0.51", 73.9, 91.6, nearly)),
+        (1.0, ("3.89", "0.63", 75.2, 92.4), ("4.06", "0.70", 75.7, 92.6)),
+        (1.25, ("5.26", "1.01", 76.7, 93.2), ("5.53", "1.11", 77.2, 93.6, nearly)),
+        (1.4, ("6.10", "1.17", 77.2, 93.5, nearly), ("6.44", "1.29", 77.7, 93.8, nearly)),
+    ):
+        model = {"name": "mnasnet", "width": width}
+        yield Published(f"MnasNet-A1 x{width}", source, model, *base)
+        model = {**model, "attention": _augmented()}
+        yield Published(f"AA-MnasNet-A1 x{width}", source, model, *augmented)
+
+
+def _standalone() -> Iterator[Published]:
+    source = f"{STANDALONE} ImageNet"
+    rounding = "14.17 printed as 14.1"
+    for depth, convolution, stem, full in (
+        (26, ("13.7", "4.7", 74.5), ("10.3", "4.5", 75.8), ("10.3", "4.7", 74.8)),
+        (38, ("19.6", "6.5", 76.2), ("14.1", "5.7", 77.1), ("14.1", "6.0", 76.9)),
+        (50, ("25.6", "8.2", 76.9), ("18.0", "7.0", 77.4), ("18.0", "7.2", 77.6)),
+    ):
+        note = rounding if depth == 38 else ""
+        yield Published(f"ResNet-{depth}, convolution", source, _resnet(depth), *convolution)
+        model = _resnet(depth, attention=_local())
+        label = f"SASA-ResNet-{depth}, convolution stem"
+        yield Published(label, source, model, *stem, note=note)
+        model = {**model, "stem": "attention"}
+        label = f"SASA-ResNet-{depth}, attention stem"
+        yield Published(label, source, model, *full, note=note)
+
+
+def _stages() -> Iterator[Published]:
+    source = f"{STANDALONE} stages"
+    for stages, *printed in (
+        ((3, 4, 5), "18.1", "7.3"),
+        ((4, 5), "18.5", "7.5"),
+        ((5,), "20.8", "8.0"),
+        ((2,), "25.5", "7.9"),
+        ((2, 3), "25.0", "7.8", 0.0, 0.0, "25.09 counted: 0.1 M unresolved"),
+        ((2, 3, 4), "22.7", "7.2"),
+    ):
+        names = ", ".join(f"conv{stage}_x" for stage in stages)
+        model = _resnet(50, attention=_local(stages=stages))
+        yield Published(f"SASA-ResNet-50 in {names}", source, model, *printed)
+
+
+def _ablations() -> Iterator[Published]:
+    windows = ((3, "6.6", 76.4), (5, "6.7", 77.2), (9, "7.3", 77.7), (11, "7.7", 77.6))
+    for window, gflops, top1 in windows:
+        model = _resnet(50, attention=_local(window=window))
+        label = f"SASA-ResNet-50, window {window}"
+        yield Published(label, f"{STANDALONE} window", model, "18.0", gflops, top1)
+    for position in ("none", "sine"):
+        model = _resnet(50, attention=_local(position=position))
+        label = f"SASA-ResNet-50, position {position}"
+        yield Published(label, f"{STANDALONE} position encodings", model, "18.0", "6.9")
+    model = _resnet(50, attention=_local(position_only=True))
+    note = "16.76 printed as 16.7"
+    label = "SASA-ResNet-50, q.r only"
+    yield Published(label, f"{STANDALONE} position only", model, "16.7", "6.1", 76.9, note=note)
+    for stem, gflops, top1 in (("attention_plain", "7.1", 76.2), ("attention_conv", "7.4", 77.2)):
+        model = _resnet(50, attention=_local(), stem=stem)
+        label = f"SASA-ResNet-50, stem {stem}"
+        yield Published(label, f"{STANDALONE} stem", model, "", gflops, top1)
+
+
+def published() -> list[Published]:
+    """Every classification row of both papers, by paper and table."""
+    tables = (_cifar, _imagenet, _fractions, _positions, _gates, _mnasnet)
+    return [row for table in (*tables, _standalone, _stages, _ablations) for row in table()]
+
+
+def compare(row: Published) -> Compared:
+    """Builds the model of a row, without arrays, and counts."""
+    config = configure(row.model)
+    return Compared(row, nn.abstract(build(row.model)).param_count, paper_flops(config))
+
+
+HEADER = (
+    "model",
+    "params",
+    "printed",
+    "delta",
+    "GFLOP",
+    "printed",
+    "delta",
+    "top-1/5",
+    "table",
+    "",
+)
+
+
+def cells(compared: Compared) -> tuple[str, ...]:
+    """A row as text, under `HEADER`: computed, printed, relative difference, published scores."""
+
+    def versus(computed: float, printed: str, unit: float) -> tuple[str, str]:
+        if not printed:
+            return "-", "-"
+        return printed, f"{100 * (computed / unit / float(printed) - 1):+.1f} %"
+
+    row = compared.published
+    scores = [f"{score:.1f}" for score in (row.top1, row.top5) if score]
+    return (
+        row.label,
+        f"{compared.params:,}",
+        *versus(compared.params, row.params, 1e6),
+        f"{compared.flops / 1e9:.2f}",
+        *versus(compared.flops, row.gflops, 1e9),
+        " / ".join(scores) or "-",
+        row.source,
+        row.note,
+    )
+
+
+def paper_flops(config) -> float:
+    """FLOPs of a forward pass of one image as the papers count them.
+
+    For attention in windows that is the formula: each query meets the K x K keys of its window, in
+    three products: with keys, with positions, with values. The program here computes more (all keys
+    of a block and its halo, masked) and less (position terms as a row and a column).
+    """
+    attention, attends = getattr(config, "attention", None), getattr(config, "stem", "")
+    if attends not in ATTENTION_STEMS and not isinstance(attention, LocalConfig):
+        return _counted(config)
+    base = dataclasses.replace(config, attention=None, stem="conv")
+    flops = _counted(base)
+    if isinstance(attention, LocalConfig):
+        flops += sum(_window_change(config, attention, *layer) for layer in _layers(config))
+    if attends in ATTENTION_STEMS:
+        flops += _stem_change(config)
+    return flops
+
+
+@functools.cache
+def _counted(config) -> int:
+    from vitattn.models import MODELS
+
+    model = dict(MODELS.values())[type(config)](config)
+    return forward_flops(nn.abstract(model), config.size)
+
+
+def _layers(config: ResNetConfig) -> Iterator[tuple[int, int, int, int]]:
+    """Stage, width, pixels of the input and of the output of each 3x3 layer of the blocks."""
+    height, width = (halved(size, 4) for size in config.size)
+    counts = config.blocks or DEPTHS[config.depth][1]
+    for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
+        for index in range(count):
+            before = height * width
+            if index == 0 and stage > STAGES[0]:
+                height, width = halved(height, 2), halved(width, 2)
+            yield stage, config.channels(base), before, height * width
+
+
+def _window_change(
+    config: ResNetConfig, attention: LocalConfig, stage: int, width: int, before: int, after: int
+) -> int:
+    """FLOPs of attention in place of one 3x3 convolution; it runs before the stride."""
+    del config
+    if stage not in attention.stages:
+        return 0
+    has_keys, has_places = not attention.position_only, attention.position == "relative"
+    projections = (2 + has_keys) * width**2
+    pairs = attention.window**2 * width * (1 + has_keys + has_places)
+    return 2 * (before * (projections + pairs) - after * 9 * width**2)
+
+
+def _stem_change(config: ResNetConfig) -> int:
+    """FLOPs of an attention stem in place of the 7x7 convolution: 4x4 keys, 4 value mixtures."""
+    width, pixels = config.channels(STAGE_WIDTHS[0]), config.size[0] * config.size[1]
+    values = {"mixed": 4 * 3, "plain": 3, "conv": 16 * 3}[ATTENTION_STEMS[config.stem]]
+    attention = width * (2 * 3 + values + 3 * 16)
+    return 2 * (pixels * attention - (pixels // 4) * 7 * 7 * 3 * width)
