@@ -16,8 +16,8 @@ test: $(VENV)/.test
 
 # Tests of real seqio tasks and SentencePiece models: TensorFlow, 3 GB, comes into .venv for them.
 test-text: $(VENV)/.text
-	$(BIN)/python -m pytest tests/moe/data/test_seqio_tasks.py tests/moe/data/test_seqio_benchmarks.py \
-	    tests/moe/data/test_vocabulary.py
+	$(BIN)/python -m pytest tests/moe/text/test_seqio_source.py tests/moe/eval/test_seqio_export.py \
+	    tests/moe/text/test_vocabulary.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

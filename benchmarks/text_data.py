@@ -18,7 +18,7 @@ import tempfile  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from moe.data import data_defaults, make_source
+from moe.data import data_defaults, make_source  # noqa: E402
 from moe.data.cache import read as cache  # noqa: E402
 from moe.data.pipeline import _train_piece  # noqa: E402
 from moe.data.sources import Source, Windows  # noqa: E402

@@ -213,7 +213,7 @@ def _named(*names: str) -> Callable[[Path], bool]:
 
 # ---------------------------------------------------------------------------------- TFDS folders
 def _tfds(folder: Path) -> Path:
-    from tests.vitattn.data.test_tfds_source import prepare_imagenet
+    from tests.vitattn.data.test_tfds import prepare_imagenet
 
     with contextlib.redirect_stderr(io.StringIO()):
         prepare_imagenet(folder)

@@ -9,9 +9,7 @@ import gzip
 import json
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,12 +22,10 @@ from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.decoding.answer import Answerer
 from moe.tasks import registry as supervised
 from moe.text.vocabulary import EOS
+from tests.launch.commands import ROOT, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
 from trainlib.run import run
-
-sys.path.insert(0, str(Path(__file__).parent))
-from commands import ROOT, command, environment
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -8,7 +8,7 @@ from launch import describe
 from trainlib.errors import run_command
 from vitattn import papers
 
-# Three rows stand for all, which tests/vitattn/models/test_papers.py checks: one that matches, a
+# Three rows stand for all, which tests/vitattn/test_papers.py checks: one that matches, a
 # known miss in parameters, one without printed counts.
 LABELS = ("AA-ResNet-50", "AA-WRN-28-10", "AA-ResNet-50, position none")
 

@@ -4,17 +4,14 @@ import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import jax
 import pytest
 
 from launch import doctor, machine
 from launch.machine import FAILED, GIB, NOTE, OK, Finding
+from tests.launch.hosts.simulated import ROOT, Hosts, environment
 from trainlib.errors import DataError, PeerLost
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hosts import ROOT, Hosts, environment
 
 
 def examine(*arguments, **extra):

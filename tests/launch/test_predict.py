@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from launch import cli, export, predict
+from tests.launch.commands import TINY, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
 from trainlib.model import weights as nn
@@ -23,9 +23,6 @@ from vitattn import config as config_lib
 from vitattn import predict as vision
 from vitattn.data import eval_batches, make_source
 from vitattn.models import build
-
-sys.path.insert(0, str(Path(__file__).parent))
-from commands import TINY, command, environment
 
 LAYER = "conv4_x.0.conv2"  # of those at the highest resolution, 2 x 2, the last
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from launch import cli, evaluate, export, predict, train
+from tests.launch.commands import TINY
 from trainlib import config as config_lib
 from trainlib.errors import ConfigError
 from vitattn import config, describe, plan
@@ -17,9 +16,6 @@ from vitattn import predict as vision
 from vitattn.data import augment
 from vitattn.data.decode import open_picture
 from vitattn.models import build, configure
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
-from commands import TINY
 
 MODELS = ("resnet", "wide_resnet", "mnasnet")
 

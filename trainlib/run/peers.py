@@ -263,9 +263,7 @@ class Link:
                 news = self._board.read("news/")
                 self._hear_failure(news)
                 self._hear_stop(news)
-            except (
-                Exception
-            ):  # The store is gone, and JAX ends this process: `launch.hosts.processes`.
+            except Exception:  # the store is gone, and JAX ends this process
                 continue
 
     def _hear_failure(self, news: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from moe.layers.ffn import FeedForward
 from moe.layers.sparse import Placement, SparseFFN, group_tokens, placement
 from moe.routing.config import capacity
 from moe.routing.route import METRICS, RoutingConfig, auxiliary_loss, route
-from tests.moe import oracle
+from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding import rules as sharding

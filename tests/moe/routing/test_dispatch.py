@@ -1,0 +1,253 @@
+"""Dispatch and combine against one-hot einsums, kernels against a loop over experts: values and
+all gradients.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe import plan as plan_lib
+from moe.config import default_config
+from moe.kernels.batched import batched
+from moe.kernels.blocked import ALIGN, blocked
+from moe.kernels.grouped import ROWS, check_platform, grouped
+from moe.layers.sparse import SparseFFN
+from moe.routing.dispatch import combine, dispatch, segments
+from moe.routing.route import RoutingConfig, route
+from tests.moe.routing import oracle
+from trainlib.errors import ConfigError
+from trainlib.model import weights as nn
+from trainlib.sharding import rules as sharding
+from trainlib.sharding.mesh import make_mesh
+
+QUICK = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
+
+
+def weights_of(experts, width, hidden, *, gated=True, form="none", dtype=jnp.float32):
+    keys = iter(jax.random.split(jax.random.key(experts), 4))
+    names = {"up": (experts, width, hidden), "down": (experts, hidden, width)}
+    names |= {"gate": (experts, width, hidden)} if gated else {}
+    names |= {"bias": (experts, hidden)} if form != "none" else {}
+    return {
+        name: (jax.random.normal(next(keys), shape) * shape[-2] ** -0.5).astype(dtype)
+        for name, shape in names.items()
+    }
+
+
+def one_expert(x, weights, e, form):
+    """The formula of one expert, [N, D] -> [N, D]."""
+    h = x @ weights["up"][e]
+    if "gate" in weights:
+        h = h * jax.nn.gelu((x @ weights["gate"][e]).astype(jnp.float32)).astype(h.dtype)
+    else:
+        h = jnp.maximum(h, 0)
+    bias = weights["bias"][e] if form != "none" else None
+    h = {"none": lambda: h, "additive": lambda: h + bias, "multiplicative": lambda: h * bias}[
+        form
+    ]()
+    return h @ weights["down"][e]
+
+
+def close(got, want, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "experts", "factor", "options"),
+    [
+        (1, 32, 4, 1.25, {}),
+        (3, 19, 5, 0.6, {}),  # most second choices are dropped
+        (2, 16, 2, 8.0, {"top_k": 1}),
+        (2, 24, 4, 1.0, {"router": "experts_choose"}),
+    ],
+)
+def test_dispatch_and_combine_equal_one_hot_einsums(groups, size, experts, factor, options):
+    options = {"second_policy": "all", "min_capacity": 1, "capacity_factor": factor} | options
+    config = RoutingConfig(experts, **options)
+    rng = np.random.default_rng(size)
+    x, dy = rng.normal(size=(2, groups, size, 6)).astype(np.float32)
+    router = rng.normal(size=(6, experts)).astype(np.float32)
+    scale = rng.normal(size=(experts, 6)).astype(np.float32)
+    mask = rng.random((groups, size)) < 0.9
+
+    def by_index(x, router, scale):
+        routed = route(x @ router, mask, None, config, train=True)
+        rows = dispatch(x, routed.slot, routed.source) * scale[:, None, None]
+        return jnp.vdot(combine(rows, routed.gates, routed.slot, routed.source), dy)
+
+    def by_einsum(x, router, scale):
+        routed = route(x @ router, mask, None, config, train=True)
+        rows = routed.source.shape[-1]
+        total = 0.0
+        for g in range(groups):
+            y = oracle.one_hot_layer(
+                x[g],
+                routed.slot[g],
+                routed.gates[g],
+                lambda buffer: buffer * scale[:, None],
+                experts,
+                rows,
+            )
+            total += jnp.vdot(y, dy[g])
+        return total
+
+    got, want = (
+        QUICK(jax.value_and_grad(f, (0, 1, 2)))(x, router, scale) for f in (by_index, by_einsum)
+    )
+    close(got, want, 2e-5)
+
+
+def test_bfloat16_rows_are_added_in_float32():
+    """Two choices of weight 1 + 2**-8 of a row of ones: 2 + 2**-7, which bfloat16 sums cannot hold
+    on the way.
+    """
+    slot, source = jnp.array([[[0, 1]]]), jnp.array([[[0]], [[1]]])
+    gates = jnp.full((1, 1, 2), 1 + 2.0**-8)
+    y = combine(jnp.ones((2, 1, 1, 3), jnp.bfloat16), gates, slot, source)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(y, np.float32), float(jnp.bfloat16(2 + 2.0**-7)))
+    dx = jax.vjp(lambda x: dispatch(x, slot, source), jnp.ones((1, 1, 3), jnp.bfloat16))[1](
+        jnp.full((2, 1, 1, 3), 1 + 2.0**-7, jnp.bfloat16)
+    )[0]
+    np.testing.assert_array_equal(np.asarray(dx, np.float32), 2 + 2.0**-6)
+
+
+@pytest.mark.parametrize(("tokens", "choices", "experts", "align"), [(37, 2, 5, 32), (16, 1, 3, 1)])
+def test_segments_hold_every_choice_once_in_order(tokens, choices, experts, align):
+    rng = np.random.default_rng(tokens)
+    expert = rng.integers(0, experts + 1, (tokens, choices))  # `experts` goes nowhere
+    expert[:, 0] = np.where(expert[:, 0] == 1, 0, expert[:, 0])
+    layout = jax.tree.map(np.asarray, segments(jnp.asarray(expert), experts, align, multiple=32))
+    source, starts, sizes = layout.source[0, 0], layout.starts, layout.sizes
+    assert len(source) % 32 == 0
+    assert np.all(starts % align == 0)
+    flat = expert.T.reshape(-1)
+    for e in range(experts):
+        own = source[starts[e] : starts[e] + sizes[e]]
+        assert own.tolist() == np.flatnonzero(flat == e).tolist()  # choice-major, left to right
+    filled = np.flatnonzero(source < tokens * choices)
+    assert len(filled) == sizes.sum() == (flat < experts).sum()
+    for row in filled:
+        k, t = divmod(source[row], tokens)
+        assert layout.slot[0, t, k] == row
+    assert np.all(layout.slot[0][expert == experts] == len(source))
+
+
+SIZES = ([70, 0, 33, 1, 300], [64, 32, 96, 128, 0])
+
+
+def segment_case(sizes, align, multiple, width=8, dtype=jnp.float32):
+    """Rows laid out in segments, zeros between them, and the mask of the rows that are used."""
+    padded = [-(-n // align) * align for n in sizes]
+    starts = np.cumsum([0, *padded[:-1]]).astype(np.int32)
+    total = -(-max(sum(padded), 1) // multiple) * multiple
+    used = np.zeros(total, bool)
+    for start, size in zip(starts, sizes, strict=True):
+        used[start : start + size] = True
+    x, dy = np.random.default_rng(0).normal(size=(2, total, width)) * used[:, None]
+    return starts, np.asarray(sizes, np.int32), *(jnp.asarray(v, dtype) for v in (x, dy))
+
+
+def by_loop(x, weights, starts, sizes, form):
+    out = jnp.zeros_like(x)
+    for e, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        rows = slice(int(start), int(start + size))
+        out = out.at[rows].set(one_expert(x[rows], weights, e, form))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gated", "form"),
+    [
+        (SIZES[0], True, "none"),
+        (SIZES[0], False, "additive"),
+        (SIZES[1], True, "multiplicative"),
+    ],
+)
+def test_blocked_equals_a_loop_over_experts(sizes, gated, form):
+    starts, counts, x, dy = segment_case(sizes, ALIGN, ALIGN)
+    weights = weights_of(len(sizes), 8, 12, gated=gated, form=form)
+
+    def loss(run, x, weights):
+        return jnp.vdot(run(x, weights), dy)
+
+    run = functools.partial(loss, lambda x, w: blocked(x, starts, counts, w, form))
+    want = functools.partial(loss, lambda x, w: by_loop(x, w, starts, counts, form))
+    close(*(QUICK(jax.value_and_grad(f, (0, 1)))(x, weights) for f in (run, want)), 2e-5)
+
+
+def test_grouped_equals_a_loop_over_experts():
+    """The TPU kernel, interpreted."""
+    sizes = [70, 0, 33, 1, 100]
+    starts, counts, x, dy = segment_case(sizes, 1, ROWS)
+    weights = weights_of(len(sizes), 8, 12, form="multiplicative")
+
+    def loss(run, x, weights):
+        return jnp.vdot(run(x, weights), dy)
+
+    form = "multiplicative"
+    run = functools.partial(loss, lambda x, w: grouped(x, counts, w, form, interpret=True))
+    want = functools.partial(loss, lambda x, w: by_loop(x, w, starts, counts, form))
+    close(*(QUICK(jax.value_and_grad(f, (0, 1)))(x, weights) for f in (run, want)), 2e-5)
+
+
+def test_batched_equals_each_expert():
+    weights = weights_of(3, 8, 12, form="additive", dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 8), jnp.bfloat16)
+    got, want = QUICK(
+        lambda x, w: (
+            batched(x, w, "additive", None),
+            jnp.stack([one_expert(x[e], w, e, "additive") for e in range(3)]),
+        )
+    )(x, weights)
+    assert got.dtype == jnp.bfloat16
+    close(got, want, 2e-2)
+
+
+def grouped_step():
+    """A function to trace, and its arguments: loss and gradients of a layer of 4 experts."""
+    routing = RoutingConfig(4, second_policy="all", dispatch="grouped")
+    spec = nn.abstract(SparseFFN(128, 128, routing))
+    x = jax.ShapeDtypeStruct((1, 256, 128), jnp.bfloat16)
+
+    def loss(params, x):
+        return spec.bind(params, {})(x, train=True)[0].astype(jnp.float32).sum()
+
+    return jax.jit(jax.grad(loss)), (spec.params, x)
+
+
+def test_grouped_kernels_are_those_of_the_platform_that_is_compiled_for():
+    """Here for a TPU elsewhere: the compiled kernels (products, those by transposed weights, and
+    gradients of weights), not their interpreter, nor every row times every expert.
+    """
+    step, arguments = grouped_step()
+    with sharding.lowered_for("tpu"):
+        program = step.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("@tpu_custom_call") >= 3
+    assert "ragged_dot" not in program
+
+
+def test_grouped_kernels_are_refused_where_they_would_be_slow():
+    check_platform("tpu")
+    step, arguments = grouped_step()
+    with pytest.raises(ConfigError, match=r"TPU and GPU, and this is for cpu.*'index'"):
+        step.trace(*arguments)
+    config = default_config("st_moe_tiny")
+    config.routing.dispatch = "grouped"
+    with pytest.raises(ConfigError, match="and this is for cpu"):
+        plan_lib.make(config, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    if not importlib.util.find_spec("tokamax"):
+        with sharding.lowered_for("cuda"), pytest.raises(ConfigError, match="tokamax, which is"):
+            step.trace(*arguments)
