@@ -1,8 +1,9 @@
 """Weights declared once: shape, logical axes and initialiser in one place, arrays made later.
 
-A model is built without making an array: each weight is an `nnx.Param` that holds a
+Without `rngs` a model is built without making an array: each weight is an `nnx.Param` that holds a
 `jax.ShapeDtypeStruct`, its logical axes and its initialiser. So counts, shardings and compilations
-need no memory, and `initialise` makes each leaf on its own, already sharded. Outside a module,
+need no memory, and `initialise` makes each leaf on its own, already sharded. With `rngs` each weight
+is an array at once, and the module is used as any other of Flax. Outside a module,
 weights are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
 checkpoints, masks and exports use.
 """
@@ -39,31 +40,45 @@ class Spec:
         return math.prod(self.shape)
 
 
-def _abstract(shape: tuple[int, ...], axes: tuple[str, ...], dtype) -> jax.ShapeDtypeStruct:
+def _value(
+    shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, rngs: nnx.Rngs | None, dtype
+) -> jax.ShapeDtypeStruct | jax.Array:
     if len(shape) != len(axes):
         raise ValueError(f"A weight of shape {shape} needs {len(shape)} logical axes, not {axes}.")
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    if rngs is None:
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    return init(rngs.params(), tuple(shape), jnp.dtype(dtype))
 
 
 def declare(
-    shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, dtype=jnp.float32
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init: Initializer,
+    rngs: nnx.Rngs | None = None,
+    dtype=jnp.float32,
 ) -> nnx.Param:
-    """Declares a trained weight; no array is made.
+    """Declares a trained weight: abstract without `rngs`, an array with.
 
     Args:
       shape: its dimensions.
       axes: one logical axis name a dimension, resolved to mesh axes by `trainlib.sharding.rules`.
       init: `(key, shape, dtype) -> array`.
+      rngs: keys of a module that is to be used at once, as any Flax module is; None where
+        `initialise` makes the array later, on its devices.
       dtype: what is stored; layers cast to their compute type on use.
     """
-    return nnx.Param(_abstract(shape, axes, dtype), axes=tuple(axes), init=init)
+    return nnx.Param(_value(shape, axes, init, rngs, dtype), axes=tuple(axes), init=init)
 
 
 def declare_stat(
-    shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, dtype=jnp.float32
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init: Initializer,
+    rngs: nnx.Rngs | None = None,
+    dtype=jnp.float32,
 ) -> nnx.BatchStat:
-    """Declares a running statistic: kept in `model_state`, not trained."""
-    return nnx.BatchStat(_abstract(shape, axes, dtype), axes=tuple(axes), init=init)
+    """Declares a running statistic: kept in `model_state`, not trained; see `declare`."""
+    return nnx.BatchStat(_value(shape, axes, init, rngs, dtype), axes=tuple(axes), init=init)
 
 
 def flatten(tree: Mapping) -> dict:
