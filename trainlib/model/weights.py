@@ -2,9 +2,9 @@
 
 Without `rngs` a model is built without making an array: each weight is an `nnx.Param` that holds a
 `jax.ShapeDtypeStruct`, its logical axes and its initialiser. So counts, shardings and compilations
-need no memory, and `initialise` makes each leaf on its own, already sharded. With `rngs` each weight
-is an array at once, and the module is used as any other of Flax. Outside a module,
-weights are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
+need no memory, and `initialise` makes each leaf on its own, already sharded. With `rngs` each
+weight is an array at once, and the module is used as any other of Flax. Outside a module, weights
+are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
 checkpoints, masks and exports use.
 """
 
