@@ -22,8 +22,9 @@ from moe.models.transformer import Transformer
 from moe.routing.config import capacity
 from moe.start.subsets import frozen_patterns
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate, platform
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state_lib
@@ -48,7 +49,7 @@ class Plan:
 
     config: ConfigDict
     mesh: Mesh
-    rules: sharding.Rules
+    rules: Rules
     model: Architecture
     abstract: nn.Abstract
     schedule: optax.Schedule
@@ -59,7 +60,7 @@ class Plan:
     @property
     def rows(self) -> NamedSharding:
         """Sharding of a batch."""
-        return sharding.batch_sharding(self.rules, self.mesh)
+        return batch_sharding(self.rules, self.mesh)
 
     @property
     def blocks(self) -> dict[str, tuple[int, ...]]:
@@ -111,7 +112,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     """
     mesh = mesh or make_mesh(config.mesh.replica, config.mesh.data, config.mesh.model)
     rules = config_lib.sharding_rules(config)
-    config_lib.check(config, sharding.batch_parts(rules, mesh))
+    config_lib.check(config, batch_parts(rules, mesh))
     model = architecture(config.model, config.routing)
     pretrain.fields(model.kind)
     pretrain.check_objective(model.kind, config.data.objective)
@@ -130,13 +131,11 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     return Plan(config, mesh, rules, model, abstract, schedule, optimizer, shardings, trained)
 
 
-def _check_routing(
-    config: ConfigDict, model: Architecture, mesh: Mesh, rules: sharding.Rules
-) -> None:
+def _check_routing(config: ConfigDict, model: Architecture, mesh: Mesh, rules: Rules) -> None:
     """Refuses experts, groups, capacities and kernels that do not fit the mesh and the batch."""
     if model.routing is not None and model.routing.dispatch == "grouped":
-        with sharding.activate(mesh, rules):
-            check_platform(sharding.platform())
+        with activate(mesh, rules):
+            check_platform(platform())
     lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
     train, held_out = config.batch_size // config.microbatches, config.eval_batch_size
     for stack in model.stacks:

@@ -17,8 +17,8 @@ from trainlib.formats import weight_source as weights
 from trainlib.model import metrics
 from trainlib.model import weights as nn_lib
 from trainlib.run.progress import summary
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
         interop.check_size(config)
     mesh = make_mesh(config.mesh.replica, config.mesh.data)
     rules = config_lib.sharding_rules(config)
-    config_lib.check(config, sharding.batch_parts(rules, mesh))
+    config_lib.check(config, batch_parts(rules, mesh))
     source = make_source(config.data, config.data.eval_split)
     for line in source.left_out:
         print(line)
@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     shardings = weight_shardings(abstract, config, mesh, rules)
     number, params, model_state = load_weights(workdir, at_step, abstract, shardings)
     eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
-    rows = sharding.batch_sharding(rules, mesh)
+    rows = batch_sharding(rules, mesh)
     result = over_split(eval_step, params, model_state, source, config, rows)
     result = {"step": number, "split": config.data.eval_split, **result}
     rows = [*table(result), ("labels", matched)]
@@ -154,7 +154,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def weight_shardings(
-    abstract: nn_lib.Abstract, config: ConfigDict, mesh: Any, rules: sharding.Rules
+    abstract: nn_lib.Abstract, config: ConfigDict, mesh: Any, rules: Rules
 ) -> state.TrainState:
     """Shardings of the state that this configuration trains."""
     schedule = schedules.make_schedule(config.schedule, config.steps)

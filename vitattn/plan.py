@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state_lib
@@ -40,7 +40,7 @@ class Plan:
 
     config: ConfigDict
     mesh: Mesh
-    rules: sharding.Rules
+    rules: Rules
     abstract: nn.Abstract
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -49,7 +49,7 @@ class Plan:
     @property
     def rows(self) -> NamedSharding:
         """Sharding of a batch."""
-        return sharding.batch_sharding(self.rules, self.mesh)
+        return batch_sharding(self.rules, self.mesh)
 
     def abstract_state(self) -> TrainState:
         """The train state as shapes and places, without arrays."""
@@ -95,7 +95,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     """
     mesh = mesh or make_mesh(config.mesh.replica, config.mesh.data)
     rules = config_lib.sharding_rules(config)
-    config_lib.check(config, sharding.batch_parts(rules, mesh))
+    config_lib.check(config, batch_parts(rules, mesh))
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)

@@ -26,8 +26,8 @@ from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.formats import weight_source as weights
 from trainlib.model import weights as nn
 from trainlib.run.progress import Progress
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 from trainlib.step import step
 from trainlib.untrusted_files import what_is
 from vitattn import config as config_lib
@@ -149,7 +149,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     number, params, model_state = evaluate.load_weights(workdir, at_step, abstract, shardings)
     forward = make_predict(abstract, heads, query, resolved.size)
     compiled = step.compile_eval(forward, shardings, mesh, rules)
-    rows = sharding.batch_sharding(rules, mesh)
+    rows = batch_sharding(rules, mesh)
 
     def predict(images: np.ndarray) -> dict[str, Any]:
         return jax.device_get(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from moe.kernels.batched import Weights, hidden
 from trainlib.errors import ConfigError
 from trainlib.model.remat import PRODUCT, keep
-from trainlib.sharding.rules import platform
+from trainlib.sharding.constrain import platform
 
 ROWS = 128  # rows of a tile; the number of rows has to be a multiple
 

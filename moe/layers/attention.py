@@ -18,7 +18,7 @@ from flax import nnx
 from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 MASKED = -1e9  # finite, so that a query without any key gets an even mixture and no NaN
 

@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows
 from trainlib.model.weights import declare
-from trainlib.sharding import rules as sharding
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import active, constrain
 
 
 class Embedding(nnx.Module):
@@ -59,10 +58,10 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
     one all-to-all turns "all sequences, part of D" into "some sequences, all of D". The automatic
     partitioner would copy the whole result to every device.
     """
-    active = sharding.active()
-    if active is None or active[0].shape["model"] == 1:
+    sharding = active()
+    if sharding is None or sharding[0].shape["model"] == 1:
         return to_batch(jnp.take(table, tokens, axis=0))
-    mesh, rules = active
+    mesh, rules = sharding
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         found = jnp.take(table, tokens, axis=0)

@@ -14,7 +14,7 @@ from flax import nnx
 from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 ACTIVATIONS = ("geglu", "relu")
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from trainlib.model.weights import Initializer, declare
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of all published models
 

@@ -39,7 +39,8 @@ from moe.routing.route import Routing, Sums, route
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep
 from trainlib.model.weights import declare
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import active, constrain
+from trainlib.sharding.rules import Rules
 
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 ONES, ZEROS = jax.nn.initializers.ones, jax.nn.initializers.zeros
@@ -124,7 +125,7 @@ class Placement:
         )
 
 
-def placement(mesh: Mesh | None, rules: sharding.Rules, routing: RoutingConfig) -> Placement:
+def placement(mesh: Mesh | None, rules: Rules, routing: RoutingConfig) -> Placement:
     """Resolves where experts and tokens lie.
 
     Raises:
@@ -256,8 +257,8 @@ class SparseFFN(nnx.Module):
           ConfigError: see `placement`, `group_tokens` and `moe.routing.config.capacity`.
           ValueError: a key is needed and missing.
         """
-        active = sharding.active()
-        place = placement(*active, self.routing) if active else Placement()
+        sharding = active()
+        place = placement(*sharding, self.routing) if sharding else Placement()
         size = group_tokens(self.routing, *x.shape[:2], place)
         tokens = self._tokens(x, mask, key, router_input, train=train)
         hidden_kept = self._hidden_kept(key, x, size, place, train=train)
@@ -313,7 +314,7 @@ class SparseFFN(nnx.Module):
         if noise.ndim:
             tokens["noise"] = noise
         return {
-            name: sharding.constrain(value, "batch", *(None,) * (value.ndim - 1))
+            name: constrain(value, "batch", *(None,) * (value.ndim - 1))
             for name, value in tokens.items()
         }
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.model.weights import Initializer, declare
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 ONES = jax.nn.initializers.ones
 NORMAL = jax.nn.initializers.normal(1.0)  # embedding tables

@@ -26,7 +26,7 @@ from moe.layers.sparse import SparseFFN
 from moe.layers.weights import dropout, split, to_rows
 from moe.models.architecture import Architecture
 from moe.routing.config import RoutingConfig
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
 Kept = dict[str, jax.Array]  # keys and values that decoding keeps of a block, [B, L, N, H]

@@ -28,7 +28,7 @@ from moe.layers.weights import dropout, split, stack
 from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context, Kept
 from trainlib.model.remat import recomputed
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 
 class Stack(nnx.Module):

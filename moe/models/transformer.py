@@ -12,7 +12,7 @@ from moe.layers.embed import Embedding, Output
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Kept
 from moe.models.stack import Stack
-from trainlib.sharding.rules import constrain
+from trainlib.sharding.constrain import constrain
 
 Batch = dict[str, jax.Array]
 Reports = dict[str, dict[str, Aux]]  # stack -> tree -> what its blocks report

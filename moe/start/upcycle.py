@@ -26,7 +26,7 @@ from trainlib.config import differences, flatten
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.model import weights as nn
 from trainlib.run.progress import summary
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.rules import resolve_specs
 from trainlib.step.train_state import TrainState
 
 # What changes the meaning of dense weights and not their shapes.
@@ -123,7 +123,7 @@ def start(plan: Plan, create: Callable[[], TrainState]) -> tuple[TrainState, str
     checkpoints = Checkpoints(directory)
     number = checkpoints.pick(options.step or step)
     abstract = nn.abstract(Transformer(dense_of(plan.model)))
-    places = sharding.resolve_specs(abstract.params, plan.rules, plan.mesh)
+    places = resolve_specs(abstract.params, plan.rules, plan.mesh)
     wanted = {
         f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=places[name])
         for name, spec in abstract.params.items()

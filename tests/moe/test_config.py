@@ -12,8 +12,8 @@ from moe.models.transformer import Transformer
 from trainlib.config import flatten
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import resolve_specs
 
 
 def test_every_key_has_a_meaning_and_every_field_of_the_model_a_key():
@@ -32,7 +32,7 @@ def test_rules_place_every_weight_of_every_size(name):
         config.sharding = kind
         specs = nn.abstract(Transformer(named(name, expert_bias="additive"))).params
         rules = config_lib.sharding_rules(config)
-        places = sharding.resolve_specs(specs, rules, make_mesh(1, 4, 2))
+        places = resolve_specs(specs, rules, make_mesh(1, 4, 2))
         for weight, place in places.items():
             if ".experts." in weight and "router" not in weight:
                 assert place.spec[specs[weight].axes.index("expert")] == "data"

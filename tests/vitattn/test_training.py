@@ -13,8 +13,9 @@ from configs.aa_resnet50 import get_config
 from trainlib.config import override
 from trainlib.model import weights as nn
 from trainlib.profiling import compilations
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
@@ -67,7 +68,7 @@ def series(mesh, **changes) -> tuple[list[float], list[str]]:
         ema_decay=config.ema_decay,
     )
     train_step = step.compile_step(run, shardings, mesh, rules)
-    rows, losses = sharding.batch_sharding(rules, mesh), []
+    rows, losses = batch_sharding(rules, mesh), []
     source = make_source(config.data, "train")
     with (
         compilations() as compiled,
@@ -118,10 +119,10 @@ def test_gradients_are_those_of_one_device():
 
     def gradients(mesh):
         def on_mesh(params, statistics, batch):
-            with sharding.activate(mesh, rules):
+            with activate(mesh, rules):
                 return jax.grad(loss, has_aux=True)(params, statistics, batch, jax.random.key(0))
 
-        rows = sharding.batch_sharding(rules, mesh)
+        rows = batch_sharding(rules, mesh)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         compiled = jax.jit(on_mesh, in_shardings=(whole, whole, rows), out_shardings=whole)
         return jax.device_get(compiled(params, statistics, step.put_batch(batch, rows)))[0]

@@ -17,7 +17,7 @@ from jax import export as jax_export
 
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Abstract
-from trainlib.sharding.rules import lowered_for
+from trainlib.sharding.constrain import lowered_for
 
 PROGRAM, SIGNATURE, LOADER, README = "forward.jax_export", "signature.json", "load.py", "README.md"
 FILES = (PROGRAM, SIGNATURE, LOADER, README)

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 from trainlib.model import statistics
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Arrays
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
+from trainlib.sharding.rules import Rules, batch_sharding
 from trainlib.step.optimizers import ema_update
 from trainlib.step.train_state import TrainState
 
@@ -173,15 +174,15 @@ def compile_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, Sums]],
     shardings: TrainState,
     mesh: Mesh,
-    rules: sharding.Rules,
+    rules: Rules,
 ) -> Any:
     """Jits a train step: pinned shardings, donated state, activation constraints on `mesh`."""
 
     def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        with sharding.activate(mesh, rules):
+        with activate(mesh, rules):
             return step(state, batch)
 
-    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    rows, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
     return jax.jit(
         on_mesh,
         in_shardings=(shardings, rows),
@@ -194,15 +195,15 @@ def compile_eval(
     evaluate: Callable[[Arrays, Arrays, Batch], Sums],
     shardings: TrainState,
     mesh: Mesh,
-    rules: sharding.Rules,
+    rules: Rules,
 ) -> Any:
     """Jits `(params, model_state, batch) -> metric sums` on the mesh."""
 
     def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
-        with sharding.activate(mesh, rules):
+        with activate(mesh, rules):
             return evaluate(params, model_state, batch)
 
-    rows, whole = sharding.batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    rows, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
     return jax.jit(
         on_mesh,
         in_shardings=(shardings.params, shardings.model_state, rows),

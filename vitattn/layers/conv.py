@@ -16,7 +16,7 @@ from flax import nnx
 
 from trainlib.errors import ConfigError
 from trainlib.model.weights import Initializer, declare
-from trainlib.sharding.rules import platform
+from trainlib.sharding.constrain import platform
 
 # He initialisation over the fan-out; a depthwise kernel [k, k, 1, C] has k * k inputs and outputs,
 # its fan-in.

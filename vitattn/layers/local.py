@@ -29,7 +29,7 @@ from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import declare
-from trainlib.sharding.rules import batch_local
+from trainlib.sharding.constrain import batch_local
 from vitattn.layers.attend import MASKED
 from vitattn.layers.conv import pointwise
 from vitattn.layers.pool import average_pool

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainlib.sharding.rules import batch_local
+from trainlib.sharding.constrain import batch_local
 from vitattn.layers.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array

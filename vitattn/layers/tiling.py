@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 
-from trainlib.sharding.rules import platform
+from trainlib.sharding.constrain import platform
 from vitattn.layers.attend import attend, keep_outputs
 
 Array = jax.Array

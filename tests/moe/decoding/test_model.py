@@ -14,8 +14,9 @@ from moe.decoding import search
 from moe.decoding.model import Decoding
 from moe.text.vocabulary import EOS
 from trainlib.errors import ConfigError
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 
 
 @pytest.mark.parametrize(
@@ -264,11 +265,11 @@ def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
     rules |= dict.fromkeys(
         ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
     )
-    rows = sharding.batch_sharding(rules, mesh)
+    rows = batch_sharding(rules, mesh)
     made = decode.make_generate(config, Decoding(method=method, beams=4), 6, 40)
 
     def on_mesh(params, batch):
-        with sharding.activate(mesh, rules):
+        with activate(mesh, rules):
             return made(params, {}, batch)
 
     batch = {name: jax.device_put(value, rows) for name, value in inputs.items()}

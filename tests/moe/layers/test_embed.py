@@ -9,8 +9,9 @@ import pytest
 
 from moe.layers.embed import Embedding, Output, lookup
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding, resolve
 
 RULES = {
     "batch": ("replica", "data", "model"),
@@ -28,15 +29,15 @@ def test_lookup_is_indexing_on_every_mesh(shape):
     table = jax.random.normal(jax.random.key(0), (13, 8))
     tokens = jax.random.randint(jax.random.key(1), (8, 5), 0, 13)
     upstream = jax.random.normal(jax.random.key(2), (8, 5, 8))
-    where = sharding.resolve("table", table.shape, ("tokens", "table"), RULES, mesh)
+    where = resolve("table", table.shape, ("tokens", "table"), RULES, mesh)
 
     @jax.jit
     def run(table, tokens, upstream):
-        with sharding.activate(mesh, RULES):
+        with activate(mesh, RULES):
             found, pull = jax.vjp(lambda table: lookup(table, tokens), table)
             return found, pull(upstream)[0]
 
-    split = jax.device_put(tokens, sharding.batch_sharding(RULES, mesh))
+    split = jax.device_put(tokens, batch_sharding(RULES, mesh))
     found, gradient = run(jax.device_put(table, where), split, upstream)
     np.testing.assert_array_equal(found, np.asarray(table)[np.asarray(tokens)])
     expected = np.zeros((13, 8))

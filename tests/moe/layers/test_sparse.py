@@ -16,8 +16,9 @@ from moe.routing.route import METRICS, RoutingConfig, auxiliary_loss, route
 from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding, resolve_specs
 
 RULES = {
     **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
@@ -63,11 +64,11 @@ def result(config, shape=None, dtype="float32", **options):
     if shape is None:
         return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x))
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    params = jax.device_put(params, sharding.resolve_specs(spec.params, RULES, mesh))
-    x = jax.device_put(x, sharding.batch_sharding(RULES, mesh))
+    params = jax.device_put(params, resolve_specs(spec.params, RULES, mesh))
+    x = jax.device_put(x, batch_sharding(RULES, mesh))
 
     def on_mesh(params, x):
-        with sharding.activate(mesh, RULES):
+        with activate(mesh, RULES):
             return step(params, x)
 
     return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, x))

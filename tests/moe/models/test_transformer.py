@@ -12,8 +12,9 @@ import pytest
 
 from moe import config as config_lib
 from moe import objective as pretrain
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding, resolve_specs
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +213,11 @@ def lowered_on(mesh, weights, abstract, grads, params, batch):
     rules = config_lib.sharding_rules(config)
 
     def on_mesh(params, batch):
-        with sharding.activate(mesh, rules):
+        with activate(mesh, rules):
             return grads(params, batch)
 
-    places = sharding.resolve_specs(abstract.params, rules, mesh)
-    rows = sharding.batch_sharding(rules, mesh)
+    places = resolve_specs(abstract.params, rules, mesh)
+    rows = batch_sharding(rules, mesh)
     args = jax.device_put(params, places), jax.device_put(batch, rows)
     return jax.jit(on_mesh, in_shardings=(places, rows)).lower(*args), args
 

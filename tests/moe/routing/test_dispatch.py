@@ -21,7 +21,7 @@ from moe.routing.route import RoutingConfig, route
 from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import lowered_for
 from trainlib.sharding.mesh import make_mesh
 
 QUICK = functools.partial(
@@ -233,7 +233,7 @@ def test_grouped_kernels_are_those_of_the_platform_that_is_compiled_for():
     gradients of weights), not their interpreter, nor every row times every expert.
     """
     step, arguments = grouped_step()
-    with sharding.lowered_for("tpu"):
+    with lowered_for("tpu"):
         program = step.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     assert program.count("@tpu_custom_call") >= 3
     assert "ragged_dot" not in program
@@ -249,5 +249,5 @@ def test_grouped_kernels_are_refused_where_they_would_be_slow():
     with pytest.raises(ConfigError, match="and this is for cpu"):
         plan_lib.make(config, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     if not importlib.util.find_spec("tokamax"):
-        with sharding.lowered_for("cuda"), pytest.raises(ConfigError, match="tokamax, which is"):
+        with lowered_for("cuda"), pytest.raises(ConfigError, match="tokamax, which is"):
             step.trace(*arguments)

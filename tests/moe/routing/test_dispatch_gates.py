@@ -15,8 +15,9 @@ from moe.layers.sparse import SparseFFN
 from moe.routing.config import capacity
 from moe.routing.route import RoutingConfig, auxiliary_loss
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding, resolve_specs
 
 CHOICES, FACTOR = 2, 1.25
 RULES = {
@@ -45,9 +46,9 @@ def layer(experts, tokens, width, hidden, sequences=1, mesh=None, **options):
     params = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in spec.params.items()}
     x = jax.ShapeDtypeStruct((sequences, tokens // sequences, width), jnp.float32)
     if mesh:
-        placed = sharding.resolve_specs(spec.params, RULES, mesh)
+        placed = resolve_specs(spec.params, RULES, mesh)
         params = {n: p.update(sharding=placed[n]) for n, p in params.items()}
-        x = x.update(sharding=sharding.batch_sharding(RULES, mesh))
+        x = x.update(sharding=batch_sharding(RULES, mesh))
 
     def loss(params, x):
         y, out = spec.bind(params, {})(x, train=True)
@@ -56,7 +57,7 @@ def layer(experts, tokens, width, hidden, sequences=1, mesh=None, **options):
     def step(params, x):
         if not mesh:
             return jax.value_and_grad(loss, (0, 1))(params, x)
-        with sharding.activate(mesh, RULES):
+        with activate(mesh, RULES):
             return jax.value_and_grad(loss, (0, 1))(params, x)
 
     return compile_quickly(step, params, x), capacity(config, tokens, train=True)

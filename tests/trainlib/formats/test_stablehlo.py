@@ -7,7 +7,7 @@ from flax import nnx
 
 from trainlib.formats import stablehlo
 from trainlib.model import weights as nn
-from trainlib.sharding.rules import platform
+from trainlib.sharding.constrain import platform
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -11,8 +11,8 @@ import pytest
 from trainlib.model import losses
 from trainlib.model import weights as nn
 from trainlib.model.weights import Abstract, Spec
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 from trainlib.step import step
 from trainlib.step import train_state as state
 
@@ -60,7 +60,7 @@ def train(steps, *, mesh=None, rules=RULES, batches=None, **options):
     current = state.create(abstract, optimizer, jax.random.key(0), shardings)
     run = step.make_train_step(loss_fn, optimizer, seed=7, **options)
     compiled = step.compile_step(run, shardings, mesh, rules)
-    rows = sharding.batch_sharding(rules, mesh)
+    rows = batch_sharding(rules, mesh)
     history = []
     for number in range(steps):
         batch = batches[number] if batches else make_batch(number)
@@ -168,7 +168,7 @@ def test_the_state_is_donated():
     compiled = step.compile_step(
         step.make_train_step(loss_fn, optimizer, seed=0), shardings, mesh, RULES
     )
-    compiled(first, step.put_batch(make_batch(0), sharding.batch_sharding(RULES, mesh)))
+    compiled(first, step.put_batch(make_batch(0), batch_sharding(RULES, mesh)))
     assert first.params["w"].is_deleted()
 
 

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from trainlib.errors import ConfigError
 from trainlib.model.weights import abstract, initialise
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import activate, batch_sharding
+from trainlib.sharding.rules import batch_sharding
 from vitattn.layers.local import LocalAttention, halo_attention, local_attention
 from vitattn.layers.position import sine_positions
 

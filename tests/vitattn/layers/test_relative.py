@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import activate, batch_sharding
+from trainlib.sharding.rules import batch_sharding
 from vitattn.layers import tiling
 from vitattn.layers.relative import relative_attention_2d, relative_index
 

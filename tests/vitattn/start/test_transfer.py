@@ -13,8 +13,8 @@ from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.model import statistics
 from trainlib.model import weights as nn
-from trainlib.sharding import rules as sharding
 from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
@@ -244,7 +244,7 @@ def test_frozen_weights_do_not_move_and_have_no_slots():
         "label": rng.integers(0, 10, 8).astype(np.int32),
         "weight": np.ones(8, np.float32),
     }
-    batch = step.put_batch(batch, sharding.batch_sharding(place[1], place[0]))
+    batch = step.put_batch(batch, batch_sharding(place[1], place[0]))
     for _ in range(2):
         first, sums = run(first, batch)
     params, statistics = before

@@ -1,0 +1,74 @@
+"""What layers ask while they are traced: constraints, the platform, loops local to a device."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainlib.sharding.constrain import activate, batch_local, constrain, lowered_for, platform
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
+
+RULES = {"batch": ("replica", "data"), "conv_in": "data", "conv_out": None, "heads": "model"}
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(2, 2, 2)
+
+
+def test_constrain_acts_only_under_a_mesh(mesh):
+    x = jnp.ones((8, 4))
+    assert constrain(x, "no_such_axis", None) is x
+
+    def constrained(x):
+        with activate(mesh, RULES):
+            return constrain(x, "batch", None)
+
+    assert jax.jit(constrained)(x).sharding.spec[0] == ("replica", "data")
+
+
+def test_platform_is_that_of_the_mesh_and_of_what_is_asked_for(mesh):
+    assert platform() == jax.default_backend() == "cpu"
+    elsewhere = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    with activate(elsewhere, RULES):
+        assert platform() == "tpu"
+        with lowered_for("cuda"):
+            assert platform() == "gpu"
+        with activate(mesh, RULES):
+            assert platform() == "cpu"
+        assert platform() == "tpu"
+    assert platform() == "cpu"
+
+
+def test_batch_local_equals_the_plain_function_with_gradients(mesh):
+    """A loop under shard_map: same values, and gradients of shared arrays are summed."""
+    rng = np.random.default_rng(0)
+    x, w = jnp.asarray(rng.normal(size=(8, 3))), jnp.asarray(rng.normal(size=(3, 2)))
+
+    def loss(x, w, active):
+        def local(x, w):
+            return jax.lax.map(lambda row: jnp.tanh(row @ w), x)
+
+        if not active:
+            return jnp.sum(local(x, w) ** 2)
+        with activate(mesh, RULES):
+            return jnp.sum(batch_local(local)(x, replicated=(w,)) ** 2)
+
+    expected = jax.value_and_grad(loss, (0, 1))(x, w, False)
+    found = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(x, w, True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), expected, found)
+
+
+def test_batch_local_gathers_nothing(mesh):
+    """What the wrapper is for: each device loops over its own rows, without communication."""
+
+    def run(x):
+        with activate(mesh, RULES):
+            return batch_local(lambda x: jax.lax.map(jnp.sin, x))(x)
+
+    rows = batch_sharding(RULES, mesh)
+    text = jax.jit(run, in_shardings=rows, out_shardings=rows).lower(jnp.ones((8, 4))).compile()
+    assert "all-gather" not in text.as_text()
