@@ -40,11 +40,11 @@ def compiled(variant: str) -> dict[str, Any]:
 
 def dense_elements() -> int:
     """Elements of the matrices that lie over mesh rows and are gathered for use."""
-    from launch import cli
+    import configs
     from moe import plan
     from trainlib.sharding.mesh import make_mesh
 
-    config = cli.load(CONFIG, {"mesh.data": "1", "mesh.model": "1"}).config
+    config = configs.load(CONFIG, mesh={"data": 1, "model": 1})
     specs = plan.make(config, make_mesh(1, 1, 1)).abstract.params.values()
     return sum(spec.size for spec in specs if "embed" in spec.axes)
 

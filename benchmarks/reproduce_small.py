@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import sweep
+from configs.common import load
 from launch import cli
 
 CONFIG = "configs/reproduce_small.py"
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def planned(folder: Path, data: str, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
     """One network with one seed, and its workdir."""
     variant = kind if data == "digits" else f"{data}_{kind}"
-    config = cli.load(f"{CONFIG}:{variant}", overrides | {"seed": str(seed)}).config
+    config = load.from_flags(f"{CONFIG}:{variant}", overrides | {"seed": str(seed)}).config
     # The budget is part of the name: a run is never prolonged past the end of its schedule.
     return sweep.Run(kind, seed, config, folder / f"{kind}_{config.steps}_steps_seed{seed}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import sweep
+from configs.common import load
 from launch import cli
 
 CONFIG = "configs/st_moe_stability.py"
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
     """One setting with one seed, and its workdir."""
     name = f"{CONFIG}:{kind}" if kind else CONFIG
-    config = cli.load(name, overrides | {"seed": str(seed)}).config
+    config = load.from_flags(name, overrides | {"seed": str(seed)}).config
     workdir = folder / f"{kind or 'baseline'}_{config.steps}_steps_seed{seed}"
     return sweep.Run(kind, seed, config, workdir)
 

@@ -19,16 +19,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from vitattn.config import default_config
 from vitattn.papers import AUGMENTED
 
-VARIANTS = common.MNASNET_VARIANTS
+VARIANTS = recipes.MNASNET_VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: digits, width075, width125, width140."""
     config = default_config("mnasnet", attention="augmented")
     config.name = "aa_mnasnet"
-    common.imagenet_mnasnet(config, augmented=True)
-    return common.cite(common.pick(__file__, variant, VARIANTS, config), AUGMENTED)
+    recipes.imagenet_mnasnet(config, augmented=True)
+    return recipes.cite(recipes.pick(__file__, variant, VARIANTS, config), AUGMENTED)

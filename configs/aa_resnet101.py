@@ -20,15 +20,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 
 VARIANTS = {
-    "conv": common.as_is,
-    "se": common.sets(model__gate="se"),
-    "digits": common.small_digits,
+    "conv": recipes.as_is,
+    "se": recipes.sets(model__gate="se"),
+    "digits": recipes.small_digits,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: conv, se, digits."""
-    return common.augmented(__file__, "aa_resnet101", 101, variant, VARIANTS)
+    return recipes.augmented(__file__, "aa_resnet101", 101, variant, VARIANTS)

@@ -21,16 +21,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 
 VARIANTS = {
-    "conv": common.as_is,
-    "se": common.sets(model__gate="se"),
-    "digits": common.small_digits,
+    "conv": recipes.as_is,
+    "se": recipes.sets(model__gate="se"),
+    "digits": recipes.small_digits,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: conv, se, digits."""
     depths = {"kappa": 0.25, "upsilon": 0.25}
-    return common.augmented(__file__, "aa_resnet34", 34, variant, VARIANTS, **depths)
+    return recipes.augmented(__file__, "aa_resnet34", 34, variant, VARIANTS, **depths)

@@ -23,18 +23,18 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 
 VARIANTS = {
-    "digits": common.digits,
+    "digits": recipes.digits,
     **{
-        f"fraction{percent:03}": common.sets(
+        f"fraction{percent:03}": recipes.sets(
             model__attention__kappa=percent / 100, model__attention__upsilon=percent / 100
         )
         for percent in (25, 50, 75, 100)
     },
     **{
-        f"position_{kind}": common.sets(model__attention__position=kind)
+        f"position_{kind}": recipes.sets(model__attention__position=kind)
         for kind in ("none", "sine", "coord")
     },
 }
@@ -42,4 +42,4 @@ VARIANTS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: digits, fractionPERCENT, position_KIND."""
-    return common.augmented(__file__, "aa_resnet50", 50, variant, VARIANTS)
+    return recipes.augmented(__file__, "aa_resnet50", 50, variant, VARIANTS)

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from vitattn.config import default_config
 from vitattn.papers import AUGMENTED
 
-VARIANTS = {"digits": common.wide_digits}
+VARIANTS = {"digits": recipes.wide_digits}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: digits."""
     config = default_config("wide_resnet", attention="augmented")
     config.name = "aa_wrn28_10"
-    common.cifar100(config, augmented=True)
-    return common.cite(common.pick(__file__, variant, VARIANTS, config), AUGMENTED)
+    recipes.cifar100(config, augmented=True)
+    return recipes.cite(recipes.pick(__file__, variant, VARIANTS, config), AUGMENTED)

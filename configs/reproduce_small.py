@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from vitattn.config import default_config
 
 KINDS = {"conv": "none", "standalone": "local", "augmented": "augmented"}
 VARIANTS = {
     f"{prefix}{kind}": change
-    for prefix, change in (("", common.as_is), ("cifar100_", common.small_cifar100))
+    for prefix, change in (("", recipes.as_is), ("cifar100_", recipes.small_cifar100))
     for kind in KINDS
 }
 
@@ -37,10 +37,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "reproduce_small"
     config.model.depth = 26
     config.model.width = 0.25
-    common.digits(config)
+    recipes.digits(config)
     config.steps = 500
     if kind != "none":
         config.model.attention.heads = 4
     if kind == "augmented":
         config.model.attention.update(kappa=0.25, upsilon=0.25, min_key_depth=4, downsample=())
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

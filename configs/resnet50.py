@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from vitattn.config import default_config
 from vitattn.papers import AUGMENTED
 
 VARIANTS = {
-    "digits": common.digits,
-    **{gate: common.sets(model__gate=gate) for gate in ("se", "cbam", "gather_excite")},
+    "digits": recipes.digits,
+    **{gate: recipes.sets(model__gate=gate) for gate in ("se", "cbam", "gather_excite")},
 }
 
 
@@ -34,5 +34,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config("resnet")
     config.name = "resnet50"
     config.model.depth = 50
-    common.imagenet_resnet(config)
-    return common.cite(common.pick(__file__, variant, VARIANTS, config), AUGMENTED)
+    recipes.imagenet_resnet(config)
+    return recipes.cite(recipes.pick(__file__, variant, VARIANTS, config), AUGMENTED)

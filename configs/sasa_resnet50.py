@@ -31,11 +31,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 
-VARIANTS = common.STANDALONE_VARIANTS
+VARIANTS = recipes.STANDALONE_VARIANTS
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: see above."""
-    return common.standalone(__file__, "sasa_resnet50", 50, variant, VARIANTS)
+    return recipes.standalone(__file__, "sasa_resnet50", 50, variant, VARIANTS)

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config, published_recipe
 
 VARIANTS = {
-    "c4": common.sets(data__source="c4"),
-    "v5p_1024": common.sets(target="v5p-1024"),
-    "v5p_2048": common.sets(target="v5p-2048", mesh__model=16, routing__group_sequences=2),
-    "v6e_256": common.sets(target="v6e-256", mesh__model=4),
+    "c4": recipes.sets(data__source="c4"),
+    "v5p_1024": recipes.sets(target="v5p-1024"),
+    "v5p_2048": recipes.sets(target="v5p-2048", mesh__model=16, routing__group_sequences=2),
+    "v6e_256": recipes.sets(target="v6e-256", mesh__model=4),
 }
 
 
@@ -39,4 +39,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh.data, config.mesh.model = 64, 8
     config.published.params = "269B"
     config.published.source = "arXiv 2202.08906 table 11"
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config, published_recipe
 
-VARIANTS = {"dense": common.sets(routing__num_experts=0, published__source="T5 v1.1 base")}
+VARIANTS = {"dense": recipes.sets(routing__num_experts=0, published__source="T5 v1.1 base")}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,4 +26,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config = published_recipe(default_config("st_moe_base"), tokens=100_000 * 2**20)
     config.target = "v5e-16"
     config.published.source = "flaxformer st_moe_base"
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

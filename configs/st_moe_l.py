@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config, published_recipe
 
 VARIANTS = {
-    "dense": common.sets(
+    "dense": recipes.sets(
         routing__num_experts=0, published__params="0.8B", published__neg_log_perplexity=-1.474
     ),
-    "long": common.sets(steps=500_000, published__neg_log_perplexity=0.0),
+    "long": recipes.sets(steps=500_000, published__neg_log_perplexity=0.0),
 }
 
 
@@ -35,4 +35,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.published.params = "4.1B"
     config.published.neg_log_perplexity = -1.369
     config.published.source = "arXiv 2202.08906 tables 8, 11"
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config
 
 VARIANTS = {
-    "z_loss": common.sets(routing__z_weight=1e-3),
-    "jitter": common.sets(routing__jitter=0.01),
-    "clip": common.sets(optimizer__update_clip=0.1),
-    "relu": common.sets(model__activation="relu", model__hidden=192),
+    "z_loss": recipes.sets(routing__z_weight=1e-3),
+    "jitter": recipes.sets(routing__jitter=0.01),
+    "clip": recipes.sets(optimizer__update_clip=0.1),
+    "relu": recipes.sets(model__activation="relu", model__hidden=192),
 }
 
 
@@ -44,4 +44,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = 50
     config.max_skipped_steps = 300  # a run that diverges is a result here
     config.checkpoint.every = 300
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

@@ -22,15 +22,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config, finetuning_recipe, sample_recipe
 
 VARIANTS = {
     "sample": sample_recipe("superglue"),
-    "dense": common.sets(routing__num_experts=0, published__score=85.1),
-    **{name: common.sets(finetune__train=name) for name in ("non_moe", "moe", "attention", "ffn")},
-    "no_aux": common.sets(routing__balance_weight=0.0, published__score=85.8),
-    "sentinels": common.sets(data__sentinels=1, published__score=0.0),
+    "dense": recipes.sets(routing__num_experts=0, published__score=85.1),
+    **{name: recipes.sets(finetune__train=name) for name in ("non_moe", "moe", "attention", "ffn")},
+    "no_aux": recipes.sets(routing__balance_weight=0.0, published__score=85.8),
+    "sentinels": recipes.sets(data__sentinels=1, published__score=0.0),
 }
 
 
@@ -40,4 +40,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "st_moe_superglue"
     config.published.score = 87.4
     config.published.source = "arXiv 2202.08906 table 10"
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

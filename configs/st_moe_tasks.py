@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config, finetuning_recipe, sample_recipe
 
 OTHERS = "squad,closed_book,arc,winogrande,anli,summaries"
@@ -31,7 +31,7 @@ SCORES = {
 SUMMARIES = ("xsum", "cnn_dailymail")
 
 
-def _task(name: str) -> common.Variant:
+def _task(name: str) -> recipes.Variant:
     def apply(config: ConfigDict) -> None:
         config.data.source = f"task:{name}"
         config.published.score = SCORES[name]
@@ -57,4 +57,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "st_moe_tasks"
     config.published.score = SCORES["squad_v2"]
     config.published.source = "arXiv 2202.08906 table 10"
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

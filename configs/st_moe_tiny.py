@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from moe.config import default_config
 
-VARIANTS = {"dense": common.sets(routing__num_experts=0)}
+VARIANTS = {"dense": recipes.sets(routing__num_experts=0)}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -36,4 +36,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.steps = 240
     config.eval_every = 80
     config.checkpoint.every = 80
-    return common.pick(__file__, variant, VARIANTS, config)
+    return recipes.pick(__file__, variant, VARIANTS, config)

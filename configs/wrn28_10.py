@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.common import recipes
 from vitattn.config import default_config
 from vitattn.papers import AUGMENTED
 
 VARIANTS = {
-    "digits": common.wide_digits,
-    "se": common.sets(model__gate="se"),
-    "gather_excite": common.sets(model__gate="gather_excite"),
+    "digits": recipes.wide_digits,
+    "se": recipes.sets(model__gate="se"),
+    "gather_excite": recipes.sets(model__gate="gather_excite"),
 }
 
 
@@ -33,5 +33,5 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: digits, se, gather_excite."""
     config = default_config("wide_resnet")
     config.name = "wrn28_10"
-    common.cifar100(config, augmented=False)
-    return common.cite(common.pick(__file__, variant, VARIANTS, config), AUGMENTED)
+    recipes.cifar100(config, augmented=False)
+    return recipes.cite(recipes.pick(__file__, variant, VARIANTS, config), AUGMENTED)

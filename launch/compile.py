@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.common import load
 from launch import cli
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vitat
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, compiles, and prints the report."""
     parser = cli.parser("launch.compile", "Plan a run: compile its train step for a named target.")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument(
         "--target",
         metavar="NAME",
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         return search(args, overrides)
     if args.compare:
         return compare(args, overrides)
-    config = cli.load(args.config, overrides).config
+    config = load.from_flags(args.config, overrides).config
     report = compiled_report(*planned(config, args.target), mfu=args.mfu)
     from trainlib.planning.report import to_text
 
@@ -135,8 +136,8 @@ def every() -> int:
     from trainlib.run.progress import duration
 
     failed = 0
-    for path in cli.shipped():
-        config = cli.load(str(path), {}).config
+    for path in load.shipped():
+        config = load.from_flags(str(path), {}).config
         if not config.target:
             print(f"{config.name}: names no target", flush=True)
             continue
@@ -161,7 +162,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
 
     if args.search not in (*SEARCHES, "all"):
         raise one_of("--search", args.search, (*SEARCHES, "all"))
-    config = cli.load(args.config, overrides).config
+    config = load.from_flags(args.config, overrides).config
     possible = [name for name in SEARCHES if name != "remat" or "remat" in config.model]
     if args.search not in (*possible, "all"):
         raise ConfigError(
@@ -172,7 +173,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
 
     def plan_of(question: Question) -> tuple[Plan, Target]:
         changed = {key: str(value) for key, value in question.overrides.items()}
-        return planned(cli.load(args.config, overrides | changed).config, question.target)
+        return planned(load.from_flags(args.config, overrides | changed).config, question.target)
 
     def compiled(question: Question) -> dict[str, Any]:
         return kept(*plan_of(question))
@@ -239,7 +240,7 @@ def compare(args: Any, overrides: dict[str, str]) -> int:
         )
     # All are looked at before the first is compiled, which takes minutes.
     plans = [
-        planned(cli.load(args.config, overrides | {key: value}).config, args.target)
+        planned(load.from_flags(args.config, overrides | {key: value}).config, args.target)
         for value in options
     ]
     kept, reports = kept_reports(args), {}

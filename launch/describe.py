@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from configs.common import load
 from launch import cli
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PAPER_COLUMNS = (
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prints a table, one configuration, or one key."""
     parser = cli.parser("launch.describe", "Say what the configurations are.")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")
     parser.add_argument("--explain", metavar="KEY", help="value, meaning and origin of a key")
@@ -44,23 +45,23 @@ def main(argv: Sequence[str]) -> int:
     if args.checkpoint:
         from launch import describe_checkpoint
 
-        given = cli.load(args.config, overrides).config if args.config else None
+        given = load.from_flags(args.config, overrides).config if args.config else None
         return describe_checkpoint.describe(args.checkpoint, given, args.json)
     if args.explain:
-        return explain(cli.load(args.config, overrides), args.explain)
+        return explain(load.from_flags(args.config, overrides), args.explain)
     if args.table:
         return table(args.table, args.json)
     if args.config or overrides:
-        return one(cli.load(args.config, overrides), args.json)
+        return one(load.from_flags(args.config, overrides), args.json)
     return every(args.json)
 
 
-def facts_of(loaded: cli.Loaded) -> dict[str, Any]:
+def facts_of(loaded: load.Loaded) -> dict[str, Any]:
     """What the family of a configuration says about it."""
     return cli.family_module(loaded.config, "describe").describe(loaded.config)
 
 
-def one(loaded: cli.Loaded, as_json: bool) -> int:
+def one(loaded: load.Loaded, as_json: bool) -> int:
     """Prints one configuration."""
     from trainlib.run.progress import summary
 
@@ -85,9 +86,9 @@ def _cell(value: Any) -> str:
 def every(as_json: bool) -> int:
     """Prints a table of all shipped configurations."""
     facts = []
-    for path in cli.shipped():
+    for path in load.shipped():
         counting(path.stem)
-        loaded = cli.load(str(path), {})
+        loaded = load.from_flags(str(path), {})
         described = facts_of(loaded)
         facts.append((described, cli.family_module(loaded.config, "describe").row(described)))
     counting("")
@@ -186,7 +187,7 @@ def compared_cells(row: Compared) -> list[str]:
     ]
 
 
-def explain(loaded: cli.Loaded, key: str) -> int:
+def explain(loaded: load.Loaded, key: str) -> int:
     """Prints the value, meaning, range and origin of one key, or of all keys of a section.
 
     Raises:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.common import load
 from launch import cli
 from launch.hosts import processes as multihost
 from launch.machine import FAILED, GIB, MACHINE, NOTE, OK, Finding, disk, memory
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line, runs every check, prints one line each."""
     parser = cli.parser("launch.doctor", "Examine this machine, or all machines of a pod.")
     parser.add_argument(
-        "--config", metavar="FILE[:VARIANT]", help=f"also checked: {cli.CONFIG_HELP}"
+        "--config", metavar="FILE[:VARIANT]", help=f"also checked: {load.CONFIG_HELP}"
     )
     cli.add_path(parser, "--workdir", metavar="DIR", default=Path("."), help="its disk")
     parser.add_argument("--seconds", type=float, default=10.0, help="of measuring (default 10)")
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         return report.close()
     from ml_collections import ConfigDict
 
-    config = cli.load(args.config, overrides).config if args.config else ConfigDict()
+    config = load.from_flags(args.config, overrides).config if args.config else ConfigDict()
 
     def examine() -> int:
         for findings in checks(args, config):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from configs.common import load
 from launch import cli
 
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
-    config = cli.read_workdir_config(args.workdir, overrides)
+    config = load.of_workdir(args.workdir, overrides)
     more = {}
     if args.write_predictions is not None:
         if config.family != "moe":

@@ -21,6 +21,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from configs.common import load
 from launch import cli
 from trainlib.errors import ConfigError, one_of
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         raise one_of("--format", args.format, FORMATS)
     if args.dtype is not None and args.dtype not in (*DTYPES, *DTYPES.values()):
         raise one_of("--dtype", args.dtype, DTYPES)
-    config = cli.read_workdir_config(args.workdir, overrides)
+    config = load.of_workdir(args.workdir, overrides)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy training

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from configs.common import load
 from launch import cli
 from trainlib.errors import CheckpointError, ConfigError, one_of
 
@@ -129,7 +130,7 @@ def _open(args: Any) -> tuple[Any, Any]:
         )
     read_json(args.path / "config.json")  # a regular file of bounded size
     try:
-        config = cli.load(str(args.path / "config.json"), {}).config
+        config = load.from_flags(str(args.path / "config.json"), {}).config
     except ConfigError as error:
         raise CheckpointError(f"{args.path} is no export in our own names: {error}") from None
     interop = cli.family_module(config, "interop")

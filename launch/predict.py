@@ -13,6 +13,7 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from configs.common import load
 from launch import cli
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
-    config = cli.read_workdir_config(args.workdir, overrides)
+    config = load.of_workdir(args.workdir, overrides)
     if config.family == "moe":
         return answer(parser, config, args)
     if not args.images:

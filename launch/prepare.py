@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
+from configs.common import load
 from launch import cli
 from trainlib.errors import ConfigError
 
@@ -17,7 +18,7 @@ from trainlib.errors import ConfigError
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prepares the data of a configuration."""
     parser = cli.parser("launch.prepare", "Tokenise the data of a configuration, once.")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument("--split", choices=("train", "holdout"), help="default: both")
     parser.add_argument("--workers", type=int, default=-1, help="processes; default: one a core")
     parser.add_argument(
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--verify", action="store_true", help="read what is there and check it")
     args, overrides = cli.parse(parser, argv)
-    config = cli.load(args.config, overrides).config
+    config = load.from_flags(args.config, overrides).config
     if importlib.util.find_spec(f"{config.family}.prepare") is None:
         raise ConfigError(
             f"There is nothing to prepare for the family {config.family}: it reads its data sets "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from configs.common import load
 from launch import cli
 from launch.hosts import processes as multihost
 
@@ -17,7 +18,7 @@ from launch.hosts import processes as multihost
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, picks the family of the configuration, and calls its loop."""
     parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=cli.CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     cli.add_path(parser, "--workdir", metavar="DIR", help="where the run lives")
     multihost.add_flags(parser)
     parser.add_argument(
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         overrides["checkpoint.on_corrupt"] = args.on_corrupt
     if args.workdir is None:
         parser.error("--workdir is missing: the directory where checkpoints and metrics are kept")
-    config = cli.load(args.config, overrides).config
+    config = load.from_flags(args.config, overrides).config
 
     def train() -> int:
         from trainlib.run.run import given_back

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import cli
+from configs.common import load
 from trainlib.config import differences, flatten
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
@@ -23,7 +23,7 @@ from vitattn.models import build
 from vitattn.models.config import STAGES
 from vitattn.models.counts import params_by_part
 
-FILES = {path.stem: cli._load_file(path) for path in cli.shipped()}
+FILES = {path.stem: load.load_module(path) for path in load.shipped()}
 MODULES = {
     stem: module
     for stem, module in FILES.items()

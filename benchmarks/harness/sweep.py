@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from launch import cli
+from configs.common import load
 from trainlib.config import differences, flatten
 from trainlib.errors import ConfigError
 
@@ -44,7 +44,7 @@ def complete(runs: Iterable[Run], train: Train) -> None:
 
 
 def _compare(run: Run) -> None:
-    stored = cli.read_workdir_config(run.workdir, {})
+    stored = load.of_workdir(run.workdir, {})
     changes = differences(flatten(stored), flatten(run.config))
     if changes:
         lines = "; ".join(f"{key}: {old!r} there, {new!r} asked for"

@@ -235,11 +235,11 @@ def make_configurations(folder: Path) -> Path:
     """What runs of both families keep beside their checkpoints, flat and nested."""
     import json
 
-    from launch import cli
+    from configs.common import load
     from trainlib.config import to_json
 
     for name in ("aa_resnet50:digits", "st_moe_tiny"):
-        flat = to_json(cli.load(f"{name}", {}).config)
+        flat = to_json(load.from_flags(f"{name}", {}).config)
         (folder / f"{name[:6]}.json").write_text(flat)
         nested: dict[str, Any] = {}
         for key, value in json.loads(flat).items():
@@ -252,13 +252,13 @@ def make_configurations(folder: Path) -> Path:
 
 def read_configurations(path: Path) -> dict[str, Any]:
     """All values, and what their patterns find."""
-    from launch import cli
+    from configs.common import load
     from trainlib import patterns
     from trainlib.config import flatten
 
     found = {}
     for file in sorted(path.iterdir()):
-        values = flatten(cli.load(str(file), {}).config)
+        values = flatten(load.from_flags(str(file), {}).config)
         names, budget = [f"encoder.{n}.attention.kernel" for n in range(20)], [patterns.BUDGET]
         for pattern in (values["optimizer.decay_pattern"], *values["optimizer.frozen"]):
             patterns.matching("optimizer.frozen", pattern, names, budget)

@@ -49,13 +49,14 @@ def run(capsys, *arguments):
 @pytest.fixture(scope="module")
 def small():
     """The report of SMALL as data and as text."""
+    from configs.common import load
     from launch import cli
     from trainlib.planning.report import to_text
 
     made = cli.parser("test", "")
     made.add_argument("--config")
     args, overrides = cli.parse(made, [a for a in SMALL if not a.startswith("--target")])
-    config = cli.load(args.config, overrides).config
+    config = load.from_flags(args.config, overrides).config
     report = command.compiled_report(*command.planned(config, "v5e:2x2"))
     return report, to_text(report)
 
@@ -206,10 +207,10 @@ def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
 @needs_libtpu
 def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
     """On a machine of the target every default says "tpu"; nothing may depend on which it says."""
-    from launch import cli
+    from configs.common import load
 
     arguments = {"batch_size": "16", "model.width": "0.25", "model.blocks": "1,1,1,1"}
-    config = cli.load("configs/sasa_resnet26.py:digits", arguments).config
+    config = load.from_flags("configs/sasa_resnet26.py:digits", arguments).config
 
     def program() -> str:
         made, _ = command.planned(config, "v5e:1x1")

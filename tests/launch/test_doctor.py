@@ -8,6 +8,7 @@ import types
 import jax
 import pytest
 
+from configs.common import load
 from launch import doctor, machine
 from launch.machine import FAILED, GIB, NOTE, OK, Finding
 from tests.launch.hosts.simulated import ROOT, Hosts, environment
@@ -127,7 +128,7 @@ def test_a_disk_too_small_for_the_checkpoints(tmp_path, monkeypatch):
 
 def test_checkpoints_are_those_kept_one_more_and_the_best():
     kept = {"checkpoint.keep": "4", "checkpoint.best": ""}
-    config = doctor.cli.load("configs/resnet50.py:digits", kept).config
+    config = load.from_flags("configs/resnet50.py:digits", kept).config
     plans = []
     assert doctor.configuration(config, plans).state == OK
     one = doctor.kept_bytes(plans[0]) / 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.common import load
 from launch import cli, export, predict
 from tests.launch.commands import TINY, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
@@ -33,7 +34,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     _, *flags = TINY
     overrides = cli.parse(cli.parser("test", ""), flags)[1]
-    config = cli.load(TINY[0].removeprefix("--config="), overrides).config
+    config = load.from_flags(TINY[0].removeprefix("--config="), overrides).config
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
@@ -200,7 +201,7 @@ def test_mistakes_are_refused_in_one_paragraph(
 
 
 def test_a_model_of_text_classifies_no_images(capsys, tmp_path, digits):
-    run.save_config(cli.load("configs/st_moe_tiny.py", {}).config, tmp_path)
+    run.save_config(load.from_flags("configs/st_moe_tiny.py", {}).config, tmp_path)
     code, _, text = outcome(capsys, f"--workdir={tmp_path}", str(digits[0] / "00.png"))
     assert code == 64
     assert "holds a run on texts: give --input=FILE.jsonl" in text

@@ -149,13 +149,13 @@ def test_missing_seqio_is_named(run, monkeypatch):
 
 def test_a_saved_configuration_reads_the_same_cache(run, tmp_path):
     """Mixtures survive the way through JSON, where tuples become lists."""
-    from launch import cli
+    from configs.common import load
     from trainlib.config import to_json
 
     parts = "--config.data.parts=(('pydoc',0.75),('pydoc',0.25))"
     arguments = {"data.source": "mixture", "data.parts": parts.partition("=")[2]}
     saved = tmp_path / "config.json"
-    saved.write_text(to_json(cli.load("configs/st_moe_tiny.py", arguments).config))
+    saved.write_text(to_json(load.from_flags("configs/st_moe_tiny.py", arguments).config))
     assert json.loads(saved.read_text())["data.parts"] == [["pydoc", 0.75], ["pydoc", 0.25]]
     code, _, _ = run("--split=holdout", config=f"--config={saved}")
     assert code == 0

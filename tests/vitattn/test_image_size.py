@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import cli, evaluate, export, predict, train
+from configs.common import load
+from launch import evaluate, export, predict, train
 from tests.launch.commands import TINY
 from trainlib import config as config_lib
 from trainlib.errors import ConfigError
@@ -33,7 +34,7 @@ def test_json_and_python_take_a_pair_and_keep_it(tmp_path):
     made.model.image_size = (32, 48)
     (tmp_path / "config.json").write_text(config_lib.to_json(made))
     assert json.loads((tmp_path / "config.json").read_text())["model.image_size"] == [32, 48]
-    again = cli.load(str(tmp_path / "config.json"), {}).config
+    again = load.from_flags(str(tmp_path / "config.json"), {}).config
     assert configure(again.model).size == configure(made.model).size == (32, 48)
     assert not config_lib.differences(config_lib.flatten(made), config_lib.flatten(again))
     for value in ("40", 40):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from configs.aa_resnet50 import get_config
+from configs.common import recipes
 from trainlib.config import override
 from trainlib.model import weights as nn
 from trainlib.profiling import compilations
@@ -167,7 +167,7 @@ def test_both_modes_of_flax_give_the_same_numbers():
         done = subprocess.run(
             [sys.executable, "-c", TREE_MODE],
             env=env,
-            cwd=os.path.dirname(os.path.dirname(common.__file__)),
+            cwd=os.path.dirname(os.path.dirname(recipes.__file__)),
             capture_output=True,
             text=True,
             timeout=300,

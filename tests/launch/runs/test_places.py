@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from configs.common import load
 from launch import cli, report, train
 from tests.launch.commands import TINY
 from trainlib import paths
@@ -62,7 +63,7 @@ def test_train_makes_nothing_of_what_is_no_path(text, monkeypatch, tmp_path):
 )
 def test_keys_that_hold_paths_are_looked_at_when_they_are_loaded(config, key, value):
     with pytest.raises(ConfigError, match=f"{key}.*an address"):
-        cli.load(config, {key: value})
+        load.from_flags(config, {key: value})
 
 
 # ---------------------------------------------------------------- directories of others

@@ -7,7 +7,9 @@ import os
 
 import pytest
 
-from launch import cli, describe
+import configs
+from configs.common import load
+from launch import describe
 from tests.launch.commands import ROOT, run
 from trainlib import patterns
 from trainlib.config import flatten, to_json
@@ -18,15 +20,15 @@ DIGITS = ROOT / "configs" / "aa_resnet50.py"
 PAIRS = {"family": "vitattn", "steps": 7, "optimizer.momentum": 0.5}
 
 
-def load(tmp_path, content: str | bytes, name="x.json", **overrides):
+def loaded(tmp_path, content: str | bytes, name="x.json", **overrides):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return cli.load(str(path), overrides).config
+    return load.from_flags(str(path), overrides).config
 
 
 def refused(tmp_path, content, *words, name="x.json", **overrides) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, content, name, **overrides)
+        loaded(tmp_path, content, name, **overrides)
     text = str(caught.value)
     assert len(text) < 1000
     assert text.isprintable()
@@ -38,17 +40,17 @@ def refused(tmp_path, content, *words, name="x.json", **overrides) -> str:
 # ------------------------------------------------------------------------------------- JSON
 def test_flat_and_nested_json_are_the_same(tmp_path):
     nested = {"family": "vitattn", "steps": 7, "optimizer": {"momentum": 0.5}, "schedule": {}}
-    both = [flatten(load(tmp_path, json.dumps(values))) for values in (PAIRS, nested)]
+    both = [flatten(loaded(tmp_path, json.dumps(values))) for values in (PAIRS, nested)]
     assert both[0] == both[1]
     assert (both[0]["steps"], both[0]["optimizer.momentum"]) == (7, 0.5)
     marked = b"\xef\xbb\xbf" + json.dumps(PAIRS).encode()  # as Windows writes it
-    assert flatten(load(tmp_path, marked)) == both[0]
+    assert flatten(loaded(tmp_path, marked)) == both[0]
 
 
 @pytest.mark.parametrize("text", [f"{DIGITS}:small", f"{ROOT}/configs/st_moe_tiny.py"])
 def test_what_a_run_writes_is_read_again(tmp_path, text):
-    config = cli.load(text.replace("small", "digits"), {}).config
-    assert flatten(load(tmp_path, to_json(config))) == flatten(config)
+    config = load.from_flags(text.replace("small", "digits"), {}).config
+    assert flatten(loaded(tmp_path, to_json(config))) == flatten(config)
 
 
 DOCUMENTS = [
@@ -109,16 +111,16 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     }.items():
         make(tmp_path / name)
         with pytest.raises(ConfigError, match=name):
-            cli.load(str(tmp_path / name), {})
+            load.from_flags(str(tmp_path / name), {})
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(6 << 30)
     with pytest.raises(ConfigError, match="larger than 4 MiB"):
-        cli.load(str(tmp_path / "large.json"), {})
+        load.from_flags(str(tmp_path / "large.json"), {})
     (tmp_path / "config.json").symlink_to("large.json")
     with pytest.raises(ConfigError, match="larger than 4 MiB"):
-        cli.load(str(tmp_path / "config.json"), {})
+        load.from_flags(str(tmp_path / "config.json"), {})
     with pytest.raises(ConfigError, match="is a symbolic link"):
-        cli.read_workdir_config(tmp_path, {})
+        load.of_workdir(tmp_path, {})
 
 
 # ------------------------------------------------------------------------------------ Python
@@ -127,14 +129,14 @@ START = MADE + "    config = default_config()\n"
 
 
 def test_python_of_several_forms_is_taken(tmp_path):
-    config = load(tmp_path, START + "    config.steps = 7\n    return config\n", "x.py")
+    config = loaded(tmp_path, START + "    config.steps = 7\n    return config\n", "x.py")
     as_dict = "def get_config(variant):\n    return {'family': 'vitattn', 'steps': 7}\n"
-    assert flatten(load(tmp_path, as_dict, "y.py"))["steps"] == config.steps == 7
+    assert flatten(loaded(tmp_path, as_dict, "y.py"))["steps"] == config.steps == 7
     numpy = START + "    import numpy as np\n    config.model.bn_eps = float(np.float32(0.5))\n"
-    assert load(tmp_path, numpy + "    return config\n", "z.py").model.bn_eps == 0.5
+    assert loaded(tmp_path, numpy + "    return config\n", "z.py").model.bn_eps == 0.5
     only = "def get_config(variant):\n    return {'a': {'family': 'moe'}}[variant]\n"
     (tmp_path / "only.py").write_text(only)
-    assert cli.load(f"{tmp_path}/only.py:a", {}).config.family == "moe"
+    assert load.from_flags(f"{tmp_path}/only.py:a", {}).config.family == "moe"
 
 
 PROGRAMS = [
@@ -196,7 +198,7 @@ def test_a_config_that_is_no_file_of_ours(argument, words, capsys):
 def test_a_pattern_of_a_stranger_takes_no_time(tmp_path, key):
     pattern = "(c+)+(o|on|con)+v$z"  # 2^n ways through "ccc..." for Python's own search
     value = [[pattern, 2.0]] if key.endswith("multipliers") else [pattern]
-    config = load(tmp_path, json.dumps({"family": "vitattn", key: value}))
+    config = loaded(tmp_path, json.dumps({"family": "vitattn", key: value}))
     names = [f"conv2_x.{'c' * 100}.{n}.kernel" for n in range(20)]
     budget = [patterns.BUDGET]
     with pytest.raises(ConfigError, match="matches none of the 20 weights"):
@@ -210,7 +212,7 @@ def test_settings_switch_models_whose_keys_take_other_values(tmp_path):
     wide = {"family": "vitattn", "model.name": "wide_resnet", "model.depth": 28}
     content = json.dumps(wide)
     switch = {"model.name": "resnet"}
-    assert load(tmp_path, content, **switch, **{"model.depth": "50"}).model.depth == 50
+    assert loaded(tmp_path, content, **switch, **{"model.depth": "50"}).model.depth == 50
     refused(tmp_path, content, "model.depth=28", "152", **switch)
 
 
@@ -231,3 +233,39 @@ def test_a_platform_that_is_not_there(tmp_path):
     assert "JAX cannot start on JAX_PLATFORMS=cuda" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+# ------------------------------------------------------------------------------ Python callers
+def test_a_caller_in_python_gets_what_the_command_line_gets(tmp_path):
+    for name in ("aa_resnet50:digits", "configs/aa_resnet50.py:digits", f"{DIGITS}:digits"):
+        config = configs.load(name, steps=400, optimizer={"momentum": 0.5})
+        words = {"steps": "400", "optimizer.momentum": "0.5"}
+        assert flatten(config) == flatten(load.from_flags(name, words).config)
+        assert config.is_locked
+    (tmp_path / "config.json").write_text(to_json(config))
+    again = configs.load(tmp_path / "config.json", **{"data.workers": 0})
+    assert (again.steps, again.data.workers) == (400, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("aa_resnet5:digits", {}, ["no such file", "Did you mean 'aa_resnet50'"]),
+        ("aa_resnet50:digit", {}, ["Did you mean 'digits'"]),
+        ("aa_resnet50", {"step": 1}, ["configs.load", "Did you mean 'steps'"]),
+        ("aa_resnet50", {"steps": "400"}, ["steps='400'", "whole number"]),
+        ("aa_resnet50", {"optimizer": {"momentom": 1}}, ["Did you mean 'optimizer.momentum'"]),
+        ("LICENSE", {}, ["LICENSE", "configs/aa_resnet50.py"]),
+    ],
+)
+def test_a_caller_in_python_makes_the_same_mistakes(name, values, words):
+    with pytest.raises(ConfigError) as caught:
+        configs.load(name, **values)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_caller_in_python_switches_the_model():
+    config = configs.load("aa_resnet50", **{"model.attention.kind": "none", "steps": 7})
+    assert (config.model.attention.kind, config.steps) == ("none", 7)
+    assert "kappa" not in config.model.attention

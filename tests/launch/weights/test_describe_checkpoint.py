@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import cli, describe
+from configs.common import load
+from launch import describe
 from tests.trainlib.checkpoint.states import make
 from trainlib.checkpoint import manifest
 from trainlib.checkpoint.checkpoints import Checkpoints
@@ -21,7 +22,7 @@ CONFIG = "configs/aa_resnet50.py:digits"
 def workdir(tmp_path):
     """Two steps of a small state, saved with a configuration that is shipped."""
     real, _ = make(make_mesh(1, 4, 2), width=1024)
-    config = cli.load(CONFIG, {"seed": "7"}).config
+    config = load.from_flags(CONFIG, {"seed": "7"}).config
     opened = Checkpoints(tmp_path / "checkpoints", axes={"norm.scale": ("channels",)})
     for step in (1, 2):
         opened.save(

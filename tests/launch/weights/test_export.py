@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors import safe_open
 
+from configs.common import load
 from launch import cli, export, import_weights
 from moe import interop
 from moe.interop import parity, t5x_io
@@ -34,7 +35,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     made = {n: (root / n, models.workdir(models.config(n), root / n)) for n in ("t5", "st_moe")}
     overrides = cli.parse(cli.parser("test", ""), TINY[1:])[1]
-    config = cli.load(TINY[0].removeprefix("--config="), overrides).config
+    config = load.from_flags(TINY[0].removeprefix("--config="), overrides).config
     return made | {"vision": (root / "vision", averaged_run(config, root / "vision"))}
 
 
@@ -70,7 +71,7 @@ def exported(capsys, workdir, out, *flags):
 
 def imported(workdir) -> dict[str, np.ndarray]:
     """The weights that an import wrote."""
-    config = cli.read_workdir_config(workdir, {})
+    config = load.of_workdir(workdir, {})
     family = {"moe": interop, "vitattn": vision}[config.family]
     source = weights.Saved(workdir, family.abstract(config))
     return dict(source.leaves())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from configs.common.load import of_workdir
 from launch import export, import_weights
-from launch.cli import read_workdir_config
 from tests.moe.interop import models
 from trainlib.errors import ConfigError, run_command
 from trainlib.formats import layout as interchange
@@ -63,7 +63,7 @@ def test_any_width_is_read_and_comes_back(depth, width, blocks, tmp_path, capsys
     values = tensors(configuration(depth=depth, width=width, blocks=blocks))
     code, _, err = bring(capsys, values, tmp_path)
     assert code == 0, err
-    config = read_workdir_config(tmp_path / "run", {})
+    config = of_workdir(tmp_path / "run", {})
     assert (config.model.width, tuple(config.model.blocks)) == (width, blocks)
     flags = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--names=torchvision"]
     assert run_command(lambda: export.main([*flags, "--format=safetensors"])) == 0
@@ -158,7 +158,7 @@ def test_another_epsilon_is_in_the_variances(eps, tmp_path, capsys):
     np.testing.assert_allclose(written["bn1.running_var"].astype("f8") + 1e-5, expected, rtol=1e-6)
     code, _, err = bring(capsys, written, tmp_path / "back", "--config.model.image_size=32")
     assert code == 0, err
-    again = read_workdir_config(tmp_path / "back" / "run", {})
+    again = of_workdir(tmp_path / "back" / "run", {})
     assert again.model.bn_eps == 1e-5
     found = dict(weights.Saved(tmp_path / "back" / "run", abstract).leaves())
     images = random.normal(size=(2, 32, 32, 3)).astype("f4")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs.common.load import of_workdir
 from launch import export, import_weights
-from launch.cli import read_workdir_config
 from moe import interop
 from tests.moe.interop import models
 from trainlib.checkpoint import checkpoints as checkpoint
@@ -62,7 +62,7 @@ def test_an_import_is_a_run_to_start_from(runs, tmp_path, capsys):
     shapes = checkpoints.shapes(0)
     for name, value in made["t5"].items():
         assert tuple(shapes[f"params/{name}"].shape) == value.shape
-    config = read_workdir_config(tmp_path / "back", {})
+    config = of_workdir(tmp_path / "back", {})
     assert interop.abstract(config).param_count == sum(v.size for v in made["t5"].values())
     # The same directory again is refused: nothing is overwritten.
     code, _, err = take(capsys, *flags)
@@ -130,7 +130,7 @@ def test_other_dtypes_become_float32(runs, tmp_path, capsys):
     )
     flags = ["--format=hf", f"--path={tmp_path / 'half'}", f"--out={tmp_path / 'back'}"]
     assert take(capsys, *flags)[0] == 0
-    config = read_workdir_config(tmp_path / "back", {})
+    config = of_workdir(tmp_path / "back", {})
     for name, value in weights.Saved(tmp_path / "back", interop.abstract(config)).leaves():
         expected = runs[1]["t5"][name].astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(value, expected, strict=True)
@@ -249,7 +249,7 @@ def resnet(tmp_path_factory):
 def test_torchvisions_resnet50_computes_the_same(resnet):
     pytest.importorskip("torch", reason="the reference is torch's arithmetic")
     tensors, workdir = resnet
-    config = read_workdir_config(workdir, {})
+    config = of_workdir(workdir, {})
     assert (config.model.depth, config.model.num_classes) == (50, CLASSES)
     abstract = vision.abstract(config)
     values = dict(weights.Saved(workdir, abstract).leaves())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs.common.load import of_workdir
 from launch import import_weights
-from launch.cli import read_workdir_config
 from moe import interop
 from moe.interop import hf, hf_config
 from moe.interop.hf_config import FIXED, FIXED_IN_SWITCH, HONOURED, INERT, MT5, SWITCH, T5
@@ -247,7 +247,7 @@ def test_another_number_of_words_is_named_and_the_advice_works(directory, capsys
     assert code == 66
     assert "--config.model.KEY=VALUE" in told
     assert take(capsys, path, "--config.model.vocab_size=128")[0] == 0
-    assert read_workdir_config(path / "back", {}).model.vocab_size == 128
+    assert of_workdir(path / "back", {}).model.vocab_size == 128
 
 
 def test_an_encoder_alone_is_refused(directory, capsys):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from configs.aa_resnet50 import get_config
+from configs.common import recipes
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
@@ -27,7 +27,7 @@ from vitattn.start import transfer
 
 def small_config(**changes):
     config = get_config("digits")
-    common.small_digits(config)
+    recipes.small_digits(config)
     for key, value in changes.items():
         override(config, key.replace("__", "."), value, "test")
     return config

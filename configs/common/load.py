@@ -1,0 +1,261 @@
+"""Finds and loads a configuration, sets single keys, and says where each value came from.
+
+Commands call `from_flags` and `of_workdir`, Python callers `configs.load`. Nothing heavy is
+imported before a configuration is read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from trainlib import paths
+from trainlib.errors import ConfigError, UserError, nearest, shown
+from trainlib.untrusted_files import what_is
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+FAMILIES = ("vitattn", "moe")
+FOLDER = Path(__file__).resolve().parents[1]  # of the shipped files
+COMMAND_LINE = "command line"
+CALL = "configs.load"
+SWITCHES = ("model.name",)  # with `*.kind`, what decides which other keys exist
+CONFIG_HELP = (
+    "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
+    "single values by --config.KEY=VALUE"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A resolved configuration and, for every key, where its value was set."""
+
+    config: ConfigDict
+    origin: dict[str, str]
+
+
+# ---------------------------------------------------------------------------------- for callers
+def from_flags(text: str | None, overrides: Mapping[str, str]) -> Loaded:
+    """Loads `--config`, applies overrides, and says where each value was set.
+
+    Args:
+      text: `FILE.py[:variant]` or `FILE.json`.
+      overrides: dotted key -> text from the command line.
+
+    Raises:
+      ConfigError: no such file, variant or key, a value that its key does not take, or a file that
+        makes no configuration.
+    """
+    if not text:
+        raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
+    return _with_overrides(_loaded(text), overrides, COMMAND_LINE)
+
+
+def from_python(name: str, values: Mapping[str, Any]) -> ConfigDict:
+    """The same for a caller in Python, whose values are typed; see `configs.load`."""
+    from trainlib.config import flat
+
+    return _with_overrides(_loaded(name), flat(values, CALL), CALL).config
+
+
+def of_workdir(workdir: Path, overrides: Mapping[str, str]) -> ConfigDict:
+    """The configuration that a run saved beside its checkpoints, with overrides applied.
+
+    Raises:
+      ConfigError: there is none, it is of another program, or an override does not fit.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
+            "that was the --workdir of `python -m launch.train`."
+        )
+    from trainlib.config import read_json
+
+    values = read_json(path, follow=False)
+    if "family" not in values:
+        raise ConfigError(
+            f"--workdir={workdir} holds no run: its config.json has no key 'family', so that it is "
+            "of another program. Give the --workdir of a training, or an export in our own names "
+            "(`python -m launch.export --names=own`)."
+        )
+    return _with_overrides(_from_values(values, str(path)), overrides, COMMAND_LINE).config
+
+
+def shipped() -> list[Path]:
+    """The configuration files of this package: every Python file beside `configs/__init__.py`."""
+    return sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+# ------------------------------------------------------------------------------------- find
+def _find(name: str) -> Path:
+    path = paths.resolve(name, "--config")
+    if path.suffix not in (".py", ""):
+        raise ConfigError(
+            f"--config={shown(name)}: a configuration is {CONFIG_HELP}; '{shown(path.suffix, 40)}' "
+            "is the suffix of neither."
+        )
+    if path.suffix == ".py" and path.is_file():
+        return path
+    by_stem = {p.stem: p for p in shipped()}
+    if path.stem in by_stem and path.parent.name in ("", "configs"):
+        return by_stem[path.stem]
+    what = f"it is {what_is(name)}" if os.path.lexists(name) else "there is no such file"
+    raise ConfigError(
+        f"--config={shown(name)}: {what}. {nearest(path.stem, by_stem)}"
+        f"Shipped: {', '.join(f'configs/{stem}.py' for stem in by_stem)}."
+    )
+
+
+# ------------------------------------------------------------------------------------- load
+def _loaded(text: str) -> Loaded:
+    from trainlib.config import read_json
+
+    path = paths.resolve(text, "--config")
+    if path.suffix == ".json":
+        return _from_values(read_json(path), text)
+    return _from_file(text)
+
+
+def _from_values(values: Mapping[str, Any], source: str) -> Loaded:
+    """The configuration of values from JSON; keys that it does not give have their defaults."""
+    from trainlib.config import assign, flatten
+
+    config = _defaults(values, source)
+    assign(config, values, source)
+    return Loaded(config, dict.fromkeys(flatten(config), source))
+
+
+def _defaults(values: Mapping[str, Any], source: str) -> ConfigDict:
+    """The defaults of all keys that exist for these values (model and kinds decide)."""
+    from trainlib.config import from_schema
+    from trainlib.keys import choice, fit
+
+    if "family" not in values:
+        raise ConfigError(f"{shown(source)} has no key 'family': {' or '.join(FAMILIES)}.")
+    if fit("family", values["family"], choice(*FAMILIES), source) == "moe":
+        from moe.config import schema
+    else:
+        from vitattn.config import schema
+    return from_schema(schema(values))
+
+
+def _from_file(text: str) -> Loaded:
+    from trainlib.config import assign, flatten
+
+    name, _, variant = text.partition(":")
+    path = _find(name)
+    module = load_module(path)
+    values = _values_of(module, path, variant)
+    plain = values
+    if variant:
+        with contextlib.suppress(UserError):  # a file may have nothing but variants
+            plain = _values_of(module, path, "")
+    config = _defaults(values, name)
+    defaults = flatten(config)
+    assign(config, values, text)
+    origin = {}
+    for key, value in flatten(config).items():
+        if key in values and value != plain.get(key, defaults[key]):
+            origin[key] = f"{path.name}, variant {variant}"
+        else:
+            origin[key] = path.name if value != defaults[key] else "default"
+    return Loaded(config, origin)
+
+
+def load_module(path: Path) -> ModuleType:
+    """Runs a configuration file; its `get_config(variant)` is what it is for.
+
+    Raises:
+      ConfigError: it stops with an error, or has no such function.
+    """
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with _explained(path):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(
+            f"{shown(path)} is not a configuration: it has no function get_config(variant)."
+        )
+    return module
+
+
+def _values_of(module: ModuleType, path: Path, variant: str) -> dict[str, Any]:
+    """The values that `get_config` of a file gives, of any type."""
+    from ml_collections import ConfigDict
+
+    from trainlib.config import flat, flatten
+
+    with _explained(path):
+        result = module.get_config(variant)
+        if isinstance(result, ConfigDict):
+            return flatten(result)
+    if isinstance(result, Mapping):
+        return flat(result, shown(path))
+    hint = " End it with `return config`." if result is None else ""
+    raise ConfigError(
+        f"get_config of {shown(path)} returns {type(result).__name__}, not a configuration.{hint}"
+    )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Words an error in the code of a configuration as a paragraph, with the file and line."""
+    from trainlib.keys import brief
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f" in line {line}" if line else ""
+        words = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ConfigError(
+            f"The configuration {shown(path)} stops{where} with {type(error).__name__}: "
+            f"{shown(words) or brief(error)}. --debug prints the traceback."
+        ) from error
+
+
+# --------------------------------------------------------------------------------- override
+def _with_overrides(loaded: Loaded, overrides: Mapping[str, Any], where: str) -> Loaded:
+    from trainlib.config import flatten, override
+
+    config, origin = loaded.config, dict(loaded.origin)
+    typed = where != COMMAND_LINE
+    for key in sorted(overrides, key=lambda key: not key.endswith((".kind", ".name"))):
+        if key in SWITCHES or key.endswith(".kind"):
+            config = _switched(config, key, overrides, where)
+        else:
+            override(config, key, overrides[key], where, typed=typed)
+        origin[key] = where
+    paths.check(flatten(config))
+    return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
+
+
+def _switched(config: ConfigDict, key: str, overrides: Mapping[str, Any], where: str) -> ConfigDict:
+    """Sets a key that decides which other keys exist.
+
+    Keys that exist before and after keep their values, except those that are overridden as well.
+    """
+    from trainlib.config import flatten, override
+
+    switched = _defaults(flatten(config) | {key: overrides[key]}, where)
+    known = flatten(switched)
+    for old, value in flatten(config).items():
+        if old not in overrides and old in known and value != known[old]:
+            override(switched, old, value, where, typed=True)
+    override(switched, key, overrides[key], where, typed=where != COMMAND_LINE)
+    return switched
