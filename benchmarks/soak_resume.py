@@ -34,7 +34,7 @@ TINY = {
     "vitattn": (
         "--config=configs/aa_resnet50.py:digits",
         *("--config.model.blocks=1,1,1,1", "--config.model.width=0.25", "--config.batch_size=8"),
-        *("--config.model.attention.heads=2", "--config.model.attention.min_key_depth=4"),
+        *("--config.model.attention.num_heads=2", "--config.model.attention.min_key_depth=4"),
     ),
     "moe": (
         "--config=configs/st_moe_tiny.py",

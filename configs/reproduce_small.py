@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     recipes.digits(config)
     config.steps = 500
     if kind != "none":
-        config.model.attention.heads = 4
+        config.model.attention.num_heads = 4
     if kind == "augmented":
         config.model.attention.update(kappa=0.25, upsilon=0.25, min_key_depth=4, downsample=())
     return recipes.pick(__file__, variant, VARIANTS, config)

@@ -27,7 +27,7 @@ RULES = {
 }
 WHOLE_AXES = (
     *("height", "width", "unit", "image_channels", "conv_out", "channels", "classes"),
-    *("offset", "head_depth", "mixtures"),
+    *("offset", "head_dim", "mixtures"),
 )
 
 # All weights but batch normalisation decay, as in the public TPU ResNet.

@@ -121,7 +121,7 @@ def small_digits(config: ConfigDict) -> None:
     config.model.blocks = (1, 1, 1, 1)
     config.model.width = 0.25
     if config.model.attention.kind != "none":
-        config.model.attention.heads = 2
+        config.model.attention.num_heads = 2
     if config.model.attention.kind == "augmented":
         config.model.attention.min_key_depth = 4
 
@@ -131,7 +131,7 @@ def wide_digits(config: ConfigDict) -> None:
     digits(config)
     config.model.depth, config.model.widening = 10, 2
     if config.model.attention.kind != "none":
-        config.model.attention.heads, config.model.attention.min_key_depth = 2, 4
+        config.model.attention.num_heads, config.model.attention.min_key_depth = 2, 4
 
 
 def mnasnet_digits(config: ConfigDict) -> None:

@@ -32,7 +32,7 @@ def small_config(**changes):
     values = {
         "model.blocks": (1, 1, 1, 1),
         "model.width": 0.25,
-        "model.attention.heads": 2,
+        "model.attention.num_heads": 2,
         "model.attention.min_key_depth": 4,
         "batch_size": BATCH,
         "schedule.name": "constant",
@@ -146,7 +146,7 @@ from vitattn.models import build
 config = get_config("digits")
 for key, value in {"blocks": (1, 1, 1, 1), "width": 0.25}.items():
     override(config, f"model.{key}", value, "test")
-override(config, "model.attention.heads", 2, "test")
+override(config, "model.attention.num_heads", 2, "test")
 abstract = nn.abstract(build(config.model))
 params = nn.initialise(abstract.params, jax.random.key(0))
 statistics = nn.initialise(abstract.model_state, jax.random.key(0))

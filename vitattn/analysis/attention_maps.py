@@ -79,7 +79,9 @@ def survey(abstract: Abstract, size: Pair) -> dict[str, LayerFacts]:
     found = {}
 
     def see(name: str, layer: Layer, x: Array) -> None:
-        found[name] = LayerFacts(layer.heads, _map_size(layer, x), isinstance(layer, AttentionStem))
+        found[name] = LayerFacts(
+            layer.num_heads, _map_size(layer, x), isinstance(layer, AttentionStem)
+        )
 
     def forward(params, model_state, images):
         model = abstract.bind(params, model_state)
@@ -198,7 +200,7 @@ def _projected(
         x = x + sine_positions(*x.shape[1:]).astype(x.dtype)
     kernel = (layer.qk if stem else layer.qkv)[...].astype(x.dtype)
     parts = pointwise(x, kernel).reshape(
-        *x.shape[:3], -1, layer.heads, layer.out_channels // layer.heads
+        *x.shape[:3], -1, layer.num_heads, layer.out_channels // layer.num_heads
     )
     keys = None if not stem and layer.position_only else parts[:, :, :, 1]
     relative = layer.relative if stem else layer.position == "relative"

@@ -42,7 +42,7 @@ class AttentionStem(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
-        heads: int = 4,
+        num_heads: int = 4,
         values: str = "mixed",
         mixtures: int = 4,
         relative: bool = False,
@@ -54,7 +54,7 @@ class AttentionStem(nnx.Module):
         Args:
           in_channels: C.
           out_channels: F, divided among the heads.
-          heads: N.
+          num_heads: N.
           values: "mixed" by place, "plain" (one projection) or "conv" (a 4x4 convolution).
           mixtures: M.
           relative: adds relative positions within the block to the logits.
@@ -66,14 +66,15 @@ class AttentionStem(nnx.Module):
         """
         if values not in VALUES:
             raise one_of("values of the attention stem", values, VALUES)
-        if heads < 1 or out_channels % heads or out_channels // heads < 2:
+        if num_heads < 1 or out_channels % num_heads or out_channels // num_heads < 2:
             raise ConfigError(
-                f"heads={heads} does not divide the {out_channels} channels of the attention stem "
-                "into equal parts of at least 2. Change the number of heads or the width."
+                f"num_heads={num_heads} does not divide the {out_channels} channels of the "
+                "attention stem into equal parts of at least 2. Change the number of heads or the "
+                "width."
             )
-        self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
+        self.in_channels, self.out_channels, self.num_heads = in_channels, out_channels, num_heads
         self.values, self.relative, self.block, self.dtype = values, relative, block, dtype
-        depth, place = out_channels // heads, ("offset", "head_depth")
+        depth, place = out_channels // num_heads, ("offset", "head_dim")
         self.qk = declare(
             (in_channels, 2 * out_channels), ("image_channels", "conv_out"), LECUN_NORMAL
         )
@@ -85,7 +86,7 @@ class AttentionStem(nnx.Module):
             self.value = declare(shape, axes, PER_MIXTURE)
             self.emb_row = declare((block, depth), place, table_init)
             self.emb_col = declare((block, depth), place, table_init)
-            self.mixture = declare((mixtures, depth), ("mixtures", "head_depth"), UNIT_NORMAL)
+            self.mixture = declare((mixtures, depth), ("mixtures", "head_dim"), UNIT_NORMAL)
         elif values == "plain":
             self.value = declare(
                 (in_channels, out_channels), ("image_channels", "conv_out"), LECUN_NORMAL
@@ -101,7 +102,7 @@ class AttentionStem(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Any image size; blocks at the lower and right edge may be cut off."""
         x = x.astype(self.dtype)
-        heads = (*x.shape[:3], self.heads, self.out_channels // self.heads)
+        heads = (*x.shape[:3], self.num_heads, self.out_channels // self.num_heads)
         q, k = jnp.split(pointwise(x, self.qk[...].astype(self.dtype)), 2, axis=-1)
         tables = (self.rel_row[...], self.rel_col[...]) if self.relative else ()
         out = halo_attention(

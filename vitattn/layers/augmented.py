@@ -35,7 +35,7 @@ POSITIONS = ("relative", "none", "sine", "coord")
 
 
 def augmented_depths(
-    out_channels: int, kappa: float, upsilon: float, heads: int, min_key_depth: int = 20
+    out_channels: int, kappa: float, upsilon: float, num_heads: int, min_key_depth: int = 20
 ) -> tuple[int, int]:
     """Total key and value depth (d_k, d_v) of an augmented layer.
 
@@ -46,27 +46,30 @@ def augmented_depths(
       out_channels: width F_out of the convolution that is replaced.
       kappa: d_k / F_out.
       upsilon: d_v / F_out.
-      heads: N.
+      num_heads: N.
       min_key_depth: least key depth of one head; 0 for none.
 
     Raises:
       ConfigError: when a depth comes out as 0, or d_v is more than F_out.
     """
-    if heads < 1:
-        raise ConfigError(f"heads={heads} is not a number of attention heads; use 1 or more.")
+    if num_heads < 1:
+        raise ConfigError(
+            f"num_heads={num_heads} is not a number of attention heads; use 1 or more."
+        )
 
     def floored(fraction: float) -> int:
         # The small term keeps products such as 0.29 * 100 on their side of the integer.
-        return math.floor(fraction * out_channels / heads + 1e-9) * heads
+        return math.floor(fraction * out_channels / num_heads + 1e-9) * num_heads
 
-    key_depth = max(floored(kappa), min_key_depth * heads)
+    key_depth = max(floored(kappa), min_key_depth * num_heads)
     value_depth = floored(upsilon)
     for name, value, depth in (("kappa", kappa, key_depth), ("upsilon", upsilon, value_depth)):
         if depth < 1 or (name == "upsilon" and depth > out_channels):
             raise ConfigError(
-                f"{name}={value} of {out_channels} channels with heads={heads} gives an attention "
-                f"depth of {depth}. It must be at least one channel a head, and values at most all "
-                f"channels: choose {name} between {heads / out_channels:.4g} and 1, or fewer heads."
+                f"{name}={value} of {out_channels} channels with num_heads={num_heads} gives an "
+                f"attention depth of {depth}. It must be at least one channel a head, and values "
+                f"at most all channels: choose {name} between {num_heads / out_channels:.4g} and "
+                "1, or fewer heads."
             )
     return key_depth, value_depth
 
@@ -80,7 +83,7 @@ class AugmentedConv(nnx.Module):
         out_channels: int,
         kernel_size: int,
         *,
-        heads: int,
+        num_heads: int,
         key_depth: int,
         value_depth: int,
         height: int,
@@ -96,7 +99,7 @@ class AugmentedConv(nnx.Module):
           in_channels: F_in.
           out_channels: F_out; with value_depth == out_channels there is no convolution at all.
           kernel_size: odd size of the convolution.
-          heads: N.
+          num_heads: N.
           key_depth: d_k over all heads, a multiple of heads (see `augmented_depths`).
           value_depth: d_v over all heads, a multiple of heads, at most out_channels.
           height: rows of the OUTPUT map; the input has `stride` times as many.
@@ -110,10 +113,10 @@ class AugmentedConv(nnx.Module):
         Raises:
           ConfigError: depths that heads do not divide, or a value outside the lists above.
         """
-        _check(out_channels, kernel_size, heads, key_depth, value_depth, stride, position)
+        _check(out_channels, kernel_size, num_heads, key_depth, value_depth, stride, position)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.downsample = kernel_size, stride, downsample
-        self.heads, self.key_depth, self.value_depth = heads, key_depth, value_depth
+        self.num_heads, self.key_depth, self.value_depth = num_heads, key_depth, value_depth
         self.height, self.width, self.position, self.dtype = height, width, position, dtype
         conv_width = out_channels - value_depth
         if conv_width:
@@ -127,7 +130,7 @@ class AugmentedConv(nnx.Module):
         self.out = declare((value_depth, value_depth), ("channels", "conv_out"), LECUN_NORMAL)
         if position == "relative":
             rows, cols = self.attention_size
-            depth, axes = key_depth // heads, ("offset", "head_depth")
+            depth, axes = key_depth // num_heads, ("offset", "head_dim")
             self.rel_h = declare((2 * rows - 1, depth), axes, table_init)
             self.rel_w = declare((2 * cols - 1, depth), axes, table_init)
 
@@ -176,10 +179,10 @@ class AugmentedConv(nnx.Module):
         qkv = pointwise(x, self.qkv[...].astype(self.dtype))
         parts = jnp.split(qkv, (self.key_depth, 2 * self.key_depth), axis=-1)
         q, k, v = (
-            part.reshape(x.shape[0], rows, cols, self.heads, -1).transpose(0, 3, 1, 2, 4)
+            part.reshape(x.shape[0], rows, cols, self.num_heads, -1).transpose(0, 3, 1, 2, 4)
             for part in parts
         )
-        return q * jnp.asarray((self.key_depth // self.heads) ** -0.5, self.dtype), k, v
+        return q * jnp.asarray((self.key_depth // self.num_heads) ** -0.5, self.dtype), k, v
 
     def _attend(self, x: Array) -> Array:
         q, k, v = self._project(x)
@@ -203,7 +206,7 @@ class AugmentedConv(nnx.Module):
 def _check(
     out_channels: int,
     kernel_size: int,
-    heads: int,
+    num_heads: int,
     key_depth: int,
     value_depth: int,
     stride: int,
@@ -217,11 +220,11 @@ def _check(
             "convolution: the stride is 1 or 2, the kernel size is odd."
         )
     for name, depth in (("key_depth", key_depth), ("value_depth", value_depth)):
-        if heads < 1 or depth < 1 or depth % heads:
+        if num_heads < 1 or depth < 1 or depth % num_heads:
             raise ConfigError(
-                f"heads={heads} does not divide {name}={depth} of an attention-augmented "
-                "convolution. Each head has an equal, positive share: change the number of heads "
-                "or the depth."
+                f"num_heads={num_heads} does not divide {name}={depth} of an "
+                "attention-augmented convolution. Each head has an equal, positive share: change "
+                "the number of heads or the depth."
             )
     if value_depth > out_channels:
         raise ConfigError(

@@ -258,7 +258,7 @@ class LocalAttention(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
-        heads: int = 8,
+        num_heads: int = 8,
         window: int = 7,
         stride: int = 1,
         position: str = "relative",
@@ -273,7 +273,7 @@ class LocalAttention(nnx.Module):
         Args:
           in_channels: C.
           out_channels: F, divided among the heads.
-          heads: N.
+          num_heads: N.
           window: odd size of the window; for "halo" the halo is window // 2, so that 1 means
             separate blocks.
           stride: 1 or 2.
@@ -287,8 +287,8 @@ class LocalAttention(nnx.Module):
         Raises:
           ConfigError: a value outside these lists, or heads that do not divide out_channels.
         """
-        _check(out_channels, heads, window, stride, position, position_only, kind, block)
-        self.heads, self.window, self.stride, self.block = heads, window, stride, block
+        _check(out_channels, num_heads, window, stride, position, position_only, kind, block)
+        self.num_heads, self.window, self.stride, self.block = num_heads, window, stride, block
         self.position, self.position_only, self.kind = position, position_only, kind
         self.out_channels, self.mask_border, self.dtype = out_channels, mask_border, dtype
         parts = 2 if position_only else 3
@@ -296,9 +296,9 @@ class LocalAttention(nnx.Module):
             (in_channels, parts * out_channels), ("conv_in", "conv_out"), LECUN_NORMAL
         )
         if position == "relative":
-            depth = out_channels // heads
+            depth = out_channels // num_heads
             offsets = window if kind == "local" else 2 * (block + window // 2) - 1
-            axes = ("offset", "head_depth")
+            axes = ("offset", "head_dim")
             self.rel_row = declare((offsets, depth // 2), axes, table_init)
             self.rel_col = declare((offsets, depth - depth // 2), axes, table_init)
 
@@ -308,7 +308,7 @@ class LocalAttention(nnx.Module):
         if self.position == "sine":
             x = x + sine_positions(*x.shape[1:]).astype(self.dtype)
         qkv = pointwise(x, self.qkv[...].astype(self.dtype))
-        qkv = qkv.reshape(*x.shape[:3], -1, self.heads, self.out_channels // self.heads)
+        qkv = qkv.reshape(*x.shape[:3], -1, self.num_heads, self.out_channels // self.num_heads)
         q, v = qkv[:, :, :, 0], qkv[:, :, :, -1]
         k = None if self.position_only else qkv[:, :, :, 1]
         tables = (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
@@ -330,7 +330,7 @@ def _halve(x: Array) -> Array:
 
 def _check(
     out_channels: int,
-    heads: int,
+    num_heads: int,
     window: int,
     stride: int,
     position: str,
@@ -347,15 +347,16 @@ def _check(
             f"window={window}, stride={stride}, block={block} in a local attention layer: the "
             "window is odd, the stride is 1 or 2, and a block has at least one pixel."
         )
-    if heads < 1 or out_channels % heads:
+    if num_heads < 1 or out_channels % num_heads:
         raise ConfigError(
-            f"heads={heads} does not divide the {out_channels} channels of a local attention "
-            "layer. Change the number of heads or the width."
+            f"num_heads={num_heads} does not divide the {out_channels} channels of a local "
+            "attention layer. Change the number of heads or the width."
         )
-    if position == "relative" and out_channels // heads < 2:
+    if position == "relative" and out_channels // num_heads < 2:
         raise ConfigError(
-            f"heads={heads} leaves {out_channels // heads} channel a head of {out_channels}. "
-            "Relative positions need at least 2, one for rows and one for columns: use fewer heads."
+            f"num_heads={num_heads} leaves {out_channels // num_heads} channel a head of "
+            f"{out_channels}. Relative positions need at least 2, one for rows and one for "
+            "columns: use fewer heads."
         )
     if position_only and position != "relative":
         raise ConfigError(

@@ -58,7 +58,7 @@ class AugmentedConfig:
     Attributes:
       kappa: key depth over the width of the replaced convolution.
       upsilon: value depth over that width; 1 leaves no convolution.
-      heads: attention heads.
+      num_heads: attention heads.
       min_key_depth: least key depth of one head; 0 for none.
       stages: stages that are augmented (5 is conv5_x).
       downsample: stages whose attention runs at half the resolution of their maps.
@@ -69,7 +69,7 @@ class AugmentedConfig:
 
     kappa: Depth = 0.2
     upsilon: Depth = 0.1
-    heads: Heads = 8
+    num_heads: Heads = 8
     min_key_depth: Annotated[int, whole(0)] = 20
     stages: Stages = (3, 4, 5)
     downsample: Stages = (3,)
@@ -81,7 +81,7 @@ class LocalConfig:
     """Stand-alone self-attention in a window around each pixel, arXiv 1906.05909.
 
     Attributes:
-      heads: attention heads.
+      num_heads: attention heads.
       window: odd side of the window.
       stages: stages whose 3x3 convolutions are replaced (2 is conv2_x).
       position: "relative", "none" or "sine".
@@ -91,7 +91,7 @@ class LocalConfig:
 
     kind: ClassVar[str] = "local"
 
-    heads: Heads = 8
+    num_heads: Heads = 8
     window: Annotated[int, whole(1, 1023)] = 7
     stages: Stages = STAGES
     position: Position = "relative"
@@ -104,7 +104,7 @@ class HaloConfig:
     """Attention of blocks to themselves and a halo, arXiv 2103.12731, in place of `LocalConfig`.
 
     Attributes:
-      heads: attention heads.
+      num_heads: attention heads.
       block: side of a block of queries.
       halo: pixels around the block that it also attends to; 0 for separate blocks.
       stages: stages whose 3x3 convolutions are replaced.
@@ -114,7 +114,7 @@ class HaloConfig:
 
     kind: ClassVar[str] = "halo"
 
-    heads: Heads = 8
+    num_heads: Heads = 8
     block: Annotated[int, whole(1, 1024)] = 7
     halo: Annotated[int, whole(0, 1024)] = 3
     stages: Stages = STAGES

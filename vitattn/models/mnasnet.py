@@ -60,7 +60,7 @@ class ExpansionAugmentedConfig:
     Attributes:
       kappa: key depth over the width of the expansion.
       upsilon: value depth over that width.
-      heads: attention heads.
+      num_heads: attention heads.
       min_key_depth: least key depth of one head; 0 for none.
       from_stride: expansions are augmented where the image has been strided at least this much.
       position: "relative", "none", "sine" or "coord".
@@ -70,7 +70,7 @@ class ExpansionAugmentedConfig:
 
     kappa: data.Depth = 0.1
     upsilon: data.Depth = 0.05
-    heads: data.Heads = 4
+    num_heads: data.Heads = 4
     min_key_depth: Annotated[int, whole(0)] = 0
     from_stride: Annotated[int, whole(1)] = 16
     position: data.AnyPosition = "relative"

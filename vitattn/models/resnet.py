@@ -64,7 +64,7 @@ def augmented_conv(
     """An attention-augmented convolution with the depths that the configuration asks for.
 
     Args:
-      attention: kappa, upsilon, heads, min_key_depth and position, as in `AugmentedConfig`.
+      attention: kappa, upsilon, num_heads, min_key_depth and position, as in `AugmentedConfig`.
       in_channels: of the input.
       channels: of the output.
       place: of the output.
@@ -73,14 +73,14 @@ def augmented_conv(
       dtype: compute type.
     """
     key_depth, value_depth = augmented_depths(
-        channels, attention.kappa, attention.upsilon, attention.heads, attention.min_key_depth
+        channels, attention.kappa, attention.upsilon, attention.num_heads, attention.min_key_depth
     )
     return AugmentedConv(
         in_channels,
         channels,
         kernel_size=kernel_size,
         stride=place.stride,
-        heads=attention.heads,
+        num_heads=attention.num_heads,
         key_depth=key_depth,
         value_depth=value_depth,
         height=place.height,
@@ -113,7 +113,7 @@ def spatial_layer(
             in_channels,
             channels,
             kind=attention.kind,
-            heads=attention.heads,
+            num_heads=attention.num_heads,
             stride=place.stride,
             position=attention.position,
             mask_border=attention.mask_border,

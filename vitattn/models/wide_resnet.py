@@ -40,7 +40,7 @@ class WideAugmentedConfig:
     Attributes:
       kappa: key depth over the width of the replaced convolution.
       upsilon: value depth over that width.
-      heads: attention heads.
+      num_heads: attention heads.
       min_key_depth: least key depth of one head; 0 for none.
       stages: groups that are augmented (2 is conv2_x).
       position: "relative", "none", "sine" or "coord".
@@ -50,7 +50,7 @@ class WideAugmentedConfig:
 
     kappa: data.Depth = 0.2
     upsilon: data.Depth = 0.1
-    heads: data.Heads = 8
+    num_heads: data.Heads = 8
     min_key_depth: Annotated[int, whole(0)] = 20
     stages: Groups = GROUPS
     position: data.AnyPosition = "relative"

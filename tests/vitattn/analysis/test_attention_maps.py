@@ -51,11 +51,11 @@ def check_reproduces(layer, x, values):
 
     Keys beyond the border have zero values, so what the map leaves out adds nothing.
     """
-    values = values.reshape(*x.shape[:3], layer.heads, -1)
+    values = values.reshape(*x.shape[:3], layer.num_heads, -1)
     expected = jax.jit(layer)(x)
     for query in QUERIES:
         maps = attention_maps.query_map(layer, x, query, (HEIGHT, WIDTH))
-        assert maps.shape == (2, layer.heads, HEIGHT, WIDTH)
+        assert maps.shape == (2, layer.num_heads, HEIGHT, WIDTH)
         summed = jnp.einsum("bnyx,byxnd->bnd", maps, values).reshape(2, -1)
         np.testing.assert_allclose(summed, expected[:, query[0], query[1]], atol=2e-5, rtol=2e-5)
         total = maps.sum((2, 3))
@@ -66,7 +66,7 @@ def check_reproduces(layer, x, values):
 
 @pytest.mark.parametrize("options", LOCAL.values(), ids=LOCAL)
 def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(options):
-    layer, params = bound(LocalAttention(6, 8, heads=2, **options))
+    layer, params = bound(LocalAttention(6, 8, num_heads=2, **options))
     x = image(6)
     seen = x + sine_positions(HEIGHT, WIDTH, 6) if layer.position == "sine" else x
     check_reproduces(layer, x, seen @ params["qkv"][:, -8:])
@@ -74,14 +74,14 @@ def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(option
 
 @pytest.mark.parametrize("options", STEM.values(), ids=STEM)
 def test_values_summed_by_the_map_are_the_output_of_the_attention_stem(options):
-    layer, params = bound(AttentionStem(3, 8, heads=2, values="plain", **options))
+    layer, params = bound(AttentionStem(3, 8, num_heads=2, values="plain", **options))
     x = image(3)
     check_reproduces(layer, x, x @ params["value"])
 
 
 def test_a_window_is_the_softmax_of_its_definition():
     """logit = q.k + q.r (row half and column half), over the K x K pixels; beyond them k = 0."""
-    layer, params = bound(LocalAttention(6, 8, heads=2, window=3))
+    layer, params = bound(LocalAttention(6, 8, num_heads=2, window=3))
     x = image(6)
     maps = attention_maps.query_map(layer, x, (0, 4), (HEIGHT, WIDTH))
     qkv = np.asarray(x @ params["qkv"], np.float64).reshape(2, HEIGHT, WIDTH, 3, 2, 4)
@@ -110,7 +110,7 @@ def test_augmented_rows_sum_to_one_and_equal_a_softmax(dtype):
             6,
             8,
             3,
-            heads=heads,
+            num_heads=heads,
             key_depth=heads * depth,
             value_depth=4,
             height=height,
@@ -136,7 +136,7 @@ def test_augmented_rows_sum_to_one_and_equal_a_softmax(dtype):
 
 
 RESNET = {"name": "resnet", "blocks": (1, 2, 1, 1), "width": 0.25, "num_classes": 3}
-AUGMENTED = {"kind": "augmented", "heads": 2, "min_key_depth": 4}
+AUGMENTED = {"kind": "augmented", "num_heads": 2, "min_key_depth": 4}
 MODELS = {
     "augmented": (
         RESNET | {"image_size": 32, "stem": "small_image", "attention": AUGMENTED},
@@ -148,7 +148,7 @@ MODELS = {
         # The first layer of a stage attends before it is pooled.
         RESNET | {
             "image_size": 32, "stem": "attention",
-            "attention": {"kind": "local", "heads": 2, "stages": (3, 4), "window": 3},
+            "attention": {"kind": "local", "num_heads": 2, "stages": (3, 4), "window": 3},
         },
         {"stem.attention": 32, "conv3_x.0.conv2": 8, "conv3_x.1.conv2": 4, "conv4_x.0.conv2": 4},
         "conv3_x.0.conv2",
@@ -156,7 +156,7 @@ MODELS = {
     "wide": (
         {
             "name": "wide_resnet", "depth": 10, "widening": 1, "image_size": 8,
-            "attention": AUGMENTED | {"heads": 1, "stages": (3, 4)},
+            "attention": AUGMENTED | {"num_heads": 1, "stages": (3, 4)},
         },
         {"conv3_x.0.conv1": 4, "conv4_x.0.conv1": 2},
         "conv3_x.0.conv1",

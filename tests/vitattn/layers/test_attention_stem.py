@@ -58,7 +58,7 @@ def reference(x, params, kind, relative, heads):
 @pytest.mark.parametrize("kind", ["mixed", "plain", "conv"])
 @pytest.mark.parametrize(("height", "width"), [(8, 4), (6, 9)])
 def test_equals_the_loop_in_value_and_slope(height, width, kind, relative):
-    model = abstract(AttentionStem(3, 8, heads=2, values=kind, relative=relative))
+    model = abstract(AttentionStem(3, 8, num_heads=2, values=kind, relative=relative))
     params = initialise(model.params, jax.random.key(0))
     rng = np.random.default_rng(1)
     x = np.asarray(rng.standard_normal((2, height, width, 3)), np.float32)
@@ -101,7 +101,8 @@ def test_parameter_count(options, count):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"heads": 3}, "heads=3"), ({"values": "mix"}, "Did you mean 'mixed'")]
+    ("options", "words"),
+    [({"num_heads": 3}, "num_heads=3"), ({"values": "mix"}, "Did you mean 'mixed'")],
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(ConfigError, match=words):

@@ -16,10 +16,10 @@ from trainlib.model.weights import abstract, initialise
 from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.position import coordinates, sine_positions
 
-BASE = {"kernel_size": 3, "heads": 2, "key_depth": 6, "value_depth": 4, "height": 5, "width": 4}
+BASE = {"kernel_size": 3, "num_heads": 2, "key_depth": 6, "value_depth": 4, "height": 5, "width": 4}
 VARIANTS = {
     "odd": {"height": 5, "width": 7},
-    "non_square": {"height": 3, "width": 6, "heads": 1},
+    "non_square": {"height": 3, "width": 6, "num_heads": 1},
     "wide_values": {"key_depth": 4, "value_depth": 6},
     "strided": {"stride": 2},
     "strided_odd": {"stride": 2, "odd_input": True},
@@ -78,7 +78,7 @@ def interpolation(target, source):
 def reference(params, x, *, options):
     p = {name: np.asarray(value, np.float64) for name, value in params.items()}
     x = np.asarray(x, np.float64)
-    heads, dk, dv = (options[name] for name in ("heads", "key_depth", "value_depth"))
+    heads, dk, dv = (options[name] for name in ("num_heads", "key_depth", "value_depth"))
     stride, position = options.get("stride", 1), options.get("position", "relative")
     a = x
     for _ in range((stride == 2) + options.get("downsample", False)):
@@ -146,7 +146,7 @@ def test_equals_the_reference_in_value_and_directional_derivatives(variant):
 
 def materialised(params, x, options):
     """Relative case, stride 1, with the relative tensor of every pair of pixels held."""
-    heads, dk, dv = (options[name] for name in ("heads", "key_depth", "value_depth"))
+    heads, dk, dv = (options[name] for name in ("num_heads", "key_depth", "value_depth"))
     batch, height, width, _ = x.shape
     q, k, v = jnp.split(x @ params["qkv"], (dk, 2 * dk), -1)
     q, k, v = (a.reshape(batch, height * width, heads, -1) for a in (q, k, v))
@@ -164,7 +164,7 @@ def materialised(params, x, options):
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 8)])
 def test_every_entry_of_every_gradient_equals_the_materialised_version(height, width):
-    model, params, x, options = build(8, 24, height=height, width=width, heads=4, key_depth=32)
+    model, params, x, options = build(8, 24, height=height, width=width, num_heads=4, key_depth=32)
     g = jax.random.normal(jax.random.key(3), (2, height, width, 24))
     out, grads = value_and_vjp(lambda p, x: model.bind(p, {})(x), params, x, g)
     expected, wanted_grads = value_and_vjp(lambda p, x: materialised(p, x, options), params, x, g)
@@ -175,7 +175,7 @@ def test_every_entry_of_every_gradient_equals_the_materialised_version(height, w
 
 
 def test_bfloat16_output_is_close_to_float32():
-    options = {"height": 6, "width": 6, "heads": 2, "key_depth": 16, "value_depth": 8}
+    options = {"height": 6, "width": 6, "num_heads": 2, "key_depth": 16, "value_depth": 8}
     model, params, x, _ = build(16, 24, **options)
     half, *_ = build(16, 24, **options, dtype=jnp.bfloat16)
     out = jax.jit(lambda: half.bind(params, {})(x))()
@@ -204,7 +204,7 @@ def test_parameter_count_of_the_layers_of_the_published_resnet_50(channels, size
         channels,
         channels,
         3,
-        heads=8,
+        num_heads=8,
         key_depth=key_depth,
         value_depth=value_depth,
         height=size,
@@ -241,7 +241,7 @@ def test_depths_that_cannot_be_are_refused(arguments):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"heads": 4}, "heads=4 does not divide key_depth=6"),
+        ({"num_heads": 4}, "num_heads=4 does not divide key_depth=6"),
         ({"value_depth": 3}, "does not divide value_depth=3"),
         ({"value_depth": 10}, "more than its out_channels=7"),
         ({"position": "relativ"}, "Did you mean 'relative'"),

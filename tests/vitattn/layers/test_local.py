@@ -235,7 +235,7 @@ def test_parameter_count(options, count):
 
 def layer(x, **options):
     """A function (weights, x) -> output, and weights."""
-    model = abstract(LocalAttention(x.shape[-1], 12, heads=2, window=3, **options))
+    model = abstract(LocalAttention(x.shape[-1], 12, num_heads=2, window=3, **options))
     params = initialise(model.params, jax.random.key(0))
     return lambda params, x: model.bind(params, {})(x), params
 
@@ -293,8 +293,8 @@ def test_halo_kind_is_halo_attention():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"heads": 7}, "heads=7 does not divide the 64"),
-        ({"heads": 64}, "fewer heads"),
+        ({"num_heads": 7}, "num_heads=7 does not divide the 64"),
+        ({"num_heads": 64}, "fewer heads"),
         ({"window": 4}, "window=4"),
         ({"stride": 3}, "stride=3"),
         ({"position": "relativ"}, "Did you mean 'relative'"),

@@ -24,7 +24,7 @@ TINY = {
     "stem": "small_image",
 }
 TINY_AUGMENTED = TINY | {
-    "attention": {"kind": "augmented", "heads": 2, "upsilon": 0.5, "min_key_depth": 2}
+    "attention": {"kind": "augmented", "num_heads": 2, "upsilon": 0.5, "min_key_depth": 2}
 }
 
 
@@ -311,7 +311,7 @@ def test_bfloat16_is_close_to_float32_and_gives_float32_logits():
         ({"blocks": (1, 2, 3)}, "list of 0 or 4 entries, each a whole number from 1"),
         ({"width": 0.001}, "model.width"),
         ({"dtype": "float16"}, "model.dtype"),
-        ({"attention": augmented(heads=7, stages=(3, 6))}, "model.attention.stages"),
+        ({"attention": augmented(num_heads=7, stages=(3, 6))}, "model.attention.stages"),
         ({"attention": augmented(downsample=(1,))}, "model.attention.downsample"),
     ],
 )

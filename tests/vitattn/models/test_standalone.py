@@ -19,8 +19,8 @@ TINY = {
     "image_size": 8,
     "stem": "small_image",
 }
-LOCAL = {"kind": "local", "heads": 2, "window": 3}
-HALO = {"kind": "halo", "heads": 2, "block": 2, "halo": 1}
+LOCAL = {"kind": "local", "num_heads": 2, "window": 3}
+HALO = {"kind": "halo", "num_heads": 2, "block": 2, "halo": 1}
 
 
 def ready(config, size=8):

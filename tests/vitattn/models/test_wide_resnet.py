@@ -14,7 +14,7 @@ from vitattn.models.counts import params_by_part
 from vitattn.models.wide_resnet import widen
 
 TINY = {"name": "wide_resnet", "depth": 10, "widening": 1, "image_size": 10, "num_classes": 4}
-AUGMENTED = {"kind": "augmented", "heads": 2, "upsilon": 0.25, "min_key_depth": 2}
+AUGMENTED = {"kind": "augmented", "num_heads": 2, "upsilon": 0.25, "min_key_depth": 2}
 
 
 # A group of n blocks from C' to C: first convolution 9 C' C, all others 9 C^2; a normalisation of
