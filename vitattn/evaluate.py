@@ -27,8 +27,8 @@ from vitattn.classification import class_names
 from vitattn.classification import objective as classify
 from vitattn.data import eval_batches, make_source
 from vitattn.data.source import Source
-from vitattn.interop import torchvision as interop
 from vitattn.models import build, configure
+from vitattn.models.counts import check_size
 
 MEASURED = ("loss", "top1", "top5")
 
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
       DataError: the data have a class that the model was not trained on.
     """
     if weights.is_export(workdir):
-        interop.check_size(config)
+        check_size(config)
     mesh = make_mesh(config.mesh.replica, config.mesh.data)
     rules = config_lib.sharding_rules(config)
     config_lib.check(config, batch_parts(rules, mesh))

@@ -35,23 +35,19 @@ from vitattn import evaluate
 from vitattn.analysis import attention_maps, plots
 from vitattn.classification import class_names
 from vitattn.classification.class_names import Names, numbered, printable
-from vitattn.data import cifar, eval_batches, make_source, walk
-from vitattn.data.source import IMAGENET_MEAN, IMAGENET_STD, Example, Rgb, short_digest
-from vitattn.interop import torchvision as interop
+from vitattn.data import eval_batches
+from vitattn.data.catalog import statistics
+from vitattn.data.source import Example, short_digest
+from vitattn.images import files
+from vitattn.images.decode import Rgb
 from vitattn.models import build, configure
+from vitattn.models.counts import check_size
 
 TOP = 5
 LONGEST = 4096  # characters of a path that is printed
 BATCH = 32
 # Up to this many images the processes that would read them take longer to start than to read.
 FEW_IMAGES = 256
-
-# Of data sets that may be elsewhere by now; the weights were trained with them.
-_STATISTICS = {
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "folder": (IMAGENET_MEAN, IMAGENET_STD),
-    "cifar100": (cifar.MEAN, cifar.STD),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +108,7 @@ class Images:
         return len(self.paths)
 
     def __getitem__(self, record: int) -> Example:
-        return Example(walk.read_image(self.paths[record]), 0)
+        return Example(files.read_image(self.paths[record]), 0)
 
     def describe(self, record: int) -> str:
         return shown(self.paths[record], 1000)
@@ -132,12 +128,12 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if config.task != "classification":
         raise ConfigError(f"{workdir} holds a run of task={config.task}, which names no classes.")
     if weights.is_export(workdir):
-        interop.check_size(config)
+        check_size(config)
     resolved = configure(config.model)
     paths = find_images(request.images)
     at_step, kept = class_names.of_model(workdir, at_step, resolved.num_classes)
     names = choose_names(request.class_names, kept, resolved.num_classes)
-    mean, std = source_statistics(config.data)
+    mean, std = statistics(config.data)
     abstract = nn.abstract(build(config.model))
     query = choose_query(request.query, resolved.size)
     heads = choose_maps(request, abstract, resolved.size, len(paths)) if request.attention else {}
@@ -170,9 +166,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             if answer.error:
                 bad.append(f"{shown(answer.image, 1000)} {answer.error}")
             elif heads:
-                drawn += picture_rows(
-                    answer, printable(names), heads, query, data.mean or mean, data.std or std
-                )
+                drawn += picture_rows(answer, printable(names), heads, query, mean, std)
     if drawn:
         plots.attention_picture(request.attention, drawn, query)
         print(f"attention maps: {request.attention}", file=sys.stderr)
@@ -194,14 +188,14 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     found = []
     for path in given:
         if os.path.isdir(path):
-            left = walk.left_out(path)
+            left = files.left_out(path)
             inside = sorted(map(Path, below([path], left)))
             for line in left.lines():
                 print(line, file=sys.stderr)
             if not inside:
                 raise DataError(
                     f"The folder {shown(path)} has no images: no file in it or below it ends in "
-                    f"{', '.join(walk.SUFFIXES)}."
+                    f"{', '.join(files.SUFFIXES)}."
                 )
             found += inside
         elif os.path.exists(path):
@@ -214,15 +208,6 @@ def find_images(given: Sequence[Path]) -> list[Path]:
                 there = os.listdir(path.parent)
             raise DataError(f"There is no image {shown(path)}. {nearest(path.name, there)}")
     return found
-
-
-def source_statistics(data: ConfigDict) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation of the data set of a run, which need not be there."""
-    kind = data.source.partition(":")[0]
-    if kind in _STATISTICS:
-        return _STATISTICS[kind]
-    source = make_source(data, data.eval_split)
-    return source.mean, source.std
 
 
 def choose_names(file: Path | None, kept: class_names.Kept | None, outputs: int) -> Names:

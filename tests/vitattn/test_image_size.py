@@ -14,8 +14,8 @@ from trainlib import config as config_lib
 from trainlib.errors import ConfigError
 from vitattn import config, describe, plan
 from vitattn import predict as vision
-from vitattn.data import augment
-from vitattn.data.decode import open_picture
+from vitattn.images import augment
+from vitattn.images.decode import open_picture
 from vitattn.models import build, configure
 
 MODELS = ("resnet", "wide_resnet", "mnasnet")

@@ -11,13 +11,14 @@ from vitattn import config as config_lib
 from vitattn import predict
 from vitattn.analysis import plots
 from vitattn.data import make_source
+from vitattn.data.catalog import statistics
 
 
 @pytest.mark.parametrize("source", ["digits", "synthetic:7", "imagenet", "cifar100"])
 def test_statistics_of_a_data_set_that_is_not_there(source, tmp_path):
     data = config_lib.default_config().data
     data.source, data.dir = source, str(tmp_path)
-    mean, std = predict.source_statistics(data)
+    mean, std = statistics(data)
     assert len(mean) == len(std) == 3
     if source in ("imagenet", "cifar100"):
         with pytest.raises(DataError):

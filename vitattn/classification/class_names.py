@@ -27,7 +27,7 @@ from trainlib.errors import CheckpointError, ConfigError, DataError, UserError, 
 from trainlib.formats import weight_source as weights
 from trainlib.run import run
 from trainlib.untrusted_files import read_small
-from vitattn.data import label_names
+from vitattn.data.catalog import official_names
 from vitattn.data.source import Example, Source, short_digest
 
 FILE = "class_names.txt"
@@ -215,7 +215,7 @@ def find(workdir: Path, step: str, meta: Mapping[str, Any], outputs: int) -> Kep
         return read(file, outputs, short=True, follow=False)
     if found is None:
         source = meta.get("config", {}).get("data.source") or _configured(workdir)
-        names = label_names.official(str(source))
+        names = official_names(str(source))
         return Kept(names, f"data.source={source}") if len(names) == outputs else None
     if len(found.names) != outputs:
         raise CheckpointError(

@@ -1,9 +1,10 @@
-"""Images for classification: sources, augmentation, batches. `facts` about order are in
-`trainlib.data.batches`."""
+"""Data sets of images: what can be read, its splits, and batches. The order of records is defined
+in `trainlib.data.batches`."""
 
+from vitattn.data.catalog import check_classes, make_source
 from vitattn.data.options import data_defaults
 from vitattn.data.pipeline import check_settings, eval_batches, train_batches
-from vitattn.data.source import Example, Source, check_classes, make_source
+from vitattn.data.source import Example, Source
 
 __all__ = [
     "Example",

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib import paths
 from trainlib.data.folders import LeftOut, below, listing, some
 from trainlib.errors import ConfigError, DataError, shown, told_apart
-from vitattn.data import walk
-from vitattn.data.source import IMAGENET_MEAN, IMAGENET_STD, Example, Source, encoded, short_digest
+from vitattn.data import imagenet
+from vitattn.data.source import Example, Kind, Source, argument_of, encoded, short_digest
+from vitattn.images import files
 
 _EVAL_NAMES = ("val", "validation", "valid", "test")
 
@@ -32,8 +33,8 @@ class Files:
     in looking for them."""
 
     in_memory = False
-    mean = IMAGENET_MEAN
-    std = IMAGENET_STD
+    mean = imagenet.MEAN
+    std = imagenet.STD
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, record: int) -> Example:
-        image = walk.read_image(self.root / self.names[record])
+        image = files.read_image(self.root / self.names[record])
         return Example(image, int(self.labels[record]))
 
     def describe(self, record: int) -> str:
@@ -67,13 +68,14 @@ def _size(file: Path) -> int:
         return -1
 
 
-def make(config: Any, argument: str, split: str) -> Source:
-    """Opens `folder:PATH`.
+def make(config: ConfigDict, split: str) -> Source:
+    """Opens a split of `folder:PATH`.
 
     Raises:
       DataError: no such folder, no images, or another layout than the two above; the message says
         what is there.
     """
+    argument = argument_of(config.source)
     if not argument:
         raise ConfigError("data.source='folder' needs a path: --config.data.source=folder:PATH.")
     root = paths.resolve(argument, "data.source")
@@ -84,7 +86,7 @@ def make(config: Any, argument: str, split: str) -> Source:
     train = root / "train" if (root / "train").is_dir() else root
     named = [root / name for name in _EVAL_NAMES if train != root]
     evaluation = next((path for path in named if path.is_dir()), None)
-    left = walk.left_out(root)
+    left = files.left_out(root)
     if train != root:
         _count_beside(root, (train, evaluation), left)
     classes = _class_folders(train, left)
@@ -182,7 +184,7 @@ def _images(folder: Path, left: LeftOut) -> list[str]:
     folders, images, others = listing(folder, left)
     if images:
         for image in below((folder / name for name in folders), left, known=folder):
-            left.add(image, walk.DEEP)
+            left.add(image, files.DEEP)
         return images
     if folders:
         raise DataError(
@@ -193,7 +195,7 @@ def _images(folder: Path, left: LeftOut) -> list[str]:
     other = f" ({len(others)} other files: {some(others)})" if others else ""
     raise DataError(
         f"the class folder {shown(folder)} has no images{other}. Read are: "
-        f"{', '.join(walk.SUFFIXES)}. Fill or remove it."
+        f"{', '.join(files.SUFFIXES)}. Fill or remove it."
     )
 
 
@@ -202,3 +204,6 @@ def _expected(root: str | Path) -> str:
     given = shown(root)
     official = f"{given}/train/<class>/*.jpg and {given}/val/<class>/*.jpg"
     return f"Expected: {official}, or {given}/<class>/*.jpg."
+
+
+KIND = Kind(("folder:PATH",), make, imagenet.MEAN, imagenet.STD, lambda _: ())

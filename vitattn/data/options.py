@@ -1,26 +1,20 @@
-"""Every key of the `data` part of a vision configuration: its default, its meaning, what it
-takes.
-"""
+"""Every key of the `data` section of a vision configuration: default, meaning, allowed values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trainlib.keys import choice, key, many, number, text, whole
-
-AUGMENTS = ("inception", "inception_crop", "flip_crop", "shift", "none")
+from vitattn.data import catalog
+from vitattn.images.augment import AUGMENTATIONS
 
 
 def data_defaults() -> dict[str, tuple[Any, str]]:
-    """Returns {key: (default, one-line meaning)}, with what each takes; the defaults are those of
-    ImageNet training.
+    """Returns key -> (default, one-line meaning), with the values that each takes; the defaults are
+    those of ImageNet training.
     """
     return {
-        "source": key(
-            "imagenet",
-            "data set: imagenet, folder:PATH, cifar100, digits, synthetic or synthetic:CLASSES",
-            text(1),
-        ),
+        "source": key("imagenet", f"data set: {catalog.usage()}", text(1)),
         "dir": key(
             "",
             "directory of the prepared data set; empty is TFDS's own ~/tensorflow_datasets",
@@ -29,7 +23,7 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "augment": key(
             "inception",
             "training augmentation: inception, inception_crop (no colour), flip_crop, shift, none",
-            choice(*AUGMENTS),
+            choice(*AUGMENTATIONS),
         ),
         "holdout": key(
             0.0,

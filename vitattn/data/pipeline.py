@@ -1,6 +1,6 @@
 """From a source to batches: training batches without end, evaluation batches once and in order.
 
-B global batch, b the rows of this host, H W image size. A batch is a dict of
+B global batch, b its part on this host, H W image size. A batch is a dict of
   image  float32 [b, H, W, 3]  normalised
   label  int32   [b]
   weight float32 [b]           1, or 0 for a bad record (then blank) and for padding
@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib import options
-from trainlib.data import batches as shared
+from trainlib.data import batches
 from trainlib.errors import ConfigError
-from vitattn.data import augment
-from vitattn.data.decode import BadImage, guarded, open_picture
 from vitattn.data.options import data_defaults
-from vitattn.data.source import Rgb, Source, UnreadableRecord
+from vitattn.data.source import Source
+from vitattn.images import augment
+from vitattn.images.decode import BadImage, Rgb, guarded, open_picture
+from vitattn.images.files import UnreadableRecord
 from vitattn.models.size import Size, sides
 
-# Rows that one worker makes at a time: small enough that a first batch comes soon and many workers
-# need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing beside
-# decoding.
-_PIECE_ROWS = 32
+# Examples that one worker makes at a time: small enough that a first batch comes soon and many
+# workers need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing
+# beside decoding.
+_PIECE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-    """What happens to each picture. `augmentation` is None for evaluation."""
+    """How a picture becomes pixels. `augmentation` is None for evaluation."""
 
     image_size: Size
     augmentation: str | None
@@ -49,7 +52,7 @@ class _Recipe:
         if self.augmentation is None:
             image = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
         else:
-            rng = shared.generator(self.seed, epoch, record)
+            rng = batches.generator(self.seed, epoch, record)
             apply = augment.AUGMENTATIONS[self.augmentation]
             image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
         if not 0 <= example.label < source.num_classes:
@@ -58,34 +61,34 @@ class _Recipe:
         return augment.normalise(image, self.mean, self.std), example.label
 
 
-def check_settings(source: Source, config: Any, image_size: Size) -> None:
-    """Refuses settings of `data` that cannot work, before anything is read.
+def check_settings(source: Source, config: ConfigDict, image_size: Size) -> None:
+    """Checks the `data` section of a configuration before anything is read.
 
     Raises:
-      ConfigError: names the key and what it may be.
+      ConfigError: a value that cannot work; names the key and the allowed values.
     """
     _recipe(source, config, image_size, 0, config.augment)
 
 
 def train_batches(
     source: Source,
-    config: Any,
+    config: ConfigDict,
     batch_size: int,
     seed: int,
     start_batch: int,
     host_index: int,
     host_count: int,
     image_size: Size,
-) -> shared.Batches:
+) -> batches.Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
     Args:
       source: the training split.
-      config: the `data` part of a configuration.
+      config: the `data` section of a configuration.
       batch_size: B, over all hosts.
-      seed: decides the order and the augmentation.
+      seed: of the order and the augmentation.
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
-      host_index: this host, in 0..host_count-1.
+      host_index: number of this host, in 0..host_count-1.
       host_count: hosts that share each global batch.
       image_size: in pixels, one number for a square or (H, W).
 
@@ -95,72 +98,81 @@ def train_batches(
     if seed < 0:
         raise ConfigError(f"seed={seed} is negative: use 0 or more.")
     recipe = _recipe(source, config, image_size, seed, config.augment)
-    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    start, stop = batches.host_rows(batch_size, host_index, host_count)
     make = functools.partial(_train_piece, source, recipe, batch_size, start, stop)
     return _batches(make, source, config, stop - start, start_batch, None)
 
 
 def eval_batches(
     source: Source,
-    config: Any,
+    config: ConfigDict,
     batch_size: int,
     host_index: int,
     host_count: int,
     image_size: Size,
-) -> shared.Batches:
-    """Returns this host's evaluation batches: each record once over all hosts, in order,
-    unaugmented.
+) -> batches.Batches:
+    """Returns this host's evaluation batches: each record once over all hosts, in order, without
+    augmentation.
 
-    Every host gets the same number of batches; rows past the last record have weight 0 and index
-    -1.
+    Every host gets the same number of batches. Examples past the last record have weight 0 and
+    index -1. For the arguments see `train_batches`.
+
+    Raises:
+      ConfigError: a setting cannot work.
     """
     recipe = _recipe(source, config, image_size, 0, None)
-    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    start, stop = batches.host_rows(batch_size, host_index, host_count)
     make = functools.partial(_eval_piece, source, recipe, batch_size, start, stop)
     return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
 
 
 def _batches(
-    make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
-) -> shared.Batches:
-    return shared.Batches(
-        make,
-        pieces=-(-rows // _PIECE_ROWS),
+    make_piece: Callable[[int, int], dict[str, Any]],
+    source: Source,
+    config: ConfigDict,
+    size: int,
+    start: int,
+    stop: int | None,
+) -> batches.Batches:
+    """Batches `start` to `stop` (None: no end) of `size` examples on this host, piece by piece."""
+    return batches.Batches(
+        make_piece,
+        pieces=-(-size // _PIECE),
         start=start,
         stop=stop,
-        workers=shared.worker_count(config.workers, source.in_memory),
+        workers=batches.worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
-        bad=shared.BadRecords(len(source), config.max_bad_fraction, source.describe),
+        bad=batches.BadRecords(len(source), config.max_bad_fraction, source.describe),
     )
 
 
 def _recipe(
-    source: Source, config: Any, image_size: Size, seed: int, augmentation: str | None
+    source: Source, config: ConfigDict, image_size: Size, seed: int, augmentation: str | None
 ) -> _Recipe:
     options.check("data", data_defaults(), config)
     mean, std = tuple(config.mean) or source.mean, tuple(config.std) or source.std
     return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
 
 
-def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:
-    """Returns the rows of the global batch that piece `piece` of the host's rows [start, stop)
-    holds."""
-    first = start + piece * _PIECE_ROWS
-    return np.arange(first, min(first + _PIECE_ROWS, stop), dtype=np.int64)
+def _positions(start: int, stop: int, piece: int) -> np.ndarray:
+    """Returns the positions in the global batch, int64 [up to 32], of a piece of the host's part
+    [start, stop)."""
+    first = start + piece * _PIECE
+    return np.arange(first, min(first + _PIECE, stop), dtype=np.int64)
 
 
 def _train_piece(
     source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
 ) -> dict[str, Any]:
-    positions = batch * batch_size + _piece_rows(start, stop, piece)
-    epochs, records = shared.records_at(positions, recipe.seed, len(source))
+    positions = batch * batch_size + _positions(start, stop, piece)
+    epochs, records = batches.records_at(positions, recipe.seed, len(source))
     return _read(source, recipe, records, epochs)
 
 
 def _eval_piece(
     source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
 ) -> dict[str, Any]:
-    records = batch * batch_size + _piece_rows(start, stop, piece)
+    records = batch * batch_size + _positions(start, stop, piece)
     records = np.where(records < len(source), records, -1)
     return _read(source, recipe, records, np.zeros_like(records))
 
@@ -168,17 +180,17 @@ def _eval_piece(
 def _read(
     source: Source, recipe: _Recipe, records: np.ndarray, epochs: np.ndarray
 ) -> dict[str, Any]:
-    """Reads the records into arrays; a bad one keeps its row, blank and with weight 0."""
-    rows = len(records)
-    images = np.zeros((rows, *sides(recipe.image_size), 3), np.float32)
-    labels, weights = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    """Reads records [n] of epochs [n] into arrays; a bad one stays blank and has weight 0."""
+    size = len(records)
+    images = np.zeros((size, *sides(recipe.image_size), 3), np.float32)
+    labels, weights = np.zeros(size, np.int32), np.zeros(size, np.float32)
     bad: list[tuple[int, str]] = []
-    for row, (record, epoch) in enumerate(zip(records.tolist(), epochs.tolist(), strict=True)):
+    for number, (record, epoch) in enumerate(zip(records.tolist(), epochs.tolist(), strict=True)):
         if record < 0:
             continue
         try:
-            images[row], labels[row] = recipe.pixels(source, record, epoch)
-            weights[row] = 1
+            images[number], labels[number] = recipe.pixels(source, record, epoch)
+            weights[number] = 1
         except (BadImage, UnreadableRecord) as error:
             bad.append((record, str(error)))
     return {"image": images, "label": labels, "weight": weights, "index": records, "bad": bad}

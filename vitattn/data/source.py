@@ -1,26 +1,24 @@
-"""What is read: a source is a list of examples that can be opened at random, made from
-`data.source`.
+"""What every data set offers: examples with random access (`Source`), and what stands for a kind of
+data set in `data.source` (`Kind`).
 
 An image is uint8 pixels [H, W, C] or the bytes of an encoded file; a label is in 0..num_classes-1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib.data.batches import record_order
-from trainlib.errors import ConfigError, DataError, nearest
-
-Rgb = tuple[float, float, float]
+from trainlib.errors import ConfigError
+from vitattn.images.decode import Rgb
 
 SPLITS = ("train", "holdout", "test")
-
-# Of ImageNet's training images, in units of the full range; also the default for folders.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The seed of every fixed division of a data set into parts. It is part of their definition, not a
 # setting.
@@ -34,36 +32,68 @@ class Example(NamedTuple):
     label: int
 
 
-class UnreadableRecord(Exception):
-    """A record whose bytes cannot be had; the message says why. The pipeline counts it and goes
-    on."""
-
-
 class Source(Protocol):
     """A data set with random access. It pickles to worker processes, so files are opened on first
-    use."""
+    use.
+
+    Attributes:
+      num_classes: labels are below it.
+      class_names: one name for each label.
+      digest: changes when the number, names or sizes of the records change; checkpoints hold it.
+      in_memory: whether the whole set is in memory, so that reading it costs nothing.
+      left_out: lines that report what lies beside the records and is not read.
+      mean: of the training pixels in RGB, in units of the full range.
+      std: standard deviation of the same.
+    """
 
     num_classes: int
     class_names: tuple[str, ...]
-    # Changes when the number, names or sizes of the records do; kept in checkpoints.
     digest: str
-    # The whole set lies in memory, and reading it costs nothing.
     in_memory: bool
-    # Lines that say what was found where it lies and is not in it.
     left_out: tuple[str, ...]
-    # Mean and standard deviation of its training pixels in RGB, in units of the full range.
     mean: Rgb
     std: Rgb
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, record: int) -> Example:
-        """Reads one record; raises UnreadableRecord."""
+        """Reads one record; raises `vitattn.images.files.UnreadableRecord`."""
         ...
 
     def describe(self, record: int) -> str:
-        """Says where the record lies (file, offset), for messages."""
+        """Names the file and position of the record, for messages."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of data set: what the name before the colon of `data.source` stands for.
+
+    Attributes:
+      usage: the values of `data.source` that ask for it, such as "folder:PATH", for help and
+        messages.
+      make: opens a split: `(config, split) -> Source`, with the `data` section of a configuration.
+      mean: of the training pixels in RGB, in units of the full range. It is known without the data.
+      std: standard deviation of the same.
+      class_names: `data.source` -> the names of its classes in the order of their labels; () where
+        only the data can tell.
+    """
+
+    usage: tuple[str, ...]
+    make: Callable[[ConfigDict, str], Source]
+    mean: Rgb
+    std: Rgb
+    class_names: Callable[[str], tuple[str, ...]]
+
+    @property
+    def takes_argument(self) -> bool:
+        """Whether something may follow a colon in `data.source`."""
+        return any(":" in form for form in self.usage)
+
+
+def argument_of(source: str) -> str:
+    """Returns what follows the first colon of `data.source`; "" without one."""
+    return source.partition(":")[2]
 
 
 class Subset:
@@ -88,19 +118,23 @@ class Subset:
 
 
 def hold_out(train: Source, fraction: float, split: str) -> Source:
-    """Divides a training set: `holdout` is a fixed random `fraction` of it, `train` the rest."""
+    """Divides a training set: `holdout` is a fixed random `fraction` of it, `train` is the rest.
+
+    Raises:
+      ConfigError: no such fraction, or an empty `holdout`.
+    """
     if not 0 <= fraction < 1:
         raise ConfigError(f"data.holdout={fraction} is not a fraction: use 0 <= holdout < 1.")
-    held = round(fraction * len(train))
-    if split == "holdout" and held == 0:
+    size = round(fraction * len(train))
+    if split == "holdout" and size == 0:
         raise ConfigError(
             "the split 'holdout' is empty: set the part of the training set to hold out, "
             "for example --config.data.holdout=0.04."
         )
-    if not held:
+    if not size:
         return train
     order = record_order(SPLIT_SEED, 0, len(train))
-    records = order[:held] if split == "holdout" else order[held:]
+    records = order[:size] if split == "holdout" else order[size:]
     return Subset(train, records, f"{split} {fraction}")
 
 
@@ -114,52 +148,5 @@ def short_digest(*parts: object) -> str:
 
 
 def encoded(name: str) -> bytes:
-    """The bytes of a text, of a file name that is no UTF-8 too."""
+    """Returns the bytes of a text or of a file name, which need not be valid UTF-8."""
     return name.encode("utf-8", "surrogateescape")
-
-
-def make_source(config: Any, split: str) -> Source:
-    """Opens the split `train`, `holdout` or `test` of the data set that `config.source` names.
-
-    Args:
-      config: the `data` part of a configuration (see `data_defaults`).
-      split: `test` is the official evaluation split (for ImageNet that is its validation set);
-        `holdout` the
-        part `config.holdout` of the training set, which `train` then leaves out.
-
-    Raises:
-      DataError: the data set is absent or not what it should be.
-      ConfigError: no such source or split.
-    """
-    from vitattn.data import cifar, embedded, folder
-    from vitattn.data import tfds as tfds_source
-
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r} is not known. Allowed: {', '.join(SPLITS)}.")
-    name, _, argument = config.source.partition(":")
-    makers = {
-        "imagenet": tfds_source.imagenet,
-        "folder": folder.make,
-        "digits": embedded.digits,
-        "synthetic": embedded.synthetic,
-        "cifar100": cifar.make,
-    }
-    if name not in makers:
-        raise ConfigError(
-            f"data.source={config.source!r} is not known. {nearest(name, makers)}"
-            "Allowed: imagenet, folder:PATH, digits, synthetic (or synthetic:CLASSES), cifar100."
-        )
-    if argument and name not in ("folder", "synthetic"):
-        raise ConfigError(f"data.source={config.source!r}: '{name}' takes nothing after a colon.")
-    return makers[name](config, argument, split)
-
-
-def check_classes(source: Source, num_classes: int) -> None:
-    """Raises DataError when the source has labels that a model with `num_classes` outputs cannot
-    give."""
-    if source.num_classes > num_classes:
-        raise DataError(
-            f"the data set has {source.num_classes} classes (labels 0..{source.num_classes - 1}, "
-            f"the last is '{source.class_names[-1]}') and the model has {num_classes} outputs. "
-            f"Set --config.model.num_classes={source.num_classes}."
-        )

@@ -11,24 +11,12 @@ from typing import Any
 
 from trainlib import paths
 from trainlib.data import tfds_files
-from trainlib.errors import ConfigError, DataError, UserError, shown
-from vitattn.data.source import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Example,
-    Rgb,
-    Source,
-    UnreadableRecord,
-    hold_out,
-    short_digest,
-)
+from trainlib.errors import DataError, UserError, shown
+from vitattn.data.source import Example, Source, short_digest
+from vitattn.images.decode import Rgb
+from vitattn.images.files import UnreadableRecord
 
 _MOST_CLASSES = 2**20
-
-_WITHOUT_DATA = (
-    "or try the recipe without data: the ':digits' variant of the configuration, or "
-    "--config.data.source=synthetic."
-)
 
 
 class TfdsSource:
@@ -118,8 +106,12 @@ def _class_names(features: Any, directory: str) -> tuple[str, ...]:
 
     has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = has.get("image"), has.get("label")
-    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
-    if not isinstance(image, tfds.features.Image) or not classes or classes > _MOST_CLASSES:
+    if not (
+        isinstance(image, tfds.features.Image)
+        and isinstance(label, tfds.features.ClassLabel)
+        and label.num_classes
+        and label.num_classes <= _MOST_CLASSES
+    ):
         kinds = ", ".join(f"{shown(k, 40)}: {type(v).__name__}" for k, v in list(has.items())[:10])
         raise DataError(
             f"{directory} is no data set of images with one class each: its features are "
@@ -188,26 +180,3 @@ def opened(name: str, directory: str, split: str, mean: Rgb, std: Rgb) -> Source
     not there."""
     found = find(name, directory)
     return TfdsSource(found, split, mean, std) if found else None
-
-
-def imagenet(config: Any, argument: str, split: str) -> Source:
-    """Opens ImageNet (ILSVRC 2012) as TFDS `imagenet2012` prepares it; `test` is its validation
-    set.
-
-    Raises:
-      DataError: it is not there; the message says the three ways to go on.
-    """
-    if argument:
-        raise ConfigError("data.source=imagenet takes no path after it: use --config.data.dir=DIR.")
-    part = "validation" if split == "test" else "train"
-    source = opened("imagenet2012", config.dir, part, IMAGENET_MEAN, IMAGENET_STD)
-    if source is None:
-        where = config.dir or default_directory()
-        raise DataError(
-            f"ImageNet was not found in {where}. Three ways to go on: prepare it with TFDS from "
-            "the two archives ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in a directory "
-            "DIR (one step that needs TensorFlow; training does not): tfds build imagenet2012 "
-            f"--manual_dir=DIR --file_format=array_record --data_dir={where}; or use images in "
-            f"class folders: --config.data.source=folder:PATH; {_WITHOUT_DATA}"
-        )
-    return source if split == "test" else hold_out(source, config.holdout, split)

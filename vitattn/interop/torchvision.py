@@ -18,12 +18,13 @@ from trainlib.formats.weight_source import RECORD, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
 from vitattn.classification import class_names
+from vitattn.data.catalog import statistics
 from vitattn.interop import torchvision_names
 from vitattn.models import build, configure
+from vitattn.models.counts import check_size
 
 START = ""  # nothing beside init_from
 NAMES = ("auto", "own", "torchvision")
-MOST_LAYERS = 2000
 COMPARED = {"torchvision": ("torch", "torchvision")}  # format -> what a comparison takes
 TOLERANCE = 1e-3  # of the largest logit
 
@@ -58,20 +59,6 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
     model = abstract(config)
     specs = {**model.params, **model.model_state}
     return own_layout(specs, {"config.json": settings.to_json(config)})
-
-
-def check_size(config: ConfigDict) -> None:
-    """Refuses a configuration from a file of weights whose model would take for ever to build.
-
-    Raises:
-      CheckpointError: more layers than any model has.
-    """
-    for key in ("blocks", "depth"):
-        value = config.model.get(key, 0)
-        if sum(value if isinstance(value, tuple | list) else [value]) > MOST_LAYERS:
-            raise CheckpointError(
-                f"config.json: model.{key}={str(value)[:60]} is more than {MOST_LAYERS} layers."
-            )
 
 
 def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
@@ -136,19 +123,17 @@ def serving(
       `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`; the inputs:
       name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
     """
-    from vitattn.predict import source_statistics  # which imports this module
-
     model = abstract(config)
     height, width = configure(config.model).size
 
     def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
         return model.bind(params, model_state)(inputs["image"], train=False)
 
-    mean, std = source_statistics(config.data)
+    mean, std = statistics(config.data)
     facts = {
         "image": "(RGB / 255 - mean) / std",
-        "mean": [float(value) for value in config.data.mean or mean],
-        "std": [float(value) for value in config.data.std or std],
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
     }
     return forward, {"image": (("batch", height, width, 3), "float32")}, facts
 

@@ -6,9 +6,13 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from trainlib.errors import CheckpointError
 from trainlib.model.flops import flops
 from trainlib.model.weights import Abstract
+
+MOST_LAYERS = 2000
 
 
 def params_by_part(abstract: Abstract) -> dict[str, int]:
@@ -31,3 +35,19 @@ def forward_flops(abstract: Abstract, image_size: tuple[int, int]) -> int:
 
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     return flops(forward, structs(abstract.params), structs(abstract.model_state), images)
+
+
+def check_size(config: ConfigDict) -> None:
+    """Checks that the model of a configuration can be built in reasonable time, before it is.
+
+    A configuration that comes with a file of weights can ask for any number of layers.
+
+    Raises:
+      CheckpointError: more layers than any model has.
+    """
+    for key in ("blocks", "depth"):
+        value = config.model.get(key, 0)
+        if sum(value if isinstance(value, tuple | list) else [value]) > MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json: model.{key}={str(value)[:60]} is more than {MOST_LAYERS} layers."
+            )

@@ -8,8 +8,8 @@ import pytest
 from trainlib.errors import CheckpointError, ConfigError, DataError, nearest, told_apart
 from vitattn.classification import class_names
 from vitattn.classification.class_names import Kept
-from vitattn.data import label_names
-from vitattn.data.embedded import Arrays
+from vitattn.data import cifar100
+from vitattn.data.arrays import Arrays
 
 ODD = (
     *("cat", "great dane", "Äffchen", " blank ", "new\nline", "tab\tbed", "car\rriage", '"quoted"'),
@@ -152,7 +152,7 @@ def test_names_that_nobody_kept_are_those_of_a_data_set_of_as_many(tmp_path, sou
     (tmp_path / "config.json").write_text(f'{{"data.source": "{source}"}}')
     found = class_names.find(tmp_path, "", {}, outputs)
     assert (found and found.names[-1]) == last
-    assert len(set(label_names.CIFAR100)) == 100
+    assert len(set(cifar100.CLASS_NAMES)) == 100
 
 
 def test_what_a_checkpoint_says_counts_and_is_checked(tmp_path, capsys):

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from trainlib.errors import ConfigError, DataError
-from vitattn.data import check_classes, cifar, data_defaults, make_source
-from vitattn.data.source import UnreadableRecord
+from vitattn.data import catalog, check_classes, cifar100, data_defaults, make_source
+from vitattn.images.files import UnreadableRecord
 
 ROOT = Path(__file__).parents[3]
 
@@ -105,6 +105,15 @@ def test_unknown_names_show_the_nearest():
         make_source(config(source="digits:3"), "train")
     with pytest.raises(ConfigError, match="split='valid'"):
         make_source(config(source="digits"), "valid")
+
+
+def test_the_table_of_kinds_makes_the_help_and_the_messages():
+    with pytest.raises(ConfigError) as caught:
+        make_source(config(source="nothing"), "train")
+    _, meaning = data_defaults()["source"]
+    for text in (str(caught.value), meaning):
+        assert "imagenet, folder:PATH, cifar100, digits, synthetic, synthetic:CLASSES" in text
+    assert set(catalog.KINDS) == {form.partition(":")[0] for form in catalog.usage().split(", ")}
 
 
 def test_holding_out_divides_the_training_set():
@@ -332,7 +341,7 @@ def test_a_cifar_archive_that_unpacks_to_8_gigabytes_is_refused_before_it_is_rea
 
 def test_nor_may_anything_else_in_it_unpack_to_gigabytes(tmp_path, monkeypatch):
     c = hostile_archive(tmp_path, ("readme.html", 2**33), ("train.bin", 0))
-    monkeypatch.setattr(cifar, "_MOST_UNPACKED", 2**27)
+    monkeypatch.setattr(cifar100, "_MOST_UNPACKED", 2**27)
     tracemalloc.start()
     with pytest.raises(DataError, match="unpacks to more than 134,217,728 bytes"):
         make_source(c, "train")

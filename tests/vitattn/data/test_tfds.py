@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainlib.errors import DataError
 from vitattn.data import data_defaults, make_source, train_batches
-from vitattn.data.source import UnreadableRecord
+from vitattn.images.files import UnreadableRecord
 
 
 def config(**values):

@@ -7,20 +7,20 @@ A record of the binary file is 1 byte coarse label, 1 byte fine label and 3072 b
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib import paths
 from trainlib.errors import DataError
 from trainlib.untrusted_files import open_regular, read_small
-from vitattn.data import label_names
 from vitattn.data import tfds as tfds_source
-from vitattn.data.embedded import Arrays
-from vitattn.data.source import Source, hold_out, short_digest
+from vitattn.data.arrays import Arrays
+from vitattn.data.source import Kind, Source, hold_out, short_digest
 
 _FOLDER = "cifar-100-binary"
 _ARCHIVE = "cifar-100-binary.tar.gz"
@@ -41,14 +41,26 @@ _MOST_MEMBERS = 100
 MEAN = (0.5071, 0.4865, 0.4409)
 STD = (0.2673, 0.2564, 0.2762)
 
+# The fine labels of CIFAR-100, as its archive lists them.
+_FINE = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CLASS_NAMES = tuple(_FINE.split())
 
-def make(config: Any, argument: str, split: str) -> Source:
+
+def make(config: ConfigDict, split: str) -> Source:
     """Opens CIFAR-100 below `data.dir`: the binary folder or archive, else a TFDS directory.
 
     Raises:
       DataError: it is not there, is the pickled version, or is damaged.
     """
-    del argument
     part = "test" if split == "test" else "train"
     directory = paths.resolve(config.dir, "data.dir") if config.dir else None
     source = _binary(directory, part) if directory else None
@@ -60,10 +72,10 @@ def make(config: Any, argument: str, split: str) -> Source:
 
 
 def _absent(directory: str) -> DataError:
-    place = paths.resolve(directory or ".", "data.dir")
-    if any((place / name).exists() for name in ("cifar-100-python", "cifar-100-python.tar.gz")):
+    folder = paths.resolve(directory or ".", "data.dir")
+    if any((folder / name).exists() for name in ("cifar-100-python", "cifar-100-python.tar.gz")):
         return DataError(
-            f"{place} holds the Python version of CIFAR-100. It is a pickle, which can run any "
+            f"{folder} holds the Python version of CIFAR-100. It is a pickle, which can run any "
             f"program when it is opened, so it is not read: get the binary version, {_ARCHIVE}, "
             "from the same page."
         )
@@ -90,8 +102,8 @@ def _binary(directory: Path, part: str) -> Arrays | None:
     if not archive.is_file():
         return None
     try:
-        found = _members(archive, (name, _NAMES))
-        return _arrays(f"{archive}:{name}", found[name], found[_NAMES], part)
+        members = _members(archive, (name, _NAMES))
+        return _arrays(f"{archive}:{name}", members[name], members[_NAMES], part)
     except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): get it again.") from error
 
@@ -101,12 +113,12 @@ def _small(file: Path, most: int) -> bytes:
 
 
 def _members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Reads members of the archive, without believing what it says of itself.
+    """Reads members of the archive, name -> content, without trusting its headers.
 
     A few megabytes can unpack to gigabytes: neither a member, nor a header, nor all of it together
     may be larger than in the official one.
     """
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with (
         open_regular(archive, follow=True, error=DataError) as file,
         gzip.open(file) as unpacked,
@@ -124,20 +136,20 @@ def _members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
                 )
             content = tar.extractfile(member)
             assert content is not None
-            found[name] = content.read()
-            if len(found) == len(names):
-                return found
-    missing = [name for name in names if name not in found]
+            contents[name] = content.read()
+            if len(contents) == len(names):
+                return contents
+    missing = [name for name in names if name not in contents]
     raise KeyError(f"{_FOLDER}/{missing[0]}")
 
 
-class _Bounded:
-    """A stream that gives at most so many bytes, and then says that something is wrong."""
+class _Bounded(io.BufferedIOBase):
+    """A stream that fails once more than `most` bytes were read from it."""
 
-    def __init__(self, stream: IO[bytes], most: int):
+    def __init__(self, stream: io.BufferedIOBase, most: int):
         self._stream, self._most, self._left = stream, most, most
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:
@@ -161,7 +173,7 @@ def _arrays(where: str, content: bytes, names: bytes, part: str) -> Arrays:
             "(CIFAR-10 has 10 classes and other records)."
         )
     images = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    class_names = names.decode("utf-8", "replace").split() if names else label_names.CIFAR100
+    class_names = names.decode("utf-8", "replace").split() if names else CLASS_NAMES
     if len(class_names) != _CLASSES:
         raise DataError(
             f"{_NAMES} beside {where} holds {len(class_names)} names, not {_CLASSES}: it is "
@@ -169,3 +181,6 @@ def _arrays(where: str, content: bytes, names: bytes, part: str) -> Arrays:
         )
     digest = short_digest("cifar100", part, len(content))
     return Arrays(where, np.ascontiguousarray(images), labels, class_names, MEAN, STD, digest)
+
+
+KIND = Kind(("cifar100",), make, MEAN, STD, lambda _: CLASS_NAMES)

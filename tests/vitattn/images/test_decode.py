@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitattn.data import decode as images
-from vitattn.data.decode import BadImage, guarded, open_picture
+from vitattn.images import decode as images
+from vitattn.images.decode import BadImage, guarded, open_picture
 
 RNG = np.random.default_rng(0)
 # A smooth picture: JPEG keeps it within a few levels, and its corners tell orientations apart.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitattn.data import augment
-from vitattn.data.decode import open_picture
+from vitattn.images import augment
+from vitattn.images.decode import open_picture
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 MEAN = (0.2, 0.4, 0.6)

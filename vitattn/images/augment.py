@@ -15,8 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from vitattn.data.decode import Box, Picture
-from vitattn.data.source import Rgb
+from vitattn.images.decode import Box, Picture, Rgb
 from vitattn.models.size import Size, sides
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,

@@ -16,6 +16,7 @@ from PIL import Image
 from vitattn.models.size import Size, sides
 
 T = TypeVar("T")
+Rgb = tuple[float, float, float]
 Box = tuple[float, float, float, float]
 
 # Above this an image is refused before it is unpacked: a small file can unpack to gigabytes. It is

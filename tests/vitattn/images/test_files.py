@@ -15,8 +15,8 @@ from trainlib.data import folders
 from trainlib.errors import ConfigError, DataError
 from vitattn import predict
 from vitattn.data import data_defaults, eval_batches, make_source
-from vitattn.data.decode import MAX_BYTES
-from vitattn.data.source import UnreadableRecord
+from vitattn.images.decode import MAX_BYTES
+from vitattn.images.files import UnreadableRecord
 
 
 def config(**values):
@@ -270,7 +270,7 @@ def test_a_folder_below_that_cannot_be_opened_is_counted(root):
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_broken_exif_means_upright(kind):
     """Pillow reads such a picture; its metadata say nothing."""
-    from vitattn.data.decode import open_picture
+    from vitattn.images.decode import open_picture
 
     picture = Image.fromarray(np.zeros((6, 8, 3), np.uint8))
     exif = Image.Exif()

@@ -1,0 +1,93 @@
+"""The data sets that `data.source` can name: a table from the name before the colon to its kind.
+
+A new data set is a file with a `KIND` and a row of `KINDS`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from trainlib.errors import ConfigError, DataError, nearest
+from vitattn.data import cifar100, digits, folder, imagenet, synthetic
+from vitattn.data.source import SPLITS, Kind, Source
+from vitattn.images.decode import Rgb
+
+KINDS = {
+    "imagenet": imagenet.KIND,
+    "folder": folder.KIND,
+    "cifar100": cifar100.KIND,
+    "digits": digits.KIND,
+    "synthetic": synthetic.KIND,
+}
+
+
+def usage() -> str:
+    """Returns all values that `data.source` can have, as a phrase."""
+    return ", ".join(form for kind in KINDS.values() for form in kind.usage)
+
+
+def kind_of(source: str) -> Kind:
+    """Returns the kind of data set that `data.source` asks for.
+
+    Raises:
+      ConfigError: no such kind, or one that takes nothing after a colon.
+    """
+    name, _, argument = source.partition(":")
+    if name not in KINDS:
+        raise ConfigError(
+            f"data.source={source!r} is not known. {nearest(name, KINDS)}Allowed: {usage()}."
+        )
+    if argument and not KINDS[name].takes_argument:
+        raise ConfigError(f"data.source={source!r}: '{name}' takes nothing after a colon.")
+    return KINDS[name]
+
+
+def make_source(config: ConfigDict, split: str) -> Source:
+    """Opens the split `train`, `holdout` or `test` of the data set that `config.source` names.
+
+    Args:
+      config: the `data` section of a configuration (see `data_defaults`).
+      split: `test` is the official evaluation split (for ImageNet that is its validation set);
+        `holdout` is the fraction `config.holdout` of the training set, which `train` then lacks.
+
+    Raises:
+      DataError: the data set is absent or is not what it should be.
+      ConfigError: no such data set or split.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r} is not known. Allowed: {', '.join(SPLITS)}.")
+    return kind_of(config.source).make(config, split)
+
+
+def statistics(config: ConfigDict) -> tuple[Rgb, Rgb]:
+    """Returns mean and standard deviation by which images are normalised, in units of the full
+    range: those of the `data` section, else those of its data set, which need not be there.
+
+    Raises:
+      ConfigError: no such data set.
+    """
+    kind = kind_of(config.source)
+    return tuple(config.mean) or kind.mean, tuple(config.std) or kind.std
+
+
+def official_names(source: str) -> tuple[str, ...]:
+    """Returns the class names that `data.source` fixes by itself, in the order of their labels.
+
+    Empty for folders, whose classes are what lies in them, and for unknown data sets.
+    """
+    kind = KINDS.get(source.partition(":")[0])
+    return kind.class_names(source) if kind else ()
+
+
+def check_classes(source: Source, num_classes: int) -> None:
+    """Checks that a model with `num_classes` outputs can give all labels of a data set.
+
+    Raises:
+      DataError: it has more classes.
+    """
+    if source.num_classes > num_classes:
+        raise DataError(
+            f"the data set has {source.num_classes} classes (labels 0..{source.num_classes - 1}, "
+            f"the last is '{source.class_names[-1]}') and the model has {num_classes} outputs. "
+            f"Set --config.model.num_classes={source.num_classes}."
+        )

@@ -1,0 +1,1 @@
+"""One image: which files are images, how they are decoded, augmented and normalised."""

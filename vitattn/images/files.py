@@ -1,0 +1,68 @@
+"""Which files of a folder are images, in training and in prediction, and how their bytes are read.
+
+An image is a regular file whose name ends in one of `SUFFIXES`; `trainlib.data.folders` says how
+folders are walked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainlib.data.folders import LeftOut
+from trainlib.errors import DataError, shown
+from trainlib.untrusted_files import read_small
+from vitattn.images.decode import MAX_BYTES
+
+# The names that files of the formats in `decode.FORMATS` have.
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
+
+NO_IMAGE = "not the suffix of an image that is read"
+DEEP = "in a sub-folder of a class that has images itself"
+
+
+class UnreadableRecord(Exception):
+    """A record whose bytes cannot be read; the message gives the reason.
+
+    The pipeline counts such records and continues without them.
+    """
+
+
+def is_image(name: str) -> bool:
+    """Whether the suffix of a file name is that of an image format that is read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def left_out(root: str | Path) -> LeftOut:
+    """Returns a counter of the files below a folder that are not images."""
+    return LeftOut(root, is_image, NO_IMAGE)
+
+
+def read_image(path: str | Path) -> bytes:
+    """Returns the bytes of an image file, after checking its size.
+
+    Raises:
+      UnreadableRecord: the file is missing, is not a regular file, is too large, or the disk fails.
+    """
+    try:
+        return read_small(path, MAX_BYTES, follow=True, error=DataError)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{shown(path)} ").removesuffix(".")
+        raise UnreadableRecord(reason) from error
+    except OSError as error:
+        raise UnreadableRecord(f"cannot be read ({error.strerror or error})") from error
