@@ -23,10 +23,10 @@ from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
 from vitattn import config as config_lib
-from vitattn.classification import class_names
 from vitattn.classification import objective as classify
 from vitattn.data import eval_batches, make_source
 from vitattn.data.source import Source
+from vitattn.labels import class_names, matching
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
 
@@ -97,7 +97,11 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
 
 
 def matched_labels(
-    source: Source, kept: class_names.Kept | None, outputs: int, config: ConfigDict, workdir: Path
+    source: Source,
+    kept: class_names.ModelNames | None,
+    outputs: int,
+    config: ConfigDict,
+    workdir: Path,
 ) -> tuple[Source, str]:
     """The data with the labels of the model's outputs, and a phrase that says how they were found.
 
@@ -107,8 +111,8 @@ def matched_labels(
     """
     what = config.data.source
     if kept is not None:
-        found = class_names.by_name(source, kept, what)
-        return found, f"by name, {len(source.class_names)} of {len(kept.known)} classes"
+        found = matching.by_name(source, kept, what)
+        return found, f"by name, {len(source.class_names)} of {len(kept.outputs)} classes"
     if source.num_classes != outputs:
         raise DataError(
             f"{shown(workdir)} does not say the names of its {outputs} classes, and {shown(what)} "

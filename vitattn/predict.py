@@ -33,13 +33,13 @@ from trainlib.untrusted_files import what_is
 from vitattn import config as config_lib
 from vitattn import evaluate
 from vitattn.analysis import attention_maps, plots
-from vitattn.classification import class_names
-from vitattn.classification.class_names import Names, numbered, printable
 from vitattn.data import eval_batches
 from vitattn.data.catalog import statistics
 from vitattn.data.source import Example, short_digest
 from vitattn.images import files
 from vitattn.images.decode import Rgb
+from vitattn.labels import class_names
+from vitattn.labels.class_names import Names, numbered, printable
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
 
@@ -210,7 +210,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def choose_names(file: Path | None, kept: class_names.Kept | None, outputs: int) -> Names:
+def choose_names(file: Path | None, kept: class_names.ModelNames | None, outputs: int) -> Names:
     """One name for each output of a model: those of a file, else those of the run, else none.
 
     Raises:

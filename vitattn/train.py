@@ -28,9 +28,9 @@ from trainlib.step import step
 from trainlib.step import train_state as state_lib
 from vitattn import evaluate
 from vitattn import plan as plan_lib
-from vitattn.classification import class_names
 from vitattn.classification import objective as classify
 from vitattn.data import check_classes, check_settings, make_source, train_batches
+from vitattn.labels import class_names, matching
 from vitattn.models import configure
 from vitattn.models.counts import forward_flops
 from vitattn.start import transfer
@@ -60,8 +60,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     resolved = configure(config.model)
     check_classes(source, resolved.num_classes)
     names = class_names.of_outputs(source.class_names, resolved.num_classes, config.data.source)
-    trained = class_names.Kept(names, "the training data")
-    eval_source = class_names.by_name(eval_source, trained, f"the split {config.data.eval_split}")
+    trained = class_names.ModelNames(names, "the training data")
+    eval_source = matching.by_name(eval_source, trained, f"the split {config.data.eval_split}")
     check_settings(source, config.data, resolved.size)
     run_lib.check_best(config, evaluate.MEASURED)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     checkpoints = run_lib.open_workdir(config, workdir, abstract)
     run_lib.agree_on_workdir(workdir, checkpoints)
-    same_classes = functools.partial(class_names.check_resume, names=names, workdir=workdir)
+    same_classes = functools.partial(matching.check_resume, names=names, workdir=workdir)
     like = plan.abstract_state()
     resumed = run_lib.resume(checkpoints, config, FIXED, position, like, same_classes)
     start = resumed.step if resumed else 0
@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 print(taken, flush=True)
     if main_host:
         run_lib.save_config(config, workdir)
-        class_names.keep(names, workdir)
+        class_names.write(names, workdir)
         print(
             opening(config, abstract, plan.mesh, len(source), len(eval_source), start), flush=True
         )

@@ -17,9 +17,9 @@ from trainlib.formats.safetensors import Reader
 from trainlib.formats.weight_source import RECORD, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
-from vitattn.classification import class_names
 from vitattn.data.catalog import statistics
 from vitattn.interop import torchvision_names
+from vitattn.labels import class_names
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
 

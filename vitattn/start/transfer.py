@@ -36,7 +36,7 @@ from trainlib.model import weights as nn
 from trainlib.run.progress import summary
 from trainlib.step import optimizers as optim
 from trainlib.step.train_state import TrainState
-from vitattn.classification import class_names
+from vitattn.labels import class_names, matching
 
 NEW, STRETCHED = {"classes"}, {"offset"}  # axes that may differ, and what is done then
 SLOW = 0.2  # what may be left of the statistics taken at the end of a run without a word
@@ -162,7 +162,7 @@ def start(
     meta, where = checkpoints.meta(number), str(directory / str(number))
     kept = class_names.find(directory.parent, where, meta, len(names)) if heads and names else None
     anew = f"--config.init_new='^{heads[0].split('.')[0]}[.]'" if heads else ""
-    order = class_names.head_order(kept, names, anew) if kept else None
+    order = matching.head_order(kept, names, anew) if kept else None
 
     wanted = {
         source: jax.ShapeDtypeStruct(specs[name].shape, specs[name].dtype, sharding=places[name])

@@ -17,8 +17,8 @@ from trainlib.checkpoint import find as init_from
 from trainlib.errors import run_command
 from trainlib.formats import safetensors as safetensors_io
 from trainlib.formats import weight_source as weights
-from vitattn.classification import class_names
 from vitattn.interop import torchvision as vision
+from vitattn.labels import class_names
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
 from vitattn import config as config_lib
-from vitattn.classification import class_names
 from vitattn.classification import objective as classify
+from vitattn.labels import class_names
 from vitattn.models import build
 from vitattn.start import transfer
 

@@ -1,0 +1,165 @@
+"""Matching labels by the names of their classes: other data with a model's outputs, a resumed run
+with its own, a new head with an older one.
+
+C outputs of a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainlib.checkpoint import write as saving
+from trainlib.errors import ConfigError, DataError, UserError, shown, told_apart
+from trainlib.untrusted_files import read_small
+from vitattn.data.source import Example, Source, short_digest
+from vitattn.labels import class_names
+from vitattn.labels.class_names import FILE, ModelNames, Names
+
+SHOWN = 30  # names of one list that are printed
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names that `told_apart` made as one phrase."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
+
+
+def difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str, str, str]:
+    """Returns four phrases that compare two lists of names: both lists, what only the first holds,
+    and what only the second holds. Names that look alike are written so that one sees the
+    difference.
+    """
+    only_here, only_there = set(here) - set(there), set(there) - set(here)
+    first, second, new, gone = told_apart(
+        here, there, [n for n in here if n in only_here], [n for n in there if n in only_there]
+    )
+    return listed(first), listed(second), listed(new), listed(gone)
+
+
+class Relabelled:
+    """The records of another source, labelled with the numbers of a model's outputs."""
+
+    def __init__(self, parent: Source, names: Names, labels: np.ndarray):
+        self.parent, self.labels = parent, labels
+        self.num_classes = len(names)
+        self.class_names = tuple(name or "" for name in names)
+        self.in_memory, self.mean, self.std = parent.in_memory, parent.mean, parent.std
+        self.left_out = parent.left_out
+        self.digest = short_digest(parent.digest, *class_names.to_lines(names))
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def __getitem__(self, record: int) -> Example:
+        image, label = self.parent[record]
+        return Example(image, int(self.labels[label]))
+
+    def describe(self, record: int) -> str:
+        return self.parent.describe(record)
+
+
+def by_name(source: Source, model: ModelNames, what: str) -> Source:
+    """Returns the data set with each label replaced by the output that has the name of its class.
+
+    Args:
+      source: any data set with some of the model's classes.
+      model: names of the model's outputs.
+      what: the data set, for messages.
+
+    Raises:
+      DataError: it has a class that the model was not trained on; both lists are shown.
+    """
+    names = class_names.of_outputs(source.class_names, len(source.class_names), what)
+    outputs = model.outputs
+    if any(name not in outputs for name in names):
+        theirs, ours, strange, lacking = difference(source.class_names, list(outputs))
+        raise DataError(
+            f"{shown(what)} has classes that the model was not trained on: {strange}. Its classes: "
+            f"{theirs}. Those of the model ({shown(model.where)}): {ours}. Not in the data: "
+            f"{lacking}. Labels are matched by these names: rename or leave out what is unknown."
+        )
+    labels = np.asarray(
+        [outputs[name] for name in names if name is not None], np.int64
+    )  # [classes]
+    if (labels == np.arange(len(labels))).all() and len(names) == len(model.names):
+        return source
+    return Relabelled(source, model.names, labels)
+
+
+def check_resume(meta: Mapping[str, Any], step: int, names: Names, workdir: Path) -> None:
+    """Checks that a run resumes with the classes that it was started with.
+
+    Args:
+      meta: of the manifest of `step`.
+      step: that the run resumes from.
+      names: of the outputs, by the data set as it is now.
+      workdir: of the run.
+
+    Raises:
+      ConfigError: a class came, went or was renamed; both lists are shown.
+    """
+    where = str(workdir / "checkpoints" / str(step))
+    trained, file = class_names.from_meta(meta, where), workdir / FILE
+    if trained is None and file.exists():
+        text = read_small(file, error=ConfigError).decode(errors="replace")
+        if text == "".join(f"{name}\n" for name in names if name is not None):
+            return  # of an earlier version, which wrote names as they were
+        trained = class_names.read(file, len(names), short=True, follow=False)
+    if trained is None or trained.names == names:
+        _warn_if_edited(file, names)
+        return
+    ours, theirs, new, gone = difference(_named(names), _named(trained.names))
+    raise ConfigError(
+        f"The classes of the data are other ones than those that the run in {shown(workdir)} was "
+        f"trained on, and its outputs mean something else now. Classes of the data: {ours}. Of "
+        f"the run ({shown(trained.where)}): {theirs}. New: {new}. Gone: {gone}. Put the classes "
+        "back as they were, or use a new --workdir; --config.init_from starts one from these weights."
+    )
+
+
+def _named(names: Names) -> list[str]:
+    return [name for name in names if name is not None]
+
+
+def _warn_if_edited(file: Path, names: Names) -> None:
+    """A resumed run writes its names again: warns that this replaces what a person wrote there."""
+    with contextlib.suppress(UserError, UnicodeDecodeError):
+        if not file.exists():
+            return
+        text = read_small(file, error=DataError).decode()
+        if class_names.from_text(text) != list(names):
+            saving.warn(
+                f"{shown(file)} was changed since the run wrote it, and is written again with the "
+                "names of the data. Keep names of your own in another file, for "
+                "`launch.predict --class_names=FILE`."
+            )
+
+
+def head_order(there: ModelNames, names: Names, anew: str) -> np.ndarray | None:
+    """Returns which output of another model each output here continues, int [C]; None when the
+    order is the same.
+
+    Args:
+      there: names of the other model, with as many outputs.
+      names: of the outputs here.
+      anew: the setting with which the head starts anew, for the message.
+
+    Raises:
+      ConfigError: they are not the same classes; both lists are shown.
+    """
+    outputs, here = there.outputs, _named(names)
+    if set(here) != set(outputs):
+        ours, theirs, new, gone = difference(here, list(outputs))
+        raise ConfigError(
+            f"init_from: the outputs of that model ({shown(there.where)}) stand for other classes, "
+            f"though there are as many. Classes here: {ours}. There: {theirs}. New: {new}. Gone: "
+            f"{gone}. Its head is of no use for them: let it start anew by {anew}"
+        )
+    unnamed = iter(number for number, name in enumerate(there.names) if name is None)
+    order = [next(unnamed) if name is None else outputs[name] for name in names]
+    return None if order == sorted(order) else np.asarray(order)
