@@ -77,7 +77,7 @@ def _name(line: str) -> str | None:
     if line == _NOTHING:
         return None
     if line.startswith('"'):
-        # Earlier versions wrote names as they were, so a quotation mark need not begin a JSON string.
+        # Earlier versions wrote names as they were: a quotation mark need not begin JSON.
         with contextlib.suppress(ValueError, TypeError):
             name = json.loads(line)
             os.fsencode(name)  # half a surrogate pair that stands for no byte is no name

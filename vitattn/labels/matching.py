@@ -118,7 +118,8 @@ def check_resume(meta: Mapping[str, Any], step: int, names: Names, workdir: Path
         f"The classes of the data are other ones than those that the run in {shown(workdir)} was "
         f"trained on, and its outputs mean something else now. Classes of the data: {ours}. Of "
         f"the run ({shown(trained.where)}): {theirs}. New: {new}. Gone: {gone}. Put the classes "
-        "back as they were, or use a new --workdir; --config.init_from starts one from these weights."
+        "back as they were, or use a new --workdir; --config.init_from starts one from these "
+        "weights."
     )
 
 
