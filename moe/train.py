@@ -24,7 +24,7 @@ from moe.data.sources import Examples, Source
 from moe.eval import tasks as tasks_lib
 from moe.plan import Plan
 from moe.start import finetune, upcycle
-from trainlib.data.batches import data_position, split_facts
+from trainlib.data.order import data_position, split_facts
 from trainlib.errors import DataError, Preempted
 from trainlib.run import goodput, peers, watchdog
 from trainlib.run import run as run_lib

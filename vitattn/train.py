@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib.data.batches import data_position, split_facts
 from trainlib.data.folders import once
+from trainlib.data.order import data_position, split_facts
 from trainlib.errors import DataError, Preempted
 from trainlib.model import weights as nn
 from trainlib.run import goodput, peers, watchdog

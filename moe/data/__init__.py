@@ -1,5 +1,5 @@
 """Text for pre-training and fine-tuning: vocabularies, tokenised caches, span corruption, packing,
-batches. What holds about order is in `trainlib.data.batches`."""
+batches. What holds about order is in `trainlib.data.order`."""
 
 from moe.data.catalog import evaluates, make_source
 from moe.data.options import data_defaults

@@ -15,7 +15,9 @@ import numpy as np
 from moe.data.cache.read import Damage
 from moe.data.packing import fill_rows
 from moe.data.sources import Source
-from trainlib.data import batches as shared
+from trainlib.data.bad_records import BadRecords
+from trainlib.data.batches import Batches, worker_count
+from trainlib.data.order import host_slice
 from trainlib.errors import ConfigError
 
 # Rows that one worker makes at a time: enough that handing them over costs little beside making
@@ -33,7 +35,7 @@ def train_batches(
     start_batch: int,
     host_index: int,
     host_count: int,
-) -> shared.Batches:
+) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
     Args:
@@ -50,7 +52,7 @@ def train_batches(
     """
     if seed < 0:
         raise ConfigError(f"seed={seed} is negative: use 0 or more.")
-    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, host_index, host_count)
     lengths = config.encoder_length, config.decoder_length
     make = functools.partial(_train_piece, source, lengths, seed, batch_size, start, stop)
     return _batches(make, source, config, stop - start, start_batch, None)
@@ -58,13 +60,13 @@ def train_batches(
 
 def eval_batches(
     source: Source, config: Any, batch_size: int, host_index: int, host_count: int
-) -> shared.Batches:
+) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order, with the
     same noise every time.
 
     Every host gets the same number of batches; rows past the last record are padding, index -1.
     """
-    start, stop = shared.host_rows(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, host_index, host_count)
     lengths = config.encoder_length, config.decoder_length
     make = functools.partial(_eval_piece, source, lengths, batch_size, start, stop)
     return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
@@ -72,16 +74,16 @@ def eval_batches(
 
 def _batches(
     make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
-) -> shared.Batches:
-    return shared.Batches(
+) -> Batches:
+    return Batches(
         make,
         pieces=-(-rows // _PIECE_ROWS),
         start=start,
         stop=stop,
-        workers=shared.worker_count(config.workers, source.in_memory),
+        workers=worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
         # By the record of the cache, which is the same whatever rows and epochs meet it.
-        bad=shared.BadRecords(len(source), config.max_bad_fraction, str),
+        bad=BadRecords(len(source), config.max_bad_fraction, str),
     )
 
 

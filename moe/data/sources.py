@@ -20,7 +20,7 @@ from moe.data.packing import Example, pack_starts
 from moe.data.shuffle import places
 from moe.data.span_corruption import SpanCorruption, window_length
 from moe.text.vocabulary import EOS, Vocabulary
-from trainlib.data.batches import generator, record_order
+from trainlib.data.order import generator, record_order
 from trainlib.errors import ConfigError, DataError
 
 # Fixed by definition, not settings: the order in which examples are put into rows, the noise of

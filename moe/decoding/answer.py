@@ -18,7 +18,7 @@ from moe.decoding.model import Decoding
 from moe.plan import Plan
 from moe.tasks.registry import encode
 from moe.text.vocabulary import EOS, Vocabulary
-from trainlib.data.batches import host_rows
+from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort
 from trainlib.model import weights as nn
 from trainlib.step import step
@@ -92,7 +92,7 @@ class Answerer:
         self.plan, self.vocabulary = plan, vocabulary
         self.length = config.data.encoder_length
         self.rows = batch_size or config.eval_batch_size or config.batch_size
-        self.place = host_rows(self.rows, jax.process_index(), jax.process_count())
+        self.place = host_slice(self.rows, jax.process_index(), jax.process_count())
         options = Decoding(**dict(config.decoding.items()))
         options = dataclasses.replace(options, num_return=num_return or options.num_return)
         most = config.data.decoder_length

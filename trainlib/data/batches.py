@@ -1,13 +1,6 @@
-"""What the input pipelines of both families share: order, host shards, worker processes, bad
-records, position.
+"""Batches of one host, made ahead of their use by worker processes (Grain) and joined in order.
 
-B global batch, H hosts, N records, P pieces of one host's batch.
-
-Everything a batch contains is a pure function of (seed, batch number), so a resumed run, a run on
-another number of hosts and a run with another number of worker processes all read the same rows:
-batch b holds the global positions [b*B, (b+1)*B), position p is record `record_order(seed, p // N,
-N)[p % N]`, and host h takes the rows [h*B/H, (h+1)*B/H) of every batch. The position to keep in a
-checkpoint is therefore the number of the next batch.
+P pieces of one host's batch.
 """
 
 from __future__ import annotations
@@ -19,23 +12,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainlib.errors import ConfigError, DataError, PeerLost
+from trainlib.data.bad_records import BadRecords
+from trainlib.errors import ConfigError, PeerLost
 
 if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
-
-# Roles keep the random streams of one seed apart: the order of records, and what is drawn for each
-# record.
-_ORDER_ROLE = 0
-_RECORD_ROLE = 1
 
 # Where an endless stream of batches ends; no run gets there, and piece numbers still fit a signed
 # 64-bit integer.
@@ -51,146 +40,14 @@ _SHARED_MEMORY_BYTES = 1024
 _TERM_GRACE_SECONDS = 60.0
 
 
-def generator(seed: int, epoch: int, record: int) -> np.random.Generator:
-    """Returns the random generator that belongs to one record in one epoch."""
-    entropy = np.random.SeedSequence((_RECORD_ROLE, seed, epoch, record))
-    return np.random.Generator(np.random.Philox(entropy))
-
-
-@functools.lru_cache(maxsize=4)
-def record_order(seed: int, epoch: int, records: int) -> np.ndarray:
-    """Returns int64 [N]: the order in which `epoch` reads the records 0..N-1.
-
-    It sorts raw Philox words: NumPy promises those never to change, but not what
-    `Generator.permutation` returns.
-    """
-    bits = np.random.Philox(np.random.SeedSequence((_ORDER_ROLE, seed, epoch)))
-    order = np.argsort(bits.random_raw(records), kind="stable")
-    order.setflags(write=False)
-    return order
-
-
-def records_at(positions: np.ndarray, seed: int, records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (epochs, record numbers), both int64 like `positions`, for global positions in the
-    shuffled stream."""
-    epochs, offsets = np.divmod(positions, records)
-    numbers = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        numbers[here] = record_order(seed, int(epoch), records)[offsets[here]]
-    return epochs, numbers
-
-
-def host_rows(batch_size: int, host_index: int, host_count: int) -> tuple[int, int]:
-    """Returns [start, stop): the rows of each global batch that one host reads.
-
-    Raises:
-      ConfigError: the batch does not divide over the hosts, or there is no such host.
-    """
-    if batch_size < 1 or batch_size % host_count:
-        raise ConfigError(
-            f"batch_size={batch_size} does not divide over {host_count} hosts: every host reads "
-            f"the same number of rows. Use a multiple of {host_count}."
-        )
-    if not 0 <= host_index < host_count:
-        raise ConfigError(f"host_index={host_index} is outside 0..{host_count - 1}.")
-    rows = batch_size // host_count
-    return host_index * rows, (host_index + 1) * rows
-
-
-def data_position(next_batch: int, batch_size: int, seed: int, records: int, digest: str) -> dict:
-    """Returns what a checkpoint keeps: the next batch, and what the meaning of that number depends
-    on."""
-    return {
-        "next_batch": next_batch,
-        "batch_size": batch_size,
-        "seed": seed,
-        "records": records,
-        "digest": digest,
-    }
-
-
-def split_facts(**splits: Any) -> dict[str, Any]:
-    """What all processes must see of each split (it has a length and a digest): label -> value."""
-    lengths = {f"records of the {name} split": len(split) for name, split in splits.items()}
-    return lengths | {f"digest of the {name} split": s.digest for name, s in splits.items()}
-
-
-def position_changes(saved: dict, now: dict) -> list[str]:
-    """Returns one line for each thing that makes a resumed run read other records than an unbroken
-    one would."""
-    meaning = {
-        "batch_size": "the batch size",
-        "seed": "the data seed",
-        "records": "the number of records",
-        "digest": "the data set (names and sizes)",
-    }
-    return [
-        f"{meaning[key]} was {saved[key]} when the checkpoint was written and is {now[key]} now"
-        for key in meaning
-        if key in saved and saved[key] != now[key]
-    ]
-
-
-class BadRecords:
-    """Counts and names records that could not be read, and stops the run when they are too many.
-
-    Records are counted once, however many epochs meet them, against the records seen so far (at
-    most all N). The run stops when the count exceeds `max_fraction` of the records seen; a few are
-    let through whatever the fraction, so that one bad file early in a run is not "100 % of what was
-    read": 5, or one in twenty of a smaller set. With `max_fraction=0` the first one stops the run.
-    """
-
-    def __init__(self, records: int, max_fraction: float, describe: Callable[[Any], str]):
-        self._records = records
-        self._max_fraction = max_fraction
-        self._describe = describe
-        self._known: dict[Hashable, tuple[str, str]] = {}
-        self._rows = 0
-
-    @property
-    def found(self) -> list[tuple[str, str]]:
-        """(where, why) of each bad record, in the order of discovery."""
-        return list(self._known.values())
-
-    def count(self, rows: int, bad: Sequence[tuple[Hashable, str]]) -> None:
-        """Takes note of a batch of `rows` records, of which `bad` (record, reason) could not be
-        read; `describe` names a record.
-
-        Raises:
-          DataError: too many are bad; the message lists them.
-        """
-        self._rows += rows
-        new = [(number, reason) for number, reason in bad if number not in self._known]
-        for number, reason in new:
-            self._known[number] = (self._describe(number), reason)
-        if not new:
-            return
-        seen = min(self._rows, self._records)
-        tolerated = min(5, self._records // 20) if self._max_fraction > 0 else 0
-        if len(self._known) > max(tolerated, self._max_fraction * seen):
-            raise DataError(self._message(seen))
-
-    def _message(self, seen: int, most: int = 20) -> str:
-        names = "; ".join(f"{where}: {why}" for where, why in self.found[:most])
-        rest = len(self._known) - most
-        more = f"; and {rest} more" if rest > 0 else ""
-        return (
-            f"{len(self._known)} of the {seen} records read so far cannot be used, more than "
-            f"data.max_bad_fraction={self._max_fraction:g} allows. They are: {names}{more}. "
-            "Repair or remove them, or raise --config.data.max_bad_fraction to train without "
-            "them."
-        )
-
-
 class Batches(Iterator[Batch]):
     """Iterator over one host's batches, made by worker processes (or by threads of this one when
     workers=0).
 
     `make_piece(batch, piece)` builds piece `piece` of host batch `batch` and runs in the workers,
-    so it must pickle and depend on nothing but its arguments. It returns equal-keyed arrays with
-    leading rows, and under "bad" a list of (record, reason). The pieces of a batch are
-    joined in order; the order never depends on the workers.
+    so it must pickle and depend on nothing but its arguments. It returns equal-keyed arrays whose
+    first dimension counts the records, and under "bad" a list of (record, reason). The pieces of a
+    batch are joined in order; the order never depends on the workers.
 
     Use it as a context manager, or call `close`: it stops the workers and returns within seconds.
     """
@@ -244,7 +101,7 @@ class Batches(Iterator[Batch]):
     @property
     def bad(self) -> list[tuple[str, str]]:
         """(where, why) of each record that could not be read so far."""
-        return self._bad.found
+        return self._bad.listed
 
     def __next__(self) -> Batch:
         """Returns the next batch.

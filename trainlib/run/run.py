@@ -20,7 +20,7 @@ from trainlib.checkpoint.manifest import larger_is_better
 from trainlib.checkpoint.workdir_lock import NAME as LOCK_NAME
 from trainlib.checkpoint.workdir_lock import WorkdirLock
 from trainlib.checkpoint.write import storage_error, warn
-from trainlib.data.batches import position_changes
+from trainlib.data.order import position_changes
 from trainlib.errors import (
     CheckpointError,
     ConfigError,

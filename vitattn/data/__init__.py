@@ -1,5 +1,5 @@
 """Data sets of images: what can be read, its splits, and batches. The order of records is defined
-in `trainlib.data.batches`."""
+in `trainlib.data.order`."""
 
 from vitattn.data.catalog import check_classes, make_source
 from vitattn.data.options import data_defaults

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.data.batches import record_order
+from trainlib.data.order import record_order
 from trainlib.errors import DataError
 from vitattn.data.arrays import Arrays
 from vitattn.data.source import SPLIT_SEED, Kind, Source, hold_out, short_digest

@@ -18,7 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib import options
-from trainlib.data import batches
+from trainlib.data.bad_records import BadRecords
+from trainlib.data.batches import Batches, worker_count
+from trainlib.data.order import generator, host_slice, records_at
 from trainlib.errors import ConfigError
 from vitattn.data.options import data_defaults
 from vitattn.data.source import Source
@@ -52,7 +54,7 @@ class _Recipe:
         if self.augmentation is None:
             image = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
         else:
-            rng = batches.generator(self.seed, epoch, record)
+            rng = generator(self.seed, epoch, record)
             apply = augment.AUGMENTATIONS[self.augmentation]
             image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
         if not 0 <= example.label < source.num_classes:
@@ -79,7 +81,7 @@ def train_batches(
     host_index: int,
     host_count: int,
     image_size: Size,
-) -> batches.Batches:
+) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
     Args:
@@ -98,7 +100,7 @@ def train_batches(
     if seed < 0:
         raise ConfigError(f"seed={seed} is negative: use 0 or more.")
     recipe = _recipe(source, config, image_size, seed, config.augment)
-    start, stop = batches.host_rows(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, host_index, host_count)
     make = functools.partial(_train_piece, source, recipe, batch_size, start, stop)
     return _batches(make, source, config, stop - start, start_batch, None)
 
@@ -110,7 +112,7 @@ def eval_batches(
     host_index: int,
     host_count: int,
     image_size: Size,
-) -> batches.Batches:
+) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order, without
     augmentation.
 
@@ -121,7 +123,7 @@ def eval_batches(
       ConfigError: a setting cannot work.
     """
     recipe = _recipe(source, config, image_size, 0, None)
-    start, stop = batches.host_rows(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, host_index, host_count)
     make = functools.partial(_eval_piece, source, recipe, batch_size, start, stop)
     return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
 
@@ -133,16 +135,16 @@ def _batches(
     size: int,
     start: int,
     stop: int | None,
-) -> batches.Batches:
+) -> Batches:
     """Batches `start` to `stop` (None: no end) of `size` examples on this host, piece by piece."""
-    return batches.Batches(
+    return Batches(
         make_piece,
         pieces=-(-size // _PIECE),
         start=start,
         stop=stop,
-        workers=batches.worker_count(config.workers, source.in_memory),
+        workers=worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
-        bad=batches.BadRecords(len(source), config.max_bad_fraction, source.describe),
+        bad=BadRecords(len(source), config.max_bad_fraction, source.describe),
     )
 
 
@@ -165,7 +167,7 @@ def _train_piece(
     source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
 ) -> dict[str, Any]:
     positions = batch * batch_size + _positions(start, stop, piece)
-    epochs, records = batches.records_at(positions, recipe.seed, len(source))
+    epochs, records = records_at(positions, recipe.seed, len(source))
     return _read(source, recipe, records, epochs)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.data.batches import record_order
+from trainlib.data.order import record_order
 from trainlib.errors import ConfigError
 from vitattn.images.decode import Rgb
 

@@ -38,7 +38,7 @@ from moe.data.cache.shard import (
 from moe.text.readers import Document, Reader, unreadable
 from moe.text.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
-from trainlib.data.batches import BadRecords
+from trainlib.data.bad_records import BadRecords
 from trainlib.errors import DataError, Interrupted, StorageError, shown
 from trainlib.run.interrupt import end_children
 from trainlib.seal import seal_of, sealed, unsealed

@@ -1,4 +1,4 @@
-"""Order, host shards, worker processes, bad records and the position of `trainlib.data.batches`."""
+"""Batches from worker processes: order, errors, and an end to every worker."""
 
 import collections
 import functools
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainlib.data import batches as data
+from trainlib.data.bad_records import BadRecords
+from trainlib.data.batches import Batches, worker_count
 from trainlib.errors import ConfigError, DataError, PeerLost
 
 ROOT = Path(__file__).parents[3]
@@ -31,105 +32,10 @@ def numbers(batch, piece, fail_at=-1, error=ValueError):
 
 
 def batches(make=numbers, workers=0, start=0, stop=4, pieces=2, max_fraction=1.0):
-    bad = data.BadRecords(1000, max_fraction, "record {}".format)
-    return data.Batches(
+    bad = BadRecords(1000, max_fraction, "record {}".format)
+    return Batches(
         make, pieces=pieces, start=start, stop=stop, workers=workers, prefetch=2, bad=bad
     )
-
-
-def test_an_epoch_holds_each_record_once_and_epochs_differ():
-    for records in (1, 2, 7, 1000):
-        orders = [data.record_order(3, epoch, records) for epoch in range(3)]
-        for order in orders:
-            np.testing.assert_array_equal(np.sort(order), np.arange(records))
-    assert not np.array_equal(orders[0], orders[1])
-    assert not np.array_equal(data.record_order(4, 0, 1000), orders[0])
-
-
-def test_the_order_never_changes_between_versions():
-    # A resumed run depends on these numbers. They sort the first 8 words of Philox4x64-10 keyed by
-    # SeedSequence((0, seed, epoch)), both frozen by NumPy's compatibility policy.
-    assert data.record_order(0, 0, 8).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
-    assert data.record_order(7, 2, 8).tolist() == [2, 3, 5, 4, 6, 0, 7, 1]
-
-
-def test_positions_cross_epochs_inside_a_batch():
-    records, batch = 10, 4
-    seen = [data.records_at(np.arange(b * batch, (b + 1) * batch), 1, records) for b in range(5)]
-    epochs = np.concatenate([e for e, _ in seen])
-    found = np.concatenate([r for _, r in seen])
-    np.testing.assert_array_equal(epochs, np.repeat([0, 1], 10))
-    for epoch in (0, 1):
-        np.testing.assert_array_equal(np.sort(found[epochs == epoch]), np.arange(records))
-    assert not np.array_equal(found[epochs == 0], found[epochs == 1])
-
-
-@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_hosts_share_a_batch_without_gap_or_overlap(hosts):
-    rows = [np.arange(*data.host_rows(16, host, hosts)) for host in range(hosts)]
-    np.testing.assert_array_equal(np.concatenate(rows), np.arange(16))
-
-
-def test_a_batch_that_does_not_divide_over_hosts_is_named():
-    with pytest.raises(ConfigError, match=r"batch_size=10 .* 4 hosts.*multiple of 4"):
-        data.host_rows(10, 0, 4)
-    with pytest.raises(ConfigError, match=r"outside 0\.\.3"):
-        data.host_rows(8, 4, 4)
-
-
-def test_each_record_and_epoch_has_its_own_random_stream():
-    draws = {data.generator(s, e, r).random() for s in (0, 1) for e in (0, 1) for r in (0, 1)}
-    assert len(draws) == 8
-    assert data.generator(1, 2, 3).random() == data.generator(1, 2, 3).random()
-
-
-def test_a_changed_data_set_is_noticed():
-    saved = data.data_position(8, 64, 0, 1000, "abc")
-    assert data.position_changes(saved, data.data_position(9, 64, 0, 1000, "abc")) == []
-    changes = data.position_changes(saved, data.data_position(8, 32, 0, 999, "abd"))
-    assert len(changes) == 3
-    assert "batch size was 64" in changes[0]
-    assert "records was 1000" in changes[1]
-
-
-def count_until_stop(bad, rows, records):
-    """Feeds records one by one; returns how many were read when the run stopped, or None."""
-    for n in range(rows):
-        try:
-            bad.count(1, [(n % records, "torn")] if n % records % 10 == 0 else [])
-        except DataError:
-            return n + 1
-    return None
-
-
-def test_a_few_bad_records_pass_and_many_stop_the_run():
-    # One in ten is bad, one in a thousand allowed: the sixth (record 50) is one more than the 5 let
-    # through.
-    assert count_until_stop(data.BadRecords(1000, 1e-3, str), 1000, 1000) == 51
-    # 20 records: one in twenty, so one, is let through.
-    assert count_until_stop(data.BadRecords(20, 1e-3, str), 20, 20) == 11
-    assert count_until_stop(data.BadRecords(19, 1e-3, str), 19, 19) == 1
-    assert count_until_stop(data.BadRecords(1000, 0.0, str), 1000, 1000) == 1
-    assert count_until_stop(data.BadRecords(1000, 0.12, str), 1000, 1000) is None
-
-
-def test_a_record_met_again_in_later_epochs_counts_once():
-    bad = data.BadRecords(100, 0.12, str)
-    assert count_until_stop(bad, 500, 100) is None
-    assert len(bad.found) == 10
-
-
-def test_files_that_go_bad_in_a_late_epoch_are_held_against_one_epoch():
-    bad = data.BadRecords(1000, 0.01, str)
-    bad.count(50_000, [(n, "gone") for n in range(10)])
-    with pytest.raises(DataError, match="11 of the 1000 records"):
-        bad.count(10, [(10, "gone")])
-
-
-def test_the_message_names_the_bad_records():
-    bad = data.BadRecords(100, 0.01, "shard-{}".format)
-    with pytest.raises(DataError, match=r"30 of the 60 .*shard-0: torn; shard-1.*and 10 more"):
-        bad.count(60, [(n, "torn") for n in range(30)])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -177,14 +83,15 @@ def test_a_killed_worker_is_an_error_not_a_hang_and_ctrl_c_does_not_reach_worker
 PROGRAM = """
 import os, signal, sys, time
 import numpy as np
-from trainlib.data import batches as data
+from trainlib.data.bad_records import BadRecords
+from trainlib.data.batches import Batches
 
 def piece(batch, piece):
     return {"image": np.zeros((8, 50000), np.float32), "index": np.arange(8), "bad": []}
 
 def main():
-    bad = data.BadRecords(8, 0.0, str)
-    reader = data.Batches(piece, pieces=2, start=0, stop=None, workers=2, prefetch=2, bad=bad)
+    bad = BadRecords(8, 0.0, str)
+    reader = Batches(piece, pieces=2, start=0, stop=None, workers=2, prefetch=2, bad=bad)
     for _ in range(5):
         next(reader)
     import multiprocessing
@@ -236,8 +143,8 @@ def test_workers_of_a_killed_program_end_too(tmp_path):
 
 
 def test_the_number_of_workers_suits_the_source():
-    assert data.worker_count(-1, in_memory=True) == 0
-    assert 1 <= data.worker_count(-1, in_memory=False) <= 64
-    assert data.worker_count(5, in_memory=True) == 5
+    assert worker_count(-1, in_memory=True) == 0
+    assert 1 <= worker_count(-1, in_memory=False) <= 64
+    assert worker_count(5, in_memory=True) == 5
     with pytest.raises(ConfigError, match=r"data\.workers=-2"):
-        data.worker_count(-2, in_memory=False)
+        worker_count(-2, in_memory=False)
