@@ -38,8 +38,8 @@ TINY = {
     ),
     "moe": (
         "--config=configs/st_moe_tiny.py",
-        *("--config.model.width=32", "--config.model.hidden=32", "--config.model.heads=2"),
-        *("--config.model.head_width=16", "--config.model.vocab_size=384"),
+        *("--config.model.d_model=32", "--config.model.d_ff=32", "--config.model.num_heads=2"),
+        *("--config.model.head_dim=16", "--config.model.vocab_size=384"),
         *("--config.model.encoder_blocks=1", "--config.model.decoder_blocks=1"),
         *("--config.model.sparse_period=1", "--config.routing.num_experts=2"),
         *("--config.model.dropout=0.1", "--config.routing.jitter=0.01"),

@@ -22,10 +22,10 @@ from configs.common import recipes
 from moe.config import default_config
 
 VARIANTS = {
-    "z_loss": recipes.sets(routing__z_weight=1e-3),
+    "z_loss": recipes.sets(routing__z_loss_weight=1e-3),
     "jitter": recipes.sets(routing__jitter=0.01),
     "clip": recipes.sets(optimizer__update_clip=0.1),
-    "relu": recipes.sets(model__activation="relu", model__hidden=192),
+    "relu": recipes.sets(model__activation="relu", model__d_ff=192),
 }
 
 
@@ -34,8 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config("st_moe_tiny")
     config.name = "st_moe_stability"
     config.target = "v5e-4"
-    config.model.update(width=64, hidden=128, head_width=16, dtype="float32", remat="none")
-    config.routing.update(z_weight=0.0, min_capacity=1)
+    config.model.update(d_model=64, d_ff=128, head_dim=16, dtype="float32", remat="none")
+    config.routing.update(z_loss_weight=0.0, min_capacity=1)
     config.data.update(encoder_length=64, decoder_length=32)
     config.schedule.learning_rate = 5.0
     config.optimizer.factored_min_size = 64

@@ -29,7 +29,7 @@ VARIANTS = {
     "sample": sample_recipe("superglue"),
     "dense": recipes.sets(routing__num_experts=0, published__score=85.1),
     **{name: recipes.sets(finetune__train=name) for name in ("non_moe", "moe", "attention", "ffn")},
-    "no_aux": recipes.sets(routing__balance_weight=0.0, published__score=85.8),
+    "no_aux": recipes.sets(routing__balance_loss_weight=0.0, published__score=85.8),
     "sentinels": recipes.sets(data__sentinels=1, published__score=0.0),
 }
 

@@ -37,7 +37,7 @@ def _task(name: str) -> recipes.Variant:
         config.published.score = SCORES[name]
         if name in SUMMARIES:
             config.data.update(encoder_length=2048, decoder_length=512)
-            config.decoding.update(method="beam", length=256)
+            config.decoding.update(method="beam", max_length=256)
             config.evaluation.limit = 1024
 
     return apply

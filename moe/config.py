@@ -176,7 +176,7 @@ def sample_recipe(tasks: str) -> Callable[[ConfigDict], None]:
     def apply(config: ConfigDict) -> None:
         model, routing = size("st_moe_tiny")
         config.model.update(model | {"dtype": "float32", "remat": "none"})
-        config.model.update(width=64, hidden=128, heads=4, head_width=16, vocab_size=384)
+        config.model.update(d_model=64, d_ff=128, num_heads=4, head_dim=16, vocab_size=384)
         config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2)
         # From scratch a small model learns a set by heart sooner with the usual scale of weights
         # and without noise.

@@ -46,8 +46,8 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
     figures follow from no single formula; this one gives 20.27T for ST-MoE-32B (printed: 20.2T).
     """
     lengths = {"encoder": encoder_length, "decoder": decoder_length}
-    d, inner = model.width, model.heads * model.head_width
-    ffn = (3 if model.activation == "geglu" else 2) * d * model.hidden
+    d, inner = model.d_model, model.num_heads * model.head_dim
+    ffn = (3 if model.activation == "geglu" else 2) * d * model.d_ff
     total = 0.0
     for stack in model.stacks:
         tokens = lengths[stack]

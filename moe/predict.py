@@ -1,7 +1,8 @@
 """Answers to a file of texts: one JSON object a line in, the same with `prediction`, `truncated`
 (whether the input lost its end) and `unfinished` (whether the answer did) out, line by line: blank
-ones stay blank. With decoding.num_return above 1 there is `predictions` too, a list of `text`,
-`score` (log-probability), `unfinished` and, of beams, `rank_score`, whose first is `prediction`.
+ones stay blank. With decoding.num_return_sequences above 1 there is `predictions` too, a list of
+`text`, `score` (log-probability), `unfinished` and, of beams, `rank_score`, whose first is
+`prediction`.
 A JSON array of objects and gzip files are read as well.
 
 What is finished lies in OUTPUT.partial; the same command goes on from there after a stop, however
@@ -80,7 +81,9 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     number, params, identity = load_weights(plan, workdir, at_step)
 
     main_host = jax.process_index() == 0
-    partial = _Partial(request, f"{to_json(config)} {identity}", added, config.decoding.num_return)
+    partial = _Partial(
+        request, f"{to_json(config)} {identity}", added, config.decoding.num_return_sequences
+    )
     done, counts, lost = partial.begin()
     if done and main_host:
         print(f"going on after {done:,} of {total:,} lines", flush=True)
@@ -98,7 +101,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             lines = _answered(answerer, params, rows, SEVERAL in added)
             partial.write(lines, main_host)
             done += len(lines)
-            counts.add(lines, config.decoding.num_return)
+            counts.add(lines, config.decoding.num_return_sequences)
             progress.update(done)
             if stop.requested and done < total:
                 progress.close()
@@ -113,7 +116,9 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         table.append(answerer.truncation(counts.truncated, counts.answers))
         table.append(answerer.unfinished(counts.unfinished, counts.answers))
         if counts.short:
-            asked = f"{config.decoding.num_return} answers: no more ended within the limit"
+            asked = (
+                f"{config.decoding.num_return_sequences} answers: no more ended within the limit"
+            )
             table.append(
                 ("fewer", f"{counts.short:,} of {counts.answers:,} lines have fewer than {asked}")
             )
@@ -133,7 +138,7 @@ class Counts:
     answers: int = 0
     truncated: int = 0
     unfinished: int = 0
-    short: int = 0  # lines with fewer answers than decoding.num_return
+    short: int = 0  # lines with fewer answers than decoding.num_return_sequences
 
     def add(self, lines: list[Line], several: int) -> None:
         for line in filter(None, lines):
@@ -145,7 +150,7 @@ class Counts:
 
 def _added(config: ConfigDict) -> dict[str, type]:
     """The fields that each line gets, and their types."""
-    return ADDED | ({SEVERAL: list} if config.decoding.num_return > 1 else {})
+    return ADDED | ({SEVERAL: list} if config.decoding.num_return_sequences > 1 else {})
 
 
 def _answered(answerer: Answerer, params: Any, rows: Rows, several: bool) -> list[Line]:

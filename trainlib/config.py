@@ -235,6 +235,21 @@ def override(config: ConfigDict, name: str, value: Any, where: str, *, typed: bo
         section[leaf] = new
 
 
+# Other words for the same thing, whose spelling is not near that of the key.
+USUAL_NAMES = {
+    "width": "d_model",
+    "hidden_size": "d_model",
+    "hidden": "d_ff",
+    "heads": "num_heads",
+    "head_width": "head_dim",
+    "d_kv": "head_dim",
+    "tied_output": "tie_word_embeddings",
+    "scan": "scan_layers",
+    "over_layers": "loss_reduction",
+    "length": "max_length",
+}
+
+
 def unknown(known: Mapping[str, Any], name: str, where: str) -> ConfigError:
     """The error for a key that is not there: a section, below a key, or the nearest key."""
     place, asked = shown(where), shown(name, 100)
@@ -252,8 +267,11 @@ def unknown(known: Mapping[str, Any], name: str, where: str) -> ConfigError:
             "its own, and nothing lies below it."
         )
     sections = sorted({k.split(".")[0] for k in known if "." in k})
+    section, _, leaf = name.rpartition(".")
+    usual = f"{section}.{USUAL_NAMES.get(leaf, '')}"
+    close = f"Did you mean '{usual}'? " if usual in known else nearest(name, known)
     return ConfigError(
-        f"{place}: there is no configuration key '{asked}'. {nearest(name, known)}Sections: "
+        f"{place}: there is no configuration key '{asked}'. {close}Sections: "
         f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
         "lists the keys of one."
     )

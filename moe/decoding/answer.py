@@ -79,14 +79,14 @@ class Answerer:
       plan: of the run.
       vocabulary: what answers are written in.
       batch_size: B; 0 takes that of evaluation.
-      num_return: answers of each question; 0 takes decoding.num_return.
+      num_return_sequences: answers of each question; 0 takes decoding.num_return_sequences.
 
     Raises:
       ConfigError: keys of `decoding.` that cannot work.
     """
 
     def __init__(
-        self, plan: Plan, vocabulary: Vocabulary, batch_size: int = 0, num_return: int = 0
+        self, plan: Plan, vocabulary: Vocabulary, batch_size: int = 0, num_return_sequences: int = 0
     ):
         config = plan.config
         self.plan, self.vocabulary = plan, vocabulary
@@ -94,10 +94,12 @@ class Answerer:
         self.rows = batch_size or config.eval_batch_size or config.batch_size
         self.place = host_slice(self.rows, jax.process_index(), jax.process_count())
         options = Decoding(**dict(config.decoding.items()))
-        options = dataclasses.replace(options, num_return=num_return or options.num_return)
+        options = dataclasses.replace(
+            options, num_return_sequences=num_return_sequences or options.num_return_sequences
+        )
         most = config.data.decoder_length
         search = decode.make_generate(plan.model, options, most, vocabulary.size)
-        self.longest = options.length or most
+        self.longest = options.max_length or most
         self._search = self._compiled(search)
         self._score = self._compiled(decode.make_score(plan.model))
 
@@ -131,8 +133,8 @@ class Answerer:
     def search(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[list[Scored]]:
         """All answers to each question, in order: beams best first, draws as drawn.
 
-        There are decoding.num_return, and fewer where so many beams did not end within
-        decoding.length; there is always one.
+        There are decoding.num_return_sequences, and fewer where so many beams did not end within
+        decoding.max_length; there is always one.
 
         Raises:
           NumericAbort: the model gives NaN.

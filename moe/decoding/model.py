@@ -48,12 +48,12 @@ class Decoding:
 
     Attributes:
       method: "greedy", "beam" or "sample".
-      length: most tokens of an answer, EOS included; 0 takes data.decoder_length.
+      max_length: most tokens of an answer, EOS included; 0 takes data.decoder_length.
       min_length: fewest tokens of an answer before EOS, which may not come sooner (min_new_tokens
         of transformers); 1 forbids the empty answer.
-      num_return: answers of each input. "beam": the best, at most as many as beams; "sample":
+      num_return_sequences: answers of each input. "beam": the best, at most num_beams; "sample":
         independent draws, in the order drawn; "greedy" has one.
-      beams: hypotheses kept by "beam"; with one there is nothing to choose, and it is "greedy".
+      num_beams: hypotheses of "beam"; with one there is nothing to choose, and it is "greedy".
       beam_rule: whose rule "beam" follows, "t5x" (an end among the 2 x beams likeliest
         continuations counts) or "transformers" (among the likeliest `beams`, and the search ends
         sooner); see `moe.decoding.search.beam_search`.
@@ -67,10 +67,10 @@ class Decoding:
     """
 
     method: Annotated[str, choice(*METHODS)] = "greedy"
-    length: Annotated[int, whole(1, also={0: "data.decoder_length"})] = 0
+    max_length: Annotated[int, whole(1, also={0: "data.decoder_length"})] = 0
     min_length: Annotated[int, whole(0)] = 0
-    num_return: Annotated[int, whole(1, MOST_BEAMS)] = 1
-    beams: Annotated[int, whole(1, MOST_BEAMS)] = 4
+    num_return_sequences: Annotated[int, whole(1, MOST_BEAMS)] = 1
+    num_beams: Annotated[int, whole(1, MOST_BEAMS)] = 4
     beam_rule: Annotated[str, choice(*BEAM_RULES)] = "t5x"
     alpha: Annotated[float, number(0)] = 0.6
     temperature: Annotated[float, number(above=0)] = 1.0
@@ -83,10 +83,18 @@ class Decoding:
         if self.method == "greedy":
             most, rule = 1, "method 'greedy' has one answer; use method 'beam' or 'sample'"
         elif self.method == "beam":
-            most, rule = self.beams, f"use at most decoding.beams={self.beams}, or more beams"
+            most, rule = (
+                self.num_beams,
+                f"use at most decoding.num_beams={self.num_beams}, or more beams",
+            )
         else:
-            most, rule = self.num_return, ""
-        require(self.num_return <= most, "decoding.num_return", self.num_return, rule)
+            most, rule = self.num_return_sequences, ""
+        require(
+            self.num_return_sequences <= most,
+            "decoding.num_return_sequences",
+            self.num_return_sequences,
+            rule,
+        )
 
     def most(self, length: int) -> int:
         """L, most tokens of an answer.
@@ -97,8 +105,8 @@ class Decoding:
         Raises:
           ConfigError: no answer of min_length tokens is as short.
         """
-        most = self.length or length
-        rule = f"use at most decoding.length, which is {most}"
+        most = self.max_length or length
+        rule = f"use at most decoding.max_length, which is {most}"
         require(self.min_length <= most, "decoding.min_length", self.min_length, rule)
         return most
 
@@ -165,7 +173,7 @@ def _draws(options: Decoding, number: jax.Array) -> Choose:
     if options.method != "sample":
         return likeliest
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), number)
-    draws = jnp.arange(options.num_return)
+    draws = jnp.arange(options.num_return_sequences)
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, draws)
     return sampler(keys.reshape(-1), options.temperature, options.top_k, options.top_p)
 
@@ -174,7 +182,8 @@ def make_generate(
     model: Architecture, options: Decoding, length: int, words: int
 ) -> Callable[[nn.Arrays, nn.Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
     """`(params, {}, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
-    after B where options.num_return is above 1; beams have "rank_score" too, shaped as "score".
+    after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
+    "score".
 
     The batch holds `encoder_inputs` and `encoder_segments`, int32 [B, K], one input a row, and for
     sampling `number` int32 [B], from which a row's random draws follow. `score` is the
@@ -184,7 +193,7 @@ def make_generate(
     Args:
       model: the architecture.
       options: how to search.
-      length: L, where options.length is 0.
+      length: L, where options.max_length is 0.
       words: size of the vocabulary; rows of the model's table above it are no words.
 
     Raises:
@@ -192,8 +201,8 @@ def make_generate(
     """
     abstract = decoding_model(model)
     length, allowed = options.most(length), _words_between(words, options.min_length)
-    beams = options.beams if options.method == "beam" else 1  # one is greedy search
-    copies = options.num_return if options.method == "sample" else beams
+    beams = options.num_beams if options.method == "beam" else 1  # one is greedy search
+    copies = options.num_return_sequences if options.method == "sample" else beams
 
     def run(
         params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]
@@ -221,7 +230,7 @@ def make_generate(
                 "words": answer.reshape(rows, copies, length),
                 "score": score.reshape(rows, copies),
             }
-        count = options.num_return
+        count = options.num_return_sequences
         return {name: x[:, :count] if count > 1 else x[:, 0] for name, x in found.items()}
 
     return run

@@ -41,7 +41,7 @@ class Tasks:
         self.split, self.ranked = config.evaluation.split, config.evaluation.classify == "rank"
         self.vocabulary = make_vocabulary(config.data)
         check_vocabulary(self.vocabulary, plan.model.vocab_size)
-        self.answerer = Answerer(plan, self.vocabulary, num_return=1)
+        self.answerer = Answerer(plan, self.vocabulary, num_return_sequences=1)
         self.config = config
         kind = config.data.source.partition(":")[0]
         supervised.check_labels(config.data.source, self.split, self.vocabulary)

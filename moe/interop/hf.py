@@ -82,7 +82,7 @@ def layout(
     switch = model.routing is not None
     entries = [Entry(TABLE, "embedding.table")]
     # transformers ties Switch's tables to `shared` only where it ties the output too.
-    repeated = switch and not model.tied_output
+    repeated = switch and not model.tie_word_embeddings
     for stack in model.stacks:
         table = f"{stack}.embed_tokens.weight"
         entries.append(Entry(table, "embedding.table", copy=True, written=repeated))
@@ -95,7 +95,7 @@ def layout(
         for number, tree, index in blocks(model, stack):
             entries += _block(model, stack, number, tree, index)
         entries.append(Entry(f"{stack}.final_layer_norm.weight", f"{stack}.norm.scale"))
-    if model.tied_output:
+    if model.tie_word_embeddings:
         entries.append(Entry(HEAD, "embedding.table", copy=True, written=False))
     else:
         entries.append(Entry(HEAD, "output.kernel", (), TRANSPOSED))

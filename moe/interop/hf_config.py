@@ -124,15 +124,15 @@ def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     key = "relative_attention_max_distance"
     model = {
         "vocab_size": whole("vocab_size", 2**24),
-        "width": whole("d_model", 2**20),
-        "hidden": whole("d_ff", 2**24),
-        "heads": whole("num_heads", 2**14),
-        "head_width": whole("d_kv", 2**16),
+        "d_model": whole("d_model", 2**20),
+        "d_ff": whole("d_ff", 2**24),
+        "num_heads": whole("num_heads", 2**14),
+        "head_dim": whole("d_kv", 2**16),
         "encoder_blocks": whole("num_layers", 1024),
         "decoder_blocks": whole("num_decoder_layers", 1024),
         "relative_attention_num_buckets": buckets,
         key: whole(key, MOST_DISTANCE, buckets // 2 + 1),
-        "tied_output": scales_output(config),
+        "tie_word_embeddings": scales_output(config),
         "dropout": _number(values, "dropout_rate", 0.99),
     }
     if kind == SWITCH:
@@ -270,8 +270,8 @@ def _switch(
         "min_capacity": rows,
         "normalize_gates": False,
         "jitter": _number(values, "router_jitter_noise", 1),
-        "z_weight": _number(values, "router_z_loss_coef", 1e6),
-        "balance_weight": _number(values, "router_aux_loss_coef", 1e6),
+        "z_loss_weight": _number(values, "router_z_loss_coef", 1e6),
+        "balance_loss_weight": _number(values, "router_aux_loss_coef", 1e6),
     }
     return model, routing
 
@@ -349,17 +349,17 @@ def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> di
     """The content of their config.json."""
     config: dict[str, Any] = {
         "vocab_size": model.vocab_size,
-        "d_model": model.width,
-        "d_ff": model.hidden,
-        "d_kv": model.head_width,
-        "num_heads": model.heads,
+        "d_model": model.d_model,
+        "d_ff": model.d_ff,
+        "d_kv": model.head_dim,
+        "num_heads": model.num_heads,
         "num_layers": model.encoder_blocks,
         "num_decoder_layers": model.decoder_blocks,
         "relative_attention_num_buckets": model.relative_attention_num_buckets,
         "relative_attention_max_distance": model.relative_attention_max_distance,
         "layer_norm_epsilon": 1e-6,
         "dropout_rate": model.dropout,
-        "tie_word_embeddings": model.tied_output,
+        "tie_word_embeddings": model.tie_word_embeddings,
         "is_encoder_decoder": True,
         "use_cache": True,
         "pad_token_id": 0,
@@ -387,8 +387,8 @@ def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> di
         "router_dtype": routing.router_dtype,
         "router_jitter_noise": routing.jitter,
         "router_ignore_padding_tokens": False,
-        "router_z_loss_coef": routing.z_weight,
-        "router_aux_loss_coef": routing.balance_weight,
+        "router_z_loss_coef": routing.z_loss_weight,
+        "router_aux_loss_coef": routing.balance_loss_weight,
         "add_router_probs": False,
     }
     return own | config

@@ -111,7 +111,7 @@ def layout(model: Architecture, names: str) -> Layout:
     for stack in model.stacks:
         entries += build(model, stack, names)
         entries.append(Entry(f"{stack}/{stack}_norm/scale", f"{stack}.norm.scale"))
-    if not model.tied_output:
+    if not model.tie_word_embeddings:
         entries.append(Entry("decoder/logits_dense/kernel", "output.kernel"))
     return Layout(f"T5X, {names} names", tuple(entries), notes=_notes(model))
 
@@ -155,7 +155,7 @@ def _scanned(model: Architecture, stack: str, names: str) -> list[Entry]:
         table = f"{outer}{name}/relpos_bias/rel_embedding"
         found.append(Entry(table, f"{stack}.bias.table", (), _repeated(layers), copy=number > 0))
         add = functools.partial(_pair, found, f"{outer}{name}", f"{stack}.{tree}", index)
-        _layer(model, stack, tree, _in_scan(add, model.heads if names == "scalable" else 0))
+        _layer(model, stack, tree, _in_scan(add, model.num_heads if names == "scalable" else 0))
     return found
 
 
@@ -252,8 +252,8 @@ def guess(shapes: Mapping[str, tuple[int, ...]]) -> Guess:
         ) from None
     model |= {
         "vocab_size": vocabulary,
-        "width": width,
-        "tied_output": "decoder/logits_dense/kernel" not in shapes,
+        "d_model": width,
+        "tie_word_embeddings": "decoder/logits_dense/kernel" not in shapes,
         "activation": "geglu" if any("/wi_0/" in name for name in shapes) else "relu",
         "extra_ffn": "after" if any("/extra_mlp/" in name for name in shapes) else "none",
     }
@@ -344,9 +344,9 @@ def _sizes(
     return {
         "encoder_blocks": counts["encoder"],
         "decoder_blocks": counts["decoder"],
-        "hidden": hidden,
-        "heads": heads,
-        "head_width": inner // heads,
+        "d_ff": hidden,
+        "num_heads": heads,
+        "head_dim": inner // heads,
         "relative_attention_num_buckets": buckets,
     }
 

@@ -85,9 +85,9 @@ class Attention(nnx.Module):
     """Self- or cross-attention, [B, Q, D] -> [B, Q, D]; heads lie over the mesh columns.
 
     Args:
-      width: D.
-      heads: N.
-      head_width: H.
+      d_model: D.
+      num_heads: N.
+      head_dim: H.
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the attention probabilities.
       reduce: see `product`.
@@ -95,27 +95,27 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        head_width: int,
+        d_model: int,
+        num_heads: int,
+        head_dim: int,
         *,
         init_scale: float = 1.0,
         dropout_rate: float = 0.0,
         reduce: str = "float32",
     ):
-        self.heads, self.head_width = heads, head_width
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.dropout_rate, self.reduce = dropout_rate, reduce
-        inner = heads * head_width
+        inner = num_heads * head_dim
         init = scaled_fan_in(init_scale)
-        query_init = scaled_fan_in(init_scale / head_width)
-        self.query = declare((width, inner), ("embed", "heads"), query_init)
-        self.key = declare((width, inner), ("embed", "heads"), init)
-        self.value = declare((width, inner), ("embed", "heads"), init)
-        self.out = declare((inner, width), ("heads", "embed"), init)
+        query_init = scaled_fan_in(init_scale / head_dim)
+        self.query = declare((d_model, inner), ("embed", "heads"), query_init)
+        self.key = declare((d_model, inner), ("embed", "heads"), init)
+        self.value = declare((d_model, inner), ("embed", "heads"), init)
+        self.out = declare((inner, d_model), ("heads", "embed"), init)
 
     def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
         y = product(x, weight, self.reduce)
-        y = y.reshape(*x.shape[:2], self.heads, self.head_width)
+        y = y.reshape(*x.shape[:2], self.num_heads, self.head_dim)
         return keep(PRODUCT, constrain(y, "rows", None, "head", None))
 
     def __call__(
@@ -155,5 +155,5 @@ class Attention(nnx.Module):
         if key is not None and self.dropout_rate:
             drop = functools.partial(dropout, rate=self.dropout_rate, key=key)
         mixed, total = attend(query, keys, values, bias, mask, drop=drop)
-        mixed = mixed.reshape(*x.shape[:2], self.heads * self.head_width)
+        mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
         return keep(PRODUCT, to_batch(product(mixed, self.out, self.reduce))), total

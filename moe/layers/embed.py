@@ -18,9 +18,9 @@ from trainlib.sharding.constrain import active, constrain
 class Embedding(nnx.Module):
     """The input table [V, D], shared by encoder and decoder; D lies over the mesh columns."""
 
-    def __init__(self, vocabulary: int, width: int, reduce: str = "float32"):
+    def __init__(self, vocab_size: int, d_model: int, reduce: str = "float32"):
         self.reduce = reduce
-        self.table = declare((vocabulary, width), ("tokens", "table"), NORMAL)
+        self.table = declare((vocab_size, d_model), ("tokens", "table"), NORMAL)
 
     def __call__(self, tokens: jax.Array, dtype) -> jax.Array:
         """int32 [B, L] -> [B, L, D] in `dtype`.
@@ -40,10 +40,10 @@ class Output(nnx.Module):
     """The output matrix [D, V] of an untied model; V lies over the mesh columns."""
 
     def __init__(
-        self, width: int, vocabulary: int, init_scale: float = 1.0, reduce: str = "float32"
+        self, d_model: int, vocab_size: int, init_scale: float = 1.0, reduce: str = "float32"
     ):
         self.reduce = reduce
-        self.kernel = declare((width, vocabulary), ("embed", "vocab"), scaled_fan_in(init_scale))
+        self.kernel = declare((d_model, vocab_size), ("embed", "vocab"), scaled_fan_in(init_scale))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32."""

@@ -33,8 +33,8 @@ class FeedForward(nnx.Module):
     """[B, L, D] -> [B, L, D]; hidden units lie over the mesh columns.
 
     Args:
-      width: D.
-      hidden: F.
+      d_model: D.
+      d_ff: F.
       activation: one of `ACTIVATIONS`.
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the hidden vector.
@@ -43,8 +43,8 @@ class FeedForward(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        hidden: int,
+        d_model: int,
+        d_ff: int,
         *,
         activation: str = "geglu",
         init_scale: float = 1.0,
@@ -55,9 +55,9 @@ class FeedForward(nnx.Module):
         init = scaled_fan_in(init_scale)
         self.gated = activation == "geglu"
         if self.gated:
-            self.gate = declare((width, hidden), ("embed", "mlp"), init)
-        self.up = declare((width, hidden), ("embed", "mlp"), init)
-        self.down = declare((hidden, width), ("mlp", "embed"), init)
+            self.gate = declare((d_model, d_ff), ("embed", "mlp"), init)
+        self.up = declare((d_model, d_ff), ("embed", "mlp"), init)
+        self.down = declare((d_ff, d_model), ("mlp", "embed"), init)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = to_rows(x)

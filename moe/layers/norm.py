@@ -24,14 +24,14 @@ class RMSNorm(nnx.Module):
     """Normalises [.., D] over its last dimension.
 
     Args:
-      width: D.
+      d_model: D.
       use_scale: False leaves out the learned scale (a stability ablation of ST-MoE, table 3).
     """
 
-    def __init__(self, width: int, use_scale: bool = True):
+    def __init__(self, d_model: int, use_scale: bool = True):
         self.use_scale = use_scale
         if use_scale:
-            self.scale = declare((width,), ("norm",), ONES)
+            self.scale = declare((d_model,), ("norm",), ONES)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return rms_normalise(x, self.scale[...] if self.use_scale else None)

@@ -60,7 +60,7 @@ class RelativeBias(nnx.Module):
     """Bias [1, N, Q, K] float32 that is added to attention logits.
 
     Args:
-      heads: N.
+      num_heads: N.
       bidirectional: True in an encoder.
       init_scale: of the uniform initialiser over the mean of both fans.
       buckets: R.
@@ -69,7 +69,7 @@ class RelativeBias(nnx.Module):
 
     def __init__(
         self,
-        heads: int,
+        num_heads: int,
         *,
         bidirectional: bool,
         init_scale: float = 1.0,
@@ -77,7 +77,7 @@ class RelativeBias(nnx.Module):
         max_distance: int = MAX_DISTANCE,
     ):
         self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
-        self.table = declare((buckets, heads), ("buckets", "head"), _table_init(init_scale))
+        self.table = declare((buckets, num_heads), ("buckets", "head"), _table_init(init_scale))
 
     def __call__(self, queries: int, keys: int, first_query: int = 0) -> jax.Array:
         """For queries first_query .. first_query + Q - 1 and keys 0 .. K - 1 of one array.

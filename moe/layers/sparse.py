@@ -178,8 +178,8 @@ class SparseFFN(nnx.Module):
     """[B, L, D] -> ([B, L, D], SparseOutput); the residual and the norm are the caller's.
 
     Args:
-      width: D.
-      hidden: F.
+      d_model: D.
+      d_ff: F.
       routing: how tokens are routed and moved.
       activation: "geglu" or "relu".
       expert_bias: "none", "additive" or "multiplicative": [E, F] after the activation.
@@ -194,8 +194,8 @@ class SparseFFN(nnx.Module):
 
     def __init__(
         self,
-        width: int,
-        hidden: int,
+        d_model: int,
+        d_ff: int,
         routing: RoutingConfig,
         *,
         activation: str = "geglu",
@@ -223,14 +223,14 @@ class SparseFFN(nnx.Module):
             ("expert", "expert_embed", "expert_mlp"),
             ("expert", "expert_mlp", "expert_embed"),
         )
-        self.router = declare((width, experts), ("expert_embed", "router"), router_init)
+        self.router = declare((d_model, experts), ("expert_embed", "router"), router_init)
         if activation == "geglu":
-            self.gate = declare((experts, width, hidden), into, init)
-        self.up = declare((experts, width, hidden), into, init)
-        self.down = declare((experts, hidden, width), out, init)
+            self.gate = declare((experts, d_model, d_ff), into, init)
+        self.up = declare((experts, d_model, d_ff), into, init)
+        self.down = declare((experts, d_ff, d_model), out, init)
         if expert_bias != "none":
             fill = ONES if expert_bias == "multiplicative" else ZEROS
-            self.bias = declare((experts, hidden), ("expert", "expert_mlp"), fill)
+            self.bias = declare((experts, d_ff), ("expert", "expert_mlp"), fill)
 
     def __call__(
         self,

@@ -75,10 +75,10 @@ class Architecture:
     Attributes:
       kind: "encoder_decoder", "encoder" or "decoder".
       vocab_size: words, padded to a multiple of 128.
-      width: of the residual stream (d_model).
-      hidden: of feed-forward layers and experts (d_ff).
-      heads: attention heads.
-      head_width: width of one head (d_kv).
+      d_model: width of the residual stream.
+      d_ff: hidden width of feed-forward layers and of each expert.
+      num_heads: attention heads.
+      head_dim: width of one head (d_kv of T5).
       encoder_blocks: blocks of the encoder.
       decoder_blocks: blocks of the decoder.
       relative_attention_num_buckets: rows of the table of relative positions, at least 4.
@@ -98,7 +98,7 @@ class Architecture:
       router_init_scale: s of the router's initialiser; 0 takes `init_scale`.
       router_input: what the router sees: "hidden" (the layer's input), "word" (the word embedding)
         or "both", their sum.
-      tied_output: logits from the input table instead of a matrix of their own.
+      tie_word_embeddings: logits from the input table instead of a matrix of their own.
       norm_scale: learned scale in every RMSNorm.
       init_scale: s of the initialiser sqrt(s / fan-in).
       dropout: of residual branches, embeddings, attention and hidden units.
@@ -109,15 +109,15 @@ class Architecture:
       remat: what of a block is kept for the backward pass, the rest is computed again: "none" (all
         is kept), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.model.remat`).
       decoder_remat: the same for the decoder alone; "": as `remat`.
-      scan: run equal blocks as a loop (compiles once) instead of one after the other.
+      scan_layers: run equal blocks as a loop (compiles once) instead of one after the other.
     """
 
     kind: Annotated[str, choice(*KINDS)] = "encoder_decoder"
     vocab_size: Annotated[int, whole(1)] = 32128
-    width: Width = 768
-    hidden: Width = 2048
-    heads: Width = 12
-    head_width: Width = 64
+    d_model: Width = 768
+    d_ff: Width = 2048
+    num_heads: Width = 12
+    head_dim: Width = 64
     encoder_blocks: Blocks = 12
     decoder_blocks: Blocks = 12
     relative_attention_num_buckets: Annotated[int, whole(4, MOST_BUCKETS)] = BUCKETS
@@ -134,7 +134,7 @@ class Architecture:
     expert_dropout: Annotated[float, number(0, below=1)] = 0.0
     router_init_scale: Annotated[float, number(above=0, also={0: "init_scale"})] = 0.0
     router_input: Annotated[str, choice(*ROUTER_INPUTS)] = "hidden"
-    tied_output: bool = False
+    tie_word_embeddings: bool = False
     norm_scale: bool = True
     init_scale: Annotated[float, number(above=0)] = 0.1
     dropout: Annotated[float, number(0, below=1)] = 0.0
@@ -143,7 +143,7 @@ class Architecture:
     reduce_dtype: Annotated[str, choice(*REDUCE)] = "float32"
     remat: Annotated[str, choice(*POLICIES)] = "full"
     decoder_remat: Annotated[str, choice("", *POLICIES)] = ""
-    scan: bool = True
+    scan_layers: bool = True
 
     def __post_init__(self):
         check_fields(self, "model")

@@ -74,8 +74,8 @@ class Block(nnx.Module):
         if routing is not None:
             self.experts_norm = self._norm()
             self.experts = SparseFFN(
-                config.width,
-                config.hidden,
+                config.d_model,
+                config.d_ff,
                 routing,
                 activation=config.activation,
                 expert_bias=config.expert_bias,
@@ -88,8 +88,8 @@ class Block(nnx.Module):
         if self.dense:
             self.ffn_norm = self._norm()
             self.ffn = FeedForward(
-                config.width,
-                config.hidden,
+                config.d_model,
+                config.d_ff,
                 activation=config.activation,
                 init_scale=config.init_scale,
                 dropout_rate=config.dropout,
@@ -97,14 +97,14 @@ class Block(nnx.Module):
             )
 
     def _norm(self) -> RMSNorm:
-        return RMSNorm(self.config.width, self.config.norm_scale)
+        return RMSNorm(self.config.d_model, self.config.norm_scale)
 
     def _attention(self) -> Attention:
         config = self.config
         return Attention(
-            config.width,
-            config.heads,
-            config.head_width,
+            config.d_model,
+            config.num_heads,
+            config.head_dim,
             init_scale=config.init_scale,
             dropout_rate=config.dropout,
             reduce=config.reduce_dtype,
@@ -124,7 +124,7 @@ class Block(nnx.Module):
         """What decoding keeps of this block: room for the keys and values of `length` tokens of
         `rows` sequences, and those of the encoder's output `source` [B, K, D].
         """
-        shape = (rows, length, self.config.heads, self.config.head_width)
+        shape = (rows, length, self.config.num_heads, self.config.head_dim)
         empty = constrain(jnp.zeros(shape, dtype), "rows", None, "head", None)
         kept = {"key": empty, "value": empty}
         if self.cross:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-_TINY = {"vocab_size": 512, "width": 128, "hidden": 256, "heads": 4, "head_width": 32}
-_BASE = {"width": 768, "hidden": 2048, "heads": 12, "head_width": 64}
-_LARGE = {"width": 1024, "hidden": 2816, "heads": 16, "head_width": 64}
-_XXL = {"width": 4096, "hidden": 10240, "heads": 64, "head_width": 64}
+_TINY = {"vocab_size": 512, "d_model": 128, "d_ff": 256, "num_heads": 4, "head_dim": 32}
+_BASE = {"d_model": 768, "d_ff": 2048, "num_heads": 12, "head_dim": 64}
+_LARGE = {"d_model": 1024, "d_ff": 2816, "num_heads": 16, "head_dim": 64}
+_XXL = {"d_model": 4096, "d_ff": 10240, "num_heads": 64, "head_dim": 64}
 
 
 def _blocks(count: int) -> dict[str, Any]:
@@ -38,22 +38,22 @@ SIZES: dict[str, dict[str, Any]] = {
     "st_moe_base": {**_BASE, **_blocks(12), "routing.num_experts": 16},
     "st_moe_l": {**_LARGE, **_blocks(24), "routing.num_experts": 32},
     "st_moe_32b": {
-        **{"width": 5120, "hidden": 20480, "heads": 64, "head_width": 128},
+        **{"d_model": 5120, "d_ff": 20480, "num_heads": 64, "head_dim": 128},
         **_blocks(24),
         "routing.num_experts": 64,
     },
     "dense_tiny": _dense(_TINY, 4),
     "dense_l": _dense(_LARGE, 24),
-    "t5_small": _dense({"width": 512, "hidden": 1024, "heads": 6, "head_width": 64}, 8),
+    "t5_small": _dense({"d_model": 512, "d_ff": 1024, "num_heads": 6, "head_dim": 64}, 8),
     "t5_base": _dense(_BASE, 12),
     "t5_large": _dense(_LARGE, 24),
-    "t5_xl": _dense({"width": 2048, "hidden": 5120, "heads": 32, "head_width": 64}, 24),
+    "t5_xl": _dense({"d_model": 2048, "d_ff": 5120, "num_heads": 32, "head_dim": 64}, 24),
     "t5_xxl": _dense(_XXL, 24),
-    "switch_base": _switch({**_BASE, "hidden": 3072, "activation": "relu"}, 12, 128, 2),
-    "switch_large": _switch({**_LARGE, "hidden": 4096, "activation": "relu"}, 24, 128, 2),
+    "switch_base": _switch({**_BASE, "d_ff": 3072, "activation": "relu"}, 12, 128, 2),
+    "switch_large": _switch({**_LARGE, "d_ff": 4096, "activation": "relu"}, 24, 128, 2),
     "switch_xxl": _switch(_XXL, 24, 128, 2),
     "switch_c": _switch(
-        {"width": 2080, "hidden": 6144, "heads": 32, "head_width": 64, "activation": "relu"},
+        {"d_model": 2080, "d_ff": 6144, "num_heads": 32, "head_dim": 64, "activation": "relu"},
         *(15, 2048, 1),
     ),
 }

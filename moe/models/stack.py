@@ -44,7 +44,7 @@ class Stack(nnx.Module):
         self.causal = name == "decoder"
         cross = self.causal and config.kind == "encoder_decoder"
         self.bias = RelativeBias(
-            config.heads,
+            config.num_heads,
             bidirectional=not self.causal,
             init_scale=config.init_scale,
             buckets=config.relative_attention_num_buckets,
@@ -56,7 +56,7 @@ class Stack(nnx.Module):
             block = Block(config, routing, causal=self.causal, cross=cross)
             axes = ("period",) if is_sparse(tree) else ("period", "layer")
             setattr(self, tree, stack(block, numbers.shape, axes))
-        self.norm = RMSNorm(config.width, config.norm_scale)
+        self.norm = RMSNorm(config.d_model, config.norm_scale)
 
     def __call__(
         self,
@@ -238,11 +238,11 @@ class Stack(nnx.Module):
             return nnx.merge(graphdef, weights)(x, context, block_key, train=train)
 
         policy = (self.config.decoder_remat if self.causal else "") or self.config.remat
-        in_loop = self.config.scan and section.periods > 1
+        in_loop = self.config.scan_layers and section.periods > 1
         return recomputed(body, policy, in_loop=in_loop)
 
     def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:
-        if self.config.scan and length > 1:
+        if self.config.scan_layers and length > 1:
             return jax.lax.scan(body, x, pieces, length=length)
         reports = []
         for index in range(length):

@@ -27,12 +27,12 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: Architecture):
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.width, config.reduce_dtype)
+        self.embedding = Embedding(config.vocab_size, config.d_model, config.reduce_dtype)
         for name in config.stacks:
             setattr(self, name, Stack(config, name))
-        if not config.tied_output:
+        if not config.tie_word_embeddings:
             self.output = Output(
-                config.width, config.vocab_size, config.init_scale, config.reduce_dtype
+                config.d_model, config.vocab_size, config.init_scale, config.reduce_dtype
             )
 
     def encode(
@@ -120,7 +120,7 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, L, D] -> float32 [B, L, V]."""
-        if self.config.tied_output:
+        if self.config.tie_word_embeddings:
             return self.embedding.attend(hidden)
         return self.output(hidden)
 

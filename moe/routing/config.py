@@ -59,9 +59,9 @@ class RoutingConfig:
       router_dtype: "float32", or "bfloat16" to see why the paper does not use it.
       balance_choices: "first" counts first choices in the balance loss (paper), "all" all K
         (flaxformer; uniform routing then costs K).
-      balance_weight: coefficient of the balance loss.
-      z_weight: coefficient of the router z-loss.
-      over_layers: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
+      balance_loss_weight: coefficient of the balance loss.
+      z_loss_weight: coefficient of the router z-loss.
+      loss_reduction: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
       dispatch: "index" (capacity, gathers), "dropless" (no capacity, any backend) or "grouped"
         (no capacity, grouped-matmul kernels of TPU or GPU).
       partitioner: "shard_map", or "automatic": the compiler partitions, led by constraints. The
@@ -93,9 +93,9 @@ class RoutingConfig:
     logit_clip: Annotated[float, number(above=0, also={0: "off"})] = 0.0
     router_dtype: Annotated[str, choice("float32", "bfloat16")] = "float32"
     balance_choices: Annotated[str, choice("first", "all")] = "first"
-    balance_weight: Annotated[float, number(0)] = 0.01
-    z_weight: Annotated[float, number(0)] = 1e-3
-    over_layers: Annotated[str, choice("sum", "mean")] = "sum"
+    balance_loss_weight: Annotated[float, number(0)] = 0.01
+    z_loss_weight: Annotated[float, number(0)] = 1e-3
+    loss_reduction: Annotated[str, choice("sum", "mean")] = "sum"
     dispatch: Annotated[str, choice(*DISPATCHES)] = "index"
     partitioner: Annotated[str, choice("shard_map", "automatic")] = "shard_map"
 

@@ -129,12 +129,12 @@ def auxiliary_loss(losses: Sums, config: RoutingConfig) -> jax.Array:
       float32 scalar; NaN when a layer met logits that were not finite, so that the train step
       skips its update and counts it.
     """
-    weights = {"balance": config.balance_weight, "z": config.z_weight}
+    weights = {"balance": config.balance_loss_weight, "z": config.z_loss_weight}
     total = jnp.zeros((), jnp.float32)
     for name, weight in weights.items():
         value, count = losses[name]
         each = value / jnp.maximum(count, 1.0)
-        total += weight * (jnp.sum(each) if config.over_layers == "sum" else jnp.mean(each))
+        total += weight * (jnp.sum(each) if config.loss_reduction == "sum" else jnp.mean(each))
     broken = jnp.sum(losses["nonfinite"][0])
     return jnp.where(broken > 0, jnp.nan, total)
 

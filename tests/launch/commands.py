@@ -32,9 +32,9 @@ TINY = (
 # A sparse encoder-decoder that compiles in seconds; the text is real.
 TINY_MOE = (
     "--config=configs/st_moe_tiny.py",
-    *(f"--config.model.{key}=32" for key in ("width", "hidden")),
+    *(f"--config.model.{key}=32" for key in ("d_model", "d_ff")),
     *(f"--config.model.{key}=1" for key in ("encoder_blocks", "decoder_blocks", "sparse_period")),
-    *("--config.model.heads=2", "--config.model.head_width=16", "--config.model.vocab_size=384"),
+    *("--config.model.num_heads=2", "--config.model.head_dim=16", "--config.model.vocab_size=384"),
     *("--config.model.dropout=0.1", "--config.routing.jitter=0.01"),  # every step draws
     *("--config.routing.num_experts=2", "--config.data.encoder_length=48"),
     *("--config.data.decoder_length=24", "--config.data.workers=0", "--config.batch_size=8"),

@@ -47,7 +47,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = finetuning_recipe(default_config("st_moe_tiny"), "copa,cb")
     sample_recipe("copa,cb")(config)
-    config.model.update(width=32, hidden=32, heads=2, head_width=16)
+    config.model.update(d_model=32, d_ff=32, num_heads=2, head_dim=16)
     config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
     config.routing.num_experts = 0  # compiles sooner
     config.data.update(cache=str(workdir / "cache"), encoder_length=128)
@@ -223,7 +223,9 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked = [{"inputs": f"copa premise: {'ab' * n}", "predictions": "mine"} for n in range(9)]
     flags = [f"--workdir={saved}", f"--input={path}", f"--output={out}"]
-    beams = [f"--config.decoding.{x}" for x in ("method=beam", "num_return=3", "beams=100")]
+    beams = [
+        f"--config.decoding.{x}" for x in ("method=beam", "num_return_sequences=3", "num_beams=100")
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in asked))
     code, _, error = outcome(capsys, predict, *flags, *beams)
     assert code == 65, error

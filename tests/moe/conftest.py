@@ -18,7 +18,7 @@ from moe.models.transformer import Transformer
 from trainlib.model import weights as nn
 
 SMALL = {
-    **{"vocab_size": 48, "width": 16, "hidden": 24, "heads": 2, "head_width": 8},
+    **{"vocab_size": 48, "d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8},
     **{"encoder_blocks": 4, "decoder_blocks": 2, "sparse_period": 2},
     **{"dtype": "float32", "remat": "none"},
 }

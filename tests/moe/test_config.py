@@ -9,7 +9,7 @@ from moe import config as config_lib
 from moe import plan as plan_lib
 from moe.models import SIZES, named
 from moe.models.transformer import Transformer
-from trainlib.config import flatten
+from trainlib.config import flatten, override
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding.mesh import make_mesh
@@ -22,7 +22,7 @@ def test_every_key_has_a_meaning_and_every_field_of_the_model_a_key():
     config = config_lib.default_config("st_moe_l")
     assert set(flatten(config)) == set(schema)
     assert config.routing.num_experts == 32
-    assert config.model.width == 1024
+    assert config.model.d_model == 1024
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -51,7 +51,7 @@ def test_rules_place_every_weight_of_every_size(name):
         ("model.kind", "encoder", "predicts the decoder's targets"),
         ("model.kind", "decoder", r"Set --config\.data\.objective=language_model"),
         ("data.objective", "language_model", r"Set --config\.data\.objective=span_corruption"),
-        ("model.heads", 3, "which does not divide over 2 devices"),
+        ("model.num_heads", 3, "which does not divide over 2 devices"),
         ("routing.num_experts", 6, "does not divide over the 4 rows"),
         ("routing.top_k", 5, "top_k=5 is more than"),
     ],
@@ -93,3 +93,23 @@ def test_groups_and_capacity_are_checked_too():
     config.routing.group_sequences = 3
     with pytest.raises(ConfigError, match="group_sequences=3 does not divide"):
         plan_lib.make(config, make_mesh(1, 1, 1, devices=make_mesh().devices.flat[:1]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ("model.width", "model.d_model"),
+        ("model.hidden", "model.d_ff"),
+        ("model.heads", "model.num_heads"),
+        ("model.head_width", "model.head_dim"),
+        ("model.d_kv", "model.head_dim"),
+        ("model.scan", "model.scan_layers"),
+        ("routing.z_weight", "routing.z_loss_weight"),
+        ("routing.over_layers", "routing.loss_reduction"),
+        ("decoding.beams", "decoding.num_beams"),
+        ("decoding.length", "decoding.max_length"),
+    ],
+)
+def test_another_word_for_a_key_is_refused_with_the_key(asked, key):
+    with pytest.raises(ConfigError, match=f"no configuration key '{asked}'. Did you mean '{key}'"):
+        override(config_lib.default_config("st_moe_tiny"), asked, "2", "command line")

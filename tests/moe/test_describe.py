@@ -45,7 +45,7 @@ def test_parameters_follow_the_buckets_and_the_sparse_stack():
     plain = describe.describe(config)
     config.model.relative_attention_num_buckets = 40
     more = describe.describe(config)["params"] - plain["params"]
-    assert more == 2 * (40 - 32) * config.model.heads
+    assert more == 2 * (40 - 32) * config.model.num_heads
     config.model.sparse_stacks = "encoder"
     facts = describe.describe(config)
     assert facts["sparse_blocks"] == {"encoder": [3], "decoder": []}
@@ -58,7 +58,7 @@ def test_recipes_are_those_of_the_paper():
     assert config.batch_size * config.data.encoder_length == 2**20
     assert config.steps * 2**20 == pytest.approx(1.5e12, rel=1e-5)
     assert (config.routing.capacity_factor, config.routing.capacity_factor_eval) == (1.25, 2.0)
-    assert (config.routing.balance_weight, config.routing.z_weight) == (0.01, 1e-3)
+    assert (config.routing.balance_loss_weight, config.routing.z_loss_weight) == (0.01, 1e-3)
     assert (config.model.init_scale, config.model.dropout) == (0.1, 0.0)
     schedule = plan_lib.make(config, make_mesh(1, 8, 1)).schedule
     assert float(schedule(0)) == pytest.approx(0.01)

@@ -60,7 +60,9 @@ def test_padding_adds_nothing_even_where_its_logits_are_nan():
 
 def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     """Every weight is put on a scale of its own, so that a part left out or doubled is seen."""
-    config = small(4, {"balance_weight": 0.3, "z_weight": 0.07}, encoder_blocks=2, scan=False)
+    config = small(
+        4, {"balance_loss_weight": 0.3, "z_loss_weight": 0.07}, encoder_blocks=2, scan_layers=False
+    )
     abstract, params = made(config)
     batch = text(2)
     objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)
@@ -94,7 +96,12 @@ def test_padding_reaches_no_expert_and_no_loss(small, made, text, quick):
     """Other words in the padding change no loss, gradient or metric, bit for bit, where experts are
     full and every z-loss is on; the routers count real tokens alone.
     """
-    routing = {"capacity_factor": 0.5, "min_capacity": 1, "balance_weight": 0.3, "z_weight": 0.07}
+    routing = {
+        "capacity_factor": 0.5,
+        "min_capacity": 1,
+        "balance_loss_weight": 0.3,
+        "z_loss_weight": 0.07,
+    }
     config = small(4, routing, encoder_blocks=1, decoder_blocks=1, sparse_period=1)
     abstract, params = made(config)
     objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)

@@ -34,7 +34,7 @@ def config_of(tmp_path_factory):
 
     def make(experts: int = 4, **changes):
         config = default_config("st_moe_tiny")
-        config.model.update(width=32, hidden=32, heads=2, head_width=16, vocab_size=384)
+        config.model.update(d_model=32, d_ff=32, num_heads=2, head_dim=16, vocab_size=384)
         config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
         config.model.update(dtype="float32", remat="none")
         config.routing.update(num_experts=experts, group_sequences=1, capacity_factor_eval=8.0)
@@ -118,8 +118,8 @@ def test_a_run_stopped_in_its_evaluations_is_the_unbroken_one_bit_for_bit(
     ours, theirs = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, finished))
     assert ours["cross_entropy"] == theirs["cross_entropy"]
     changed = config_of()
-    changed.model.width = 64
-    with pytest.raises(ConfigError, match=r"model\.width"):
+    changed.model.d_model = 64
+    with pytest.raises(ConfigError, match=r"model\.d_model"):
         train.run(changed, tmp_path)
 
 

@@ -288,10 +288,10 @@ def test_one_notice_stops_four_processes_at_one_step(tmp_path):
 VISION = (*TINY, "--config.steps=4", "--config.batch_size=16", "--config.log_every=1")
 TEXT = (
     "--config=configs/st_moe_tiny.py",
-    "--config.model.width=16",
-    "--config.model.hidden=32",
-    "--config.model.heads=2",
-    "--config.model.head_width=8",
+    "--config.model.d_model=16",
+    "--config.model.d_ff=32",
+    "--config.model.num_heads=2",
+    "--config.model.head_dim=8",
     "--config.data.encoder_length=32",
     "--config.data.decoder_length=16",
     "--config.batch_size=16",

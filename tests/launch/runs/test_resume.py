@@ -123,7 +123,7 @@ def test_the_same_weights_on_other_meshes(tiny, cache, tmp_path):
     assert any(["data"] in leaf["partition"] for leaf in experts)
     for step, count in enumerate((1, 2, 4), start=4):
         on = (*wide, f"--config.steps={step}", f"--config.mesh.data={count}")
-        unrolled = () if count != 2 else ("--config.model.scan=false",)
+        unrolled = () if count != 2 else ("--config.model.scan_layers=false",)
         more = run("train", *on, *unrolled, f"--workdir={tmp_path}", cache=cache, **devices(count))
         assert more.returncode == 0, more.stderr
         assert f"going on from {step - 1}" in more.stdout

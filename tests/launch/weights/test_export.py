@@ -348,7 +348,7 @@ def test_a_model_larger_than_the_memory_it_takes(tmp_path):
     config = models.config("t5")
     config.model.update({"encoder_blocks": 4, "decoder_blocks": 4, "vocab_size": 4096})
     for name, width in (("first", 512), ("then", 1024)):
-        config.model.update({"width": width, "hidden": 4 * width, "heads": 16, "head_width": 64})
+        config.model.update({"d_model": width, "d_ff": 4 * width, "num_heads": 16, "head_dim": 64})
         sizes = [v.nbytes / 2**20 for v in models.workdir(config, tmp_path / name).values()]
     leaf, total = max(sizes), sum(sizes)
     assert total > 9 * leaf

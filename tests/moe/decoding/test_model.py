@@ -22,8 +22,8 @@ from trainlib.sharding.rules import batch_sharding
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *[("method", "bream"), ("beams", 0), ("temperature", 0.0), ("top_p", 0.0)],
-        *[("beam_rule", "t5"), ("num_return", 0), ("min_length", -1)],
+        *[("method", "bream"), ("num_beams", 0), ("temperature", 0.0), ("top_p", 0.0)],
+        *[("beam_rule", "t5"), ("num_return_sequences", 0), ("min_length", -1)],
     ],
 )
 def test_options_that_cannot_work_are_refused(option, value):
@@ -33,18 +33,18 @@ def test_options_that_cannot_work_are_refused(option, value):
 
 def test_more_answers_than_there_can_be_are_refused():
     """What the message advises works."""
-    with pytest.raises(ConfigError, match=r"num_return.*method 'beam' or 'sample'"):
-        Decoding(num_return=2)
-    with pytest.raises(ConfigError, match=r"num_return.*decoding\.beams=4"):
-        Decoding("beam", num_return=5)
-    for options in ({"num_return": 4}, {"num_return": 5, "beams": 5}):
-        assert Decoding("beam", **options).num_return == options["num_return"]
-    assert Decoding("sample", num_return=99).num_return == 99
+    with pytest.raises(ConfigError, match=r"num_return_sequences.*method 'beam' or 'sample'"):
+        Decoding(num_return_sequences=2)
+    with pytest.raises(ConfigError, match=r"num_return_sequences.*decoding\.num_beams=4"):
+        Decoding("beam", num_return_sequences=5)
+    for options in ({"num_return_sequences": 4}, {"num_return_sequences": 5, "num_beams": 5}):
+        assert Decoding("beam", **options).num_return_sequences == options["num_return_sequences"]
+    assert Decoding("sample", num_return_sequences=99).num_return_sequences == 99
 
 
 def test_a_minimum_above_the_length_is_refused_before_anything_is_compiled(small):
-    for options, length in ((Decoding(min_length=7), 6), (Decoding(min_length=7, length=6), 9)):
-        with pytest.raises(ConfigError, match=r"min_length.*decoding\.length, which is 6"):
+    for options, length in ((Decoding(min_length=7), 6), (Decoding(min_length=7, max_length=6), 9)):
+        with pytest.raises(ConfigError, match=r"min_length.*decoding\.max_length, which is 6"):
             decode.make_generate(small(), options, length, 40)
     decode.make_generate(small(), Decoding(min_length=6), 6, 40)
 
@@ -129,7 +129,7 @@ def decoded(model, inputs, quick):
 
     @functools.cache
     def compiled(method):
-        options = Decoding(method=method, beams=4, seed=3, top_k=10)
+        options = Decoding(method=method, num_beams=4, seed=3, top_k=10)
         return quick(decode.make_generate(config, options, 6, 40))
 
     def run(method, batch=inputs, params=params):
@@ -143,7 +143,7 @@ def test_one_beam_is_greedy(model, inputs):
     config, _, params = model
     greedy, one, two = (
         str(jax.make_jaxpr(decode.make_generate(config, options, 6, 40))(params, {}, inputs))
-        for options in (Decoding(), Decoding("beam", beams=1), Decoding("beam", beams=2))
+        for options in (Decoding(), Decoding("beam", num_beams=1), Decoding("beam", num_beams=2))
     )
     assert greedy == one
     assert greedy != two
@@ -241,7 +241,7 @@ def test_several_draws_are_independent_and_the_first_is_that_of_one(
     with nor among the ten likeliest.
     """
     config, _, params = model
-    options = Decoding("sample", seed=3, top_k=10, num_return=3)
+    options = Decoding("sample", seed=3, top_k=10, num_return_sequences=3)
     found = quick(decode.make_generate(config, options, 6, 40))(params, {}, inputs)
     assert found["words"].shape == (8, 3, 6)
     first = decoded("sample")
@@ -266,7 +266,7 @@ def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
         ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
     )
     rows = batch_sharding(rules, mesh)
-    made = decode.make_generate(config, Decoding(method=method, beams=4), 6, 40)
+    made = decode.make_generate(config, Decoding(method=method, num_beams=4), 6, 40)
 
     def on_mesh(params, batch):
         with activate(mesh, rules):

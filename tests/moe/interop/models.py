@@ -17,7 +17,7 @@ from trainlib.model import weights as nn
 
 LENGTH = 24
 SIZES = {
-    **{"vocab_size": 128, "width": 24, "hidden": 40, "heads": 4, "head_width": 8},
+    **{"vocab_size": 128, "d_model": 24, "d_ff": 40, "num_heads": 4, "head_dim": 8},
     **{"encoder_blocks": 4, "decoder_blocks": 2, "dtype": "float32", "remat": "none"},
 }
 SWITCH = {"activation": "relu", "extra_ffn": "none", "sparse_period": 2, "sparse_offset": 1}
@@ -29,9 +29,9 @@ CUT = {"encoder_blocks": 5, "sparse_period": 3, "decoder_sparse_period": 2}
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "t5": ({}, {}),
-    "t5_tied_relu": ({"tied_output": True, "activation": "relu"}, {}),
+    "t5_tied_relu": ({"tie_word_embeddings": True, "activation": "relu"}, {}),
     "switch": (SWITCH, ONE),
-    "switch_tied": (SWITCH | {"tied_output": True}, ONE),
+    "switch_tied": (SWITCH | {"tie_word_embeddings": True}, ONE),
     "switch_every_layer": (SWITCH | {"sparse_period": 1, "sparse_offset": 0}, ONE),
     "switch_encoder": (SWITCH | {"sparse_stacks": "encoder", **FEW}, ONE),
     "switch_decoder": (SWITCH | {"sparse_stacks": "decoder", **EACH}, ONE),

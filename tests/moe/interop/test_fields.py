@@ -80,15 +80,20 @@ def test_a_field_means_what_it_means_there(kind, change):
     model, routing = hf.from_config(content)
     found = architecture({**model, "dtype": "float32"}, routing)
     same = {
-        **{"vocab_size": "vocab_size", "width": "d_model", "hidden": "d_ff", "heads": "num_heads"},
-        **{"head_width": "d_kv", "encoder_blocks": "num_layers", "dropout": "dropout_rate"},
+        **{
+            "vocab_size": "vocab_size",
+            "d_model": "d_model",
+            "d_ff": "d_ff",
+            "num_heads": "num_heads",
+        },
+        **{"head_dim": "d_kv", "encoder_blocks": "num_layers", "dropout": "dropout_rate"},
         "decoder_blocks": "num_decoder_layers",
         **{name: name for name in HONOURED if name.startswith("relative_")},
     }
     for ours, name in same.items():
         assert getattr(found, ours) == getattr(config, name), name
     if kind == SWITCH:
-        assert found.tied_output is config.tie_word_embeddings
+        assert found.tie_word_embeddings is config.tie_word_embeddings
         for stack, blocks in (("encoder", config.num_layers), ("decoder", found.decoder_blocks)):
             step = getattr(config, f"{stack}_sparse_step")
             sparse = [i for i in range(blocks) if step > 0 and (i % step == 1 or step == 1)]
@@ -97,7 +102,7 @@ def test_a_field_means_what_it_means_there(kind, change):
         assert found.routing.jitter == config.router_jitter_noise
     else:
         scaled = kind == T5 and config.scale_decoder_outputs
-        assert found.tied_output is scaled
+        assert found.tie_word_embeddings is scaled
         gated = {"geglu": ("gelu_new", True), "relu": ("relu", False)}[found.activation]
         assert gated == (config.dense_act_fn, config.is_gated_act)
 

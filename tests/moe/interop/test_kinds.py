@@ -98,7 +98,7 @@ def test_dense_models(name, tmp_path):
         assert config.model[key] == again.model[key] == changes.get(key, config.model[key])
     table = values["encoder.bias.table"]
     assert table.shape == (config.model.relative_attention_num_buckets, 3)
-    if not config.model.tied_output:
+    if not config.model.tie_word_embeddings:
         # A head of its own, or the table: never lost on the way.
         same = np.array_equal(values["output.kernel"].T, values["embedding.table"])
         assert same is not own_head

@@ -116,8 +116,8 @@ def random_models(tmp_path_factory):
 def beam(random_models, quick, rule, alpha, beams=BEAMS, **options):
     """The compiled beam search with all its answers."""
     options = Decoding(
-        **{"method": "beam", "beams": beams, "num_return": beams, "beam_rule": rule},
-        **{"alpha": alpha, "length": LENGTH} | options,
+        **{"method": "beam", "num_beams": beams, "num_return_sequences": beams, "beam_rule": rule},
+        **{"alpha": alpha, "max_length": LENGTH} | options,
     )
     return quick(decode.make_generate(random_models.ours(), options, 0, WORDS))
 
@@ -201,7 +201,7 @@ def test_greedy_answers_and_scores_are_those_of_transformers(random_models, quic
     words are suppressed. The same words as candidates have the same score. At least three tokens.
     """
     model = random_models.ours()
-    options = Decoding(length=LENGTH, min_length=2)
+    options = Decoding(max_length=LENGTH, min_length=2)
     search = quick(decode.make_generate(model, options, 0, WORDS))
     score = quick(decode.make_score(model))
     found = []
@@ -243,7 +243,7 @@ def test_scores_in_bfloat16_alone_and_in_a_batch(random_models, quick, rule):
     """
     model = random_models.ours("bfloat16")
     options = Decoding(
-        **{"method": "beam", "beams": BEAMS, "num_return": BEAMS, "beam_rule": rule},
+        **{"method": "beam", "num_beams": BEAMS, "num_return_sequences": BEAMS, "beam_rule": rule},
         length=LENGTH,
     )
     search = quick(decode.make_generate(model, options, 0, WORDS))

@@ -28,7 +28,9 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 B, L, D, F, E = 8, 12, 8, 10, 8
 
 # Groups of one sequence, so that a group stays whole on every mesh; most second choices dropped.
-TIGHT = RoutingConfig(E, min_capacity=1, group_sequences=1, balance_weight=1.0, z_weight=0.1)
+TIGHT = RoutingConfig(
+    E, min_capacity=1, group_sequences=1, balance_loss_weight=1.0, z_loss_weight=0.1
+)
 # Room for everything: the three dispatches then compute the same.
 ROOMY = dataclasses.replace(TIGHT, capacity_factor=float(E))
 

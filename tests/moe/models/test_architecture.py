@@ -21,7 +21,7 @@ from trainlib.errors import ConfigError
         ({"sparse_stacks": "encoder", "kind": "decoder"}, "without a sparse block"),
         ({"relative_attention_num_buckets": 3}, "num_buckets=3 is not allowed. It takes a whole"),
         ({"relative_attention_max_distance": 16}, "max_distance=16 is outside 17 to"),
-        ({"heads": 0}, "model.heads=0 is not allowed. It takes a whole number from 1"),
+        ({"num_heads": 0}, "model.num_heads=0 is not allowed. It takes a whole number from 1"),
         (
             {"dropout": 1.0},
             "model.dropout=1.0 is not allowed. It takes a number from 0 and below 1",

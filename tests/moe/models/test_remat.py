@@ -22,7 +22,7 @@ def again(policy, config, length, source=0):
     """
     if policy in ("none", "dots"):
         return 0
-    d, f, inner = config.width, config.hidden, config.heads * config.head_width
+    d, f, inner = config.d_model, config.d_ff, config.num_heads * config.head_dim
     tokens = B * length
     scores = 2 * tokens * (length + source) * inner
     if policy in ("minimal", "offload"):

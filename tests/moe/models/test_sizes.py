@@ -33,10 +33,14 @@ def count(config) -> int:
 
 def counted(config) -> int:
     """The parameters of an encoder-decoder by arithmetic."""
-    d, inner = config.width, config.heads * config.head_width
-    ffn = (3 if config.activation == "geglu" else 2) * d * config.hidden
+    d, inner = config.d_model, config.num_heads * config.head_dim
+    ffn = (3 if config.activation == "geglu" else 2) * d * config.d_ff
     attention, experts = 4 * d * inner, config.routing.num_experts if config.routing else 0
-    total = config.vocab_size * d * (1 if config.tied_output else 2) + 2 * 32 * config.heads + 2 * d
+    total = (
+        config.vocab_size * d * (1 if config.tie_word_embeddings else 2)
+        + 2 * 32 * config.num_heads
+        + 2 * d
+    )
     for blocks, attentions in ((config.encoder_blocks, 1), (config.decoder_blocks, 2)):
         sparse = blocks // config.sparse_period if experts else 0
         extra = sparse if config.extra_ffn != "none" else 0
@@ -59,13 +63,13 @@ def test_count_is_exact(name):
 def test_other_readings_of_the_paper():
     """The sums that a different reading of table 11 gives."""
     big, large = named("st_moe_32b"), named("st_moe_l")
-    tied = [count(dataclasses.replace(config, tied_output=True)) for config in (big, large)]
+    tied = [count(dataclasses.replace(config, tie_word_embeddings=True)) for config in (big, large)]
     assert tied == [268_940_118_016, 4_072_545_280]
     biased = dataclasses.replace(big, expert_bias="multiplicative")
     assert count(biased) - count(big) == 15_728_640
     alone = dataclasses.replace(big, extra_ffn="none")
     assert f"{count(alone) / 1e9:.3f}" == "265.330"
-    shape = {"width": 2048, "hidden": 5120, "heads": 32}
+    shape = {"d_model": 2048, "d_ff": 5120, "num_heads": 32}
     wide = [count(named("st_moe_l", {"num_experts": n}, **shape)) for n in (16, 32)]
     assert wide == [8_889_972_736, 14_930_163_712]
 

@@ -97,7 +97,7 @@ def test_scan_and_remat_change_nothing(small, made, text, quick):
         return quick(jax.value_and_grad(loss, has_aux=True))(params)
 
     plain = gradients(config)
-    for change in ({"scan": False}, {"remat": "minimal"}):
+    for change in ({"scan_layers": False}, {"remat": "minimal"}):
         changed = gradients(dataclasses.replace(config, **change))
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(changed), strict=True

@@ -92,7 +92,7 @@ def test_packed_examples_and_padding_do_not_matter(small, logits_of, experts):
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_one_stack_alone_with_a_tied_output(small, logits_of, text, kind):
-    logits = logits_of(small(kind=kind, tied_output=True, encoder_blocks=2))(text(2))
+    logits = logits_of(small(kind=kind, tie_word_embeddings=True, encoder_blocks=2))(text(2))
     assert logits.shape == (2, 12 if kind == "encoder" else 7, 48)
     assert np.all(np.isfinite(logits))
 
@@ -113,7 +113,7 @@ def test_options_of_the_stability_studies_act(small, made, logits_of, text):
 def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, text, quick):
     """In scoring and in decoding, with other draws in each block."""
     routing = {"second_policy": "random", "second_policy_eval": "random", "second_threshold": 1.0}
-    config = small(4, routing, kind="decoder", decoder_blocks=4, scan=False)
+    config = small(4, routing, kind="decoder", decoder_blocks=4, scan_layers=False)
     abstract, params = made(config)
     # The same router in both sparse blocks, and nothing beside it that changes what it sees.
     params = {n: w if "router" in n else 0 * w if "down" in n or "out" in n else w
@@ -187,7 +187,7 @@ def test_gradients_of_weights_are_added_up_in_float32_over_devices(small, made, 
     """With bfloat16 activations on a mesh of 2 x 2 x 2, read from what is handed to the
     compiler: what expert layers reduce, and every matrix's gradient, which the partitioner reduces.
     """
-    config = small(dtype="bfloat16", encoder_blocks=2, tied_output=True)
+    config = small(dtype="bfloat16", encoder_blocks=2, tie_word_embeddings=True)
     abstract, params = made(config)
     loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
 

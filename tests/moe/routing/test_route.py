@@ -158,7 +158,7 @@ def test_float32_softmax_keeps_what_bfloat16_loses():
 
 
 def test_losses_have_the_gradients_of_finite_differences():
-    config = RoutingConfig(5, balance_weight=1.0, z_weight=0.1, second_policy="all")
+    config = RoutingConfig(5, balance_loss_weight=1.0, z_loss_weight=0.1, second_policy="all")
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 12, 5))
     direction = rng.normal(size=logits.shape)
@@ -186,9 +186,9 @@ def test_losses_of_layers_add_up_or_average():
         "z": (jnp.array([10.0, 30.0]), jnp.array([10.0, 10.0])),  # 1 and 3
         "nonfinite": (jnp.zeros(2), jnp.array([10.0, 10.0])),
     }
-    config = RoutingConfig(4, balance_weight=0.01, z_weight=0.001)
+    config = RoutingConfig(4, balance_loss_weight=0.01, z_loss_weight=0.001)
     np.testing.assert_allclose(auxiliary_loss(losses, config), 4 * 0.011, rtol=1e-6)
-    mean = dataclasses.replace(config, over_layers="mean")
+    mean = dataclasses.replace(config, loss_reduction="mean")
     np.testing.assert_allclose(auxiliary_loss(losses, mean), 2 * 0.011, rtol=1e-6)
 
 

@@ -33,7 +33,7 @@ def config_of(tmp_path_factory):
     def make(tasks: str = "copa,cb,wsc", train: str = "all", experts: int = 4, **changes):
         config = finetuning_recipe(default_config("st_moe_tiny"), tasks)
         sample_recipe(tasks)(config)
-        config.model.update(width=32, hidden=32, heads=2, head_width=16)
+        config.model.update(d_model=32, d_ff=32, num_heads=2, head_dim=16)
         config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
         config.routing.num_experts = experts
         config.data.update(cache=cache, encoder_length=160, decoder_length=24)
@@ -167,7 +167,7 @@ def test_a_run_starts_from_weights_and_slots(config_of, tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_told_as_a_table(config_of, tmp_path):
     """Other width, one block more, another output: missing, unexpected and of another shape."""
     config = config_of()
-    config.model.update(encoder_blocks=2, extra_ffn="none", hidden=48)
+    config.model.update(encoder_blocks=2, extra_ffn="none", d_ff=48)
     saved_state(plan_lib.make(config, one_device()), tmp_path)
     plan = plan_lib.make(config_of(init_from=str(tmp_path)), one_device())
     state = state_lib.create(plan.abstract, plan.optimizer, jax.random.key(1), plan.shardings)
@@ -304,7 +304,7 @@ def test_one_and_eight_devices_and_any_batch_give_the_same_answers(config_of, cl
     for devices, size in ((1, 5), (8, large)):
         config = config_of(eval_batch_size=size, batch_size=size)
         config.evaluation.classify = classify
-        config.decoding.length = 4
+        config.decoding.max_length = 4
         mesh = one_device() if devices == 1 else make_mesh(2, 2, 2)
         plan = plan_lib.make(config, mesh)
         tasks = tasks_lib.Tasks(plan)

@@ -77,7 +77,7 @@ def begin(tmp_path):
 
     def plan_of(experts: int, changes: dict):
         config = default_config("st_moe_tiny")
-        config.model.update(width=8, hidden=16, heads=2, head_width=4, vocab_size=384)
+        config.model.update(d_model=8, d_ff=16, num_heads=2, head_dim=4, vocab_size=384)
         config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1, dtype="float32")
         config.model.update(changes)
         config.routing.num_experts = experts
@@ -111,8 +111,8 @@ def test_a_start_says_what_is_new_and_what_differs(begin):
 @pytest.mark.parametrize(
     ("here", "named"),
     [
-        ({"hidden": 24}, "params/encoder.dense.ffn.up (1, 1, 8, 16) there, (1, 1, 8, 24) here"),
-        ({"tied_output": True}, "params/output.kernel (8, 384)"),  # it would be lost
+        ({"d_ff": 24}, "params/encoder.dense.ffn.up (1, 1, 8, 16) there, (1, 1, 8, 24) here"),
+        ({"tie_word_embeddings": True}, "params/output.kernel (8, 384)"),  # it would be lost
     ],
 )
 def test_a_checkpoint_of_another_model_is_told_as_a_table(begin, here, named):
