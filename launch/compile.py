@@ -207,7 +207,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
 
 def kept_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
     """`compiled_report` that keeps its answers in `--cache`, by all that they depend on."""
-    from launch.hosts.processes import source_digest, versions
+    from launch.hosts.start import source_digest, versions
     from trainlib.config import flatten
     from trainlib.planning.search import Cache
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from configs.common import load
 from launch import cli
-from launch.hosts import processes as multihost
+from launch.hosts.find import add_flags
+from launch.hosts.run import run_on_all_hosts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     cli.add_path(parser, "--workdir", metavar="DIR", help="where the run lives")
-    multihost.add_flags(parser)
+    add_flags(parser)
     parser.add_argument(
         "--on_corrupt",
         metavar="skip|fail",
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         with given_back():
             return cli.family_module(config, "train").run(config, args.workdir)
 
-    return multihost.run(args, config, train)
+    return run_on_all_hosts(args, config, train)
 
 
 if __name__ == "__main__":

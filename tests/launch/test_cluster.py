@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.hosts import processes as multihost
+from launch.hosts import find
 from trainlib.errors import PeerLost, Preempted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,13 +208,13 @@ def test_gke_writes_a_jobset(tmp_path, kind):
         assert "hostNetwork" not in pod
     else:
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
-        # What `launch.hosts.processes` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
+        # What `launch.hosts.find` reads; Kubernetes itself sets JOB_COMPLETION_INDEX.
         env = {one["name"]: one["value"] for one in container["env"]}
         parser = argparse.ArgumentParser()
-        multihost.add_flags(parser)
-        place = multihost.find(parser.parse_args([]), env | {"JOB_COMPLETION_INDEX": "3"})
+        find.add_flags(parser)
+        process = find.find(parser.parse_args([]), env | {"JOB_COMPLETION_INDEX": "3"})
         address = "st-moe-workers-0-0.st-moe:8476"
-        assert place == multihost.Place("environment", address, 16, 3)
+        assert process == find.Process("environment", address, 16, 3)
 
 
 def test_gke_slices_talk_past_the_network_of_pods(tmp_path):

@@ -9,8 +9,10 @@ import jax
 import pytest
 
 from configs.common import load
-from launch import doctor, machine
-from launch.machine import FAILED, GIB, NOTE, OK, Finding
+from launch.doctor import configuration, machine, measure, software
+from launch.doctor.machine import GIB
+from launch.doctor.report import FAILED, NOTE, OK, Finding, guarded
+from launch.hosts import find
 from tests.launch.hosts.simulated import ROOT, Hosts, environment
 from trainlib.errors import DataError, PeerLost
 
@@ -67,20 +69,20 @@ def test_two_machines_are_compared_and_measured_together(tmp_path):
     [("3.10.4", FAILED), ("3.11.0", OK), ("3.12.9", OK), ("3.13.1", NOTE), ("4.0.0", NOTE)],
 )
 def test_python_versions(version, state):
-    assert doctor.python_version(version).state == state
+    assert software.python_version(version).state == state
 
 
 def test_constraints_are_read_for_the_python_at_hand():
     text = (ROOT / "constraints.txt").read_text()
-    old, new = doctor.tested_versions(text, (3, 11)), doctor.tested_versions(text, (3, 12))
+    old, new = software.tested_versions(text, (3, 11)), software.tested_versions(text, (3, 12))
     assert old["jax"] == "0.10.2"
-    assert doctor._order(new["jax"]) > doctor._order(old["jax"])
+    assert software._order(new["jax"]) > software._order(old["jax"])
     assert old["orbax-checkpoint"] == new["orbax-checkpoint"]
-    assert set(doctor.PACKAGES) <= set(old)
+    assert set(software.PACKAGES) <= set(old)
 
 
 def test_the_lowest_versions_are_those_of_the_package():
-    assert doctor.lowest_versions()["jax"] == "0.10.2"
+    assert software.lowest_versions()["jax"] == "0.10.2"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_the_lowest_versions_are_those_of_the_package():
     ],
 )
 def test_versions_against_the_tested_range(version, tested, lowest, state):
-    assert doctor.compared("jax", version, tested, lowest).state == state
+    assert software.compared("jax", version, tested, lowest).state == state
 
 
 def test_a_disk_that_cannot_be_written(tmp_path, monkeypatch):
@@ -130,12 +132,12 @@ def test_checkpoints_are_those_kept_one_more_and_the_best():
     kept = {"checkpoint.keep": "4", "checkpoint.best": ""}
     config = load.from_flags("configs/resnet50.py:digits", kept).config
     plans = []
-    assert doctor.configuration(config, plans).state == OK
-    one = doctor.kept_bytes(plans[0]) / 5
+    assert configuration.planned(config, plans).state == OK
+    one = configuration.checkpoint_bytes(plans[0]) / 5
     # Weights, momentum and moving average in f32, beside small statistics.
     assert one == pytest.approx(12 * plans[0].abstract.param_count, rel=0.01)
     config.checkpoint.best = "top1"
-    assert doctor.kept_bytes(plans[0]) == 6 * one
+    assert configuration.checkpoint_bytes(plans[0]) == 6 * one
 
 
 MEMINFO = f"MemTotal: {64 * 2**20} kB\nMemAvailable: {48 * 2**20} kB\n"
@@ -182,9 +184,9 @@ def test_a_system_without_proc_says_how_much_memory_there_is(tmp_path):
 
 
 def test_an_accelerator_that_jax_does_not_use(monkeypatch):
-    assert doctor.devices().state == OK
-    monkeypatch.setattr(doctor.multihost, "has_tpu", lambda: True)
-    found = doctor.devices()
+    assert machine.devices().state == OK
+    monkeypatch.setattr(find, "has_tpu", lambda: True)
+    found = machine.devices()
     assert (found.state, found.code) == (FAILED, 74)
     assert "a TPU is in this machine and JAX does not use it" in found.text
 
@@ -193,16 +195,16 @@ def test_tpus_are_known_by_their_vendor(tmp_path):
     (tmp_path / "0000:00:04.0").mkdir()
     vendor = tmp_path / "0000:00:04.0" / "vendor"
     vendor.write_text("0x8086\n")
-    assert not doctor.multihost.has_tpu(tmp_path)
+    assert not find.has_tpu(tmp_path)
     vendor.write_text("0x1ae0\n")
-    assert doctor.multihost.has_tpu(tmp_path)
+    assert find.has_tpu(tmp_path)
 
 
 def test_a_device_that_computes_wrong_is_found(monkeypatch):
     """A matrix of ones times itself over its size is ones; a device that says 2 is refused."""
     true = jax.numpy.ones
     monkeypatch.setattr(jax.numpy, "ones", lambda shape, dtype: 2 * true(shape, dtype))
-    found = doctor.products(0.01)
+    found = measure.products(0.01)
     assert (found.state, found.code) == (FAILED, 74)
     assert "wrong result" in found.text
 
@@ -228,7 +230,7 @@ def test_errors_of_a_check_are_findings(error, code, words):
         yield Finding("first", OK, "fine")
         raise error
 
-    first, found = doctor.guarded("all-reduce", broken)
+    first, found = guarded("all-reduce", broken)
     assert first.state == OK
     assert (found.name, found.state, found.code, found.broken) == ("all-reduce", FAILED, code, True)
     assert found.text.startswith(words)
@@ -237,10 +239,10 @@ def test_errors_of_a_check_are_findings(error, code, words):
 def test_a_check_that_hangs_is_left_behind(tmp_path):
     """It is reported, and the process ends all the same, though its thread never does."""
     program = (
-        "import threading\nfrom launch import doctor\n"
-        "report = doctor.Report(False)\n"
-        "assert not report.add(doctor.guarded('devices', threading.Event().wait, 0.2))\n"
-        "report.close()\n"
+        "import threading\nfrom launch.doctor import report\n"
+        "printed = report.Report(False)\n"
+        "assert not printed.add(report.guarded('devices', threading.Event().wait, 0.2))\n"
+        "printed.close()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -21,18 +21,19 @@ sys.path.insert(0, str(ROOT))
 
 def main(argv):
     from launch import cli
-    from launch.hosts import processes as multihost
+    from launch.hosts.find import add_flags
+    from launch.hosts.run import run_on_all_hosts
     from trainlib.config import COMMON, from_schema, override
 
     parser = cli.parser("hosts", "")
-    multihost.add_flags(parser)
+    add_flags(parser)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--fault", default="-1:0:none")
     args, overrides = cli.parse(parser, argv)
     config = from_schema(COMMON)
     for key, value in overrides.items():
         override(config, key, value, "command line")
-    return multihost.run(args, config, lambda: train(args))
+    return run_on_all_hosts(args, config, lambda: train(args))
 
 
 def train(args):

@@ -1,64 +1,43 @@
-"""What `launch.doctor` finds out about a machine without JAX: memory, within the limits of a
-container, and the disk.
-"""
+"""The doctor's checks of the machine: memory within the limits of a container, disk and devices."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainlib.errors import ConfigError, StorageError
+from launch.doctor.report import FAILED, MACHINE, NOTE, OK, Finding
+from launch.hosts import find, start
+from trainlib.errors import ConfigError
 from trainlib.files import create
 
-OK, NOTE, FAILED = "ok", "note", "FAILED"
 GIB = 2**30
-MACHINE = StorageError.exit_code  # exit code of a disk, memory or device that fails
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-      name: of the check.
-      state: OK, NOTE (works, but look at it) or FAILED.
-      text: one line with figures.
-      code: exit code that a failure means.
-      broken: whether the check itself failed or did not end, and what builds on it is left out.
-    """
-
-    name: str
-    state: str
-    text: str
-    code: int = ConfigError.exit_code
-    broken: bool = False
 
 
 def memory(root: Path = Path("/")) -> Iterator[Finding]:
     """Host memory that is free, within the limits of a container, and shared memory for workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = root / "proc/meminfo"
-    if not told.exists():  # a Mac
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():  # a Mac
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         text = f"{total / GIB:.1f} GiB in all, {cores} cores; this system does not say what is free"
         yield Finding("host memory", NOTE, text)
         return
-    kib = {m[0]: int(m[1]) for m in re.findall(r"^(\w+):\s+(\d+) kB", told.read_text(), re.M)}
+    kib = {m[0]: int(m[1]) for m in re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.M)}
     free, total = kib["MemAvailable"] * 1024, kib["MemTotal"] * 1024
     for limit, used in container_limits(root):
         free, total = min(free, max(0, limit - used)), min(total, limit)
     text = f"{free / GIB:.1f} GiB free of {total / GIB:.1f}, {cores} cores"
     state = FAILED if free < GIB else NOTE if free < 4 * GIB else OK
     yield Finding("host memory", state, text, MACHINE)
-    place = root / "dev/shm"
-    shared = shutil.disk_usage(place) if place.exists() else None
+    folder = root / "dev/shm"
+    shared = shutil.disk_usage(folder) if folder.exists() else None
     if shared is None or shared.free < GIB // 4:
         size = "none" if shared is None else f"{shared.free / GIB:.2f} GiB free"
         text = f"{size}: data workers need more (docker run --shm-size=8g), or data.workers=0"
@@ -71,8 +50,9 @@ def container_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
     What is used is taken as Docker and Kubernetes do: without file pages that could be dropped.
     """
     groups = root / "sys/fs/cgroup"
-    own = root / "proc/self/cgroup"
-    lines = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
+    listing = root / "proc/self/cgroup"
+    text = listing.read_text() if listing.exists() else ""
+    lines = [line.split(":", 2) for line in text.splitlines()]
     # Version 2: one tree, "0::/path". Version 1: a tree for each controller, "4:memory:/path".
     v2 = groups, "memory.max", "memory.current", "inactive_file"
     v1 = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
@@ -81,12 +61,12 @@ def container_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
         below = [path for _, names, path in lines if names == key] or ["/"]
         folder = top / below[0].lstrip("/")
         # In a container the path may be the one outside, which is not there; the top always is.
-        for place in dict.fromkeys([folder, *folder.parents]):
-            if place.is_relative_to(top) and (place / limit).exists():
-                bound = (place / limit).read_text().strip()
+        for group in dict.fromkeys([folder, *folder.parents]):
+            if group.is_relative_to(top) and (group / limit).exists():
+                bound = (group / limit).read_text().strip()
                 if bound.isdigit():
-                    stat = re.search(rf"^{cache} (\d+)$", (place / "memory.stat").read_text(), re.M)
-                    taken = int((place / used).read_text()) - (int(stat[1]) if stat else 0)
+                    stat = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.M)
+                    taken = int((group / used).read_text()) - (int(stat[1]) if stat else 0)
                     yield int(bound), taken
 
 
@@ -98,10 +78,10 @@ def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:
       need: bytes of checkpoints to come, those already there included; 0: unknown.
       probe: bytes.
     """
-    place = workdir.absolute()
-    while not place.is_dir():
-        place = place.parent
-    path = place / f".doctor.{socket.gethostname()}.{os.getpid()}"
+    folder = workdir.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    path = folder / f".doctor.{socket.gethostname()}.{os.getpid()}"
     began = time.monotonic()
     try:
         with os.fdopen(create(path), "wb") as file:
@@ -110,12 +90,12 @@ def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:
             os.fsync(file.fileno())
         seconds = time.monotonic() - began
     except OSError as error:
-        text = f"{place} cannot be written: {error.strerror}"
+        text = f"{folder} cannot be written: {error.strerror}"
         return Finding("disk", FAILED, text, MACHINE)
     finally:
         path.unlink(missing_ok=True)
-    free = shutil.disk_usage(place).free
-    text = f"{free / GIB:.0f} GiB free in {place}, writes {probe / 1e6 / seconds:,.0f} MB/s"
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GIB:.0f} GiB free in {folder}, writes {probe / 1e6 / seconds:,.0f} MB/s"
     there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
     missing = max(0, need - there)
     if need:
@@ -125,3 +105,39 @@ def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:
         text += f": {math.ceil((missing - free) / GIB):,} GiB too few (checkpoint.keep)"
     state = FAILED if free < max(GIB, missing) else NOTE if free < 10 * GIB else OK
     return Finding("disk", state, text, MACHINE)
+
+
+def devices() -> Finding:
+    """What JAX sees; a machine with an accelerator that JAX does not use is a failure."""
+    import jax
+
+    there = "a TPU" if find.has_tpu() else "a GPU" if nvidia() else ""
+    try:
+        start.devices()
+    except ConfigError as error:
+        code = MACHINE if there else error.exit_code
+        return Finding("devices", FAILED, str(error), code, broken=True)
+    first, count = jax.devices()[0], jax.device_count()
+    text = f"{count} x {first.device_kind}, {jax.local_device_count()} of them here"
+    if jax.process_count() > 1:
+        text += f", {jax.process_count()} processes"
+    stats = first.memory_stats() if first.process_index == jax.process_index() else None
+    if stats and "bytes_limit" in stats:
+        text += f", {stats['bytes_limit'] / GIB:.1f} GiB each"
+    if first.platform == "cpu" and there:
+        text += f"; {there} is in this machine and JAX does not use it"
+        return Finding("devices", FAILED, text, MACHINE)
+    return Finding("devices", OK, text)
+
+
+def nvidia() -> list[tuple[str, str]]:
+    """(name, driver version) of each GPU that the driver knows; empty without one."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    pairs = (line.split(", ") for line in done.stdout.splitlines() if ", " in line)
+    return [(name, driver) for name, driver in pairs]
