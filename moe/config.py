@@ -21,8 +21,7 @@ from moe.routing.config import RoutingConfig
 from moe.start import subsets
 from trainlib import config as config_lib
 from trainlib.keys import choice, fit, key, number, text, whole
-from trainlib.step import optimizers as optim
-from trainlib.step import schedules
+from trainlib.step import optimizers, schedules
 
 # Dense matrices split over the rows of the mesh (fsdp) or whole on each row, as in the paper.
 RULES = {"fsdp": "data", "zero": None, "replicated": None}
@@ -112,7 +111,7 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **config_lib.prefixed("data", data_defaults()),
         **config_lib.prefixed("finetune", subsets.defaults()),
         **config_lib.prefixed("decoding", config_lib.dataclass_schema(Decoding)),
-        **config_lib.prefixed("optimizer", optim.defaults()),
+        **config_lib.prefixed("optimizer", optimizers.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),
     }
 

@@ -25,9 +25,9 @@ from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate, platform
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state_lib
+from trainlib.step.optimizers import make_optimizer, trained_names
 from trainlib.step.train_state import TrainState, state_shardings
 
 
@@ -122,8 +122,8 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     options = dict(config.optimizer.items())
     subset = config.finetune.train, config.finetune.router_with_moe
     options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)
-    trained = frozenset(optim.trained_names(options, abstract.params))
-    optimizer = optim.make_optimizer(options, schedule, abstract.params, config_lib.STACKED_AXES)
+    trained = frozenset(trained_names(options, abstract.params))
+    optimizer = make_optimizer(options, schedule, abstract.params, config_lib.STACKED_AXES)
     slot_rules = config_lib.slot_rules(config)
     shardings = state_shardings(
         abstract, optimizer, mesh, rules, with_ema=False, slot_rules=slot_rules

@@ -12,9 +12,9 @@ from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_parts, batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
+from trainlib.step.optimizers import make_optimizer
 from vitattn import config as config_lib
 from vitattn import papers
 from vitattn.classification import objective as classify
@@ -72,7 +72,7 @@ def test_builds_and_cites_exactly_what_it_is(stem, variant):
     config_lib.check(config, batch_parts(config_lib.sharding_rules(config), make_mesh()))
     schedule = schedules.make_schedule(config.schedule, config.steps)
     abstract = nn.abstract(build(config.model))
-    optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    make_optimizer(config.optimizer, schedule, abstract.params)
     assert sum(params_by_part(abstract).values()) == abstract.param_count
     if not variant and stem in EXPECTED:
         assert abstract.param_count == EXPECTED[stem]
@@ -179,7 +179,7 @@ def test_a_step_on_digits(stem):
     mesh, rules = make_mesh(devices=jax.devices()[:1]), config_lib.sharding_rules(config)
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state.state_shardings(abstract, optimizer, mesh, rules, with_ema=True)
     first = jax.device_put(drawn(state.abstract_state(abstract, optimizer, shardings)), shardings)
     before = {name: np.array(value) for name, value in first.params.items()}

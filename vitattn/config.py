@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 from trainlib import config as config_lib
 from trainlib import patterns
 from trainlib.keys import choice, fit, key, number, text, whole
-from trainlib.step import optimizers as optim
-from trainlib.step import schedules
+from trainlib.step import optimizers, schedules
 
 RULES = {
     "replicated": {"conv_in": None, "features": None},
@@ -112,7 +111,7 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **GENERAL,
         **config_lib.prefixed("model", model_schema(values or {})),
         **config_lib.prefixed("data", data_defaults()),
-        **config_lib.prefixed("optimizer", optim.defaults()),
+        **config_lib.prefixed("optimizer", optimizers.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),
     }
 

@@ -19,9 +19,9 @@ from trainlib.model import weights as nn_lib
 from trainlib.run.progress import summary
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
+from trainlib.step.optimizers import make_optimizer
 from vitattn import config as config_lib
 from vitattn.classification import objective as classify
 from vitattn.data import eval_batches, make_source
@@ -162,7 +162,7 @@ def weight_shardings(
 ) -> state.TrainState:
     """Shardings of the state that this configuration trains."""
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     return state.state_shardings(abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay))
 
 

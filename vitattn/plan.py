@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from trainlib.model import weights as nn
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state_lib
+from trainlib.step.optimizers import make_optimizer, trained_names
 from trainlib.step.train_state import TrainState
 from vitattn import config as config_lib
 from vitattn.classification import objective as classify
@@ -77,7 +77,7 @@ class Plan:
             seed=config.seed,
             microbatches=config.microbatches,
             ema_decay=config.ema_decay,
-            trained=optim.trained_names(config.optimizer, self.abstract.params),
+            trained=trained_names(config.optimizer, self.abstract.params),
         )
         return step.compile_step(made, self.shardings, self.mesh, self.rules)
 
@@ -98,7 +98,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     config_lib.check(config, batch_parts(rules, mesh))
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state_lib.state_shardings(
         abstract,
         optimizer,

@@ -17,9 +17,9 @@ from trainlib.errors import run_command
 from trainlib.model import weights as nn
 from trainlib.run import run
 from trainlib.sharding.mesh import make_mesh
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules
 from trainlib.step import train_state as state_lib
+from trainlib.step.optimizers import make_optimizer
 from vitattn import config as config_lib
 from vitattn import predict as vision
 from vitattn.data import eval_batches, make_source
@@ -37,7 +37,7 @@ def saved(tmp_path_factory):
     config = load.from_flags(TINY[0].removeprefix("--config="), overrides).config
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     mesh, rules = make_mesh(), config_lib.sharding_rules(config)
     shardings = state_lib.state_shardings(abstract, optimizer, mesh, rules, with_ema=True)
     rng = np.random.default_rng(0)

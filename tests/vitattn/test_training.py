@@ -16,9 +16,9 @@ from trainlib.profiling import compilations
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
+from trainlib.step.optimizers import make_optimizer
 from vitattn import config as config_lib
 from vitattn.classification import objective as classify
 from vitattn.data import make_source, train_batches
@@ -50,7 +50,7 @@ def series(mesh, **changes) -> tuple[list[float], list[str]]:
     rules = config_lib.sharding_rules(config)
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state.state_shardings(
         abstract,
         optimizer,

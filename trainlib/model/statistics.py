@@ -10,7 +10,7 @@ of all microbatches and moves the running mean and variance once,
 after n updates, with the variance unbiased (N / (N - 1)) as in the papers' TensorFlow. The first
 update has the share 1, so nothing is left of the 0 and 1 that statistics start as: what is stored
 is at all times an average of batches, to be used as it is. While the weights change quickly it
-forgets quickly, as the average of weights does (`optim.ema_update`), whatever the decay; from
+forgets quickly, as the average of weights does (`trainlib.step.ema`), whatever the decay; from
 n = 10 decay / (1 - decay) on (90 updates at 0.9, 990 at 0.99) it is the plain average.
 
 The counts of updates, i32 [S] in the order of `layers`, begin at 1; 0 says that nobody counted

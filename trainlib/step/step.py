@@ -24,7 +24,7 @@ from trainlib.model.statistics import Moments
 from trainlib.model.weights import Arrays
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.rules import Rules, batch_sharding
-from trainlib.step.optimizers import ema_update
+from trainlib.step.ema import ema_update
 from trainlib.step.train_state import TrainState
 
 Batch = dict[str, jax.Array]

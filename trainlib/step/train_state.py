@@ -15,7 +15,7 @@ from trainlib.model import statistics
 from trainlib.model import weights as nn
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.sharding.rules import Rules, resolve_specs
-from trainlib.step import optimizers as optim
+from trainlib.step.slots import slot_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +67,7 @@ def state_shardings(
         step=whole,
         params=params,
         model_state=model_state,
-        opt_state=optim.slot_shardings(slots, abstract.params, places, mesh),
+        opt_state=slot_shardings(slots, abstract.params, places, mesh),
         ema={**params, **model_state} if with_ema else {},
         skipped=whole,
         counts=whole if statistics.layers(model_state) else (),

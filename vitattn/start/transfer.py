@@ -34,7 +34,7 @@ from trainlib.errors import CheckpointError, shown
 from trainlib.model import statistics
 from trainlib.model import weights as nn
 from trainlib.run.progress import summary
-from trainlib.step import optimizers as optim
+from trainlib.step import optimizers
 from trainlib.step.train_state import TrainState
 from vitattn.labels import class_names, matching
 
@@ -86,7 +86,7 @@ def match(
     kinds = ("ema/",) if averaged else ("params/", "model_state/")
     there = {n.partition("/")[2]: n for n in stored if n.startswith(kinds)}
     budget = [patterns.BUDGET]
-    anew = set().union(*(optim.matching("init_new", p, list(specs), budget) for p in init_new))
+    anew = set().union(*(optimizers.matching("init_new", p, list(specs), budget) for p in init_new))
     plan, wrong = Plan({}, {}, {}, [n for n in there if n not in specs]), []
     for name, spec in specs.items():
         source = there.get(name, "")

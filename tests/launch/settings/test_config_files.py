@@ -14,7 +14,7 @@ from tests.launch.commands import ROOT, run
 from trainlib import patterns
 from trainlib.config import flatten, to_json
 from trainlib.errors import ConfigError, run_command
-from trainlib.step import optimizers as optim
+from trainlib.step.optimizers import matching
 
 DIGITS = ROOT / "configs" / "aa_resnet50.py"
 PAIRS = {"family": "vitattn", "steps": 7, "optimizer.momentum": 0.5}
@@ -202,7 +202,7 @@ def test_a_pattern_of_a_stranger_takes_no_time(tmp_path, key):
     names = [f"conv2_x.{'c' * 100}.{n}.kernel" for n in range(20)]
     budget = [patterns.BUDGET]
     with pytest.raises(ConfigError, match="matches none of the 20 weights"):
-        optim.matching(key, pattern, names, budget)
+        matching(key, pattern, names, budget)
     assert budget[0] > 0.99 * patterns.BUDGET
     assert len(flatten(config)[key]) == 1
 

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from trainlib.errors import ConfigError
 from trainlib.model.weights import Spec
-from trainlib.step import optimizers as optim
-from trainlib.step.optimizers import ema_update, make_optimizer, slot_shardings
+from trainlib.step.ema import ema_update
+from trainlib.step.optimizers import defaults, make_optimizer, trained_names
+from trainlib.step.slots import slot_shardings
 
 RATES = np.array([0.1, 0.05, 0.2, 0.1, 0.02, 0.1])
 SHAPES = {
@@ -321,7 +322,7 @@ def test_frozen_weights_keep_negative_zero_and_nan():
 def test_gradients_of_frozen_weights_may_be_left_out():
     config = {"frozen": ["stem"]}
     whole, _ = train(config, gradients())
-    trained = optim.trained_names(config, specs())
+    trained = trained_names(config, specs())
     assert trained == {"norm.scale", "head.kernel", "head.bias"}
     part, _ = train(
         config, [{n: g for n, g in grad.items() if n in trained} for grad in gradients()]
@@ -484,4 +485,4 @@ def test_ema_moves_by_steps_far_below_the_precision_of_the_decay():
 
 
 def test_every_option_has_a_one_line_meaning():
-    assert all(doc and "\n" not in doc for _, doc in optim.defaults().values())
+    assert all(doc and "\n" not in doc for _, doc in defaults().values())

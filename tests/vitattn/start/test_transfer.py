@@ -15,9 +15,9 @@ from trainlib.model import statistics
 from trainlib.model import weights as nn
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from trainlib.step import optimizers as optim
 from trainlib.step import schedules, step
 from trainlib.step import train_state as state
+from trainlib.step.optimizers import make_optimizer, trained_names
 from vitattn import config as config_lib
 from vitattn.classification import objective as classify
 from vitattn.labels import class_names
@@ -52,7 +52,7 @@ def made(config, devices=1, seed=0):
     rules = config_lib.sharding_rules(config)
     abstract = nn.abstract(build(config.model))
     schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = optim.make_optimizer(config.optimizer, schedule, abstract.params)
+    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state.state_shardings(
         abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
     )
@@ -223,7 +223,7 @@ def test_frozen_weights_do_not_move_and_have_no_slots():
     config.model.zero_init = False
     config.schedule.warmup_steps = 0
     abstract, optimizer, shardings, first, place = made(config)
-    trained = optim.trained_names(config.optimizer, abstract.params)
+    trained = trained_names(config.optimizer, abstract.params)
     still = set(abstract.params) - trained
     assert still
     assert {n.split(".")[0] for n in still} == {"stem", "conv2_x", "conv3_x"}
