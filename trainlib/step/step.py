@@ -119,8 +119,8 @@ def make_train_step(
         the statistics of this piece, which is another function. Running statistics move once, by
         those of all pieces together.
       ema_decay: decay of the moving average of weights; 0 turns it off.
-      trained: names of the weights that learn (`optim.trained_names`); None is all. The others are
-        not differentiated: what lies before the first trained weight has no backward pass, and
+      trained: names of the weights that learn (`optimizers.trained_names`); None is all. The others
+        are not differentiated: what lies before the first trained weight has no backward pass, and
         `grad_norm` does not count them. Running statistics are no weights: those of frozen parts
         follow the batches as ever.
 
