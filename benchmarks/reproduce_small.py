@@ -129,8 +129,14 @@ def plot(data: str, results: list[dict[str, Any]], folder: Path) -> Path:
         found, colour = of_kind(results, kind), f"C{place}"
         steps = [step for step, _ in found[0]["curve"]]
         by_step = list(zip(*([100 * v for _, v in r["curve"]] for r in found), strict=True))
-        curves.plot(steps, [statistics.mean(v) for v in by_step], "o-", color=colour,
-                    markersize=3, label=TITLES[kind])  # fmt: skip
+        curves.plot(
+            steps,
+            [statistics.mean(v) for v in by_step],
+            "o-",
+            color=colour,
+            markersize=3,
+            label=TITLES[kind],
+        )
         lows, highs = [min(v) for v in by_step], [max(v) for v in by_step]
         curves.fill_between(steps, lows, highs, color=colour, alpha=0.2)
         last = [100 * result["top1"] for result in found]

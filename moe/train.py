@@ -308,12 +308,16 @@ def report(
     pictures = curves(workdir), plots.expert_load(workdir, loads)
     speed = progress.average().examples_per_second or 0.0
     tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
-    measured = {
-        **dict(evaluate.table(result)),
-        **dict(evaluate.part_rows(result)),
-        **dict(tasks_lib.flat_rows(result, config)),
-        **dict(evaluate.router_rows(result, plan)),
-    } if result else {"evaluation": "none: data.holdout=0 holds nothing out"}  # fmt: skip
+    measured = (
+        {
+            **dict(evaluate.table(result)),
+            **dict(evaluate.part_rows(result)),
+            **dict(tasks_lib.flat_rows(result, config)),
+            **dict(evaluate.router_rows(result, plan)),
+        }
+        if result
+        else {"evaluation": "none: data.holdout=0 holds nothing out"}
+    )
     rows = {
         **measured,
         "time": f"{duration(seconds)} for {steps} steps",

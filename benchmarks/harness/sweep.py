@@ -47,8 +47,9 @@ def _compare(run: Run) -> None:
     stored = load.of_workdir(run.workdir, {})
     changes = differences(flatten(stored), flatten(run.config))
     if changes:
-        lines = "; ".join(f"{key}: {old!r} there, {new!r} asked for"
-                          for key, (old, new) in changes.items())  # fmt: skip
+        lines = "; ".join(
+            f"{key}: {old!r} there, {new!r} asked for" for key, (old, new) in changes.items()
+        )
         raise ConfigError(
             f"{run.workdir} holds a run of another configuration ({lines}), which is not compared "
             "with the others. Give an empty folder with --runs=DIR, set these keys as they are "

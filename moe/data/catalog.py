@@ -322,10 +322,17 @@ def _open(config: Any, source: str, split: str, vocabulary: Vocabulary) -> Windo
                 "data.); training then starts from there."
             )
         build(
-            directory, reader, vocabulary, shards=1, workers=0, private=True, replace=again,
-            title=f"{source} ({split})", max_bad_fraction=config.max_bad_fraction,
+            directory,
+            reader,
+            vocabulary,
+            shards=1,
+            workers=0,
+            private=True,
+            replace=again,
+            title=f"{source} ({split})",
+            max_bad_fraction=config.max_bad_fraction,
             report=print if large else lambda line: None,
-        )  # fmt: skip
+        )
         for line in Cache(directory).left_out():
             print(f"{source} ({split}): {line}", flush=True)
     cache = Cache(directory)

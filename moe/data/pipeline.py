@@ -93,9 +93,15 @@ def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:
 
 
 def _train_piece(
-    source: Source, lengths: _Lengths, seed: int, batch_size: int, start: int, stop: int,
-    batch: int, piece: int,
-) -> dict[str, Any]:  # fmt: skip
+    source: Source,
+    lengths: _Lengths,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    batch: int,
+    piece: int,
+) -> dict[str, Any]:
     positions = batch * batch_size + _piece_rows(start, stop, piece)
     epochs, records = source.locate(positions, seed)
     return _read(source, lengths, records, epochs, seed)

@@ -246,7 +246,11 @@ TASKS = (
         metric="cb",
     ),
     _task(
-        "copa", "COPA", _plain((0, 1)), _classes("copa", _COPA_TEXT, _COPA), _COPA,
+        "copa",
+        "COPA",
+        _plain((0, 1)),
+        _classes("copa", _COPA_TEXT, _COPA),
+        _COPA,
     ),
     _task("multirc", "MultiRC", _multirc_records, _multirc_text, FALSE_TRUE, metric="multirc"),
     _task("record", "ReCoRD", _record_records, _record_text, metric="record", answer="answers"),
@@ -264,9 +268,7 @@ TASKS = (
         _classes("wic", _WIC_TEXT, FALSE_TRUE),
         FALSE_TRUE,
     ),
-    _task(
-        "wsc", "WSC", _wsc_records, _wsc_text, metric="wsc", tfds="super_glue/wsc.fixed:1.0.2"
-    ),
+    _task("wsc", "WSC", _wsc_records, _wsc_text, metric="wsc", tfds="super_glue/wsc.fixed:1.0.2"),
     _task(
         "dpr",
         "DPR",
@@ -298,4 +300,4 @@ TASKS = (
         files={TEST: "AX-g.jsonl"},
         tfds_splits={TEST: TEST},
     ),
-)  # fmt: skip
+)

@@ -11,8 +11,14 @@ from trainlib.sharding.mesh import make_mesh
 from vitattn import plan, train
 
 # One block a stage and half of the width compile sooner; everything else is as shipped.
-SHORT = ("--seeds=1", "--steps=1", "--config.model.blocks=1,1,1,1", "--config.model.width=0.125",
-         "--config.schedule.warmup_steps=0", "--config.data.workers=0")  # fmt: skip
+SHORT = (
+    "--seeds=1",
+    "--steps=1",
+    "--config.model.blocks=1,1,1,1",
+    "--config.model.width=0.125",
+    "--config.schedule.warmup_steps=0",
+    "--config.data.workers=0",
+)
 
 # Each network is compiled twice.
 pytestmark = pytest.mark.slow

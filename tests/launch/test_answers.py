@@ -247,8 +247,9 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
         answers = line["predictions"]
         assert len(answers) == 3 or len(answers) == sum(not a["unfinished"] for a in answers) >= 1
         assert (answers[0]["text"], answers[0]["unfinished"]) == (
-            line["prediction"], line["unfinished"],
-        )  # fmt: skip
+            line["prediction"],
+            line["unfinished"],
+        )
         ranks = [answer["rank_score"] for answer in answers]
         assert ranks == sorted(ranks, reverse=True)
         assert all(answer["score"] <= answer["rank_score"] <= 0 for answer in answers)
@@ -310,10 +311,13 @@ def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsy
     """Ten files; an answer for each line of the test files, with its number, in its own form."""
     flags = [f"--workdir={saved}", f"--write_predictions={tmp_path / 'board'}"]
     code, out, error = outcome(
-        capsys, evaluate, *flags,
-        "--config.data.source=sample:superglue,diagnostics", "--config.evaluation.split=test",
+        capsys,
+        evaluate,
+        *flags,
+        "--config.data.source=sample:superglue,diagnostics",
+        "--config.evaluation.split=test",
         "--json",
-    )  # fmt: skip
+    )
     assert code == 0, error
     assert "no submission" not in out
     assert "no published answers" in out
@@ -382,8 +386,12 @@ def test_answers_after_a_kill_are_those_without_one(saved, texts, tmp_path, caps
     for path in (resumed, whole):
         done = subprocess.run(
             command("predict", *flags, f"--output={path}"),
-            cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=kept,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         assert ("going on after" in done.stdout) == (path == resumed)
     assert resumed.read_text() == whole.read_text()

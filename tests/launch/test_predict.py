@@ -139,9 +139,14 @@ def test_attention_is_drawn_for_each_image_and_layer(saved, digits, capsys, monk
     (tmp_path / "names").write_text("".join(f"digit {n}\n" for n in range(10)))
     images = [str(digits[0] / name) for name in ("00.png", "07.png")]
     code, out, error = outcome(
-        capsys, *images, f"--workdir={saved[0]}", f"--class_names={tmp_path / 'names'}",
-        f"--attention={tmp_path / 'out.png'}", f"--layers=conv3_x,{LAYER}", "--query=0,5",
-    )  # fmt: skip
+        capsys,
+        *images,
+        f"--workdir={saved[0]}",
+        f"--class_names={tmp_path / 'names'}",
+        f"--attention={tmp_path / 'out.png'}",
+        f"--layers=conv3_x,{LAYER}",
+        "--query=0,5",
+    )
     assert code == 0, error
     assert "step 3" in out
     assert out.count("%  digit ") == 10

@@ -102,9 +102,11 @@ def test_mixtures_prepare_each_part(run, tmp_path):
     source = text(tmp_path, good=b"text " * 50)
     folder = source.partition("=")[2]
     code, _, _ = run(
-        "--config.data.source=mixture", "--split=train", "--config.data.holdout=0",
+        "--config.data.source=mixture",
+        "--split=train",
+        "--config.data.holdout=0",
         f"--config.data.parts=(('pydoc',0.75),('{folder}',0.25))",
-    )  # fmt: skip
+    )
     assert code == 0
     assert len(caches(tmp_path)) == 2
 

@@ -43,7 +43,7 @@ def _run(words: str, redirected: str) -> subprocess.CompletedProcess[str]:
         ("open('/proc/none', 'w')", "", 1, "Traceback"),
         ("raise OSError(30, 'Read-only file system', 'a\\x1b[31m')", "", 74, "a\\x1b[31m"),
     ],
-)  # fmt: skip
+)
 def test_streams_that_are_closed_or_full_leave_the_exit_code(words, redirected, exit_code, said):
     done = _run(words, redirected)
     assert done.returncode == exit_code, done.stderr

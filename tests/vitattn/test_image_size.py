@@ -152,10 +152,15 @@ def test_a_run_on_images_that_are_no_squares_to_the_end(tmp_path, capsys, monkey
     folder(tmp_path / "data")
     run, model = tmp_path / "run", (16, 24)
     flags = (
-        f"--workdir={run}", "--config.model.image_size=16,24", "--config.data.augment=inception",
-        f"--config.data.source=folder:{tmp_path / 'data'}", "--config.model.num_classes=2",
-        "--config.batch_size=8", "--config.data.workers=0", "--config.schedule.warmup_steps=0",
-    )  # fmt: skip
+        f"--workdir={run}",
+        "--config.model.image_size=16,24",
+        "--config.data.augment=inception",
+        f"--config.data.source=folder:{tmp_path / 'data'}",
+        "--config.model.num_classes=2",
+        "--config.batch_size=8",
+        "--config.data.workers=0",
+        "--config.schedule.warmup_steps=0",
+    )
     out = said(capsys, train.main, *TINY, *flags, "--config.steps=2").out
     assert "17 training and 16 evaluation images" in out
     assert "1 .heic, not the suffix of an image that is read (such as train/bee/raw.HEIC)" in out
@@ -170,9 +175,14 @@ def test_a_run_on_images_that_are_no_squares_to_the_end(tmp_path, capsys, monkey
     monkeypatch.setattr(vision.plots, "attention_picture", lambda *args: seen.append(args))
     images = (tmp_path / "data" / "val" / "ant" / "0.jpg", tmp_path / "data" / "train" / "ant")
     out = said(
-        capsys, predict.main, f"--workdir={run}", *images, "--json", "--query=15,23",
+        capsys,
+        predict.main,
+        f"--workdir={run}",
+        *images,
+        "--json",
+        "--query=15,23",
         f"--attention={tmp_path / 'a.png'}",
-    ).out  # fmt: skip
+    ).out
     answers = [json.loads(line) for line in out.splitlines()]
     assert len(answers) == 10
     assert answers[-1]["image"].endswith("caf\\xe9.jpg")

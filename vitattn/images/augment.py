@@ -161,9 +161,13 @@ def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> 
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     x, y = image.width / 2, image.height / 2
     matrix = (
-        cos, sin, x - cos * (x + across) - sin * (y + down),
-        -sin, cos, y + sin * (x + across) - cos * (y + down),
-    )  # fmt: skip
+        cos,
+        sin,
+        x - cos * (x + across) - sin * (y + down),
+        -sin,
+        cos,
+        y + sin * (x + across) - cos * (y + down),
+    )
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 

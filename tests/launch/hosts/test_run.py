@@ -255,8 +255,14 @@ def test_a_port_that_is_taken_is_an_error(tmp_path):
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         address = f"--coordinator=127.0.0.1:{taken.getsockname()[1]}"
         done = run(
-            "train", *TINY, f"--workdir={tmp_path}", address, "--processes=2", "--process=0",
-            cache=tmp_path, **{k: v for k, v in environment().items() if k == "XLA_FLAGS"},
-        )  # fmt: skip
+            "train",
+            *TINY,
+            f"--workdir={tmp_path}",
+            address,
+            "--processes=2",
+            "--process=0",
+            cache=tmp_path,
+            **{k: v for k, v in environment().items() if k == "XLA_FLAGS"},
+        )
     assert done.returncode == 64
     assert "another program uses it" in " ".join(done.stderr.split())

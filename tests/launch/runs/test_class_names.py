@@ -185,7 +185,7 @@ def test_the_best_step_is_named_and_taken(trained, tell, tmp_path):
     code, _, text = tell(
         export.main, f"--workdir={copy}", "--format=safetensors", f"--out={tmp_path / 'x'}",
         "--step=best", "--part=0/2",
-    )  # fmt: skip
+    )
     assert (code, "needs --step=N" in text) == (64, True)
 
 

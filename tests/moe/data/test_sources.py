@@ -67,9 +67,11 @@ def test_language_models_read_documents_each_with_its_end(
     monkeypatch.setattr(catalog, "_SHARD_BYTES", 90)
     texts = [chr(97 + n) * size for n, size in enumerate((40, 1, 7, 16, 30, 2))]
     config = data_config(
-        source=text_folder(tmp_path / "d", texts), holdout=0.0, objective="language_model",
+        source=text_folder(tmp_path / "d", texts),
+        holdout=0.0,
+        objective="language_model",
         decoder_length=9,
-    )  # fmt: skip
+    )
     vocabulary = make_vocabulary(config)
     reader = catalog.make_reader(config, config.source, "train", vocabulary)
     directory = catalog.cache_directory(config, config.source, "train", vocabulary)
@@ -243,8 +245,10 @@ def test_any_order_of_asking_gives_the_same_place(data_config, tmp_path):
 
 def test_rows_of_a_mixture_are_those_of_its_parts(data_config, tmp_path):
     source = mixture(data_config, tmp_path, (0.6, 0.4))
-    texts = ["".join(map(chr, np.asarray(original(row[0])) - 3))
-             for row in source.rows(np.arange(len(source)), None, 0)]  # fmt: skip
+    texts = [
+        "".join(map(chr, np.asarray(original(row[0])) - 3))
+        for row in source.rows(np.arange(len(source)), None, 0)
+    ]
     assert "".join(texts) == "a" * 40 + "b" * 90
 
 
@@ -393,9 +397,15 @@ def sentencepiece_model(path):
     sentencepiece = pytest.importorskip("sentencepiece")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["some plain words of text", "other words"] * 50),
-        model_prefix=str(path / "m"), vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        model_prefix=str(path / "m"),
+        vocab_size=40,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     return path / "m.model"
 
 
@@ -408,9 +418,15 @@ def test_what_decides_the_tokens_names_the_cache_and_nothing_else(data_config, m
 
     source = {"source": "jsonl:/data"}
     others = [place(), place("holdout"), place(extra_ids=50), place(**source)]
-    others += [place(**source, **change) for change in (
-        {"holdout": 0.5}, {"text_feature": "a"}, {"inputs_feature": "q"}, {"extra_ids": 50},
-    )]  # fmt: skip
+    others += [
+        place(**source, **change)
+        for change in (
+            {"holdout": 0.5},
+            {"text_feature": "a"},
+            {"inputs_feature": "q"},
+            {"extra_ids": 50},
+        )
+    ]
     others += [place("holdout", source="c4", eval_split=split) for split in ("validation", "test")]
     assert len(set(others)) == len(others)
     for same in (

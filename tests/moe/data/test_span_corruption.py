@@ -175,9 +175,13 @@ def test_too_few_sentinels():
 
 @pytest.mark.parametrize(
     ("density", "span", "length", "key"),
-    [(0.0, 3.0, 512, "noise_density"), (1.0, 3.0, 512, "noise_density"),
-     (0.15, 0.5, 512, "mean_span"), (0.15, 3.0, 2, "encoder_length")],
-)  # fmt: skip
+    [
+        (0.0, 3.0, 512, "noise_density"),
+        (1.0, 3.0, 512, "noise_density"),
+        (0.15, 0.5, 512, "mean_span"),
+        (0.15, 3.0, 2, "encoder_length"),
+    ],
+)
 def test_impossible_settings(density, span, length, key):
     with pytest.raises(ConfigError, match=key):
         window_length(length, 114, 100, SpanCorruption(density, span, V))

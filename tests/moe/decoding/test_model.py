@@ -258,10 +258,17 @@ def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
     config, _, params = model
     mesh = make_mesh(*shape)
     rules = {
-        "batch": ("replica", "data", "model"), "rows": ("replica", "data"), "embed": "data",
-        "expert": "data" if shape[1] <= 4 else None, "heads": "model", "head": "model",
-        "mlp": "model", "vocab": "model", "table": "model", "expert_mlp": "model",
-    }  # fmt: skip
+        "batch": ("replica", "data", "model"),
+        "rows": ("replica", "data"),
+        "embed": "data",
+        "expert": "data" if shape[1] <= 4 else None,
+        "heads": "model",
+        "head": "model",
+        "mlp": "model",
+        "vocab": "model",
+        "table": "model",
+        "expert_mlp": "model",
+    }
     rules |= dict.fromkeys(
         ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
     )

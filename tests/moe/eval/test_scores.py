@@ -42,8 +42,9 @@ def test_free_answers_and_spans():
     ]
     # Exact by the second answer; "ann" of "ann lee": 2*1/(1+2).
     assert scores.score("record", queries, ["bob", "Ann"]) == {
-        "f1": pytest.approx(100 * (1 + 2 / 3) / 2), "em": 50.0
-    }  # fmt: skip
+        "f1": pytest.approx(100 * (1 + 2 / 3) / 2),
+        "em": 50.0,
+    }
     spans = [
         TextExample("w", ("Mark",), (0,), 1, answers=("Mark",)),
         TextExample("w", (), (1,), 0, answers=("Pete",)),

@@ -39,5 +39,6 @@ def test_a_mixture_takes_tasks_by_size_and_leaves_out_what_has_no_training_split
     found = seqio.get_mixture_or_task("sizes")
     # ReCoRD: 16 queries, one of them with two accepted answers, each a row.
     assert {t.name: found.get_rate(t) for t in found.tasks} == {
-        "st_moe_copa": 17, "st_moe_record": 17
-    }  # fmt: skip
+        "st_moe_copa": 17,
+        "st_moe_record": 17,
+    }

@@ -46,8 +46,9 @@ def test_buckets_are_t5s(bidirectional):
 def test_buckets_worked_by_hand():
     # Encoder: 16 buckets a side, 8 exact; 8 * 16^(k/8) is the start of bucket 8 + k: 16 -> 10,
     # 32 -> 12, 64 -> 14, and 128 would be 16 but the side ends at 15.
-    found = relative_buckets(np.array([0, -1, -7, -8, -16, -32, -64, -128, 1, 7, 16, 500]),
-                             bidirectional=True)  # fmt: skip
+    found = relative_buckets(
+        np.array([0, -1, -7, -8, -16, -32, -64, -128, 1, 7, 16, 500]), bidirectional=True
+    )
     np.testing.assert_array_equal(found, [0, 1, 7, 8, 10, 12, 14, 15, 17, 23, 26, 31])
     # Decoder: keys ahead share bucket 0 with the query itself (they are masked anyway).
     found = relative_buckets(np.array([5, 0, -15, -16, -127, -128]), bidirectional=False)

@@ -67,12 +67,16 @@ def test_the_stacks_have_places_of_their_own(small):
     ("blocks", "offset", "trees"),
     [
         (7, 1, {"dense": [[0], [3]], "sparse": [1, 4], "tail": [[2], [5]], "rest_dense": [[6]]}),
-        (5, 1, {"dense": [[0]], "sparse": [1], "tail": [[2]]}
-         | {"rest_dense": [[3]], "rest_sparse": [4]}),
+        (
+            5,
+            1,
+            {"dense": [[0]], "sparse": [1], "tail": [[2]]}
+            | {"rest_dense": [[3]], "rest_sparse": [4]},
+        ),
         (5, 0, {"sparse": [0], "tail": [[1, 2]], "rest_sparse": [3], "rest_tail": [[4]]}),
         (5, -1, {"dense": [[0, 1]], "sparse": [2], "rest_dense": [[3, 4]]}),
     ],
-)  # fmt: skip
+)
 def test_a_stack_may_end_inside_of_a_period(small, blocks, offset, trees):
     places = {"sparse_period": 3, "sparse_offset": offset, "partial_period": True}
     config = small(kind="encoder", encoder_blocks=blocks, **places)

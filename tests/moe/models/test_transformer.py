@@ -116,8 +116,10 @@ def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, te
     config = small(4, routing, kind="decoder", decoder_blocks=4, scan_layers=False)
     abstract, params = made(config)
     # The same router in both sparse blocks, and nothing beside it that changes what it sees.
-    params = {n: w if "router" in n else 0 * w if "down" in n or "out" in n else w
-              for n, w in params.items()}  # fmt: skip
+    params = {
+        n: w if "router" in n else 0 * w if "down" in n or "out" in n else w
+        for n, w in params.items()
+    }
     params["decoder.sparse.experts.router"][1] = params["decoder.sparse.experts.router"][0]
     batch = text(8)
 

@@ -332,8 +332,9 @@ def test_a_last_batch_has_no_empty_rows(config_of, monkeypatch):
     questions = [answerer.question("x" * (n + 1), n) for n in range(11)]
     assert list(answerer.answers({}, questions)) == [("AA", True)] * 11  # no end of sequence
     assert [batch["number"].tolist() for batch in asked] == [
-        [*range(8)], [8, 9, 10, 8, 9, 10, 8, 9]
-    ]  # fmt: skip
+        [*range(8)],
+        [8, 9, 10, 8, 9, 10, 8, 9],
+    ]
     assert asked[1]["encoder_segments"].sum(axis=1).tolist() == [10, 11, 12, 10, 11, 12, 10, 11]
 
 

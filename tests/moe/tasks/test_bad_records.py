@@ -222,8 +222,11 @@ def test_no_json_repeated_ids_and_absent_answers_are_named(folder):
     with pytest.raises(DataError) as error:
         supervised.load(config, "task:boolq", TRAIN)
     for part in (
-        "line 2 repeats the id 0 of", "line 3 is not JSON", "line 4 is no JSON object", "3 records"
-    ):  # fmt: skip
+        "line 2 repeats the id 0 of",
+        "line 3 is not JSON",
+        "line 4 is no JSON object",
+        "3 records",
+    ):
         assert part in str(error.value)
     article = json.loads(json.dumps(SQUAD))
     article["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "1812"

@@ -23,8 +23,12 @@ def command(module, *arguments):
     }
     done = subprocess.run(
         [sys.executable, "-m", f"launch.{module}", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -83,8 +83,12 @@ def test_every_byte_is_in_one_piece_and_one_split(tmp_path, monkeypatch, kind):
 def test_unusable_texts_are_named(tmp_path):
     path = folder(
         tmp_path / "data",
-        good=b"fine text\n", empty=b"", blank=b" \n\n\t", latin=b"caf\xe9 au lait", nul=b"a\x00b",
-    )  # fmt: skip
+        good=b"fine text\n",
+        empty=b"",
+        blank=b" \n\n\t",
+        latin=b"caf\xe9 au lait",
+        nul=b"a\x00b",
+    )
     documents = {doc.where: doc for doc in everything(TextFolder(path, 0.0, False))}
     unusable = {
         where.split("/")[-1]: doc.unusable for where, doc in documents.items() if doc.unusable
@@ -291,9 +295,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 # --------------------------------------------------------------------------- what lies in a folder
 def found_in(path, kind="text", holdout=0.0):
-    reader = TextFolder(str(path), holdout, False) if kind == "text" else Jsonl(
-        str(path), "text", "", holdout, False
-    )  # fmt: skip
+    reader = (
+        TextFolder(str(path), holdout, False)
+        if kind == "text"
+        else Jsonl(str(path), "text", "", holdout, False)
+    )
     return sorted(texts(reader)), reader.passed_over
 
 
@@ -516,7 +522,7 @@ def _tar(content):
         (gzip.compress(gzip.compress(_WORDS.encode())), "a gzip file in a gzip file"),
         (gzip.compress(b"PK\x03\x04 and more"), "a zip archive"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_text_under_its_name_or_in_gzip_is_named(tmp_path, content, why):
     (tmp_path / "a.txt").write_bytes(content)
     try:

@@ -35,9 +35,12 @@ def pieces(tmp_path_factory):
     text = "".join(doc.text["targets"] for doc in Pydoc(True).documents(0, 1))
     (folder / "corpus.txt").write_text(text)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), vocab_size=400,
-        minloglevel=2, **T5_IDS,
-    )  # fmt: skip
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "m"),
+        vocab_size=400,
+        minloglevel=2,
+        **T5_IDS,
+    )
     return f"sentencepiece:{folder}/m.model"
 
 
@@ -136,10 +139,13 @@ def register(name, examples, features=("targets",), vocabulary=None, preprocesso
         name,
         source=seqio.FunctionDataSource(dataset, splits=tuple(examples)),
         preprocessors=preprocessors
-        or [seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim],
+        or [
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
         output_features=dict.fromkeys(features, seqio.Feature(vocabulary)),
-    )  # fmt: skip
+    )
 
 
 PAIRS = {
@@ -227,12 +233,15 @@ def test_any_tfds_set(data_config, tmp_path, split):
 
     features = tfds.features.FeaturesDict({"body": tfds.features.Text()})
     tfds.dataset_builders.store_as_tfds_dataset(
-        name="mini", version="1.0.0", data_dir=str(tmp_path / "tfds"), features=features,
+        name="mini",
+        version="1.0.0",
+        data_dir=str(tmp_path / "tfds"),
+        features=features,
         split_datasets={
             "train": tf.data.Dataset.from_tensor_slices({"body": ["first", "second"]}),
             "validation": tf.data.Dataset.from_tensor_slices({"body": ["third"]}),
         },
-    )  # fmt: skip
+    )
     settings = {"dir": str(tmp_path / "tfds"), "text_feature": "body"}
     config = prepared(data_config, "tfds:mini:1.0.0", **settings)
     ids = make_source(config, split).cache.read(0, 99)
@@ -260,11 +269,15 @@ BROKEN = {
         "where a list of ids is needed",
     ),
     "dropped": (
-        {"preprocessors": [functools.partial(seqio.preprocessors.rekey, key_map={"x": "targets"}),
-                           seqio.CacheDatasetPlaceholder()]},
+        {
+            "preprocessors": [
+                functools.partial(seqio.preprocessors.rekey, key_map={"x": "targets"}),
+                seqio.CacheDatasetPlaceholder(),
+            ]
+        },
         "has x and no 'targets'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -69,9 +69,12 @@ def train_pieces(tmp_path_factory):
 
     def train(name, **ids):
         trainer.SentencePieceTrainer.train(
-            input=str(corpus), model_prefix=str(corpus.parent / name), vocab_size=150,
-            minloglevel=2, **ids,
-        )  # fmt: skip
+            input=str(corpus),
+            model_prefix=str(corpus.parent / name),
+            vocab_size=150,
+            minloglevel=2,
+            **ids,
+        )
         return corpus.parent / f"{name}.model"
 
     return train

@@ -28,9 +28,13 @@ def written(tmp_path_factory):
         "image": f.Image(shape=(4, 4, 3), encoding_format="png"),
         "label": f.ClassLabel(names=["cat", "dog"]),
         "type": f.Text(),  # a feature may be called like a key of the format
-        "inner": {"boxes": f.Sequence({"box": f.BBoxFeature(), "at": f.Tensor(shape=(2,),
-                  dtype=np.float32)}), "size": f.Scalar(np.int32)},
-    }  # fmt: skip
+        "inner": {
+            "boxes": f.Sequence(
+                {"box": f.BBoxFeature(), "at": f.Tensor(shape=(2,), dtype=np.float32)}
+            ),
+            "size": f.Scalar(np.int32),
+        },
+    }
 
     class Mini(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -99,10 +103,19 @@ def at(content, *path):
 
 
 FOREIGN = [
-    "evil.X", "evil.core.X", "os.path.X", "evil", f"{CORE}_evil.x.X", f"{CORE}.evil.X",
-    f"{CORE}.image_feature.Image.evil", f"{CORE}.image_feature_test.X", "évil.X", "",
-    "tensorflow_datasets.testing.X", f" {CORE}.image_feature.Image",
-]  # fmt: skip
+    "evil.X",
+    "evil.core.X",
+    "os.path.X",
+    "evil",
+    f"{CORE}_evil.x.X",
+    f"{CORE}.evil.X",
+    f"{CORE}.image_feature.Image.evil",
+    f"{CORE}.image_feature_test.X",
+    "évil.X",
+    "",
+    "tensorflow_datasets.testing.X",
+    f" {CORE}.image_feature.Image",
+]
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -137,14 +150,17 @@ HIDDEN = {
         "type": f"{CORE}.sequence_feature.Sequence",
         "content": {"length": None, "feature": {"type": "evil.X", "content": {}}},
     },
-    "text of protobuf": lambda c: LEGACY | {
-        "proto_cls": "tensorflow_datasets.FeaturesDict",
-        "content": json.dumps({"features": {"x": {"pythonClassName": "evil.X"}}}),
-    },
+    "text of protobuf": lambda c: (
+        LEGACY
+        | {
+            "proto_cls": "tensorflow_datasets.FeaturesDict",
+            "content": json.dumps({"features": {"x": {"pythonClassName": "evil.X"}}}),
+        }
+    ),
     "byte-order mark": lambda c: "\ufeff" + json.dumps(c | {"pythonClassName": "evil.X"}),
     "escaped": lambda c: json.dumps(c).replace(f"{CORE}.text_feature.Text", "\\u0065vil.X"),
     "in a list": lambda c: [c, {"type": "evil.X"}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -173,25 +189,50 @@ def test_the_same_of_a_language_model(place):
 
 DAMAGE = {
     "path of labels": (
-        lambda c: LEGACY | {"content": {"label": {
-            "type": f"{CORE}.class_label_feature.ClassLabel",
-            "content": {"names_file": "/dev/zero"}}}},
-        "features.json", "a file that TFDS would read"),
-    "twice": (lambda c: json.dumps(c)[:-1] + ', "pythonClassName": "evil.X"}', "features.json",
-              "twice"),
+        lambda c: (
+            LEGACY
+            | {
+                "content": {
+                    "label": {
+                        "type": f"{CORE}.class_label_feature.ClassLabel",
+                        "content": {"names_file": "/dev/zero"},
+                    }
+                }
+            }
+        ),
+        "features.json",
+        "a file that TFDS would read",
+    ),
+    "twice": (
+        lambda c: json.dumps(c)[:-1] + ', "pythonClassName": "evil.X"}',
+        "features.json",
+        "twice",
+    ),
     "no JSON": (lambda c: "{", "features.json", "not JSON"),
     "deep": (lambda c: "[" * 100_000, "features.json", "not JSON"),
     "other name": (lambda c: c.update(name="../../x"), "dataset_info.json", "which is no name"),
-    "template": (lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}"),
-                 "dataset_info.json", "which is no name"),
-    "absolute": (lambda c: c["splits"][0].update(filepathTemplate="/dev/zero"),
-                 "dataset_info.json", "which is no name"),
-    "negative": (lambda c: c["splits"][0].update(shardLengths=["-3"]), "dataset_info.json",
-                 "no number of records"),
-    "too many": (lambda c: c["splits"][0].update(shardLengths=[str(10**14)]), "dataset_info.json",
-                 "100,000,000,000,000 records"),
+    "template": (
+        lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}"),
+        "dataset_info.json",
+        "which is no name",
+    ),
+    "absolute": (
+        lambda c: c["splits"][0].update(filepathTemplate="/dev/zero"),
+        "dataset_info.json",
+        "which is no name",
+    ),
+    "negative": (
+        lambda c: c["splits"][0].update(shardLengths=["-3"]),
+        "dataset_info.json",
+        "no number of records",
+    ),
+    "too many": (
+        lambda c: c["splits"][0].update(shardLengths=[str(10**14)]),
+        "dataset_info.json",
+        "100,000,000,000,000 records",
+    ),
     "no object": (lambda c: [c], "dataset_info.json", "one JSON object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -146,8 +146,10 @@ MODELS = {
     ),
     "local": (
         # The first layer of a stage attends before it is pooled.
-        RESNET | {
-            "image_size": 32, "stem": "attention",
+        RESNET
+        | {
+            "image_size": 32,
+            "stem": "attention",
             "attention": {"kind": "local", "num_heads": 2, "stages": (3, 4), "window": 3},
         },
         {"stem.attention": 32, "conv3_x.0.conv2": 8, "conv3_x.1.conv2": 4, "conv4_x.0.conv2": 4},
@@ -155,7 +157,10 @@ MODELS = {
     ),
     "wide": (
         {
-            "name": "wide_resnet", "depth": 10, "widening": 1, "image_size": 8,
+            "name": "wide_resnet",
+            "depth": 10,
+            "widening": 1,
+            "image_size": 8,
             "attention": AUGMENTED | {"num_heads": 1, "stages": (3, 4)},
         },
         {"conv3_x.0.conv1": 4, "conv4_x.0.conv1": 2},
@@ -163,14 +168,16 @@ MODELS = {
     ),
     "mnasnet": (
         {
-            "name": "mnasnet", "image_size": 32, "stem": "small_image",
+            "name": "mnasnet",
+            "image_size": 32,
+            "stem": "small_image",
             "attention": AUGMENTED | {"from_stride": 32},
         },
         # Strides count the stem of an ImageNet model; blocks7 runs at 1/32 there, at 1/16 here.
         {"blocks6.1.expand": 2, "blocks6.2.expand": 2, "blocks7.0.expand": 2},
         "blocks7.0.expand",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("config", "sizes", "default"), MODELS.values(), ids=MODELS)

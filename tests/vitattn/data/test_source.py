@@ -229,9 +229,18 @@ def make_mistake(root, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["missing", "file", "nothing", "no classes", "empty class", "other files", "too deep",
-     "link to itself", "link to parent"],
-)  # fmt: skip
+    [
+        "missing",
+        "file",
+        "nothing",
+        "no classes",
+        "empty class",
+        "other files",
+        "too deep",
+        "link to itself",
+        "link to parent",
+    ],
+)
 def test_a_wrong_layout_says_what_is_there_and_what_is_expected(tmp_path, name):
     root = tmp_path / "images"
     root.mkdir()

@@ -111,10 +111,15 @@ def test_exif_orientation_is_applied(kind, orientation):
     """The camera stores pixels turned or mirrored and says so: the upright picture must come
     out."""
     undo = {
-        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
-    }  # fmt: skip
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }
     stored = Image.fromarray(np.ascontiguousarray(undo[orientation](SMOOTH)))
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -147,8 +147,14 @@ def test_links_are_followed_and_circles_end(root, tmp_path):
     (root / "elk").symlink_to(tmp_path / "disk")
     (root / "cat" / "round").symlink_to(root)
     names, lines = found(root)
-    assert names == ["cat/1.jpg", "cat/2.jpg", "cat/near.jpg", "dog/1.jpg", "dog/2.jpg",
-                     "elk/far.jpg"]  # fmt: skip
+    assert names == [
+        "cat/1.jpg",
+        "cat/2.jpg",
+        "cat/near.jpg",
+        "dog/1.jpg",
+        "dog/2.jpg",
+        "elk/far.jpg",
+    ]
     # Through the link there are dog and elk; cat, which is read, and round are not entered again.
     reason = "in a sub-folder of a class that has images itself"
     assert lines == [
@@ -169,9 +175,12 @@ def test_prediction_reads_by_the_same_rule(root, capsys):
     assert names == [*PLAIN, "x.jpg/inside.jfif"]
     said = capsys.readouterr().err
     for words in (
-        "1 .heic, not the suffix", "1 .jpg, hidden (such as ._x.jpg)", "such as __MACOSX",
-        "a named pipe (such as cat/pipe.jpg)", "read already (such as again)",
-    ):  # fmt: skip
+        "1 .heic, not the suffix",
+        "1 .jpg, hidden (such as ._x.jpg)",
+        "such as __MACOSX",
+        "a named pipe (such as cat/pipe.jpg)",
+        "read already (such as again)",
+    ):
         assert words in said
     assert said.count("\n") == 8
 

@@ -76,10 +76,16 @@ def test_an_empty_name_in_a_manifest_is_refused():
 
 @pytest.mark.parametrize(
     ("source", "outputs", "last"),
-    [("imagenet", 1000, "n15075141"), ("cifar100", 100, "worm"), ("digits", 10, "9"),
-     ("synthetic:7", 7, "class 6"), ("imagenet", 3, None), ("folder:x", 3, None),
-     ("digits", 12, None)],
-)  # fmt: skip
+    [
+        ("imagenet", 1000, "n15075141"),
+        ("cifar100", 100, "worm"),
+        ("digits", 10, "9"),
+        ("synthetic:7", 7, "class 6"),
+        ("imagenet", 3, None),
+        ("folder:x", 3, None),
+        ("digits", 12, None),
+    ],
+)
 def test_names_that_nobody_kept_are_those_of_a_data_set_of_as_many(tmp_path, source, outputs, last):
     (tmp_path / "config.json").write_text(f'{{"data.source": "{source}"}}')
     found = class_names.find(tmp_path, "", {}, outputs)

@@ -37,17 +37,25 @@ def inverted(channels, expansion, kernel, out, hidden=0):
 
 def test_parameters_of_width_1():
     derived = (
-        27 * 32 + 64
+        27 * 32
+        + 64
         + inverted(32, 1, 3, 16)
-        + inverted(16, 6, 3, 24) + inverted(24, 6, 3, 24)
-        + inverted(24, 3, 5, 40, 6) + 2 * inverted(40, 3, 5, 40, 10)
-        + inverted(40, 6, 3, 80) + 3 * inverted(80, 6, 3, 80)
-        + inverted(80, 6, 3, 112, 20) + inverted(112, 6, 3, 112, 28)
-        + inverted(112, 6, 5, 160, 28) + 2 * inverted(160, 6, 5, 160, 40)
+        + inverted(16, 6, 3, 24)
+        + inverted(24, 6, 3, 24)
+        + inverted(24, 3, 5, 40, 6)
+        + 2 * inverted(40, 3, 5, 40, 10)
+        + inverted(40, 6, 3, 80)
+        + 3 * inverted(80, 6, 3, 80)
+        + inverted(80, 6, 3, 112, 20)
+        + inverted(112, 6, 3, 112, 28)
+        + inverted(112, 6, 5, 160, 28)
+        + 2 * inverted(160, 6, 5, 160, 40)
         + inverted(160, 6, 3, 320)
-        + 320 * 1280 + 2 * 1280
-        + 1280 * 1000 + 1000
-    )  # fmt: skip
+        + 320 * 1280
+        + 2 * 1280
+        + 1280 * 1000
+        + 1000
+    )
     assert derived == 3_887_038
     assert nn.abstract(build({"name": "mnasnet"})).param_count == derived
 

@@ -259,8 +259,11 @@ def test_stems():
 
     assert shapes("conv") == [(2, 8, 5, 32), (2, 4, 3, 64), (2, 2, 2, 128), (2, 1, 1, 256)]
     assert shapes("small_image") == [
-        (2, 30, 20, 32), (2, 15, 10, 64), (2, 8, 5, 128), (2, 4, 3, 256),
-    ]  # fmt: skip
+        (2, 30, 20, 32),
+        (2, 15, 10, 64),
+        (2, 8, 5, 128),
+        (2, 4, 3, 256),
+    ]
 
 
 @pytest.mark.parametrize("config", [TINY | {"stem": "conv"}, TINY_AUGMENTED, TINY | {"depth": 34}])

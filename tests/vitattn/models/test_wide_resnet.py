@@ -46,10 +46,13 @@ def augmentation(in_channels, value_depth, size):
 def test_aa_wrn_28_10_parameters_and_places():
     model = build({"name": "wide_resnet", "attention": {"kind": "augmented"}})
     change = (
-        augmentation(16, 16, 32) + 3 * augmentation(160, 16, 32)
-        + augmentation(160, 32, 16) + 3 * augmentation(320, 32, 16)
-        + augmentation(320, 64, 8) + 3 * augmentation(640, 64, 8)
-    )  # fmt: skip
+        augmentation(16, 16, 32)
+        + 3 * augmentation(160, 16, 32)
+        + augmentation(160, 32, 16)
+        + 3 * augmentation(320, 32, 16)
+        + augmentation(320, 64, 8)
+        + 3 * augmentation(640, 64, 8)
+    )
     assert nn.abstract(model).param_count == 36_278_324 + change == 36_054_100
     for stage, size, value_depth in ((2, 32, 16), (3, 16, 32), (4, 8, 64)):
         for block in getattr(model, f"conv{stage}_x"):
