@@ -26,6 +26,8 @@ from launch import cli
 from trainlib.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from trainlib.formats.export import Written
 
 FORMATS = ("safetensors", "t5x", "stablehlo")
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(args: Any, config: Any) -> None:
+def _run(args: Any, config: ConfigDict) -> None:
     import jax.numpy as jnp
 
     from trainlib.formats import export, stablehlo
@@ -125,7 +127,9 @@ def _run(args: Any, config: Any) -> None:
     _report(args, config.name, layout, written, source, share)
 
 
-def _program(args: Any, config: Any, serving: Any, abstract: Any, dtypes: Any) -> dict[str, bytes]:
+def _program(
+    args: Any, config: ConfigDict, serving: Any, abstract: Any, dtypes: Any
+) -> dict[str, bytes]:
     """The program and what stands beside it, before anything is written."""
     from trainlib.formats import stablehlo
 

@@ -1,20 +1,28 @@
-"""The house rules that a reader can rely on: import arrow, NNX names, lazy heavy imports, file
-length, no pickle.
+"""The rules of the house that a reader can rely on: the arrow of imports, floors and circles, sizes
+of files and folders, NNX names, lazy heavy imports, dependencies, typed configurations, no pickle.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import house
+from benchmarks.harness import source_graph
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launch", "configs", "vitattn", "moe", "trainlib", "benchmarks")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+FILES = source_graph.python_files(ROOT)
+GRAPH = source_graph.file_graph(FILES)
+FOLDERS = source_graph.folder_graph(GRAPH, FILES)
 
 # launch -> configs -> vitattn | moe -> trainlib; never back, never between the families.
 ARROW = {
@@ -24,6 +32,31 @@ ARROW = {
     "configs": {"configs", "vitattn", "moe", "trainlib"},
     "launch": {"launch", "configs", "vitattn", "moe", "trainlib"},
     "benchmarks": {"benchmarks", "launch", "configs", "vitattn", "moe", "trainlib"},
+}
+# The rooms of trainlib from the ground up; each imports what is below its floor, and no neighbour.
+FLOORS = (
+    ("trainlib",),
+    ("trainlib.data", "trainlib.model"),
+    ("trainlib.sharding",),
+    ("trainlib.step",),
+    ("trainlib.checkpoint",),
+    ("trainlib.run",),
+    ("trainlib.formats", "trainlib.planning"),
+)
+FILES_A_FOLDER = 12
+LARGER_FOLDERS = {  # folder -> (how many, why)
+    "configs": (21, "one file a published result"),
+}
+IMPORT_NAMES = {
+    "absl-py": "absl",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "tensorboardx": "tensorboardX",
+}
+WITHOUT_IMPORT = {
+    "flatbuffers": "jax.export writes programs with it",
+    "scikit-learn": "vitattn.data.digits reads a file that it ships",
 }
 NNX_NAMES = {
     *("Module", "Param", "Variable", "BatchStat", "Rngs", "List", "split", "merge", "state"),
@@ -77,31 +110,104 @@ def test_imports_follow_the_arrow(package):
     assert not wrong, "\n".join(wrong)
 
 
-def rooms_of(package: str) -> dict[str, set[str]]:
-    """Folder of a package -> the folders of it whose files its own files import, inside functions
-    too."""
-    found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        room = ".".join(path.relative_to(ROOT).parts[:-1])
-        for node in ast.walk(parsed(path)):
-            if not isinstance(node, ast.ImportFrom) or not node.module:
-                continue
-            for alias in node.names:
-                place = ROOT / node.module.replace(".", "/")
-                inside = (place / alias.name).is_dir() or (place / f"{alias.name}.py").is_file()
-                other = node.module if inside or place.is_dir() else node.module.rpartition(".")[0]
-                if other.split(".")[0] == package and other != room:
-                    found.setdefault(room, set()).add(other)
-    return found
+def test_no_file_is_in_a_circle():
+    assert not source_graph.circles(GRAPH)
 
 
-def test_rooms_of_trainlib_are_in_no_circle():
-    """Taking away the rooms that need no other that is left takes all of them away."""
-    left = rooms_of("trainlib")
-    assert "trainlib.run" in left
-    while free := {room for room, needs in left.items() if not needs & set(left)}:
-        left = {room: needs for room, needs in left.items() if room not in free}
-    assert not left, left
+@pytest.mark.parametrize("package", ["trainlib", "vitattn", "configs", "launch", "benchmarks"])
+def test_no_folder_is_in_a_circle(package):
+    circles = source_graph.circles(FOLDERS)
+    reasons = [
+        reason
+        for circle in circles
+        for folder in circle
+        for other in set(FOLDERS[folder]) & set(circle)
+        for reason in FOLDERS[folder][other]
+        if folder.split(".")[0] == package
+    ]
+    assert not reasons, "\n".join(reasons)
+
+
+def test_a_circle_is_seen():
+    """On a graph with two of them, one within the other's reach, and what hangs on both sides."""
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"e"}, "e": {"f"}, "f": {"d", "g"}}
+    graph |= {"g": set()}
+    assert source_graph.circles(graph) == [["b", "c"], ["d", "e", "f"]]
+    assert source_graph.floors(graph) == {"g": 0, "d": 1, "e": 1, "f": 1, "b": 2, "c": 2, "a": 3}
+
+
+def test_trainlib_stands_on_floors():
+    """A room imports rooms of lower floors alone, not even its neighbours."""
+    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    rooms = {folder for folder in FOLDERS if folder.split(".")[0] == "trainlib"}
+    assert rooms == set(floor_of), "a new room needs a floor in FLOORS"
+    wrong = [
+        reason
+        for room in rooms
+        for other, reasons in FOLDERS[room].items()
+        if floor_of[other] >= floor_of[room]
+        for reason in reasons
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_folder_can_be_taken_in_at_a_glance():
+    counts = source_graph.files_a_folder(FILES)
+    crowded = {
+        folder: count
+        for folder, count in counts.items()
+        if count > LARGER_FOLDERS.get(folder, (FILES_A_FOLDER, ""))[0]
+    }
+    assert not crowded, f"make rooms: {crowded}"
+    assert set(LARGER_FOLDERS) <= set(counts)
+
+
+def test_a_test_of_a_file_lies_where_the_file_does():
+    """tests/moe/layers/test_norm.py is of moe/layers/norm.py; other names are free."""
+    sources: dict[tuple[str, str], set[Path]] = {}
+    for path in SOURCES:
+        relative = path.relative_to(ROOT)
+        sources.setdefault((relative.parts[0], path.stem), set()).add(relative.parent)
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        relative = path.relative_to(ROOT / "tests")
+        folders = sources.get((relative.parts[0], path.stem.removeprefix("test_")))
+        if folders and relative.parent not in folders:
+            wrong.append(f"tests/{relative}: {', '.join(map(str, sorted(folders)))}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_dependency_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    used = {
+        name.split(".")[0]
+        for path in SOURCES
+        if "benchmarks" not in path.relative_to(ROOT).parts
+        for _, name in imported(ast.walk(parsed(path)))
+    }
+    unused = {n for n in names if IMPORT_NAMES.get(n, n.replace("-", "_")) not in used}
+    assert unused == set(WITHOUT_IMPORT)
+
+
+@pytest.mark.parametrize("package", ["configs", "launch", "benchmarks"])
+def test_a_configuration_has_a_type(package):
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if house.untyped_configs(parsed(path))
+    ]
+    assert not wrong, f"`config: Any` in {wrong}"
+
+
+def test_the_formatter_decides():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"# fmt: (skip|off)", line)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_only_the_agreed_names_of_nnx_are_used():

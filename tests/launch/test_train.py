@@ -4,12 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.launch.commands import ROOT, TINY, environment, killed, losses, records, run, stop_after
-
 from vitattn.evaluate import MEASURED
 
 
