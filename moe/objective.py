@@ -12,28 +12,24 @@ are means over tokens as well, keep their weight whatever the batch size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from moe.eval.measured import ROUTER
 from moe.layers.sparse import SparseOutput
 from moe.models.architecture import is_sparse
 from moe.models.transformer import Reports, Transformer
 from moe.routing.route import RoutingConfig, auxiliary_loss
 from trainlib.errors import ConfigError
 from trainlib.keys import number
-from trainlib.model import losses, metrics
+from trainlib.model import losses
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.step import Batch, LossFn, LossOutput, Sums
 
-FIELDS = (
-    *("encoder_inputs", "encoder_segments", "decoder_inputs", "decoder_segments"),
-    *("decoder_targets", "decoder_weights"),
-)
 ATTENTION = ("attention_z", "cross_attention_z")
-ROUTER = "router"  # prefix of the metrics that are vectors over blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +43,6 @@ class Objective:
 
     z_loss: Annotated[float, number(0)] = 1e-4
     attention_z_loss: Annotated[float, number(0)] = 0.0
-
-
-def fields(kind: str) -> tuple[str, ...]:
-    """The arrays of a batch that a model of this kind reads.
-
-    Raises:
-      ConfigError: an encoder alone, which has no targets here.
-    """
-    if kind == "encoder":
-        raise ConfigError(
-            "model.kind='encoder' has no decoder, and pre-training predicts the decoder's targets. "
-            "Use model.kind='encoder_decoder' or 'decoder'."
-        )
-    return FIELDS if kind == "encoder_decoder" else FIELDS[2:]
 
 
 def check_objective(kind: str, objective: str) -> None:
@@ -132,7 +114,7 @@ def _sparse(reports: Reports) -> dict[str, SparseOutput]:
 def router_metrics(reports: Reports) -> Sums:
     """The metrics of every sparse block, `router/STACK/NAME` -> (totals [P, ..], counts [P])."""
     return {
-        f"{ROUTER}/{stack}/{name}": pair
+        f"{ROUTER}{stack}/{name}": pair
         for stack, router in _sparse(reports).items()
         for name, pair in router.metrics.items()
     }
@@ -189,27 +171,3 @@ def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]
         return sums | router_metrics(reports)
 
     return evaluate
-
-
-def values_of(sums: Sums, blocks: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """The values of a step's sums on the host, vectors over blocks and experts taken apart.
-
-    `router/encoder/load` [P, E] of the sparse blocks (3, 7) becomes `router/encoder.3/load_0`, ...
-
-    Args:
-      sums: what a step or evaluation returned.
-      blocks: stack -> numbers of its sparse blocks, see `Architecture.sparse_blocks`.
-    """
-    found = {}
-    for name, (total, count) in metrics.to_host(sums).items():
-        if not name.startswith(f"{ROUTER}/"):
-            found[name] = total, count
-            continue
-        _, stack, metric = name.split("/")
-        for block, totals, counted in zip(blocks[stack], total, count, strict=True):
-            place = f"{ROUTER}/{stack}.{block}/{metric}"
-            if metric == "load":
-                found |= {f"{place}_{e}": (share, counted) for e, share in enumerate(totals)}
-            else:
-                found[place] = totals, counted
-    return metrics.compute(found)

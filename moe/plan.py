@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe import objective as pretrain
+from moe.data.packing import batch_fields
 from moe.kernels.grouped import check_platform
 from moe.layers import sparse
 from moe.models import architecture
@@ -79,7 +80,7 @@ class Plan:
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """A global training batch as shapes and places."""
         size, batch = self.config.batch_size, {}
-        for name in pretrain.fields(self.model.kind):
+        for name in batch_fields(self.model.kind):
             length = self.lengths[name.partition("_")[0]]
             dtype = jnp.float32 if name.endswith("weights") else jnp.int32
             batch[name] = jax.ShapeDtypeStruct((size, length), dtype, sharding=self.rows)
@@ -114,7 +115,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan:
     rules = config_lib.sharding_rules(config)
     config_lib.check(config, batch_parts(rules, mesh))
     model = architecture(config.model, config.routing)
-    pretrain.fields(model.kind)
+    batch_fields(model.kind)
     pretrain.check_objective(model.kind, config.data.objective)
     _check_routing(config, model, mesh, rules)
     abstract = nn.abstract(Transformer(model))

@@ -27,13 +27,13 @@ from ml_collections import ConfigDict
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_vocabulary
 from moe.decoding.answer import Answer, Answerer, Question, Scored
-from moe.evaluate import load_weights
 from moe.tasks.task import words
 from moe.text.json_rows import Bad, read_rows
 from moe.text.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
 from trainlib.config import to_json
 from trainlib.errors import ConfigError, DataError, Preempted, StorageError, shown
+from trainlib.formats.load import load_weights
 from trainlib.run.interrupt import StopRequest
 from trainlib.run.progress import Progress, summary
 from trainlib.untrusted_files import open_regular, read_json
@@ -78,11 +78,14 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     vocabulary = make_vocabulary(config.data)
     check_vocabulary(vocabulary, plan.model.vocab_size)
     answerer = Answerer(plan, vocabulary)
-    number, params, identity = load_weights(plan, workdir, at_step)
+    weights = load_weights(workdir, at_step, plan.abstract, plan.shardings)
 
     main_host = jax.process_index() == 0
     partial = _Partial(
-        request, f"{to_json(config)} {identity}", added, config.decoding.num_return_sequences
+        request,
+        f"{to_json(config)} {weights.identity}",
+        added,
+        config.decoding.num_return_sequences,
     )
     done, counts, lost = partial.begin()
     if done and main_host:
@@ -98,7 +101,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     progress = Progress(total, done, enabled=main_host, unit="line")
     with StopRequest() as stop:
         for rows in _batches(request.input, done, answerer.rows):
-            lines = _answered(answerer, params, rows, SEVERAL in added)
+            lines = _answered(answerer, weights.params, rows, SEVERAL in added)
             partial.write(lines, main_host)
             done += len(lines)
             counts.add(lines, config.decoding.num_return_sequences)
@@ -112,7 +115,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     progress.close()
     if main_host:
         partial.finish()
-        table = [("step", str(number)), ("lines", f"{total:,}")]
+        table = [("step", str(weights.step)), ("lines", f"{total:,}")]
         table.append(answerer.truncation(counts.truncated, counts.answers))
         table.append(answerer.unfinished(counts.unfinished, counts.answers))
         if counts.short:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moe import describe, evaluate, sweep
-from moe import objective as pretrain
+from moe import describe, sweep
 from moe import plan as plan_lib
 from moe.analysis import plots
 from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
+from moe.data.packing import batch_fields
 from moe.data.sources import Examples, Source
-from moe.eval import tasks as tasks_lib
+from moe.eval import held_out
+from moe.eval.evaluation import Evaluation
+from moe.eval.measured import Measured
+from moe.eval.tasks import Tasks
 from moe.plan import Plan
 from moe.start import finetune, upcycle
 from trainlib.data.order import data_position, split_facts
@@ -91,7 +94,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- model and mesh
     plan = plan_lib.make(config)
     finetune.check(plan)
-    fields, devices = pretrain.fields(plan.model.kind), list(plan.mesh.devices.flat)
+    fields, devices = batch_fields(plan.model.kind), list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
@@ -100,9 +103,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     unigram = unigram_entropy((eval_source or source).target_counts())
     limit = config.evaluation.limit
-    tasks = tasks_lib.Tasks(plan, limit) if config.task == "finetune" else None
+    tasks = Tasks(plan, limit) if config.task == "finetune" else None
     if config.checkpoint.best:
-        run_lib.check_best(config, evaluate.measured(eval_source, tasks))
+        run_lib.check_best(config, held_out.figure_names(eval_source, tasks))
     splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})
     peers.agree(split_facts(**splits), DataError)
 
@@ -146,12 +149,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- step and evals
     train_step, eval_step = plan.train_step(), plan.eval_step()
 
-    def run_eval(between: Callable[[], object]) -> dict[str, float]:
+    def run_eval(between: Callable[[], object]) -> Evaluation:
         assert eval_source is not None
-        measured = evaluate.over_split(eval_step, state.params, eval_source, plan, between)
-        answers = tasks.answers(state.params, lambda count: between()) if tasks else {}
-        scores = tasks.score(answers) if tasks else {}
-        return {**measured, evaluate.UNIGRAM: unigram, **tasks_lib.flat(scores)}
+        return held_out.over_split(
+            eval_step,
+            state.params,
+            eval_source,
+            plan,
+            unigram=unigram,
+            tasks=tasks,
+            between=between,
+        )
 
     # ---------------------------------------------------------------- loop
     lengths = config.data.encoder_length, config.data.decoder_length
@@ -169,27 +177,27 @@ def run(config: ConfigDict, workdir: Path) -> int:
         progress,
         writers,
         shown=("cross_entropy", "accuracy"),
-        values_of=functools.partial(pretrain.values_of, blocks=plan.blocks),
+        values_of=lambda sums: Measured.of(sums, plan.blocks).flat(),
     )
-    result: dict[str, float] = {}
+    result: Evaluation | None = None
     place = jax.process_index(), jax.process_count()
 
-    def evaluate_at(number: int) -> dict[str, float]:
+    def evaluate_at(number: int) -> Evaluation | None:
         """What was measured; nothing when the run was asked to stop meanwhile."""
         recorder.flush()
         try:
             with progress.pause("evaluating"):
                 found = run_eval(stop.give_up)
         except GivenUp:
-            return {}
+            return None
         if writers:
-            writers.write(number, "eval", evaluate.figures(found))
-        progress.message(f"step {number}: " + evaluated(found))
+            writers.write(number, "eval", found.flat())
+        progress.message(f"step {number}: " + found.phrase())
         return found
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number))
-        checkpoints.save(number, state, meta, evaluate.figures(result) or None)
+        checkpoints.save(number, state, meta, result.flat() if result else None)
 
     with (
         contextlib.closing(progress),
@@ -203,9 +211,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
         number, stopping = start, False
         if owes:
             result = evaluate_at(start)
-            stopping = not result
+            stopping = result is None
             if result:
-                checkpoints.add_metrics(start, evaluate.figures(result))
+                checkpoints.add_metrics(start, result.flat())
         while number < config.steps and not stopping:
             number += 1
             with progress.waiting():
@@ -219,11 +227,11 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
             last = number == config.steps
             stopping = not last and peers.stopping(number, stop.requested)
-            result = {}
+            result = None
             measuring = eval_source is not None and run_lib.evaluates(config, number)
             if measuring and not stopping:
                 result = evaluate_at(number)
-                stopping = not result
+                stopping = result is None
             if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
@@ -284,19 +292,10 @@ def truncated(data: ConfigDict, source: Source) -> list[str]:
     ]
 
 
-def evaluated(result: Mapping[str, float]) -> str:
-    """One evaluation as a phrase."""
-    return (
-        f"cross-entropy {result['cross_entropy']:.4f} (unigram {result[evaluate.UNIGRAM]:.4f}), "
-        f"accuracy {100 * result['accuracy']:.2f} % on {int(result[evaluate.TOKENS]):,} tokens"
-        + tasks_lib.phrase(result)
-    )
-
-
 def report(
     plan: Plan,
     workdir: Path,
-    result: Mapping[str, float],
+    result: Evaluation | None,
     progress: Progress,
     seconds: float,
     steps: int,
@@ -304,20 +303,13 @@ def report(
 ) -> None:
     """Draws the curves and the expert load, keeps and prints the summary of a finished run."""
     config = plan.config
-    loads = evaluate.loads(result, plan) if result else {}
+    loads = result.routers.loads() if result else {}
     pictures = curves(workdir), plots.expert_load(workdir, loads)
     speed = progress.average().examples_per_second or 0.0
     tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
-    measured = (
-        {
-            **dict(evaluate.table(result)),
-            **dict(evaluate.part_rows(result)),
-            **dict(tasks_lib.flat_rows(result, config)),
-            **dict(evaluate.router_rows(result, plan)),
-        }
-        if result
-        else {"evaluation": "none: data.holdout=0 holds nothing out"}
-    )
+    measured = {"evaluation": "none: data.holdout=0 holds nothing out"}
+    if result is not None:
+        measured = dict(result.rows(config))
     rows = {
         **measured,
         "time": f"{duration(seconds)} for {steps} steps",
@@ -331,4 +323,5 @@ def report(
     if bad:
         named = "; ".join(f"{where}: {why}" for where, why in bad[:5])
         rows["unreadable"] = f"{len(bad)} records: {named}"
-    run_lib.keep_summary(workdir, f"{config.name}: done", rows, {"step": config.steps, **result})
+    figures = {"step": config.steps} | (result.everything() if result else {})
+    run_lib.keep_summary(workdir, f"{config.name}: done", rows, figures)

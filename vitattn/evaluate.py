@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import jax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import DataError, shown
 from trainlib.formats import weight_source as weights
+from trainlib.formats.load import load_weights
 from trainlib.model import metrics
 from trainlib.model import weights as nn_lib
 from trainlib.run.progress import summary
@@ -86,11 +85,11 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     source, matched = matched_labels(source, kept, outputs, config, workdir)
     abstract = nn_lib.abstract(build(config.model))
     shardings = weight_shardings(abstract, config, mesh, rules)
-    number, params, model_state = load_weights(workdir, at_step, abstract, shardings)
+    loaded = load_weights(workdir, at_step, abstract, shardings)
     eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
     rows = batch_sharding(rules, mesh)
-    result = over_split(eval_step, params, model_state, source, config, rows)
-    result = {"step": number, "split": config.data.eval_split, **result}
+    result = over_split(eval_step, loaded.params, loaded.model_state, source, config, rows)
+    result = {"step": loaded.step, "split": config.data.eval_split, **result}
     rows = [*table(result), ("labels", matched)]
     print(summary(f"{config.name} on {shown(config.data.source)}", rows))
     return result
@@ -123,29 +122,6 @@ def matched_labels(
     return source, "by number: the names of the model's classes are not known"
 
 
-def load_weights(
-    workdir: Path, at_step: int | None, abstract: nn_lib.Abstract, shardings: state.TrainState
-) -> tuple[int, nn_lib.Arrays, nn_lib.Arrays]:
-    """Step, weights and running statistics of a run (moving averages where it keeps them) or of a
-    directory that `launch.export` wrote.
-
-    Raises:
-      CheckpointError: there is no checkpoint, or not that one.
-      ConfigError: a step of an export.
-    """
-    if weights.is_export(workdir):
-        source = weights.open_weights(workdir, abstract, at_step)
-        places = {**shardings.params, **shardings.model_state}
-        found = {n: jax.device_put(value, places[n]) for n, value in source.leaves()}
-        params, statistics = (
-            {n: found[n] for n in specs} for specs in (abstract.params, abstract.model_state)
-        )
-        return source.step, params, statistics
-    with contextlib.closing(checkpoint.Checkpoints(workdir / "checkpoints")) as checkpoints:
-        number = checkpoints.pick(at_step)
-        return number, *read_weights(checkpoints, number, abstract, shardings)
-
-
 def table(result: dict[str, Any]) -> list[tuple[str, Any]]:
     """Rows of a printed result."""
     return [
@@ -164,28 +140,3 @@ def weight_shardings(
     schedule = schedules.make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     return state.state_shardings(abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay))
-
-
-def read_weights(
-    checkpoints: checkpoint.Checkpoints,
-    number: int,
-    abstract: nn_lib.Abstract,
-    shardings: state.TrainState,
-) -> tuple[nn_lib.Arrays, nn_lib.Arrays]:
-    """Reads weights and statistics of a step, the moving averages where the run keeps them."""
-    specs = {**abstract.params, **abstract.model_state}
-    places = {**shardings.params, **shardings.model_state}
-    averaged = bool(shardings.ema)
-
-    def stored_name(name: str) -> str:
-        if averaged:
-            return f"ema/{name}"
-        return f"{'params' if name in abstract.params else 'model_state'}/{name}"
-
-    wanted = {
-        stored_name(name): jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=places[name])
-        for name, s in specs.items()
-    }
-    read = checkpoints.restore_some(number, wanted)
-    params = {name: read[stored_name(name)] for name in abstract.params}
-    return params, {name: read[stored_name(name)] for name in abstract.model_state}

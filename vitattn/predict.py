@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from trainlib.data.folders import below
 from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.formats import weight_source as weights
+from trainlib.formats.load import load_weights
 from trainlib.model import weights as nn
 from trainlib.run.progress import Progress
 from trainlib.sharding.mesh import make_mesh
@@ -142,7 +143,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     # Weights of a classifier fit on each device, whatever mesh they were trained on.
     rules = config_lib.sharding_rules(config) | config_lib.RULES["replicated"]
     shardings = evaluate.weight_shardings(abstract, config, mesh, rules)
-    number, params, model_state = evaluate.load_weights(workdir, at_step, abstract, shardings)
+    number, params, model_state, _ = load_weights(workdir, at_step, abstract, shardings)
     forward = make_predict(abstract, heads, query, resolved.size)
     compiled = step.compile_eval(forward, shardings, mesh, rules)
     rows = batch_sharding(rules, mesh)

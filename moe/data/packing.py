@@ -19,8 +19,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe.text.vocabulary import EOS
+from trainlib.errors import ConfigError
 
 Example = tuple[np.ndarray, np.ndarray]
+
+_ENCODER = ("encoder_inputs", "encoder_segments")
+_DECODER = ("decoder_inputs", "decoder_segments", "decoder_targets", "decoder_weights")
+
+
+def batch_fields(kind: str) -> tuple[str, ...]:
+    """The arrays of a batch that a model reads, for `model.kind`.
+
+    Raises:
+      ConfigError: an encoder alone, which has no targets here.
+    """
+    if kind == "encoder":
+        raise ConfigError(
+            "model.kind='encoder' has no decoder, and pre-training predicts the decoder's targets. "
+            "Use model.kind='encoder_decoder' or 'decoder'."
+        )
+    return _ENCODER + _DECODER if kind == "encoder_decoder" else _DECODER
 
 
 def pack_starts(

@@ -6,8 +6,11 @@ are made of.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+
+from ml_collections import ConfigDict
 
 from moe.eval.classification import INVALID, accuracy, gender_parity, macro_f1, matthews, multirc
 from moe.eval.rouge import rouge
@@ -17,6 +20,9 @@ from moe.tasks.registry import SUPERGLUE, TASKS
 from moe.tasks.task import TextExample
 
 Figures = dict[str, float]
+SCORE = "score/"  # prefix of the figures of tasks in files
+_AVERAGES = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
+
 Metric = Callable[[Sequence[TextExample], Sequence[str]], Figures]
 
 
@@ -126,20 +132,69 @@ def main(task: str, figures: Mapping[str, float]) -> float:
     return sum(figures[name] for name in names) / len(names)
 
 
-def superglue(scores: Mapping[str, Figures]) -> float:
-    """Mean of the eight tasks of SuperGLUE; NaN where one is missing."""
-    if not all(scores.get(task) for task in SUPERGLUE):
-        return math.nan
-    return sum(main(task, scores[task]) for task in SUPERGLUE) / len(SUPERGLUE)
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The figures of all tasks of an evaluation.
+
+    Attributes:
+      tasks: task -> its figures; none where its right answers are not published.
+    """
+
+    tasks: Mapping[str, Figures] = dataclasses.field(default_factory=dict)
+
+    def averages(self) -> dict[str, float]:
+        """`mean` over the tasks that have figures; `superglue` where all of its tasks have."""
+        mains = [main(task, figures) for task, figures in self.tasks.items() if figures]
+        averages = {"mean": sum(mains) / len(mains)} if mains else {}
+        superglue = self.superglue()
+        return averages if math.isnan(superglue) else averages | {"superglue": superglue}
+
+    def superglue(self) -> float:
+        """Mean of the eight tasks of SuperGLUE; NaN where one is missing."""
+        if not all(self.tasks.get(task) for task in SUPERGLUE):
+            return math.nan
+        return sum(main(task, self.tasks[task]) for task in SUPERGLUE) / len(SUPERGLUE)
+
+    def flat(self) -> dict[str, float]:
+        """`score/TASK/FIGURE` and `score/AVERAGE` -> percent, as files name them."""
+        flat = {
+            f"{SCORE}{task}/{name}": value
+            for task, figures in self.tasks.items()
+            for name, value in figures.items()
+        }
+        return flat | {f"{SCORE}{name}": value for name, value in self.averages().items()}
+
+    def phrase(self) -> str:
+        """The averages, to end a line with."""
+        averages = self.averages()
+        shown = [f", {_AVERAGES[n]} {averages[n]:.2f}" for n in _AVERAGES if n in averages]
+        return "".join(shown)
+
+    def rows(self, config: ConfigDict) -> list[tuple[str, str]]:
+        """Rows of a table: what was scored, one row a task that has figures, the averages."""
+        rows = [(task, _listed(figures)) for task, figures in self.tasks.items() if figures]
+        rows += [(_AVERAGES[name], f"{value:.2f}") for name, value in self.averages().items()]
+        if not rows:
+            return []
+        limit, source = config.evaluation.limit, config.data.source
+        first = f", the first {limit:,} of a task" if limit else ""
+        sample = ": samples of this package, no benchmark" if source.startswith("sample:") else ""
+        return [("scored", f"{source}, split '{config.evaluation.split}'{first}{sample}"), *rows]
+
+    def table(self, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+        """Rows of a table of nothing else: every task with its number of examples, SuperGLUE."""
+        rows = [
+            (
+                task,
+                f"{_listed(figures) or 'no published answers'}  ({counts[task]:,} examples)",
+            )
+            for task, figures in self.tasks.items()
+        ]
+        average = self.superglue()
+        if not math.isnan(average):
+            rows.append((_AVERAGES["superglue"], f"{average:.2f}  (mean of its 8 tasks)"))
+        return rows
 
 
-def rows(scores: Mapping[str, Figures], counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The table of all tasks and of the averages."""
-    table = []
-    for task, figures in scores.items():
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-        table.append((task, f"{shown or 'no published answers'}  ({counts[task]:,} examples)"))
-    average = superglue(scores)
-    if not math.isnan(average):
-        table.append(("SuperGLUE", f"{average:.2f}  (mean of its 8 tasks)"))
-    return table
+def _listed(figures: Figures) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in figures.items())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-
-from ml_collections import ConfigDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from moe.decoding.answer import Answerer, Question
-from moe.eval import scores as scoring
+from moe.eval import scores
+from moe.eval.scores import Scores
 from moe.plan import Plan
 from moe.tasks import registry as supervised
 from moe.tasks.task import SPLITS, Benchmark, TextExample
@@ -17,7 +15,6 @@ from trainlib.errors import DataError, one_of
 from trainlib.model import weights as nn
 
 CLASSIFY = ("generate", "rank")
-SCORE = "score/"  # prefix of the figures of tasks among the results of an evaluation
 
 
 class Tasks:
@@ -101,56 +98,21 @@ class Tasks:
         for (name, _), answer in zip(searched, found, strict=True):
             yield name, answer.text
 
-    def score(self, answers: dict[str, list[str]]) -> dict[str, scoring.Figures]:
-        """Task -> figures in percent; empty where no right answers are published."""
-        return {
-            name: scoring.score(name, examples, answers[name])
-            for name, examples in self.examples.items()
-        }
+    def score(self, answers: Mapping[str, Sequence[str]]) -> Scores:
+        """The figures of every task, in percent."""
+        return Scores(
+            {
+                name: scores.score(name, examples, answers[name])
+                for name, examples in self.examples.items()
+            }
+        )
 
-    def rows(self, scores: dict[str, scoring.Figures]) -> list[tuple[str, str]]:
+    def rows(self, scored: Scores) -> list[tuple[str, str]]:
         """The table of all tasks, their average, and how many inputs were cut."""
-        table = scoring.rows(scores, {name: len(found) for name, found in self.examples.items()})
+        table = scored.table({name: len(found) for name, found in self.examples.items()})
         return [*table, self.answerer.truncation(self.truncated, self.count)]
 
-
-def flat(scores: dict[str, scoring.Figures]) -> dict[str, float]:
-    """`score/TASK/FIGURE` -> percent, `score/mean` over tasks and, where it is defined,
-    `score/superglue`."""
-    found = {
-        f"{SCORE}{task}/{name}": value
-        for task, figures in scores.items()
-        for name, value in figures.items()
-    }
-    mains = [scoring.main(task, figures) for task, figures in scores.items() if figures]
-    if mains:
-        found[f"{SCORE}mean"] = sum(mains) / len(mains)
-    average = scoring.superglue(scores)
-    return found if math.isnan(average) else found | {f"{SCORE}superglue": average}
-
-
-_AVERAGES = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
-
-
-def phrase(result: Mapping[str, float]) -> str:
-    """The averages among the results of an evaluation, to end a line with."""
-    parts = [
-        f", {text} {result[SCORE + n]:.2f}" for n, text in _AVERAGES.items() if SCORE + n in result
-    ]
-    return "".join(parts)
-
-
-def flat_rows(result: Mapping[str, float], config: ConfigDict) -> list[tuple[str, str]]:
-    """The figures that `flat` made, as rows of a table: what was scored, and one row a task."""
-    found: dict[str, list[str]] = {}
-    for name, value in result.items():
-        if name.startswith(SCORE):
-            task, _, figure = name.removeprefix(SCORE).partition("/")
-            found.setdefault(_AVERAGES.get(task, task), []).append(f"{figure} {value:.2f}".strip())
-    rows = [(task, ", ".join(figures)) for task, figures in found.items()]
-    if not rows:
-        return []
-    limit, source = config.evaluation.limit, config.data.source
-    first = f", the first {limit:,} of a task" if limit else ""
-    sample = ": samples of this package, no benchmark" if source.startswith("sample:") else ""
-    return [("scored", f"{source}, split '{config.evaluation.split}'{first}{sample}"), *rows]
+    def figure_names(self) -> list[str]:
+        """Names of the figures that scoring gives, before anything is answered."""
+        silent = {name: [""] * len(examples) for name, examples in self.examples.items()}
+        return list(self.score(silent).flat())

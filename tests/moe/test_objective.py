@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from moe import objective as pretrain
+from moe.data.packing import batch_fields
+from moe.eval.measured import Measured
 from trainlib.errors import ConfigError
 
 
@@ -138,7 +140,7 @@ def test_values_are_named_by_stack_block_and_expert(small):
         "router/encoder/load": (jnp.array([[1.0, 3.0], [4.0, 0.0]]), jnp.array([4.0, 8.0])),
         "router/decoder/entropy": (jnp.array([9.0]), jnp.array([3.0])),
     }
-    assert pretrain.values_of(sums, blocks) == {
+    assert Measured.of(sums, blocks).flat() == {
         "cross_entropy": 3.0,
         "router/encoder.1/load_0": 0.25,
         "router/encoder.1/load_1": 0.75,
@@ -152,7 +154,7 @@ def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
     config = dataclasses.replace(small(0, kind="decoder"), routing=None)
     abstract, params = made(config)
     loss_fn = pretrain.make_loss(abstract, None, pretrain.Objective(z_loss=0.0))
-    batch = {name: value for name, value in text(2).items() if name in pretrain.fields("decoder")}
+    batch = {name: value for name, value in text(2).items() if name in batch_fields("decoder")}
     loss, out = quick(lambda params: loss_fn(params, {}, batch, jax.random.key(0)))(params)
     np.testing.assert_allclose(loss, out.metrics["cross_entropy"][0] / out.weight, rtol=1e-6)
     assert set(out.metrics) == {"cross_entropy", "accuracy"}
@@ -160,4 +162,4 @@ def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
 
 def test_an_encoder_alone_has_no_targets():
     with pytest.raises(ConfigError, match="encoder_decoder"):
-        pretrain.fields("encoder")
+        batch_fields("encoder")

@@ -17,6 +17,7 @@ from moe import evaluate, train
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.data import eval_batches, make_source
+from moe.eval import held_out
 from moe.start import upcycle
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import ConfigError, Preempted
@@ -178,19 +179,26 @@ def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(confi
         return {"cross_entropy": (own.sum(), weights.sum()), "accuracy": (8.0, 16.0)}
 
     source, plan = make_source(config.data, "holdout"), plan_lib.make(config)
-    result = evaluate.over_split(eval_step, {}, source, plan)
-    first, second = (result[f"part/{name}/cross_entropy"] for name in names)
-    assert 0.5 < first < 1
-    assert second == 0
-    assert result["cross_entropy"] == pytest.approx(0.75 * first)
-    assert result["accuracy"] == 0.5
-    tokens = [result[f"part/{name}/tokens"] for name in names]
-    assert result["tokens"] == sum(tokens) > tokens[0] > 0
-    assert set(evaluate.figures(result)) == {"cross_entropy", "accuracy"} | {
+    result = held_out.over_split(eval_step, {}, source, plan, unigram=0.5)
+    first, second = (result.parts[name] for name in names)
+    assert 0.5 < first.cross_entropy < 1
+    assert second.cross_entropy == 0
+    assert result.whole.cross_entropy == pytest.approx(0.75 * first.cross_entropy)
+    assert result.whole.accuracy == 0.5
+    tokens = [first.tokens, second.tokens]
+    assert result.whole.tokens == sum(tokens) > tokens[0] > 0
+    assert set(result.flat()) == {"cross_entropy", "accuracy"} | {
         f"part/{name}/{value}" for name in names for value in ("cross_entropy", "accuracy")
     }
-    assert set(evaluate.measured(source, None)) == set(evaluate.figures(result))
-    rows = dict(evaluate.part_rows(result))
+    assert set(held_out.figure_names(source, None)) == set(result.flat())
+    of_parts = {f"part/{names[0]}/tokens": tokens[0], f"part/{names[1]}/tokens": tokens[1]}
+    assert result.everything() == {
+        **result.flat(),
+        **of_parts,
+        "tokens": sum(tokens),
+        "unigram_entropy": 0.5,
+    }
+    rows = dict(result.rows(config))
     assert rows[names[1]] == f"cross-entropy 0.0000, accuracy 50.00 % on {tokens[1]:,} tokens"
 
 
@@ -222,7 +230,7 @@ def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_p
     assert "step 3" in told
     source = make_source(config.data, "holdout")
     scores = [
-        evaluate.over_split(plan.eval_step(), params, source, plan)["cross_entropy"]
+        held_out.over_split(plan.eval_step(), params, source, plan, unigram=0.0).whole.cross_entropy
         for plan, params in ((dense, first.params), (sparse, state.params))
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from moe.config import default_config, finetuning_recipe
 from moe.eval import scores, submission
-from moe.eval import tasks as tasks_lib
+from moe.eval.scores import Scores
 from moe.tasks.task import TextExample
 from trainlib.errors import ConfigError, StorageError
 
@@ -74,31 +74,32 @@ def test_diagnostics():
 def test_superglue_is_the_mean_of_its_tasks_and_these_of_their_figures():
     found = {task: {"accuracy": 80.0} for task in ("boolq", "copa", "rte", "wic", "wsc")}
     found |= {"cb": {"f1": 90.0, "accuracy": 100.0}, "record": {"f1": 70.0, "em": 60.0}}
-    assert math.isnan(scores.superglue(found))
+    assert math.isnan(Scores(found).superglue())
     found["multirc"] = {"f1a": 50.0, "em": 30.0}
     # (5 * 80 + 95 + 65 + 40) / 8
-    assert scores.superglue(found) == pytest.approx(75.0)
+    scored = Scores(found)
+    assert scored.superglue() == pytest.approx(75.0)
     assert scores.main("xsum", {"rouge1": 1.0, "rouge2": 2.0, "rougeL": 3.0, "rougeLsum": 4.0}) == 2
     for task, main in (("squad_v2", 7.0), ("trivia_qa", 5.0), ("natural_questions", 5.0)):
         assert scores.main(task, {"f1": 7.0, "em": 5.0}) == main
     assert scores.main("web_questions", {"f1": 7.0, "em": 5.0}) == 5
-    flat = tasks_lib.flat(found)
+    flat = scored.flat()
     assert flat["score/superglue"] == flat["score/mean"] == pytest.approx(75.0)
     assert flat["score/cb/f1"] == 90.0
-    assert tasks_lib.phrase(flat) == ", SuperGLUE 75.00, mean of tasks 75.00"
-    table = dict(scores.rows(found, dict.fromkeys(found, 1234)))
+    assert scored.phrase() == ", SuperGLUE 75.00, mean of tasks 75.00"
+    table = dict(scored.table(dict.fromkeys(found, 1234)))
     assert table["cb"] == "f1 90.00, accuracy 100.00  (1,234 examples)"
     assert table["SuperGLUE"].startswith("75.00")
     config = finetuning_recipe(default_config("st_moe_tiny"), "superglue")
-    shown = dict(tasks_lib.flat_rows(flat, config))
+    shown = dict(scored.rows(config))
     assert shown["scored"] == "task:superglue, split 'validation'"
     assert (shown["cb"], shown["SuperGLUE"]) == ("f1 90.00, accuracy 100.00", "75.00")
     config.data.source, config.evaluation.limit = "sample:superglue", 64
-    assert dict(tasks_lib.flat_rows(flat, config))["scored"] == (
+    assert dict(scored.rows(config))["scored"] == (
         "sample:superglue, split 'validation', the first 64 of a task: samples of this package, no "
         "benchmark"
     )
-    assert tasks_lib.flat_rows({"cross_entropy": 1.0}, config) == []
+    assert Scores().rows(config) == []
 
 
 def test_leader_board_files_have_the_published_form(tmp_path):

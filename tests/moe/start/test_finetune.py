@@ -13,7 +13,9 @@ from moe import plan as plan_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import make_source, make_vocabulary, train_batches
 from moe.decoding.answer import Answerer
-from moe.eval import tasks as tasks_lib
+from moe.eval import held_out
+from moe.eval.scores import Scores
+from moe.eval.tasks import Tasks
 from moe.start import finetune, subsets
 from moe.tasks import registry as supervised
 from trainlib.checkpoint.checkpoints import Checkpoints
@@ -307,7 +309,7 @@ def test_one_and_eight_devices_and_any_batch_give_the_same_answers(config_of, cl
         config.decoding.max_length = 4
         mesh = one_device() if devices == 1 else make_mesh(2, 2, 2)
         plan = plan_lib.make(config, mesh)
-        tasks = tasks_lib.Tasks(plan)
+        tasks = Tasks(plan)
         assert tasks.count == 14
         found[devices] = tasks.answers(noisy(plan))
     assert found[1] == found[8]
@@ -342,13 +344,13 @@ def test_long_inputs_are_cut_and_counted(config_of, capsys):
     config = config_of()
     config.data.encoder_length = 100
     config.routing.capacity_factor_eval = 4.0
-    tasks = tasks_lib.Tasks(plan_lib.make(config, one_device()))
+    tasks = Tasks(plan_lib.make(config, one_device()))
     assert {"score/cb/f1", "score/copa/accuracy", "score/mean"} < set(
-        evaluate.measured(make_source(config.data, "holdout"), tasks)
+        held_out.figure_names(make_source(config.data, "holdout"), tasks)
     )
     long = [e for e in tasks.examples["copa"] if len(e.inputs) > 99]
     assert tasks.truncated >= len(long) > 0
-    rows = dict(tasks.rows({}))
+    rows = dict(tasks.rows(Scores()))
     assert rows["truncated"] == f"{tasks.truncated} of 14 inputs (limit 99 tokens)"
 
 

@@ -1,0 +1,100 @@
+"""Measures the held-out split of a run: the loop over its batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+
+from moe.data import eval_batches
+from moe.data.packing import batch_fields
+from moe.data.sources import Source
+from moe.eval.evaluation import PART, Evaluation
+from moe.eval.measured import Measured, Predicted
+from moe.eval.scores import Scores
+from moe.eval.tasks import Tasks
+from moe.plan import Plan
+from trainlib.errors import ConfigError
+from trainlib.model import metrics
+from trainlib.model.weights import Arrays
+from trainlib.step import step
+from trainlib.step.step import Batch, Sums
+
+EvalStep = Callable[[Arrays, Arrays, Batch], Sums]
+FIGURES = ("cross_entropy", "accuracy")
+
+
+def over_split(
+    eval_step: EvalStep,
+    params: Arrays,
+    source: Source,
+    plan: Plan,
+    *,
+    unigram: float,
+    tasks: Tasks | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Cross-entropy, accuracy and router metrics over a split, and the scores of tasks.
+
+    Args:
+      eval_step: `plan.eval_step()`.
+      params: weights.
+      source: the split.
+      plan: of the run.
+      unigram: `unigram_entropy` of the target tokens of the split.
+      tasks: what is answered as well.
+      between: called before each batch and after each answer; what it raises ends the evaluation.
+    """
+    parts: dict[str, Predicted] = {}
+    whole, routers = Predicted(0.0, 0.0, 0), None
+    for part, rate in source.parts():
+        measured, tokens = _over_part(eval_step, params, part, plan, between)
+        scalars = measured.scalars
+        parts[part.name] = Predicted(scalars["cross_entropy"], scalars["accuracy"], tokens)
+        whole = whole.plus(rate, parts[part.name])
+        routers = measured.routers.weighted(rate, routers)
+    assert routers is not None, "a source has at least one part"
+    scores = Scores()
+    if tasks is not None:
+        scores = tasks.score(tasks.answers(params, lambda count: between()))
+    is_mixture = len(source.parts()) > 1
+    return Evaluation(whole, parts if is_mixture else {}, routers, unigram, scores)
+
+
+def _over_part(
+    eval_step: EvalStep,
+    params: Arrays,
+    source: Source,
+    plan: Plan,
+    between: Callable[[], object],
+) -> tuple[Measured, int]:
+    """The values of a source that is no mixture, and how many tokens it has."""
+    config, total = plan.config, None
+    size = config.eval_batch_size or config.batch_size
+    process = jax.process_index(), jax.process_count()
+    fields = batch_fields(plan.model.kind)
+    with eval_batches(source, config.data, size, *process) as batches:
+        for batch in itertools.islice(batches, config.eval_batches or None):
+            between()
+            on_device = step.put_batch({name: batch[name] for name in fields}, plan.rows)
+            total = metrics.merge(total, metrics.to_host(eval_step(params, {}, on_device)))
+    assert total is not None, "a split has at least one batch"
+    return Measured.of(total, plan.blocks), int(total["cross_entropy"].count)
+
+
+def figure_names(source: Source | None, tasks: Tasks | None) -> list[str]:
+    """Names of the figures that evaluations of a run give, before there is one.
+
+    Raises:
+      ConfigError: nothing is held out, and so nothing measured.
+    """
+    if source is None:
+        raise ConfigError(
+            "checkpoint.best keeps the best evaluation, and data.holdout=0 leaves nothing to "
+            "evaluate on. Unset checkpoint.best, or hold a part out: --config.data.holdout=0.01."
+        )
+    parts: Sequence[str] = [part.name for part, _ in source.parts()]
+    of_parts = [f"{PART}{part}/{name}" for part in parts for name in FIGURES]
+    scores = tasks.figure_names() if tasks else []
+    return [*FIGURES, *(of_parts if len(parts) > 1 else []), *scores]

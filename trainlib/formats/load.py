@@ -1,0 +1,91 @@
+"""Reads the weights of a run or of an export onto the devices of a mesh."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from trainlib.checkpoint.checkpoints import Checkpoints
+from trainlib.formats.weight_source import is_export, open_weights
+from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.train_state import TrainState
+
+
+class Loaded(NamedTuple):
+    """Weights of one step.
+
+    Attributes:
+      step: which.
+      params: name -> weight.
+      model_state: name -> running statistic.
+      identity: text that tells these weights from others.
+    """
+
+    step: int
+    params: Arrays
+    model_state: Arrays
+    identity: str
+
+
+def load_weights(
+    directory: Path, at_step: int | None, abstract: Abstract, shardings: TrainState
+) -> Loaded:
+    """The weights and statistics of a run, or of a directory that `launch.export` wrote; their
+    moving averages where `shardings` have any.
+
+    Args:
+      directory: a workdir or an export.
+      at_step: which step; None is the newest.
+      abstract: the model.
+      shardings: of its train state.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one, or it holds another model.
+      ConfigError: a step of an export.
+    """
+    if is_export(directory):
+        return _exported(directory, at_step, abstract, shardings)
+    with contextlib.closing(Checkpoints(directory / "checkpoints")) as checkpoints:
+        step = checkpoints.pick(at_step)
+        params, model_state = read_weights(checkpoints, step, abstract, shardings)
+        digests = [(name, leaf.digest) for name, leaf in checkpoints.manifest(step).leaves.items()]
+        return Loaded(step, params, model_state, repr(digests))
+
+
+def _exported(
+    directory: Path, at_step: int | None, abstract: Abstract, shardings: TrainState
+) -> Loaded:
+    source = open_weights(directory, abstract, at_step)
+    where = {**shardings.params, **shardings.model_state}
+    arrays = {name: jax.device_put(value, where[name]) for name, value in source.leaves()}
+    params = {name: arrays[name] for name in abstract.params}
+    model_state = {name: arrays[name] for name in abstract.model_state}
+    return Loaded(source.step, params, model_state, f"{directory.resolve()} {source.origin}")
+
+
+def read_weights(
+    checkpoints: Checkpoints, step: int, abstract: Abstract, shardings: TrainState
+) -> tuple[Arrays, Arrays]:
+    """Weights and statistics of a step, and nothing else of it; their moving averages where
+    `shardings` have any.
+
+    Raises:
+      CheckpointError: the step holds another model; names what differs.
+    """
+    where = {**shardings.params, **shardings.model_state}
+    kinds = {
+        **dict.fromkeys(abstract.params, "params"),
+        **dict.fromkeys(abstract.model_state, "model_state"),
+    }
+    stored = {name: f"{'ema' if shardings.ema else kind}/{name}" for name, kind in kinds.items()}
+    specs = {**abstract.params, **abstract.model_state}
+    wanted = {
+        stored[name]: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where[name])
+        for name, spec in specs.items()
+    }
+    read = checkpoints.restore_some(step, wanted)
+    params = {name: read[stored[name]] for name in abstract.params}
+    return params, {name: read[stored[name]] for name in abstract.model_state}
