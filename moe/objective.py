@@ -131,13 +131,19 @@ def _attention_z(reports: Reports) -> jax.Array:
     return jnp.sum(jnp.stack(found))
 
 
+def _bound(abstract: Abstract, params: Arrays, model_state: Arrays) -> Transformer:
+    model = abstract.bind(params, model_state)
+    assert isinstance(model, Transformer)
+    return model
+
+
 def make_loss(abstract: Abstract, routing: RoutingConfig | None, objective: Objective) -> LossFn:
     """The training loss of a batch; metrics: cross-entropy, accuracy, and those of the router."""
 
     def loss_fn(
         params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, LossOutput]:
-        model = abstract.bind(params, model_state)
+        model = _bound(abstract, params, model_state)
         hidden, reports = model.hidden(batch, train=True, key=key)
         sums = _measure(model, batch, hidden)
         z, weight = sums.pop("z")
@@ -164,7 +170,7 @@ def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]
     """Sums over the real target tokens at evaluation capacity, without dropout or noise."""
 
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
-        model = abstract.bind(params, model_state)
+        model = _bound(abstract, params, model_state)
         hidden, reports = model.hidden(batch, train=False)
         sums = _measure(model, batch, hidden)
         del sums["z"]

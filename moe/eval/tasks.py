@@ -70,13 +70,13 @@ class Tasks:
         return self.answerer.question(example.inputs, number, choices)
 
     def answers(
-        self, params: nn.Arrays, done: Callable[[int], None] = lambda count: None
+        self, params: nn.Arrays, done: Callable[[int], object] = lambda count: None
     ) -> dict[str, list[str]]:
         """Task -> the text that answers each of its examples.
 
         Args:
           params: weights.
-          done: told how many examples have been answered.
+          done: called with the number of examples answered so far.
         """
         found: dict[str, list[str]] = {name: [] for name in self.examples}
         for count, (name, text) in enumerate(self._answers(params), start=1):
