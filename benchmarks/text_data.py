@@ -21,7 +21,8 @@ from ml_collections import ConfigDict  # noqa: E402
 from moe.data import data_defaults, make_source  # noqa: E402
 from moe.data.cache import read as cache  # noqa: E402
 from moe.data.pipeline import _train_piece  # noqa: E402
-from moe.data.sources import Source, Windows  # noqa: E402
+from moe.data.sources.source import Source  # noqa: E402
+from moe.data.sources.windows import Windows  # noqa: E402
 
 _ROWS = 64  # of one piece, as workers make them
 _PIECES = 4

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe import objective as pretrain
-from moe.data.packing import batch_fields
+from moe.data.sources.packing import batch_fields
 from moe.kernels.grouped import check_platform
 from moe.layers import sparse
 from moe.models import architecture

@@ -19,8 +19,9 @@ from moe import describe, sweep
 from moe import plan as plan_lib
 from moe.analysis import plots
 from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
-from moe.data.packing import batch_fields
-from moe.data.sources import Examples, Source
+from moe.data.sources.examples import Examples
+from moe.data.sources.packing import batch_fields
+from moe.data.sources.source import Source
 from moe.eval import held_out
 from moe.eval.evaluation import Evaluation
 from moe.eval.measured import Measured

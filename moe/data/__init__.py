@@ -4,7 +4,7 @@ batches. What holds about order is in `trainlib.data.order`."""
 from moe.data.catalog import evaluates, make_source
 from moe.data.options import data_defaults
 from moe.data.pipeline import eval_batches, train_batches
-from moe.data.sources import Source, unigram_entropy
+from moe.data.sources.source import Source, unigram_entropy
 from moe.text.vocabulary import Vocabulary, check_vocabulary, make_vocabulary
 
 __all__ = [

@@ -12,7 +12,11 @@ from moe.data.cache.read import Cache, is_complete
 from moe.data.cache.shard import FORMAT
 from moe.data.cache.write import build, make_directory, read_sealed, write_sealed
 from moe.data.options import data_defaults
-from moe.data.sources import Examples, Mixture, Source, Windows, from_cache
+from moe.data.sources.examples import Examples
+from moe.data.sources.from_cache import from_cache
+from moe.data.sources.mixture import Mixture
+from moe.data.sources.source import Source
+from moe.data.sources.windows import Windows
 from moe.tasks import registry as supervised
 from moe.tasks.task import TRAIN, VALIDATION
 from moe.text.readers import Jsonl, Pydoc, Reader, TextFolder

@@ -1,35 +1,37 @@
 """From a source to batches: training batches without end, evaluation batches once and in order.
 
-B global batch, b the rows of this host. A batch holds the arrays of `moe.data.packing` and
+B global batch, b the part of this host. A batch holds the arrays of `moe.data.sources.packing` and
   index  int64 [b]  record number in the source, -1 for padding
-A row that cannot be read stays, as padding with decoder_weights 0.
+A record that cannot be read stays, as padding with decoder_weights 0.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moe.data.cache.read import Damage
-from moe.data.packing import fill_rows
-from moe.data.sources import Source
+from moe.data.sources.packing import fill_batch
+from moe.data.sources.source import Source
 from trainlib.data.bad_records import BadRecords
 from trainlib.data.batches import Batches, worker_count
 from trainlib.data.order import host_slice
 from trainlib.errors import ConfigError
 
-# Rows that one worker makes at a time: enough that handing them over costs little beside making
+# Records that one worker reads at a time: enough that handing them over costs little beside reading
 # them.
-_PIECE_ROWS = 64
+_PIECE_RECORDS = 64
 
 _Lengths = tuple[int, int]
 
 
 def train_batches(
     source: Source,
-    config: Any,
+    config: ConfigDict,
     batch_size: int,
     seed: int,
     start_batch: int,
@@ -59,12 +61,12 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: Any, batch_size: int, host_index: int, host_count: int
+    source: Source, config: ConfigDict, batch_size: int, host_index: int, host_count: int
 ) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order, with the
     same noise every time.
 
-    Every host gets the same number of batches; rows past the last record are padding, index -1.
+    Every host gets the same number of batches; what follows the last record is padding, index -1.
     """
     start, stop = host_slice(batch_size, host_index, host_count)
     lengths = config.encoder_length, config.decoder_length
@@ -73,23 +75,28 @@ def eval_batches(
 
 
 def _batches(
-    make: Any, source: Source, config: Any, rows: int, start: int, stop: int | None
+    make: Callable[..., dict[str, Any]],
+    source: Source,
+    config: ConfigDict,
+    size: int,
+    start: int,
+    stop: int | None,
 ) -> Batches:
     return Batches(
         make,
-        pieces=-(-rows // _PIECE_ROWS),
+        pieces=-(-size // _PIECE_RECORDS),
         start=start,
         stop=stop,
         workers=worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
-        # By the record of the cache, which is the same whatever rows and epochs meet it.
+        # By the record of the cache, which is the same whatever batches and epochs meet it.
         bad=BadRecords(len(source), config.max_bad_fraction, str),
     )
 
 
-def _piece_rows(start: int, stop: int, piece: int) -> np.ndarray:
-    first = start + piece * _PIECE_ROWS
-    return np.arange(first, min(first + _PIECE_ROWS, stop), dtype=np.int64)
+def _piece_records(start: int, stop: int, piece: int) -> np.ndarray:
+    first = start + piece * _PIECE_RECORDS
+    return np.arange(first, min(first + _PIECE_RECORDS, stop), dtype=np.int64)
 
 
 def _train_piece(
@@ -102,7 +109,7 @@ def _train_piece(
     batch: int,
     piece: int,
 ) -> dict[str, Any]:
-    positions = batch * batch_size + _piece_rows(start, stop, piece)
+    positions = batch * batch_size + _piece_records(start, stop, piece)
     epochs, records = source.locate(positions, seed)
     return _read(source, lengths, records, epochs, seed)
 
@@ -116,7 +123,7 @@ def _eval_piece(
     batch: int,
     piece: int,
 ) -> dict[str, Any]:
-    records = batch * batch_size + _piece_rows(start, stop, piece)
+    records = batch * batch_size + _piece_records(start, stop, piece)
     records = np.where(records < len(source), records, -1)
     return _read(source, lengths, records, None, 0)
 
@@ -125,8 +132,8 @@ def _read(
     source: Source, lengths: _Lengths, records: np.ndarray, epochs: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
     present = records[records >= 0]  # only evaluation has others, at the end
-    rows = source.rows(present, epochs, seed)
-    bad = [row for row in rows if isinstance(row, Damage)]
-    examples = [[] if isinstance(row, Damage) else row for row in rows]
+    read = source.read(present, epochs, seed)
+    bad = [record for record in read if isinstance(record, Damage)]
+    examples = [[] if isinstance(record, Damage) else record for record in read]
     examples += [[] for _ in range(len(records) - len(present))]
-    return {**fill_rows(examples, *lengths, source.ends), "index": records, "bad": bad}
+    return {**fill_batch(examples, *lengths, source.ends), "index": records, "bad": bad}

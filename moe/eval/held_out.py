@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import jax
 
 from moe.data import eval_batches
-from moe.data.packing import batch_fields
-from moe.data.sources import Source
+from moe.data.sources.packing import batch_fields
+from moe.data.sources.source import Source
 from moe.eval.evaluation import PART, Evaluation
 from moe.eval.measured import Measured, Predicted
 from moe.eval.scores import Scores

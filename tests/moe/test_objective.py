@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe import objective as pretrain
-from moe.data.packing import batch_fields
+from moe.data.sources.packing import batch_fields
 from moe.eval.measured import Measured
 from trainlib.errors import ConfigError
 

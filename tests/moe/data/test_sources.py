@@ -15,7 +15,7 @@ from moe import prepare
 from moe.data import catalog, evaluates, make_source, make_vocabulary, unigram_entropy
 from moe.data.cache import read as cache_module
 from moe.data.catalog import MIXTURES, cache_directory
-from moe.data.packing import fill_rows
+from moe.data.sources.packing import fill_batch
 from moe.text.readers import Pydoc
 from trainlib.errors import ConfigError, DataError
 
@@ -82,16 +82,16 @@ def test_language_models_read_documents_each_with_its_end(
     stream = [[*vocabulary.encode(text), 1] for text in (*texts[::2], *texts[1::2])]
     stream = list(itertools.chain(*stream))
     assert len(source) == -(-len(stream) // 9)
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     assert [t for row in rows for t in row[0][1].tolist()] == stream
     assert source.target_counts().tolist() == np.bincount(stream, minlength=359).tolist()
-    batch = fill_rows(rows[:2], 32, 9, source.ends)
+    batch = fill_batch(rows[:2], 32, 9, source.ends)
     assert batch["decoder_targets"].ravel().tolist() == stream[:18]
     assert batch["decoder_inputs"][1].tolist() == [0, *stream[9:17]]
     assert not batch["encoder_segments"].any()
     # In training each epoch begins elsewhere and goes on at the beginning.
     records = np.arange(len(source))
-    trained = [row[0][1] for row in source.rows(records, np.full(len(source), 3), 5)]
+    trained = [row[0][1] for row in source.read(records, np.full(len(source), 3), 5)]
     assert {len(row) for row in trained} == {9}
     joined = np.concatenate(trained).tolist()
     doubled = stream + stream
@@ -100,7 +100,7 @@ def test_language_models_read_documents_each_with_its_end(
 
 def test_evaluation_reads_every_token_once_in_order(stream):
     source, ids = stream
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     assert list(itertools.chain(*(original(row[0]) for row in rows))) == ids
 
 
@@ -108,7 +108,7 @@ def test_evaluation_reads_every_token_once_in_order(stream):
 def test_training_reads_every_token_in_each_epoch(stream, epoch):
     source, ids = stream
     records = np.arange(len(source))
-    rows = source.rows(records, np.full_like(records, epoch), 3)
+    rows = source.read(records, np.full_like(records, epoch), 3)
     joined = list(itertools.chain(*(original(row[0]) for row in rows)))
     assert len(joined) == len(source) * source.window
     assert len(joined) - len(ids) < source.window
@@ -123,7 +123,7 @@ def test_noise_and_cuts_differ_by_epoch_and_seed_but_not_in_evaluation(stream):
 
     def targets(seed, epoch):
         epochs = None if epoch is None else np.full_like(three, epoch)
-        return [row[0][1].tolist() for row in source.rows(three, epochs, seed)]
+        return [row[0][1].tolist() for row in source.read(three, epochs, seed)]
 
     assert targets(0, 0) == targets(0, 0)
     assert targets(0, 0) != targets(0, 1)
@@ -136,14 +136,14 @@ def test_text_shorter_than_a_window(data_config, tmp_path):
     source = make_source(data_config(source=source, holdout=0.0), "train")
     assert len(source) == 1
     for epochs in (None, np.asarray([4])):
-        pair = source.rows(np.asarray([0]), epochs, 0)[0][0]
+        pair = source.read(np.asarray([0]), epochs, 0)[0][0]
         assert sorted(original(pair)) == [100, 101, 102]
 
 
 def test_one_token(data_config, tmp_path):
     source = text_folder(tmp_path / "d", ["a"])
     source = make_source(data_config(source=source, holdout=0.0), "train")
-    inputs, targets = source.rows(np.asarray([0]), np.asarray([0]), 0)[0][0]
+    inputs, targets = source.read(np.asarray([0]), np.asarray([0]), 0)[0][0]
     assert (inputs.tolist(), targets.tolist()) == ([100], [358])
 
 
@@ -153,13 +153,13 @@ def test_documents_apart_are_cut_corrupted_and_packed(data_config, tmp_path, pac
     settings = {**SMALL, "merge_documents": False, "pack": pack, "holdout": 0.0}
     config = data_config(source=text_folder(tmp_path / "d", texts), **settings)
     source = make_source(config, "train")
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     pieces = Counter("".join(chr(t - 3) for t in original(pair)) for row in rows for pair in row)
     # 33 tokens, 5 hidden (4.95) in 2 spans: 33 - 5 + 2 + EOS = 31; 34 give 32, 35 give 33.
     window = 34
     expected = Counter(t[i : i + window] for t in texts for i in range(0, len(t), window))
     assert pieces == expected
-    arrays = fill_rows(rows, 32, 32)
+    arrays = fill_batch(rows, 32, 32)
     assert arrays["encoder_inputs"].max() == 358
     full = (arrays["encoder_segments"] > 0).mean()
     assert full > (0.6 if pack else 0.3)
@@ -171,7 +171,7 @@ def test_pairs_are_packed_each_once(data_config, tmp_path):
     config = data_config(**SMALL, **jsonl(tmp_path / "qa.jsonl", pairs))
     source = make_source(config, "train")
     vocabulary = source.vocabulary
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     got = [tuple(map(vocabulary.decode, pair)) for row in rows for pair in row]
     assert sorted(got) == sorted(pairs)
     assert got != pairs  # neighbours in the file do not share rows
@@ -183,7 +183,7 @@ def test_pairs_are_packed_each_once(data_config, tmp_path):
 def test_pairs_too_long_for_a_row_are_trimmed(data_config, tmp_path):
     config = data_config(**SMALL, **jsonl(tmp_path / "qa.jsonl", [("q" * 100, "a" * 100)]))
     source = make_source(config, "train")
-    arrays = fill_rows(source.rows(np.asarray([0]), None, 0), 32, 32)
+    arrays = fill_batch(source.read(np.asarray([0]), None, 0), 32, 32)
     assert arrays["encoder_inputs"][0].tolist() == [ord("q") + 3] * 31 + [1]
     assert arrays["decoder_targets"][0].tolist() == [ord("a") + 3] * 31 + [1]
 
@@ -247,7 +247,7 @@ def test_rows_of_a_mixture_are_those_of_its_parts(data_config, tmp_path):
     source = mixture(data_config, tmp_path, (0.6, 0.4))
     texts = [
         "".join(map(chr, np.asarray(original(row[0])) - 3))
-        for row in source.rows(np.arange(len(source)), None, 0)
+        for row in source.read(np.arange(len(source)), None, 0)
     ]
     assert "".join(texts) == "a" * 40 + "b" * 90
 
@@ -269,7 +269,7 @@ def test_target_counts_are_those_of_the_batches(data_config):
     """In expectation: over 60 epochs the entropies agree, and sentinels are counted exactly."""
     source = make_source(data_config(), "holdout")
     records = np.arange(len(source))
-    seen = sum(counted(source.rows(records, np.full_like(records, e), 0), 359) for e in range(60))
+    seen = sum(counted(source.read(records, np.full_like(records, e), 0), 359) for e in range(60))
     expected = source.target_counts()
     expected = expected * seen.sum() / expected.sum()
     np.testing.assert_allclose(seen[331:], expected[331:], rtol=1e-12)
@@ -280,7 +280,7 @@ def test_target_counts_are_those_of_the_batches(data_config):
 def test_target_counts_of_pairs_are_exact(data_config, tmp_path):
     pairs = [("question", f"answer {n}") for n in range(20)]
     source = make_source(data_config(**SMALL, **jsonl(tmp_path / "qa.jsonl", pairs)), "train")
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     np.testing.assert_array_equal(source.target_counts(), counted(rows, 359))
 
 
@@ -480,7 +480,7 @@ def test_unreadable_tokens_are_reported_by_row(data_config, monkeypatch, tmp_pat
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
-    rows = pickle.loads(pickle.dumps(source)).rows(np.arange(len(source)), None, 0)
+    rows = pickle.loads(pickle.dumps(source)).read(np.arange(len(source)), None, 0)
     broken = [row for row in rows if not isinstance(row, list)]
     assert len(broken) > 1
     for damage in broken:
@@ -551,7 +551,7 @@ def test_no_such_folder(data_config, tmp_path):
 
 
 def test_vocabulary_must_be_that_of_the_cache(data_config):
-    from moe.data.sources import from_cache
+    from moe.data.sources.from_cache import from_cache
 
     source = make_source(data_config(), "holdout")
     other = make_vocabulary(data_config(extra_ids=50))

@@ -380,7 +380,7 @@ def test_sentinels_end_inputs_and_begin_targets(config_of):
     config = config_of("copa")
     config.data.update(sentinels=1, pack=False, encoder_length=110)
     source = make_source(config.data, "train")
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     sentinel = source.vocabulary.size - 1
     for ((inputs, targets),) in rows:
         assert inputs[-1] == sentinel

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from moe import prepare  # noqa: E402
 from moe.data import make_source, make_vocabulary  # noqa: E402
-from moe.data.packing import fill_rows, pack_starts  # noqa: E402
-from moe.data.span_corruption import SpanCorruption  # noqa: E402
+from moe.data.sources.packing import fill_batch, pack_starts  # noqa: E402
+from moe.data.sources.span_corruption import SpanCorruption  # noqa: E402
 from moe.text import seqio_source as tasks  # noqa: E402
 from moe.text.readers import Pydoc  # noqa: E402
 from trainlib.errors import ConfigError, DataError  # noqa: E402
@@ -93,7 +93,7 @@ def test_rows_equal_seqios_feature_converter(pack):
     else:
         starts = np.arange(len(pairs) + 1)
     rows = [pairs[a:b] for a, b in itertools.pairwise(starts.tolist())]
-    ours = fill_rows(rows, 32, 20)
+    ours = fill_batch(rows, 32, 20)
     names = {
         "encoder_inputs": "encoder_input_tokens",
         "encoder_segments": "encoder_segment_ids",
@@ -163,7 +163,7 @@ def prepared(data_config, source, **settings):
 
 def read(config, split):
     source = make_source(config, split)
-    rows = source.rows(np.arange(len(source)), None, 0)
+    rows = source.read(np.arange(len(source)), None, 0)
     return sorted(
         tuple(source.vocabulary.decode(side) for side in pair) for row in rows for pair in row
     )
@@ -182,7 +182,7 @@ def test_task_that_appends_the_end_itself(data_config):
     register("ends", PAIRS, ("inputs", "targets"), preprocessors=steps)
     config = prepared(data_config, "seqio:ends")
     source = make_source(config, "holdout")
-    assert fill_rows(source.rows(np.asarray([0]), None, 0), 8, 4)["decoder_targets"].tolist() == [
+    assert fill_batch(source.read(np.asarray([0]), None, 0), 8, 4)["decoder_targets"].tolist() == [
         [ord("2") + 3, 1, 0, 0]
     ]
 

@@ -1,9 +1,9 @@
-"""From examples to the rows that the model reads: end of sequence, packing, segments, shifting.
+"""From examples to the batch that the model reads: end of sequence, packing, segments, shifting.
 
-b rows, Le encoder tokens, Ld decoder tokens. An example is a pair of id arrays without EOS. The
-arrays that `fill_rows` makes, int32 unless said:
+b records, Le encoder tokens, Ld decoder tokens. An example is a pair of id arrays without EOS. The
+arrays that `fill_batch` makes, int32 unless said:
   encoder_inputs     [b, Le]
-  encoder_segments   [b, Le]  1, 2, ... for the examples of a row, 0 for padding
+  encoder_segments   [b, Le]  1, 2, ... for the examples of a record, 0 for padding
   encoder_positions  [b, Le]  from 0 in each segment
   decoder_inputs     [b, Ld]  the targets shifted right by one in each segment, which starts with 0
   decoder_targets    [b, Ld]
@@ -44,7 +44,7 @@ def batch_fields(kind: str) -> tuple[str, ...]:
 def pack_starts(
     encoder: np.ndarray, decoder: np.ndarray, encoder_length: int, decoder_length: int
 ) -> np.ndarray:
-    """Puts examples in rows in their order; a row takes what fits, then the next one begins.
+    """Puts examples in records in their order; a record takes what fits, then the next one begins.
 
     Args:
       encoder: int64 [N], encoder tokens of each example, EOS included, at most `encoder_length`.
@@ -53,7 +53,7 @@ def pack_starts(
       decoder_length: Ld.
 
     Returns:
-      int64 [rows + 1]: row r holds the examples [starts[r], starts[r + 1]).
+      int64 [records + 1]: record r holds the examples [starts[r], starts[r + 1]).
     """
     ends = []
     for lengths, limit in ((encoder, encoder_length), (decoder, decoder_length)):
@@ -66,16 +66,16 @@ def pack_starts(
     return np.asarray(starts, np.int64)
 
 
-def fill_rows(
-    rows: Sequence[Sequence[Example]],
+def fill_batch(
+    records: Sequence[Sequence[Example]],
     encoder_length: int,
     decoder_length: int,
     ends: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Lays examples out in rows, each with EOS appended, trimmed first where it is too long.
+    """Lays the examples of records out, each with EOS appended, trimmed first where it is too long.
 
     Args:
-      rows: the examples of each row, which together fit; an empty row stays padding.
+      records: the examples of each record, which together fit; an empty record stays padding.
       encoder_length: Le.
       decoder_length: Ld.
       ends: whether EOS is appended.
@@ -83,12 +83,12 @@ def fill_rows(
     Returns:
       The arrays that the module describes.
     """
-    encoder = _Side(len(rows), encoder_length)
-    decoder = _Side(len(rows), decoder_length)
-    for row, examples in enumerate(rows):
+    encoder = _Side(len(records), encoder_length)
+    decoder = _Side(len(records), decoder_length)
+    for record, examples in enumerate(records):
         for segment, (inputs, targets) in enumerate(examples, start=1):
-            encoder.add(row, segment, inputs, ends)
-            decoder.add(row, segment, targets, ends)
+            encoder.add(record, segment, inputs, ends)
+            decoder.add(record, segment, targets, ends)
     shifted = np.zeros_like(decoder.tokens)
     shifted[:, 1:] = decoder.tokens[:, :-1] * (decoder.positions[:, 1:] > 0)
     return {
@@ -106,20 +106,20 @@ def fill_rows(
 class _Side:
     """Tokens, segments and positions of the encoder or the decoder, filled from the left."""
 
-    def __init__(self, rows: int, length: int):
+    def __init__(self, records: int, length: int):
         self.tokens, self.segments, self.positions = (
-            np.zeros((rows, length), np.int32) for _ in range(3)
+            np.zeros((records, length), np.int32) for _ in range(3)
         )
-        self._filled = [0] * rows
+        self._filled = [0] * records
 
-    def add(self, row: int, segment: int, ids: np.ndarray, ends: bool) -> None:
+    def add(self, record: int, segment: int, ids: np.ndarray, ends: bool) -> None:
         length = self.tokens.shape[1]
-        start = self._filled[row]
+        start = self._filled[record]
         size = min(len(ids), length - ends)
         stop = start + size + ends
-        assert stop <= length, "the examples of a row do not fit it"
-        self.tokens[row, start : start + size] = ids[:size]
-        self.tokens[row, start + size : stop] = EOS
-        self.segments[row, start:stop] = segment
-        self.positions[row, start:stop] = np.arange(stop - start)
-        self._filled[row] = stop
+        assert stop <= length, "the examples of a record do not fit it"
+        self.tokens[record, start : start + size] = ids[:size]
+        self.tokens[record, start + size : stop] = EOS
+        self.segments[record, start:stop] = segment
+        self.positions[record, start:stop] = np.arange(stop - start)
+        self._filled[record] = stop

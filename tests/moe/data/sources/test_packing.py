@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.data.packing import fill_rows, pack_starts
+from moe.data.sources.packing import fill_batch, pack_starts
 
 
 def ids(*values):
@@ -13,7 +13,7 @@ def ids(*values):
 def test_a_packed_row_array_by_array():
     # The example in seqio's documentation of packing, and its shift to the right by segment.
     row = [(ids(8, 7), ids(4)), (ids(2, 3, 4), ids(5, 6))]
-    got = {key: value[0].tolist() for key, value in fill_rows([row], 10, 6).items()}
+    got = {key: value[0].tolist() for key, value in fill_batch([row], 10, 6).items()}
     assert got == {
         "encoder_inputs": [8, 7, 1, 2, 3, 4, 1, 0, 0, 0],
         "encoder_segments": [1, 1, 1, 2, 2, 2, 2, 0, 0, 0],
@@ -27,7 +27,7 @@ def test_a_packed_row_array_by_array():
 
 
 def test_types_and_shapes():
-    arrays = fill_rows([[(ids(5), ids(6))], []], 7, 3)
+    arrays = fill_batch([[(ids(5), ids(6))], []], 7, 3)
     for key, array in arrays.items():
         assert array.dtype == (np.float32 if key == "decoder_weights" else np.int32), key
         assert array.shape == (2, 7 if key.startswith("encoder") else 3), key
@@ -38,7 +38,7 @@ def test_types_and_shapes():
 def test_trimmed_to_leave_room_for_the_end(size):
     """As append_eos_after_trim: 5 places hold at most 4 ids and EOS."""
     long = np.arange(10, 10 + size, dtype=np.int32)
-    arrays = fill_rows([[(long, long)]], 5, 5)
+    arrays = fill_batch([[(long, long)]], 5, 5)
     assert arrays["encoder_inputs"][0].tolist() == [10, 11, 12, 13, 1]
     assert arrays["decoder_targets"][0].tolist() == [10, 11, 12, 13, 1]
     assert arrays["decoder_inputs"][0].tolist() == [0, 10, 11, 12, 13]

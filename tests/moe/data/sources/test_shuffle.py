@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe.data.shuffle import places, shuffled
+from moe.data.sources.shuffle import locate, shuffled
 
 
 @pytest.mark.parametrize("records", [1, 2, 3, 4, 5, 16, 17, 603, 4096, 10_007])
@@ -18,12 +18,12 @@ def test_large_sources_need_no_list():
     """C4's 3e8 rows and beyond: in range, without repetition, whatever part is asked for."""
     for records in (322_000_000, 2**40 + 1):
         positions = np.arange(7 * records - 500, 7 * records + 500)
-        epochs, found = places(positions, 0, records)
+        epochs, found = locate(positions, 0, records)
         assert epochs.tolist() == [6] * 500 + [7] * 500
         assert found.min() >= 0
         assert found.max() < records
         assert len(set(found[:500].tolist())) == 500
-        np.testing.assert_array_equal(places(positions[333:337], 0, records)[1], found[333:337])
+        np.testing.assert_array_equal(locate(positions[333:337], 0, records)[1], found[333:337])
 
 
 def test_seeds_and_epochs_give_unrelated_orders():

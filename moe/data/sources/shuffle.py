@@ -1,7 +1,7 @@
-"""The order of training rows, for sources with more rows than an order of them fits memory.
+"""The order of training records, for sources whose order does not fit memory.
 
-N records. C4 has 3e8 rows: a list of their order would take 2.5 GB in each worker process and tens
-of seconds an epoch. So record p of an epoch is computed from p by a keyed bijection of 0..N-1: a
+N records. C4 has 3e8: a list of their order would take 2.5 GB in each worker process and tens of
+seconds an epoch. So record p of an epoch is computed from p by a keyed bijection of 0..N-1: a
 Feistel network over the next even power of two, walked until it falls below N (Black and Rogaway
 2002, "Ciphers with arbitrary finite domains", methods of sections 3 and 4).
 """
@@ -52,11 +52,11 @@ def shuffled(offsets: np.ndarray, seed: int, epoch: int, records: int) -> np.nda
     return values.astype(np.int64)
 
 
-def places(positions: np.ndarray, seed: int, records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (epochs, records), int64 like `positions`, of positions in the endless stream."""
+def locate(positions: np.ndarray, seed: int, records: int) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, records), int64 like `positions`, of positions in the endless training stream."""
     epochs, offsets = np.divmod(positions, records)
-    found = np.empty_like(positions)
+    located = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        found[here] = shuffled(offsets[here], seed, int(epoch), records)
-    return epochs, found
+        located[here] = shuffled(offsets[here], seed, int(epoch), records)
+    return epochs, located

@@ -11,9 +11,13 @@ all ways to cut, as in the published preprocessor.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from moe.data.sources.packing import Example
+from moe.text.vocabulary import EOS
+from trainlib.data.order import generator
 from trainlib.errors import ConfigError
 
 
@@ -164,3 +168,35 @@ def window_length(
             f"{spans} spans. Set --config.data.extra_ids={spans} or more, or a longer mean_span."
         )
     return tokens
+
+
+def _random_words(seed: int, epoch: int, record: int, count: int) -> np.ndarray:
+    return generator(seed, epoch, record).bit_generator.random_raw(count)  # pyright: ignore
+
+
+def corrupt(
+    corruption: SpanCorruption, texts: Sequence[np.ndarray], keys: Sequence[tuple[int, int, int]]
+) -> list[Example]:
+    """Corrupts texts, those of equal length together; `keys` are (seed, epoch, record)."""
+    examples: list[Example | None] = [None] * len(texts)
+    lengths = np.asarray([len(text) for text in texts])
+    for length in np.unique(lengths).tolist():
+        same = np.flatnonzero(lengths == length).tolist()
+        words = np.stack([_random_words(*keys[i], corruption.words(length)) for i in same])
+        inputs, targets = corruption.apply(np.stack([texts[i] for i in same]), words)
+        for i, pair in zip(same, zip(inputs, targets, strict=True), strict=True):
+            examples[i] = pair
+    return [example for example in examples if example is not None]
+
+
+def corrupted_counts(text: np.ndarray, lengths: np.ndarray, c: SpanCorruption) -> np.ndarray:
+    """Expected target counts when texts of `lengths` are corrupted: hidden tokens as the text has
+    them, each sentinel once for every text that has so many spans, one EOS a text."""
+    sizes, number = np.unique(lengths, return_counts=True)
+    _, targets = c.lengths(sizes)
+    spans = np.asarray([c.spans(size) for size in sizes.tolist()])
+    counts = text * ((targets - spans) * number).sum() / text.sum()
+    counts[EOS] += number.sum()
+    for k, n in zip(spans, number, strict=True):
+        counts[c.vocabulary_size - k : c.vocabulary_size] += n
+    return counts
