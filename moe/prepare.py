@@ -7,7 +7,8 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from moe.data import check_vocabulary, make_vocabulary, unigram_entropy
 from moe.data.cache.read import Cache, is_complete
@@ -17,17 +18,16 @@ from moe.data.catalog import (
     holds_out,
     is_stale,
     open_reader,
-    parts_of,
     shard_count,
     unknown,
-    write_mixture,
 )
+from moe.data.mixtures import parts_of, write_mixture
 from moe.text.vocabulary import Vocabulary
 from trainlib.errors import DataError, Interrupted, Preempted
 
 
 def run(
-    config: Any,
+    config: ConfigDict,
     *,
     splits: Sequence[str] = ("train", "holdout"),
     workers: int = -1,
@@ -88,7 +88,7 @@ def run(
 
 
 def _prepare(
-    data: Any,
+    data: ConfigDict,
     source: str,
     split: str,
     vocabulary: Vocabulary,
@@ -106,7 +106,7 @@ def _prepare(
 
     reader, directory = open_reader(data, source, split, vocabulary)
     definitions = hashlib.sha256(tasks.read_bytes()).hexdigest()[:16] if tasks else ""
-    again = is_stale(reader, directory, f"{source} ({split})")
+    again = is_stale(source, reader, directory, f"{source} ({split})")
     if again or not is_complete(directory):
         done = build(
             directory,

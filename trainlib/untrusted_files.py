@@ -9,13 +9,14 @@ machine, such as a folder of images that are links to a disk.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trainlib.errors import CheckpointError, UserError, shown
 
@@ -39,7 +40,7 @@ _KINDS = (
 
 def open_regular(
     path: str | Path, *, follow: bool = False, error: type[UserError] = CheckpointError
-) -> BinaryIO:
+) -> io.BufferedReader:
     """Opens a regular file to read; refuses devices, pipes, folders and, unless `follow`, links.
 
     Raises:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe.data.kinds import usage
+from moe.data.mixtures import MIXTURES
 from trainlib.keys import choice, either, key, many, number, pair, switch, text, whole
 
 OBJECTIVES = ("span_corruption", "language_model")
@@ -17,8 +19,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
     return {
         "source": key(
             "pydoc",
-            "what is read: pydoc, text:FOLDER, jsonl:PATH, c4, tfds:NAME:VERSION, seqio:TASK, "
-            "mixture, mixture:st_moe_32b, or fine-tuning tasks: task:NAMES, sample:NAMES",
+            f"what is read: {usage()} (task: and sample: are fine-tuning tasks); mixture, "
+            f"{', '.join(f'mixture:{name}' for name in MIXTURES)}",
             text(1),
         ),
         "parts": key(

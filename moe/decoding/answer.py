@@ -16,7 +16,7 @@ import numpy as np
 from moe.decoding import model as decode
 from moe.decoding.model import Decoding
 from moe.plan import Plan
-from moe.tasks.registry import encode
+from moe.tasks.task_reader import encode
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort

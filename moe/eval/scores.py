@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -54,7 +55,7 @@ def _matthews(examples: Sequence[TextExample], answers: Sequence[str]) -> Figure
 
 def _parity(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
     labels, said = _classes(examples, answers)
-    parity = gender_parity(said, [example.key[0] for example in examples])
+    parity = gender_parity(said, [cast(int, example.key[0]) for example in examples])
     return {"accuracy": accuracy(labels, said), "gender_parity": parity}
 
 

@@ -10,16 +10,22 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from moe.tasks.registry import RATE_LIMIT, TASKS, load, read, task_names
+from ml_collections import ConfigDict
+
+from moe.tasks.records import load, read
+from moe.tasks.registry import TASKS, task_names
 from moe.tasks.task import SPLITS, TRAIN, Bad, TextExample
-from moe.text.seqio_source import _seqio, seqio_vocabulary
+from moe.tasks.task_reader import RATE_LIMIT
+from moe.text.seqio_source import import_seqio, seqio_vocabulary
 from moe.text.vocabulary import Vocabulary
 
 PREFIX = "st_moe_"
 _SPAN = 10**9  # numbers of one split are below this
 
 
-def register(config: Any, source: str, vocabulary: Vocabulary, mixture: str = "") -> list[str]:
+def register(
+    config: ConfigDict, source: str, vocabulary: Vocabulary, mixture: str = ""
+) -> list[str]:
     """Registers the tasks of a source as `st_moe_NAME`, and a Mixture of those that have a training
     split, by their sizes up to `RATE_LIMIT`; what is registered already stays.
 
@@ -35,7 +41,7 @@ def register(config: Any, source: str, vocabulary: Vocabulary, mixture: str = ""
     Raises:
       ConfigError: seqio is not installed, or there is no such task.
     """
-    seqio = _seqio(source)
+    seqio = import_seqio(source)
     kind = source.partition(":")[0]
     names = task_names(source)
     for name in names:
@@ -52,8 +58,8 @@ def register(config: Any, source: str, vocabulary: Vocabulary, mixture: str = ""
     return [PREFIX + name for name in names]
 
 
-def _register_one(config: Any, source: str, vocabulary: Vocabulary) -> None:
-    seqio = _seqio(source)
+def _register_one(config: ConfigDict, source: str, vocabulary: Vocabulary) -> None:
+    seqio = import_seqio(source)
     (name,) = task_names(source)
     splits = [split for split in SPLITS if split in TASKS[name].tfds_splits]
     feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
@@ -71,7 +77,7 @@ def _register_one(config: Any, source: str, vocabulary: Vocabulary) -> None:
     )
 
 
-def _rows(config: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
+def _rows(config: ConfigDict, source: str, split: str) -> Iterator[dict[str, Any]]:
     """Texts, and the number of their example; in training each accepted target is a row."""
     first = SPLITS.index(split) * _SPAN
     for number, (_, example) in enumerate(read(config, source, split)):
@@ -82,8 +88,10 @@ def _rows(config: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
             yield {"inputs": example.inputs, "targets": target, "number": first + number}
 
 
-def _dataset(config: Any, source: str, split: str, shuffle_files: bool, seed: Any = None) -> Any:
-    import tensorflow as tf
+def _dataset(
+    config: ConfigDict, source: str, split: str, shuffle_files: bool, seed: Any = None
+) -> Any:
+    import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]  # an extra
 
     del shuffle_files, seed  # examples come in their own order
     text = tf.TensorSpec((), tf.string)
@@ -96,7 +104,7 @@ def _postprocess(output: Any, example: Any = None, is_target: bool = False) -> A
     return int(example["number"]) if is_target else output
 
 
-def _metric(config: Any, source: str) -> Any:
+def _metric(config: ConfigDict, source: str) -> Any:
     (name,) = task_names(source)
 
     @functools.cache

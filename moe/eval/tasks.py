@@ -8,8 +8,10 @@ from moe.decoding.answer import Answerer, Question
 from moe.eval import scores
 from moe.eval.scores import Scores
 from moe.plan import Plan
-from moe.tasks import registry as supervised
+from moe.tasks.records import load
+from moe.tasks.registry import tasks_of
 from moe.tasks.task import SPLITS, Benchmark, TextExample
+from moe.tasks.task_reader import check_labels
 from moe.text.vocabulary import check_vocabulary, make_vocabulary
 from trainlib.errors import DataError, one_of
 from trainlib.model import weights as nn
@@ -41,11 +43,9 @@ class Tasks:
         self.answerer = Answerer(plan, self.vocabulary, num_return_sequences=1)
         self.config = config
         kind = config.data.source.partition(":")[0]
-        supervised.check_labels(config.data.source, self.split, self.vocabulary)
+        check_labels(config.data.source, self.split, self.vocabulary)
         self.examples: dict[str, list[TextExample]] = {
-            task.name: supervised.load(config.data, f"{kind}:{task.name}", self.split)[
-                : limit or None
-            ]
+            task.name: load(config.data, f"{kind}:{task.name}", self.split)[: limit or None]
             for task in self._tasks()
         }
         if not self.examples:
@@ -63,7 +63,7 @@ class Tasks:
         self.truncated = sum(question.cut for question in asked)
 
     def _tasks(self) -> list[Benchmark]:
-        return supervised.tasks_of(self.config.data.source, self.split)
+        return tasks_of(self.config.data.source, self.split)
 
     def _question(self, number: int, example: TextExample) -> Question:
         choices = example.choices if self.ranked else ()

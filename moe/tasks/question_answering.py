@@ -150,6 +150,7 @@ TASKS = tuple(
     Benchmark(
         name=f"squad_v{version}",
         metric="squad",
+        group="squad",
         text=_squad_text,
         records=_squad_records,
         folders=("SQuAD", "squad"),
@@ -167,6 +168,7 @@ TASKS = tuple(
     Benchmark(
         name="trivia_qa",
         metric="trivia",
+        group="closed_book",
         text=_trivia_text,
         records=_trivia_records,
         folders=("triviaqa-unfiltered", "TriviaQA"),
@@ -178,6 +180,7 @@ TASKS = tuple(
     Benchmark(
         name="natural_questions",
         metric="closed_book",
+        group="closed_book",
         text=_closed("nq", "answer"),
         answer="answer",
         records=_natural_records,
@@ -189,6 +192,7 @@ TASKS = tuple(
     Benchmark(
         name="web_questions",
         metric="closed_book",
+        group="closed_book",
         text=_closed("wq", "answers"),
         answer="answers",
         records=_web_records,

@@ -90,6 +90,7 @@ TASKS = (
     *(
         Benchmark(
             name=f"arc_{level.lower()}",
+            group="arc",
             metric="accuracy",
             text=_arc_text(f"arc_{level.lower()}"),
             records=_arc_records,
@@ -119,6 +120,7 @@ TASKS = (
     *(
         Benchmark(
             name=f"anli_r{part}",
+            group="anli",
             metric="accuracy",
             text=_anli_text(f"anli_r{part}"),
             records=_anli_records,

@@ -32,8 +32,16 @@ _XSUM_PARTS = re.compile(r"\[(?:SN|XSUM)\]")
 # Lines of the web page that are no part of an XSum article.
 _BUTTONS = frozenset(
     (
-        *("Share this with", "Email", "Facebook", "Messenger", "Twitter", "Pinterest"),
-        *("WhatsApp", "Linkedin", "LinkedIn", "Copy this link"),
+        "Share this with",
+        "Email",
+        "Facebook",
+        "Messenger",
+        "Twitter",
+        "Pinterest",
+        "WhatsApp",
+        "Linkedin",
+        "LinkedIn",
+        "Copy this link",
         "These are external links and will open in a new window",
     )
 )
@@ -131,6 +139,7 @@ TASKS = (
     Benchmark(
         name="xsum",
         metric="rouge",
+        group="summaries",
         text=_text("document", "summary"),
         records=_xsum_records,
         folders=("xsum", "XSum"),
@@ -142,6 +151,7 @@ TASKS = (
     Benchmark(
         name="cnn_dailymail",
         metric="rouge",
+        group="summaries",
         text=_text("article", "highlights"),
         records=_story_records,
         folders=("cnn_dailymail", "cnn-dailymail"),

@@ -44,6 +44,7 @@ def _task(
         "tfds": f"super_glue/{name}:1.0.2",
         "tfds_splits": SAME,
         "labels": labels,
+        "group": "superglue",
     }
     return Benchmark(name=name, folders=(folder,), records=records, text=text, **(values | other))
 
@@ -245,13 +246,7 @@ TASKS = (
         _CB,
         metric="cb",
     ),
-    _task(
-        "copa",
-        "COPA",
-        _plain((0, 1)),
-        _classes("copa", _COPA_TEXT, _COPA),
-        _COPA,
-    ),
+    _task("copa", "COPA", _plain((0, 1)), _classes("copa", _COPA_TEXT, _COPA), _COPA),
     _task("multirc", "MultiRC", _multirc_records, _multirc_text, FALSE_TRUE, metric="multirc"),
     _task("record", "ReCoRD", _record_records, _record_text, metric="record", answer="answers"),
     _task(
@@ -287,6 +282,7 @@ TASKS = (
         _pairs("rte", "sentence2", "sentence1"),
         ENTAILMENT,
         metric="matthews",
+        group="diagnostics",
         files={TEST: "AX-b.jsonl"},
         tfds_splits={TEST: TEST},
     ),
@@ -297,6 +293,7 @@ TASKS = (
         _pairs("rte", "hypothesis", "premise"),
         ENTAILMENT,
         metric="parity",
+        group="diagnostics",
         files={TEST: "AX-g.jsonl"},
         tfds_splits={TEST: TEST},
     ),

@@ -72,6 +72,7 @@ class Benchmark:
       tfds: builder, configuration and version.
       tfds_splits: split -> what TFDS calls it.
       labels: words of the classes, by number.
+      group: name that stands for this task and others of its kind in `data.source`.
       answer: field of a published record with the right answer; only the test split may lack it.
     """
 
@@ -84,6 +85,7 @@ class Benchmark:
     tfds: str
     tfds_splits: Mapping[str, str]
     labels: tuple[str, ...] = ()
+    group: str = ""
     answer: str = "label"
     read: Callable[[Path], Rows] = dataclasses.field(default=lambda path: json_lines(path))
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from moe.text.readers import Document, Reader
+from moe.text.reader import Document, Kind, Reader
 from moe.text.vocabulary import EOS, SentencePieceVocabulary, Vocabulary
 from trainlib import paths
 from trainlib.data import tfds_files
@@ -29,9 +30,9 @@ from trainlib.errors import ConfigError, DataError, nearest
 _C4 = "c4/en:3.1.0"
 
 
-def _seqio(what: str) -> ModuleType:
+def import_seqio(what: str) -> ModuleType:
     try:
-        import seqio
+        import seqio  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ConfigError(
             f"{what} is read by seqio, which cannot be imported here ({error}). Preparing it needs "
@@ -47,7 +48,7 @@ def load_definitions(path: Path) -> None:
     Raises:
       ConfigError: there is no such file, or seqio is not installed.
     """
-    _seqio(f"the file {path}")
+    import_seqio(f"the file {path}")
     spec = importlib.util.spec_from_file_location(f"tasks_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"--tasks={path}: there is no such Python file.")
@@ -60,7 +61,7 @@ def mixture_rates(name: str) -> dict[str, float] | None:
     Raises:
       DataError: there is neither.
     """
-    seqio = _seqio(f"seqio:{name}")
+    seqio = import_seqio(f"seqio:{name}")
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         raise DataError(
@@ -75,7 +76,7 @@ def mixture_rates(name: str) -> dict[str, float] | None:
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
     """Returns seqio's vocabulary with the same ids."""
-    seqio = _seqio(f"data.vocabulary={vocabulary.name}")
+    seqio = import_seqio(f"data.vocabulary={vocabulary.name}")
     if isinstance(vocabulary, SentencePieceVocabulary):
         return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
     return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
@@ -91,7 +92,10 @@ def _same(theirs: Any, ours: Vocabulary) -> bool:
 
 
 def make_task(
-    config: Any, source: str, vocabulary: Vocabulary, readers: dict[str, Reader] | None = None
+    config: ConfigDict,
+    source: str,
+    vocabulary: Vocabulary,
+    readers: dict[str, Reader] | None = None,
 ) -> Any:
     """Makes the seqio Task of a source, unregistered, without a metric.
 
@@ -101,7 +105,7 @@ def make_task(
       vocabulary: what its features are tokenised with.
       readers: split -> reader, for a source that needs no TFDS.
     """
-    seqio = _seqio(source)
+    seqio = import_seqio(source)
     kind, _, argument = source.partition(":")
     fields = {"targets": "text" if kind == "c4" else config.text_feature}
     if config.inputs_feature and kind != "c4":
@@ -134,9 +138,9 @@ def make_task(
     )
 
 
-def _texts(readers: dict[str, Reader], split: str, shuffle_files: bool) -> Any:
+def _texts(readers: Mapping[str, Reader], split: str, shuffle_files: bool) -> Any:
     """Returns the usable documents of a split as a tf.data.Dataset."""
-    import tensorflow as tf
+    import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]  # an extra
 
     del shuffle_files  # documents come in their own order
     reader = readers[split]
@@ -154,7 +158,7 @@ class SeqioReader:
     size_bytes = 1 << 62  # not known before it is read, and never read at first use
     passed_over = ()
 
-    def __init__(self, config: Any, source: str, split: str, vocabulary: Vocabulary):
+    def __init__(self, config: ConfigDict, source: str, split: str, vocabulary: Vocabulary):
         self.name, self.config, self.vocabulary = source, config, vocabulary
         self.split = "train" if split == "train" else config.eval_split
         self._made: Any = None
@@ -169,8 +173,12 @@ class SeqioReader:
     def most_shards(self) -> int:
         return len(self._task().source.list_shards(self.split))
 
-    @functools.cached_property
+    @property
     def features(self) -> tuple[str, ...]:
+        return self._features
+
+    @functools.cached_property
+    def _features(self) -> tuple[str, ...]:
         first = next(self._examples(0, 1), None)
         return ("inputs", "targets") if first and len(first.get("inputs", ())) else ("targets",)
 
@@ -180,7 +188,7 @@ class SeqioReader:
             kind, _, name = self.name.partition(":")
             if kind == "seqio":
                 mixture_rates(name)
-                task = _seqio(self.name).get_mixture_or_task(name)
+                task = import_seqio(self.name).get_mixture_or_task(name)
                 self._check(task)
             else:
                 task = make_task(self.config, self.name, self.vocabulary)
@@ -221,7 +229,7 @@ class SeqioReader:
                 )
 
     def _examples(self, shard: int, shards: int) -> Iterator[dict[str, np.ndarray]]:
-        seqio = _seqio(self.name)
+        seqio = import_seqio(self.name)
         task = self._task()
         part = seqio.ShardInfo(shard, shards)
         dataset = task.source.get_dataset(self.split, shuffle=False, shard_info=part)
@@ -255,3 +263,16 @@ def _plain_ids(values: Any, where: str) -> np.ndarray:
             "seqio.preprocessors.tokenize before CacheDatasetPlaceholder."
         )
     return (ids[:-1] if len(ids) and ids[-1] == EOS else ids).astype(np.int64)
+
+
+def _deciding(config: ConfigDict, source: str, split: str) -> list[Any]:
+    return [config.eval_split] if split == "holdout" else []
+
+
+def _deciding_fields(config: ConfigDict, source: str, split: str) -> list[Any]:
+    return [config.text_feature, config.inputs_feature, *_deciding(config, source, split)]
+
+
+C4 = Kind("c4", SeqioReader, _deciding)
+TFDS = Kind("tfds:NAME:VERSION", SeqioReader, _deciding_fields)
+SEQIO = Kind("seqio:TASK", SeqioReader, _deciding)

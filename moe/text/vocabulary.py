@@ -10,6 +10,7 @@ import hashlib
 from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib import paths
 from trainlib.errors import ConfigError, DataError, one_of
@@ -91,7 +92,7 @@ class SentencePieceVocabulary:
     def _processor(self) -> Any:
         if self._loaded is None:
             try:
-                import sentencepiece
+                import sentencepiece  # pyright: ignore[reportMissingImports]  # an extra
             except ImportError:
                 raise ConfigError(
                     f"data.vocabulary={self.name!r} needs the package sentencepiece: pip install "
@@ -120,7 +121,7 @@ def _digest(content: bytes, extra_ids: int) -> str:
     return hashlib.sha256(content + f"+{extra_ids}".encode()).hexdigest()[:16]
 
 
-def make_vocabulary(config: Any) -> Vocabulary:
+def make_vocabulary(config: ConfigDict) -> Vocabulary:
     """Makes the vocabulary that `config.vocabulary` and `config.extra_ids` name.
 
     Raises:

@@ -20,7 +20,7 @@ from moe import plan as plan_lib
 from moe import predict as predict_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.decoding.answer import Answerer
-from moe.tasks import registry as supervised
+from moe.tasks import records
 from moe.text.vocabulary import EOS
 from tests.launch.commands import ROOT, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
@@ -355,7 +355,7 @@ def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsy
 
 def published(name):
     """The lines of an embedded test file."""
-    folder = supervised._SAMPLES / name
+    folder = records.SAMPLES / name
     return lines_of(folder / (f"{name}.jsonl" if name.startswith("AX") else "test.jsonl"))
 
 

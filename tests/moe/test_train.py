@@ -99,7 +99,7 @@ def test_a_run_stopped_in_its_evaluations_is_the_unbroken_one_bit_for_bit(
             os.kill(os.getpid(), signal.SIGTERM)
             yield from found
 
-        monkeypatch.setattr(evaluate, "eval_batches", batches)
+        monkeypatch.setattr(held_out, "eval_batches", batches)
         return train.run(config_of(), tmp_path)
 
     for stop_in, step in ((1, 2), (1, 2), (2, 4)):

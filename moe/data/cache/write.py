@@ -35,7 +35,8 @@ from moe.data.cache.shard import (
     sha256_of,
     shard_name,
 )
-from moe.text.readers import Document, Reader, unreadable
+from moe.text.fingerprint import unreadable
+from moe.text.reader import Document, Reader
 from moe.text.vocabulary import UNKNOWN, Vocabulary
 from trainlib import files
 from trainlib.data.bad_records import BadRecords

@@ -12,11 +12,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from moe import prepare
-from moe.data import catalog, evaluates, make_source, make_vocabulary, unigram_entropy
+from moe.data import cache_paths, catalog, evaluates, make_source, make_vocabulary, unigram_entropy
 from moe.data.cache import read as cache_module
-from moe.data.catalog import MIXTURES, cache_directory
+from moe.data.cache_paths import cache_directory
+from moe.data.mixtures import MIXTURES
 from moe.data.sources.packing import fill_batch
-from moe.text.readers import Pydoc
+from moe.text.pydoc_topics import Pydoc
 from trainlib.errors import ConfigError, DataError
 
 SMALL = {"encoder_length": 32, "decoder_length": 32, "mean_span": 2.0}
@@ -439,7 +440,7 @@ def test_what_decides_the_tokens_names_the_cache_and_nothing_else(data_config, m
     before = place()
     monkeypatch.setattr(Pydoc, "fingerprint", lambda self: "of another Python")
     assert place() != before
-    monkeypatch.setattr(catalog, "FORMAT", 0)
+    monkeypatch.setattr(cache_paths, "FORMAT", 0)
     assert place(**source) != others[3]
 
 

@@ -6,7 +6,7 @@ seqio = pytest.importorskip("seqio", reason="needs seqio and TensorFlow, extra [
 
 from moe.data import make_vocabulary  # noqa: E402
 from moe.eval import seqio_export as seqio_benchmarks  # noqa: E402
-from moe.tasks import registry as supervised  # noqa: E402
+from moe.tasks import records, task_reader  # noqa: E402
 
 LENGTHS = {"inputs": 256, "targets": 32}
 
@@ -21,10 +21,10 @@ def test_a_task_yields_the_same_ids_and_scores(data_config):
 
     task = seqio.get_mixture_or_task("st_moe_boolq")
     found = list(task.get_dataset(LENGTHS, "validation", shuffle=False).as_numpy_iterator())
-    asked = supervised.load(config, "sample:boolq", "validation")
+    asked = records.load(config, "sample:boolq", "validation")
     assert len(found) == len(asked) == 5
     for theirs, ours in zip(found, asked, strict=True):
-        inputs, targets = supervised.encode(ours.inputs, ours.targets[0], vocabulary, 256, 0)
+        inputs, targets = task_reader.encode(ours.inputs, ours.targets[0], vocabulary, 256, 0)
         assert theirs["inputs"].tolist() == [*inputs.tolist(), 1]
         assert theirs["targets"].tolist() == [*targets.tolist(), 1]
     wanted = [task.postprocess_fn("x", example=e, is_target=True) for e in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -11,13 +12,13 @@ import pytest
 from moe import evaluate, predict, sweep, train
 from moe import plan as plan_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
-from moe.data import make_source, make_vocabulary, train_batches
+from moe.data import kinds, make_source, make_vocabulary, train_batches
 from moe.decoding.answer import Answerer
 from moe.eval import held_out
 from moe.eval.scores import Scores
 from moe.eval.tasks import Tasks
 from moe.start import finetune, subsets
-from moe.tasks import registry as supervised
+from moe.tasks import records
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError, ConfigError, DataError, Preempted
 from trainlib.sharding.mesh import make_mesh
@@ -362,7 +363,7 @@ def test_training_pairs_that_lose_their_end_are_counted(config_of, sentinels):
     examples = [
         example
         for task in ("copa", "cb")
-        for example in supervised.load(config.data, f"sample:{task}", "train")
+        for example in records.load(config.data, f"sample:{task}", "train")
     ]
     # Bytes and the end; "contradiction" has 13 bytes, "entailment" 10.
     # With sentinels, those that fill the encoder cannot be told from those that were cut to it.
@@ -396,7 +397,8 @@ def test_the_mixture_takes_each_example_equally_often_up_to_a_limit(config_of, m
     source = make_source(config.data, "train")
     rows = [len(part) for part in source.sources]
     np.testing.assert_allclose(source.rates, np.asarray(rows) / sum(rows))
-    monkeypatch.setattr(supervised, "RATE_LIMIT", 8)
+    limited_kind = dataclasses.replace(kinds.KINDS["sample"], most_examples=8)
+    monkeypatch.setitem(kinds.KINDS, "sample", limited_kind)
     limited = make_source(config.data, "train")
     # 17 examples of copa and the 9 right spans of wsc count as 8 each.
     shares = np.asarray(rows) * [8 / 17, 8 / 9]

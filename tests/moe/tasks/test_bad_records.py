@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe.data import make_source
-from moe.tasks import registry as supervised
+from moe.tasks import records, registry, task_reader
 from moe.tasks.task import TEST, TRAIN, VALIDATION
 from tests.moe.tasks.published import GOLDEN, MULTIRC, RECORD, SQUAD, STORY, TFDS, WSC, jsonl
 from trainlib.errors import ConfigError, DataError
@@ -92,7 +92,7 @@ def test_a_record_that_cannot_be_used_is_named_with_file_and_line(folder, task, 
     good = GOLDEN[task][0][file]
     config = folder({file: good + jsonl(row)})
     with pytest.raises(DataError) as error:
-        supervised.load(config, f"task:{task}", TRAIN)
+        records.load(config, f"task:{task}", TRAIN)
     assert f"{file} line 2" in str(error.value)
     assert message in str(error.value)
 
@@ -131,16 +131,16 @@ UNANSWERED = [
 def test_only_the_test_split_may_lack_the_answer(folder, task, file, field, content):
     config = folder({file.format(split): content for split in ("train", "test")})
     with pytest.raises(DataError) as error:
-        supervised.load(config, f"task:{task}", TRAIN)
+        records.load(config, f"task:{task}", TRAIN)
     assert f"{file.format('train')} line 1 has no answer in the field '{field}'" in str(error.value)
-    assert not all(example.known for example in supervised.load(config, f"task:{task}", TEST))
+    assert not all(example.known for example in records.load(config, f"task:{task}", TEST))
 
 
 def test_a_question_without_answers_has_to_say_that_there_are_none(folder):
     article = without(SQUAD, "paragraphs", 0, "qas", 0, "answers")
     config = folder({"SQuAD/train-v1.1.json": json.dumps({"data": [article]})})
     with pytest.raises(DataError, match=r"question 1 has no answer in the field 'answers'"):
-        supervised.load(config, "task:squad_v1", TRAIN)
+        records.load(config, "task:squad_v1", TRAIN)
 
 
 def places(value, way=()):
@@ -173,7 +173,7 @@ def test_a_wrong_type_anywhere_is_a_bad_record_or_no_matter(folder, task):
         for new in (None, True, 7, 1.5, "x", "\ud800", [], ["x"], [7], {}, {"text": 7}):
             config = folder({name: json.dumps(replaced(row, way, new)) + "\n"})
             try:
-                supervised.load(config, f"task:{task}", TRAIN)
+                records.load(config, f"task:{task}", TRAIN)
             except DataError as error:
                 refused.append(str(error))
     assert len(refused) > 20
@@ -199,8 +199,8 @@ OF_TFDS = [
 def test_records_of_tfds_are_checked_alike(data_config, tfds_of, task, change, message):
     tfds_of([TFDS[task], TFDS[task] | change])
     with pytest.raises(DataError) as error:
-        supervised.load(data_config(dir=""), f"task:{task}", TRAIN)
-    assert f"{supervised.TASKS[task].tfds} train record 1 " in str(error.value)
+        records.load(data_config(dir=""), f"task:{task}", TRAIN)
+    assert f"{registry.TASKS[task].tfds} train record 1 " in str(error.value)
     assert message in str(error.value)
 
 
@@ -220,7 +220,7 @@ def test_training_leaves_out_a_few_bad_records_and_says_which(folder, capsys):
 def test_no_json_repeated_ids_and_absent_answers_are_named(folder):
     config = folder({"BoolQ/train.jsonl": jsonl(BOOLQ, BOOLQ) + "{not json\n[1]\n"})
     with pytest.raises(DataError) as error:
-        supervised.load(config, "task:boolq", TRAIN)
+        records.load(config, "task:boolq", TRAIN)
     for part in (
         "line 2 repeats the id 0 of",
         "line 3 is not JSON",
@@ -234,7 +234,7 @@ def test_no_json_repeated_ids_and_absent_answers_are_named(folder):
     with pytest.raises(
         DataError, match=r"train-v1\.1\.json article 1 paragraph 1 question 1 has the"
     ):
-        supervised.load(config, "task:squad_v1", TRAIN)
+        records.load(config, "task:squad_v1", TRAIN)
 
 
 def test_stories_that_cannot_be_read_are_bad_records(folder, tmp_path):
@@ -243,27 +243,27 @@ def test_stories_that_cannot_be_read_are_bad_records(folder, tmp_path):
         (tmp_path / "data" / file).write_bytes(b"One line\n\xff\n")
     for task in ("xsum", "cnn_dailymail"):
         with pytest.raises(DataError, match=r"is not UTF-8 \(byte 0xff at 9\)"):
-            supervised.load(config, f"task:{task}", TRAIN)
+            records.load(config, f"task:{task}", TRAIN)
     (tmp_path / "data" / "cnn_dailymail" / STORY).unlink()
     with pytest.raises(DataError, match=r"line 1 names http://x/1, and there is no \w+\.story"):
-        supervised.load(config, "task:cnn_dailymail", TRAIN)
+        records.load(config, "task:cnn_dailymail", TRAIN)
 
 
 def test_a_missing_directory_or_split_says_the_ways_to_go_on(folder, tmp_path):
     config = folder({"BoolQ/train.jsonl": jsonl(BOOLQ)})
     with pytest.raises(DataError) as error:
-        supervised.load(config, "task:cb", TRAIN)
+        records.load(config, "task:cb", TRAIN)
     for part in ("no folder CB", "--config.data.dir=DIR", "tfds build super_glue/cb", "sample:cb"):
         assert part in str(error.value)
     with pytest.raises(DataError, match=r"val\.jsonl cannot be read"):
-        supervised.load(config, "task:boolq", VALIDATION)
+        records.load(config, "task:boolq", VALIDATION)
     # The folder itself is taken as well.
     config.dir = f"{config.dir}/BoolQ"
-    assert len(supervised.load(config, "task:boolq", TRAIN)) == 1
+    assert len(records.load(config, "task:boolq", TRAIN)) == 1
     with pytest.raises(ConfigError, match="Did you mean 'boolq'"):
-        supervised.task_names("task:bolq")
+        registry.task_names("task:bolq")
     with pytest.raises(ConfigError, match="names no task"):
-        supervised.task_names("sample:")
+        registry.task_names("sample:")
 
 
 class _Vocabulary:
@@ -280,16 +280,16 @@ class _Vocabulary:
 
 
 def test_a_vocabulary_without_the_label_words_is_refused():
-    supervised.check_labels(
+    task_reader.check_labels(
         "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 7})
     )
     with pytest.raises(
         DataError, match="cb has the label 'neutral', which the vocabulary words cannot encode"
     ):
-        supervised.check_labels(
+        task_reader.check_labels(
             "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6})
         )
     with pytest.raises(DataError, match="cannot tell from"):
-        supervised.check_labels(
+        task_reader.check_labels(
             "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 6})
         )

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe.text import file_reader, fingerprint, json_rows, jsonl
 from moe.text import files as text_files
-from moe.text import fingerprint, json_rows, readers
 from moe.text.json_rows import open_rows
+from moe.text.jsonl import Jsonl
 from moe.text.pieces import Pieces
-from moe.text.readers import Jsonl, Pydoc, TextFolder
+from moe.text.pydoc_topics import Pydoc
+from moe.text.text_folder import TextFolder
 from trainlib import paths
 from trainlib.errors import ConfigError, DataError
 
@@ -55,7 +57,7 @@ def test_pydoc_is_one_text_whatever_the_shards():
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_every_byte_is_in_one_piece_and_one_split(tmp_path, monkeypatch, kind):
     """Pieces end with the line after 100 bytes here; splits and shards divide the pieces."""
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 100)
     longest = 250 if kind == "jsonl" else 90  # text without line ends is cut before the next piece
     lines = [f"line {n} {'x' * (n * 37 % longest)}" for n in range(200)]
     data = tmp_path / "data"
@@ -103,7 +105,7 @@ def test_unusable_texts_are_named(tmp_path):
 
 
 def test_offset_of_a_bad_byte_counts_from_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 64)
     path = folder(tmp_path / "data", a=b"0123456789\n" * 20 + b"ab\xff")
     bad = [doc for doc in everything(TextFolder(path, 0.0, False)) if doc.unusable]
     assert [doc.unusable for doc in bad] == ["is not UTF-8 (byte 0xff at offset 222 of the file)"]
@@ -150,7 +152,7 @@ def test_empty_jsonl_is_named(tmp_path):
 
 def test_a_blank_piece_of_a_longer_file_is_named(tmp_path, monkeypatch):
     """The middle of a line that began before is no document of its own."""
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 10)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 10)
     path = folder(tmp_path / "data", a=b"a long line here\n" + b"\n" * 20 + b"end\n")
     named = {
         doc.where.split()[-1]: doc.unusable for doc in everything(TextFolder(path, 0.0, False))
@@ -201,9 +203,9 @@ def test_text_without_line_ends_is_read_once_whatever_its_letters(tmp_path, lett
 
 def test_jsonl_without_line_ends_is_read_once(tmp_path, monkeypatch):
     """A line of many pieces is read by the one in which it begins; the others pass over it."""
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 1 << 10)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 1 << 10)
     opened = []
-    monkeypatch.setattr(readers, "open_rows", lambda path: opened.append(path) or open_rows(path))
+    monkeypatch.setattr(jsonl, "open_rows", lambda path: opened.append(path) or open_rows(path))
     file = tmp_path / "data.jsonl"
     rows = [json.dumps({"text": letter * 300_000}) for letter in "ab"]
     file.write_text("\n".join(rows))
@@ -216,7 +218,7 @@ def test_jsonl_without_line_ends_is_read_once(tmp_path, monkeypatch):
 
 def test_a_line_above_the_limit_is_refused_and_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(json_rows, "LARGEST_BYTES", 1000)
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 100)
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("x" * 5000, "y" * 90)))
     documents = everything(Jsonl(str(file), "text", "", 0.0, False))
@@ -410,7 +412,7 @@ def test_a_damaged_gzip_file_is_refused(tmp_path, cut):
 
 
 def test_large_gzip_files_are_divided_as_plain_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(file_reader, "PIECE_BYTES", 100)
     monkeypatch.setattr(text_files, "_PROBE_BYTES", 50)
     text = "".join(f"line {n}\n" for n in range(300))
     for name, content in (("p", text.encode()), ("g", gzip.compress(text.encode()))):

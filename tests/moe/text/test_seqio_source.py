@@ -20,7 +20,7 @@ from moe.data import make_source, make_vocabulary  # noqa: E402
 from moe.data.sources.packing import fill_batch, pack_starts  # noqa: E402
 from moe.data.sources.span_corruption import SpanCorruption  # noqa: E402
 from moe.text import seqio_source as tasks  # noqa: E402
-from moe.text.readers import Pydoc  # noqa: E402
+from moe.text.pydoc_topics import Pydoc  # noqa: E402
 from trainlib.errors import ConfigError, DataError  # noqa: E402
 
 T5_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe.tasks import registry as supervised
+from moe.tasks import records, registry
 from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError
 from vitattn.data import tfds as tfds_source
@@ -181,10 +181,10 @@ def test_the_same_of_a_language_model(place):
     folder = place.parents[1] / "super_glue" / "cb" / "1.0.2"
     shutil.copytree(place, folder)
     (folder / "features.json").write_text(text)
-    task = supervised.TASKS["cb"]
+    task = registry.TASKS["cb"]
     assert task.tfds == "super_glue/cb:1.0.2"
     with pytest.raises(DataError, match="which can be any program"):
-        next(supervised._tfds_records(task, str(place.parents[1]), "train"))
+        next(records.tfds_records(task, str(place.parents[1]), "train"))
 
 
 DAMAGE = {

@@ -16,7 +16,7 @@ from moe.data.cache import read as cache_module
 from moe.data.cache.read import BLOCK, Cache
 from moe.data.cache.write import build
 from moe.data.catalog import unknown
-from moe.text.readers import Document
+from moe.text.reader import Document
 from moe.text.vocabulary import ByteVocabulary
 from trainlib.errors import DataError, StorageError
 from trainlib.seal import sealed
@@ -108,7 +108,7 @@ def test_goes_on_from_the_finished_shards(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from moe.text.readers import TextFolder
+from moe.text.text_folder import TextFolder
 from moe.data.cache.write import build
 from moe.text.vocabulary import ByteVocabulary
 replace, left = os.replace, [int(sys.argv[3])]
@@ -202,7 +202,7 @@ def test_processes_write_the_same(tmp_path):
     data.mkdir()
     for n in range(6):
         (data / f"{n}.txt").write_text(f"text {n} " * 700)
-    from moe.text.readers import TextFolder
+    from moe.text.text_folder import TextFolder
 
     reader = TextFolder(str(data), 0.0, False)
     make(tmp_path / "one", reader)

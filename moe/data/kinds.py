@@ -1,0 +1,32 @@
+"""The kinds of data sets that `data.source` can name: a table from the name before the colon.
+
+A new kind is a file with a `Kind` and a row of `KINDS`; mixtures of several sources are in
+`moe.data.mixtures`.
+"""
+
+from __future__ import annotations
+
+from moe.tasks import task_reader
+from moe.text import jsonl, pydoc_topics, seqio_source, text_folder
+from moe.text.reader import Kind
+
+KINDS: dict[str, Kind] = {
+    "pydoc": pydoc_topics.KIND,
+    "text": text_folder.KIND,
+    "jsonl": jsonl.KIND,
+    "c4": seqio_source.C4,
+    "tfds": seqio_source.TFDS,
+    "seqio": seqio_source.SEQIO,
+    "task": task_reader.TASK,
+    "sample": task_reader.SAMPLE,
+}
+
+
+def usage() -> str:
+    """All values of `data.source` but mixtures, as a phrase."""
+    return ", ".join(kind.usage for kind in KINDS.values())
+
+
+def kind_of(source: str) -> Kind | None:
+    """The kind that a source names; None for a mixture, and where there is no such kind."""
+    return KINDS.get(source.partition(":")[0])
