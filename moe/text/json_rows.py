@@ -82,7 +82,10 @@ def open_rows(path: Path) -> BinaryIO:
     file = open_regular(path, follow=True, error=DataError)
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    return io.BufferedReader(gzip.GzipFile(fileobj=file)) if packed else file  # pyright: ignore[reportArgumentType]  # typeshed asks for more
+    if not packed:
+        return file
+    unpacked: Any = gzip.GzipFile(fileobj=file)  # a raw stream in all but its type
+    return io.BufferedReader(unpacked)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
@@ -180,7 +183,9 @@ class _Array:
     def letter(self) -> str:
         """The next letter that is no space, which becomes the place; "" at the end."""
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()  # pyright: ignore[reportArgumentType]  # typeshed asks for more
+            space = _SPACE.match(self.text, self.at)
+            assert space is not None  # it matches nothing at all, too
+            self.at = space.end()
             if self.at < len(self.text) or not self.more(_CHUNK):
                 return self.text[self.at : self.at + 1]
 
