@@ -61,13 +61,13 @@ def measure(megabytes: int, rounds: int, folder: Path) -> dict[str, tuple[float,
             checkpoints.save(number, state, {})
             checkpoints.wait()
 
-        found = {
+        seconds_of = {
             "digest": timed(lambda: digest.fingerprints(flat)),
             "save": timed(save),
             "restore": timed(lambda n=number, c=checkpoints: c.restore(n, state)),
         }
         checkpoints.close()
-        for part, seconds in found.items():
+        for part, seconds in seconds_of.items():
             old = best.get(part, seconds)
             best[part] = (min(old[0], seconds[0]), min(old[1], seconds[1]))
     return best

@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.harness import source_graph
@@ -110,11 +110,11 @@ def _structure(root: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
         rings = source_graph.circles(nodes)
         listed = "; ".join(" - ".join(ring) for ring in rings)
         yield f"circles of {title}", f"{len(rings)}{': ' if rings else ''}{listed}"
-    equal, lengths = equal_lines(*(root / path for path in LOOPS))
+    equal, lengths = equal_lines(root / LOOPS[0], root / LOOPS[1])
     yield "equal lines of run() in the two loops", f"{equal} of {lengths[0]} and {lengths[1]}"
 
 
-def equal_lines(one: Path, other: Path, name: str = "run") -> tuple[int, list[int]]:
+def equal_lines(one: Path, other: Path, *, name: str = "run") -> tuple[int, list[int]]:
     """Equal non-blank lines of a function in two files (difflib), and how many each has."""
     bodies = []
     for path in (one, other):
@@ -169,7 +169,7 @@ def _text(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     yield "lines kept from the formatter", str(dodges)
 
 
-def documented_shapes(trees: Iterator[ast.Module], *, methods: bool) -> tuple[int, int]:
+def documented_shapes(trees: Iterable[ast.Module], *, methods: bool) -> tuple[int, int]:
     """(how many say a shape in docstring or signature, how many there are).
 
     Counted are public functions of a module; with `methods` also public methods and `__call__` of

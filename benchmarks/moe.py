@@ -4,7 +4,7 @@ Forward and backward of one layer, float32, GEGLU, top-2, capacity 1.25 * 2 * T 
 inputs differentiated, router and its losses included. The floors:
 
     padded  the three batched matrix products alone, on a ready [E, C, D] buffer
-    dense   one dense GEGLU layer of hidden width 2 F: the arithmetic of the choices, no padding
+    dense   one dense GEGLU layer of d_ff 2 F: the arithmetic of the choices, no padding
 
 The ratio to the padded floor is what routing, dispatch and combining cost; the ratio to the dense
 floor adds what padding and many small products cost. `--peer` adds the papers' one-hot einsum.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from benchmarks.harness import timing
 
 CHOICES, FACTOR = 2, 1.25
-# (experts, tokens, width, hidden, target ratio to the padded floor)
+# (experts, tokens, d_model, d_ff, target ratio to the padded floor)
 CASES = (
     (8, 2048, 512, 1024, 1.05),
     (32, 2048, 512, 1024, 1.05),
@@ -31,13 +31,13 @@ CASES = (
 DENSE_TARGET, DROPLESS_TARGET = 1.45, 1.20
 
 
-def layer(experts: int, width: int, hidden: int, dispatch: str):
+def layer(experts: int, d_model: int, d_ff: int, dispatch: str):
     """Returns (routing, abstract layer, weights)."""
     import jax
 
     from moe.layers.sparse import SparseFFN
     from moe.routing.config import RoutingConfig
-    from trainlib.model import weights as nn
+    from trainlib.model.weights import abstract, initialise
 
     routing = RoutingConfig(
         experts,
@@ -47,19 +47,19 @@ def layer(experts: int, width: int, hidden: int, dispatch: str):
         second_policy="all",
         dispatch=dispatch,
     )
-    spec = nn.abstract(SparseFFN(width, hidden, routing, init_scale=1.0))
-    return routing, spec, nn.initialise(spec.params, jax.random.key(0))
+    spec = abstract(SparseFFN(d_model, d_ff, routing, init_scale=1.0))
+    return routing, spec, initialise(spec.params, jax.random.key(0))
 
 
-def sparse_step(experts: int, tokens: int, width: int, hidden: int, dispatch: str):
+def sparse_step(experts: int, tokens: int, d_model: int, d_ff: int, dispatch: str):
     """Returns a function that runs the sparse layer forward and backward."""
     import jax
     import jax.numpy as jnp
 
     from moe.routing.route import auxiliary_loss
 
-    routing, spec, params = layer(experts, width, hidden, dispatch)
-    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, width)) for i in (1, 2))
+    routing, spec, params = layer(experts, d_model, d_ff, dispatch)
+    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, d_model)) for i in (1, 2))
 
     def loss_fn(params, x):
         y, out = spec.bind(params, {})(x, train=True)
@@ -69,7 +69,7 @@ def sparse_step(experts: int, tokens: int, width: int, hidden: int, dispatch: st
     return lambda: jax.block_until_ready(step(params, x))
 
 
-def padded_step(experts: int, tokens: int, width: int, hidden: int):
+def padded_step(experts: int, tokens: int, d_model: int, d_ff: int):
     """Returns a function that runs the experts alone on a ready buffer."""
     import jax
     import jax.numpy as jnp
@@ -77,10 +77,10 @@ def padded_step(experts: int, tokens: int, width: int, hidden: int):
     from moe.kernels.batched import batched
     from moe.routing.config import capacity
 
-    routing, _, params = layer(experts, width, hidden, "index")
-    rows = capacity(routing, tokens, train=True)
+    routing, _, params = layer(experts, d_model, d_ff, "index")
+    slots = capacity(routing, tokens, train=True)
     weights = {name: params[name] for name in ("gate", "up", "down")}
-    shape = (experts, rows, width)
+    shape = (experts, slots, d_model)  # [E, C, D]
     x, dy = (jax.random.normal(jax.random.key(i), shape) for i in (1, 2))
 
     def loss_fn(weights, x):
@@ -90,24 +90,24 @@ def padded_step(experts: int, tokens: int, width: int, hidden: int):
     return lambda: jax.block_until_ready(step(weights, x))
 
 
-def dense_step(tokens: int, width: int, hidden: int):
+def dense_step(tokens: int, d_model: int, d_ff: int):
     """Returns a function that runs a dense layer with the arithmetic of CHOICES experts."""
     import jax
     import jax.numpy as jnp
 
     from moe.layers.ffn import FeedForward
-    from trainlib.model import weights as nn
+    from trainlib.model.weights import abstract, initialise
 
-    spec = nn.abstract(FeedForward(width, CHOICES * hidden))
-    params = nn.initialise(spec.params, jax.random.key(0))
-    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, width)) for i in (1, 2))
+    spec = abstract(FeedForward(d_model, CHOICES * d_ff))
+    params = initialise(spec.params, jax.random.key(0))
+    x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, d_model)) for i in (1, 2))
     step = jax.jit(
         jax.value_and_grad(lambda p, x: jnp.vdot(spec.bind(p, {})(x), dy), argnums=(0, 1))
     )
     return lambda: jax.block_until_ready(step(params, x))
 
 
-def einsum_step(experts: int, tokens: int, width: int, hidden: int):
+def einsum_step(experts: int, tokens: int, d_model: int, d_ff: int):
     """Returns a function that runs the layer with one-hot dispatch and combine, one group."""
     import jax
     import jax.numpy as jnp
@@ -115,16 +115,16 @@ def einsum_step(experts: int, tokens: int, width: int, hidden: int):
     from moe.kernels.batched import batched
     from moe.routing.route import auxiliary_loss, route
 
-    routing, _, params = layer(experts, width, hidden, "index")
-    x, dy = (jax.random.normal(jax.random.key(i), (tokens, width)) for i in (1, 2))
+    routing, _, params = layer(experts, d_model, d_ff, "index")
+    x, dy = (jax.random.normal(jax.random.key(i), (tokens, d_model)) for i in (1, 2))
 
     def loss_fn(params, x):
         routed = route((x @ params["router"])[None], None, None, routing, train=True)
-        rows = routed.source.shape[-1]
-        one_hot = jax.nn.one_hot(routed.slot[0], experts * rows)
-        buffer = jnp.einsum("skr,sd->rd", one_hot, x).reshape(experts, rows, width)
+        slots = routed.source.shape[-1]
+        one_hot = jax.nn.one_hot(routed.slot[0], experts * slots)
+        buffer = jnp.einsum("skr,sd->rd", one_hot, x).reshape(experts, slots, d_model)
         weights = {name: params[name] for name in ("gate", "up", "down")}
-        out = batched(buffer, weights, "none", None).reshape(-1, width)
+        out = batched(buffer, weights, "none", None).reshape(-1, d_model)
         y = jnp.einsum("skr,sk,rd->sd", one_hot, routed.gates[0], out)
         losses = jax.tree.map(lambda v: v.sum(0), routed.losses)
         return jnp.vdot(y, dy) + auxiliary_loss(losses, routing)
@@ -151,16 +151,16 @@ class Gate(NamedTuple):
 
 def gates(experts: int, target: float, times: dict[str, float]) -> list[Gate]:
     """The ratios of one case that have a target."""
-    found = [Gate("index / padded", times["index"] / times["padded floor"], target)]
+    result = [Gate("index / padded", times["index"] / times["padded floor"], target)]
     for name, limit in (("index", DENSE_TARGET), ("dropless", DROPLESS_TARGET)):
         if experts == 8:
-            found.append(Gate(f"{name} / dense", times[name] / times["dense floor"], limit))
-    return found
+            result.append(Gate(f"{name} / dense", times[name] / times["dense floor"], limit))
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints CPU times and ratios with their targets; returns 1 when one is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each candidate")
     parser.add_argument("--experts", type=int, nargs="*", help="only these numbers of experts")
     parser.add_argument("--peer", action="store_true", help="time the one-hot einsum as well")
@@ -172,10 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing.pin_one_thread(options.core)
     print(timing.header(), flush=True)
     missed = 0
-    for experts, tokens, width, hidden, target in CASES:
+    for experts, tokens, d_model, d_ff, target in CASES:
         if options.experts and experts not in options.experts:
             continue
-        size = (tokens, width, hidden)
+        size = (tokens, d_model, d_ff)
         candidates = {
             "index": sparse_step(experts, *size, "index"),
             "padded floor": padded_step(experts, *size),
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.peer:
             candidates["one-hot einsum"] = einsum_step(experts, *size)
         times = timing.fastest(candidates, options.rounds)
-        print(f"\nE={experts} T={tokens} D={width} F={hidden}, float32, forward and backward")
+        print(f"\nE={experts} T={tokens} D={d_model} F={d_ff}, float32, forward and backward")
         for name, milliseconds in times.items():
             print(f"  {name:16}{milliseconds:8.0f} ms")
         for gate in gates(experts, target, times):

@@ -40,14 +40,14 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = cli.parse(parser, argv)
     if args.steps:
         overrides["steps"] = str(args.steps)
-    places = {"digits": {}} | ({"cifar100": {"data.dir": args.cifar100}} if args.cifar100 else {})
+    settings = {"digits": {}} | ({"cifar100": {"data.dir": args.cifar100}} if args.cifar100 else {})
     runs = {
         data: [
-            planned(args.runs / data, data, kind, seed, overrides | place)
+            planned(args.runs / data, data, kind, seed, overrides | values)
             for seed in range(args.seeds)
             for kind in KINDS
         ]
-        for data, place in places.items()
+        for data, values in settings.items()
     }
     sweep.check([run for of_data in runs.values() for run in of_data])
     for data, of_data in runs.items():
@@ -70,7 +70,7 @@ def planned(folder: Path, data: str, kind: str, seed: int, overrides: dict[str, 
 
 def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
-    from trainlib.model import weights as nn
+    from trainlib.model.weights import abstract
     from trainlib.run.metric_writers import read
     from vitattn.models import build
 
@@ -81,7 +81,7 @@ def measured(run: sweep.Run) -> dict[str, Any]:
         "seed": run.seed,
         "steps": run.config.steps,
         "batch_size": run.config.batch_size,
-        "params": nn.abstract(build(run.config.model)).param_count,
+        "params": abstract(build(run.config.model)).param_count,
         "top1": summary["top1"],
         "examples": summary["examples"],
         "curve": [(line["step"], line["top1"]) for line in lines],
@@ -97,14 +97,14 @@ def of_kind(results: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]
 def print_table(data: str, results: list[dict[str, Any]]) -> None:
     """Prints mean, spread and every seed of each kind."""
     one = results[0]
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for kind in KINDS:
-        found = of_kind(results, kind)
-        top1 = [100 * result["top1"] for result in found]
+        runs = of_kind(results, kind)
+        top1 = [100 * result["top1"] for result in runs]
         rows.append(
             (
                 TITLES[kind],
-                f"{found[0]['params']:,}",
+                f"{runs[0]['params']:,}",
                 f"{statistics.mean(top1):.2f} %",
                 f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else "-",
                 ", ".join(f"{value:.2f}" for value in top1),
@@ -125,10 +125,10 @@ def plot(data: str, results: list[dict[str, Any]], folder: Path) -> Path:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     curves, ends = figure.subplots(1, 2, width_ratios=(2, 1))
-    for place, kind in enumerate(KINDS):
-        found, colour = of_kind(results, kind), f"C{place}"
-        steps = [step for step, _ in found[0]["curve"]]
-        by_step = list(zip(*([100 * v for _, v in r["curve"]] for r in found), strict=True))
+    for number, kind in enumerate(KINDS):
+        runs, colour = of_kind(results, kind), f"C{number}"
+        steps = [step for step, _ in runs[0]["curve"]]
+        by_step = list(zip(*([100 * v for _, v in r["curve"]] for r in runs), strict=True))
         curves.plot(
             steps,
             [statistics.mean(v) for v in by_step],
@@ -139,9 +139,9 @@ def plot(data: str, results: list[dict[str, Any]], folder: Path) -> Path:
         )
         lows, highs = [min(v) for v in by_step], [max(v) for v in by_step]
         curves.fill_between(steps, lows, highs, color=colour, alpha=0.2)
-        last = [100 * result["top1"] for result in found]
-        ends.plot([place] * len(last), last, "o", color=colour, alpha=0.7)
-        ends.plot([place - 0.2, place + 0.2], [statistics.mean(last)] * 2, color=colour)
+        last = [100 * result["top1"] for result in runs]
+        ends.plot([number] * len(last), last, "o", color=colour, alpha=0.7)
+        ends.plot([number - 0.2, number + 0.2], [statistics.mean(last)] * 2, color=colour)
     one = results[0]
     curves.set_title(f"{data}, {one['examples']:,} test images", fontsize=10)
     curves.set_xlabel(f"step of {one['batch_size']} images")

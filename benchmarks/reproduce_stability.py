@@ -88,18 +88,18 @@ def measured(run: sweep.Run) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """Prints stable runs, mean and spread over the stable ones, and every seed."""
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for kind, (title, paper) in KINDS.items():
-        found = [result for result in results if result["kind"] == kind]
-        stable = [-r["cross_entropy"] for r in found if r["stable"]]
+        runs = [result for result in results if result["kind"] == kind]
+        stable = [-r["cross_entropy"] for r in runs if r["stable"]]
         rows.append(
             (
                 title,
-                f"{len(stable)}/{len(found)}",
+                f"{len(stable)}/{len(runs)}",
                 f"{statistics.mean(stable):.3f}" if stable else "-",
                 f"{statistics.stdev(stable):.3f}" if len(stable) > 1 else "-",
-                ", ".join(f"{-r['cross_entropy']:.3f}" for r in found),
-                f"{max(r['max_logit'] for r in found):.1f}",
+                ", ".join(f"{-r['cross_entropy']:.3f}" for r in runs),
+                f"{max(r['max_logit'] for r in runs):.1f}",
                 paper,
             )
         )
@@ -118,12 +118,12 @@ def plot(results: list[dict[str, Any]], folder: Path) -> Path:
     for axes, curve, title in zip(
         panels, ("train", "curve"), ("training", "held out"), strict=True
     ):
-        for place, (kind, (label, _)) in enumerate(KINDS.items()):
+        for number, (kind, (label, _)) in enumerate(KINDS.items()):
             for result in results:
                 if result["kind"] == kind:
                     steps, values = zip(*result[curve], strict=True)
                     name = label if result["seed"] == 0 else None
-                    axes.plot(steps, values, color=f"C{place}", alpha=0.6, lw=1, label=name)
+                    axes.plot(steps, values, color=f"C{number}", alpha=0.6, lw=1, label=name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """ResNet-50 train step against torch on one CPU core: `python -m benchmarks.resnet_step`.
 
 Batch 8, 128 x 128 pixels, 1000 classes, float32, SGD with momentum 0.9: forward, backward and
-update. The peer is the same network written in torch, channels_last; without torch only the own
+update. The peer is the same network written in torch, channels_last; without torch only our own
 time is printed. Target: at most 1.2 times torch's CPU time.
 """
 
@@ -22,12 +22,12 @@ def jax_step():
     import jax.numpy as jnp
 
     from trainlib.model import statistics
-    from trainlib.model import weights as nn
+    from trainlib.model.weights import abstract, initialise, observed
     from vitattn.models import build
 
-    spec = nn.abstract(build({"name": "resnet", "image_size": PIXELS, "num_classes": CLASSES}))
-    params = nn.initialise(spec.params, jax.random.key(0))
-    model_state = nn.initialise(spec.model_state, jax.random.key(1))
+    spec = abstract(build({"name": "resnet", "image_size": PIXELS, "num_classes": CLASSES}))
+    params = initialise(spec.params, jax.random.key(0))
+    model_state = initialise(spec.model_state, jax.random.key(1))
     counts = statistics.fresh(model_state)
     velocity = jax.tree.map(jnp.zeros_like, params)
     images = jax.random.normal(jax.random.key(2), (BATCH, PIXELS, PIXELS, 3))
@@ -37,7 +37,7 @@ def jax_step():
         model = spec.bind(params, model_state)
         log_probabilities = jax.nn.log_softmax(model(images, train=True))
         loss = -jnp.mean(jnp.take_along_axis(log_probabilities, labels[:, None], 1))
-        return loss, nn.observed(model)
+        return loss, observed(model)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2, 3))
     def step(params, model_state, counts, velocity):
@@ -95,7 +95,9 @@ def torch_step(channels_last: bool):
             in_channels = 4 * channels
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, CLASSES)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = nn.Sequential(*layers).to(memory_format=layout).train()
+    model = nn.Sequential(*layers)
+    model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  # no overload says so
+    model.train()
     optimiser = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=MOMENTUM)
     images = torch.randn(BATCH, 3, PIXELS, PIXELS).to(memory_format=layout)
     labels = torch.arange(BATCH)
@@ -110,7 +112,7 @@ def torch_step(channels_last: bool):
 
 def main():
     """Prints CPU times and their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each candidate")
     rounds = parser.parse_args().rounds
     timing.pin_one_thread()

@@ -86,14 +86,14 @@ def losses(workdir: Path) -> list[tuple[int, str]]:
     """
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(one["step"], repr(one["loss"])) for one in found if one["kind"] == "train"]
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(one["step"], repr(one["loss"])) for one in records if one["kind"] == "train"]
 
 
 def steps(workdir: Path) -> list[int]:
     """Steps with a manifest, ascending."""
-    found = (workdir / "checkpoints").glob("[0-9]*/manifest.json")
-    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+    manifests = (workdir / "checkpoints").glob("[0-9]*/manifest.json")
+    return sorted(int(path.parent.name) for path in manifests if path.parent.name.isdecimal())
 
 
 def reached(process: subprocess.Popen, workdir: Path, step: int) -> bool:

@@ -30,9 +30,9 @@ _LENGTHS = (512, 114)
 
 
 def _segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    begins = np.zeros(items, np.int64)
-    begins[1:] = rng.permutation(np.arange(items - 1) < segments - 1)
-    return np.bincount(np.cumsum(begins), minlength=segments)
+    starts = np.zeros(items, np.int64)
+    starts[1:] = rng.permutation(np.arange(items - 1) < segments - 1)
+    return np.bincount(np.cumsum(starts), minlength=segments)
 
 
 def reference(tokens: np.ndarray, rng: np.random.Generator, size: int) -> list[np.ndarray]:

@@ -84,7 +84,7 @@ def numpy(args: tuple) -> list:
 
 
 def same(name: str, peer, gradient: Callable, args: tuple) -> Callable[[], object]:
-    """The peer as a candidate, once it has been found to compute what we compute.
+    """The peer as a candidate, once it is seen to compute what we compute.
 
     Raises:
       SystemExit: its value or a gradient differs by more than 1e-3 of the greatest entry.
@@ -93,8 +93,8 @@ def same(name: str, peer, gradient: Callable, args: tuple) -> Callable[[], objec
     import numpy as np
 
     value, gradients = jax.jit(gradient)(*args)
-    found = zip(peer.results(), numpy((value, *gradients)), strict=True)
-    for number, (actual, want) in enumerate(found):
+    pairs = zip(peer.results(), numpy((value, *gradients)), strict=True)
+    for number, (actual, want) in enumerate(pairs):
         difference = np.abs(actual - want).max() / np.abs(want).max()
         if not difference < 1e-3:
             what = f"gradient {number - 1}" if number else "value"
@@ -194,7 +194,7 @@ CASES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds; the least time counts")
     parser.add_argument(
         "--only", default="", help="cases whose name contains this, such as 'AA 28'"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainlib import paths
 from trainlib.errors import (
@@ -34,23 +34,23 @@ STEP_HELP = "which checkpoint: a number, or best (by checkpoint.best); default: 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `ConfigError`s (exit 64), with the nearest flag."""
 
-    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}. See `python -m {self.prog} --help`.")
 
 
 def parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all commands have."""
-    made = Parser(prog=prog, description=description, allow_abbrev=False)
-    made.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
-    return made
+    result = Parser(prog=prog, description=description, allow_abbrev=False)
+    result.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
+    return result
 
 
-def add_path(made: argparse.ArgumentParser, flag: str, **more: Any) -> None:
+def add_path(parser: argparse.ArgumentParser, flag: str, **more: Any) -> None:
     """Adds a flag, or a positional argument, that takes a path; see `trainlib.paths.resolve`."""
-    made.add_argument(flag, type=functools.partial(paths.resolve, what=flag), **more)
+    parser.add_argument(flag, type=functools.partial(paths.resolve, what=flag), **more)
 
 
-def parse(made: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits a command line into flags and `--config.KEY=VALUE` overrides.
 
     Raises:
@@ -69,12 +69,12 @@ def parse(made: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[s
                 raise ConfigError(f"--config.{key} needs a value: --config.{key}=VALUE.")
             value = words.pop(0)
         overrides[key] = value
-    args, unknown = made.parse_known_intermixed_args(rest)
+    args, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
-        flags = [flag for action in made._actions for flag in action.option_strings]
+        flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].split("=")[0]
         raise ConfigError(
-            f"{made.prog} has no argument '{word}'. {nearest(word, flags)}Flags: "
+            f"{parser.prog} has no argument '{word}'. {nearest(word, flags)}Flags: "
             f"{', '.join(sorted(flags))}; configuration values are set by --config.KEY=VALUE."
         )
     return args, overrides

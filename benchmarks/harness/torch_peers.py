@@ -163,9 +163,9 @@ def unfolded(inputs: Sequence[np.ndarray]) -> Peer:
     def forward(q, k, v, rel_row, rel_col):
         rows = rel_row[:, None].expand(-1, window, -1)
         cols = rel_col[None].expand(window, -1, -1)
-        place = torch.cat([rows, cols], -1).reshape(taps, d).T[None, None, :, :, None]
+        offsets = torch.cat([rows, cols], -1).reshape(taps, d).T[None, None, :, :, None]
         q = q.reshape(batch, heads, d, 1, size * size)
-        p = (q * (copies(k) + place)).sum(2, keepdim=True).softmax(3)
+        p = (q * (copies(k) + offsets)).sum(2, keepdim=True).softmax(3)
         return (p * copies(v)).sum(3)
 
     return Peer(forward, lambda *args: (*_channels_first(*args[:3]), *args[3:]), inputs)

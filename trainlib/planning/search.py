@@ -104,14 +104,14 @@ class Search:
 
     Args:
       compiled: question -> report with `fits` (see `trainlib.planning.report`); slow.
-      check: question -> None, quick; raises ConfigError when it can never work.
+      check: quick; raises ConfigError for a question that can never work.
       say: called with every question and its report.
     """
 
     def __init__(
         self,
         compiled: Callable[[Question], dict[str, Any]],
-        check: Callable[[Question], None],
+        check: Callable[[Question], object],
         say: Callable[[Question, dict[str, Any]], None],
     ):
         self._compiled, self._check, self._say = compiled, check, say
