@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from trainlib.chips import Target
-    from trainlib.planning.compile import Plan
     from trainlib.planning.search import Question
+    from trainlib.step.plan import Plan
 
 EXIT_DOES_NOT_FIT = 70
 SEARCHES = ("slice", "batch", "remat")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if report["fits"] else EXIT_DOES_NOT_FIT
 
 
-def planned(config: ConfigDict, name: str | None) -> tuple[Plan, Target]:
+def planned(config: ConfigDict, name: str | None) -> tuple[Plan[Any], Target]:
     """The plan of a configuration on the mesh of a target, its own where none is named.
 
     Raises:
@@ -113,14 +113,18 @@ def planned(config: ConfigDict, name: str | None) -> tuple[Plan, Target]:
     return cli.family_module(config, "plan").make(config, aot.mesh(config, target)), target
 
 
-def compiled_report(plan: Plan, target: Target, mfu: float = 0.5) -> dict[str, Any]:
+def compiled_report(plan: Plan[Any], target: Target, mfu: float = 0.5) -> dict[str, Any]:
     """Compiles a plan and says what comes of it, see `trainlib.planning.report`."""
     from trainlib.planning import compile as aot
     from trainlib.planning import report as plan_report
+    from trainlib.step import step
 
     facts = cli.family_module(plan.config, "describe").describe(plan.config)
     _progress(f"compiling {plan.config.name} for {target.name} ...")
-    report = plan_report.make_report(plan, target, facts, aot.compile_plan(plan), mfu)
+    family = cli.family_module(plan.config, "plan")
+    train_step = step.compile_train(family.objective.make_loss(plan), plan)
+    result = aot.compile_plan(plan, train_step, family.abstract_batch(plan))
+    report = plan_report.make_report(plan, target, facts, result, mfu)
     _progress("")
     return report
 
@@ -171,7 +175,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
         )
     kept = kept_reports(args)
 
-    def plan_of(question: Question) -> tuple[Plan, Target]:
+    def plan_of(question: Question) -> tuple[Plan[Any], Target]:
         changed = {key: str(value) for key, value in question.overrides.items()}
         return planned(load.from_flags(args.config, overrides | changed).config, question.target)
 
@@ -215,7 +219,7 @@ def kept_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
     flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     code = {"code": source_digest(), **versions(), **flags}
 
-    def report(plan: Plan, target: Target) -> dict[str, Any]:
+    def report(plan: Plan[Any], target: Target) -> dict[str, Any]:
         key = [flatten(plan.config), target.name, args.mfu, code]
         return cache.get(key, lambda: compiled_report(plan, target, args.mfu))
 

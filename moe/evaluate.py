@@ -12,15 +12,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from moe import objective
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_source, unigram_entropy
 from moe.eval import held_out, submission
 from moe.eval.tasks import Tasks
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from trainlib.errors import ConfigError
 from trainlib.formats.load import load_weights
 from trainlib.model.weights import Arrays
 from trainlib.run.progress import Progress, duration, summary
+from trainlib.step.plan import Plan
+from trainlib.step.step import compile_eval
 
 
 def run(
@@ -59,14 +62,15 @@ def run(
     for note in source.notes:
         print(note, flush=True)
     unigram = unigram_entropy(source.target_counts())
-    result = held_out.over_split(plan.eval_step(), weights.params, source, plan, unigram=unigram)
+    eval_step = compile_eval(objective.make_evaluate(plan), plan)
+    result = held_out.over_split(eval_step, weights.params, source, plan, unigram=unigram)
     rows = [("step", weights.step), *result.rows(config)]
     print(summary(f"{config.name} on {config.data.source}, held out", rows))
     return {"step": weights.step, **result.everything()}
 
 
 def score_tasks(
-    plan: Plan, params: Arrays, number: int, write_predictions: Path | None
+    plan: Plan[Architecture], params: Arrays, number: int, write_predictions: Path | None
 ) -> dict[str, Any]:
     """Scores all tasks of a configuration, prints their table and writes their predictions."""
     config = plan.config

@@ -18,15 +18,17 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from moe.data.sources.packing import batch_fields
 from moe.eval.measured import ROUTER
 from moe.layers.sparse import SparseOutput
-from moe.models.architecture import is_sparse
+from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Reports, Transformer
 from moe.routing.route import RoutingConfig, auxiliary_loss
 from trainlib.errors import ConfigError
 from trainlib.keys import number
 from trainlib.model import losses
 from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput, Sums
 
 ATTENTION = ("attention_z", "cross_attention_z")
@@ -43,6 +45,11 @@ class Objective:
 
     z_loss: Annotated[float, number(0)] = 1e-4
     attention_z_loss: Annotated[float, number(0)] = 0.0
+
+
+def fields(plan: Plan[Architecture]) -> tuple[str, ...]:
+    """Names of the arrays of a batch that the loss reads."""
+    return batch_fields(plan.model.kind)
 
 
 def check_objective(kind: str, objective: str) -> None:
@@ -137,7 +144,20 @@ def _bound(abstract: Abstract, params: Arrays, model_state: Arrays) -> Transform
     return model
 
 
-def make_loss(abstract: Abstract, routing: RoutingConfig | None, objective: Objective) -> LossFn:
+def make_loss(plan: Plan[Architecture]) -> LossFn:
+    """The training loss of a run; see `loss_function`."""
+    objective = Objective(**dict(plan.config.objective.items()))
+    return loss_function(plan.abstract, plan.model.routing, objective)
+
+
+def make_evaluate(plan: Plan[Architecture]) -> Callable[[Arrays, Arrays, Batch], Sums]:
+    """The metrics of a run; see `evaluate_function`."""
+    return evaluate_function(plan.abstract)
+
+
+def loss_function(
+    abstract: Abstract, routing: RoutingConfig | None, objective: Objective
+) -> LossFn:
     """The training loss of a batch; metrics: cross-entropy, accuracy, and those of the router."""
 
     def loss_fn(
@@ -166,7 +186,7 @@ def router_loss(reports: Reports, routing: RoutingConfig) -> jax.Array:
     return auxiliary_loss(joined, routing)
 
 
-def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
+def evaluate_function(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
     """Sums over the real target tokens at evaluation capacity, without dropout or noise."""
 
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:

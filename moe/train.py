@@ -15,18 +15,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moe import describe, sweep
+from moe import describe, objective, sweep
 from moe import plan as plan_lib
 from moe.analysis import plots
 from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
 from moe.data.sources.examples import Examples
-from moe.data.sources.packing import batch_fields
 from moe.data.sources.source import Source
 from moe.eval import held_out
 from moe.eval.evaluation import Evaluation
 from moe.eval.measured import Measured
 from moe.eval.tasks import Tasks
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from moe.start import finetune, upcycle
 from trainlib.data.order import data_position, split_facts
 from trainlib.errors import DataError, Preempted
@@ -38,6 +37,7 @@ from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
 from trainlib.step import step
 from trainlib.step import train_state as state_lib
+from trainlib.step.plan import Plan
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = (
@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     # ---------------------------------------------------------------- model and mesh
     plan = plan_lib.make(config)
     finetune.check(plan)
-    fields, devices = batch_fields(plan.model.kind), list(plan.mesh.devices.flat)
+    fields, devices = objective.fields(plan), list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
     source = make_source(config.data, "train")
@@ -148,7 +148,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
             print(f"  changed since step {start}: {line}", flush=True)
 
     # ---------------------------------------------------------------- step and evals
-    train_step, eval_step = plan.train_step(), plan.eval_step()
+    train_step = step.compile_train(objective.make_loss(plan), plan)
+    eval_step = step.compile_eval(objective.make_evaluate(plan), plan)
 
     def run_eval(between: Callable[[], object]) -> Evaluation:
         assert eval_source is not None
@@ -178,7 +179,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         progress,
         writers,
         shown=("cross_entropy", "accuracy"),
-        values_of=lambda sums: Measured.of(sums, plan.blocks).flat(),
+        values_of=lambda sums: Measured.of(sums, plan.model.all_sparse_blocks).flat(),
     )
     result: Evaluation | None = None
     place = jax.process_index(), jax.process_count()
@@ -219,7 +220,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             number += 1
             with progress.waiting():
                 batch = next(batches)
-            batch = step.put_batch({name: batch[name] for name in fields}, plan.rows)
+            batch = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
             state, sums = train_step(state, batch)
             recorder.record(number, sums)
             checkpoints.poll()
@@ -255,10 +256,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def opening(plan: Plan, source: Source, held_out: Source | None, unigram: float, start: int) -> str:
+def opening(
+    plan: Plan[Architecture], source: Source, held_out: Source | None, unigram: float, start: int
+) -> str:
     """The lines that a run starts with."""
     config, mesh = plan.config, plan.mesh
-    rows = " + ".join(map(str, plan.lengths.values()))
+    rows = " + ".join(map(str, plan_lib.lengths(plan).values()))
     kept = "no" if held_out is None else f"{len(held_out):,}"
     none = "  held out nothing (data.holdout=0): nothing is evaluated"
     lines = [
@@ -294,7 +297,7 @@ def truncated(data: ConfigDict, source: Source) -> list[str]:
 
 
 def report(
-    plan: Plan,
+    plan: Plan[Architecture],
     workdir: Path,
     result: Evaluation | None,
     progress: Progress,
@@ -307,7 +310,7 @@ def report(
     loads = result.routers.loads() if result else {}
     pictures = curves(workdir), plots.expert_load(workdir, loads)
     speed = progress.average().examples_per_second or 0.0
-    tokens = next(iter(plan.lengths.values()))  # of the encoder, where there is one
+    tokens = next(iter(plan_lib.lengths(plan).values()))  # of the encoder, where there is one
     measured = {"evaluation": "none: data.holdout=0 holds nothing out"}
     if result is not None:
         measured = dict(result.rows(config))

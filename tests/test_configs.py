@@ -183,7 +183,7 @@ def test_a_step_on_digits(stem):
     shardings = state.state_shardings(abstract, optimizer, mesh, rules, with_ema=True)
     first = jax.device_put(drawn(state.abstract_state(abstract, optimizer, shardings)), shardings)
     before = {name: np.array(value) for name, value in first.params.items()}
-    loss = classify.make_loss(abstract, config.label_smoothing)
+    loss = classify.loss_function(abstract, config.label_smoothing)
     run = step.make_train_step(loss, optimizer, seed=0, ema_decay=config.ema_decay)
     # Little is computed, so what counts is the time of compilation.
     cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

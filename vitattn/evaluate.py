@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from trainlib.errors import DataError, shown
@@ -16,18 +15,15 @@ from trainlib.formats.load import load_weights
 from trainlib.model import metrics
 from trainlib.model import weights as nn_lib
 from trainlib.run.progress import summary
-from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import Rules, batch_parts, batch_sharding
-from trainlib.step import schedules, step
-from trainlib.step import train_state as state
-from trainlib.step.optimizers import make_optimizer
-from vitattn import config as config_lib
+from trainlib.step import step
+from trainlib.step.plan import Plan
 from vitattn.classification import objective as classify
 from vitattn.data import eval_batches, make_source
 from vitattn.data.source import Source
 from vitattn.labels import class_names, matching
-from vitattn.models import build, configure
+from vitattn.models import ModelConfig
 from vitattn.models.counts import check_size
+from vitattn.plan import make
 
 MEASURED = ("loss", "top1", "top5")
 
@@ -37,21 +33,20 @@ def over_split(
     params: nn_lib.Arrays,
     model_state: nn_lib.Arrays,
     source: Source,
-    config: ConfigDict,
-    rows: NamedSharding,
+    plan: Plan[ModelConfig],
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 (fractions) over every record of a split, and how many counted;
     `between` is called before each batch.
     """
-    total = None
+    config, total = plan.config, None
     size = config.eval_batch_size or config.batch_size
-    place = jax.process_index(), jax.process_count()
-    pixels = configure(config.model).size
-    with eval_batches(source, config.data, size, *place, pixels) as batches:
+    process, processes = jax.process_index(), jax.process_count()
+    fields = classify.fields(plan)
+    with eval_batches(source, config.data, size, process, processes, plan.model.size) as batches:
         for batch in batches:
             between()
-            on_device = step.put_batch({name: batch[name] for name in classify.FIELDS}, rows)
+            on_device = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
             sums = eval_step(params, model_state, on_device)
             total = metrics.merge(total, metrics.to_host(sums))
     assert total is not None
@@ -74,21 +69,16 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
     """
     if weights.is_export(workdir):
         check_size(config)
-    mesh = make_mesh(config.mesh.replica, config.mesh.data)
-    rules = config_lib.sharding_rules(config)
-    config_lib.check(config, batch_parts(rules, mesh))
+    plan = make(config)
     source = make_source(config.data, config.data.eval_split)
     for line in source.left_out:
         print(line)
-    outputs = configure(config.model).num_classes
+    outputs = plan.model.num_classes
     at_step, kept = class_names.of_model(workdir, at_step, outputs)
     source, matched = matched_labels(source, kept, outputs, config, workdir)
-    abstract = nn_lib.abstract(build(config.model))
-    shardings = weight_shardings(abstract, config, mesh, rules)
-    loaded = load_weights(workdir, at_step, abstract, shardings)
-    eval_step = step.compile_eval(classify.make_evaluate(abstract), shardings, mesh, rules)
-    rows = batch_sharding(rules, mesh)
-    result = over_split(eval_step, loaded.params, loaded.model_state, source, config, rows)
+    loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
+    eval_step = step.compile_eval(classify.make_evaluate(plan), plan)
+    result = over_split(eval_step, loaded.params, loaded.model_state, source, plan)
     result = {"step": loaded.step, "split": config.data.eval_split, **result}
     rows = [*table(result), ("labels", matched)]
     print(summary(f"{config.name} on {shown(config.data.source)}", rows))
@@ -131,12 +121,3 @@ def table(result: dict[str, Any]) -> list[tuple[str, Any]]:
         ("top-5", f"{100 * result['top5']:.2f} %"),
         ("loss", f"{result['loss']:.4f}"),
     ]
-
-
-def weight_shardings(
-    abstract: nn_lib.Abstract, config: ConfigDict, mesh: Any, rules: Rules
-) -> state.TrainState:
-    """Shardings of the state that this configuration trains."""
-    schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
-    return state.state_shardings(abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay))

@@ -27,12 +27,8 @@ from trainlib.formats import weight_source as weights
 from trainlib.formats.load import load_weights
 from trainlib.model import weights as nn
 from trainlib.run.progress import Progress
-from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding
 from trainlib.step import step
 from trainlib.untrusted_files import what_is
-from vitattn import config as config_lib
-from vitattn import evaluate
 from vitattn.analysis import attention_maps, plots
 from vitattn.data import eval_batches
 from vitattn.data.catalog import statistics
@@ -41,8 +37,8 @@ from vitattn.images import files
 from vitattn.images.decode import Rgb
 from vitattn.labels import class_names
 from vitattn.labels.class_names import Names, numbered, printable
-from vitattn.models import build, configure
 from vitattn.models.counts import check_size
+from vitattn.plan import make_replicated
 
 TOP = 5
 LONGEST = 4096  # characters of a path that is printed
@@ -130,34 +126,28 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         raise ConfigError(f"{workdir} holds a run of task={config.task}, which names no classes.")
     if weights.is_export(workdir):
         check_size(config)
-    resolved = configure(config.model)
+    plan = make_replicated(config)
+    resolved, abstract = plan.model, plan.abstract
     paths = find_images(request.images)
     at_step, kept = class_names.of_model(workdir, at_step, resolved.num_classes)
     names = choose_names(request.class_names, kept, resolved.num_classes)
     mean, std = statistics(config.data)
-    abstract = nn.abstract(build(config.model))
     query = choose_query(request.query, resolved.size)
     heads = choose_maps(request, abstract, resolved.size, len(paths)) if request.attention else {}
 
-    mesh = make_mesh()
-    # Weights of a classifier fit on each device, whatever mesh they were trained on.
-    rules = config_lib.sharding_rules(config) | config_lib.RULES["replicated"]
-    shardings = evaluate.weight_shardings(abstract, config, mesh, rules)
-    number, params, model_state, _ = load_weights(workdir, at_step, abstract, shardings)
-    forward = make_predict(abstract, heads, query, resolved.size)
-    compiled = step.compile_eval(forward, shardings, mesh, rules)
-    rows = batch_sharding(rules, mesh)
+    loaded = load_weights(workdir, at_step, abstract, plan.shardings)
+    number, params, model_state = loaded.step, loaded.params, loaded.model_state
+    compiled = step.compile_eval(make_predict(abstract, heads, query, resolved.size), plan)
 
     def predict(images: np.ndarray) -> dict[str, Any]:
-        return jax.device_get(
-            compiled(params, model_state, step.put_batch({"image": images}, rows))
-        )
+        batch = step.put_batch({"image": images}, plan.batch_sharding)
+        return jax.device_get(compiled(params, model_state, batch))
 
     data = config.data.copy_and_resolve_references()
     data.max_bad_fraction = 1.0  # every image was asked for: all are tried
     if len(paths) <= FEW_IMAGES:
         data.workers = 0
-    size = -(-(1 if heads else min(BATCH, len(paths))) // mesh.size) * mesh.size
+    size = -(-(1 if heads else min(BATCH, len(paths))) // plan.mesh.size) * plan.mesh.size
     found = answers(Images(paths, mean, std), data, size, resolved.size, predict)
     if not request.as_json:
         print(f"{shown(config.name)}, step {number}")

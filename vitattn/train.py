@@ -102,14 +102,15 @@ def run(config: ConfigDict, workdir: Path) -> int:
             print(f"  changed since step {start}: {line}", flush=True)
 
     # ---------------------------------------------------------------- step and evals
-    train_step, eval_step = plan.train_step(), plan.eval_step()
+    fields = classify.fields(plan)
+    train_step = step.compile_train(classify.make_loss(plan), plan)
+    eval_step = step.compile_eval(classify.make_evaluate(plan), plan)
 
     def run_eval(state: state_lib.TrainState, between: Callable[[], object]) -> dict[str, float]:
         weights = state.ema or {**state.params, **state.model_state}
         params = {name: weights[name] for name in abstract.params}
         statistics = {name: weights[name] for name in abstract.model_state}
-        args = eval_step, params, statistics, eval_source, config, plan.rows
-        return evaluate.over_split(*args, between)
+        return evaluate.over_split(eval_step, params, statistics, eval_source, plan, between)
 
     # ---------------------------------------------------------------- loop
     size = resolved.size
@@ -159,7 +160,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             number += 1
             with progress.waiting():
                 batch = next(batches)
-            batch = step.put_batch({name: batch[name] for name in classify.FIELDS}, plan.rows)
+            batch = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
             state, sums = train_step(state, batch)
             recorder.record(number, sums)
             checkpoints.poll()

@@ -15,13 +15,14 @@ import numpy as np
 
 from moe.decoding import model as decode
 from moe.decoding.model import Decoding
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from moe.tasks.task_reader import encode
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort
 from trainlib.model import weights as nn
 from trainlib.step import step
+from trainlib.step.plan import Plan
 
 _CANDIDATE_STEP = 8  # lengths and numbers of candidates grow in few steps: each is a compilation
 
@@ -86,7 +87,11 @@ class Answerer:
     """
 
     def __init__(
-        self, plan: Plan, vocabulary: Vocabulary, batch_size: int = 0, num_return_sequences: int = 0
+        self,
+        plan: Plan[Architecture],
+        vocabulary: Vocabulary,
+        batch_size: int = 0,
+        num_return_sequences: int = 0,
     ):
         config = plan.config
         self.plan, self.vocabulary = plan, vocabulary
@@ -104,8 +109,7 @@ class Answerer:
         self._score = self._compiled(decode.make_score(plan.model))
 
     def _compiled(self, function: Any) -> Any:
-        plan = self.plan
-        return step.compile_eval(function, plan.shardings, plan.mesh, plan.rules)
+        return step.compile_eval(function, self.plan)
 
     def question(self, text: str, number: int, candidates: Sequence[str] = ()) -> Question:
         """Tokenises an input, and the answers to choose from; what is cut off is noted."""
@@ -210,7 +214,7 @@ class Answerer:
     def _run(self, compiled: Any, params: nn.Arrays, batch: dict[str, np.ndarray]) -> Any:
         first, last = self.place
         own = {name: value[first:last] for name, value in batch.items()}
-        return jax.device_get(compiled(params, {}, step.put_batch(own, self.plan.rows)))
+        return jax.device_get(compiled(params, {}, step.put_batch(own, self.plan.batch_sharding)))
 
 
 def _check(scores: np.ndarray | float) -> None:

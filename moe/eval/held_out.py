@@ -14,11 +14,12 @@ from moe.eval.evaluation import PART, Evaluation
 from moe.eval.measured import Measured, Predicted
 from moe.eval.scores import Scores
 from moe.eval.tasks import Tasks
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from trainlib.errors import ConfigError
 from trainlib.model import metrics
 from trainlib.model.weights import Arrays
 from trainlib.step import step
+from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, Sums
 
 EvalStep = Callable[[Arrays, Arrays, Batch], Sums]
@@ -29,7 +30,7 @@ def over_split(
     eval_step: EvalStep,
     params: Arrays,
     source: Source,
-    plan: Plan,
+    plan: Plan[Architecture],
     *,
     unigram: float,
     tasks: Tasks | None = None,
@@ -38,7 +39,7 @@ def over_split(
     """Cross-entropy, accuracy and router metrics over a split, and the scores of tasks.
 
     Args:
-      eval_step: `plan.eval_step()`.
+      eval_step: `step.compile_eval(objective.make_evaluate(plan), plan)`.
       params: weights.
       source: the split.
       plan: of the run.
@@ -66,7 +67,7 @@ def _over_part(
     eval_step: EvalStep,
     params: Arrays,
     source: Source,
-    plan: Plan,
+    plan: Plan[Architecture],
     between: Callable[[], object],
 ) -> tuple[Measured, int]:
     """The values of a source that is no mixture, and how many tokens it has."""
@@ -77,10 +78,10 @@ def _over_part(
     with eval_batches(source, config.data, size, *process) as batches:
         for batch in itertools.islice(batches, config.eval_batches or None):
             between()
-            on_device = step.put_batch({name: batch[name] for name in fields}, plan.rows)
+            on_device = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
             total = metrics.merge(total, metrics.to_host(eval_step(params, {}, on_device)))
     assert total is not None, "a split has at least one batch"
-    return Measured.of(total, plan.blocks), int(total["cross_entropy"].count)
+    return Measured.of(total, plan.model.all_sparse_blocks), int(total["cross_entropy"].count)
 
 
 def figure_names(source: Source | None, tasks: Tasks | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from moe.decoding.answer import Answerer, Question
 from moe.eval import scores
 from moe.eval.scores import Scores
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from moe.tasks.records import load
 from moe.tasks.registry import tasks_of
 from moe.tasks.task import SPLITS, Benchmark, TextExample
@@ -15,6 +15,7 @@ from moe.tasks.task_reader import check_labels
 from moe.text.vocabulary import check_vocabulary, make_vocabulary
 from trainlib.errors import DataError, one_of
 from trainlib.model import weights as nn
+from trainlib.step.plan import Plan
 
 CLASSIFY = ("generate", "rank")
 
@@ -31,7 +32,7 @@ class Tasks:
       DataError: data that is not there or cannot be used.
     """
 
-    def __init__(self, plan: Plan, limit: int = 0):
+    def __init__(self, plan: Plan[Architecture], limit: int = 0):
         config = plan.config
         if config.evaluation.split not in SPLITS:
             raise one_of("evaluation.split", config.evaluation.split, SPLITS)

@@ -227,6 +227,11 @@ class Architecture:
         found = [numbers for tree, numbers in self.trees(stack).items() if is_sparse(tree)]
         return tuple(int(number) for numbers in found for number in numbers)
 
+    @property
+    def all_sparse_blocks(self) -> dict[str, tuple[int, ...]]:
+        """Stack -> numbers of its sparse blocks, from 0."""
+        return {stack: self.sparse_blocks(stack) for stack in self.stacks}
+
     def periods(self, stack: str) -> tuple[int, int, int, int]:
         """(periods, dense blocks before, sparse blocks, dense blocks after) in each whole period.
 

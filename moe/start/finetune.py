@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
-from moe.plan import Plan
+from moe.models.architecture import Architecture
 from trainlib.checkpoint.checkpoints import Checkpoints, to_flat
 from trainlib.checkpoint.find import find
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.run.progress import summary
+from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState
 
 _SHOWN = 12  # weights of one kind that the table of misfits lists
@@ -71,7 +72,7 @@ def misfits(stored: Mapping[str, Any], wanted: Mapping[str, Any], kinds: Iterabl
     )
 
 
-def start(plan: Plan, state: TrainState) -> tuple[TrainState, str]:
+def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]:
     """The first state of a run that starts from the checkpoint `init_from`.
 
     Args:
@@ -136,7 +137,7 @@ def _refuse(found: Misfits, where: str, what: str) -> None:
     )
 
 
-def learning(plan: Plan) -> str:
+def learning(plan: Plan[Architecture]) -> str:
     """Says which weights learn."""
     specs = plan.abstract.params
     count = sum(specs[name].size for name in plan.trained)
@@ -147,7 +148,7 @@ def learning(plan: Plan) -> str:
     )
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan[Architecture]) -> None:
     """Refuses a combination of keys that cannot work, before anything is compiled.
 
     Raises:

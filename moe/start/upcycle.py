@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
-from moe.plan import Plan
 from moe.routing.config import RoutingConfig, policy
 from moe.start.finetune import misfits
 from trainlib.checkpoint.checkpoints import Checkpoints
@@ -27,6 +26,7 @@ from trainlib.errors import CheckpointError, ConfigError
 from trainlib.model import weights as nn
 from trainlib.run.progress import summary
 from trainlib.sharding.rules import resolve_specs
+from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState
 
 # What changes the meaning of dense weights and not their shapes.
@@ -99,7 +99,7 @@ def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
     return found
 
 
-def start(plan: Plan, create: Callable[[], TrainState]) -> tuple[TrainState, str]:
+def start(plan: Plan[Architecture], create: Callable[[], TrainState]) -> tuple[TrainState, str]:
     """The first state of a run that starts from the dense run `upcycle.workdir`.
 
     Args:
@@ -158,8 +158,8 @@ def _check_fit(
         )
 
 
-def _told(plan: Plan, routing: RoutingConfig, meta: dict) -> list[tuple[str, str]]:
-    blocks = sum(map(len, plan.blocks.values()))
+def _told(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[tuple[str, str]]:
+    blocks = sum(map(len, plan.model.all_sparse_blocks.values()))
     inside = {name.partition(".sparse.")[2] for name in plan.abstract.params}
     new = sorted(name for name in inside if name.startswith(_NEW))
     rows = [

@@ -208,13 +208,17 @@ def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
 def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
     """On a machine of the target every default says "tpu"; nothing may depend on which it says."""
     from configs.common import load
+    from trainlib.step import step
+    from vitattn.classification import objective
+    from vitattn.plan import abstract_batch
 
     arguments = {"batch_size": "16", "model.width": "0.25", "model.blocks": "1,1,1,1"}
     config = load.from_flags("configs/sasa_resnet26.py:digits", arguments).config
 
     def program() -> str:
-        made, _ = command.planned(config, "v5e:1x1")
-        traced = made.train_step().trace(made.abstract_state(), made.abstract_batch())
+        plan, _ = command.planned(config, "v5e:1x1")
+        train_step = step.compile_train(objective.make_loss(plan), plan)
+        traced = train_step.trace(plan.abstract_state(), abstract_batch(plan))
         return re.sub(r"0x[0-9a-f]+|TpuDevice.*", "", str(traced.jaxpr))
 
     here = program()

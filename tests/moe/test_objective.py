@@ -68,7 +68,7 @@ def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     abstract, params = made(config)
     batch = text(2)
     objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)
-    loss_fn = pretrain.make_loss(abstract, config.routing, objective)
+    loss_fn = pretrain.loss_function(abstract, config.routing, objective)
 
     @quick
     def both(params):
@@ -107,7 +107,7 @@ def test_padding_reaches_no_expert_and_no_loss(small, made, text, quick):
     config = small(4, routing, encoder_blocks=1, decoder_blocks=1, sparse_period=1)
     abstract, params = made(config)
     objective = pretrain.Objective(z_loss=0.11, attention_z_loss=0.013)
-    loss_fn = pretrain.make_loss(abstract, config.routing, objective)
+    loss_fn = pretrain.loss_function(abstract, config.routing, objective)
 
     @quick
     def run(params, batch):
@@ -153,7 +153,7 @@ def test_values_are_named_by_stack_block_and_expert(small):
 def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
     config = dataclasses.replace(small(0, kind="decoder"), routing=None)
     abstract, params = made(config)
-    loss_fn = pretrain.make_loss(abstract, None, pretrain.Objective(z_loss=0.0))
+    loss_fn = pretrain.loss_function(abstract, None, pretrain.Objective(z_loss=0.0))
     batch = {name: value for name, value in text(2).items() if name in batch_fields("decoder")}
     loss, out = quick(lambda params: loss_fn(params, {}, batch, jax.random.key(0)))(params)
     np.testing.assert_allclose(loss, out.metrics["cross_entropy"][0] / out.weight, rtol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch import report
-from moe import evaluate, train
+from moe import evaluate, objective, train
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.data import eval_batches, make_source
@@ -23,6 +23,7 @@ from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import ConfigError, Preempted
 from trainlib.run.metric_writers import read
 from trainlib.step import train_state as state_lib
+from trainlib.step.step import compile_eval
 
 # A run of its own each would double the time of these tests.
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -230,7 +231,9 @@ def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_p
     assert "step 3" in told
     source = make_source(config.data, "holdout")
     scores = [
-        held_out.over_split(plan.eval_step(), params, source, plan, unigram=0.0).whole.cross_entropy
+        held_out.over_split(
+            compile_eval(objective.make_evaluate(plan), plan), params, source, plan, unigram=0.0
+        ).whole.cross_entropy
         for plan, params in ((dense, first.params), (sparse, state.params))
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)

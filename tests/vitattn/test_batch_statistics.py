@@ -59,7 +59,7 @@ def begun(decay=0.9):
 
 
 def train_step(abstract, optimizer, parts=1):
-    loss = classify.make_loss(abstract, 0.0)
+    loss = classify.loss_function(abstract, 0.0)
     return jax.jit(step.make_train_step(loss, optimizer, seed=0, microbatches=parts))
 
 
@@ -93,7 +93,7 @@ def test_every_normalisation_of_a_model_is_told_which_rows_count(name, monkeypat
         {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in specs.items()}
         for specs in (abstract.params, abstract.model_state)
     )
-    loss = classify.make_loss(abstract, 0.1)
+    loss = classify.loss_function(abstract, 0.1)
     _, out = jax.eval_shape(loss, *shapes, make_batch(), jax.random.key(0))
     assert len(told) == len(out.moments) == len(abstract.model_state) / 2
     assert all(weights is not None for weights in told)
@@ -102,7 +102,7 @@ def test_every_normalisation_of_a_model_is_told_which_rows_count(name, monkeypat
 
 def test_rows_that_do_not_count_are_in_no_statistics():
     abstract, _, first = begun()
-    loss = jax.jit(jax.value_and_grad(classify.make_loss(abstract, 0.1), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(classify.loss_function(abstract, 0.1), has_aux=True))
 
     def run(batch):
         (value, out), gradients = loss(first.params, first.model_state, batch, jax.random.key(0))
@@ -175,7 +175,7 @@ def test_weights_cost_nothing_that_a_step_would_notice():
 def test_a_slow_decay_evaluates_a_short_run_as_it_trained():
     """40 steps at 0.9999: the plain average would still be 99.6 % what statistics start as."""
     abstract, optimizer, now = begun(decay=0.9999)
-    made, measure = train_step(abstract, optimizer), jax.jit(classify.make_evaluate(abstract))
+    made, measure = train_step(abstract, optimizer), jax.jit(classify.evaluate_function(abstract))
 
     def separable(seed):
         batch = make_batch(48, seed)

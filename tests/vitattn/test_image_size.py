@@ -123,7 +123,7 @@ def test_counts_and_plans_see_both_sides(model):
     assert wide["flops_per_example"] == pytest.approx(2 * square["flops_per_example"], rel=0.15)
     made.model.image_size = (32, 64)
     made.batch_size = 16
-    assert plan.make(made).abstract_batch()["image"].shape == (16, 32, 64, 3)
+    assert plan.abstract_batch(plan.make(made))["image"].shape == (16, 32, 64, 3)
 
 
 def folder(root):

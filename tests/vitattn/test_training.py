@@ -61,7 +61,7 @@ def series(mesh, **changes) -> tuple[list[float], list[str]]:
     )
     current = state.create(abstract, optimizer, jax.random.key(0), shardings)
     run = step.make_train_step(
-        classify.make_loss(abstract, config.label_smoothing),
+        classify.loss_function(abstract, config.label_smoothing),
         optimizer,
         seed=0,
         microbatches=config.microbatches,
@@ -115,7 +115,7 @@ def test_gradients_are_those_of_one_device():
     image = rng.normal(size=(16, 8, 8, 3)).astype(np.float32)
     weight = (np.arange(16) != 5).astype(np.float32)
     batch = {"image": image, "label": np.arange(16) % 10, "weight": weight}
-    loss = classify.make_loss(abstract, 0.1)
+    loss = classify.loss_function(abstract, 0.1)
 
     def gradients(mesh):
         def on_mesh(params, statistics, batch):
@@ -153,7 +153,7 @@ statistics = nn.initialise(abstract.model_state, jax.random.key(0))
 rng = np.random.default_rng(0)
 batch = {"image": rng.normal(size=(4, 8, 8, 3)).astype("f4"), "label": np.arange(4),
          "weight": np.ones(4, "f4")}
-loss = classify.make_loss(abstract, 0.1)
+loss = classify.loss_function(abstract, 0.1)
 value, out = jax.jit(loss)(params, statistics, batch, jax.random.key(0))
 print(float(value), float(sum(abs(m.mean).sum() + m.var.sum() for m in out.moments.values())))
 """

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -27,35 +27,12 @@ from jax.sharding import Mesh
 from trainlib.chips import GIB, Target
 from trainlib.errors import ConfigError
 from trainlib.model import flops
-from trainlib.model.weights import Abstract
 from trainlib.planning import hlo
 from trainlib.sharding.mesh import AXES, make_mesh
-from trainlib.sharding.rules import Rules
-from trainlib.step.train_state import TrainState
+from trainlib.step.plan import Plan
 
 # Two processes may compile at once, and no cloud is asked what machine this is.
 ENVIRONMENT = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-
-
-class Plan(Protocol):
-    """What a family makes of a configuration and a mesh; see `moe.plan` and `vitattn.plan`."""
-
-    config: Any
-    mesh: Mesh
-    rules: Rules
-    abstract: Abstract
-    shardings: TrainState
-
-    def train_step(self) -> Any:
-        """The jitted step `(state, batch) -> (state, sums)`."""
-
-    def abstract_state(self) -> TrainState:
-        """Shapes and places of the train state."""
-        ...
-
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and places of a global batch."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +83,7 @@ class Result:
       shortfall: of one that does not.
       program: the compiled HLO; None when it does not fit.
       flops: of one step on all devices, recomputation included.
+      batch_bytes: of a batch, on one device.
       seconds: of tracing, lowering and compiling.
       host_bytes: the most memory that this process has held.
       warnings: of the partitioner, about arrays copied whole to every device.
@@ -116,6 +94,7 @@ class Result:
     shortfall: Shortfall | None
     program: hlo.Program | None
     flops: float
+    batch_bytes: int
     seconds: float
     host_bytes: int
     warnings: tuple[str, ...]
@@ -193,23 +172,30 @@ def mesh(config: Any, target: Target) -> Mesh:
     sizes = {name: asked.get(name, 1) for name in AXES}
     if target.slices > 1 and sizes["replica"] == 1:
         sizes["replica"] = target.slices
-    found = devices(target)
+    target_devices = devices(target)
     try:
-        return make_mesh(**sizes, devices=found)
+        return make_mesh(**sizes, devices=target_devices)
     except ConfigError as error:
         raise ConfigError(
             f"--target={target.name} has {target.devices} devices ({target.chips} chips): {error}"
         ) from error
 
 
-def compile_plan(plan: Plan) -> Result:
+def compile_plan(
+    plan: Plan[Any], train_step: Any, batch: dict[str, jax.ShapeDtypeStruct]
+) -> Result:
     """Traces, lowers and compiles the train step of a plan; a step that does not fit is a result.
+
+    Args:
+      plan: on the mesh of the target.
+      train_step: the jitted step that trains, from `step.compile_train`.
+      batch: a global batch as shapes with shardings.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler fails for another reason.
     """
     start = time.monotonic()
-    traced = plan.train_step().trace(plan.abstract_state(), plan.abstract_batch())
+    traced = train_step.trace(plan.abstract_state(), batch)
     body = traced.jaxpr.jaxpr
     work = 2.0 * flops.multiply_adds(body)
     memory = shortfall = program = None
@@ -227,7 +213,17 @@ def compile_plan(plan: Plan) -> Result:
     seconds = time.monotonic() - start
     warnings = tuple(hlo.involuntary(log[0]))
     largest = tuple(largest_values(body))
-    return Result(memory, shortfall, program, work, seconds, peak, warnings, largest)
+    return Result(
+        memory=memory,
+        shortfall=shortfall,
+        program=program,
+        flops=work,
+        batch_bytes=device_bytes(batch),
+        seconds=seconds,
+        host_bytes=peak,
+        warnings=warnings,
+        largest=largest,
+    )
 
 
 def _memory(analysis: Any) -> Memory:

@@ -13,6 +13,7 @@ from typing import Any
 from trainlib.chips import DCN_BANDWIDTH, GIB, Target
 from trainlib.planning import compile as aot
 from trainlib.run.progress import duration
+from trainlib.step.plan import Plan
 from trainlib.step.train_state import whole_bytes
 
 HEADROOM = 0.85  # share of the memory that a plan should use at most; fragmentation needs the rest
@@ -21,7 +22,7 @@ Report = dict[str, Any]
 
 
 def make_report(
-    plan: aot.Plan, target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float = 0.5
+    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float = 0.5
 ) -> Report:
     """Everything that a report says, as plain data.
 
@@ -60,7 +61,7 @@ def make_report(
             "model_state": aot.device_bytes(state.model_state),
             "optimizer": aot.device_bytes(state.opt_state),
             "weight_average": aot.device_bytes(state.ema),
-            "batch": aot.device_bytes(plan.abstract_batch()),
+            "batch": result.batch_bytes,
         },
         "flops": {
             "model_per_step": model_flops,
@@ -103,7 +104,7 @@ def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:
     }
 
 
-def _misfit(result: aot.Result, plan: aot.Plan, target: Target) -> Report:
+def _misfit(result: aot.Result, plan: Plan[Any], target: Target) -> Report:
     assert result.shortfall is not None
     missing = result.shortfall.required - result.shortfall.available
     state = plan.abstract_state()
@@ -149,7 +150,7 @@ def advice(config: Any, target: Target, missing: float) -> list[str]:
 
 
 def _traffic(
-    plan: aot.Plan, target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float
+    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float
 ) -> Report:
     """Collectives, bounds on the time of a step, and the throughput at them."""
     assert result.program is not None

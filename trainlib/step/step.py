@@ -25,6 +25,7 @@ from trainlib.model.weights import Arrays
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.rules import Rules, batch_sharding
 from trainlib.step.ema import ema_update
+from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -170,6 +171,24 @@ def make_train_step(
     return step
 
 
+def compile_train(loss_fn: LossFn, plan: Plan[Any]) -> Any:
+    """The jitted train step of a plan, `(state, batch) -> (state, sums)`, which moves the weights
+    down the gradient of `loss_fn`. It compiles when it is first called.
+
+    Reads `seed`, `microbatches` and, where the family has it, `ema_decay`.
+    """
+    config = plan.config
+    train_step = make_train_step(
+        loss_fn,
+        plan.optimizer,
+        seed=config.seed,
+        microbatches=config.microbatches,
+        ema_decay=config.get("ema_decay", 0.0),
+        trained=None if plan.trained == set(plan.abstract.params) else plan.trained,
+    )
+    return compile_step(train_step, plan.shardings, plan.mesh, plan.rules)
+
+
 def compile_step(
     step: Callable[[TrainState, Batch], tuple[TrainState, Sums]],
     shardings: TrainState,
@@ -182,40 +201,34 @@ def compile_step(
         with activate(mesh, rules):
             return step(state, batch)
 
-    rows, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
+    split, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
     return jax.jit(
         on_mesh,
-        in_shardings=(shardings, rows),
+        in_shardings=(shardings, split),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
 
 
-def compile_eval(
-    evaluate: Callable[[Arrays, Arrays, Batch], Sums],
-    shardings: TrainState,
-    mesh: Mesh,
-    rules: Rules,
-) -> Any:
-    """Jits `(params, model_state, batch) -> metric sums` on the mesh."""
+def compile_eval(evaluate: Callable[[Arrays, Arrays, Batch], Any], plan: Plan[Any]) -> Any:
+    """Jits `(params, model_state, batch) -> sums`, or any tree of arrays, on the mesh of a plan."""
 
-    def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
-        with activate(mesh, rules):
+    def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Any:
+        with activate(plan.mesh, plan.rules):
             return evaluate(params, model_state, batch)
 
-    rows, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
     return jax.jit(
         on_mesh,
-        in_shardings=(shardings.params, shardings.model_state, rows),
-        out_shardings=whole,
+        in_shardings=(plan.shardings.params, plan.shardings.model_state, plan.batch_sharding),
+        out_shardings=NamedSharding(plan.mesh, P()),
     )
 
 
-def put_batch(batch: dict[str, Any], rows: NamedSharding) -> Batch:
-    """This host's rows (NumPy) -> global arrays, sharded over the batch axes."""
+def put_batch(batch: Mapping[str, Any], split: NamedSharding) -> Batch:
+    """This process's part of a batch (NumPy) -> global arrays, split over the batch axes."""
     # Asked for, unlike what the loops forbid; over several processes JAX does not count it as such.
     with jax.transfer_guard_host_to_device("allow"):
         return {
-            name: jax.make_array_from_process_local_data(rows, value)
+            name: jax.make_array_from_process_local_data(split, value)
             for name, value in batch.items()
         }

@@ -8,18 +8,35 @@ weight 0 marks rows that do not count (padding, unreadable images).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from trainlib.model import losses, metrics
 from trainlib.model import weights as nn
 from trainlib.model.weights import Abstract, Arrays
+from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput, Sums
 
 FIELDS = ("image", "label", "weight")
 
 
-def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
+def fields(plan: Plan[Any]) -> tuple[str, ...]:
+    """Names of the arrays of a batch that the loss reads."""
+    return FIELDS
+
+
+def make_loss(plan: Plan[Any]) -> LossFn:
+    """The training loss of a run; see `loss_function`."""
+    return loss_function(plan.abstract, plan.config.label_smoothing)
+
+
+def make_evaluate(plan: Plan[Any]) -> Callable[[Arrays, Arrays, Batch], Sums]:
+    """The metrics of a run; see `evaluate_function`."""
+    return evaluate_function(plan.abstract)
+
+
+def loss_function(abstract: Abstract, label_smoothing: float) -> LossFn:
     """The training loss: mean cross entropy over the rows that count, and top-1 on the way.
 
     Rows that do not count are in no batch statistics either.
@@ -39,7 +56,7 @@ def make_loss(abstract: Abstract, label_smoothing: float) -> LossFn:
     return loss_fn
 
 
-def make_evaluate(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
+def evaluate_function(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
     """Sums of loss, top-1 and top-5 over the rows that count, with running statistics."""
 
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:

@@ -13,6 +13,8 @@ from vitattn.models.mnasnet import MnasNet, MnasNetConfig
 from vitattn.models.resnet import ResNet
 from vitattn.models.wide_resnet import WideResNet, WideResNetConfig
 
+ModelConfig = MnasNetConfig | ResNetConfig | WideResNetConfig
+
 MODELS = {
     "mnasnet": (MnasNetConfig, MnasNet),
     "resnet": (ResNetConfig, ResNet),
@@ -20,7 +22,7 @@ MODELS = {
 }
 
 
-def configure(config: Mapping):
+def configure(config: Mapping) -> ModelConfig:
     """Plain data -> the frozen configuration of the model that `config["name"]` asks for.
 
     Args:

@@ -164,7 +164,7 @@ def test_eight_devices_are_one(small, made, text, quick, capfd):
     config = small(8, routing, encoder_blocks=2, remat="full")
     abstract, params = made(config)
     batch = text(16)
-    loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
+    loss_fn = pretrain.loss_function(abstract, config.routing, pretrain.Objective())
 
     def grads(params, batch):
         return jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(3))
@@ -191,7 +191,7 @@ def test_gradients_of_weights_are_added_up_in_float32_over_devices(small, made, 
     """
     config = small(dtype="bfloat16", encoder_blocks=2, tie_word_embeddings=True)
     abstract, params = made(config)
-    loss_fn = pretrain.make_loss(abstract, config.routing, pretrain.Objective())
+    loss_fn = pretrain.loss_function(abstract, config.routing, pretrain.Objective())
 
     def grads(params, batch):
         return jax.grad(loss_fn, has_aux=True)(params, {}, batch, jax.random.key(3))

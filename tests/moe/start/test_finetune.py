@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe import evaluate, predict, sweep, train
+from moe import evaluate, objective, predict, sweep, train
 from moe import plan as plan_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import kinds, make_source, make_vocabulary, train_batches
@@ -108,7 +108,8 @@ def test_non_moe_allocates_nothing_for_experts_and_leaves_them_bit_identical(con
         slots = jax.tree.leaves(plan.abstract_state().opt_state)
         # Beside the moments two counters: of Adam and of the learning rate.
         assert sum(leaf.size for leaf in slots) == 2 * learned + 2
-        lowered = plan.train_step().lower(plan.abstract_state(), plan.abstract_batch())
+        train_step = step.compile_train(objective.make_loss(plan), plan)
+        lowered = train_step.lower(plan.abstract_state(), plan_lib.abstract_batch(plan))
         compiled[name] = lowered.compile()
         memory = compiled[name].memory_analysis()
         sizes[name] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
@@ -122,8 +123,8 @@ def test_non_moe_allocates_nothing_for_experts_and_leaves_them_bit_identical(con
     source = make_source(plan.config.data, "train")
     with train_batches(source, plan.config.data, 8, 0, 0, 0, 1) as batches:
         for _ in range(2):
-            batch = {n: v for n, v in next(batches).items() if n in plan.abstract_batch()}
-            state, sums = compiled["non_moe"](state, step.put_batch(batch, plan.rows))
+            batch = {n: v for n, v in next(batches).items() if n in objective.fields(plan)}
+            state, sums = compiled["non_moe"](state, step.put_batch(batch, plan.batch_sharding))
     assert float(sums["skipped"][0]) == 0
     same = {name: np.array_equal(before[name], state.params[name]) for name in before}
     experts = {name for name in same if ".experts." in name}

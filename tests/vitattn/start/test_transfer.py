@@ -230,7 +230,7 @@ def test_frozen_weights_do_not_move_and_have_no_slots():
     slots = "".join(n for n in checkpoint.to_flat(first) if n.startswith("opt_state"))
     assert not any(name in slots for name in still)
     run = step.make_train_step(
-        classify.make_loss(abstract, 0.0),
+        classify.loss_function(abstract, 0.0),
         optimizer,
         seed=0,
         ema_decay=config.ema_decay,
