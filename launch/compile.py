@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -110,7 +110,7 @@ def planned(config: ConfigDict, name: str | None) -> tuple[Plan[Any], Target]:
             "for, such as --target=v5e-16 (see --help)."
         )
     target = targets.target(name or config.target)
-    return cli.family_module(config, "plan").make(config, aot.mesh(config, target)), target
+    return families.of(config).plan.make(config, aot.mesh(config, target)), target
 
 
 def compiled_report(plan: Plan[Any], target: Target, mfu: float = 0.5) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def compiled_report(plan: Plan[Any], target: Target, mfu: float = 0.5) -> dict[s
     from trainlib.planning import report as plan_report
     from trainlib.step import step
 
-    facts = cli.family_module(plan.config, "describe").describe(plan.config)
+    family = families.of(plan.config)
+    facts = family.describe.describe(plan.config)
     _progress(f"compiling {plan.config.name} for {target.name} ...")
-    family = cli.family_module(plan.config, "plan")
     train_step = step.compile_train(family.objective.make_loss(plan), plan)
-    result = aot.compile_plan(plan, train_step, family.abstract_batch(plan))
+    result = aot.compile_plan(plan, train_step, family.plan.abstract_batch(plan))
     report = plan_report.make_report(plan, target, facts, result, mfu)
     _progress("")
     return report

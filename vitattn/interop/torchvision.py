@@ -138,7 +138,7 @@ def serving(
     return forward, {"image": (("batch", height, width, 3), "float32")}, facts
 
 
-def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
+def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
     """One line with the largest difference of the logits to torchvision's model.
 
     Raises:
@@ -160,10 +160,10 @@ def compare(config: ConfigDict, weights: nn.Arrays, path: Path) -> str:
     with torch.no_grad():
         expected = theirs.eval()(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
     model = abstract(config)
-    params = {name: weights[name] for name in model.params}
-    statistics = {name: weights[name] for name in model.model_state}
+    weights = {name: params[name] for name in model.params}
+    statistics = {name: params[name] for name in model.model_state}
     forward, *_ = serving(config)
-    found = np.asarray(jax.jit(forward)(params, statistics, {"image": image}))
+    found = np.asarray(jax.jit(forward)(weights, statistics, {"image": image}))
     difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
     line = f"largest difference of logits to torchvision {difference:.2e}, of {largest:.3g}"
     if not difference <= TOLERANCE * max(1.0, largest):

@@ -1,0 +1,205 @@
+"""What the commands ask of a family of models, one Protocol a role.
+
+Each role is a module of the family, with the same names and signatures in every family, which the
+type checker compares in `launch.families`. The families import none of this: the arrow points from
+the commands to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+    from ml_collections import ConfigDict
+
+    from trainlib.formats.layout import Foreign, Layout
+    from trainlib.model.weights import Abstract, Arrays
+    from trainlib.step.plan import Plan
+    from trainlib.step.step import Batch, LossFn, Sums
+
+Serving = tuple[Callable[..., Any], dict[str, tuple[tuple, str]], dict[str, Any]]
+
+
+class Settings(Protocol):
+    """`config`: which keys a configuration has."""
+
+    def schema(self, values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]]:
+        """Key -> (default, meaning); the values of models and kinds decide which keys exist."""
+        ...
+
+
+class Planning(Protocol):
+    """`plan`: what a configuration trains on a mesh."""
+
+    def make(self, config: ConfigDict, mesh: Mesh | None = None) -> Plan[Any]:
+        """The plan; without a mesh on the one that the configuration asks for."""
+        ...
+
+    def abstract_batch(self, plan: Plan[Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        """A global training batch as shapes with shardings."""
+        ...
+
+
+class Objective(Protocol):
+    """`objective`: the loss that is trained and the metrics that are measured."""
+
+    def fields(self, plan: Plan[Any]) -> tuple[str, ...]:
+        """Names of the arrays of a batch that the loss reads."""
+        ...
+
+    def make_loss(self, plan: Plan[Any]) -> LossFn:
+        """`(params, model_state, batch, key) -> (mean loss, LossOutput)`."""
+        ...
+
+    def make_evaluate(self, plan: Plan[Any]) -> Callable[[Arrays, Arrays, Batch], Sums]:
+        """`(params, model_state, batch) -> sums`."""
+        ...
+
+
+class Source(Protocol):
+    """A split of a data set."""
+
+    def __len__(self) -> int: ...
+
+
+class Data(Protocol):
+    """`data`: the data sets."""
+
+    def make_source(self, config: ConfigDict, split: str) -> Source:
+        """Opens a split of the data set that the section `data` of a configuration names."""
+        ...
+
+
+class Training(Protocol):
+    """`train`: the training loop."""
+
+    def run(self, config: ConfigDict, workdir: Path) -> int:
+        """Trains in `workdir`, or resumes there; returns the exit code."""
+        ...
+
+
+class Evaluating(Protocol):
+    """`evaluate`: measures a checkpoint."""
+
+    def run(self, config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
+        """Prints and returns what the step (None: the newest) reaches."""
+        ...
+
+
+class Describing(Protocol):
+    """`describe`: the facts of a configuration, without any array."""
+
+    def describe(self, config: ConfigDict) -> dict[str, Any]:
+        """Parameters, FLOPs and published figures as plain data."""
+        ...
+
+    def row(self, facts: dict[str, Any]) -> list[str]:
+        """The facts as cells of the table of all configurations."""
+        ...
+
+
+class Interop(Protocol):
+    """`interop`: weights in the formats of other libraries."""
+
+    @property
+    def START(self) -> str:
+        """What the command line needs beside init_from to start from an import."""
+        ...
+
+    @property
+    def COMPARED(self) -> Mapping[str, tuple[str, ...]]:
+        """Format -> libraries that a comparison of logits takes."""
+        ...
+
+    def abstract(self, config: ConfigDict) -> Abstract:
+        """The model of a configuration, without arrays."""
+        ...
+
+    def layout(
+        self, config: ConfigDict, kind: str, names: str = "auto", dtype: str = "float32"
+    ) -> Layout:
+        """The table of an export to, or import from, `kind` in the names of a library."""
+        ...
+
+    def check_size(self, config: ConfigDict) -> None:
+        """Refuses a configuration from a file whose model would take for ever to build."""
+        ...
+
+    def open_foreign(self, kind: str, path: Path, strip: str = "") -> Foreign:
+        """Opens weights of another library; `strip` is taken off the beginning of their names."""
+        ...
+
+    def beside(self, config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
+        """Files of a run that an export takes along: name -> text."""
+        ...
+
+    def to_import(self, config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:
+        """Files that an import writes beside its weights: name -> text."""
+        ...
+
+    def serving(self, config: ConfigDict) -> Serving:
+        """The evaluation forward, its inputs by name as (shape, dtype), and facts on them."""
+        ...
+
+    def compare(self, config: ConfigDict, params: Arrays, path: Path) -> str:
+        """A line with the largest difference of the logits to those of the other library."""
+        ...
+
+
+class Preparing(Protocol):
+    """`prepare`: reads a data set once and keeps it in the form that training reads."""
+
+    def run(
+        self,
+        config: ConfigDict,
+        *,
+        splits: Sequence[str] = ...,
+        workers: int = ...,
+        part: tuple[int, int] = ...,
+        tasks: Path | None = ...,
+        verify: bool = ...,
+    ) -> int:
+        """Prepares the sources of a configuration; returns the exit code."""
+        ...
+
+
+class Family(Protocol):
+    """A family of models: its roles, each imported when it is first asked for."""
+
+    @property
+    def name(self) -> str:
+        """The value of `family` in a configuration."""
+        ...
+
+    @property
+    def config(self) -> Settings: ...
+
+    @property
+    def plan(self) -> Planning: ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def data(self) -> Data: ...
+
+    @property
+    def train(self) -> Training: ...
+
+    @property
+    def evaluate(self) -> Evaluating: ...
+
+    @property
+    def describe(self) -> Describing: ...
+
+    @property
+    def interop(self) -> Interop: ...
+
+    @property
+    def prepare(self) -> Preparing | None:
+        """None where data sets are read as they are."""
+        ...
