@@ -11,8 +11,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from moe.data import check_vocabulary, make_vocabulary, unigram_entropy
+from moe.data.cache.build import build
 from moe.data.cache.read import Cache, is_complete
-from moe.data.cache.write import build
 from moe.data.catalog import (
     check_settings,
     holds_out,

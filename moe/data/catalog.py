@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from moe.data.cache.build import build
 from moe.data.cache.read import Cache, is_complete
-from moe.data.cache.write import build
 from moe.data.cache_paths import cache_directory, notes_path
 from moe.data.kinds import KINDS, kind_of, usage
 from moe.data.mixtures import MIXTURE, MIXTURES, parts_of

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from moe.data.cache.write import make_directory, read_sealed, write_sealed
+from moe.data.cache.sealed_files import make_directory, read_sealed, write_sealed
 from moe.data.cache_paths import cache_root
 from moe.data.kinds import kind_of
 from moe.text.seqio_source import mixture_rates

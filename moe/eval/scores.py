@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from ml_collections import ConfigDict
 
@@ -23,8 +23,6 @@ from moe.tasks.task import TextExample
 Figures = dict[str, float]
 SCORE = "score/"  # prefix of the figures of tasks in files
 _AVERAGES = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
-
-Metric = Callable[[Sequence[TextExample], Sequence[str]], Figures]
 
 
 def class_of(example: TextExample, answer: str) -> int:
@@ -90,23 +88,31 @@ def _closed(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
     return answer_scores(answers, [example.answers for example in examples])
 
 
+class Metric(NamedTuple):
+    """How a task is scored.
+
+    Attributes:
+      figures: (examples, answers) -> figures in percent.
+      main: those that the one figure of a task is the mean of; (): all of them.
+    """
+
+    figures: Callable[[Sequence[TextExample], Sequence[str]], Figures]
+    main: tuple[str, ...] = ()
+
+
+# `Benchmark.metric` -> how it is scored. A new metric is a function above and a row here.
 METRICS: dict[str, Metric] = {
-    "accuracy": _accuracy,
-    "cb": _cb,
-    "closed_book": _closed,
-    "matthews": _matthews,
-    "multirc": _multirc,
-    "parity": _parity,
-    "record": _free,
-    "rouge": _rouge,
-    "squad": _free,
-    "trivia": _trivia,
-    "wsc": _wsc,
-}
-# Figures that the one figure of a task is the mean of, where it is not the mean of all.
-_MAIN = {
-    **{"rouge": ("rouge2",), "squad": ("f1",), "matthews": ("matthews",)},
-    **{"trivia": ("em",), "closed_book": ("em",), "parity": ("accuracy",)},
+    "accuracy": Metric(_accuracy),
+    "cb": Metric(_cb),
+    "closed_book": Metric(_closed, ("em",)),
+    "matthews": Metric(_matthews, ("matthews",)),
+    "multirc": Metric(_multirc),
+    "parity": Metric(_parity, ("accuracy",)),
+    "record": Metric(_free),
+    "rouge": Metric(_rouge, ("rouge2",)),
+    "squad": Metric(_free, ("f1",)),
+    "trivia": Metric(_trivia, ("em",)),
+    "wsc": Metric(_wsc),
 }
 
 
@@ -122,14 +128,14 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
     if not pairs:
         return {}
     known, said = zip(*pairs, strict=True)
-    return METRICS[TASKS[task].metric](known, said)
+    return METRICS[TASKS[task].metric].figures(known, said)
 
 
 def main(task: str, figures: Mapping[str, float]) -> float:
     """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
     ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for closed-book questions.
     """
-    names = _MAIN.get(TASKS[task].metric, tuple(figures))
+    names = METRICS[TASKS[task].metric].main or tuple(figures)
     return sum(figures[name] for name in names) / len(names)
 
 

@@ -93,7 +93,7 @@ def _few_arrays(path: Path) -> bool:
 
 # --------------------------------------------------------------------------------- token caches
 def _build(directory: Path, texts: Path) -> None:
-    from moe.data.cache.write import build
+    from moe.data.cache.build import build
     from moe.text.text_folder import TextFolder
     from moe.text.vocabulary import ByteVocabulary
 

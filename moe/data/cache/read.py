@@ -6,11 +6,11 @@ A cache is a directory that appears under its name only when it is complete:
   SHARD.ends.npy            int64 [documents], where each document ends in the shard
   SHARD.inputs.npy          int32 [documents], how many of its ids are its inputs; only for pairs
   SHARD.counts.npy          int64 [V], how often each id occurs in targets
-Where it lies follows from the settings that decide its content (`catalog.cache_directory`); the
+Where it lies follows from the settings that decide its content (`moe.data.cache_paths`); the
 manifest holds the fingerprint of what was read and the digest of the vocabulary, and neither may
 differ from those of a run. No damage to any of these files changes a token without a word: records
 have check sums of their own, everything else is compared with its digest before it is used.
-`moe.data.cache.write` makes it.
+`moe.data.cache.build` makes it.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def parse_manifest(value: dict[str, Any], what: str) -> tuple[dict[str, Any], li
     """(manifest, its shards) of an unsealed manifest of this format.
 
     Raises:
-      DataError: it is not what `cache_writer.finish` writes.
+      DataError: it is not what `moe.data.cache.build` writes.
     """
     try:
         given = value["shards"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from moe.data.cache import read as cache_module
+from moe.data.cache.build import build
 from moe.data.cache.read import BLOCK, Cache
-from moe.data.cache.write import build
 from moe.data.catalog import unknown
 from moe.text.reader import Document
 from moe.text.vocabulary import ByteVocabulary
@@ -109,7 +109,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from moe.text.text_folder import TextFolder
-from moe.data.cache.write import build
+from moe.data.cache.build import build
 from moe.text.vocabulary import ByteVocabulary
 replace, left = os.replace, [int(sys.argv[3])]
 def replace_or_die(path, target):
@@ -373,13 +373,13 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk(tmp_path, monkeypatch):
-    from moe.data.cache import write as cache_writer
+    from moe.data.cache import write_shard
 
-    class Full(cache_writer._StreamWriter):
+    class Full(write_shard._StreamWriter):
         def __init__(self, path, dtype):
             super().__init__(Path("/dev/full"), dtype)
 
-    monkeypatch.setattr(cache_writer, "_StreamWriter", Full)
+    monkeypatch.setattr(write_shard, "_StreamWriter", Full)
     with pytest.raises(StorageError, match=r"cannot be written.*No space left"):
         make(tmp_path / "c", Lines())
 
