@@ -211,7 +211,7 @@ def _changed(reader: Reader, cache: Cache) -> bool:
 
 def is_stale(source: str, reader: Reader, directory: Path, title: str) -> bool:
     """Whether there is a cache of another state of the files, which is said, and is so small that
-    it is made again without asking.
+    it is tokenised again without asking.
 
     Raises:
       DataError: the cache of a large source is of another state; or it is damaged.

@@ -53,7 +53,7 @@ def multirc(
     right = defaultdict(list)
     for question, a, b in zip(questions, labels, said, strict=True):
         right[question].append(a == b)
-    return {"f1a": f1(labels, said, 1), "em": percent([all(found) for found in right.values()])}
+    return {"f1a": f1(labels, said, 1), "em": percent([all(answers) for answers in right.values()])}
 
 
 def gender_parity(predicted: Sequence[int], numbers: Sequence[int]) -> float:

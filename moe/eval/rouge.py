@@ -26,11 +26,11 @@ def rouge(predictions: Sequence[str], summaries: Sequence[str]) -> dict[str, flo
             "'vitattn-moe[text]' or pip install rouge-score."
         ) from None
     scorer = rouge_scorer.RougeScorer(list(KINDS))
-    found = [
+    scores = [
         scorer.score(_lines(summary), _lines(prediction))
         for prediction, summary in zip(predictions, summaries, strict=True)
     ]
-    return {kind: percent([score[kind].fmeasure for score in found]) for kind in KINDS}
+    return {kind: percent([score[kind].fmeasure for score in scores]) for kind in KINDS}
 
 
 def _lines(text: str) -> str:

@@ -93,7 +93,6 @@ def _dataset(
 ) -> Any:
     import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]  # an extra
 
-    del shuffle_files, seed  # examples come in their own order
     text = tf.TensorSpec((), tf.string)
     signature = {"inputs": text, "targets": text, "number": tf.TensorSpec((), tf.int64)}
     rows = functools.partial(_rows, config, source, split)

@@ -49,12 +49,12 @@ def _multirc(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
     paragraphs: dict[Any, dict[Any, Lines]] = {}
     for example, answer in zip(examples, answers, strict=True):
         paragraph, question, number = example.key
-        found = paragraphs.setdefault(paragraph, {}).setdefault(question, [])
-        found.append({"idx": number, "label": _class(example, answer)})
+        lines = paragraphs.setdefault(paragraph, {}).setdefault(question, [])
+        lines.append({"idx": number, "label": _class(example, answer)})
     return [
         {
             "idx": paragraph,
-            "passage": {"questions": [{"idx": q, "answers": found} for q, found in asked.items()]},
+            "passage": {"questions": [{"idx": q, "answers": lines} for q, lines in asked.items()]},
         }
         for paragraph, asked in paragraphs.items()
     ]
@@ -89,7 +89,7 @@ def file_of(task: str) -> str:
 
 
 def missing(tasks: Collection[str], split: str) -> str:
-    """What keeps the files of these tasks from being a submission to SuperGLUE; "" where nothing
+    """What prevents the files of these tasks from being a submission to SuperGLUE; "" where nothing
     does, or where none of them is a task of SuperGLUE.
     """
     if not set(tasks) & set(BOARD):
@@ -139,11 +139,11 @@ def write(
     """
     written = []
     try:
-        for task, found in examples.items():
+        for task, asked in examples.items():
             if task == "dpr":
                 continue
             path = directory / file_of(task)
-            lines = lines_of(task, found, answers[task])
+            lines = lines_of(task, asked, answers[task])
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
             written.append(path)
     except OSError as error:

@@ -59,7 +59,7 @@ class Tasks:
             name: [self._question(n, example) for n, example in enumerate(examples)]
             for name, examples in self.examples.items()
         }
-        asked = [question for found in self.questions.values() for question in found]
+        asked = [question for questions in self.questions.values() for question in questions]
         self.count = len(asked)
         self.truncated = sum(question.cut for question in asked)
 
@@ -79,11 +79,11 @@ class Tasks:
           params: weights.
           done: called with the number of examples answered so far.
         """
-        found: dict[str, list[str]] = {name: [] for name in self.examples}
+        texts: dict[str, list[str]] = {name: [] for name in self.examples}
         for count, (name, text) in enumerate(self._answers(params), start=1):
-            found[name].append(text)
+            texts[name].append(text)
             done(count)
-        return found
+        return texts
 
     def _answers(self, params: nn.Arrays) -> Iterator[tuple[str, str]]:
         searched: list[tuple[str, Question]] = []
@@ -95,8 +95,8 @@ class Tasks:
             else:
                 searched += [(name, question) for question in questions]
         # All at once: their last batches would be padding for the most part.
-        found = self.answerer.answers(params, [question for _, question in searched])
-        for (name, _), answer in zip(searched, found, strict=True):
+        answers = self.answerer.answers(params, [question for _, question in searched])
+        for (name, _), answer in zip(searched, answers, strict=True):
             yield name, answer.text
 
     def score(self, answers: Mapping[str, Sequence[str]]) -> Scores:
@@ -110,7 +110,7 @@ class Tasks:
 
     def rows(self, scored: Scores) -> list[tuple[str, str]]:
         """The table of all tasks, their average, and how many inputs were cut."""
-        table = scored.table({name: len(found) for name, found in self.examples.items()})
+        table = scored.table({name: len(asked) for name, asked in self.examples.items()})
         return [*table, self.answerer.truncation(self.truncated, self.count)]
 
     def figure_names(self) -> list[str]:

@@ -51,13 +51,13 @@ def trained(train: str, router_with_moe: bool, names: Iterable[str]) -> set[str]
         return set(kinds)
     if train == "non_moe":
         return {name for name, kind in kinds.items() if kind != "moe"}
-    found = {name for name, kind in kinds.items() if kind == train}
-    if not found:
+    learned = {name for name, kind in kinds.items() if kind == train}
+    if not learned:
         raise ConfigError(
             f"finetune.train={train!r} leaves nothing to learn: the model has no such weights "
             "(routing.num_experts=0 makes every block dense). Use all or non_moe."
         )
-    return found
+    return learned
 
 
 def frozen_patterns(train: str, router_with_moe: bool, names: Iterable[str]) -> tuple[str, ...]:

@@ -43,32 +43,32 @@ def _entries(where: str, row: Any, name: str, called: str) -> Rows:
     try:
         if isinstance(row, Bad):
             raise row
-        found = field(row, name, list) if name else row
-        if not isinstance(found, list):
+        entries = field(row, name, list) if name else row
+        if not isinstance(entries, list):
             raise Bad("is no JSON list")
     except Bad as error:
         yield where or "the file", error
         return
-    for number, entry in enumerate(found, start=1):
+    for number, entry in enumerate(entries, start=1):
         yield f"{where} {called} {number}".strip(), entry
 
 
 def _listed(path: Path, name: str = "", called: str = "entry") -> Rows:
     """The entries of a JSON file, which is a list or holds one in a field."""
     try:
-        found = json_document(path)
+        content = json_document(path)
     except Bad as error:
-        found = error
-    return _entries("", found, name, called)
+        content = error
+    return _entries("", content, name, called)
 
 
 def _squad_rows(path: Path) -> Rows:
     for where, article in _listed(path, "data", "article"):
         for there, paragraph in _entries(where, article, "paragraphs", "paragraph"):
-            for place, question in _entries(there, paragraph, "qas", "question"):
+            for position, question in _entries(there, paragraph, "qas", "question"):
                 if isinstance(question, dict):
                     question = {"context": paragraph.get("context"), **question}
-                yield place, question
+                yield position, question
 
 
 def _squad_records(row: Any) -> list[Record]:

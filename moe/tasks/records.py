@@ -62,7 +62,7 @@ def load(config: ConfigDict, source: str, split: str) -> list[TextExample]:
 
 
 def read(config: ConfigDict, source: str, split: str) -> Iterator[tuple[str, TextExample | Bad]]:
-    """(place, example or why there is none) of every record of one task."""
+    """(file and position, example or why there is none) of every record of one task."""
     (name,) = task_names(source)
     task = TASKS[name]
     seen: dict[tuple[Hashable, ...], str] = {}
@@ -91,15 +91,15 @@ def _shown(key: tuple) -> str:
 def _records(
     task: Benchmark, config: ConfigDict, source: str, split: str
 ) -> Iterator[tuple[str, Record | Bad]]:
-    """Records as TFDS has them; one without an id of its own gets its number, from 0."""
+    """Records as TFDS has them; one without an id gets its number, from 0."""
     folder = published_folder(task, config, source)
     if folder is None:
         yield from tfds_records(task, paths.optional(config.dir, "data.dir"), split)
         return
     path = folder / task.files[split]
     try:
-        for number, (place, row) in enumerate(task.read(path)):
-            where = f"{path} {place}".rstrip()
+        for number, (position, row) in enumerate(task.read(path)):
+            where = f"{path} {position}".rstrip()
             if isinstance(row, Note):
                 print(f"{source} ({split}): {where} {row}", file=sys.stderr, flush=True)
                 continue
@@ -129,13 +129,13 @@ def published_folder(task: Benchmark, config: ConfigDict, source: str) -> Path |
         return SAMPLES / task.folders[0]
     if not config.dir:
         return None
-    place = paths.resolve(config.dir, "data.dir")
+    root = paths.resolve(config.dir, "data.dir")
     for folder in task.folders:
-        if (place / folder).is_dir():
-            return place / folder
-    if place.name in {Path(folder).name for folder in task.folders} and place.is_dir():
-        return place
-    if (place / task.tfds.partition(":")[0]).is_dir():
+        if (root / folder).is_dir():
+            return root / folder
+    if root.name in {Path(folder).name for folder in task.folders} and root.is_dir():
+        return root
+    if (root / task.tfds.partition(":")[0]).is_dir():
         return None
     raise DataError(
         f"{source}: {config.dir} has no folder {' or '.join(task.folders)} with the files of "

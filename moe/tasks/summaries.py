@@ -83,8 +83,8 @@ def _xsum_rows(path: Path) -> Rows:
 
 
 def _xsum_records(row: Any) -> list[Record]:
-    kept = [line for line in row["text"].splitlines() if line.strip() and line not in _BUTTONS]
-    parts = _XSUM_PARTS.split("\n".join(kept))
+    lines = [line for line in row["text"].splitlines() if line.strip() and line not in _BUTTONS]
+    parts = _XSUM_PARTS.split("\n".join(lines))
     named = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=False)}
     summary = named.get("FIRST-SENTENCE", named.get("INTRODUCTION"))
     if summary is None or "RESTBODY" not in named:
@@ -105,11 +105,11 @@ def _story_rows(path: Path) -> Rows:
         files = [
             path.parent / paper / "stories" / f"{name}.story" for paper in ("cnn", "dailymail")
         ]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
+        story = next((file for file in files if file.is_file()), None)
+        if story is None:
             yield f"line {number}", Bad(f"names {line.strip()}, and there is no {name}.story")
         else:
-            yield found.name, _text_file(found, name)
+            yield story.name, _text_file(story, name)
 
 
 def _story_records(row: Any) -> list[Record]:

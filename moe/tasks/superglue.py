@@ -65,10 +65,10 @@ def _classes(prefix: str, names: tuple[str, ...], labels: tuple[str, ...]) -> An
     return text
 
 
-def _place(record: Record, *names: str) -> tuple[int, ...]:
+def _numbers(record: Record, *names: str) -> tuple[int, ...]:
     """The numbers under `idx` of a record that is part of a published line."""
-    place = field(record, "idx", dict)
-    return tuple(field(place, name, int) for name in names)
+    numbers = field(record, "idx", dict)
+    return tuple(field(numbers, name, int) for name in names)
 
 
 def _multirc_records(row: Any) -> list[Record]:
@@ -94,7 +94,7 @@ def _multirc_records(row: Any) -> list[Record]:
 def _multirc_text(record: Record) -> TextExample:
     text = phrase("multirc", record, "question", "answer", "paragraph")
     text = re.sub("</?b>", "", text.replace("<br>", " "))
-    key = _place(record, "paragraph", "question", "answer")
+    key = _numbers(record, "paragraph", "question", "answer")
     return classified(text, record, FALSE_TRUE, *key)
 
 
@@ -106,9 +106,9 @@ def _record_records(row: Any) -> list[Record]:
     for question in field(row, "qas", list):
         query = field(question, "query", str)
         answers = field(question, "answers", list) if "answers" in question else []
-        place = {"passage": field(row, "idx", int), "query": field(question, "idx", int)}
+        index = {"passage": field(row, "idx", int), "query": field(question, "idx", int)}
         records.append(
-            {"passage": text, "query": query, "entities": sorted(entities), "idx": place}
+            {"passage": text, "query": query, "entities": sorted(entities), "idx": index}
             | {"answers": sorted({field(answer, "text", str) for answer in answers})}
         )
     return records
@@ -135,7 +135,7 @@ def _record_text(record: Record) -> TextExample:
     passage = re.sub(r"(\.|\?|\!|\"|')\n@highlight\n", r"\1 ", passage)
     passage = passage.replace("\n@highlight\n", ". ")
     inputs = f"record query: {query} entities: {', '.join(entities)} passage: {passage}"
-    key = _place(record, "passage", "query")
+    key = _numbers(record, "passage", "query")
     return TextExample(inputs, answers, key, choices=entities, answers=answers)
 
 
@@ -174,12 +174,12 @@ def _wsc_text(record: Record) -> TextExample:
 def _starred(text: str, pronoun: str, index: int) -> str:
     parts = text.split(" ")
     # A few published indices are one word off, and punctuation may stick to the pronoun.
-    for place in (index, index - 1, index + 1):
-        if not 0 <= place < len(parts):
+    for at in (index, index - 1, index + 1):
+        if not 0 <= at < len(parts):
             continue
-        before, found, after = parts[place].partition(pronoun)
-        if found and not any(c.isalnum() for c in before + after):
-            parts[place] = " ".join(filter(None, (before, f"*{pronoun}*", after)))
+        before, here, after = parts[at].partition(pronoun)
+        if here and not any(c.isalnum() for c in before + after):
+            parts[at] = " ".join(filter(None, (before, f"*{pronoun}*", after)))
             return " ".join(parts)
     raise Bad(f"has not the pronoun {pronoun!r} at word {index} of its text")
 
@@ -216,8 +216,8 @@ def _pairs(prefix: str, first: str, second: str) -> Any:
     """RTE and its diagnostics: which field is the hypothesis, which the premise."""
 
     def text(record: Record) -> TextExample:
-        found = words(record, first, second)
-        named = {"hypothesis": found[first], "premise": found[second]}
+        fields = words(record, first, second)
+        named = {"hypothesis": fields[first], "premise": fields[second]}
         inputs = phrase(prefix, named, "hypothesis", "premise")
         return classified(inputs, record, ENTAILMENT, field(record, "idx", int))
 

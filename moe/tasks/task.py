@@ -18,14 +18,14 @@ from trainlib.errors import DataError, nearest
 from trainlib.untrusted_files import parse_json
 
 Record = dict[str, Any]
-Rows = Iterator[tuple[str, Any]]  # (place in the file, row as published, a `Bad` or a `Note`)
+Rows = Iterator[tuple[str, Any]]  # (position in the file, row as published, a `Bad` or a `Note`)
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
 
 
 class Note(str):
-    """In place of a row: what to tell about a split."""
+    """Instead of a row: what to say about a split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +135,20 @@ def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> A
 
 def words(row: Mapping[str, Any], *names: str) -> dict[str, str]:
     """Fields that hold text, none of them empty."""
-    found = {name: field(row, name, str) for name in names}
-    for name, value in found.items():
+    fields = {name: field(row, name, str) for name in names}
+    for name, value in fields.items():
         if not value.strip():
             raise Bad(f"has an empty field '{name}'")
-    return found
+    return fields
 
 
 def texts(row: Mapping[str, Any], name: str, blank: bool = False) -> list[str]:
     """A field that holds a list of texts; empty ones are left out where `blank` allows them."""
-    found = field(row, name, list)
-    for value in found:
+    values = field(row, name, list)
+    for value in values:
         if not isinstance(value, str) or not (value.strip() or blank):
             raise Bad(f"has {_shown(value)} in the list '{name}', where text is needed")
-    return [value for value in found if value.strip()]
+    return [value for value in values if value.strip()]
 
 
 def _shown(value: Any) -> str:
@@ -187,8 +187,8 @@ def class_number(record: Mapping[str, Any], classes: int, name: str = "label") -
 
 def phrase(prefix: str, record: Mapping[str, Any], *names: str) -> str:
     """`prefix name: text name: text ..`, the format of T5 for classification."""
-    found = words(record, *names)
-    return " ".join([prefix, *(f"{name}: {text}" for name, text in found.items())])
+    fields = words(record, *names)
+    return " ".join([prefix, *(f"{name}: {text}" for name, text in fields.items())])
 
 
 def classified(

@@ -20,7 +20,8 @@ from moe.text.vocabulary import UNKNOWN, Vocabulary
 from trainlib import paths
 from trainlib.errors import DataError
 
-TEXT_VERSION = 4  # changes when a task's text does: what was tokenised before is then made again
+# Changes when the text of a task does: what was tokenised before is then tokenised again.
+TEXT_VERSION = 4
 RATE_LIMIT = 65_536  # examples of a task that count for its share (ST-MoE, section 6.1)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from moe.text.files import Found, TextFile, find
+from moe.text.files import Listing, TextFile, find
 from moe.text.fingerprint import files_digest, unreadable
 from moe.text.reader import Document, draw, held_out
 from trainlib import paths
@@ -26,7 +26,7 @@ class _Division(NamedTuple):
 
 
 class FileReader:
-    """The files of a folder (`text_files` says which), or one file; cut into pieces whose ends
+    """The files of a folder (`moe.text.files` says which), or one file; cut into pieces whose ends
     depend on nothing but the files. A fixed part of the documents is held out, at least one."""
 
     most_shards = 1024
@@ -38,7 +38,7 @@ class FileReader:
         self.notes: Path | None = None  # see `files_digest`
 
     @functools.cached_property
-    def _found(self) -> Found:
+    def _listing(self) -> Listing:
         try:
             return find(self.kind, self.path)
         except OSError as error:
@@ -46,16 +46,16 @@ class FileReader:
 
     @property
     def size_bytes(self) -> int:
-        return sum(file.size for file in self._found.files)
+        return sum(file.size for file in self._listing.files)
 
     @property
     def passed_over(self) -> Sequence[str]:
-        return self._found.passed_over
+        return self._listing.passed_over
 
     def fingerprint(self) -> str | None:
-        for known in ("_found", "_division"):  # files may have come or gone
+        for known in ("_listing", "_division"):  # files may have come or gone
             self.__dict__.pop(known, None)
-        names = [file.name for file in self._found.files]
+        names = [file.name for file in self._listing.files]
         return files_digest(self.name, self.path, names, self.notes)
 
     def _pieces(self, shard: int, shards: int) -> Iterator[tuple[TextFile, int | None]]:
@@ -64,15 +64,15 @@ class FileReader:
         """
         pieces = (
             (file, start)
-            for file in self._found.files
+            for file in self._listing.files
             for start in (
                 [None] if file.packed or file.array else range(0, max(file.size, 1), PIECE_BYTES)
             )
         )
         return itertools.islice(pieces, shard, None, shards)
 
-    def _where(self, file: TextFile, place: str) -> str:
-        return f"{shown(self.path / file.name)} {place}"
+    def _where(self, file: TextFile, position: str) -> str:
+        return f"{shown(self.path / file.name)} {position}"
 
     def _keyed(
         self, shard: int, shards: int, wanted: Callable[[str], bool]

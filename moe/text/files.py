@@ -64,14 +64,14 @@ class TextFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Listing:
     """What lies in a folder: files in the order of their paths, and what is passed over."""
 
     files: tuple[TextFile, ...]
     passed_over: tuple[str, ...]  # one line for each suffix and reason
 
 
-def find(kind: str, path: Path) -> Found:
+def find(kind: str, path: Path) -> Listing:
     """The files of a source.
 
     Args:
@@ -84,11 +84,11 @@ def find(kind: str, path: Path) -> Found:
     """
     if not path.is_dir():
         if not os.path.lexists(path):
-            return Found((), ())
+            return Listing((), ())
         file, why = _looked_at(path, "", kind, _Probe())
         if file is None:
             raise DataError(f"{shown(path)} {why}.")
-        return Found((file,), ())
+        return Listing((file,), ())
     left = folders.LeftOut(path, lambda name: _has_suffix(name, kind), "another suffix")
     files, probe = [], _Probe()
     names = sorted(os.path.relpath(file, path) for file in folders.below([path], left))
@@ -103,7 +103,7 @@ def find(kind: str, path: Path) -> Found:
         raise DataError(
             f"{shown(path)} has nothing that {kind}: reads, only {'; '.join(lines)}. {wanted(kind)}"
         )
-    return Found(tuple(files), lines)
+    return Listing(tuple(files), lines)
 
 
 def wanted(kind: str) -> str:

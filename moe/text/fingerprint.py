@@ -39,27 +39,27 @@ class _Notes:
         self.path, self.known, self.changed = path, {}, False
         if path is not None and path.exists():
             try:
-                found = unsealed(read_small(path, error=DataError), shown(path), DataError)
+                noted = unsealed(read_small(path, error=DataError), shown(path), DataError)
             except UserError:
                 return  # damaged: everything is read again
-            self.known = {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 5}
+            self.known = {k: v for k, v in noted.items() if isinstance(v, list) and len(v) == 5}
 
     def digest(self, path: Path) -> str:
-        begun = time.time()
+        started = time.time()
         with open_regular(path, follow=True, error=DataError) as file:
             before = _looks(file.fileno())
             noted = self.known.get(key := os.fsencode(path.resolve()).hex())
             if noted and noted[:4] == before:
                 return str(noted[4])
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if _looks(file.fileno()) == before and max(before[2:]) < (begun - _SETTLED_S) * 1e9:
-                self.known[key], self.changed = [*before, found], True
-        return found
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+            if _looks(file.fileno()) == before and max(before[2:]) < (started - _SETTLED_S) * 1e9:
+                self.known[key], self.changed = [*before, content], True
+        return content
 
     def save(self, process: str) -> None:
         if self.path is None or not self.changed:
             return
-        try:  # a place that cannot be written costs another reading, no more
+        try:  # where it cannot be written, files are read again, no more
             self.path.parent.mkdir(parents=True, exist_ok=True)
             make_directory(self.path.parent)
             write_atomically(self.path, sealed(self.known), process)
@@ -82,7 +82,7 @@ def files_digest(
       source: what they are, for messages.
       folder: where they lie.
       names: path in the folder of each.
-      notes: where digests of large sources are kept; None reads everything.
+      notes: file that holds the digests of large sources; None reads everything.
 
     Raises:
       DataError: a file cannot be read.

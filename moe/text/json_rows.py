@@ -1,8 +1,8 @@
 """Rows of JSON files: one object a line, or one array of objects; plain or gzip.
 
-The one place that reads them, for training, fine-tuning and answers: a byte-order mark at the start
-of a file is no content, a key that stands twice, half a surrogate pair, or a line above the limit
-makes a row unusable, and says so.
+Training, fine-tuning and prediction all read them here. A byte-order mark at the start of a file is
+not content; a repeated key, half a surrogate pair, or a line above the limit makes a row unusable,
+and the row says so.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def open_rows(path: Path) -> BinaryIO:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
-    """(place, row, why there is none, or None for a blank line) of a file of JSON lines; of a JSON
-    array, its elements.
+    """(position, row) of each JSON line of a file, or of each element of a JSON array; a row that
+    cannot be used is a `Bad` that says why, a blank line is None.
 
     Raises:
       OSError: it is not there.
@@ -119,8 +119,8 @@ def array_at_start(file: Any) -> bool:
 
 
 def lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, line with its end) from the place of a file on; of a line above the limit only so
-    much is kept that it is known to be too long.
+    """(offset, line with its end) from the position of a file on; of a line above the limit only so
+    much is read that it is known to be too long.
     """
     offset = start
     while line := file.readline(LARGEST_BYTES + 1):
@@ -128,12 +128,12 @@ def lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
         offset += len(line) + skip_line(file, line)
 
 
-def skip_line(file: Any, begun: bytes) -> int:
-    """Reads to the end of a line that was begun; returns how many bytes that were."""
+def skip_line(file: Any, start: bytes) -> int:
+    """Reads the rest of a line that starts so; returns how many bytes that were."""
     skipped = 0
-    while begun and not begun.endswith(b"\n"):
-        begun = file.readline(1 << 20)
-        skipped += len(begun)
+    while start and not start.endswith(b"\n"):
+        start = file.readline(1 << 20)
+        skipped += len(start)
     return skipped
 
 
@@ -153,7 +153,9 @@ def array_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any] | Ba
 
 
 class _Array:
-    """Cuts a JSON array into the texts of its elements; `text` is what was read, `at` the place."""
+    """Cuts a JSON array into the texts of its elements; `at` is a position in `text`, what was
+    read.
+    """
 
     def __init__(self, file: Any, path: Path):
         self.file, self.path, self.text, self.at, self.ended = file, path, "", 0, False
@@ -181,7 +183,7 @@ class _Array:
             raise self.broken("goes on behind its end")
 
     def letter(self) -> str:
-        """The next letter that is no space, which becomes the place; "" at the end."""
+        """The next letter that is no space, which becomes the position; "" at the end."""
         while True:
             space = _SPACE.match(self.text, self.at)
             assert space is not None  # it matches nothing at all, too
@@ -190,7 +192,7 @@ class _Array:
                 return self.text[self.at : self.at + 1]
 
     def element(self) -> int:
-        """Where the element at the place ends.
+        """Where the element at the position ends.
 
         What is not whole is read on twice as far each time, so that all tries together cost no more
         than reading the element twice.
@@ -210,7 +212,7 @@ class _Array:
             size *= 2
 
     def more(self, size: int) -> bool:
-        """Reads on and forgets what lies behind the place; False at the end of the file."""
+        """Reads on and forgets what lies before the position; False at the end of the file."""
         data = self.file.read(size)
         self.ended = not data
         try:

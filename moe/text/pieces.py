@@ -1,4 +1,4 @@
-"""Text cut into pieces of about one size, at places that depend on the text around them alone.
+"""Text cut into pieces of about one size; where it is cut depends on the text around alone.
 
 A piece begins at the first line that begins at or after a multiple of the size. Where a line is
 longer than a piece, it is cut between words, and where there are none, between letters: text
@@ -43,7 +43,7 @@ class Pieces:
 
 
 def _cut(data: bytes, at: int, size: int) -> int:
-    """Where in `data` the piece begins whose multiple is at a place; less than `size` further."""
+    """Where in `data` the piece begins whose multiple is `at`; less than `size` further."""
     if at == 0 or at >= len(data):
         return min(at, len(data))
     end = data.find(b"\n", at - 1, at + size - 1)

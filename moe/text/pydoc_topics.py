@@ -20,7 +20,7 @@ class Pydoc:
     """The documentation topics that Python itself ships, as `help("topics")` shows them.
 
     79 topics, 0.4 MB of English prose in Python 3.11. A paragraph that several topics share is
-    kept once, so that the held-out topics share none with the training ones.
+    stored once, so that the held-out topics share none with the training ones.
     """
 
     name, features, size_bytes, most_shards = "pydoc", ("targets",), 500_000, 1

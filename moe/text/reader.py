@@ -55,7 +55,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """A reader of files that may lie anywhere; digests of large ones are noted in one place.
+    """A reader of files that may lie anywhere; digests of large ones are noted in a file.
 
     Attributes:
       notes: that file; None reads everything at every start, see `fingerprint.files_digest`.
@@ -82,7 +82,7 @@ class Kind:
       deciding: what decides the content of its token cache beside source, split and vocabulary. The
         name of the cache is a digest of it, so that its order and its types have to stay.
       parts: the sources that one value of `data.source` stands for, where it stands for several.
-      always_held_out: a part of it is kept out of training whatever `data.holdout` is.
+      always_held_out: a part of it is held out of training whatever `data.holdout` is.
       is_path: the argument is the path of files that may be relative.
       at_first_use: it is tokenised when a run asks for it, however large it is.
       most_examples: of each part, so many examples count for its share in training; None: rates

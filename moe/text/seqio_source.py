@@ -1,10 +1,10 @@
 """Sources as seqio Tasks: C4 and any TFDS set, and Tasks and Mixtures that a user defines.
 
 Everything here needs TensorFlow and seqio, the extra `[text]`, and is for preparation alone. What a
-Task yields at its `CacheDatasetPlaceholder` is what is kept: ids of `targets`, and of `inputs` when
-it has any. Its later preprocessors (span corruption, end of sequence, trimming) are the business of
-`moe.data` while training. Every other source can be had as a Task too (`make_task`), for programs
-that read Tasks.
+Task yields at its `CacheDatasetPlaceholder` is stored: ids of `targets`, and of `inputs` when there
+are any. The Task's later preprocessors (span corruption, end of sequence, trimming) are replaced by
+those of `moe.data` while training. Every other source can be had as a Task too (`make_task`), for
+programs that read Tasks.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def mixture_rates(name: str) -> dict[str, float] | None:
             f"seqio has no Task or Mixture '{name}'. {nearest(name, known)}Give the Python file "
             "that registers it: python -m launch.prepare --tasks=FILE.py ..."
         )
-    found = seqio.get_mixture_or_task(name)
-    if isinstance(found, seqio.Task):
+    registered = seqio.get_mixture_or_task(name)
+    if isinstance(registered, seqio.Task):
         return None
-    return {task.name: float(found.get_rate(task)) for task in found.tasks}
+    return {task.name: float(registered.get_rate(task)) for task in registered.tasks}
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
@@ -142,7 +142,6 @@ def _texts(readers: Mapping[str, Reader], split: str, shuffle_files: bool) -> An
     """Returns the usable documents of a split as a tf.data.Dataset."""
     import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]  # an extra
 
-    del shuffle_files  # documents come in their own order
     reader = readers[split]
     signature = {feature: tf.TensorSpec((), tf.string) for feature in reader.features}
 
@@ -161,10 +160,10 @@ class SeqioReader:
     def __init__(self, config: ConfigDict, source: str, split: str, vocabulary: Vocabulary):
         self.name, self.config, self.vocabulary = source, config, vocabulary
         self.split = "train" if split == "train" else config.eval_split
-        self._made: Any = None
+        self._opened: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_opened": None}
 
     def fingerprint(self) -> str | None:
         return f"{self.name} {self.split}"
@@ -184,7 +183,7 @@ class SeqioReader:
 
     def _task(self) -> Any:
         """Returns the Task; raises DataError for one that cannot serve."""
-        if self._made is None:
+        if self._opened is None:
             kind, _, name = self.name.partition(":")
             if kind == "seqio":
                 mixture_rates(name)
@@ -198,8 +197,8 @@ class SeqioReader:
                     f"{self.name} has no split '{self.split}', only {', '.join(splits)}. "
                     "Name its held-out split with --config.data.eval_split=NAME."
                 )
-            self._made = task
-        return self._made
+            self._opened = task
+        return self._opened
 
     def _splits(self, task: Any) -> list[str]:
         try:

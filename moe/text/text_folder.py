@@ -62,10 +62,10 @@ class TextFolder(file_reader.FileReader):
 
     def _divided(self, document: Document) -> Document:
         text = document.text["targets"]
-        place = divide(text, self.fraction)
-        if place is None:
+        at = divide(text, self.fraction)
+        if at is None:
             raise self._indivisible("one letter")
-        part = text[place:] if self.holdout else text[:place]
+        part = text[at:] if self.holdout else text[:at]
         return document._replace(text={"targets": part})
 
 

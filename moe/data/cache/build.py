@@ -35,7 +35,7 @@ PLAN = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One cache that is made: arguments of `build`, and the directory of what is unfinished."""
+    """One cache that is being made: arguments of `build`, and where unfinished shards are."""
 
     directory: Path
     partial: Path
@@ -169,23 +169,23 @@ def build(
     prepare_worker: Callable[[], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> bool:
-    """Makes the cache `directory`, or goes on where an earlier call stopped.
+    """Makes the cache `directory`, or resumes where an earlier call stopped.
 
     Args:
       directory: where it shall be; when it is there already, nothing is done unless `replace`.
       reader: what is read.
       vocabulary: how it is tokenised.
-      shards: number of shards; one that was begun keeps its own.
+      shards: number of shards; a cache that was started before has the number of then.
       workers: processes; 1 or less works in this one.
       max_bad_fraction: as in the `data` part of a configuration.
       title: names source and split in what is reported; default: the reader's name.
       part: (index, count): which share of the shards to write, for several machines.
-      private: keeps what is unfinished apart from other processes that do the same at once, as the
-        hosts of a pod may; it cannot be resumed.
-      replace: makes it although there is one, which goes when the new one is complete.
+      private: writes into a directory of this process alone, since the hosts of a pod may do the
+        same at once; it cannot be resumed.
+      replace: makes it although there is one, which is removed when the new one is complete.
       definitions: digest of the file that defines what is read, where there is one.
       prepare_worker: runs first in each worker process.
-      report: told one line for each shard.
+      report: called with one line for each shard.
 
     Returns:
       Whether the cache is complete; False while other parts are missing.

@@ -8,8 +8,8 @@ A cache is a directory that appears under its name only when it is complete:
   SHARD.counts.npy          int64 [V], how often each id occurs in targets
 Where it lies follows from the settings that decide its content (`moe.data.cache_paths`); the
 manifest holds the fingerprint of what was read and the digest of the vocabulary, and neither may
-differ from those of a run. No damage to any of these files changes a token without a word: records
-have check sums of their own, everything else is compared with its digest before it is used.
+differ from those of a run. Damage to any of these files is noticed before a token is
+used: records have check sums, everything else is compared with its digest.
 `moe.data.cache.build` makes it.
 """
 
@@ -101,8 +101,8 @@ class Cache:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_readers", "_stream", "_lock")
-        return {key: value for key, value in self.__dict__.items() if key not in own}
+        of_process = ("_readers", "_stream", "_lock")
+        return {key: value for key, value in self.__dict__.items() if key not in of_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -120,16 +120,16 @@ class Cache:
             for path, size in shard.files(self.directory):
                 try:
                     with open_regular(path, error=DataError) as file:
-                        found = os.fstat(file.fileno()).st_size
+                        there = os.fstat(file.fileno()).st_size
                 except DataError as error:
                     if os.path.lexists(path):
                         raise
                     raise DataError(
                         f"{shown(path)} is missing: the tokenised data is damaged. {self._remedy()}"
                     ) from error
-                if found != size:
+                if there != size:
                     raise DataError(
-                        f"{shown(path)} has {found:,} bytes, where {size:,} bytes were written: "
+                        f"{shown(path)} has {there:,} bytes, where {size:,} bytes were written: "
                         f"the tokenised data is damaged. {self._remedy()}"
                     )
 
@@ -179,7 +179,7 @@ class Cache:
         """
         self.check_index(kind)
         size = {"counts": lambda shard: self.vocabulary_size}.get(kind, lambda s: s.documents)
-        found = []
+        arrays = []
         for shard in self.shards:
             path = self.directory / f"{shard.name}.{kind}.npy"
             try:
@@ -188,8 +188,8 @@ class Cache:
                 raise DataError(f"{shown(path)} is damaged ({error}).") from error
             if array.shape != (size(shard),) or array.dtype not in (np.int64, np.int32):
                 raise DataError(f"{shown(path)} is damaged: it holds another array than it should.")
-            found.append(array)
-        return found
+            arrays.append(array)
+        return arrays
 
     def counts(self) -> np.ndarray:
         """Returns int64 [V]: how often each id occurs in the targets."""
@@ -210,7 +210,7 @@ class Cache:
         with self._lock:
             return self._read_records(start, stop).astype(np.int32)
 
-    def place(self, position: int) -> str:
+    def describe(self, position: int) -> str:
         """Says in which record a position of the stream lies."""
         shard = int(np.searchsorted(self.starts, position, side="right")) - 1
         return self._record(shard, (position - int(self.starts[shard])) // BLOCK)

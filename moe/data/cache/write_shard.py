@@ -122,7 +122,8 @@ class _Tally:
 def write_shard(
     partial: Path, reader: Reader, vocabulary: Vocabulary, plan: str, shard: int, shards: int
 ) -> Shard:
-    """Tokenises one shard into `partial`, or finds it there; its json file is written last.
+    """Tokenises one shard into `partial`, unless it is finished there; its json file is written
+    last.
 
     Args:
       partial: the directory of what is unfinished.
@@ -133,9 +134,9 @@ def write_shard(
       shards: how many there are.
     """
     name = shard_name(shard, shards)
-    found = read_shard(partial, name, plan)
-    if found is not None:
-        return found
+    earlier = read_shard(partial, name, plan)
+    if earlier is not None:
+        return earlier
     temporary = partial / f"{name}.tokens.{process()}.tmp"
     writer = _StreamWriter(temporary, id_type(vocabulary.size))
     tally = _Tally(vocabulary, reader.features)
@@ -171,9 +172,9 @@ def read_shard(partial: Path, name: str, plan: str) -> Shard | None:
     """
     path = partial / f"{name}.json"
     with contextlib.suppress(DataError):  # damaged: written again
-        found = read_sealed(path)
-        if found is not None and found.get("plan") == plan:
-            shard = parse_shard(found.get("shard"), shown(path))
+        record = read_sealed(path)
+        if record is not None and record.get("plan") == plan:
+            shard = parse_shard(record.get("shard"), shown(path))
             sizes = [(p.stat().st_size if p.is_file() else -1, s) for p, s in shard.files(partial)]
             if shard.name == name and all(size == wanted for size, wanted in sizes):
                 return shard

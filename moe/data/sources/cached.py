@@ -49,4 +49,4 @@ class CachedSource:
             return ids
         first = int(np.argmax(ids >= self.vocabulary.size))
         why = f"has the id {ids[first]}, outside the vocabulary of {self.vocabulary.size}"
-        return Damage(self.cache.place(start + first), why)
+        return Damage(self.cache.describe(start + first), why)

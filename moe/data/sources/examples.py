@@ -96,8 +96,8 @@ class Examples(CachedSource):
         """
         if self.corruption is not None:
             return np.zeros(3, np.int64)
-        own = self.sizes - self.inputs
-        return np.asarray([(self.inputs > inputs).sum(), (own > targets).sum(), len(own)])
+        sizes = self.sizes - self.inputs  # of the targets
+        return np.asarray([(self.inputs > inputs).sum(), (sizes > targets).sum(), len(sizes)])
 
     def target_counts(self) -> np.ndarray:
         counts = self.counts()
@@ -111,6 +111,6 @@ def _pieces(starts: np.ndarray, ends: np.ndarray, tokens: int) -> tuple[np.ndarr
     """Returns (starts, sizes) of the pieces of at most `tokens` into which documents are cut."""
     number = -(-(ends - starts) // tokens)
     first = np.repeat(np.cumsum(number) - number, number)
-    place = np.arange(len(first)) - first
-    piece_starts = np.repeat(starts, number) + place * tokens
+    number_in_document = np.arange(len(first)) - first
+    piece_starts = np.repeat(starts, number) + number_in_document * tokens
     return piece_starts, np.minimum(np.repeat(ends, number) - piece_starts, tokens)

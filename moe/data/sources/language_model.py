@@ -22,8 +22,8 @@ class LanguageModel(Windows):
 
     def __init__(self, name: str, cache: Cache, vocabulary: Vocabulary, tokens: int):
         documents = np.cumsum([0, *(shard.documents for shard in cache.shards)])
-        # Of each shard, the first document and where it begins in the stream.
-        self.firsts, self.begins = documents, cache.starts + documents
+        # Of each shard, the first document and its position in the stream.
+        self.firsts, self.positions = documents, cache.starts + documents
         self._index: list[np.ndarray] | None = None
         cache.check_index("ends")  # once, before there are worker processes
         super().__init__(name, cache, vocabulary, None, tokens)
@@ -32,7 +32,7 @@ class LanguageModel(Windows):
         return {**self.__dict__, "_index": None}  # maps of files would travel as their content
 
     def _total(self) -> int:
-        return int(self.begins[-1])
+        return int(self.positions[-1])
 
     def _ends(self, shard: int) -> np.ndarray:
         if self._index is None:
@@ -41,16 +41,19 @@ class LanguageModel(Windows):
 
     def _before(self, position: int) -> int:
         """Returns how many documents have their EOS before a position of the stream."""
-        shard = min(int(np.searchsorted(self.begins, position, "right")), len(self.begins) - 1) - 1
-        ends, own = self._ends(shard), position - int(self.begins[shard])
-        inside = bisect.bisect_left(range(len(ends)), own, key=lambda i: int(ends[i]) + i)
+        shard = (
+            min(int(np.searchsorted(self.positions, position, "right")), len(self.positions) - 1)
+            - 1
+        )
+        ends, offset = self._ends(shard), position - int(self.positions[shard])
+        inside = bisect.bisect_left(range(len(ends)), offset, key=lambda i: int(ends[i]) + i)
         return int(self.firsts[shard]) + inside
 
     def _end(self, document: int) -> int:
         """Returns where the EOS of a document stands in the stream."""
         shard = int(np.searchsorted(self.firsts, document, "right")) - 1
-        own = document - int(self.firsts[shard])
-        return int(self.begins[shard]) + int(self._ends(shard)[own]) + own
+        number = document - int(self.firsts[shard])
+        return int(self.positions[shard]) + int(self._ends(shard)[number]) + number
 
     def _ids(self, start: int, stop: int) -> np.ndarray | Damage:
         first, last = self._before(start), self._before(stop)
@@ -59,9 +62,9 @@ class LanguageModel(Windows):
             text = super()._ids(start - first, stop - last)
         if isinstance(text, Damage):
             return text
-        # `insert` counts places before anything is inserted.
-        places = [self._end(d) - start - (d - first) for d in range(first, last)]
-        return np.insert(text, places, EOS)
+        # `insert` counts positions before anything is inserted.
+        positions = [self._end(d) - start - (d - first) for d in range(first, last)]
+        return np.insert(text, positions, EOS)
 
     def _examples(self, texts: list[np.ndarray], keys: list[tuple[int, int, int]]) -> list[Example]:
         return [(text[:0], text) for text in texts]

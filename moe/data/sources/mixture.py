@@ -11,7 +11,7 @@ import numpy as np
 from moe.data.sources.source import Record, Source
 from trainlib.errors import ConfigError, DataError
 
-_MIX_ROLE = 3  # keeps the order of a mixture apart from the other random streams of a seed
+_MIX_ROLE = 3  # separates the order of a mixture from the other random streams of a seed
 
 # Mixture rates are exact in every cycle of so many records.
 _CYCLE = 1 << 16
@@ -50,16 +50,16 @@ class Mixture:
 
     def locate(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         cycles, offsets = np.divmod(positions, _CYCLE)
-        owners, own = np.empty_like(positions), np.empty_like(positions)
+        owners, numbers = np.empty_like(positions), np.empty_like(positions)
         for cycle in np.unique(cycles):
             here = cycles == cycle
             cycle_owners, turns = _cycle(seed, int(cycle), self._each)
-            owners[here], own[here] = cycle_owners[offsets[here]], turns[offsets[here]]
+            owners[here], numbers[here] = cycle_owners[offsets[here]], turns[offsets[here]]
         epochs, records = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(owners).tolist():
             here = owners == number
             before = cycles[here] * self._each[number]
-            epochs[here], of_source = self.sources[number].locate(before + own[here], seed)
+            epochs[here], of_source = self.sources[number].locate(before + numbers[here], seed)
             records[here] = of_source + self._starts[number]
         return epochs, records
 
@@ -68,9 +68,10 @@ class Mixture:
         owners = np.searchsorted(self._starts, records, side="right") - 1
         for number in np.unique(owners).tolist():
             here = np.flatnonzero(owners == number)
-            own = None if epochs is None else epochs[here]
-            of_source = self.sources[number].read(records[here] - self._starts[number], own, seed)
-            for i, record in zip(here.tolist(), of_source, strict=True):
+            of_epochs = None if epochs is None else epochs[here]
+            of_source = records[here] - self._starts[number]
+            from_source = self.sources[number].read(of_source, of_epochs, seed)
+            for i, record in zip(here.tolist(), from_source, strict=True):
                 read[i] = record
         return read
 

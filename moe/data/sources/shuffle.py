@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-# Keeps the keys of orders apart from the other random streams of a seed.
+# Separates the keys of orders from the other random streams of a seed.
 _ORDER_ROLE = 4
 _ROUNDS = 6
 

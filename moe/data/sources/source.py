@@ -23,11 +23,11 @@ class Source(Protocol):
 
     name: str
     vocabulary: Vocabulary
-    # Changes when the data, the vocabulary or the division into rows does; kept in checkpoints.
+    # Changes when data, vocabulary or division into records do; stored in checkpoints.
     digest: str
     # The whole set lies in memory, and reading it costs nothing.
     in_memory: bool
-    # Examples end with the end of sequence; else rows are cut from a stream that has its own.
+    # Examples end with the end of sequence; else records are cut from a stream that contains it.
     ends: bool
     # What to say of the source when a run starts: files that are not read, unknown tokens.
     notes: tuple[str, ...]

@@ -13,7 +13,7 @@ from moe.data.sources.source import Record
 from moe.data.sources.span_corruption import SpanCorruption, corrupt, corrupted_counts
 from moe.text.vocabulary import Vocabulary
 
-# Keeps where an epoch's windows begin apart from the other random streams of a seed.
+# Separates where an epoch's windows begin from the other random streams of a seed.
 _SHIFT_ROLE = 2
 
 
