@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from moe.data.cache.shard import FORMAT
-from moe.data.kinds import kind_of
+from moe.data.data_sets import kind_of
 from moe.text.vocabulary import Vocabulary
 from trainlib import paths
 

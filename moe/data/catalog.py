@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from moe.data.cache.build import build
 from moe.data.cache.read import Cache, is_complete
 from moe.data.cache_paths import cache_directory, notes_path
-from moe.data.kinds import KINDS, kind_of, usage
+from moe.data.data_sets import KINDS, kind_of, usage
 from moe.data.mixtures import MIXTURE, MIXTURES, parts_of
 from moe.data.options import data_defaults
 from moe.data.sources.examples import Examples

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from moe.data.cache.sealed_files import make_directory, read_sealed, write_sealed
 from moe.data.cache_paths import cache_root
-from moe.data.kinds import kind_of
+from moe.data.data_sets import kind_of
 from moe.text.seqio_source import mixture_rates
 from trainlib.errors import ConfigError, DataError, nearest
 

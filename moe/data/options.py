@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe.data.kinds import usage
+from moe.data.data_sets import usage
 from moe.data.mixtures import MIXTURES
 from trainlib.keys import choice, either, key, many, number, pair, switch, text, whole
 

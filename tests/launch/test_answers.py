@@ -17,9 +17,10 @@ import pytest
 
 from launch import evaluate, export, predict
 from moe import plan as plan_lib
-from moe import predict as predict_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.decoding.answer import Answerer
+from moe.prediction.lines import Counts
+from moe.prediction.partial_output import PartialOutput
 from moe.tasks import records
 from moe.text.vocabulary import EOS
 from tests.launch.commands import ROOT, command, environment
@@ -230,7 +231,7 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
     code, _, error = outcome(capsys, predict, *flags, *beams)
     assert code == 65, error
     assert "has a field 'predictions' of its own" in error
-    counts = predict_lib.Counts()
+    counts = Counts()
     line = {"truncated": False, "unfinished": False}
     counts.add([line | {"predictions": [{}] * 3}, None, line | {"predictions": [{}]}], 3)
     assert (counts.answers, counts.short) == (2, 1)
@@ -280,9 +281,9 @@ def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, m
     assert outcome(capsys, predict, *flags)[0] == 0
     whole = out.read_bytes()
     note = {}
-    begin = predict_lib._Partial.begin
+    resume = PartialOutput.resume
     monkeypatch.setattr(
-        predict_lib._Partial, "begin", lambda self: note.update(self.origin) or begin(self)
+        PartialOutput, "resume", lambda self: note.update(self.origin) or resume(self)
     )
     out.unlink()
     assert outcome(capsys, predict, *flags)[0] == 0

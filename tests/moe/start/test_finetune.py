@@ -12,11 +12,12 @@ import pytest
 from moe import evaluate, objective, predict, sweep, train
 from moe import plan as plan_lib
 from moe.config import default_config, finetuning_recipe, sample_recipe
-from moe.data import kinds, make_source, make_vocabulary, train_batches
+from moe.data import data_sets, make_source, make_vocabulary, train_batches
 from moe.decoding.answer import Answerer
 from moe.eval import held_out
 from moe.eval.scores import Scores
 from moe.eval.tasks import Tasks
+from moe.prediction.lines import check_input
 from moe.start import finetune, subsets
 from moe.tasks import records
 from trainlib.checkpoint.checkpoints import Checkpoints
@@ -398,8 +399,8 @@ def test_the_mixture_takes_each_example_equally_often_up_to_a_limit(config_of, m
     source = make_source(config.data, "train")
     rows = [len(part) for part in source.sources]
     np.testing.assert_allclose(source.rates, np.asarray(rows) / sum(rows))
-    limited_kind = dataclasses.replace(kinds.KINDS["sample"], most_examples=8)
-    monkeypatch.setitem(kinds.KINDS, "sample", limited_kind)
+    limited_kind = dataclasses.replace(data_sets.KINDS["sample"], most_examples=8)
+    monkeypatch.setitem(data_sets.KINDS, "sample", limited_kind)
     limited = make_source(config.data, "train")
     # 17 examples of copa and the 9 right spans of wsc count as 8 each.
     shares = np.asarray(rows) * [8 / 17, 8 / 9]
@@ -483,7 +484,7 @@ def test_lines_without_text_are_named(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"inputs": "a"}\n{"input": "b"}\n{"inputs": ""}\nx\n')
     with pytest.raises(DataError) as error:
-        predict.check_input(path)
+        check_input(path)
     for part in (
         "3 lines of 4",
         "line 2 has no field 'inputs'",
@@ -492,7 +493,7 @@ def test_lines_without_text_are_named(tmp_path):
     ):
         assert part in str(error.value)
     with pytest.raises(DataError, match="cannot be read"):
-        predict.check_input(tmp_path / "none.jsonl")
+        check_input(tmp_path / "none.jsonl")
     path.write_text("")
     with pytest.raises(DataError, match="has no line"):
-        predict.check_input(path)
+        check_input(path)
