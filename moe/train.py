@@ -134,7 +134,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             state_lib.create, plan.abstract, plan.optimizer, key, plan.shardings
         )
         if config.upcycle.workdir:
-            state, told = upcycle.start(plan, create)
+            state, told = upcycle.start(plan, create())
         elif config.init_from:
             state, told = finetune.start(plan, create())
         else:

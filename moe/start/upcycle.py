@@ -10,7 +10,6 @@ matrix and adds nothing at first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig, policy
-from moe.start.finetune import misfits
+from moe.start.misfits import misfits
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.checkpoint.find import find
 from trainlib.config import differences, flatten
@@ -30,8 +29,12 @@ from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState
 
 # What changes the meaning of dense weights and not their shapes.
-_MEANING = ("data.vocabulary", "data.extra_ids", "model.residual_scale")
-_MEANING += ("model.relative_attention_max_distance",)
+_MEANING = (
+    "data.vocabulary",
+    "data.extra_ids",
+    "model.residual_scale",
+    "model.relative_attention_max_distance",
+)
 _NEW = ("experts.router", "experts.bias", "ffn")  # beginnings of what no dense block has
 
 
@@ -78,33 +81,33 @@ def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
     Each as `KEY=VALUE (what would serve)`; none when every token keeps gates that add up to 1.
     """
     end = "" if train else "_eval"
-    found = []
+    listed = []
     if routing.router != "tokens_choose":
-        found.append(f"routing.router={routing.router} (tokens_choose)")
+        listed.append(f"routing.router={routing.router} (tokens_choose)")
     elif routing.num_experts > 1:
         if routing.top_k == 1:
-            found.append("routing.top_k=1, whose gate is a probability (2 or more)")
+            listed.append("routing.top_k=1, whose gate is a probability (2 or more)")
         elif not routing.normalize_gates:
-            found.append("routing.normalize_gates=False (True)")
+            listed.append("routing.normalize_gates=False (True)")
         if (rule := policy(routing, train=train)) != "all":
-            found.append(f"routing.second_policy{end}={rule} (all)")
+            listed.append(f"routing.second_policy{end}={rule} (all)")
     factor = routing.capacity_factor if train else routing.capacity_factor_eval
     choices = routing.top_k if routing.capacity_per_choice else 1
     enough = routing.num_experts / choices
     if not routing.dropless and factor < enough:
-        found.append(
+        listed.append(
             f"routing.capacity_factor{end}={factor:g}, which may drop choices ({enough:g}, or "
             "dispatch=dropless)"
         )
-    return found
+    return listed
 
 
-def start(plan: Plan[Architecture], create: Callable[[], TrainState]) -> tuple[TrainState, str]:
+def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]:
     """The first state of a run that starts from the dense run `upcycle.workdir`.
 
     Args:
       plan: of the run.
-      create: makes the state that the sparse weights are filled into; called when all else fits.
+      state: as `trainlib.step.train_state.create` makes it; its sparse weights are filled.
 
     Returns:
       The state, and a table of what was copied, what is new and what the first step computes.
@@ -123,9 +126,9 @@ def start(plan: Plan[Architecture], create: Callable[[], TrainState]) -> tuple[T
     checkpoints = Checkpoints(directory)
     number = checkpoints.pick(options.step or step)
     abstract = nn.abstract(Transformer(dense_of(plan.model)))
-    places = resolve_specs(abstract.params, plan.rules, plan.mesh)
+    shardings = resolve_specs(abstract.params, plan.rules, plan.mesh)
     wanted = {
-        f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=places[name])
+        f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
         for name, spec in abstract.params.items()
     }
     _check_fit(checkpoints, number, wanted)
@@ -133,10 +136,9 @@ def start(plan: Plan[Architecture], create: Callable[[], TrainState]) -> tuple[T
     meta = checkpoints.meta(number).get("config", {})
     checkpoints.close()
     dense = {name.removeprefix("params/"): value for name, value in read.items()}
-    state = create()
     state = dataclasses.replace(state, params=upcycle(state.params, dense, plan.model))
     title = f"Upcycled from step {number} in {directory}"
-    return state, summary(title, _told(plan, routing, meta))
+    return state, summary(title, _rows(plan, routing, meta))
 
 
 def _check_fit(
@@ -149,16 +151,16 @@ def _check_fit(
             f"{where} has experts already, and upcycling fills experts from a dense model. Give a "
             "run of routing.num_experts=0, or start from this one with --config.init_from."
         )
-    if found := misfits(stored, wanted, ["params/"]):
+    if misfitting := misfits(stored, wanted, ["params/"]):
         raise CheckpointError(
             f"{where} is not the dense form of this model: the weights below differ. Nothing was "
             "loaded. Set the keys of model. as in the config.json beside that checkpoint; only "
             "model.extra_ffn, model.expert_bias and model.sparse_* may be others.",
-            found.table(),
+            misfitting.table(),
         )
 
 
-def _told(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[tuple[str, str]]:
+def _rows(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[tuple[str, str]]:
     blocks = sum(map(len, plan.model.all_sparse_blocks.values()))
     inside = {name.partition(".sparse.")[2] for name in plan.abstract.params}
     new = sorted(name for name in inside if name.startswith(_NEW))
@@ -167,8 +169,10 @@ def _told(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[
         ("new", ", ".join(new) + ", optimiser slots"),
     ]
     for mode, train in (("training", True), ("evaluation", False)):
-        found = departures(routing, train=train)
-        says = f"not the dense model at first: {'; '.join(found)}" if found else "the dense model"
+        listed = departures(routing, train=train)
+        says = "the dense model"
+        if listed:
+            says = f"not the dense model at first: {'; '.join(listed)}"
         rows.append((f"in {mode}", says))
     for key, (old, now) in differences(meta, flatten(plan.config)).items():
         if key in _MEANING:

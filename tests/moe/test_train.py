@@ -226,7 +226,7 @@ def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_p
     config.upcycle.workdir = str(tmp_path)
     sparse = plan_lib.make(config)
     state, told = upcycle.start(
-        sparse, lambda: state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
+        sparse, state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
     )
     assert "step 3" in told
     source = make_source(config.data, "holdout")
