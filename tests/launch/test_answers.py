@@ -52,7 +52,7 @@ def saved(tmp_path_factory):
     config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
     config.routing.num_experts = 0  # compiles sooner
     config.data.update(cache=str(workdir / "cache"), encoder_length=128)
-    config.decoding.update(method="sample", length=3, temperature=3.0)
+    config.decoding.update(method="sample", max_length=3, temperature=3.0)
     config.evaluation.split = "validation"
     config.update(batch_size=8, eval_batch_size=8)
     plan = plan_lib.make(config)

@@ -426,7 +426,7 @@ def request_of(tmp_path):
 
 def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, request_of, capsys):
     config = config_of(experts=0)
-    config.decoding.update(method="sample", length=6, temperature=2.0)
+    config.decoding.update(method="sample", max_length=6, temperature=2.0)
     assert predict.run(config, finished, request_of) == 0
     whole = lines_of(request_of.output)
     assert [line["id"] for line in whole] == list(range(21))
@@ -471,7 +471,7 @@ def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, req
 
 def test_what_was_left_of_another_input_is_not_used(config_of, finished, request_of, capsys):
     config = config_of(experts=0)
-    config.decoding.update(method="sample", length=6, temperature=2.0)
+    config.decoding.update(method="sample", max_length=6, temperature=2.0)
     partial = request_of.output.with_name("out.jsonl.partial")
     partial.write_text('{"id": 0, "prediction": "of another file"}\n')
     partial.with_name("out.jsonl.partial.json").write_text('{"input": "x", "made_by": "y"}')
