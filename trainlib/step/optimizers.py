@@ -3,16 +3,17 @@ how fast.
 
 Every optimiser is the same chain: clip the global norm, add the L2 decay (sgd, rmsprop), the rule
 itself, add the decoupled decay (adamw, adafactor), times the rate, times the multiplier of the
-weight. Frozen weights are outside the chain: they count in no norm and have no state. Patterns are
-regular expressions searched in the dotted names; one that matches nothing is an error. The state is
-a dictionary, stage name -> state.
+weight. A rule of optax (`trainlib.step.optax_rules`) brings its decay and the rate itself. Frozen
+weights are outside the chain: they count in no norm and have no state. Patterns are regular
+expressions searched in the dotted names; one that matches nothing is an error. The state is a
+dictionary, stage name -> state.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +26,11 @@ from trainlib.errors import ConfigError
 from trainlib.keys import brief, choice, key, many, number, pair, switch, whole
 from trainlib.model.weights import Spec
 from trainlib.options import Options, complete, require
+from trainlib.step import optax_rules
+from trainlib.step.slots import OPTAX_STAGE
 
 NAMES = ("sgd", "rmsprop", "adamw", "adafactor")
+Stage = tuple[str, optax.GradientTransformation]
 _Flat = Any  # {name: array}; the type that optax gives trees is too wide to index
 _PARAMETER_SCALE_MIN = 1e-3  # Adafactor's epsilon_2 (arXiv 1804.04235, section 8)
 
@@ -36,12 +40,23 @@ def defaults() -> Options:
     decay, off = number(0, below=1), number(above=0, also={0: "off"})
     multipliers = many(pair(patterns.pattern(), number(above=0)), most=patterns.MOST_LISTED)
     return {
-        "name": key("sgd", f"one of {', '.join(NAMES)}", choice(*NAMES)),
+        "name": key(
+            "sgd",
+            f"one of {', '.join(NAMES)}, or an optimiser of optax by its name there, such as lion",
+            choice(*dict.fromkeys((*NAMES, *optax_rules.names()))),
+        ),
+        "options": key(
+            (),
+            "optimisers of optax: list of NAME=VALUE for its parameters, such as b1=0.95,b2=0.98",
+            optax_rules.options(),
+        ),
         "clip_norm": key(
             0.0, "global norm that gradients are clipped to, before all else; 0: off", off
         ),
         "weight_decay": key(
-            0.0, "sgd, rmsprop: L2 added to the gradient; adamw, adafactor: decoupled", number(0)
+            0.0,
+            "sgd, rmsprop: L2 added to the gradient; adamw, adafactor: decoupled; optax: its own",
+            number(0),
         ),
         "decay_pattern": key(
             r"(^|\.)kernel$", "regex of the weights that decay", patterns.pattern()
@@ -173,7 +188,7 @@ def _factored_dims(shape: tuple[int, ...], min_size: int) -> tuple[int, int] | N
 
 def _block_transforms(
     options: dict[str, Any], specs: Mapping[str, Spec], stacked_axes: Sequence[str]
-) -> list[tuple[str, optax.GradientTransformation]]:
+) -> list[Stage]:
     """Adafactor's update clip and parameter scale, by blocks: a stack of layers or experts is as
     many weights.
     """
@@ -194,14 +209,21 @@ def _block_transforms(
             n: u * jnp.maximum(rms(n, params[n]), _PARAMETER_SCALE_MIN) for n, u in updates.items()
         }
 
-    clipping = [("update_clip", optax.stateless(clip))] if options["update_clip"] else []
-    scaling = [("parameter_scale", optax.stateless(scale))] if options["parameter_scale"] else []
-    return clipping + scaling
+    stages: list[Stage] = []
+    if options["update_clip"]:
+        stages.append(("update_clip", optax.stateless(clip)))
+    if options["parameter_scale"]:
+        stages.append(("parameter_scale", optax.stateless(scale)))
+    return stages
 
 
 def _adafactor(
-    options: dict[str, Any], specs: Mapping[str, Spec], stacked_axes: Sequence[str]
-) -> list[tuple[str, optax.GradientTransformation]]:
+    options: dict[str, Any],
+    specs: Mapping[str, Spec],
+    stacked_axes: Sequence[str],
+    decay: list[Stage],
+    rate: Stage,
+) -> list[Stage]:
     min_size = options["factored_min_size"]
     for name, spec in specs.items():
         dims = _factored_dims(spec.shape, min_size) or ()
@@ -215,7 +237,67 @@ def _adafactor(
     factored = optax.scale_by_factored_rms(
         decay_rate=options["factored_decay"], min_dim_size_to_factor=min_size
     )
-    return [("factored", factored), *_block_transforms(options, specs, stacked_axes)]
+    blocks = _block_transforms(options, specs, stacked_axes)
+    return [("factored", factored), *blocks, *decay, rate]
+
+
+def _decays(
+    options: dict[str, Any], specs: Mapping[str, Spec], learned: Mapping[str, Spec]
+) -> dict[str, bool]:
+    """Whether each weight that learns decays; the pattern is read only where there is decay."""
+    decaying = set[str]()
+    if options["weight_decay"]:
+        pattern, budget = options["decay_pattern"], [patterns.BUDGET]
+        decaying = matching("optimizer.decay_pattern", pattern, list(specs), budget)
+    return {name: name in decaying for name in learned}
+
+
+def _velocity(options: dict[str, Any]) -> list[Stage]:
+    if not options["momentum"]:
+        return []
+    return [("momentum", optax.trace(options["momentum"], options["nesterov"]))]
+
+
+def _sgd(
+    options: dict[str, Any],
+    specs: Mapping[str, Spec],
+    stacked_axes: Sequence[str],
+    decay: list[Stage],
+    rate: Stage,
+) -> list[Stage]:
+    return [*decay, *_velocity(options), rate]
+
+
+def _rmsprop(
+    options: dict[str, Any],
+    specs: Mapping[str, Spec],
+    stacked_axes: Sequence[str],
+    decay: list[Stage],
+    rate: Stage,
+) -> list[Stage]:
+    square = optax.scale_by_rms(options["rms_decay"], options["rms_eps"], initial_scale=1.0)
+    return [*decay, ("mean_square", square), rate, *_velocity(options)]
+
+
+def _adamw(
+    options: dict[str, Any],
+    specs: Mapping[str, Spec],
+    stacked_axes: Sequence[str],
+    decay: list[Stage],
+    rate: Stage,
+) -> list[Stage]:
+    adam = optax.scale_by_adam(options["b1"], options["b2"], options["eps"])
+    return [("adam", adam), *decay, rate]
+
+
+# Name -> (options, weights that learn, stacked axes, stage of the decay, stage of the rate) ->
+# stages. Any other name is looked up in optax.
+RULES: dict[str, Callable[..., list[Stage]]] = {
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+}
 
 
 def make_optimizer(
@@ -252,30 +334,33 @@ def make_optimizer(
     factors = _multipliers(options, specs)
     learned = {name: spec for name, spec in specs.items() if name in trained}
 
+    stages: list[Stage] = []
+    if options["clip_norm"]:
+        stages.append(("clip", optax.clip_by_global_norm(options["clip_norm"])))
     rate = ("rate", optax.scale_by_learning_rate(schedule))
-    velocity = ("momentum", optax.trace(options["momentum"], options["nesterov"]))
-    velocity = [velocity] if options["momentum"] else []
-    decay: list[tuple[str, optax.GradientTransformation]] = []
-    if options["weight_decay"]:
-        pattern, budget = options["decay_pattern"], [patterns.BUDGET]
-        decays = matching("optimizer.decay_pattern", pattern, list(specs), budget)
-        mask = {name: name in decays for name in learned}
-        decay = [("decay", optax.add_decayed_weights(options["weight_decay"], mask))]
-
-    if options["name"] == "sgd":
-        rule = [*decay, *velocity, rate]
-    elif options["name"] == "rmsprop":
-        square = optax.scale_by_rms(options["rms_decay"], options["rms_eps"], initial_scale=1.0)
-        rule = [*decay, ("mean_square", square), rate, *velocity]
-    elif options["name"] == "adamw":
-        rule = [
-            ("adam", optax.scale_by_adam(options["b1"], options["b2"], options["eps"])),
-            *decay,
-            rate,
-        ]
+    decays = _decays(options, specs, learned)
+    if options["name"] in RULES:
+        require(
+            not options["options"],
+            "optimizer.options",
+            options["options"],
+            f"they are for rules of optax; {options['name']} has keys of its own",
+        )
+        decay = []
+        if options["weight_decay"]:
+            decay = [("decay", optax.add_decayed_weights(options["weight_decay"], decays))]
+        stages += RULES[options["name"]](options, learned, stacked_axes, decay, rate)
     else:
-        rule = [*_adafactor(options, learned, stacked_axes), *decay, rate]
-    clip = [("clip", optax.clip_by_global_norm(options["clip_norm"]))] * bool(options["clip_norm"])
-    multiply = [("multiply", _scale_by_name(factors))] * bool(factors)
-    chain = optax.named_chain(*clip, *rule, *multiply)
+        rule = optax_rules.make_rule(
+            options["name"],
+            options["options"],
+            schedule,
+            weight_decay=options["weight_decay"],
+            decays=decays,
+            shapes={n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in learned.items()},
+        )
+        stages.append((OPTAX_STAGE, rule))
+    if factors:
+        stages.append(("multiply", _scale_by_name(factors)))
+    chain = optax.named_chain(*stages)
     return chain if trained == set(specs) else _only(trained, chain)
