@@ -1,4 +1,4 @@
-"""The families of models, as the commands see them: two entries of one Protocol, `launch.family`.
+"""The families of models, as the commands see them: two entries of one Protocol, `launch.families.protocol`.
 
 A role is imported when it is asked for, so that `--help` loads none of them and a run on images
 never imports what texts need.
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from launch import family
-    from launch.family import Family
+    from launch.families import protocol
+    from launch.families.protocol import Family
 
 
 class Vision:
@@ -21,55 +21,55 @@ class Vision:
     name = "vitattn"
 
     @property
-    def config(self) -> family.Settings:
+    def config(self) -> protocol.Settings:
         from vitattn import config
 
         return config
 
     @property
-    def plan(self) -> family.Planning:
+    def plan(self) -> protocol.Planning:
         from vitattn import plan
 
         return plan
 
     @property
-    def objective(self) -> family.Objective:
+    def objective(self) -> protocol.Objective:
         from vitattn.classification import objective
 
         return objective
 
     @property
-    def data(self) -> family.Data:
+    def data(self) -> protocol.Data:
         from vitattn import data
 
         return data
 
     @property
-    def train(self) -> family.Training:
+    def train(self) -> protocol.Training:
         from vitattn import train
 
         return train
 
     @property
-    def evaluate(self) -> family.Evaluating:
+    def evaluate(self) -> protocol.Evaluating:
         from vitattn import evaluate
 
         return evaluate
 
     @property
-    def describe(self) -> family.Describing:
+    def describe(self) -> protocol.Describing:
         from vitattn import describe
 
         return describe
 
     @property
-    def interop(self) -> family.Interop:
+    def interop(self) -> protocol.Interop:
         from vitattn.interop import torchvision
 
         return torchvision
 
     @property
-    def prepare(self) -> family.Preparing | None:
+    def prepare(self) -> protocol.Preparing | None:
         return None
 
 
@@ -79,55 +79,55 @@ class Language:
     name = "moe"
 
     @property
-    def config(self) -> family.Settings:
+    def config(self) -> protocol.Settings:
         from moe import config
 
         return config
 
     @property
-    def plan(self) -> family.Planning:
+    def plan(self) -> protocol.Planning:
         from moe import plan
 
         return plan
 
     @property
-    def objective(self) -> family.Objective:
+    def objective(self) -> protocol.Objective:
         from moe import objective
 
         return objective
 
     @property
-    def data(self) -> family.Data:
+    def data(self) -> protocol.Data:
         from moe import data
 
         return data
 
     @property
-    def train(self) -> family.Training:
+    def train(self) -> protocol.Training:
         from moe import train
 
         return train
 
     @property
-    def evaluate(self) -> family.Evaluating:
+    def evaluate(self) -> protocol.Evaluating:
         from moe import evaluate
 
         return evaluate
 
     @property
-    def describe(self) -> family.Describing:
+    def describe(self) -> protocol.Describing:
         from moe import describe
 
         return describe
 
     @property
-    def interop(self) -> family.Interop:
+    def interop(self) -> protocol.Interop:
         from moe import interop
 
         return interop
 
     @property
-    def prepare(self) -> family.Preparing | None:
+    def prepare(self) -> protocol.Preparing | None:
         from moe import prepare
 
         return prepare
