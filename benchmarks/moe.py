@@ -56,7 +56,7 @@ def sparse_step(experts: int, tokens: int, d_model: int, d_ff: int, dispatch: st
     import jax
     import jax.numpy as jnp
 
-    from moe.routing.route import auxiliary_loss
+    from moe.routing.losses import auxiliary_loss
 
     routing, spec, params = layer(experts, d_model, d_ff, dispatch)
     x, dy = (jax.random.normal(jax.random.key(i), (1, tokens, d_model)) for i in (1, 2))
@@ -113,7 +113,8 @@ def einsum_step(experts: int, tokens: int, d_model: int, d_ff: int):
     import jax.numpy as jnp
 
     from moe.kernels.batched import batched
-    from moe.routing.route import auxiliary_loss, route
+    from moe.routing.losses import auxiliary_loss
+    from moe.routing.route import route
 
     routing, _, params = layer(experts, d_model, d_ff, "index")
     x, dy = (jax.random.normal(jax.random.key(i), (tokens, d_model)) for i in (1, 2))

@@ -202,13 +202,13 @@ def sample_recipe(tasks: str) -> Callable[[ConfigDict], None]:
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:
     """Logical axis -> mesh axis for this configuration.
 
-    `batch` is the residual stream and the input; `rows` the same arrays inside attention and
+    `batch` is the residual stream and the input; `layer_batch` the same arrays inside attention and
     feed-forward layers, where columns split heads and hidden units instead of sequences.
     """
     fit("sharding", config.sharding, choice(*RULES))
     return {
         "batch": ("replica", "data", "model"),
-        "rows": ("replica", "data"),
+        "layer_batch": ("replica", "data"),
         "embed": RULES[config.sharding],
         "expert": "data",
         **dict.fromkeys(COLUMN_AXES, "model"),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from moe.routing.config import policy
+from moe.routing.config import policy_name
 from trainlib.model import weights as nn
 
 
@@ -116,7 +116,7 @@ def routing(model: Architecture) -> str:
         return f"{words}, top-{config.top_k} in the decoder" if "decoder" in model.stacks else words
     if config.batch_prioritized:
         words += ", by priority in the encoder"
-    train, held_out = (policy(config, train=mode) for mode in (True, False))
+    train, held_out = (policy_name(config, train=mode) for mode in (True, False))
     if config.top_k == 1:
         return words
     words += f", later choices: {train} in training, {held_out} in evaluation"

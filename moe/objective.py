@@ -23,7 +23,8 @@ from moe.eval.measured import ROUTER
 from moe.layers.sparse import SparseOutput
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Reports, Transformer
-from moe.routing.route import RoutingConfig, auxiliary_loss
+from moe.routing.config import RoutingConfig
+from moe.routing.losses import auxiliary_loss
 from trainlib.errors import ConfigError
 from trainlib.keys import number
 from trainlib.model import losses

@@ -13,11 +13,11 @@ from moe import objective
 from moe.config import STACKED_AXES, check, sharding_rules, slot_rules
 from moe.data.sources.packing import batch_fields
 from moe.kernels.grouped import check_platform
-from moe.layers import sparse
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing.config import capacity
+from moe.routing.placement import group_tokens, resolve_placement
 from moe.start.subsets import frozen_patterns
 from trainlib.model import weights
 from trainlib.sharding.constrain import activate, platform
@@ -90,8 +90,8 @@ def _check_routing(config: ConfigDict, model: Architecture, mesh: Mesh, rules: R
         routing = model.stack_routing(stack)
         if routing is None:
             continue
-        place = sparse.placement(mesh, rules, routing)
+        place = resolve_placement(mesh, rules, routing)
         for sequences, training in ((train, True), (held_out or config.batch_size, False)):
-            size = sparse.group_tokens(routing, sequences, tokens[stack], place)
+            size = group_tokens(routing, sequences, tokens[stack], place)
             if not routing.dropless:
                 capacity(routing, size, train=training)

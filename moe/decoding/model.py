@@ -111,20 +111,17 @@ class Decoding:
         return most
 
 
-class _NothingDropped(Architecture):
-    """The same weights; in the decoder every expert has room for all tokens of a sequence."""
-
-    def stack_routing(self, stack: str) -> RoutingConfig | None:
-        routing = super().stack_routing(stack)
-        if routing is None or stack == "encoder" or routing.dropless:
-            return routing
-        return dataclasses.replace(
-            routing,
-            capacity_factor_eval=float(routing.num_experts),
-            min_capacity=1,
-            group_size=0,
-            group_sequences=1,
-        )
+def _without_drops(routing: RoutingConfig | None) -> RoutingConfig | None:
+    """The router with room in every expert for all tokens of a sequence."""
+    if routing is None or routing.dropless:
+        return routing
+    return dataclasses.replace(
+        routing,
+        capacity_factor_eval=float(routing.num_experts),
+        min_capacity=1,
+        group_size=0,
+        group_sequences=1,
+    )
 
 
 def decoding_model(model: Architecture) -> nn.Abstract:
@@ -138,23 +135,25 @@ def decoding_model(model: Architecture) -> nn.Abstract:
             f"model.kind={model.kind!r} cannot be decoded here: answers come from the decoder of "
             "an encoder-decoder. Use model.kind='encoder_decoder'."
         )
-    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return nn.abstract(Transformer(_NothingDropped(**values)))
+    routing = _without_drops(model.stack_routing("decoder"))
+    return nn.abstract(Transformer(dataclasses.replace(model, decoder_routing=routing)))
 
 
-def _reorder(kept: Any, parents: jax.Array, rows: int) -> Any:
-    """Moves the decoder's own keys and values; those of the encoder are equal for all beams."""
+def _reorder(cache: Any, parents: jax.Array, batch: int) -> Any:
+    """Moves the decoder's own keys and values [..., B*K, L, N, H] of each hypothesis to where its
+    parents [B, K] say; those of the encoder are equal for all beams.
+    """
     beams = parents.shape[1]
 
     def moved(path: tuple, leaf: jax.Array) -> jax.Array:
         if path[-1].key not in ("key", "value"):
             return leaf
         lead = leaf.ndim - 4  # periods, and layers of a period
-        split = leaf.reshape(*leaf.shape[:lead], rows, beams, *leaf.shape[lead + 1 :])
-        index = parents.reshape(*(1,) * lead, rows, beams, 1, 1, 1)
+        split = leaf.reshape(*leaf.shape[:lead], batch, beams, *leaf.shape[lead + 1 :])
+        index = parents.reshape(*(1,) * lead, batch, beams, 1, 1, 1)
         return jnp.take_along_axis(split, index, axis=lead + 1).reshape(leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(moved, kept)
+    return jax.tree_util.tree_map_with_path(moved, cache)
 
 
 def _words_between(words: int, min_length: int) -> Allowed:
@@ -168,10 +167,13 @@ def _words_between(words: int, min_length: int) -> Allowed:
     return allowed
 
 
-def _draws(options: Decoding, number: jax.Array) -> Choose:
-    """Words by the options; what a row draws follows from its number and that of the draw."""
+def _draws(options: Decoding, number: jax.Array | None) -> Choose:
+    """How words are chosen; what a sequence draws follows from its number, int32 [B], and that of
+    the draw.
+    """
     if options.method != "sample":
         return likeliest
+    assert number is not None, "Sampling needs `number` in the batch."
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), number)
     draws = jnp.arange(options.num_return_sequences)
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, draws)
@@ -185,8 +187,8 @@ def make_generate(
     after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
     "score".
 
-    The batch holds `encoder_inputs` and `encoder_segments`, int32 [B, K], one input a row, and for
-    sampling `number` int32 [B], from which a row's random draws follow. `score` is the
+    The batch holds `encoder_inputs` and `encoder_segments`, int32 [B, K], one input in each, and
+    for sampling `number` int32 [B], from which the draws of a sequence follow. `score` is the
     log-probability of the answer, `rank_score` what beams are ranked by. Where a beam search has
     fewer than N answers, the scores of the last are `NEVER` or less.
 
@@ -194,7 +196,7 @@ def make_generate(
       model: the architecture.
       options: how to search.
       length: L, where options.max_length is 0.
-      words: size of the vocabulary; rows of the model's table above it are no words.
+      words: size of the vocabulary; entries of the model's table above it are no words.
 
     Raises:
       ConfigError: the model has no decoder for answers, or options.min_length does not fit.
@@ -209,29 +211,37 @@ def make_generate(
     ) -> dict[str, jax.Array]:
         bound = abstract.bind(params, model_state)
         segments = batch["encoder_segments"]
-        rows = segments.shape[0]
-        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+        size = segments.shape[0]  # B
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)  # [B, K, D]
         encoded, segments = (jnp.repeat(x, copies, axis=0) for x in (encoded, segments))
-        kept = bound.begin(rows * copies, length, encoded)
+        cache = bound.init_cache(size * copies, length, encoded)
 
-        def step(tokens: jax.Array, kept: Any, position: jax.Array) -> tuple[jax.Array, Any]:
-            return bound.step(tokens, kept, position, segments)
+        def decode_step(
+            tokens: jax.Array, cache: Any, position: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            return bound.decode_step(tokens, cache, position, segments)
 
         if beams > 1:
-            found = beam_search(
-                *(step, kept, rows, length, beams, options.alpha),
-                functools.partial(_reorder, rows=rows),
-                *(allowed, options.beam_rule),
+            result = beam_search(
+                decode_step,
+                cache,
+                size,
+                length,
+                beams,
+                options.alpha,
+                functools.partial(_reorder, batch=size),
+                allowed,
+                options.beam_rule,
             )._asdict()
         else:
             choose = _draws(options, batch.get("number"))
-            answer, score = generate(step, kept, rows * copies, length, choose, allowed)
-            found = {
-                "words": answer.reshape(rows, copies, length),
-                "score": score.reshape(rows, copies),
+            words, score = generate(decode_step, cache, size * copies, length, choose, allowed)
+            result = {
+                "words": words.reshape(size, copies, length),
+                "score": score.reshape(size, copies),
             }
         count = options.num_return_sequences
-        return {name: x[:, :count] if count > 1 else x[:, 0] for name, x in found.items()}
+        return {name: x[:, :count] if count > 1 else x[:, 0] for name, x in result.items()}
 
     return run
 
@@ -242,7 +252,7 @@ def make_score(
     """`(params, {}, batch) -> float32 [B, C]`: log-probability of every candidate answer.
 
     One pass of the encoder and one of the decoder over all candidates: much faster than decoding.
-    The batch holds `encoder_inputs`, `encoder_segments`, int32 [B, K], one input a row, and
+    The batch holds `encoder_inputs`, `encoder_segments`, int32 [B, K], one input in each, and
     `candidates` int32 [B, C, L], words with EOS, padded with 0; a candidate without words scores
     `NEVER`.
     """
@@ -251,17 +261,18 @@ def make_score(
     def run(params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]) -> jax.Array:
         bound = abstract.bind(params, model_state)
         segments, candidates = batch["encoder_segments"], batch["candidates"]
-        rows, count, length = candidates.shape
+        size, count, length = candidates.shape  # B, C, L
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
         encoded, segments = (jnp.repeat(x, count, axis=0) for x in (encoded, segments))
-        targets = candidates.reshape(rows * count, length)
+        targets = candidates.reshape(size * count, length)
         inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
         real = (targets != PAD).astype(jnp.int32)
         hidden, _ = bound.decode(inputs, real, encoded, segments, train=False)
-        logits = bound.logits(hidden)
-        own = jnp.arange(logits.shape[-1]) == targets[..., None]
-        found = jnp.sum(jnp.where(own, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
-        score = jnp.sum(jnp.where(real > 0, found, 0.0), axis=-1)
-        return jnp.where(real[:, 0] > 0, score, NEVER).reshape(rows, count)
+        logits = bound.logits(hidden)  # [B*C, L, V]
+        is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+        target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), -1)  # [B*C, L]
+        log_probs = target_logits - jax.nn.logsumexp(logits, -1)
+        score = jnp.sum(jnp.where(real > 0, log_probs, 0.0), axis=-1)  # [B*C]
+        return jnp.where(real[:, 0] > 0, score, NEVER).reshape(size, count)
 
     return run

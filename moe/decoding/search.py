@@ -2,8 +2,9 @@
 
 Letters: B sequences, K beams, L most tokens of an answer, V vocabulary.
 
-The searches know no model: they call `step(tokens [B], kept, position) -> (logits [B, V], kept)`
-and take its words until EOS. Shapes are static; a search ends when every sequence has ended.
+The searches know no model: they call
+`decode_step(tokens [B], cache, position) -> (logits [B, V], cache)` and take its words until EOS.
+Shapes are static; a search ends when every sequence has ended.
 
 The score of an answer is its log-probability: the sum of log softmax(logits) over its tokens, EOS
 included where there is one. The softmax is over all logits, also over those of words that may not
@@ -25,20 +26,18 @@ from trainlib.errors import one_of
 NEVER = -1e9  # log-probability of what cannot be; finite, so that sums of it are no NaN
 BEAM_RULES = ("t5x", "transformers")
 
-Step = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
+DecodeStep = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
 Choose = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [B, V], position) -> words [B]
 Allowed = Callable[[jax.Array, int], jax.Array]  # (position, V) -> bool [V], what may be chosen
 
 
-def every_word(position: jax.Array, size: int) -> jax.Array:
-    """All words may be chosen, padding too."""
-    del position
+def every_word(_position: jax.Array, size: int) -> jax.Array:
+    """bool [V]: all words may be chosen, padding too."""
     return jnp.ones(size, bool)
 
 
-def likeliest(logits: jax.Array, position: jax.Array) -> jax.Array:
-    """The word with the highest logit, the first of equal ones."""
-    del position
+def likeliest(logits: jax.Array, _position: jax.Array) -> jax.Array:
+    """int32 [B]: the word with the highest logit [B, V], the first of equal ones."""
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -71,9 +70,9 @@ def sampler(keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 
 
 
 def generate(
-    step: Step,
-    kept: Any,
-    rows: int,
+    decode_step: DecodeStep,
+    cache: Any,
+    batch: int,
     length: int,
     choose: Choose = likeliest,
     allowed: Allowed = every_word,
@@ -81,9 +80,9 @@ def generate(
     """One answer a sequence, word by word.
 
     Args:
-      step: the model.
-      kept: what it keeps between words.
-      rows: B.
+      decode_step: the model.
+      cache: of the model, before the first word.
+      batch: B.
       length: L.
       choose: takes a word; logits of words that may not be chosen are `NEVER`.
       allowed: the words that may be chosen.
@@ -93,22 +92,22 @@ def generate(
     """
 
     def body(state: tuple) -> tuple:
-        position, last, done, words, score, kept = state
-        logits, kept = step(last, kept, position)
+        position, last, done, words, score, cache = state
+        logits, cache = decode_step(last, cache, position)
         open_to = jnp.where(allowed(position, logits.shape[-1]), logits, NEVER)
-        word = jnp.where(done, PAD, choose(open_to, position))
-        own = jnp.take_along_axis(logits, word[:, None], axis=-1)[:, 0]
-        score += jnp.where(done, 0.0, own - jax.nn.logsumexp(logits, axis=-1))
+        word = jnp.where(done, PAD, choose(open_to, position))  # [B]
+        logit = jnp.take_along_axis(logits, word[:, None], axis=-1)[:, 0]
+        score += jnp.where(done, 0.0, logit - jax.nn.logsumexp(logits, axis=-1))
         words = jax.lax.dynamic_update_slice_in_dim(words, word[:, None], position, axis=1)
-        return position + 1, word, done | (word == EOS), words, score, kept
+        return position + 1, word, done | (word == EOS), words, score, cache
 
-    def going(state: tuple) -> jax.Array:
+    def unfinished(state: tuple) -> jax.Array:
         return (state[0] < length) & ~jnp.all(state[2])
 
-    first = jnp.full(rows, PAD, jnp.int32)
-    empty = jnp.full((rows, length), PAD, jnp.int32)
-    begin = jnp.int32(0), first, jnp.zeros(rows, bool), empty, jnp.zeros(rows), kept
-    state = jax.lax.while_loop(going, body, begin)
+    first = jnp.full(batch, PAD, jnp.int32)
+    empty = jnp.full((batch, length), PAD, jnp.int32)
+    start = jnp.int32(0), first, jnp.zeros(batch, bool), empty, jnp.zeros(batch), cache
+    state = jax.lax.while_loop(unfinished, body, start)
     return state[3], state[4]
 
 
@@ -120,7 +119,7 @@ def length_penalty(tokens: Any, alpha: float, rule: str = "t5x") -> Any:
 
 
 class Answers(NamedTuple):
-    """What a beam search found, best first; scores of `NEVER` or less mean that there are fewer."""
+    """The answers of a beam search, best first; scores of `NEVER` or less: there are fewer."""
 
     words: jax.Array  # int32 [B, K, L], padding after EOS
     score: jax.Array  # float32 [B, K] log-probabilities
@@ -137,7 +136,7 @@ class _Beam:
     live: jax.Array  # [B, K] log-probabilities
     done: Answers
     searching: jax.Array  # bool [B]: a live one can still come to be among the answers
-    kept: Any
+    cache: Any
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -151,29 +150,29 @@ def _at(words: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _continued(
-    step: Step, state: _Beam, allowed: Allowed
+    decode_step: DecodeStep, state: _Beam, allowed: Allowed
 ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
     """The 2K likeliest continuations, likeliest first: (log-probabilities [B, 2K], words
-    [B, 2K, L], the hypotheses they continue [B, 2K], kept).
+    [B, 2K, L], the hypotheses they continue [B, 2K], cache).
     """
-    rows, beams, _ = state.words.shape
+    batch, beams, _ = state.words.shape
     last = jnp.where(state.position > 0, _at(state.words, state.position - 1), PAD)
-    logits, kept = step(last.reshape(-1), state.kept, state.position)
+    logits, cache = decode_step(last.reshape(-1), state.cache, state.position)  # [B*K, V]
     size = logits.shape[-1]
-    shares = jnp.where(allowed(state.position, size), jax.nn.log_softmax(logits), NEVER)
-    total = shares.reshape(rows, beams, size) + state.live[..., None]
-    best, place = jax.lax.top_k(total.reshape(rows, -1), min(2 * beams, beams * size))
-    parents, word = place // size, (place % size).astype(jnp.int32)
+    log_probs = jnp.where(allowed(state.position, size), jax.nn.log_softmax(logits), NEVER)
+    total = log_probs.reshape(batch, beams, size) + state.live[..., None]  # [B, K, V]
+    best, index = jax.lax.top_k(total.reshape(batch, -1), min(2 * beams, beams * size))
+    parents, word = index // size, (index % size).astype(jnp.int32)  # [B, 2K]
     words = jax.lax.dynamic_update_slice_in_dim(
         _pick(state.words, parents), word[..., None], state.position, axis=2
     )
-    return best, words, parents, kept
+    return best, words, parents, cache
 
 
 def beam_search(
-    step: Step,
-    kept: Any,
-    rows: int,
+    decode_step: DecodeStep,
+    cache: Any,
+    batch: int,
     length: int,
     beams: int,
     alpha: float,
@@ -185,7 +184,7 @@ def beam_search(
 
     Each step continues K hypotheses by every word and takes the 2K likeliest continuations. Those
     that end are answers, of which the K best by log-probability over length penalty are kept; the K
-    likeliest of the others go on. The rules differ in the rest:
+    likeliest of the others are continued. The rules differ in the rest:
 
     * "t5x" (`t5x.decoding.beam_search`). An EOS anywhere among the 2K counts. The search is over
       when no hypothesis can still become better than the worst of K answers: its log-probability
@@ -199,13 +198,13 @@ def beam_search(
     last; `transformers` leaves it to torch, and here it is the first.
 
     Args:
-      step: the model, on B*K sequences, K of the same input in a row.
-      kept: what it keeps between words.
-      rows: B.
+      decode_step: the model, on B*K sequences, K of the same input in a row.
+      cache: of the model, before the first word.
+      batch: B.
       length: L.
       beams: K.
       alpha: of the length penalty.
-      reorder: (kept, parents [B, K]) -> kept in which hypothesis k of a row goes on from its
+      reorder: (cache, parents [B, K]) -> cache in which hypothesis k of a sequence continues its
         hypothesis parents[k].
       allowed: the words that may be chosen; their log-probabilities count all words.
       rule: one of `BEAM_RULES`.
@@ -218,9 +217,9 @@ def beam_search(
     theirs = rule == "transformers"
 
     def best_of(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(the K largest [B, K], their places), in the order in which the library keeps beams."""
-        found = jax.lax.top_k(values, beams)
-        return found if theirs else (found[0][:, ::-1], found[1][:, ::-1])
+        """(the K largest [B, K], their indices), in the order in which the library has beams."""
+        largest, index = jax.lax.top_k(values, beams)
+        return (largest, index) if theirs else (largest[:, ::-1], index[:, ::-1])
 
     def merged(done: Answers, *more: jax.Array) -> Answers:
         every = [jnp.concatenate(pair, axis=1) for pair in zip(done, more, strict=True)]
@@ -228,9 +227,9 @@ def beam_search(
         return Answers(*(_pick(x, index) for x in every))
 
     def body(state: _Beam) -> _Beam:
-        best, words, parents, kept = _continued(step, state, allowed)
+        best, words, parents, cache = _continued(decode_step, state, allowed)
         tokens = state.position + 1
-        ends = _at(words, state.position) == EOS
+        ends = _at(words, state.position) == EOS  # [B, 2K]
         ends |= theirs & (tokens == length)
         counts = ends & (best > NEVER / 2) & state.searching[:, None]
         if theirs:
@@ -239,28 +238,33 @@ def beam_search(
         score = jnp.where(counts, best, 2 * NEVER)
         rank = jnp.where(counts, best / penalty, 2 * NEVER)
         done = merged(state.done, words, score, rank)
-        live, going_on = best_of(jnp.where(ends, 2 * NEVER, best))
-        hope, worst = jnp.max(live, axis=1), jnp.min(done.rank_score, axis=1)
+        live, continued = best_of(jnp.where(ends, 2 * NEVER, best))  # [B, K]
+        hope, worst = jnp.max(live, axis=1), jnp.min(done.rank_score, axis=1)  # [B]
         # T5X has L + 1 words here, which needs more steps now and then and finds the same.
         better = hope / penalty > worst if theirs else hope / longest >= worst
         return _Beam(
             tokens,
-            _pick(words, going_on),
+            _pick(words, continued),
             jnp.maximum(live, 2 * NEVER),
             done,
             state.searching & better & (hope > NEVER / 2),
-            reorder(kept, jnp.take_along_axis(parents, going_on, axis=1)),
+            reorder(cache, jnp.take_along_axis(parents, continued, axis=1)),
         )
 
     longest = length_penalty(length, alpha, rule)
-    empty = jnp.full((rows, beams, length), PAD, jnp.int32)
-    live = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER) * jnp.ones((rows, 1))
-    none = jnp.full((rows, beams), 2 * NEVER)
-    begin = _Beam(
-        *(jnp.int32(0), empty, live, Answers(empty, none, none), jnp.ones(rows, bool), kept)
+    empty = jnp.full((batch, beams, length), PAD, jnp.int32)
+    live = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER) * jnp.ones((batch, 1))
+    none = jnp.full((batch, beams), 2 * NEVER)
+    start = _Beam(
+        position=jnp.int32(0),
+        words=empty,
+        live=live,
+        done=Answers(empty, none, none),
+        searching=jnp.ones(batch, bool),
+        cache=cache,
     )
     end = jax.lax.while_loop(
-        lambda state: (state.position < length) & jnp.any(state.searching), body, begin
+        lambda state: (state.position < length) & jnp.any(state.searching), body, start
     )
     return end.done if theirs else _of_t5x(end)
 

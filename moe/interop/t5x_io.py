@@ -313,18 +313,23 @@ class Checkpoint:
         return leaf if isinstance(leaf, np.ndarray) else _read(leaf)
 
 
+def _sizes(content: Mapping[str, Any], key: str, where: Path) -> list[int]:
+    """A short list of sizes of dimensions in `.zarray`."""
+    sizes = content.get(key)
+    if not isinstance(sizes, list) or len(sizes) > 8:
+        raise CheckpointError(f"{where}: {key} is no short list.")
+    for size in sizes:
+        integer(size, f"{where}: {key}", 1, 2**48)
+    return sizes
+
+
 def _describe(folder: Path) -> ZarrArray:
     """Reads and checks `.zarray`."""
     if folder.is_symlink():
         raise CheckpointError(f"{folder} is a symbolic link; links are not followed.")
     where = folder / ".zarray"
     content = read_json(where, MIB)
-    shape, chunks = content.get("shape"), content.get("chunks")
-    for key, numbers in (("shape", shape), ("chunks", chunks)):
-        if not isinstance(numbers, list) or len(numbers) > 8:
-            raise CheckpointError(f"{where}: {key} is no short list.")
-        for n in numbers:
-            integer(n, f"{where}: {key}", 1, 2**48)
+    shape, chunks = _sizes(content, "shape", where), _sizes(content, "chunks", where)
     if len(shape) != len(chunks) or any(c > n for n, c in zip(shape, chunks, strict=True)):
         raise CheckpointError(f"{where}: chunks of {chunks} do not fit an array of {shape}.")
     compressor = content.get("compressor")

@@ -10,12 +10,16 @@ small matrix.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
+from moe.layers.dropout import dropout
+from moe.layers.init import scaled_fan_in
+from moe.layers.product import product
+from moe.layers.residual import to_layer, to_residual
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import constrain
@@ -37,10 +41,10 @@ def segment_mask(
     Returns:
       bool [B, 1, Q, K].
     """
-    mask = (queries[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None, :]
+    mask = (queries[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None, :]  # [B, Q, K]
     if causal:
-        places = first_query + jnp.arange(queries.shape[1])
-        mask &= places[:, None] >= jnp.arange(keys.shape[1])[None, :]
+        positions = first_query + jnp.arange(queries.shape[1])
+        mask &= positions[:, None] >= jnp.arange(keys.shape[1])[None, :]
     return mask[:, None]
 
 
@@ -48,10 +52,10 @@ def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
     *,
-    drop: functools.partial | None = None,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention with float32 logits and softmax.
 
@@ -60,8 +64,8 @@ def attend(
       key: [B, K, N, H].
       value: [B, K, N, H].
       bias: float32 [1 or B, N, Q, K], or None.
-      mask: bool [B, 1, Q, K].
-      drop: applied to the probabilities.
+      mask: bool [B, 1, Q, K], or None where a query sees all keys.
+      drop: applied to the probabilities [B, N, Q, K].
 
     Returns:
       ([B, Q, N, H] in the type of `value`, logsumexp of the logits float32 [B, N, Q]).
@@ -69,20 +73,22 @@ def attend(
     logits = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
     # Here and below: without it the backward pass splits the scores by batch, not by heads, and
     # gathers whole projections for that.
-    logits = constrain(jnp.where(mask, logits, MASKED), "rows", "head", None, None)
+    logits = constrain(logits, "layer_batch", "head", None, None)
     logits = keep(SCORES, logits)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)  # [B, N, Q]
+    probabilities = jax.nn.softmax(logits, axis=-1).astype(value.dtype)  # [B, N, Q, K]
     if drop is not None:
-        weights = drop(weights)
-    mixed = jnp.einsum("bnqk,bknh->bqnh", weights, value)
-    return keep(SCORES, constrain(mixed, "rows", None, "head", None)), total
+        probabilities = drop(probabilities)
+    mixed = jnp.einsum("bnqk,bknh->bqnh", probabilities, value)
+    return keep(SCORES, constrain(mixed, "layer_batch", None, "head", None)), normaliser
 
 
 class Attention(nnx.Module):
-    """Self- or cross-attention, [B, Q, D] -> [B, Q, D]; heads lie over the mesh columns.
+    """Self- or cross-attention, [B, Q, D] -> [B, Q, D]; heads lie over the mesh axis `model`.
 
     Args:
       d_model: D.
@@ -91,6 +97,7 @@ class Attention(nnx.Module):
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the attention probabilities.
       reduce: see `product`.
+      rngs: see `trainlib.model.weights.declare`.
     """
 
     def __init__(
@@ -102,58 +109,69 @@ class Attention(nnx.Module):
         init_scale: float = 1.0,
         dropout_rate: float = 0.0,
         reduce: str = "float32",
+        rngs: nnx.Rngs | None = None,
     ):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.dropout_rate, self.reduce = dropout_rate, reduce
         inner = num_heads * head_dim
-        init = scaled_fan_in(init_scale)
-        query_init = scaled_fan_in(init_scale / head_dim)
-        self.query = declare((d_model, inner), ("embed", "heads"), query_init)
-        self.key = declare((d_model, inner), ("embed", "heads"), init)
-        self.value = declare((d_model, inner), ("embed", "heads"), init)
-        self.out = declare((inner, d_model), ("heads", "embed"), init)
-
-    def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        y = product(x, weight, self.reduce)
-        y = y.reshape(*x.shape[:2], self.num_heads, self.head_dim)
-        return keep(PRODUCT, constrain(y, "rows", None, "head", None))
+        init, query_init = scaled_fan_in(init_scale), scaled_fan_in(init_scale / head_dim)
+        self.query = declare((d_model, inner), ("embed", "heads"), query_init, rngs)
+        self.key = declare((d_model, inner), ("embed", "heads"), init, rngs)
+        self.value = declare((d_model, inner), ("embed", "heads"), init, rngs)
+        self.out = declare((inner, d_model), ("heads", "embed"), init, rngs)
 
     def __call__(
         self,
         x: jax.Array,
-        source: jax.Array,
-        bias: jax.Array | None,
-        mask: jax.Array,
-        key: jax.Array | None = None,
+        source: jax.Array | None = None,
+        *,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Attends from `x` [B, Q, D] to `source` [B, K, D] (x itself in self-attention).
+        """Attends from `x` to `source`.
+
+        Args:
+          x: [B, Q, D].
+          source: [B, K, D]; None is self-attention.
+          bias: float32 [1 or B, N, Q, K], or None.
+          mask: bool [B, 1, Q, K], or None.
+          dropout_key: random key of the dropout; None switches it off.
 
         Returns:
           ([B, Q, D], logsumexp of the logits float32 [B, N, Q], for the z-loss on attention).
         """
-        own = source is x
-        x = to_rows(x)
-        keys, values = self.keys_values(x if own else to_rows(source))
-        return self.read(x, keys, values, bias, mask, key)
+        x = to_layer(x)
+        keys, values = self.keys_values(x if source is None else to_layer(source))
+        return self.attend_to(x, keys, values, bias=bias, mask=mask, dropout_key=dropout_key)
 
     def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, N, H] of a source [B, K, D]."""
         return self._project(source, self.key), self._project(source, self.value)
 
-    def read(
+    def attend_to(
         self,
         x: jax.Array,
         keys: jax.Array,
         values: jax.Array,
-        bias: jax.Array | None,
-        mask: jax.Array,
-        key: jax.Array | None = None,
+        *,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Attends from `x` to ready keys and values; for the arguments see `__call__`."""
+        """Attends from `x` [B, Q, D] to ready keys and values [B, K, N, H]; for the other arguments
+        and the result see `__call__`.
+        """
         query = self._project(x, self.query)
         drop = None
-        if key is not None and self.dropout_rate:
-            drop = functools.partial(dropout, rate=self.dropout_rate, key=key)
-        mixed, total = attend(query, keys, values, bias, mask, drop=drop)
-        mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)
-        return keep(PRODUCT, to_batch(product(mixed, self.out, self.reduce))), total
+        if dropout_key is not None and self.dropout_rate:
+            drop = functools.partial(dropout, rate=self.dropout_rate, key=dropout_key)
+        mixed, normaliser = attend(query, keys, values, bias, mask, drop=drop)
+        mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)  # [B, Q, N*H]
+        return keep(PRODUCT, to_residual(product(mixed, self.out, self.reduce))), normaliser
+
+    def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
+        """[B, L, D] -> [B, L, N, H]."""
+        y = product(x, weight, self.reduce)
+        y = y.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+        return keep(PRODUCT, constrain(y, "layer_batch", None, "head", None))

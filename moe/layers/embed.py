@@ -9,20 +9,37 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
-from moe.layers.weights import NORMAL, product, scaled_fan_in, to_batch, to_rows
+from moe.layers.init import NORMAL, scaled_fan_in
+from moe.layers.product import product
+from moe.layers.residual import to_layer, to_residual
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import active, constrain
 
 
 class Embedding(nnx.Module):
-    """The input table [V, D], shared by encoder and decoder; D lies over the mesh columns."""
+    """The input table [V, D], shared by encoder and decoder; D lies over the mesh axis `model`.
 
-    def __init__(self, vocab_size: int, d_model: int, reduce: str = "float32"):
+    Args:
+      vocab_size: V.
+      d_model: D.
+      reduce: see `product`.
+      rngs: see `trainlib.model.weights.declare`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        reduce: str = "float32",
+        *,
+        rngs: nnx.Rngs | None = None,
+    ):
         self.reduce = reduce
-        self.table = declare((vocab_size, d_model), ("tokens", "table"), NORMAL)
+        self.table = declare((vocab_size, d_model), ("tokens", "table"), NORMAL, rngs)
 
-    def __call__(self, tokens: jax.Array, dtype) -> jax.Array:
+    def __call__(self, tokens: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """int32 [B, L] -> [B, L, D] in `dtype`.
 
         The cast comes after the lookup, so that the gradients of a word are added in float32.
@@ -31,43 +48,58 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
-        scaled = to_rows(x) * x.shape[-1] ** -0.5
+        scaled = to_layer(x) * x.shape[-1] ** -0.5
         logits = product(scaled, self.table, self.reduce, out=jnp.float32, transposed=True)
-        return constrain(logits, "rows", None, "vocab")
+        return constrain(logits, "layer_batch", None, "vocab")
 
 
 class Output(nnx.Module):
-    """The output matrix [D, V] of an untied model; V lies over the mesh columns."""
+    """The output matrix [D, V] of an untied model; V lies over the mesh axis `model`.
+
+    Args:
+      d_model: D.
+      vocab_size: V.
+      init_scale: see `scaled_fan_in`.
+      reduce: see `product`.
+      rngs: see `trainlib.model.weights.declare`.
+    """
 
     def __init__(
-        self, d_model: int, vocab_size: int, init_scale: float = 1.0, reduce: str = "float32"
+        self,
+        d_model: int,
+        vocab_size: int,
+        init_scale: float = 1.0,
+        reduce: str = "float32",
+        *,
+        rngs: nnx.Rngs | None = None,
     ):
         self.reduce = reduce
-        self.kernel = declare((d_model, vocab_size), ("embed", "vocab"), scaled_fan_in(init_scale))
+        init = scaled_fan_in(init_scale)
+        self.kernel = declare((d_model, vocab_size), ("embed", "vocab"), init, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32."""
-        logits = product(to_rows(x), self.kernel, self.reduce, out=jnp.float32)
-        return constrain(logits, "rows", None, "vocab")
+        logits = product(to_layer(x), self.kernel, self.reduce, out=jnp.float32)
+        return constrain(logits, "layer_batch", None, "vocab")
 
 
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows of `table` [V, D] for tokens [B, L], in its type.
+    """Vectors [B, L, D] of tokens int32 [B, L] from a table [V, D], in its type.
 
-    On a mesh with columns each device looks its part of D up for its whole row of the batch, and
-    one all-to-all turns "all sequences, part of D" into "some sequences, all of D". The automatic
-    partitioner would copy the whole result to every device.
+    Where the mesh axis `model` splits D, each device looks its part of D up for all sequences of
+    its data index, and one all-to-all turns "all sequences, part of D" into "some sequences, all
+    of D". The automatic partitioner would copy the whole result to every device.
     """
     sharding = active()
     if sharding is None or sharding[0].shape["model"] == 1:
-        return to_batch(jnp.take(table, tokens, axis=0))
+        return to_residual(jnp.take(table, tokens, axis=0))
     mesh, rules = sharding
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        found = jnp.take(table, tokens, axis=0)
-        return jax.lax.all_to_all(found, "model", split_axis=0, concat_axis=2, tiled=True)
+        parts = jnp.take(table, tokens, axis=0)  # [b, L, D / model]
+        return jax.lax.all_to_all(parts, "model", split_axis=0, concat_axis=2, tiled=True)
 
-    specs = P(None, rules["table"]), P(rules["rows"])
+    specs = P(None, rules["table"]), P(rules["layer_batch"])
     gathered = jax.shard_map(
         local, mesh=mesh, in_specs=specs, out_specs=P(rules["batch"]), check_vma=False
     )

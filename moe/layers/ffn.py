@@ -8,37 +8,29 @@ Letters: B batch, L length, D model width, F hidden width.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from moe.layers.weights import dropout, product, scaled_fan_in, to_batch, to_rows
+from moe.kernels.activation import activate
+from moe.layers.dropout import dropout
+from moe.layers.init import scaled_fan_in
+from moe.layers.product import product
+from moe.layers.residual import to_layer, to_residual
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import constrain
 
-ACTIVATIONS = ("geglu", "relu")
-
-
-def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:
-    """The hidden vector from its one or two projections, in their type.
-
-    GELU is the tanh form of T5 v1.1 and is computed in float32, as is everything exponentiated.
-    """
-    if gate is None:
-        return jax.nn.relu(up)
-    return jax.nn.gelu(gate.astype(jnp.float32), approximate=True).astype(up.dtype) * up
-
 
 class FeedForward(nnx.Module):
-    """[B, L, D] -> [B, L, D]; hidden units lie over the mesh columns.
+    """[B, L, D] -> [B, L, D]; hidden units lie over the mesh axis `model`.
 
     Args:
       d_model: D.
       d_ff: F.
-      activation: one of `ACTIVATIONS`.
+      activation: "geglu" or "relu", see `moe.kernels.activation`.
       init_scale: see `scaled_fan_in`.
       dropout_rate: of the hidden vector.
       reduce: see `product`.
+      rngs: see `trainlib.model.weights.declare`.
     """
 
     def __init__(
@@ -50,19 +42,21 @@ class FeedForward(nnx.Module):
         init_scale: float = 1.0,
         dropout_rate: float = 0.0,
         reduce: str = "float32",
+        rngs: nnx.Rngs | None = None,
     ):
         self.dropout_rate, self.reduce = dropout_rate, reduce
         init = scaled_fan_in(init_scale)
         self.gated = activation == "geglu"
         if self.gated:
-            self.gate = declare((d_model, d_ff), ("embed", "mlp"), init)
-        self.up = declare((d_model, d_ff), ("embed", "mlp"), init)
-        self.down = declare((d_ff, d_model), ("mlp", "embed"), init)
+            self.gate = declare((d_model, d_ff), ("embed", "mlp"), init, rngs)
+        self.up = declare((d_model, d_ff), ("embed", "mlp"), init, rngs)
+        self.down = declare((d_ff, d_model), ("mlp", "embed"), init, rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        x = to_rows(x)
+        """[B, L, D] -> [B, L, D] in the type of x; `key` None switches dropout off."""
+        x = to_layer(x)
         gate = keep(PRODUCT, product(x, self.gate, self.reduce)) if self.gated else None
-        hidden = activate(gate, keep(PRODUCT, product(x, self.up, self.reduce)))
-        hidden = constrain(hidden, "rows", None, "mlp")
+        hidden = activate(gate, keep(PRODUCT, product(x, self.up, self.reduce)))  # [B, L, F]
+        hidden = constrain(hidden, "layer_batch", None, "mlp")
         hidden = dropout(hidden, self.dropout_rate, key)
-        return keep(PRODUCT, to_batch(product(hidden, self.down, self.reduce)))
+        return keep(PRODUCT, to_residual(product(hidden, self.down, self.reduce)))

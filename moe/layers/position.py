@@ -65,6 +65,7 @@ class RelativeBias(nnx.Module):
       init_scale: of the uniform initialiser over the mean of both fans.
       buckets: R.
       max_distance: see `relative_buckets`.
+      rngs: see `trainlib.model.weights.declare`.
     """
 
     def __init__(
@@ -75,12 +76,15 @@ class RelativeBias(nnx.Module):
         init_scale: float = 1.0,
         buckets: int = BUCKETS,
         max_distance: int = MAX_DISTANCE,
+        rngs: nnx.Rngs | None = None,
     ):
         self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
-        self.table = declare((buckets, num_heads), ("buckets", "head"), _table_init(init_scale))
+        init = _table_init(init_scale)
+        self.table = declare((buckets, num_heads), ("buckets", "head"), init, rngs)
 
     def __call__(self, queries: int, keys: int, first_query: int = 0) -> jax.Array:
-        """For queries first_query .. first_query + Q - 1 and keys 0 .. K - 1 of one array.
+        """[1, N, Q, K] float32 for the queries first_query to first_query + Q - 1 and the keys 0 to
+        K - 1 of one array.
 
         Positions in the array serve packed sequences too: inside one segment the difference of two
         array positions is that of the segment's own, and other pairs are masked.
@@ -90,10 +94,11 @@ class RelativeBias(nnx.Module):
 
     def at(self, position: jax.Array, keys: int) -> jax.Array:
         """Bias [1, N, 1, K] of one query at `position`, an int32 scalar that may be traced."""
-        found = jnp.asarray(self._buckets(np.arange(keys), keys))
-        return self._read(jax.lax.dynamic_slice_in_dim(found, position, 1))
+        buckets = jnp.asarray(self._buckets(np.arange(keys), keys))  # [K, K]
+        return self._read(jax.lax.dynamic_slice_in_dim(buckets, position, 1))
 
     def _buckets(self, query: np.ndarray, keys: int) -> np.ndarray:
+        """int32 [Q, K]."""
         offsets = np.arange(keys)[None, :] - query[:, None]
         return relative_buckets(
             offsets,
@@ -102,10 +107,11 @@ class RelativeBias(nnx.Module):
             max_distance=self.max_distance,
         )
 
-    def _read(self, found: np.ndarray | jax.Array) -> jax.Array:
+    def _read(self, buckets: np.ndarray | jax.Array) -> jax.Array:
+        """int32 [Q, K] -> [1, N, Q, K]."""
         # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
         # into R. Full precision, because the matrix units of a TPU would round the table.
-        chosen = jax.nn.one_hot(jnp.asarray(found), self.buckets, dtype=jnp.float32)
+        chosen = jax.nn.one_hot(jnp.asarray(buckets), self.buckets, dtype=jnp.float32)  # [Q, K, R]
         bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
-        # By heads, as attention reads it: its gradient is then added up over mesh rows alone.
+        # By heads, as attention reads it: its gradient is then added up over the data axis alone.
         return constrain(bias[None], None, "head", None, None)

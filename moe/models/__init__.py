@@ -1,4 +1,4 @@
-"""Models from plain data: `build(config.model, config.routing)` makes a module without arrays."""
+"""Architectures from plain data: sections of a configuration, or the name of a size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from moe.models.architecture import Architecture
 from moe.models.sizes import SIZES
-from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
 from trainlib.errors import one_of
 
@@ -45,8 +44,3 @@ def named(name: str, routing: Mapping[str, Any] | None = None, **model: Any) -> 
     """The architecture of a named size, with fields of its router and of its own changed."""
     own, router = size(name)
     return architecture(own | model, router | dict(routing or {}))
-
-
-def build(model: Mapping[str, Any], routing: Mapping[str, Any]) -> Transformer:
-    """The sections `model` and `routing` of a configuration -> a model; see `architecture`."""
-    return Transformer(architecture(model, routing))

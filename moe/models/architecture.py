@@ -1,4 +1,4 @@
-"""What defines a model, as data: one frozen dataclass, checked when it is made."""
+"""What defines a model, as data: one frozen dataclass, checked when it is built."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import numpy as np
 
+from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES
-from moe.layers.ffn import ACTIVATIONS
 from moe.layers.position import BUCKETS, MAX_DISTANCE
-from moe.layers.weights import REDUCE
+from moe.layers.product import REDUCE
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, fit, number, whole
@@ -59,13 +59,13 @@ class Section:
     def numbers(self) -> dict[str, np.ndarray]:
         """See `Architecture.trees`."""
         starts = self.first + sum(self.counts) * np.arange(self.periods)
-        found, place = {}, 0
+        numbers, position = {}, 0
         for name, count in zip(TREES, self.counts, strict=True):
             if count:
-                inside = place if is_sparse(name) else place + np.arange(count)
-                found[self.prefix + name] = np.add.outer(starts, inside)
-            place += count
-        return found
+                inside = position if is_sparse(name) else position + np.arange(count)
+                numbers[self.prefix + name] = np.add.outer(starts, inside)
+            position += count
+        return numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Architecture:
         than half of the buckets.
       activation: "geglu" (three matrices) or "relu" (two).
       routing: of the sparse blocks; None makes every block dense.
+      decoder_routing: of the sparse blocks of a decoder, where it is another one; None: `routing`,
+        without what would rank tokens against later ones.
       sparse_stacks: which stacks have sparse blocks: "all", "encoder" or "decoder".
       sparse_period: every how many blocks one is sparse.
       decoder_sparse_period: the same for a decoder beside an encoder; 0: as `sparse_period`.
@@ -124,6 +126,7 @@ class Architecture:
     relative_attention_max_distance: Annotated[int, whole(1)] = MAX_DISTANCE
     activation: Annotated[str, choice(*ACTIVATIONS)] = "geglu"
     routing: RoutingConfig | None = None
+    decoder_routing: RoutingConfig | None = None
     sparse_stacks: Annotated[str, choice(*SPARSE_STACKS)] = "all"
     sparse_period: Annotated[int, whole(1, MOST_BLOCKS)] = 4
     decoder_sparse_period: Annotated[int, whole(1, MOST_BLOCKS, also={0: "sparse_period"})] = 0
@@ -191,8 +194,8 @@ class Architecture:
         blocks = getattr(self, key)
         if blocks % period and not (self.partial_period and blocks > period):
             fits = sorted({max(blocks // period, 1) * period, (blocks // period + 1) * period})
-            own = key == "decoder_blocks" and self.decoder_sparse_period
-            name = "decoder_sparse_period" if own else "sparse_period"
+            apart = key == "decoder_blocks" and self.decoder_sparse_period
+            name = "decoder_sparse_period" if apart else "sparse_period"
             cut = ", or model.partial_period=True" if blocks > period else ""
             raise ConfigError(
                 f"model.{key}={blocks} is no whole number of periods of model.{name}={period} "
@@ -204,17 +207,20 @@ class Architecture:
 
     def _period(self, stack: str) -> int:
         """Blocks of a period of a sparse stack."""
-        own = stack == "decoder" and "encoder" in self.stacks and self.decoder_sparse_period
-        return own or self.sparse_period
+        if stack == "decoder" and "encoder" in self.stacks and self.decoder_sparse_period:
+            return self.decoder_sparse_period
+        return self.sparse_period
 
     def stack_routing(self, stack: str) -> RoutingConfig | None:
         """The router of a stack, None in a dense one: a decoder's never ranks tokens against later
         ones, whatever the encoder's does.
         """
-        if not self._is_sparse(stack) or stack == "encoder":
-            return self.routing if self._is_sparse(stack) else None
-        assert self.routing is not None
-        return dataclasses.replace(self.routing, batch_prioritized=False, router="tokens_choose")
+        if self.routing is None or not self._is_sparse(stack):
+            return None
+        if stack == "encoder":
+            return self.routing
+        routing = self.decoder_routing or self.routing
+        return dataclasses.replace(routing, batch_prioritized=False, router="tokens_choose")
 
     @property
     def stacks(self) -> dict[str, str]:
@@ -224,8 +230,8 @@ class Architecture:
 
     def sparse_blocks(self, stack: str) -> tuple[int, ...]:
         """Numbers of the sparse blocks of a stack, from 0."""
-        found = [numbers for tree, numbers in self.trees(stack).items() if is_sparse(tree)]
-        return tuple(int(number) for numbers in found for number in numbers)
+        trees = self.trees(stack).items()
+        return tuple(int(n) for tree, numbers in trees if is_sparse(tree) for n in numbers)
 
     @property
     def all_sparse_blocks(self) -> dict[str, tuple[int, ...]]:

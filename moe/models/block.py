@@ -1,7 +1,7 @@
 """One transformer block, dense or sparse.
 
-Letters: B batch, L length, K length of the encoder's output, N heads, D model width. Each sublayer
-is x + dropout(layer(norm(x))):
+Letters: B batch, L length, K length of the encoder's output, N heads, H width of one head, D model
+width. Each sublayer is x + dropout(layer(norm(x))):
 
     dense encoder   self-attention, FFN             sparse encoder  self-attention, experts, FFN
     dense decoder   self-, cross-attention, FFN     sparse decoder  self-, cross-, experts, FFN
@@ -18,18 +18,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from moe.layers.attention import Attention
+from moe.layers.dropout import dropout, split_key
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
+from moe.layers.residual import to_layer
 from moe.layers.sparse import SparseFFN
-from moe.layers.weights import dropout, split, to_rows
 from moe.models.architecture import Architecture
 from moe.routing.config import RoutingConfig
 from trainlib.sharding.constrain import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
-Kept = dict[str, jax.Array]  # keys and values that decoding keeps of a block, [B, L, N, H]
+Cache = dict[str, jax.Array]  # keys and values of a block, [B, L, N, H]
 
 
 @jax.tree_util.register_dataclass
@@ -62,17 +64,24 @@ class Block(nnx.Module):
       routing: of the experts; None makes the block dense.
       causal: the block is in a decoder.
       cross: the block reads the encoder's output.
+      rngs: see `trainlib.model.weights.declare`.
     """
 
     def __init__(
-        self, config: Architecture, routing: RoutingConfig | None, *, causal: bool, cross: bool
+        self,
+        config: Architecture,
+        routing: RoutingConfig | None = None,
+        *,
+        causal: bool = False,
+        cross: bool = False,
+        rngs: nnx.Rngs | None = None,
     ):
         self.config, self.sparse, self.cross = config, routing is not None, cross
-        self.attention_norm, self.attention = self._norm(), self._attention()
+        self.attention_norm, self.attention = self._norm(rngs), self._attention(rngs)
         if cross:
-            self.cross_norm, self.cross_attention = self._norm(), self._attention()
+            self.cross_norm, self.cross_attention = self._norm(rngs), self._attention(rngs)
         if routing is not None:
-            self.experts_norm = self._norm()
+            self.experts_norm = self._norm(rngs)
             self.experts = SparseFFN(
                 config.d_model,
                 config.d_ff,
@@ -83,10 +92,11 @@ class Block(nnx.Module):
                 router_init_scale=config.router_init_scale or None,
                 expert_dropout=config.expert_dropout,
                 causal=causal,
+                rngs=rngs,
             )
         self.dense = routing is None or config.extra_ffn != "none"
         if self.dense:
-            self.ffn_norm = self._norm()
+            self.ffn_norm = self._norm(rngs)
             self.ffn = FeedForward(
                 config.d_model,
                 config.d_ff,
@@ -94,12 +104,13 @@ class Block(nnx.Module):
                 init_scale=config.init_scale,
                 dropout_rate=config.dropout,
                 reduce=config.reduce_dtype,
+                rngs=rngs,
             )
 
-    def _norm(self) -> RMSNorm:
-        return RMSNorm(self.config.d_model, self.config.norm_scale)
+    def _norm(self, rngs: nnx.Rngs | None) -> RMSNorm:
+        return RMSNorm(self.config.d_model, self.config.norm_scale, rngs=rngs)
 
-    def _attention(self) -> Attention:
+    def _attention(self, rngs: nnx.Rngs | None) -> Attention:
         config = self.config
         return Attention(
             config.d_model,
@@ -108,6 +119,7 @@ class Block(nnx.Module):
             init_scale=config.init_scale,
             dropout_rate=config.dropout,
             reduce=config.reduce_dtype,
+            rngs=rngs,
         )
 
     def _router_input(self, x: jax.Array, context: Context) -> jax.Array | None:
@@ -120,75 +132,110 @@ class Block(nnx.Module):
         scale = self.config.residual_scale
         return x + (branch if scale == 1 else (scale * branch).astype(x.dtype))
 
-    def begin(self, source: jax.Array | None, rows: int, length: int, dtype) -> Kept:
-        """What decoding keeps of this block: room for the keys and values of `length` tokens of
-        `rows` sequences, and those of the encoder's output `source` [B, K, D].
-        """
-        shape = (rows, length, self.config.num_heads, self.config.head_dim)
-        empty = constrain(jnp.zeros(shape, dtype), "rows", None, "head", None)
-        kept = {"key": empty, "value": empty}
-        if self.cross:
-            assert source is not None
-            keys, values = self.cross_attention.keys_values(to_rows(source))
-            kept |= {"cross_key": keys, "cross_value": values}
-        return kept
-
-    def step(
+    def __call__(
         self,
         x: jax.Array,
-        kept: Kept,
-        position: jax.Array,
         context: Context,
-        draws: jax.Array | None = None,
-    ) -> tuple[jax.Array, Kept]:
-        """One more token of each sequence, without dropout or noise.
+        key: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[jax.Array, Aux]:
+        """Runs the block on all tokens at once.
 
         Args:
-          x: [B, 1, D].
-          kept: of the tokens before, see `begin`.
-          position: int32 scalar, number of tokens before.
-          context: of this token; `mask` and `bias` span the length that was kept room for.
-          draws: key of a policy that is random in evaluation too, or None.
-        """
-        y = to_rows(self.attention_norm(x))
-        new = self.attention.keys_values(y)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(kept[name], value, position, axis=1)
-            for name, value in zip(("key", "value"), new, strict=True)
-        )
-        x = self._add(x, self.attention.read(y, keys, values, context.bias, context.mask)[0], None)
-        if self.cross:
-            y = to_rows(self.cross_norm(x))
-            ready = kept["cross_key"], kept["cross_value"]
-            x = self._add(
-                x, self.cross_attention.read(y, *ready, None, context.source_mask)[0], None
-            )
-        x, _ = self._feed_forward(x, context, [None, None, draws, None], train=False)
-        return x, kept | {"key": keys, "value": values}
+          x: [B, L, D].
+          context: of these tokens.
+          key: for dropout and noise; None switches all randomness off. In evaluation only a policy
+            that is random there too draws.
+          train: training or evaluation.
 
-    def __call__(
-        self, x: jax.Array, context: Context, key: jax.Array | None, *, train: bool
-    ) -> tuple[jax.Array, Aux]:
-        """Runs the block; `key` None switches all randomness off. In evaluation only a policy that
-        is random there too draws.
+        Returns:
+          ([B, L, D], "attention_z" and "cross_attention_z", float32 scalars, and "router", the
+          `SparseOutput` of the experts, as far as the block has them).
         """
-        keys = split(key, 8) if train else [*(None,) * 6, key, None]
+        keys = split_key(key, 8) if train else [*(None,) * 6, key, None]
         aux: Aux = {}
-        y = self.attention_norm(x)
-        y, total = self.attention(y, y, context.bias, context.mask, keys[0])
-        aux["attention_z"] = _mean_square(total, context.valid)
+        y, normaliser = self.attention(
+            self.attention_norm(x), bias=context.bias, mask=context.mask, dropout_key=keys[0]
+        )
+        aux["attention_z"] = _mean_square(normaliser, context.valid)
         x = self._add(x, y, keys[1])
         if self.cross:
-            y = self.cross_norm(x)
-            y, total = self.cross_attention(y, context.source, None, context.source_mask, keys[2])
-            aux["cross_attention_z"] = _mean_square(total, context.valid)
+            y, normaliser = self.cross_attention(
+                self.cross_norm(x), context.source, mask=context.source_mask, dropout_key=keys[2]
+            )
+            aux["cross_attention_z"] = _mean_square(normaliser, context.valid)
             x = self._add(x, y, keys[3])
         x, report = self._feed_forward(x, context, keys[4:], train=train)
         return x, aux | report
 
+    def init_cache(
+        self, source: jax.Array | None, batch: int, length: int, dtype: DTypeLike
+    ) -> Cache:
+        """The cache before the first token: empty keys and values for the decoder's own tokens, and
+        those of the encoder's output.
+
+        Args:
+          source: [B, K, D] output of the encoder, which a block with cross-attention reads.
+          batch: B.
+          length: L, most tokens of a sequence.
+          dtype: of activations.
+
+        Returns:
+          "key" and "value" [B, L, N, H], "cross_key" and "cross_value" [B, K, N, H].
+        """
+        shape = (batch, length, self.config.num_heads, self.config.head_dim)
+        empty = constrain(jnp.zeros(shape, dtype), "layer_batch", None, "head", None)
+        cache = {"key": empty, "value": empty}
+        if self.cross:
+            assert source is not None
+            keys, values = self.cross_attention.keys_values(to_layer(source))
+            cache |= {"cross_key": keys, "cross_value": values}
+        return cache
+
+    def decode_step(
+        self,
+        x: jax.Array,
+        cache: Cache,
+        position: jax.Array,
+        context: Context,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """One more token of each sequence, without dropout or noise.
+
+        Args:
+          x: [B, 1, D].
+          cache: of the tokens before, see `init_cache`.
+          position: int32 scalar, number of tokens before.
+          context: of this token; `mask` and `bias` span the length of the cache.
+          key: of a policy that is random in evaluation too, or None.
+
+        Returns:
+          ([B, 1, D], the cache with this token).
+        """
+        y = to_layer(self.attention_norm(x))
+        new = self.attention.keys_values(y)  # both [B, 1, N, H]
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(cache[name], value, position, axis=1)
+            for name, value in zip(("key", "value"), new, strict=True)
+        )
+        y, _ = self.attention.attend_to(y, keys, values, bias=context.bias, mask=context.mask)
+        x = self._add(x, y, None)
+        if self.cross:
+            y = to_layer(self.cross_norm(x))
+            y, _ = self.cross_attention.attend_to(
+                y, cache["cross_key"], cache["cross_value"], mask=context.source_mask
+            )
+            x = self._add(x, y, None)
+        x, _ = self._feed_forward(x, context, [None, None, key, None], train=False)
+        return x, cache | {"key": keys, "value": values}
+
     def _feed_forward(
         self, x: jax.Array, context: Context, keys: list[jax.Array | None], *, train: bool
     ) -> tuple[jax.Array, Aux]:
+        """The dense layer and the experts, in their order; `keys` are those of the dense layer, its
+        branch, the experts and their branch.
+        """
         aux: Aux = {}
         before = self.config.extra_ffn == "before"
         if self.dense and before:
@@ -204,8 +251,8 @@ class Block(nnx.Module):
         return x, aux
 
 
-def _mean_square(total: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean over real queries and heads of logsumexp^2, total [B, N, L]: the z-loss of attention."""
-    weights = valid[:, None, :].astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(weights) * total.shape[1], 1.0)
-    return jnp.sum(weights * jnp.square(total)) / count
+def _mean_square(normaliser: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of logsumexp^2 [B, N, L] over real queries and heads: the z-loss of attention."""
+    weights = valid[:, None, :].astype(jnp.float32)  # [B, 1, L]
+    count = jnp.maximum(jnp.sum(weights) * normaliser.shape[1], 1.0)
+    return jnp.sum(weights * jnp.square(normaliser)) / count

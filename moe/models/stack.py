@@ -13,21 +13,19 @@ blocks at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from moe.layers.attention import segment_mask
+from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
 from moe.layers.sparse import evaluation_key
-from moe.layers.weights import dropout, split, stack
-from moe.models.architecture import Architecture, Section, is_sparse
-from moe.models.block import Aux, Block, Context, Kept
-from trainlib.model.remat import recomputed
+from moe.models.architecture import Architecture, is_sparse
+from moe.models.block import Aux, Block, Cache, Context
+from moe.models.stacked import Stacked, Step, fold, stack
 from trainlib.sharding.constrain import constrain
 
 
@@ -37,9 +35,10 @@ class Stack(nnx.Module):
     Args:
       config: the model.
       name: "encoder" or "decoder".
+      rngs: see `trainlib.model.weights.declare`.
     """
 
-    def __init__(self, config: Architecture, name: str):
+    def __init__(self, config: Architecture, name: str, *, rngs: nnx.Rngs | None = None):
         self.config = config
         self.causal = name == "decoder"
         cross = self.causal and config.kind == "encoder_decoder"
@@ -49,14 +48,15 @@ class Stack(nnx.Module):
             init_scale=config.init_scale,
             buckets=config.relative_attention_num_buckets,
             max_distance=config.relative_attention_max_distance,
+            rngs=rngs,
         )
         self.sections, self.routing = config.sections(name), config.stack_routing(name)
         for tree, numbers in config.trees(name).items():
             routing = self.routing if is_sparse(tree) else None
             block = Block(config, routing, causal=self.causal, cross=cross)
             axes = ("period",) if is_sparse(tree) else ("period", "layer")
-            setattr(self, tree, stack(block, numbers.shape, axes))
-        self.norm = RMSNorm(config.d_model, config.norm_scale)
+            setattr(self, tree, stack(block, numbers.shape, axes, rngs))
+        self.norm = RMSNorm(config.d_model, config.norm_scale, rngs=rngs)
 
     def __call__(
         self,
@@ -66,7 +66,7 @@ class Stack(nnx.Module):
         source_segments: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
-        train: bool,
+        train: bool = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Runs all blocks.
 
@@ -79,15 +79,86 @@ class Stack(nnx.Module):
           train: training or evaluation, which has no dropout and no noise.
 
         Returns:
-          ([B, L, D], tree -> what its blocks report, stacked [P, ..] or [P, n, ..]).
+          ([B, L, D], tree -> what its blocks report, stacked [P, ...] or [P, n, ...]).
         """
-        first, last, blocks = split(key if train else None, 3)
+        first_key, last_key, blocks_key = split_key(key if train else None, 3)
+        context = self._context(x, segments, source, source_segments)
+
+        def step(block: Block, x: jax.Array, number: jax.Array) -> tuple[jax.Array, Aux]:
+            return block(x, context, self._block_key(blocks_key, number, train), train=train)
+
+        x = dropout(x, self.config.dropout, first_key)
+        remat = (self.config.decoder_remat if self.causal else "") or self.config.remat
+        x, aux = self._fold(x, step, remat=remat)
+        return dropout(self.norm(x), self.config.dropout, last_key), aux
+
+    def init_cache(
+        self, batch: int, length: int, dtype: DTypeLike, source: jax.Array | None = None
+    ) -> dict[str, Cache]:
+        """The cache before the first token: tree -> that of `Block.init_cache`, stacked as the
+        weights of the tree are, [P, ...] or [P, n, ...].
+
+        Args:
+          batch: B.
+          length: most tokens of a sequence.
+          dtype: of activations.
+          source: [B, K, D] output of the encoder, for a decoder with cross-attention.
+        """
+
+        def step(block: Block, x: None, number: jax.Array) -> tuple[None, Cache]:
+            return x, block.init_cache(source, batch, length, dtype)
+
+        return self._fold(None, step)[1]
+
+    def decode_step(
+        self,
+        x: jax.Array,
+        cache: dict[str, Cache],
+        position: jax.Array,
+        source_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Cache]]:
+        """Runs all blocks on one more token of each sequence, all of which are at `position`.
+
+        Args:
+          x: [B, 1, D] embedded tokens.
+          cache: of the tokens before; see `init_cache`.
+          position: int32 scalar, number of tokens before.
+          source_mask: bool [B, 1, 1, K], which positions of the encoder's output hold a token.
+
+        Returns:
+          ([B, 1, D], the cache with this token).
+        """
+        length = next(iter(cache.values()))["key"].shape[-3]
+        context = Context(
+            bias=self.bias.at(position, length),
+            mask=(jnp.arange(length) <= position)[None, None, None],  # [1, 1, 1, L]
+            valid=jnp.ones(x.shape[:2], bool),
+            source_mask=source_mask,
+            words=None if self.config.router_input == "hidden" else x,
+        )
+
+        def step(
+            block: Block, x: jax.Array, number: jax.Array, cache: Cache
+        ) -> tuple[jax.Array, Cache]:
+            key = evaluation_key(self.routing, number, position)
+            return block.decode_step(x, cache, position, context, key)
+
+        x, cache = self._fold(x, step, cache)
+        return self.norm(x), cache
+
+    def _context(
+        self,
+        x: jax.Array,
+        segments: jax.Array,
+        source: jax.Array | None,
+        source_segments: jax.Array | None,
+    ) -> Context:
         # Masks are made where attention reads them, so that segments travel and not their pairs.
-        seen = constrain(segments, "rows", None)
+        seen = constrain(segments, "layer_batch", None)
         source_mask = None
         if source_segments is not None:
-            source_mask = segment_mask(seen, constrain(source_segments, "rows", None))
-        context = Context(
+            source_mask = segment_mask(seen, constrain(source_segments, "layer_batch", None))
+        return Context(
             bias=self.bias(x.shape[1], x.shape[1]),
             mask=segment_mask(seen, seen, causal=self.causal),
             valid=segments > 0,
@@ -95,157 +166,39 @@ class Stack(nnx.Module):
             source_mask=source_mask,
             words=None if self.config.router_input == "hidden" else x,
         )
-        x = dropout(x, self.config.dropout, first)
-        x, aux = self._run(x, context, blocks, train)
-        return dropout(self.norm(x), self.config.dropout, last), aux
 
-    def begin(
-        self, rows: int, length: int, dtype, source: jax.Array | None = None
-    ) -> dict[str, Kept]:
-        """What decoding keeps: tree -> see `Block.begin`, stacked as the weights of the tree are.
+    def _block_key(self, key: jax.Array | None, number: jax.Array, train: bool) -> jax.Array | None:
+        """The key of a block, from its number in the stack."""
+        if not train:
+            return evaluation_key(self.routing, number)
+        return None if key is None else jax.random.fold_in(key, number)
 
-        Args:
-          rows: sequences.
-          length: most tokens of one of them.
-          dtype: of activations.
-          source: [B, K, D] output of the encoder, for a decoder with cross-attention.
-        """
-
-        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
-            del section
-
-            def begun(_: None, piece: Any) -> tuple[None, Kept]:
-                return None, nnx.merge(graphdef, piece[0]).begin(source, rows, length, dtype)
-
-            return begun
-
-        return self._over_blocks(None, body, self._numbers())[1]
-
-    def step(
-        self,
-        x: jax.Array,
-        kept: dict[str, Kept],
-        position: jax.Array,
-        source_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, Kept]]:
-        """Runs all blocks on one more token of each sequence, all of which are at `position`.
+    def _fold(
+        self, x: jax.Array | None, step: Step, *stacked: dict[str, Cache], remat: str = "none"
+    ) -> tuple:
+        """`for block in blocks: x, report = step(block, x, number, *its part of each stacked)`.
 
         Args:
-          x: [B, 1, D] embedded tokens.
-          kept: of the tokens before; see `begin`.
-          position: int32 scalar, number of tokens before.
-          source_mask: bool [B, 1, 1, K], which positions of the encoder's output hold a token.
+          x: what the blocks hand on.
+          step: see `fold`; `number` is that of the block in the stack, an int32 scalar.
+          *stacked: tree -> leaves stacked as its weights are.
+          remat: see `fold`.
+
+        Returns:
+          (x, tree -> reports, stacked as its weights are).
         """
-        length = next(iter(kept.values()))["key"].shape[-3]
-        context = Context(
-            bias=self.bias.at(position, length),
-            mask=(jnp.arange(length) <= position)[None, None, None],
-            valid=jnp.ones(x.shape[:2], bool),
-            source_mask=source_mask,
-            words=None if self.config.router_input == "hidden" else x,
-        )
-
-        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
-            del section
-
-            def stepped(x: jax.Array, piece: Any) -> tuple[jax.Array, Kept]:
-                weights, (own, number) = piece
-                draws = evaluation_key(self.routing, number, position)
-                return nnx.merge(graphdef, weights).step(x, own, position, context, draws)
-
-            return stepped
-
-        extras = {tree: (kept[tree], number) for tree, number in self._numbers().items()}
-        x, kept = self._over_blocks(x, body, extras)
-        return self.norm(x), kept
-
-    def _run(
-        self, x: jax.Array, context: Context, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, dict[str, Aux]]:
-        def body(graphdef: nnx.GraphDef, section: Section) -> Callable:
-            return self._block(graphdef, section, context, key, train)
-
-        return self._over_blocks(x, body, self._numbers())
-
-    def _numbers(self) -> dict[str, jax.Array]:
-        """See `Architecture.trees`."""
-        return {
-            tree: jnp.asarray(numbers, jnp.int32)
-            for section in self.sections
-            for tree, numbers in section.numbers().items()
-        }
-
-    def _over_blocks(
-        self, x: Any, body: Callable[[nnx.GraphDef, Section], Callable], extras: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """Runs all blocks in order.
-
-        Args:
-          x: what they hand on.
-          body: makes the loop body (x, (weights, extra)) -> (x, report) of the blocks of a tree
-            of a section.
-          extras: tree -> what each block gets beside its weights, stacked as these are.
-        """
-        reports: dict[str, Any] = {}
+        reports = {}
         for section in self.sections:
-            x, more = self._over_section(x, section, body, extras)
-            reports |= more
+            pieces = {
+                tree: (
+                    Stacked.of(getattr(self, tree)),
+                    jnp.asarray(numbers, jnp.int32),
+                    *(part[tree] for part in stacked),
+                )
+                for tree, numbers in section.numbers().items()
+            }
+            x, report = fold(
+                x, step, pieces, single=is_sparse, scan=self.config.scan_layers, remat=remat
+            )
+            reports |= report
         return x, reports
-
-    def _over_section(
-        self,
-        x: Any,
-        section: Section,
-        body: Callable[[nnx.GraphDef, Section], Callable],
-        extras: dict[str, Any],
-    ) -> tuple[Any, dict[str, Any]]:
-        trees = {name: numbers.shape for name, numbers in section.numbers().items()}
-        weights, bodies = {}, {}
-        for name in trees:
-            graphdef, values = nnx.split(getattr(self, name))
-            weights[name], bodies[name] = nnx.to_pure_dict(values), body(graphdef, section)
-
-        def period(x: Any, piece: Any) -> tuple[Any, dict[str, Any]]:
-            weights, extras = piece
-            reports = {}
-            for name, (_, *count) in trees.items():
-                own = weights[name], extras[name]
-                if is_sparse(name):
-                    x, reports[name] = bodies[name](x, own)
-                else:
-                    x, reports[name] = self._loop(bodies[name], x, own, *count)
-            return x, reports
-
-        own = {name: extras[name] for name in trees}
-        return self._loop(period, x, (weights, own), section.periods)
-
-    def _block(
-        self,
-        graphdef: nnx.GraphDef,
-        section: Section,
-        context: Context,
-        key: jax.Array | None,
-        train: bool,
-    ) -> Callable:
-        """One block as a loop body: (x, (its weights, its number)) -> (x, what it reports)."""
-
-        def body(x: jax.Array, piece: Any) -> tuple[jax.Array, Aux]:
-            weights, number = piece
-            if train:
-                block_key = None if key is None else jax.random.fold_in(key, number)
-            else:
-                block_key = evaluation_key(self.routing, number)
-            return nnx.merge(graphdef, weights)(x, context, block_key, train=train)
-
-        policy = (self.config.decoder_remat if self.causal else "") or self.config.remat
-        in_loop = self.config.scan_layers and section.periods > 1
-        return recomputed(body, policy, in_loop=in_loop)
-
-    def _loop(self, body: Callable, x: Any, pieces: Any, length: int) -> tuple:
-        if self.config.scan_layers and length > 1:
-            return jax.lax.scan(body, x, pieces, length=length)
-        reports = []
-        for index in range(length):
-            x, report = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], pieces))
-            reports.append(report)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe.layers.embed import Embedding, Output
 from moe.models.architecture import Architecture
-from moe.models.block import Aux, Kept
+from moe.models.block import Aux, Cache
 from moe.models.stack import Stack
 from trainlib.sharding.constrain import constrain
 
@@ -23,20 +23,34 @@ class Transformer(nnx.Module):
 
     `hidden` runs the stacks, `logits` the last matrix: a loss can then be recomputed without the
     stacks. `encode` and `decode` are the two halves.
+
+    Args:
+      config: the architecture.
+      rngs: see `trainlib.model.weights.declare`.
     """
 
-    def __init__(self, config: Architecture):
+    encoder: Stack  # as far as the architecture has them
+    decoder: Stack
+
+    def __init__(self, config: Architecture, *, rngs: nnx.Rngs | None = None):
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.d_model, config.reduce_dtype)
+        self.embedding = Embedding(
+            config.vocab_size, config.d_model, config.reduce_dtype, rngs=rngs
+        )
         for name in config.stacks:
-            setattr(self, name, Stack(config, name))
+            setattr(self, name, Stack(config, name, rngs=rngs))
         if not config.tie_word_embeddings:
             self.output = Output(
-                config.d_model, config.vocab_size, config.init_scale, config.reduce_dtype
+                config.d_model, config.vocab_size, config.init_scale, config.reduce_dtype, rngs=rngs
             )
 
     def encode(
-        self, tokens: jax.Array, segments: jax.Array, *, train: bool, key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L] -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
@@ -49,43 +63,53 @@ class Transformer(nnx.Module):
         encoded: jax.Array | None = None,
         encoder_segments: jax.Array | None = None,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L], already shifted right -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
         return self.decoder(x, segments, encoded, encoder_segments, key=key, train=train)
 
-    def begin(self, rows: int, length: int, encoded: jax.Array | None = None) -> dict[str, Kept]:
-        """What decoding token by token keeps: room for `length` tokens of `rows` sequences, and the
-        keys and values of the encoder's output [B, K, D].
-        """
-        return self.decoder.begin(rows, length, self.config.dtype, encoded)
+    def init_cache(
+        self, batch: int, length: int, encoded: jax.Array | None = None
+    ) -> dict[str, Cache]:
+        """The cache for decoding token by token: empty keys and values of the decoder's own tokens,
+        and those of the encoder's output; see `Stack.init_cache`.
 
-    def step(
+        Args:
+          batch: B.
+          length: most tokens of a sequence.
+          encoded: [B, K, D] output of the encoder.
+        """
+        return self.decoder.init_cache(batch, length, self.config.dtype, encoded)
+
+    def decode_step(
         self,
         tokens: jax.Array,
-        kept: dict[str, Kept],
+        cache: dict[str, Cache],
         position: jax.Array,
         encoder_segments: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, Kept]]:
-        """Logits float32 [B, V] of what comes after one more token of each sequence.
+    ) -> tuple[jax.Array, dict[str, Cache]]:
+        """Reads one more token of each sequence.
 
         Args:
           tokens: int32 [B], the tokens at `position` of the decoder's input.
-          kept: of the positions before, see `begin`.
+          cache: of the positions before, see `init_cache`.
           position: int32 scalar.
-          encoder_segments: int32 [B, K], 0 at padding; one segment a row.
+          encoder_segments: int32 [B, K], 0 at padding; one segment in each sequence.
+
+        Returns:
+          (logits float32 [B, V] of what comes next, the cache with these tokens).
         """
-        x = self.embedding(tokens[:, None], self.config.dtype)
+        x = self.embedding(tokens[:, None], self.config.dtype)  # [B, 1, D]
         mask = None
         if encoder_segments is not None:
-            mask = constrain(encoder_segments > 0, "rows", None)[:, None, None]
-        x, kept = self.decoder.step(x, kept, position, mask)
-        return self.logits(x)[:, 0], kept
+            mask = constrain(encoder_segments > 0, "layer_batch", None)[:, None, None]
+        x, cache = self.decoder.decode_step(x, cache, position, mask)
+        return self.logits(x)[:, 0], cache
 
     def hidden(
-        self, batch: Batch, *, train: bool, key: jax.Array | None = None
+        self, batch: Batch, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, Reports]:
         """The last hidden states [B, L, D] of the decoder (of the encoder, where it is alone).
 
@@ -125,7 +149,7 @@ class Transformer(nnx.Module):
         return self.output(hidden)
 
     def __call__(
-        self, batch: Batch, *, train: bool, key: jax.Array | None = None
+        self, batch: Batch, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, Reports]:
         """Logits float32 [B, L, V] and the reports of the blocks; see `hidden`."""
         x, reports = self.hidden(batch, train=train, key=key)

@@ -1,7 +1,7 @@
 """Options of the router, and what follows from them alone: capacity, group size, policy.
 
-Letters: E experts, K choices of a token, S tokens of a group, C capacity (rows of one expert for
-one group).
+Letters: E experts, K choices of a token, S tokens of a group, C capacity (slots of one expert
+for one group).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import dataclasses
 import math
 from typing import Annotated
 
+from moe.routing.policies import POLICIES, Policy
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, number, whole
 
 ROUTERS = ("tokens_choose", "experts_choose")
-POLICIES = ("all", "none", "threshold", "random", "if_dropped")
 DISPATCHES = ("index", "dropless", "grouped")
 
 Factor = Annotated[float, number(1e-6, 1e6)]
@@ -43,7 +43,7 @@ class RoutingConfig:
         (flaxformer).
       second_policy: in training, when a choice beyond the first is sent: "all", "none", "threshold"
         (normalised gate > second_threshold), "random" (with probability gate / second_threshold)
-        or "if_dropped" (when all choices before it found no row: no token left behind, arXiv
+        or "if_dropped" (when all choices before it found no slot: no token left behind, arXiv
         2101.03961, appendix B; its gate is the probability itself).
       second_policy_eval: the same in evaluation. The paper's code stays random; "all" loses
         nothing to chance and is a deviation, which a run says when it starts. Draws of "random"
@@ -142,7 +142,7 @@ class RoutingConfig:
 
 
 def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:
-    """C, rows of one expert for one group of `group_size` tokens.
+    """C, slots of one expert for one group of `group_size` tokens.
 
     Raises:
       ConfigError: the result is below 1, so that every expert would drop everything.
@@ -151,9 +151,9 @@ def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:
     choices = config.top_k if config.capacity_per_choice else 1
     # The small term keeps 0.7 * 30 / 3 = 6.999... at 7.
     exact = factor * choices * group_size / config.num_experts
-    rows = math.floor(exact + 1e-9) if config.capacity_rounding == "floor" else round(exact)
-    rows = max(min(group_size, rows), config.min_capacity)
-    if rows < 1:
+    slots = math.floor(exact + 1e-9) if config.capacity_rounding == "floor" else round(exact)
+    slots = max(min(group_size, slots), config.min_capacity)
+    if slots < 1:
         key = "capacity_factor" if train else "capacity_factor_eval"
         raise ConfigError(
             f"routing.{key}={factor} gives {exact:.3g} rows for each of {config.num_experts} "
@@ -161,7 +161,7 @@ def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:
             f"least {config.num_experts / (choices * group_size):.3g}, larger groups, or "
             "routing.min_capacity=1."
         )
-    return rows
+    return slots
 
 
 def tokens_per_group(config: RoutingConfig, sequences: int, length: int) -> int:
@@ -189,8 +189,13 @@ def tokens_per_group(config: RoutingConfig, sequences: int, length: int) -> int:
     return size if config.group_size else size * length
 
 
-def policy(config: RoutingConfig, *, train: bool) -> str:
+def policy_name(config: RoutingConfig, *, train: bool) -> str:
     """The second-choice policy in force; "all" when there is no second choice."""
     if config.top_k == 1 or config.router == "experts_choose":
         return "all"
     return config.second_policy if train else config.second_policy_eval
+
+
+def policy(config: RoutingConfig, *, train: bool) -> Policy:
+    """See `policy_name`."""
+    return POLICIES[policy_name(config, train=train)]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
-from moe.routing.config import RoutingConfig, policy
+from moe.routing.config import RoutingConfig, policy_name
 from moe.start.misfits import misfits
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.checkpoint.find import find
@@ -89,7 +89,7 @@ def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
             listed.append("routing.top_k=1, whose gate is a probability (2 or more)")
         elif not routing.normalize_gates:
             listed.append("routing.normalize_gates=False (True)")
-        if (rule := policy(routing, train=train)) != "all":
+        if (rule := policy_name(routing, train=train)) != "all":
             listed.append(f"routing.second_policy{end}={rule} (all)")
     factor = routing.capacity_factor if train else routing.capacity_factor_eval
     choices = routing.top_k if routing.capacity_per_choice else 1

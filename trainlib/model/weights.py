@@ -15,6 +15,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jax.sharding import Sharding
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 Arrays = dict[str, jax.Array]
+M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def unflatten(flat: Mapping) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Abstract:
+class Abstract(Generic[M]):
     """A model without its arrays: the graph definition, the specs of weights and statistics."""
 
     graphdef: nnx.GraphDef
@@ -109,9 +111,7 @@ class Abstract:
         """Number of trained parameters (running statistics not counted, as the papers count)."""
         return sum(spec.size for spec in self.params.values())
 
-    def bind(
-        self, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array]
-    ) -> nnx.Module:
+    def bind(self, params: Mapping[str, jax.Array], model_state: Mapping[str, jax.Array]) -> M:
         """Puts arrays into the model; cheap, meant for the inside of a jitted function."""
         return nnx.merge(self.graphdef, unflatten(params), unflatten(model_state))
 
@@ -132,7 +132,7 @@ def _specs(state: nnx.State) -> dict[str, Spec]:
     return specs
 
 
-def abstract(model: nnx.Module) -> Abstract:
+def abstract(model: M) -> Abstract[M]:
     """Splits a freshly built model into its graph definition and the specs of what it declares."""
     graphdef, params, model_state = nnx.split(model, nnx.Param, nnx.BatchStat)
     return Abstract(graphdef, _specs(params), _specs(model_state))

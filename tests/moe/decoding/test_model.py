@@ -108,13 +108,13 @@ def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, uncac
         segments = batch["encoder_segments"]
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
 
-        def step(kept, piece):
+        def step(cache, piece):
             position, word = piece
-            logits, kept = bound.step(word, kept, position, segments)
-            return kept, logits
+            logits, cache = bound.decode_step(word, cache, position, segments)
+            return cache, logits
 
-        kept = bound.begin(8, 9, encoded)
-        return jax.lax.scan(step, kept, (jnp.arange(6), jnp.asarray(words).T))[1]
+        cache = bound.init_cache(8, 9, encoded)
+        return jax.lax.scan(step, cache, (jnp.arange(6), jnp.asarray(words).T))[1]
 
     expected = uncached(words)
     found = np.asarray(stepwise(params, inputs)).swapaxes(0, 1)
@@ -163,21 +163,21 @@ def test_beams_keep_their_own_cache(model, decoded, uncached):
         logits = [uncached(part, params)[:, int(position)] for part in places]
         return np.stack(logits, axis=1).reshape(8 * beams, -1)
 
-    def step(tokens, kept, position):
-        kept = kept.at[:, position].set(tokens)
+    def step(tokens, cache, position):
+        cache = cache.at[:, position].set(tokens)
         shape = jax.ShapeDtypeStruct((8 * beams, 48), jnp.float32)
-        logits = jax.pure_callback(logits_of, shape, kept, position)
-        return logits, kept
+        logits = jax.pure_callback(logits_of, shape, cache, position)
+        return logits, cache
 
     def allowed(position, size):
         return (jnp.arange(size) != 0) & (jnp.arange(size) < 40)
 
-    def moved(kept, parents):
-        kept = kept.reshape(8, beams, length)
-        return jnp.take_along_axis(kept, parents[..., None], axis=1).reshape(-1, length)
+    def moved(cache, parents):
+        cache = cache.reshape(8, beams, length)
+        return jnp.take_along_axis(cache, parents[..., None], axis=1).reshape(-1, length)
 
-    kept = jnp.zeros((8 * beams, length), jnp.int32)
-    words, scores, ranks = decode.beam_search(step, kept, 8, length, beams, 0.6, moved, allowed)
+    cache = jnp.zeros((8 * beams, length), jnp.int32)
+    words, scores, ranks = decode.beam_search(step, cache, 8, length, beams, 0.6, moved, allowed)
     found = decoded("beam", params=params)
     assert 0 < (found["words"] == EOS).sum() < 8
     np.testing.assert_array_equal(found["words"], words[:, 0])
@@ -259,7 +259,7 @@ def test_eight_devices_decode_as_one(model, inputs, decoded, shape, method):
     mesh = make_mesh(*shape)
     rules = {
         "batch": ("replica", "data", "model"),
-        "rows": ("replica", "data"),
+        "layer_batch": ("replica", "data"),
         "embed": "data",
         "expert": "data" if shape[1] <= 4 else None,
         "heads": "model",

@@ -39,9 +39,9 @@ def toy_step(tables, beams: int, length: int = L):
             dense[row, code(prefix)] = logits
     dense = jnp.asarray(np.repeat(dense, beams, axis=0))
 
-    def step(tokens, kept, position):
+    def step(tokens, cache, position):
         first = jnp.asarray([sum(V**n for n in range(k)) for k in range(length)])[position]
-        value = jnp.where(position > 0, kept * V + tokens, 0)
+        value = jnp.where(position > 0, cache * V + tokens, 0)
         return dense[jnp.arange(len(dense)), first + value], value
 
     return step, jnp.zeros(len(dense), jnp.int32)
@@ -69,9 +69,9 @@ def answers(table, alpha: float):
     return found
 
 
-def reorder(kept, parents):
+def reorder(cache, parents):
     rows, beams = parents.shape
-    return jnp.take_along_axis(kept.reshape(rows, beams), parents, axis=1).reshape(-1)
+    return jnp.take_along_axis(cache.reshape(rows, beams), parents, axis=1).reshape(-1)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
@@ -80,10 +80,10 @@ def test_a_full_beam_is_exhaustive_search(alpha):
     12 beams hold them all.
     """
     tables = toy(3, 4)
-    step, kept = toy_step(tables, 12)
+    step, cache = toy_step(tables, 12)
     words, totals, scores = jax.jit(
-        lambda kept: search.beam_search(step, kept, 4, L, 12, alpha, reorder)
-    )(kept)
+        lambda cache: search.beam_search(step, cache, 4, L, 12, alpha, reorder)
+    )(cache)
     for row, table in enumerate(tables):
         best = sorted(answers(table, alpha).items(), key=lambda item: -item[1])
         assert len(best) == 7
@@ -127,10 +127,10 @@ def test_beam_search_follows_the_rule_of_t5x(beams, alpha):
     for table in tables[:2]:
         for logits in table.values():
             logits[EOS] = search.NEVER
-    step, kept = toy_step(tables, beams, 5)
+    step, cache = toy_step(tables, beams, 5)
     words, _, scores = jax.jit(
-        lambda kept: search.beam_search(step, kept, 24, 5, beams, alpha, reorder)
-    )(kept)
+        lambda cache: search.beam_search(step, cache, 24, 5, beams, alpha, reorder)
+    )(cache)
     for row, table in enumerate(tables):
         expected = t5x_beam(table, beams, alpha, 5)
         assert len(expected) == beams
@@ -144,8 +144,8 @@ def shares_step(shares):
     """A step with the same probabilities of (EOS, "2", "3") at a position, whatever the prefix."""
     logits = jnp.log(jnp.asarray([[1e-30, *row] for row in shares]))
 
-    def step(tokens, kept, position):
-        return jnp.repeat(logits[position][None], len(tokens), axis=0), kept
+    def step(tokens, cache, position):
+        return jnp.repeat(logits[position][None], len(tokens), axis=0), cache
 
     return step
 
@@ -156,8 +156,8 @@ def test_the_length_penalty_decides_between_a_short_and_a_long_answer():
     """
     step = shares_step([(0.4, 0.5, 0.1), (0.75, 0.2, 0.05), (0.9, 0.05, 0.05)])
     for alpha, answer, score in ((0.0, [EOS, 0, 0], -0.9163), (0.6, [2, EOS, 0], -0.8942)):
-        kept = jnp.zeros(4, jnp.int32)
-        words, _, scores = search.beam_search(step, kept, 1, 3, 4, alpha, reorder)
+        cache = jnp.zeros(4, jnp.int32)
+        words, _, scores = search.beam_search(step, cache, 1, 3, 4, alpha, reorder)
         assert words[0, 0].tolist() == answer
         assert scores[0, 0] == pytest.approx(score, abs=1e-4)
 
@@ -173,9 +173,9 @@ def test_the_search_ends_when_no_hypothesis_can_come_to_be_among_the_best():
     def steps(alpha):
         calls = []
 
-        def counted(tokens, kept, position):
+        def counted(tokens, cache, position):
             jax.debug.callback(lambda: calls.append(1))
-            return step(tokens, kept, position)
+            return step(tokens, cache, position)
 
         search.beam_search(counted, jnp.zeros(2, jnp.int32), 1, 20, 2, alpha, reorder)
         jax.effects_barrier()
@@ -191,8 +191,8 @@ def test_greedy_takes_the_likeliest_word():
     for table in tables[:3]:
         for logits in table.values():
             logits[EOS] = -50
-    step, kept = toy_step(tables, 1)
-    greedy, scores = search.generate(step, kept, 32, L)
+    step, cache = toy_step(tables, 1)
+    greedy, scores = search.generate(step, cache, 32, L)
     for row, table in enumerate(tables):
         words, total = (), 0.0
         while len(words) < L and EOS not in words:
@@ -206,16 +206,16 @@ def test_greedy_takes_the_likeliest_word():
 def test_the_search_stops_when_all_have_ended():
     """A step that counts its calls: two words each, of 50 allowed; and none but the end."""
 
-    def step(last, tokens, kept, position):
+    def step(last, tokens, cache, position):
         word = jnp.where(position == last, EOS, 2)
-        return jnp.zeros((3, V)).at[:, word].set(9.0), kept + 1
+        return jnp.zeros((3, V)).at[:, word].set(9.0), cache + 1
 
     def run(length, last):
         calls = []
 
-        def counted(tokens, kept, position):
+        def counted(tokens, cache, position):
             jax.debug.callback(lambda: calls.append(1))
-            return step(last, tokens, kept, position)
+            return step(last, tokens, cache, position)
 
         words, _ = search.generate(counted, jnp.int32(0), 3, length)
         jax.effects_barrier()
@@ -273,12 +273,12 @@ def test_a_top_p_of_one_leaves_out_no_word():
 
 def both(step, rows, length, beams, alpha=0.6, **options):
     """{rule: (words, scores, rank scores) as lists}."""
-    kept = jnp.zeros(rows * beams, jnp.int32)
+    cache = jnp.zeros(rows * beams, jnp.int32)
     return {
         rule: [
             np.asarray(x).tolist()
             for x in search.beam_search(
-                step, kept, rows, length, beams, alpha, reorder, rule=rule, **options
+                step, cache, rows, length, beams, alpha, reorder, rule=rule, **options
             )
         ]
         for rule in search.BEAM_RULES
@@ -329,8 +329,8 @@ def test_equal_continuations_are_taken_in_the_order_of_the_library():
     in the next step. The other rule has them in the order of words.
     """
 
-    def step(tokens, kept, position):
-        return jnp.zeros((len(tokens), V)), kept
+    def step(tokens, cache, position):
+        return jnp.zeros((len(tokens), V)), cache
 
     def allowed(position, size):
         return jnp.arange(size) > jnp.where(position < 1, EOS, 0)
@@ -350,12 +350,12 @@ def test_a_row_is_answered_the_same_alone_and_among_rows_that_end_at_other_times
         for logits in table.values():
             logits[EOS] += 4 - 3 * row
     options = {"alpha": 0.8, "reorder": reorder, "rule": rule}
-    step, kept = toy_step(tables, 3, 5)
-    among = search.beam_search(step, kept, 5, 5, 3, **options)
+    step, cache = toy_step(tables, 3, 5)
+    among = search.beam_search(step, cache, 5, 5, 3, **options)
     assert len(set((np.asarray(among.words[:, 0]) != 0).sum(-1).tolist())) > 1
     for row in (0, 4):
-        step, kept = toy_step(tables[row : row + 1], 3, 5)
-        alone = search.beam_search(step, kept, 1, 5, 3, **options)
+        step, cache = toy_step(tables[row : row + 1], 3, 5)
+        alone = search.beam_search(step, cache, 1, 5, 3, **options)
         for ours, theirs in zip(alone, among, strict=True):
             np.testing.assert_array_equal(ours[0], theirs[row])
 
@@ -367,8 +367,8 @@ def test_words_that_may_not_be_chosen_count_in_the_softmax():
     """
     logits = jnp.log(jnp.asarray([0.4, 0.1, 0.3, 0.2]))
 
-    def step(tokens, kept, position):
-        return jnp.repeat(logits[None], len(tokens), axis=0), kept
+    def step(tokens, cache, position):
+        return jnp.repeat(logits[None], len(tokens), axis=0), cache
 
     def allowed(position, size):
         return jnp.where(position == 0, jnp.arange(size) > EOS, jnp.arange(size) == EOS)

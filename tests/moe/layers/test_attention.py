@@ -77,7 +77,7 @@ def test_layer_is_its_formula(own):
     x = rng.normal(size=(2, 6, 5)).astype(np.float32)
     source = x if own else rng.normal(size=(2, 3, 5)).astype(np.float32)
     mask = np.tri(6, source.shape[1], dtype=bool)[None, None]
-    actual, _ = layer.bind(weights, {})(x, source, None, mask)
+    actual, _ = layer.bind(weights, {})(x, None if own else source, mask=mask)
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     heads = [
         (y @ w[name]).reshape(2, -1, 3, 4)

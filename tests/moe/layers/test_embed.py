@@ -15,7 +15,7 @@ from trainlib.sharding.rules import batch_sharding, resolve
 
 RULES = {
     "batch": ("replica", "data", "model"),
-    "rows": ("replica", "data"),
+    "layer_batch": ("replica", "data"),
     "table": "model",
     "tokens": None,
     "embed": "data",

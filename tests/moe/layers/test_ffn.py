@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.layers.dropout import dropout
 from moe.layers.ffn import FeedForward
-from moe.layers.weights import dropout, scaled_fan_in
+from moe.layers.init import scaled_fan_in
 from trainlib.model import weights as nn
 
 

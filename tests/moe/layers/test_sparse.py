@@ -10,9 +10,12 @@ import pytest
 
 from moe.kernels.batched import batched
 from moe.layers.ffn import FeedForward
-from moe.layers.sparse import Placement, SparseFFN, group_tokens, placement
-from moe.routing.config import capacity
-from moe.routing.route import METRICS, RoutingConfig, auxiliary_loss, route
+from moe.layers.sparse import SparseFFN
+from moe.routing.config import RoutingConfig, capacity
+from moe.routing.losses import auxiliary_loss
+from moe.routing.metrics import METRICS
+from moe.routing.placement import Placement, group_tokens, resolve_placement
+from moe.routing.route import route
 from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
@@ -122,11 +125,11 @@ def test_index_dispatch_equals_one_hot_einsums(config):
     assert (dropped > 0) == (config is TIGHT), (dropped, sent)
 
 
-ROWS = [None, (1, 2, 1), (1, 4, 1), (1, 8, 1)]
+DATA_MESHES = [None, (1, 2, 1), (1, 4, 1), (1, 8, 1)]
 ALL_AXES = (2, 2, 2)  # two replicas, two rows, two columns
 
 
-@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("shape", DATA_MESHES)
 def test_index_dispatch_is_the_same_on_any_rows(shape):
     """Eight experts on 1, 2, 4 and 8 devices; the random policy on, and most choices dropped."""
     close(result(TIGHT, shape), einsum_result(TIGHT))
@@ -138,7 +141,7 @@ def test_index_dispatch_is_the_same_with_replicas_and_columns():
     close(got, einsum_result(TIGHT, "multiplicative"))
 
 
-@pytest.mark.parametrize("shape", [*ROWS, ALL_AXES])
+@pytest.mark.parametrize("shape", [*DATA_MESHES, ALL_AXES])
 def test_dropless_dispatch_is_the_same_on_any_mesh(shape):
     """It equals the einsum with room for everything."""
     close(result(dataclasses.replace(ROOMY, dispatch="dropless"), shape), einsum_result(ROOMY))
@@ -269,7 +272,7 @@ def test_every_metric_is_a_total_and_a_count():
 
 def mesh_error(match, config=TIGHT, rules=RULES, shape=(1, 8, 1)):
     with pytest.raises(ConfigError, match=match):
-        placement(make_mesh(*shape), rules, config)
+        resolve_placement(make_mesh(*shape), rules, config)
 
 
 def test_meshes_that_do_not_fit_are_named_before_anything_is_compiled():
@@ -283,7 +286,7 @@ def test_meshes_that_do_not_fit_are_named_before_anything_is_compiled():
     mesh_error("one mesh axis", rules=RULES | {"expert": ("replica", "data")})
     automatic = dataclasses.replace(TIGHT, partitioner="automatic")
     mesh_error(r"mesh\.replica=1 and mesh\.model=1", automatic, shape=(1, 4, 2))
-    place = placement(make_mesh(1, 8, 1), RULES, TIGHT)
+    place = resolve_placement(make_mesh(1, 8, 1), RULES, TIGHT)
     with pytest.raises(ConfigError, match=r"12 sequences does not divide over 8 devices"):
         group_tokens(TIGHT, 12, L, place)
     with pytest.raises(ConfigError, match=r"group_sequences=3 does not divide the 8 sequences"):
@@ -291,8 +294,8 @@ def test_meshes_that_do_not_fit_are_named_before_anything_is_compiled():
 
 
 def test_fewer_experts_than_devices_are_repeated_in_replicas():
-    place = placement(make_mesh(4, 2, 1), RULES, dataclasses.replace(TIGHT, num_experts=2))
-    assert (place.rows, place.columns, place.replicas) == ("data", "", ("replica", "model"))
+    place = resolve_placement(make_mesh(4, 2, 1), RULES, dataclasses.replace(TIGHT, num_experts=2))
+    assert (place.expert_axis, place.mlp_axis, place.replicas) == ("data", "", ("replica", "model"))
 
 
 @pytest.mark.parametrize(

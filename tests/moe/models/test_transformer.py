@@ -127,7 +127,8 @@ def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, te
     def run(params):
         model = abstract.bind(params, {})
         step = [
-            model.step(batch["decoder_inputs"][:, 0], model.begin(8, 3), 0)[0] for _ in range(2)
+            model.decode_step(batch["decoder_inputs"][:, 0], model.init_cache(8, 3), 0)[0]
+            for _ in range(2)
         ]
         return model.hidden(batch, train=False)[1]["decoder"]["sparse"]["router"].metrics, step
 

@@ -14,10 +14,12 @@ from moe import plan as plan_lib
 from moe.config import default_config
 from moe.kernels.batched import batched
 from moe.kernels.blocked import ALIGN, blocked
-from moe.kernels.grouped import ROWS, check_platform, grouped
+from moe.kernels.grouped import TILE, check_platform, grouped
 from moe.layers.sparse import SparseFFN
-from moe.routing.dispatch import combine, dispatch, segments
-from moe.routing.route import RoutingConfig, route
+from moe.routing.config import RoutingConfig
+from moe.routing.dispatch import combine, dispatch
+from moe.routing.route import route
+from moe.routing.slots import segments
 from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
@@ -191,7 +193,7 @@ def test_blocked_equals_a_loop_over_experts(sizes, gated, form):
 def test_grouped_equals_a_loop_over_experts():
     """The TPU kernel, interpreted."""
     sizes = [70, 0, 33, 1, 100]
-    starts, counts, x, dy = segment_case(sizes, 1, ROWS)
+    starts, counts, x, dy = segment_case(sizes, 1, TILE)
     weights = weights_of(len(sizes), 8, 12, form="multiplicative")
 
     def loss(run, x, weights):

@@ -12,8 +12,8 @@ import pytest
 
 from moe.kernels.batched import batched
 from moe.layers.sparse import SparseFFN
-from moe.routing.config import capacity
-from moe.routing.route import RoutingConfig, auxiliary_loss
+from moe.routing.config import RoutingConfig, capacity
+from moe.routing.losses import auxiliary_loss
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh

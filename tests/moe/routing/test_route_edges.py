@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.routing.route import RoutingConfig, auxiliary_loss, route
+from moe.routing.config import RoutingConfig
+from moe.routing.losses import auxiliary_loss
+from moe.routing.route import route
 from tests.moe.routing.test_route import check, compiled
 from trainlib.errors import ConfigError
 
