@@ -35,8 +35,8 @@ SHAPE = re.compile(
     rf"\[{_DIMENSION}(?:, ?(?:{_DIMENSION}|\d+))*\]"
 )
 DIALECT = ("found", "kept", "place", "begin", "began", "told", "made", "own", "stepped", "begun")
-IMAGE = ("configs/resnet50.py:digits", {"steps": 1, "data.workers": 0, "batch_size": 8})
-TOKEN = ("configs/st_moe_tiny.py", {"steps": 1, "data.workers": 0, "batch_size": 8})
+IMAGE = ("configs/aa_resnet50.py:digits", {"data.workers": 0, "batch_size": 8})
+TOKEN = ("configs/st_moe_tiny.py", {"data.workers": 0, "batch_size": 8})
 
 # Written by hand: extension -> the places to touch beside a new file of its own, each a file and a
 # pattern that has to be in it. `extensions` checks that they are there.
@@ -47,13 +47,15 @@ EXTENSIONS: dict[str, list[tuple[str, str]]] = {}
 _FOLLOW = """
 import os, runpy, sys, threading
 root, stop, argv = os.path.realpath(sys.argv[1]) + os.sep, sys.argv[2], sys.argv[3:]
-seen = {}
+seen, importing = {}, threading.local()
 def watch(frame, event, argument):
-    code = frame.f_code
-    path = code.co_filename
-    if event == "call" and path.startswith(root) and code.co_name != "<module>":
-        if path not in seen:
-            seen[path] = code.co_name
+    code, path = frame.f_code, str(frame.f_code.co_filename)
+    if code.co_name == "<module>":
+        if frame.f_globals.get("__name__") != "__main__":
+            change = {"call": 1, "return": -1}.get(event, 0)
+            importing.depth = getattr(importing, "depth", 0) + change
+    elif event == "call" and path.startswith(root) and not getattr(importing, "depth", 0):
+        seen.setdefault(path, code.co_name)
     if event == "return" and code.co_name == "mean" and path.endswith(stop):
         with open(os.environ["HOUSE_REPORT"], "w") as file:
             for path, name in seen.items():

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainlib import paths
@@ -80,17 +78,12 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict
     return args, overrides
 
 
-def family_module(config: ConfigDict, name: str) -> ModuleType:
-    """Imports `vitattn.NAME` or the like for the family of a configuration."""
-    return importlib.import_module(f"{config.family}.{name}")
-
-
 def leave_tpus_alone() -> None:
     """Where libtpu is only there to compile, JAX would look for a TPU in vain, with a page of
     warnings.
     """
-    places = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
-    if importlib.util.find_spec("libtpu") and not any(Path(place).exists() for place in places):
+    devices = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
+    if importlib.util.find_spec("libtpu") and not any(Path(device).exists() for device in devices):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
@@ -110,11 +103,11 @@ def chosen_step(given: int | str | None, config: ConfigDict, workdir: Path) -> i
     """
     if not isinstance(given, str):
         return given
-    from trainlib.formats import weight_source as weights
+    from trainlib.formats import weight_source
     from trainlib.run import run
 
-    if weights.is_export(workdir):
-        raise weights.one_step(workdir)
+    if weight_source.is_export(workdir):
+        raise weight_source.one_step(workdir)
     return run.best_step(config, workdir)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 
 if TYPE_CHECKING:
     from vitattn.papers import Compared
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 def facts_of(loaded: load.Loaded) -> dict[str, Any]:
     """What the family of a configuration says about it."""
-    return cli.family_module(loaded.config, "describe").describe(loaded.config)
+    return families.of(loaded.config).describe.describe(loaded.config)
 
 
 def one(loaded: load.Loaded, as_json: bool) -> int:
@@ -90,7 +90,7 @@ def every(as_json: bool) -> int:
         counting(path.stem)
         loaded = load.from_flags(str(path), {})
         described = facts_of(loaded)
-        facts.append((described, cli.family_module(loaded.config, "describe").row(described)))
+        facts.append((described, families.of(loaded.config).describe.row(described)))
     counting("")
     if as_json:
         print(json.dumps([described for described, _ in facts]))
@@ -198,7 +198,7 @@ def explain(loaded: load.Loaded, key: str) -> int:
     from trainlib.keys import kind_of
 
     values = flatten(loaded.config)
-    schema = cli.family_module(loaded.config, "config").schema(values)
+    schema = families.of(loaded.config).config.schema(values)
     names = [key] if key in values else [k for k in values if k.startswith(key + ".")]
     if not names:
         raise ConfigError(

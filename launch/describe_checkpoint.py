@@ -48,15 +48,15 @@ def describe(where: Path, config: ConfigDict | None, as_json: bool) -> int:
     directory, named = find(where, "--checkpoint")
     checkpoints = Checkpoints(directory)
     step = checkpoints.pick(named)
-    found = checkpoints.manifest(step)
-    damaged = verify(checkpoints, found)
-    saved = found.meta.get("config", {})
+    manifest = checkpoints.manifest(step)
+    damaged = verify(checkpoints, manifest)
+    saved = manifest.meta.get("config", {})
     changes = {} if config is None else differences(saved, flatten(config))
     others = {number: state(checkpoints, number) for number in checkpoints.numbers()}
     if as_json:
-        print(json.dumps(facts(found, damaged, changes, others)))
+        print(json.dumps(facts(manifest, damaged, changes, others)))
     else:
-        show(found, damaged, changes if config is not None else None, others, str(directory))
+        show(manifest, damaged, changes if config is not None else None, others, str(directory))
     broken = damaged or any(what.startswith(DAMAGED) for what in others.values())
     return CheckpointError.exit_code if broken else 0
 
@@ -80,7 +80,7 @@ def _batches(leaves: Mapping[str, Leaf]) -> Iterator[list[str]]:
         yield batch
 
 
-def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
+def verify(checkpoints: Checkpoints, manifest: Manifest) -> dict[str, str]:
     """Leaf -> what is wrong with it, of the leaves that cannot be read or are not what was saved.
 
     Holds no more than `BATCH` bytes, or one leaf where that is larger.
@@ -93,16 +93,16 @@ def verify(checkpoints: Checkpoints, found: Manifest) -> dict[str, str]:
 
     from trainlib.untrusted_files import check_memory
 
-    place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    on_host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     wanted = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        for name, x in checkpoints.shapes(found.step).items()
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_host)
+        for name, x in checkpoints.shapes(manifest.step).items()
     }
-    for name, leaf in found.leaves.items():
-        check_memory(nbytes(leaf), f"Leaf {name} of step {found.step}")
+    for name, leaf in manifest.leaves.items():
+        check_memory(nbytes(leaf), f"Leaf {name} of step {manifest.step}")
     damaged: dict[str, str] = {}
-    for names in _batches(found.leaves):
-        damaged |= checkpoints.damaged_leaves(found, {name: wanted[name] for name in names})
+    for names in _batches(manifest.leaves):
+        damaged |= checkpoints.damaged_leaves(manifest, {name: wanted[name] for name in names})
     return damaged
 
 
@@ -112,19 +112,19 @@ def state(checkpoints: Checkpoints, number: int) -> str:
     from trainlib.errors import CheckpointError
 
     try:
-        found = checkpoints.manifest(number)
+        manifest = checkpoints.manifest(number)
     except DamagedStep as error:
         return f"{DAMAGED}: {error}"
     except UnfinishedStep:
         return "not finished, or not ours"
     except CheckpointError as error:
         return f"not read: {error}"
-    metrics = ", ".join(f"{name} {value:.6g}" for name, value in found.metrics.items())
+    metrics = ", ".join(f"{name} {value:.6g}" for name, value in manifest.metrics.items())
     return "whole by its manifest" + (f"; {metrics}" if metrics else "")
 
 
 def facts(
-    found: Manifest,
+    manifest: Manifest,
     damaged: Mapping[str, str],
     changes: Mapping[str, tuple[Any, Any]],
     others: Mapping[int, str],
@@ -140,15 +140,15 @@ def facts(
             "digest": leaf.digest,
             "verified": name not in damaged,
         }
-        for name, leaf in found.leaves.items()
+        for name, leaf in manifest.leaves.items()
     }
     return {
-        "step": found.step,
-        "bytes": sum(map(nbytes, found.leaves.values())),
-        "bytes_on_disk": sum(found.files.values()),
-        "mesh": dict(found.mesh),
-        "metrics": dict(found.metrics),
-        "meta": dict(found.meta),
+        "step": manifest.step,
+        "bytes": sum(map(nbytes, manifest.leaves.values())),
+        "bytes_on_disk": sum(manifest.files.values()),
+        "mesh": dict(manifest.mesh),
+        "metrics": dict(manifest.metrics),
+        "meta": dict(manifest.meta),
         "damaged": dict(damaged),
         "config_changes": {key: list(pair) for key, pair in changes.items()},
         "steps": dict(others),
@@ -157,7 +157,7 @@ def facts(
 
 
 def show(
-    found: Manifest,
+    manifest: Manifest,
     damaged: Mapping[str, str],
     changes: Mapping[str, tuple[Any, Any]] | None,
     others: Mapping[int, str],
@@ -168,25 +168,27 @@ def show(
     from trainlib.run.progress import summary
 
     parts: dict[str, list[Leaf]] = {}
-    for name, leaf in found.leaves.items():
+    for name, leaf in manifest.leaves.items():
         parts.setdefault(name.split("/")[0], []).append(leaf)
-    rows = [("name", str(found.meta.get("config", {}).get("name", "")))]
+    rows = [("name", str(manifest.meta.get("config", {}).get("name", "")))]
     for part, leaves in parts.items():
         count, size = sum(math.prod(leaf.shape) for leaf in leaves), sum(map(nbytes, leaves))
         types = ", ".join(sorted({leaf.dtype for leaf in leaves}))
         rows.append(
             (part, f"{len(leaves)} leaves, {count:,} values, {size / 1e6:,.2f} MB, {types}")
         )
-    rows.append(("on disk", f"{sum(found.files.values()) / 1e6:,.2f} MB, {len(found.files)} files"))
-    mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    rows.append(
+        ("on disk", f"{sum(manifest.files.values()) / 1e6:,.2f} MB, {len(manifest.files)} files")
+    )
+    mesh = ", ".join(f"{axis} {size}" for axis, size in manifest.mesh.items())
     rows.append(("saved on", f"mesh {mesh or 'unknown'}"))
-    rows += [(name, f"{value:.6g}") for name, value in found.metrics.items()]
+    rows += [(name, f"{value:.6g}") for name, value in manifest.metrics.items()]
     for section in ("data", "versions", "random"):
-        values = found.meta.get(section, {})
+        values = manifest.meta.get(section, {})
         rows.append((section, ", ".join(f"{key} {value}" for key, value in values.items())))
-    good = len(found.leaves) - len(damaged)
-    rows.append(("digests", f"{good} of {len(found.leaves)} leaves verified"))
-    print(summary(f"Step {found.step} in {directory}", rows))
+    good = len(manifest.leaves) - len(damaged)
+    rows.append(("digests", f"{good} of {len(manifest.leaves)} leaves verified"))
+    print(summary(f"Step {manifest.step} in {directory}", rows))
     for why in list(damaged.values())[:SHOWN]:
         print(f"\ndamaged: {shown(why, 1000)}")
     if len(damaged) > SHOWN:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,13 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
     config = load.of_workdir(args.workdir, overrides)
-    more = {}
-    if args.write_predictions is not None:
-        if config.family != "moe":
-            parser.error("--write_predictions is for runs of family moe")
-        more["write_predictions"] = args.write_predictions
     step = cli.chosen_step(args.step, config, args.workdir)
-    result = cli.family_module(config, "evaluate").run(config, args.workdir, step, **more)
+    evaluate = families.of(config).evaluate
+    result = evaluate.run(config, args.workdir, step, args.write_predictions)
     if args.json:
         print(json.dumps(result))
     return 0

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 from trainlib.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _run(args: Any, config: ConfigDict) -> None:
     from trainlib.formats.weight_source import RECORD, give_memory_back, is_export, open_weights
 
     give_memory_back()
-    interop = cli.family_module(config, "interop")
+    interop = families.of(config).interop
     abstract = interop.abstract(config)
     name = DTYPES.get(args.dtype, args.dtype)
     dtype = jnp.dtype(name) if name else None
@@ -159,10 +159,10 @@ def _report(args: Any, name: str, layout: Any, written: Written, source: Any, sh
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip().upper())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", text.strip().upper())
+    if not match or not float(match[1]):
         raise ArgumentTypeError(f"'{text}' is no size such as 500MB or 5GB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 if __name__ == "__main__":

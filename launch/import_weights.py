@@ -16,11 +16,15 @@ refuses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 from trainlib.errors import CheckpointError, ConfigError, one_of
+
+if TYPE_CHECKING:
+    from launch.families.protocol import Interop
+    from trainlib.formats.layout import Foreign
 
 FAMILY_OF = {"hf": "moe", "t5x": "moe", "torchvision": "vitattn", "safetensors": ""}
 
@@ -79,13 +83,13 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     import jax.numpy as jnp
 
     from trainlib.config import override
-    from trainlib.formats import layout as interchange
-    from trainlib.formats import weight_source as weights
+    from trainlib.formats import weight_source
+    from trainlib.formats.layout import check_libraries, match, take
 
-    weights.check_new(args.out)
+    weight_source.check_new(args.out)
     interop, foreign = _open(args)
     if args.check:
-        interchange.check_libraries(args.format, interop.COMPARED)
+        check_libraries(args.format, interop.COMPARED)
     for key, value in overrides.items():
         override(foreign.config, key, value, "command line")
     abstract = interop.abstract(foreign.config)
@@ -93,37 +97,35 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     beside = interop.to_import(foreign.config, args.path, args.class_names)
     layout = interop.layout(foreign.config, foreign.kind, foreign.names)
     ignore = [word for word in args.ignore.split(",") if word]
-    match = interchange.match(layout, specs, foreign.shapes, ignore)
-    print(match.table(f"{layout.title} from {args.path}"))
-    match.check(args.path)
-    size, models = sum(map(weights.nbytes, specs.values())), 2 if args.check else 1
+    matched = match(layout, specs, foreign.shapes, ignore)
+    print(matched.table(f"{layout.title} from {args.path}"))
+    matched.check(args.path)
+    size, models = sum(map(weight_source.nbytes, specs.values())), 2 if args.check else 1
     what = f"{args.path}{' with --check, which holds two models,' if args.check else ''}"
-    weights.check_memory(models * size, what)
-    found = {
-        name: jnp.asarray(interchange.take(entries, specs[name], foreign.shapes, foreign.read))
+    weight_source.check_memory(models * size, what)
+    arrays = {
+        name: jnp.asarray(take(entries, specs[name], foreign.shapes, foreign.read))
         for name, entries in layout.by_leaf().items()
     }
     if args.check:
-        print(f"\n{interop.compare(foreign.config, found, args.path)}")
-    weights.save_as_run(foreign.config, abstract, found, args.out, beside)
+        print(f"\n{interop.compare(foreign.config, arrays, args.path)}")
+    weight_source.save_as_run(foreign.config, abstract, arrays, args.out, beside)
     start = f"--config.init_from={args.out} {interop.START}".strip()
     print(f"\nWritten to {args.out}. Start from it by {start}")
 
 
-def _open(args: Any) -> tuple[Any, Any]:
-    """The family's module and what it opened."""
-    import importlib
-
+def _open(args: Any) -> tuple[Interop, Foreign]:
+    """The formats of the family, and the weights that they opened."""
     family = FAMILY_OF[args.format]
     if family:
-        interop = importlib.import_module(f"{family}.interop")
+        interop = families.by_name(family).interop
         return interop, interop.open_foreign(args.format, args.path, args.strip_prefix)
-    from trainlib.formats import weight_source as weights
+    from trainlib.formats import weight_source
     from trainlib.formats.layout import Foreign
     from trainlib.formats.safetensors import Reader
     from trainlib.untrusted_files import read_json
 
-    if not weights.is_export(args.path):
+    if not weight_source.is_export(args.path):
         raise CheckpointError(
             f"--path={args.path} is no directory that `launch.export` wrote, or its export was cut "
             "off, or parts of it (--part) are still to come."
@@ -133,7 +135,7 @@ def _open(args: Any) -> tuple[Any, Any]:
         config = load.from_flags(str(args.path / "config.json"), {}).config
     except ConfigError as error:
         raise CheckpointError(f"{args.path} is no export in our own names: {error}") from None
-    interop = cli.family_module(config, "interop")
+    interop = families.of(config).interop
     interop.check_size(config)
     reader = Reader(args.path, args.strip_prefix)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}

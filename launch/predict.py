@@ -9,15 +9,11 @@ output cannot be written, 75 stopped on request.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from configs.common import load
-from launch import cli
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+from launch import cli, families
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,42 +65,10 @@ def main(argv: Sequence[str]) -> int:
     if args.workdir is None:
         parser.error("--workdir is missing: the directory of a training run")
     config = load.of_workdir(args.workdir, overrides)
-    if config.family == "moe":
-        return answer(parser, config, args)
-    if not args.images:
-        parser.error("there is no image: name image files or folders after the flags")
-    if args.input or args.output:
-        parser.error(f"{args.workdir} holds a run on images: name image files after the flags")
-    if not args.attention and (args.layers or args.heads or args.query):
-        parser.error("--layers, --heads and --query choose what --attention=PICTURE.png shows")
-    from vitattn.predict import Request, run
-
-    request = Request(
-        images=args.images,
-        class_names=args.class_names,
-        as_json=args.json,
-        attention=args.attention,
-        layers=args.layers,
-        heads=args.heads,
-        query=args.query,
-    )
-    return run(config, args.workdir, request, cli.chosen_step(args.step, config, args.workdir))
-
-
-def answer(parser: cli.Parser, config: ConfigDict, args: Namespace) -> int:
-    """Answers a file of texts."""
-    if args.images or not args.input or not args.output:
-        parser.error(
-            f"{args.workdir} holds a run on texts: give --input=FILE.jsonl with the field `inputs` "
-            "on every line, and --output=FILE.jsonl"
-        )
-    for flag in ("class_names", "json", "attention", "layers", "heads", "query"):
-        if getattr(args, flag):
-            parser.error(f"--{flag} is for images, and {args.workdir} holds a run on texts")
-    from moe.predict import Request, run
-
+    family = families.of(config)
+    request = family.request(args, parser.error)
     step = cli.chosen_step(args.step, config, args.workdir)
-    return run(config, args.workdir, Request(args.input, args.output), step)
+    return family.predict.run(config, args.workdir, request, step)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -7,11 +7,10 @@ data, 74 disk, 75 stopped on request with finished shards kept.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 from trainlib.errors import ConfigError
 
 
@@ -30,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="read what is there and check it")
     args, overrides = cli.parse(parser, argv)
     config = load.from_flags(args.config, overrides).config
-    if importlib.util.find_spec(f"{config.family}.prepare") is None:
+    prepare = families.of(config).prepare
+    if prepare is None:
         raise ConfigError(
             f"There is nothing to prepare for the family {config.family}: it reads its data sets "
             "as they are. Start `python -m launch.train` at once."
         )
-    prepare = cli.family_module(config, "prepare")
     return prepare.run(
         config,
         splits=(args.split,) if args.split else ("train", "holdout"),

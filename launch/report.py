@@ -55,7 +55,7 @@ def report(workdir: Path) -> dict[str, Any]:
       ConfigError: there is no run in the directory.
       DataError: its metrics are not what a run writes.
     """
-    from trainlib.checkpoint import workdir_lock as lock
+    from trainlib.checkpoint import workdir_lock
     from trainlib.config import read_json
     from trainlib.run.metric_writers import read
 
@@ -70,7 +70,7 @@ def report(workdir: Path) -> dict[str, Any]:
     damaged: list[int] = []
     for record in read(metrics, damaged.append) if metrics.exists() else ():
         last[record.get("kind", "train")] = record
-    held = lock.holder(workdir)
+    held = workdir_lock.holder(workdir)
     gone = held is not None and held.gone is True
     return {
         "name": str(config.get("name", "")),
@@ -92,15 +92,15 @@ def _best(folder: Path, metric: Any) -> dict[str, Any] | None:
 
     if not isinstance(metric, str) or not metric:
         return None
-    found = {}
+    manifests = {}
     for step in _checkpoints(folder):
         # A step that is damaged, of a later version or just being removed is not the best.
         with contextlib.suppress(*manifest.NOT_READ, OSError):
-            found[step] = manifest.read(folder / str(step))
-    best = manifest.best(found, metric, larger_is_better=manifest.larger_is_better(metric))
+            manifests[step] = manifest.read(folder / str(step))
+    best = manifest.best(manifests, metric, larger_is_better=manifest.larger_is_better(metric))
     if best is None:
         return None
-    return {"step": best, "metric": metric, "value": found[best].metrics[metric]}
+    return {"step": best, "metric": metric, "value": manifests[best].metrics[metric]}
 
 
 def _steps(value: Any) -> int:
@@ -146,9 +146,9 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     spent = {n: v for n, v in facts["goodput"].items() if isinstance(v, int | float)}
     if spent:
         speed = spent.get("examples_per_second")
-        told = "unknown" if speed is None else f"{number(speed)} examples/s"
+        examples = "unknown" if speed is None else f"{number(speed)} examples/s"
         mfu = f", MFU {100 * spent['mfu']:.1f} %" if "mfu" in spent else ""
-        table += [("speed", told + mfu), ("time went to", phrase(spent))]
+        table += [("speed", examples + mfu), ("time went to", phrase(spent))]
     table.append(("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"))
     if facts["best"]:
         best = facts["best"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from configs.common import load
-from launch import cli
+from launch import cli, families
 from launch.hosts.find import add_flags
 from launch.hosts.run import run_on_all_hosts
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         from trainlib.run.run import given_back
 
         with given_back():
-            return cli.family_module(config, "train").run(config, args.workdir)
+            return families.of(config).train.run(config, args.workdir)
 
     return run_on_all_hosts(args, config, train)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from trainlib.errors import DataError, shown
+from trainlib.errors import ConfigError, DataError, shown
 from trainlib.formats import weight_source as weights
 from trainlib.formats.load import load_weights
 from trainlib.model import metrics
@@ -53,7 +53,12 @@ def over_split(
     return {**metrics.compute(total), "examples": int(total["top1"].count)}
 
 
-def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    at_step: int | None = None,
+    write_predictions: Path | None = None,
+) -> dict[str, Any]:
     """Evaluates a checkpoint of a run, or an export, on an evaluation split and prints the result.
     Labels are matched by the names of their classes.
 
@@ -61,12 +66,15 @@ def run(config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[s
       config: the configuration of the run.
       workdir: where its checkpoints are, or a directory that `launch.export` wrote.
       at_step: which step; None is the newest.
+      write_predictions: refused; there is no leader board for these tasks.
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
-      ConfigError: a step of an export.
+      ConfigError: a step of an export, or a directory for predictions.
       DataError: the data have a class that the model was not trained on.
     """
+    if write_predictions is not None:
+        raise ConfigError("--write_predictions is for runs of family moe.")
     if weights.is_export(workdir):
         check_size(config)
     plan = make(config)

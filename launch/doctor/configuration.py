@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from launch import cli
+from launch import families
 from launch.doctor.report import OK, Finding
 from trainlib.errors import DataError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def planned(config: ConfigDict, plans: list[Any]) -> Finding:
     """Batch, mesh and weights on the devices that are here; the plan is added to `plans`."""
-    plan = cli.family_module(config, "plan").make(config)
+    plan = families.of(config).plan.make(config)
     plans.append(plan)
     text = f"{config.name}: {plan.abstract.param_count:,} parameters, mesh {dict(plan.mesh.shape)}"
     return Finding("configuration", OK, f"{text}, batch {config.batch_size}")
@@ -32,7 +32,7 @@ def checkpoint_bytes(plan: Any) -> int:
 def data(config: ConfigDict) -> Finding:
     """The training split can be opened."""
     start = time.monotonic()
-    source = cli.family_module(config, "data").make_source(config.data, "train")
+    source = families.of(config).data.make_source(config.data, "train")
     seconds = time.monotonic() - start
     text = f"{config.data.source}: {len(source):,} training records, opened in {seconds:.1f} s"
     return Finding("data", OK, text, DataError.exit_code)

@@ -82,13 +82,13 @@ def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:
     while not folder.is_dir():
         folder = folder.parent
     path = folder / f".doctor.{socket.gethostname()}.{os.getpid()}"
-    began = time.monotonic()
+    before = time.monotonic()
     try:
         with os.fdopen(create(path), "wb") as file:
             file.write(bytes(probe))
             file.flush()
             os.fsync(file.fileno())
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - before
     except OSError as error:
         text = f"{folder} cannot be written: {error.strerror}"
         return Finding("disk", FAILED, text, MACHINE)

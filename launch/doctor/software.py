@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata as metadata
 import platform
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from launch.doctor import machine

@@ -1,4 +1,5 @@
-"""The families of models, as the commands see them: two entries of one Protocol, `launch.families.protocol`.
+"""The families of models as the commands see them: two entries of one Protocol, which
+`launch.families.protocol` holds.
 
 A role is imported when it is asked for, so that `--help` loads none of them and a run on images
 never imports what texts need.
@@ -6,7 +7,8 @@ never imports what texts need.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,6 +57,31 @@ class Vision:
         from vitattn import evaluate
 
         return evaluate
+
+    @property
+    def predict(self) -> protocol.Predicting:
+        from vitattn import predict
+
+        return predict
+
+    def request(self, args: Namespace, fail: protocol.Fail) -> Any:
+        if not args.images:
+            fail("there is no image: name image files or folders after the flags")
+        if args.input or args.output:
+            fail(f"{args.workdir} holds a run on images: name image files after the flags")
+        if not args.attention and (args.layers or args.heads or args.query):
+            fail("--layers, --heads and --query choose what --attention=PICTURE.png shows")
+        from vitattn.predict import Request
+
+        return Request(
+            images=args.images,
+            class_names=args.class_names,
+            as_json=args.json,
+            attention=args.attention,
+            layers=args.layers,
+            heads=args.heads,
+            query=args.query,
+        )
 
     @property
     def describe(self) -> protocol.Describing:
@@ -113,6 +140,25 @@ class Language:
         from moe import evaluate
 
         return evaluate
+
+    @property
+    def predict(self) -> protocol.Predicting:
+        from moe import predict
+
+        return predict
+
+    def request(self, args: Namespace, fail: protocol.Fail) -> Any:
+        if args.images or not args.input or not args.output:
+            fail(
+                f"{args.workdir} holds a run on texts: give --input=FILE.jsonl with the field "
+                "`inputs` on every line, and --output=FILE.jsonl"
+            )
+        for flag in ("class_names", "json", "attention", "layers", "heads", "query"):
+            if getattr(args, flag):
+                fail(f"--{flag} is for images, and {args.workdir} holds a run on texts")
+        from moe.predict import Request
+
+        return Request(args.input, args.output)
 
     @property
     def describe(self) -> protocol.Describing:

@@ -7,9 +7,10 @@ the commands to them.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING:
     import jax
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainlib.step.plan import Plan
     from trainlib.step.step import Batch, LossFn, Sums
 
+Fail = Callable[[str], NoReturn]  # `argparse.ArgumentParser.error`
 Serving = tuple[Callable[..., Any], dict[str, tuple[tuple, str]], dict[str, Any]]
 
 
@@ -85,8 +87,28 @@ class Training(Protocol):
 class Evaluating(Protocol):
     """`evaluate`: measures a checkpoint."""
 
-    def run(self, config: ConfigDict, workdir: Path, at_step: int | None = None) -> dict[str, Any]:
-        """Prints and returns what the step (None: the newest) reaches."""
+    def run(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        at_step: int | None = None,
+        write_predictions: Path | None = None,
+    ) -> dict[str, Any]:
+        """Prints and returns what the step (None: the newest) reaches.
+
+        `write_predictions` is a directory for the answers to all tasks; families without such
+        tasks refuse it.
+        """
+        ...
+
+
+class Predicting(Protocol):
+    """`predict`: applies a checkpoint to new data."""
+
+    def run(
+        self, config: ConfigDict, workdir: Path, request: Any, at_step: int | None = None
+    ) -> int:
+        """Answers a request, which `Family.request` made; returns the exit code."""
         ...
 
 
@@ -192,6 +214,15 @@ class Family(Protocol):
 
     @property
     def evaluate(self) -> Evaluating: ...
+
+    @property
+    def predict(self) -> Predicting: ...
+
+    def request(self, args: Namespace, fail: Fail) -> Any:
+        """What the flags of `launch.predict` ask `predict` for; `fail` refuses flags that this
+        family does not take.
+        """
+        ...
 
     @property
     def describe(self) -> Describing: ...

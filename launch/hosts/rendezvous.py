@@ -114,10 +114,10 @@ def _admit(
     connection: socket.socket, here: dict[int, tuple[str, socket.socket]], count: int
 ) -> None:
     """Takes one process in; what does not speak our language is left alone."""
-    told = _read(connection, time.monotonic() + 2.0)
-    if not told or not isinstance(told.get("process"), int):
+    message = _read(connection, time.monotonic() + 2.0)
+    if not message or not isinstance(message.get("process"), int):
         return
-    number, host, theirs = told["process"], str(told.get("host")), told.get("processes")
+    number, host, theirs = message["process"], str(message.get("host")), message.get("processes")
     problem = ""
     if theirs != count:
         problem = (
@@ -180,9 +180,9 @@ def _report(
     patience: float,
     say: Callable[[str], None],
 ) -> None:
-    told = {"process": index, "processes": count, "host": socket.gethostname()}
+    message = {"process": index, "processes": count, "host": socket.gethostname()}
     with _reach(host, port, deadline, patience, say) as connection:
-        _send(connection, told)
+        _send(connection, message)
         # Process 0 counts its own patience and names who is missing; leave it the first word.
         answer = _read(connection, deadline + 5)
     if answer is None:
@@ -228,9 +228,9 @@ def _reach(
     )
 
 
-def _send(connection: socket.socket, told: dict) -> None:
+def _send(connection: socket.socket, message: dict) -> None:
     with contextlib.suppress(OSError):  # who has gone hears nothing
-        connection.sendall(json.dumps(told).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _read(connection: socket.socket, deadline: float) -> dict | None:
@@ -246,7 +246,7 @@ def _read(connection: socket.socket, deadline: float) -> dict | None:
             return None
         text += piece
     try:
-        told = json.loads(text)
+        message = json.loads(text)
     except ValueError:
         return None
-    return told if isinstance(told, dict) else None
+    return message if isinstance(message, dict) else None
