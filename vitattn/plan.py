@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,9 +15,9 @@ from trainlib.step import schedules
 from trainlib.step.optimizers import make_optimizer, trained_names
 from trainlib.step.plan import Plan
 from trainlib.step.train_state import state_shardings
-from vitattn.classification import objective
 from vitattn.config import RULES, check, sharding_rules, slot_rules
 from vitattn.models import ModelConfig, build, configure
+from vitattn.task import task_of
 
 
 def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[ModelConfig]:
@@ -71,13 +70,4 @@ def _plan(config: ConfigDict, mesh: Mesh, rules: Rules, slots: Rules) -> Plan[Mo
 
 def abstract_batch(plan: Plan[ModelConfig]) -> dict[str, jax.ShapeDtypeStruct]:
     """A global training batch as shapes with shardings."""
-    size = plan.config.batch_size
-    shapes = {
-        "image": ((size, *plan.model.size, 3), jnp.float32),
-        "label": ((size,), jnp.int32),
-        "weight": ((size,), jnp.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct(*shapes[name], sharding=plan.batch_sharding)
-        for name in objective.fields(plan)
-    }
+    return task_of(plan.config).abstract_batch(plan)

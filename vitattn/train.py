@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,11 @@ from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
 from trainlib.step import step
 from trainlib.step import train_state as state_lib
-from vitattn import evaluate
 from vitattn import plan as plan_lib
-from vitattn.classification import objective as classify
-from vitattn.data import check_classes, check_settings, make_source, train_batches
 from vitattn.labels import class_names, matching
-from vitattn.models import configure
 from vitattn.models.counts import forward_flops
 from vitattn.start import transfer
+from vitattn.task import Evaluation, task_of
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")
@@ -55,15 +52,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
     devices = list(plan.mesh.devices.flat)
 
     # ---------------------------------------------------------------- data
-    source = make_source(config.data, "train")
-    eval_source = make_source(config.data, config.data.eval_split)
-    resolved = configure(config.model)
-    check_classes(source, resolved.num_classes)
-    names = class_names.of_outputs(source.class_names, resolved.num_classes, config.data.source)
-    trained = class_names.ModelNames(names, "the training data")
-    eval_source = matching.by_name(eval_source, trained, f"the split {config.data.eval_split}")
-    check_settings(source, config.data, resolved.size)
-    run_lib.check_best(config, evaluate.MEASURED)
+    task = task_of(config)
+    splits = task.open_training(plan)
+    source, eval_source, names = splits.train, splits.held_out, splits.names
+    run_lib.check_best(config, task.MEASURED)
     peers.agree(split_facts(train=source, held_out=eval_source), DataError)
 
     # ---------------------------------------------------------------- restore
@@ -87,7 +79,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         changed = []
         state = state_lib.create(abstract, plan.optimizer, jax.random.key(config.seed), shardings)
         if config.init_from:
-            state, taken = transfer.start(state, config, abstract, shardings, names)
+            state, taken = transfer.start(plan, state, names)
             if main_host:
                 print(taken, flush=True)
     if main_host:
@@ -102,18 +94,18 @@ def run(config: ConfigDict, workdir: Path) -> int:
             print(f"  changed since step {start}: {line}", flush=True)
 
     # ---------------------------------------------------------------- step and evals
-    fields = classify.fields(plan)
-    train_step = step.compile_train(classify.make_loss(plan), plan)
-    eval_step = step.compile_eval(classify.make_evaluate(plan), plan)
+    fields = task.fields(plan)
+    train_step = step.compile_train(task.make_loss(plan), plan)
+    eval_step = step.compile_eval(task.make_evaluate(plan), plan)
 
-    def run_eval(state: state_lib.TrainState, between: Callable[[], object]) -> dict[str, float]:
+    def run_eval(state: state_lib.TrainState, between: Callable[[], object]) -> Evaluation:
         weights = state.ema or {**state.params, **state.model_state}
         params = {name: weights[name] for name in abstract.params}
         statistics = {name: weights[name] for name in abstract.model_state}
-        return evaluate.over_split(eval_step, params, statistics, eval_source, plan, between)
+        return task.over_split(eval_step, params, statistics, eval_source, plan, between)
 
     # ---------------------------------------------------------------- loop
-    size = resolved.size
+    size = plan.model.size
     peak = goodput.peak_rate(functools.partial(forward_flops, abstract, size), devices)
     progress = Progress(
         config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
@@ -121,41 +113,38 @@ def run(config: ConfigDict, workdir: Path) -> int:
     redo = "eval" if resumed and resumed.owes else ""
     writers = Writers(workdir, start, redo=redo) if main_host else None
     recorder = run_lib.Recorder(config, plan.schedule, progress, writers)
-    result: dict[str, float] = {}
-    place = jax.process_index(), jax.process_count()
+    result: Evaluation | None = None
 
-    def evaluate_at(number: int) -> dict[str, float]:
-        """What was measured; nothing when the run was asked to stop meanwhile."""
+    def evaluate_at(number: int) -> Evaluation | None:
+        """What was measured; None when the run was asked to stop meanwhile."""
         recorder.flush()
         try:
             with progress.pause("evaluating"):
-                found = run_eval(state, stop.give_up)
+                measured = run_eval(state, stop.give_up)
         except GivenUp:
-            return {}
+            return None
         if writers:
-            writers.write(number, "eval", found)
-        progress.message(f"step {number}: " + evaluated(found))
-        return found
+            writers.write(number, "eval", measured.flat())
+        progress.message(f"step {number}: {measured.phrase()}")
+        return measured
 
     def save(number: int) -> None:
         meta = run_lib.checkpoint_meta(config, position(number)) | class_names.to_meta(names)
-        checkpoints.save(number, state, meta, result or None)
+        checkpoints.save(number, state, meta, result.flat() if result else None)
 
     with (
         contextlib.closing(progress),
         watchdog.follow(progress.beat),
         StopRequest() as stop,
-        train_batches(
-            source, config.data, config.batch_size, config.seed, start, *place, size
-        ) as batches,
+        task.train_batches(plan, source, start) as batches,
         jax.transfer_guard("disallow"),
     ):
         number, stopping = start, False
         if resumed and resumed.owes:
             result = evaluate_at(start)
-            stopping = not result
+            stopping = result is None
             if result:
-                checkpoints.add_metrics(start, result)
+                checkpoints.add_metrics(start, result.flat())
         while number < config.steps and not stopping:
             number += 1
             with progress.waiting():
@@ -169,10 +158,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 progress.message(f"first step after {duration(time.monotonic() - started)}")
             last = number == config.steps
             stopping = not last and peers.stopping(number, stop.requested)
-            result = {}
+            result = None
             if run_lib.evaluates(config, number) and not stopping:
                 result = evaluate_at(number)
-                stopping = not result
+                stopping = result is None
             if stopping or last or number % config.checkpoint.every == 0:
                 recorder.flush()
                 with progress.pause("saving"):
@@ -190,7 +179,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
             f"Stopped on request after step {number} of {config.steps}. The state is saved in "
             f"{workdir}; the same command goes on from there."
         )
-    if main_host:
+    if main_host and result:
         report(config, workdir, result, progress, time.monotonic() - started, number - start, bad)
     return 0
 
@@ -210,18 +199,10 @@ def opening(
     return "\n".join(lines)
 
 
-def evaluated(result: Mapping[str, float]) -> str:
-    """One evaluation as a phrase."""
-    return (
-        f"top-1 {100 * result['top1']:.2f} %, top-5 {100 * result['top5']:.2f} %, "
-        f"loss {result['loss']:.4f} on {int(result['examples']):,} images"
-    )
-
-
 def report(
     config: ConfigDict,
     workdir: Path,
-    result: Mapping[str, float],
+    result: Evaluation,
     progress: Progress,
     seconds: float,
     steps: int,
@@ -231,9 +212,7 @@ def report(
     picture = curves(workdir)
     speed = progress.average().examples_per_second or 0.0
     rows = {
-        "top-1": f"{100 * result['top1']:.2f} %",
-        "top-5": f"{100 * result['top5']:.2f} %",
-        "evaluated on": f"{int(result['examples']):,} images ({config.data.eval_split} split)",
+        **dict(result.rows(config)),
         "time": f"{duration(seconds)} for {steps} steps",
         "throughput": f"{speed:,.0f} images/s",
         **goodput.rows(progress, jax.devices()),
@@ -245,4 +224,6 @@ def report(
     if bad:
         named = "; ".join(f"{where}: {why}" for where, why in bad[:5])
         rows["unreadable"] = f"{len(bad)} images: {named}"
-    run_lib.keep_summary(workdir, f"{config.name}: done", rows, {"step": config.steps, **result})
+    run_lib.keep_summary(
+        workdir, f"{config.name}: done", rows, {"step": config.steps, **result.flat()}
+    )

@@ -36,7 +36,7 @@ class Vision:
 
     @property
     def objective(self) -> protocol.Objective:
-        from vitattn.classification import objective
+        from vitattn import objective
 
         return objective
 

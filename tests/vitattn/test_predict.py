@@ -8,10 +8,11 @@ from PIL import Image
 
 from trainlib.errors import ConfigError, DataError, StorageError
 from vitattn import config as config_lib
-from vitattn import predict
 from vitattn.analysis import plots
+from vitattn.analysis.attention_picture import choose_query
 from vitattn.data import make_source
 from vitattn.data.catalog import statistics
+from vitattn.images.files import find_images
 
 
 @pytest.mark.parametrize("source", ["digits", "synthetic:7", "imagenet", "cifar100"])
@@ -32,28 +33,28 @@ def test_images_of_folders_are_found_in_order(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt", "deep/c.webp"):
         (tmp_path / "in" / name).write_text("")
     (tmp_path / "odd").write_text("")  # a file that is named is taken whatever it is called
-    found = predict.find_images([tmp_path / "odd", tmp_path / "in"])
+    found = find_images([tmp_path / "odd", tmp_path / "in"])
     names = [str(path.relative_to(tmp_path)) for path in found]
     assert names == ["odd", "in/a.JPG", "in/b.png", "in/deep/c.webp"]
     with pytest.raises(DataError, match=r"no image .*Did you mean 'b.png'"):
-        predict.find_images([tmp_path / "in" / "bb.png"])
+        find_images([tmp_path / "in" / "bb.png"])
     with pytest.raises(DataError, match="no image"):
-        predict.find_images([tmp_path / "nowhere" / "b.png"])
+        find_images([tmp_path / "nowhere" / "b.png"])
     (tmp_path / "gone.png").symlink_to("nothing.png")
     with pytest.raises(DataError, match=r"gone\.png: it is a link to nothing\."):
-        predict.find_images([tmp_path / "gone.png"])
+        find_images([tmp_path / "gone.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no images"):
-        predict.find_images([tmp_path / "empty"])
+        find_images([tmp_path / "empty"])
 
 
 def test_the_query_is_the_centre_or_a_pixel_of_the_image():
-    assert predict.choose_query(None, (8, 11)) == (4, 5)
-    assert predict.choose_query((0, 0), (8, 11)) == (0, 0)
-    assert predict.choose_query((7, 10), (8, 11)) == (7, 10)
+    assert choose_query(None, (8, 11)) == (4, 5)
+    assert choose_query((0, 0), (8, 11)) == (0, 0)
+    assert choose_query((7, 10), (8, 11)) == (7, 10)
     for outside in ((8, 0), (0, 11)):
         with pytest.raises(ConfigError, match="rows are 0 to 7, columns 0 to 10"):
-            predict.choose_query(outside, (8, 11))
+            choose_query(outside, (8, 11))
 
 
 def test_a_map_is_spread_over_the_image_without_new_extremes():

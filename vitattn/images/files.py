@@ -6,11 +6,15 @@ folders are walked.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from trainlib.data.folders import LeftOut
-from trainlib.errors import DataError, shown
-from trainlib.untrusted_files import read_small
+from trainlib.data.folders import LeftOut, below
+from trainlib.errors import DataError, nearest, shown
+from trainlib.untrusted_files import read_small, what_is
 from vitattn.images.decode import MAX_BYTES
 
 # The names that files of the formats in `decode.FORMATS` have.
@@ -66,3 +70,35 @@ def read_image(path: str | Path) -> bytes:
         raise UnreadableRecord(reason) from error
     except OSError as error:
         raise UnreadableRecord(f"cannot be read ({error.strerror or error})") from error
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """Returns the files that were given, and the images below folders that were given, sorted by
+    name; what is left out of a folder is reported on standard error.
+
+    Raises:
+      DataError: a path that does not exist (names the nearest), or a folder without images.
+    """
+    return [image for path in given for image in _images_at(path)]
+
+
+def _images_at(path: Path) -> list[Path]:
+    if os.path.isdir(path):
+        left = left_out(path)
+        images = sorted(map(Path, below([path], left)))
+        for line in left.lines():
+            print(line, file=sys.stderr)
+        if not images:
+            raise DataError(
+                f"The folder {shown(path)} has no images: no file in it or below it ends in "
+                f"{', '.join(SUFFIXES)}."
+            )
+        return images
+    if os.path.exists(path):
+        return [path]
+    if os.path.lexists(path):
+        raise DataError(f"There is no image {shown(path)}: it is {what_is(path)}.")
+    names: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        names = os.listdir(path.parent)
+    raise DataError(f"There is no image {shown(path)}. {nearest(path.name, names)}")

@@ -91,6 +91,39 @@ def by_name(source: Source, model: ModelNames, what: str) -> Source:
     return Relabelled(source, model.names, labels)
 
 
+def of_model(
+    source: Source, model: ModelNames | None, outputs: int, what: str, workdir: Path
+) -> tuple[Source, str]:
+    """Labels data with the numbers of a trained model's outputs.
+
+    Labels are matched by the names of their classes, or by number if the names are not known.
+
+    Args:
+      source: any data set with some of the model's classes.
+      model: names of the model's outputs; None where they are not known.
+      outputs: C.
+      what: the data set, for messages.
+      workdir: of the model, for messages.
+
+    Returns:
+      The data, and a phrase that says how labels were matched.
+
+    Raises:
+      DataError: it has a class that the model was not trained on; or the names are not known, and
+        the data set does not have C classes.
+    """
+    if model is not None:
+        known = len(model.outputs)
+        return by_name(source, model, what), f"by name, {source.num_classes} of {known} classes"
+    if source.num_classes != outputs:
+        raise DataError(
+            f"{shown(workdir)} does not say the names of its {outputs} classes, and {shown(what)} "
+            f"has {source.num_classes}: which label is which output cannot be known. Write the "
+            f"names to {shown(workdir / FILE)}, one a line, in the order of the outputs."
+        )
+    return source, "by number: the names of the model's classes are not known"
+
+
 def check_resume(meta: Mapping[str, Any], step: int, names: Names, workdir: Path) -> None:
     """Checks that a run resumes with the classes that it was started with.
 

@@ -14,9 +14,11 @@ from PIL import Image
 from trainlib.data import folders
 from trainlib.errors import ConfigError, DataError
 from vitattn import predict
+from vitattn.classification import task
 from vitattn.data import data_defaults, eval_batches, make_source
+from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.decode import MAX_BYTES
-from vitattn.images.files import UnreadableRecord
+from vitattn.images.files import UnreadableRecord, find_images
 
 
 def config(**values):
@@ -171,7 +173,7 @@ def test_prediction_reads_by_the_same_rule(root, capsys):
     (root / "cat" / "a.heic").touch()
     picture(root / "x.jpg" / "inside.jfif")  # a folder that is named like an image
     (root / "again").symlink_to(root)
-    names = [os.path.relpath(path, root) for path in predict.find_images([root])]
+    names = [os.path.relpath(path, root) for path in find_images([root])]
     assert names == [*PLAIN, "x.jpg/inside.jfif"]
     said = capsys.readouterr().err
     for words in (
@@ -187,14 +189,14 @@ def test_prediction_reads_by_the_same_rule(root, capsys):
 
 def test_named_paths_that_are_no_file_get_no_answer_and_do_not_wait(root):
     special(root)
-    paths = predict.find_images([root / "pipe.jpg", root / "device.jpg"])
-    images = predict.Images(paths, (0.5,) * 3, (0.5,) * 3)
+    paths = find_images([root / "pipe.jpg", root / "device.jpg"])
+    images = Unlabelled(paths, (0.5,) * 3, (0.5,) * 3)
     for record, kind in enumerate(("a named pipe", "a link to a device")):
         with pytest.raises(UnreadableRecord, match=f"^is {kind}, not a regular file$"):
             images[record]
     for name in ("gone.jpg", "x" * 5000, "no\0name"):
         with pytest.raises(DataError, match="There is no image"):
-            predict.find_images([root / name])
+            find_images([root / name])
 
 
 def test_an_image_that_turns_into_something_else_is_unreadable(root):
@@ -235,13 +237,17 @@ def test_names_that_are_no_utf8_are_read_and_shown(root):
 
 def test_prediction_prints_names_that_are_no_utf8(root):
     picture(os.path.join(root, "cat", ODD))
-    (path,) = [p for p in predict.find_images([root]) if p.name == ODD]
+    (path,) = [p for p in find_images([root]) if p.name == ODD]
     for error in ("", "is empty"):
-        answer = predict.Answer(path, error, np.zeros((2, 2, 3)), np.array([0.25, 0.75]), {})
-        assert "caf\\udce9.jpg" in predict.as_text(answer, ["a", "b"])
-        line = json.loads(predict.as_line(answer, ["a", "b"]))
+        outputs = {"probabilities": np.array([0.25, 0.75])}
+        answer = predict.Answer(path, error, np.zeros((2, 2, 3)), outputs, {})
+        as_text, as_line = (
+            predict.renderer(task, ("a", "b"), as_json) for as_json in (False, True)
+        )
+        assert "caf\\udce9.jpg" in as_text(answer)
+        line = json.loads(as_line(answer))
         assert line["image"].encode().endswith(b"caf\\xe9.jpg")  # Unicode, unlike half surrogates
-    images = predict.Images([path], (0.5,) * 3, (0.5,) * 3)
+    images = Unlabelled([path], (0.5,) * 3, (0.5,) * 3)
     assert len(images.digest) == 16
     assert images.describe(0).endswith("caf\\udce9.jpg")
 

@@ -12,16 +12,11 @@ from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.model import statistics
-from trainlib.model import weights as nn
 from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding
-from trainlib.step import schedules, step
-from trainlib.step import train_state as state
-from trainlib.step.optimizers import make_optimizer, trained_names
-from vitattn import config as config_lib
-from vitattn.classification import objective as classify
+from trainlib.step import step
+from vitattn.classification.objective import loss_function
 from vitattn.labels import class_names
-from vitattn.models import build
+from vitattn.plan import make
 from vitattn.start import transfer
 
 
@@ -46,26 +41,17 @@ def filled(like, seed):
     return jax.tree.map(fill, like)
 
 
-def made(config, devices=1, seed=0):
-    """Model, optimiser, shardings and first state of a configuration."""
-    mesh = make_mesh(1, devices, devices=jax.devices()[:devices])
-    rules = config_lib.sharding_rules(config)
-    abstract = nn.abstract(build(config.model))
-    schedule = schedules.make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
-    shardings = state.state_shardings(
-        abstract, optimizer, mesh, rules, with_ema=bool(config.ema_decay)
-    )
-    like = state.abstract_state(abstract, optimizer, shardings)
-    first = jax.device_put(filled(like, seed), shardings)
-    return abstract, optimizer, shardings, first, (mesh, rules)
+def planned(config, devices=1, seed=0):
+    """The plan and a first state of a configuration."""
+    plan = make(config, make_mesh(1, devices, devices=jax.devices()[:devices]))
+    return plan, jax.device_put(filled(plan.abstract_state(), seed), plan.shardings)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run whose averages, statistics and weights all differ from those of a new one."""
     config = small_config()
-    _, _, _, first, _ = made(config, seed=7)
+    _, first = planned(config, seed=7)
     ema = {name: value + 1 for name, value in first.ema.items()}
     directory = tmp_path_factory.mktemp("run")
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
@@ -78,8 +64,8 @@ def workdir(tmp_path_factory):
 
 
 def started(config, **options):
-    abstract, _, shardings, first, _ = made(config, **options)
-    return (*transfer.start(first, config, abstract, shardings), first)
+    plan, first = planned(config, **options)
+    return (*transfer.start(plan, first), first)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +88,13 @@ def test_a_head_of_the_same_classes_is_put_in_their_order(workdir, tmp_path):
     directory, ema = workdir
     there, here = tuple("abcdefghij"), tuple("cabdefghji")
     config = small_config(init_from=str(directory))
-    abstract, _, shardings, first, _ = made(config)
+    plan, first = planned(config)
     (directory / class_names.FILE).write_text("\n".join(there))
     try:
-        begun, report = transfer.start(first, config, abstract, shardings, here)
-        same, told = transfer.start(first, config, abstract, shardings, there)
+        begun, report = transfer.start(plan, first, here)
+        same, told = transfer.start(plan, first, there)
         with pytest.raises(ConfigError, match=r"New: z\. Gone: j\..*init_new='\^head\[\.\]'"):
-            transfer.start(first, config, abstract, shardings, (*there[:9], "z"))
+            transfer.start(plan, first, (*there[:9], "z"))
     finally:
         (directory / class_names.FILE).unlink()
     order = [there.index(name) for name in here]
@@ -121,12 +107,12 @@ def test_a_head_of_the_same_classes_is_put_in_their_order(workdir, tmp_path):
         np.testing.assert_array_equal(value, expected, err_msg=name)
     assert "another order" in report
     assert "another order" not in told
-    assert "names are not known" in transfer.start(first, config, abstract, shardings)[1]
+    assert "names are not known" in transfer.start(plan, first)[1]
 
 
 def test_without_averages_weights_and_statistics_are_taken(tmp_path):
     config = small_config(ema_decay=0.0, init_from=str(tmp_path))
-    _, _, _, other, _ = made(config, seed=7)
+    _, other = planned(config, seed=7)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, other, {"config": {}})
     checkpoints.close()
@@ -187,7 +173,7 @@ def test_what_nothing_takes_is_left_over(workdir):
 
 def test_counts_of_updates_come_along_with_the_statistics(tmp_path):
     config = small_config(steps=40, init_from=str(tmp_path))
-    _, _, _, first, _ = made(config)
+    _, first = planned(config)
     counted = dataclasses.replace(first, counts=1 + np.arange(len(first.counts), dtype=np.int32))
     uncounted = dataclasses.replace(first, counts=first.counts * 0)
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
@@ -222,29 +208,22 @@ def test_frozen_weights_do_not_move_and_have_no_slots():
     config = small_config(optimizer__frozen=frozen, optimizer__lr_multipliers=factors, batch_size=8)
     config.model.zero_init = False
     config.schedule.warmup_steps = 0
-    abstract, optimizer, shardings, first, place = made(config)
-    trained = trained_names(config.optimizer, abstract.params)
-    still = set(abstract.params) - trained
+    plan, first = planned(config)
+    trained = plan.trained
+    still = set(plan.abstract.params) - trained
     assert still
     assert {n.split(".")[0] for n in still} == {"stem", "conv2_x", "conv3_x"}
     slots = "".join(n for n in checkpoint.to_flat(first) if n.startswith("opt_state"))
     assert not any(name in slots for name in still)
-    run = step.make_train_step(
-        classify.loss_function(abstract, 0.0),
-        optimizer,
-        seed=0,
-        ema_decay=config.ema_decay,
-        trained=trained,
-    )
+    run = step.compile_train(loss_function(plan.abstract, 0.0), plan)
     before = jax.tree.map(np.array, (first.params, first.model_state))
-    run = step.compile_step(run, shardings, *place)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
         "label": rng.integers(0, 10, 8).astype(np.int32),
         "weight": np.ones(8, np.float32),
     }
-    batch = step.put_batch(batch, batch_sharding(place[1], place[0]))
+    batch = step.put_batch(batch, plan.batch_sharding)
     for _ in range(2):
         first, sums = run(first, batch)
     params, statistics = before

@@ -1,0 +1,83 @@
+"""The splits that a classifier is trained and evaluated on, labelled with its outputs' numbers.
+
+C outputs of the model, of which the last may have no class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from trainlib.data.batches import Batches
+from trainlib.step.plan import Plan
+from vitattn import data
+from vitattn.data import Source
+from vitattn.labels import class_names, matching
+from vitattn.labels.class_names import ModelNames, Names
+from vitattn.models import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a training run reads.
+
+    Attributes:
+      train: the training split.
+      held_out: the split that is evaluated on, with the labels of the training split.
+      names: of the classes that the outputs stand for, [C].
+    """
+
+    train: Source
+    held_out: Source
+    names: Names
+
+
+def open_training(plan: Plan[ModelConfig]) -> Splits:
+    """Opens the splits of a training run, and checks that the model and the settings fit them.
+
+    Raises:
+      DataError: a split is absent, has more classes than the model has outputs, or the evaluation
+        split has a class that the training split lacks.
+      ConfigError: a value of the `data` section cannot work.
+    """
+    config = plan.config.data
+    train = data.make_source(config, "train")
+    held_out = data.make_source(config, config.eval_split)
+    data.check_classes(train, plan.model.num_classes)
+    names = class_names.of_outputs(train.class_names, plan.model.num_classes, config.source)
+    trained = ModelNames(names, "the training data")
+    held_out = matching.by_name(held_out, trained, f"the split {config.eval_split}")
+    data.check_settings(train, config, plan.model.size)
+    return Splits(train, held_out, names)
+
+
+def open_evaluation(
+    plan: Plan[ModelConfig], names: ModelNames | None, workdir: Path
+) -> tuple[Source, str]:
+    """Opens the evaluation split for a model that is trained already.
+
+    Args:
+      plan: of the model.
+      names: of its outputs; None where they are not known.
+      workdir: of the model, for messages.
+
+    Returns:
+      The split, and a phrase that says how its labels were matched with the outputs.
+
+    Raises:
+      DataError: the split is absent, or its labels cannot be matched.
+    """
+    config = plan.config.data
+    source = data.make_source(config, config.eval_split)
+    return matching.of_model(source, names, plan.model.num_classes, config.source, workdir)
+
+
+def train_batches(plan: Plan[ModelConfig], source: Source, start: int) -> Batches:
+    """Returns this process's training batches from number `start` on, without end."""
+    config = plan.config
+    process = jax.process_index(), jax.process_count()
+    return data.train_batches(
+        source, config.data, config.batch_size, config.seed, start, *process, plan.model.size
+    )
