@@ -191,7 +191,7 @@ def _kinds(config: ConfigDict) -> dict[str, keys.Kind]:
     return known or {name: keys.like(value) for name, value in flatten(config).items()}
 
 
-def _walk(config: Any, name: str) -> tuple[Any, str]:
+def _walk(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
     *parents, leaf = name.split(".")
     for parent in parents:
         if parent not in config:

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from trainlib.chips import GIB, Target
 from trainlib.errors import ConfigError
@@ -160,7 +161,7 @@ def _refused(target: Target, topology: str, error: Exception) -> ConfigError:
     )
 
 
-def mesh(config: Any, target: Target) -> Mesh:
+def mesh(config: ConfigDict, target: Target) -> Mesh:
     """The mesh that a configuration asks for, on a target.
 
     `mesh.replica` is at least the number of slices; `mesh.data=-1` takes what is left.

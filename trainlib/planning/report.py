@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from trainlib.chips import DCN_BANDWIDTH, GIB, Target
 from trainlib.planning import compile as aot
 from trainlib.run.progress import duration
@@ -81,7 +83,7 @@ def make_report(
     return report
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: ConfigDict) -> dict[str, Any]:
     """The keys that decide about memory, as far as the family has them."""
     values = {"sharding": config.to_dict().get("sharding"), "optimizer": config.optimizer.name}
     model = config.model.to_dict()
@@ -123,7 +125,7 @@ def _misfit(result: aot.Result, plan: Plan[Any], target: Target) -> Report:
     }
 
 
-def advice(config: Any, target: Target, missing: float) -> list[str]:
+def advice(config: ConfigDict, target: Target, missing: float) -> list[str]:
     """What to change so that a step fits, cheapest first; `missing` is in bytes."""
     values, model = config.to_dict(), config.model.to_dict()
     lines = []

@@ -59,7 +59,7 @@ class Recorder:
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigDict,
         schedule: Callable[[int], Any],
         progress: Progress,
         writers: Writers | None,
@@ -313,7 +313,7 @@ class Resumed(NamedTuple):
     owes: bool
 
 
-def evaluates(config: Any, step: int) -> bool:
+def evaluates(config: ConfigDict, step: int) -> bool:
     """Whether a run measures itself after a step."""
     return step == config.steps or bool(config.eval_every and step % config.eval_every == 0)
 
