@@ -100,31 +100,31 @@ def planned(config: ConfigDict, name: str | None) -> tuple[Plan[Any], Target]:
     Raises:
       ConfigError: a target, mesh or value that cannot work.
     """
-    from trainlib import chips as targets
+    from trainlib import chips
     from trainlib.errors import ConfigError
-    from trainlib.planning import compile as aot
+    from trainlib.planning.compile import mesh
 
     if not (name or config.target):
         raise ConfigError(
             "--target is missing, and this configuration names none of its own: the pod to compile "
             "for, such as --target=v5e-16 (see --help)."
         )
-    target = targets.target(name or config.target)
-    return families.of(config).plan.make(config, aot.mesh(config, target)), target
+    target = chips.target(name or config.target)
+    return families.of(config).plan.make(config, mesh(config, target)), target
 
 
 def compiled_report(plan: Plan[Any], target: Target, mfu: float = 0.5) -> dict[str, Any]:
     """Compiles a plan and says what comes of it, see `trainlib.planning.report`."""
-    from trainlib.planning import compile as aot
-    from trainlib.planning import report as plan_report
-    from trainlib.step import step
+    from trainlib.planning.compile import compile_plan
+    from trainlib.planning.report import make_report
+    from trainlib.step.step import compile_train
 
     family = families.of(plan.config)
     facts = family.describe.describe(plan.config)
     _progress(f"compiling {plan.config.name} for {target.name} ...")
-    train_step = step.compile_train(family.objective.make_loss(plan), plan)
-    result = aot.compile_plan(plan, train_step, family.plan.abstract_batch(plan))
-    report = plan_report.make_report(plan, target, facts, result, mfu)
+    train_step = compile_train(family.objective.make_loss(plan), plan)
+    result = compile_plan(plan, train_step, family.plan.abstract_batch(plan))
+    report = make_report(plan, target, facts, result, mfu)
     _progress("")
     return report
 
@@ -159,10 +159,10 @@ def search(args: Any, overrides: dict[str, str]) -> int:
     Raises:
       ConfigError: there is no such search, or no variation of the configuration can work.
     """
-    from trainlib import chips as targets
+    from trainlib import chips
     from trainlib.errors import ConfigError, one_of
-    from trainlib.planning import report as plan_report
-    from trainlib.planning import search as search_lib
+    from trainlib.planning.report import to_text, verdict
+    from trainlib.planning.search import Search
 
     if args.search not in (*SEARCHES, "all"):
         raise one_of("--search", args.search, (*SEARCHES, "all"))
@@ -173,43 +173,43 @@ def search(args: Any, overrides: dict[str, str]) -> int:
             f"--search=remat: {config.name} keeps everything for its backward pass, there is no "
             f"policy to choose. Search for: {', '.join(possible)}."
         )
-    kept = kept_reports(args)
+    report_of = cached_reports(args)
 
     def plan_of(question: Question) -> tuple[Plan[Any], Target]:
         changed = {key: str(value) for key, value in question.overrides.items()}
         return planned(load.from_flags(args.config, overrides | changed).config, question.target)
 
     def compiled(question: Question) -> dict[str, Any]:
-        return kept(*plan_of(question))
+        return report_of(*plan_of(question))
 
     def say(question: Question, report: dict[str, Any]) -> None:
         if not args.json:
-            print(f"  {question}: {plan_report.verdict(report).partition(': ')[2]}", flush=True)
+            print(f"  {question}: {verdict(report).partition(': ')[2]}", flush=True)
 
-    target = targets.target(args.target or config.target or "none")
-    asked = search_lib.Search(compiled, plan_of, say)
+    target = chips.target(args.target or config.target or "none")
+    asked = Search(compiled, plan_of, say)
     parts = config.microbatches * target.devices
     searches = {
         "slice": lambda: asked.smallest_slice(target),
         "batch": lambda: asked.largest_batch(target, config.batch_size, parts),
         "remat": lambda: asked.cheapest_remat(target),
     }
-    found: dict[str, dict[str, Any] | None] = {}
+    reports: dict[str, dict[str, Any] | None] = {}
     for name in possible if args.search == "all" else (args.search,):
         if not args.json:
             print(f"search for the {TITLES[name]}")
         answer = searches[name]()
-        found[name] = answer.report
+        reports[name] = answer.report
         if not args.json:
             print(f"  -> {answer.found or 'nothing fits'}\n")
     if args.json:
-        print(json.dumps(found))
-    elif len(found) == 1 and answer.report:
-        print(plan_report.to_text(answer.report))
-    return 0 if all(found.values()) else EXIT_DOES_NOT_FIT
+        print(json.dumps(reports))
+    elif len(reports) == 1 and answer.report:
+        print(to_text(answer.report))
+    return 0 if all(reports.values()) else EXIT_DOES_NOT_FIT
 
 
-def kept_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
+def cached_reports(args: Any) -> Callable[[Plan, Target], dict[str, Any]]:
     """`compiled_report` that keeps its answers in `--cache`, by all that they depend on."""
     from launch.hosts.start import source_digest, versions
     from trainlib.config import flatten
@@ -233,7 +233,7 @@ def compare(args: Any, overrides: dict[str, str]) -> int:
       ConfigError: there is no such key, or a value of it cannot work.
     """
     from trainlib.errors import ConfigError, nearest
-    from trainlib.planning import report as plan_report
+    from trainlib.planning.report import columns
 
     name, _, values = args.compare.partition("=")
     key, usual = COMPARED.get(name, (name, ""))
@@ -247,13 +247,13 @@ def compare(args: Any, overrides: dict[str, str]) -> int:
         planned(load.from_flags(args.config, overrides | {key: value}).config, args.target)
         for value in options
     ]
-    kept, reports = kept_reports(args), {}
+    report_of, reports = cached_reports(args), {}
     if not args.json:
-        print(f"{plans[0][0].config.name} on {plans[0][1].name}\n{plan_report.columns(key)}")
+        print(f"{plans[0][0].config.name} on {plans[0][1].name}\n{columns(key)}")
     for value, (plan, target) in zip(options, plans, strict=True):
-        reports[value] = kept(plan, target)
+        reports[value] = report_of(plan, target)
         if not args.json:
-            print(plan_report.columns(value, reports[value]), flush=True)
+            print(columns(value, reports[value]), flush=True)
     if args.json:
         print(json.dumps(reports))
     return 0 if any(report["fits"] for report in reports.values()) else EXIT_DOES_NOT_FIT
