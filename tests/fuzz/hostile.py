@@ -325,8 +325,8 @@ case("config: missing")(lambda path: (path / CONFIG).unlink())
 case("config: a link")(linked(CONFIG, "/etc/hostname"))
 case("own: of no family", "safetensors")(configured({"family": "os"}))
 case("own: an unknown key", "safetensors")(configured({"model.evil": 1}))
-case("own: a value of another type", "safetensors")(configured({"model.width": "wide"}))
-case("own: a width of 2^60", "safetensors")(configured({"model.width": 2**60}))
+case("own: a value of another type", "safetensors")(configured({"model.d_model": "wide"}))
+case("own: a width of 2^60", "safetensors")(configured({"model.d_model": 2**60}))
 case("own: 10^12 blocks", "safetensors")(configured({"model.encoder_blocks": 4 * 10**11}))
 case("own: a model of images with 10^9 blocks", "safetensors")(
     lambda path: (
@@ -519,7 +519,7 @@ def good_exports(root: Path) -> dict[str, Path]:
     from tests.moe.interop import models
 
     models.workdir(models.config("t5"), root / "run")
-    made = {}
+    exports = {}
     for kind, names, form in (
         ("hf", "hf", "safetensors"),
         ("t5x", "t5", "t5x"),
@@ -528,8 +528,8 @@ def good_exports(root: Path) -> dict[str, Path]:
         out = root / f"good_{kind}"
         flags = [f"--workdir={root / 'run'}", f"--format={form}", f"--names={names}"]
         export.main([*flags, f"--out={out}"])
-        made[kind] = out
-    return made | {"torchvision": made["hf"]}
+        exports[kind] = out
+    return exports | {"torchvision": exports["hf"]}
 
 
 def attempt(kind: str, path: Path, out: Path) -> dict[str, Any]:
@@ -540,30 +540,30 @@ def attempt(kind: str, path: Path, out: Path) -> dict[str, Any]:
     begun, before = time.process_time(), memory()
     try:
         import_weights.main([f"--format={kind}", f"--path={path}", f"--out={out}"])
-        found: dict[str, Any] = {"code": 0, "text": ""}
+        outcome: dict[str, Any] = {"code": 0, "text": ""}
     except UserError as error:
-        found = {"code": error.exit_code, "text": str(error)}
+        outcome = {"code": error.exit_code, "text": str(error)}
     except Exception as error:
-        found = {"code": 1, "text": f"{type(error).__name__}: {error}"}
-    return found | {"seconds": time.process_time() - begun, "grew": memory() - before}
+        outcome = {"code": 1, "text": f"{type(error).__name__}: {error}"}
+    return outcome | {"seconds": time.process_time() - begun, "grew": memory() - before}
 
 
 def main(root: Path, names: list[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         good = good_exports(root)
-        found = {"good": attempt("hf", good["hf"], root / "imported")}
+        outcome = {"good": attempt("hf", good["hf"], root / "imported")}
         for number, (name, (kind, build)) in enumerate(CASES.items()):
             if names and name not in names:
                 continue
-            place = root / "cases" / str(number)
-            shutil.copytree(good[kind], place / "weights")
-            build(place / "weights")
-            there = sorted(str(p) for p in place.rglob("*"))
-            found[name] = attempt(kind, place / "weights", place / "out")
-            more = sorted(set(map(str, place.rglob("*"))) - set(there))
-            found[name]["written"] = more
-            shutil.rmtree(place)
-    json.dump(found, sys.stdout)
+            folder = root / "cases" / str(number)
+            shutil.copytree(good[kind], folder / "weights")
+            build(folder / "weights")
+            there = sorted(str(p) for p in folder.rglob("*"))
+            outcome[name] = attempt(kind, folder / "weights", folder / "out")
+            more = sorted(set(map(str, folder.rglob("*"))) - set(there))
+            outcome[name]["written"] = more
+            shutil.rmtree(folder)
+    json.dump(outcome, sys.stdout)
 
 
 if __name__ == "__main__":

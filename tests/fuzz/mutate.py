@@ -32,29 +32,29 @@ WORDS = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"..", b"/", b"\x00", b"\xff"
 
 def mutated(data: bytes, draw: random.Random) -> bytes:
     """One to four changes of `data`, most of them near its start, where the structure is."""
-    found = bytearray(data)
+    result = bytearray(data)
     for _ in range(draw.randint(1, 4)):
-        size = len(found)
+        size = len(result)
         at = draw.randrange(size + 1) if draw.random() < 0.4 else int(size * draw.random() ** 4)
         kind = draw.randrange(8)
         if kind == 0 and size:
-            found[min(at, size - 1)] ^= 1 << draw.randrange(8)
+            result[min(at, size - 1)] ^= 1 << draw.randrange(8)
         elif kind == 1:
-            del found[at : at + draw.randint(1, 16)]
+            del result[at : at + draw.randint(1, 16)]
         elif kind == 2:
-            found[at:at] = found[at : at + draw.randint(1, 64)]
+            result[at:at] = result[at : at + draw.randint(1, 64)]
         elif kind == 3:
-            found[at:at] = draw.choice(WORDS)
+            result[at:at] = draw.choice(WORDS)
         elif kind == 4:
-            number = _number(found, at)
-            found[number] = draw.choice(NUMBERS)
+            number = _number(result, at)
+            result[number] = draw.choice(NUMBERS)
         elif kind == 5:
-            del found[at:]
+            del result[at:]
         elif kind == 6:
-            found[at : at + 4] = draw.randbytes(4)
+            result[at : at + 4] = draw.randbytes(4)
         else:
-            found[:8] = draw.choice((0, 1, 7, size, 2**24, 2**63, 2**64 - 1)).to_bytes(8, "little")
-    return bytes(found)
+            result[:8] = draw.choice((0, 1, 7, size, 2**24, 2**63, 2**64 - 1)).to_bytes(8, "little")
+    return bytes(result)
 
 
 def _number(data: bytearray, at: int) -> slice:
@@ -91,10 +91,10 @@ def run(count: int, seed: int, root: Path, kinds: Sequence[str] = ()) -> str:
         file = draw.choice(files[kind])
         where = f"mutation {number} of seed {seed}, {kind}: {file.relative_to(root)}"
         begun = time.process_time()
-        found = _tried(table[kind], places[kind], file, draw, where)
+        result = _tried(table[kind], places[kind], file, draw, where)
         slowest = max(slowest, time.process_time() - begun)
-        refused += found is REFUSED
-        wrong = "" if found is REFUSED else table[kind].silent(good[kind], found)
+        refused += result is REFUSED
+        wrong = "" if result is REFUSED else table[kind].silent(good[kind], result)
         assert not wrong, f"{where}: {wrong}"
     grew = memory() - before
     line = (
@@ -112,8 +112,8 @@ def _folder(path: Path) -> Path:
 
 
 def _files(place: Path, reader: Reader) -> list[Path]:
-    found = sorted(p for p in place.rglob("*") if p.is_file())
-    return [p for p in found if reader.damaged(p.relative_to(place))]
+    result = sorted(p for p in place.rglob("*") if p.is_file())
+    return [p for p in result if reader.damaged(p.relative_to(place))]
 
 
 def _tried(reader: Reader, place: Path, file: Path, draw: random.Random, where: str) -> Any:

@@ -20,14 +20,14 @@ from typing import Any
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError
 
 
-def unsealed(good: Any, found: Any) -> str:
+def unsealed(good: Any, result: Any) -> str:
     """For files without a checksum: another value in them is another value."""
     return ""
 
 
-def sealed(good: Any, found: Any) -> str:
+def sealed(good: Any, result: Any) -> str:
     """For files with one: what is read must be what was written."""
-    return "" if found == good else f"it was read as {str(found)[:300]!r}"
+    return "" if result == good else f"it was read as {str(result)[:300]!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +145,10 @@ def read_cache(path: Path, in_memory: bool = True) -> Any:
 
 def read_unfinished_cache(path: Path) -> Any:
     """The same of the cache that the next call makes of it."""
-    with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(path, f"{place}/cache.partial")
-        _build(Path(place) / "cache", path.with_name(f"{path.name}.texts"))
-        return read_cache(Path(place) / "cache")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(path, f"{folder}/cache.partial")
+        _build(Path(folder) / "cache", path.with_name(f"{path.name}.texts"))
+        return read_cache(Path(folder) / "cache")
 
 
 # ------------------------------------------------------------------------------ a run's own files
@@ -195,9 +195,9 @@ def read_metrics(path: Path) -> list[Any]:
     return [records, sum(damaged), lines]
 
 
-def lines_that_vanish(good: Any, found: Any) -> str:
+def lines_that_vanish(good: Any, result: Any) -> str:
     """A line without a checksum can say another number, but none goes without being counted."""
-    records, damaged, lines = found
+    records, damaged, lines = result
     plain = all(
         isinstance(r["step"], int)
         and all(isinstance(v, str | bool | int | float | None) for v in r.values())
@@ -256,23 +256,23 @@ def read_configurations(path: Path) -> dict[str, Any]:
     from trainlib import patterns
     from trainlib.config import flatten
 
-    found = {}
+    result = {}
     for file in sorted(path.iterdir()):
         values = flatten(load.from_flags(str(file), {}).config)
         names, budget = [f"encoder.{n}.attention.kernel" for n in range(20)], [patterns.BUDGET]
         for pattern in (values["optimizer.decay_pattern"], *values["optimizer.frozen"]):
             patterns.matching("optimizer.frozen", pattern, names, budget)
-        found[file.name] = values
-    return found
+        result[file.name] = values
+    return result
 
 
-def in_range(good: Any, found: Any) -> str:
+def in_range(good: Any, result: Any) -> str:
     """Every value that is taken is one that its key takes."""
     import importlib
 
     from trainlib import keys
 
-    for values in found.values():
+    for values in result.values():
         schema = importlib.import_module(f"{values['family']}.config").schema(values)
         for name, value in values.items():
             if keys.kind_of(schema[name]).take(value) != value:

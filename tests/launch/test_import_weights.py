@@ -148,7 +148,7 @@ def test_other_dtypes_become_float32(runs, tmp_path, capsys):
         (["--format=safetensors", "--path={hf}/.."], 66, "parts of it (--part) are still to come"),
         (["--format=t5x", "--path={t5x}", "--check"], 64, "no other library for --format=t5x"),
         (["--format=hf", "--path={hf}", "--check"], 64, "lacking is not installed: pip install la"),
-        (["--format=hf", "--path={hf}", "--config.model.wdth=3"], 64, "model.width"),
+        (["--format=hf", "--path={hf}", "--config.model.d_modl=3"], 64, "model.d_model"),
         (["--format=hf", "--path={hf}", "--ignore=("], 64, "--ignore"),
     ],
 )
