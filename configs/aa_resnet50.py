@@ -23,23 +23,88 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
+from configs.common.cite import cite
+from configs.common.variants import pick
+from vitattn.config import default_config
+from vitattn.papers import AUGMENTED
+
+# 1,797 handwritten digits of 8x8 pixels (scikit-learn), in minutes on 2 CPU cores.
+DIGITS = {
+    "data.source": "digits",
+    "data.augment": "shift",
+    "data.eval_crop": 1.0,
+    "model.stem": "small_image",
+    "model.image_size": 8,
+    "model.num_classes": 10,
+    "model.dtype": "float32",
+    "model.bn_decay": 0.9,
+    "batch_size": 96,
+    "steps": 300,
+    "optimizer.name": "sgd",
+    "optimizer.nesterov": True,
+    "optimizer.weight_decay": 5e-4,
+    "schedule.name": "cosine",
+    "schedule.learning_rate": 0.05,
+    "schedule.warmup_steps": 30,
+    "label_smoothing": 0.1,
+    "ema_decay": 0.98,
+    "eval_every": 50,
+    "checkpoint.every": 50,
+    "log_every": 1,
+    "target": "v5e-4",
+}
 
 VARIANTS = {
-    "digits": recipes.digits,
-    **{
-        f"fraction{percent:03}": recipes.sets(
-            model__attention__kappa=percent / 100, model__attention__upsilon=percent / 100
-        )
-        for percent in (25, 50, 75, 100)
-    },
-    **{
-        f"position_{kind}": recipes.sets(model__attention__position=kind)
-        for kind in ("none", "sine", "coord")
-    },
+    "digits": DIGITS,
+    "fraction025": {"model.attention.kappa": 0.25, "model.attention.upsilon": 0.25},
+    "fraction050": {"model.attention.kappa": 0.5, "model.attention.upsilon": 0.5},
+    "fraction075": {"model.attention.kappa": 0.75, "model.attention.upsilon": 0.75},
+    "fraction100": {"model.attention.kappa": 1.0, "model.attention.upsilon": 1.0},
+    "position_none": {"model.attention.position": "none"},
+    "position_sine": {"model.attention.position": "sine"},
+    "position_coord": {"model.attention.position": "coord"},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: digits, fractionPERCENT, position_KIND."""
-    return recipes.augmented(__file__, "aa_resnet50", 50, variant, VARIANTS)
+    config = default_config("resnet", attention="augmented")
+    config.name = "aa_resnet50"
+
+    config.model.depth = 50
+    config.model.image_size = 224
+    config.model.num_classes = 1000
+    config.model.dtype = "bfloat16"  # assumed
+    config.model.attention.num_heads = 8
+    config.model.attention.kappa = 0.2  # depth of keys over the width of the convolution
+    config.model.attention.upsilon = 0.1  # depth of values
+    config.model.attention.min_key_depth = 20  # of a head
+    config.model.attention.position = "relative"
+    config.model.attention.stages = (3, 4, 5)
+    config.model.attention.downsample = (3,)  # attends at half the resolution there
+
+    config.data.source = "imagenet"
+    config.data.augment = "inception"  # crops, flips and colour
+    config.data.eval_crop = 0.875
+
+    config.batch_size = 1024  # assumed: the paper has 32 to 256 a worker, whatever fits on 8 V100
+    epoch = 1_281_167 / config.batch_size  # in steps
+    config.steps = round(100 * epoch)
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.name = "step"
+    config.schedule.learning_rate = 0.128 * config.batch_size / 256
+    config.schedule.warmup_steps = round(0.05 * config.steps)  # linear
+    config.schedule.boundaries = tuple(round(epoch * e) for e in (30, 60, 80, 90))
+    config.schedule.factors = (0.1,)
+    config.label_smoothing = 0.0
+    config.ema_decay = 0.0
+
+    config.target = "v5e-16"  # 64 images a chip
+    config.log_every = 50
+    config.eval_every = round(5 * epoch)
+    config.checkpoint.every = round(epoch)
+    config.checkpoint.best = "top1"
+
+    return cite(pick(config, variant, VARIANTS, __file__), AUGMENTED)

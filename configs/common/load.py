@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from configs.common import overrides
 from trainlib import paths
 from trainlib.errors import ConfigError, UserError, nearest, shown
 from trainlib.untrusted_files import what_is
@@ -23,11 +24,9 @@ from trainlib.untrusted_files import what_is
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-FAMILIES = ("vitattn", "moe")
 FOLDER = Path(__file__).resolve().parents[1]  # of the shipped files
 COMMAND_LINE = "command line"
 CALL = "configs.load"
-SWITCHES = ("model.name",)  # with `*.kind`, what decides which other keys exist
 CONFIG_HELP = (
     "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
     "single values by --config.KEY=VALUE"
@@ -43,12 +42,12 @@ class Loaded:
 
 
 # ---------------------------------------------------------------------------------- for callers
-def from_flags(text: str | None, overrides: Mapping[str, str]) -> Loaded:
-    """Loads `--config`, applies overrides, and says where each value was set.
+def from_flags(text: str | None, flags: Mapping[str, str]) -> Loaded:
+    """Loads `--config`, sets single keys, and says where each value was set.
 
     Args:
       text: `FILE.py[:variant]` or `FILE.json`.
-      overrides: dotted key -> text from the command line.
+      flags: dotted key -> text, of `--config.KEY=VALUE`.
 
     Raises:
       ConfigError: no such file, variant or key, a value that its key does not take, or a file that
@@ -56,21 +55,21 @@ def from_flags(text: str | None, overrides: Mapping[str, str]) -> Loaded:
     """
     if not text:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
-    return _with_overrides(_loaded(text), overrides, COMMAND_LINE)
+    return _with_values(_loaded(text), flags, COMMAND_LINE)
 
 
 def from_python(name: str, values: Mapping[str, Any]) -> ConfigDict:
     """The same for a caller in Python, whose values are typed; see `configs.load`."""
     from trainlib.config import flat
 
-    return _with_overrides(_loaded(name), flat(values, CALL), CALL).config
+    return _with_values(_loaded(name), flat(values, CALL), CALL).config
 
 
-def of_workdir(workdir: Path, overrides: Mapping[str, str]) -> ConfigDict:
-    """The configuration that a run saved beside its checkpoints, with overrides applied.
+def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
+    """The configuration that a run saved beside its checkpoints, with single keys set.
 
     Raises:
-      ConfigError: there is none, it is of another program, or an override does not fit.
+      ConfigError: there is none, it is of another program, or a flag does not fit.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -87,12 +86,21 @@ def of_workdir(workdir: Path, overrides: Mapping[str, str]) -> ConfigDict:
             "of another program. Give the --workdir of a training, or an export in our own names "
             "(`python -m launch.export --names=own`)."
         )
-    return _with_overrides(_from_values(values, str(path)), overrides, COMMAND_LINE).config
+    return _with_values(_from_values(values, str(path)), flags, COMMAND_LINE).config
 
 
 def shipped() -> list[Path]:
     """The configuration files of this package: every Python file beside `configs/__init__.py`."""
     return sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def _with_values(loaded: Loaded, values: Mapping[str, Any], where: str) -> Loaded:
+    from trainlib.config import flatten
+
+    config = overrides.apply(loaded.config, values, where, typed=where != COMMAND_LINE)
+    paths.check(flatten(config))
+    origin = loaded.origin | dict.fromkeys(values, where)
+    return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
 
 
 # ------------------------------------------------------------------------------------- find
@@ -129,23 +137,9 @@ def _from_values(values: Mapping[str, Any], source: str) -> Loaded:
     """The configuration of values from JSON; keys that it does not give have their defaults."""
     from trainlib.config import assign, flatten
 
-    config = _defaults(values, source)
+    config = overrides.defaults(values, source)
     assign(config, values, source)
     return Loaded(config, dict.fromkeys(flatten(config), source))
-
-
-def _defaults(values: Mapping[str, Any], source: str) -> ConfigDict:
-    """The defaults of all keys that exist for these values (model and kinds decide)."""
-    from trainlib.config import from_schema
-    from trainlib.keys import choice, fit
-
-    if "family" not in values:
-        raise ConfigError(f"{shown(source)} has no key 'family': {' or '.join(FAMILIES)}.")
-    if fit("family", values["family"], choice(*FAMILIES), source) == "moe":
-        from moe.config import schema
-    else:
-        from vitattn.config import schema
-    return from_schema(schema(values))
 
 
 def _from_file(text: str) -> Loaded:
@@ -159,7 +153,7 @@ def _from_file(text: str) -> Loaded:
     if variant:
         with contextlib.suppress(UserError):  # a file may have nothing but variants
             plain = _values_of(module, path, "")
-    config = _defaults(values, name)
+    config = overrides.defaults(values, name)
     defaults = flatten(config)
     assign(config, values, text)
     origin = {}
@@ -227,35 +221,3 @@ def _explained(path: Path) -> Iterator[None]:
             f"The configuration {shown(path)} stops{where} with {type(error).__name__}: "
             f"{shown(words) or brief(error)}. --debug prints the traceback."
         ) from error
-
-
-# --------------------------------------------------------------------------------- override
-def _with_overrides(loaded: Loaded, overrides: Mapping[str, Any], where: str) -> Loaded:
-    from trainlib.config import flatten, override
-
-    config, origin = loaded.config, dict(loaded.origin)
-    typed = where != COMMAND_LINE
-    for key in sorted(overrides, key=lambda key: not key.endswith((".kind", ".name"))):
-        if key in SWITCHES or key.endswith(".kind"):
-            config = _switched(config, key, overrides, where)
-        else:
-            override(config, key, overrides[key], where, typed=typed)
-        origin[key] = where
-    paths.check(flatten(config))
-    return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
-
-
-def _switched(config: ConfigDict, key: str, overrides: Mapping[str, Any], where: str) -> ConfigDict:
-    """Sets a key that decides which other keys exist.
-
-    Keys that exist before and after keep their values, except those that are overridden as well.
-    """
-    from trainlib.config import flatten, override
-
-    switched = _defaults(flatten(config) | {key: overrides[key]}, where)
-    known = flatten(switched)
-    for old, value in flatten(config).items():
-        if old not in overrides and old in known and value != known[old]:
-            override(switched, old, value, where, typed=True)
-    override(switched, key, overrides[key], where, typed=where != COMMAND_LINE)
-    return switched

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from configs.aa_resnet50 import get_config
-from configs.common import recipes
 from trainlib.config import override
 from trainlib.model import weights as nn
 from trainlib.profiling import compilations
@@ -167,7 +167,7 @@ def test_both_modes_of_flax_give_the_same_numbers():
         done = subprocess.run(
             [sys.executable, "-c", TREE_MODE],
             env=env,
-            cwd=os.path.dirname(os.path.dirname(recipes.__file__)),
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             timeout=300,

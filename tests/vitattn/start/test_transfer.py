@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.aa_resnet50 import get_config
-from configs.common import recipes
+import configs
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.config import override
 from trainlib.errors import CheckpointError, ConfigError
@@ -19,10 +18,15 @@ from vitattn.labels import class_names
 from vitattn.plan import make
 from vitattn.start import transfer
 
+SMALL = {
+    "blocks": (1, 1, 1, 1),
+    "width": 0.25,
+    "attention": {"num_heads": 2, "min_key_depth": 4},
+}
+
 
 def small_config(**changes):
-    config = get_config("digits")
-    recipes.small_digits(config)
+    config = configs.load("aa_resnet50:digits", model=SMALL)
     for key, value in changes.items():
         override(config, key.replace("__", "."), value, "test")
     return config
