@@ -19,24 +19,67 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
-from moe.config import default_config, published_recipe
+from configs.common.variants import pick
+from moe.config import default_config
 
 VARIANTS = {
-    "c4": recipes.sets(data__source="c4"),
-    "v5p_1024": recipes.sets(target="v5p-1024"),
-    "v5p_2048": recipes.sets(target="v5p-2048", mesh__model=16, routing__group_sequences=2),
-    "v6e_256": recipes.sets(target="v6e-256", mesh__model=4),
+    "c4": {"data.source": "c4"},
+    "v5p_1024": {"target": "v5p-1024"},
+    "v5p_2048": {"target": "v5p-2048", "mesh.model": 16, "routing.group_sequences": 2},
+    "v6e_256": {"target": "v6e-256", "mesh.model": 4},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: c4, v5p_1024, v5p_2048, v6e_256."""
-    config = published_recipe(default_config("st_moe_32b"), tokens=1_500_000_000_000)
-    config.data.source = "mixture:st_moe_32b"
-    config.routing.group_sequences = 4
-    config.target = "v4-1024"
-    config.mesh.data, config.mesh.model = 64, 8
+    config = default_config()
+    config.name = "st_moe_32b"
     config.published.params = "269B"
     config.published.source = "arXiv 2202.08906 table 11"
-    return recipes.pick(__file__, variant, VARIANTS, config)
+
+    config.model.vocab_size = 32128
+    config.model.d_model = 5120
+    config.model.d_ff = 20480  # of dense layers and of each expert
+    config.model.num_heads = 64
+    config.model.head_dim = 128
+    config.model.encoder_blocks = 24
+    config.model.decoder_blocks = 24
+    config.model.activation = "geglu"
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.model.sparse_period = 4  # the last of every 4 blocks has experts
+    config.model.extra_ffn = "after"  # and a dense layer after them
+    config.routing.num_experts = 64
+    config.routing.top_k = 2
+    config.routing.capacity_factor = 1.25
+    config.routing.capacity_factor_eval = 2.0
+    config.routing.group_sequences = 4  # tokens compete within groups of 4 sequences
+    config.routing.balance_loss_weight = 0.01
+    config.routing.z_loss_weight = 1e-3
+    config.objective.z_loss = 1e-4
+
+    config.data.source = "mixture:st_moe_32b"
+    config.data.vocabulary = "sentencepiece:cc_all.32000.model"  # its user supplies it
+    config.data.objective = "span_corruption"
+    config.data.noise_density = 0.15
+    config.data.mean_span = 3.0
+    config.data.encoder_length = 512
+    config.data.decoder_length = 114
+
+    config.batch_size = 2048  # 2^20 tokens of the encoder
+    config.steps = 1_500_000_000_000 // (config.batch_size * config.data.encoder_length)
+    config.optimizer.name = "adafactor"
+    config.schedule.name = "inverse_sqrt"  # learning_rate / sqrt(max(step, plateau_steps))
+    config.schedule.learning_rate = 1.0
+    config.schedule.plateau_steps = 10_000
+
+    config.target = "v4-1024"
+    config.mesh.data = 64  # an expert each
+    config.mesh.model = 8
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.eval_batches = 16
+    config.checkpoint.every = 1_000
+
+    return pick(config, variant, VARIANTS, __file__)

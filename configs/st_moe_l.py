@@ -16,23 +16,68 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
-from moe.config import default_config, published_recipe
+from configs.common.variants import pick
+from moe.config import default_config
 
 VARIANTS = {
-    "dense": recipes.sets(
-        routing__num_experts=0, published__params="0.8B", published__neg_log_perplexity=-1.474
-    ),
-    "long": recipes.sets(steps=500_000, published__neg_log_perplexity=0.0),
+    "dense": {
+        "routing.num_experts": 0,
+        "published.params": "0.8B",
+        "published.neg_log_perplexity": -1.474,
+    },
+    "long": {"steps": 500_000, "published.neg_log_perplexity": 0.0},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense, long."""
-    config = published_recipe(default_config("st_moe_l"), tokens=100_000 * 2**20)
-    config.target = "v5p-64"  # 32 chips, an expert each
-    config.routing.group_sequences = 4
+    config = default_config()
+    config.name = "st_moe_l"
     config.published.params = "4.1B"
     config.published.neg_log_perplexity = -1.369
     config.published.source = "arXiv 2202.08906 tables 8, 11"
-    return recipes.pick(__file__, variant, VARIANTS, config)
+
+    config.model.vocab_size = 32128
+    config.model.d_model = 1024
+    config.model.d_ff = 2816  # of dense layers and of each expert
+    config.model.num_heads = 16
+    config.model.head_dim = 64
+    config.model.encoder_blocks = 24
+    config.model.decoder_blocks = 24
+    config.model.activation = "geglu"
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.model.sparse_period = 4  # the last of every 4 blocks has experts
+    config.model.extra_ffn = "after"  # and a dense layer after them
+    config.routing.num_experts = 32
+    config.routing.top_k = 2
+    config.routing.capacity_factor = 1.25
+    config.routing.capacity_factor_eval = 2.0
+    config.routing.group_sequences = 4  # tokens compete within groups of 4 sequences
+    config.routing.balance_loss_weight = 0.01
+    config.routing.z_loss_weight = 1e-3
+    config.objective.z_loss = 1e-4
+
+    config.data.source = "c4"
+    config.data.vocabulary = "sentencepiece:cc_all.32000.model"  # its user supplies it
+    config.data.objective = "span_corruption"
+    config.data.noise_density = 0.15
+    config.data.mean_span = 3.0
+    config.data.encoder_length = 512
+    config.data.decoder_length = 114
+
+    config.batch_size = 2048  # 2^20 tokens of the encoder
+    config.steps = 100_000
+    config.optimizer.name = "adafactor"
+    config.schedule.name = "inverse_sqrt"  # learning_rate / sqrt(max(step, plateau_steps))
+    config.schedule.learning_rate = 1.0
+    config.schedule.plateau_steps = 10_000
+
+    config.target = "v5p-64"  # 32 chips, an expert each
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.eval_batches = 16
+    config.checkpoint.every = 1_000
+
+    return pick(config, variant, VARIANTS, __file__)

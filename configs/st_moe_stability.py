@@ -18,30 +18,65 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
+from configs.common.variants import pick
 from moe.config import default_config
 
 VARIANTS = {
-    "z_loss": recipes.sets(routing__z_loss_weight=1e-3),
-    "jitter": recipes.sets(routing__jitter=0.01),
-    "clip": recipes.sets(optimizer__update_clip=0.1),
-    "relu": recipes.sets(model__activation="relu", model__d_ff=192),
+    "z_loss": {"routing.z_loss_weight": 1e-3},
+    "jitter": {"routing.jitter": 0.01},
+    "clip": {"optimizer.update_clip": 0.1},
+    "relu": {"model.activation": "relu", "model.d_ff": 192},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: z_loss, jitter, clip, relu."""
-    config = default_config("st_moe_tiny")
+    config = default_config()
     config.name = "st_moe_stability"
-    config.target = "v5e-4"
-    config.model.update(d_model=64, d_ff=128, head_dim=16, dtype="float32", remat="none")
-    config.routing.update(z_loss_weight=0.0, min_capacity=1)
-    config.data.update(encoder_length=64, decoder_length=32)
-    config.schedule.learning_rate = 5.0
-    config.optimizer.factored_min_size = 64
+
+    config.model.vocab_size = 512
+    config.model.d_model = 64
+    config.model.d_ff = 128  # of dense layers and of each expert
+    config.model.num_heads = 4
+    config.model.head_dim = 16
+    config.model.encoder_blocks = 4
+    config.model.decoder_blocks = 4
+    config.model.activation = "geglu"
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.model.sparse_period = 4  # the last of every 4 blocks has experts
+    config.model.extra_ffn = "after"  # and a dense layer after them
+    config.routing.num_experts = 4
+    config.routing.top_k = 2
+    config.routing.capacity_factor = 1.25
+    config.routing.capacity_factor_eval = 2.0
+    config.routing.min_capacity = 1
+    config.routing.jitter = 0.0
+    config.routing.balance_loss_weight = 0.01
+    config.routing.z_loss_weight = 0.0
+    config.objective.z_loss = 1e-4
+
+    config.data.source = "pydoc"
+    config.data.vocabulary = "bytes"
+    config.data.objective = "span_corruption"
+    config.data.noise_density = 0.15
+    config.data.mean_span = 3.0
+    config.data.encoder_length = 64
+    config.data.decoder_length = 32
+
     config.batch_size = 32
     config.steps = 300
-    config.eval_every = 50
     config.max_skipped_steps = 300  # a run that diverges is a result here
+    config.optimizer.name = "adafactor"
+    config.optimizer.factored_min_size = 64
+    config.optimizer.update_clip = 1.0
+    config.schedule.name = "inverse_sqrt"  # learning_rate / sqrt(max(step, plateau_steps))
+    config.schedule.learning_rate = 5.0  # five times the usual rate
+    config.schedule.plateau_steps = 10_000
+
+    config.target = "v5e-4"
+    config.eval_every = 50
     config.checkpoint.every = 300
-    return recipes.pick(__file__, variant, VARIANTS, config)
+
+    return pick(config, variant, VARIANTS, __file__)

@@ -15,25 +15,57 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import recipes
+from configs.common.variants import pick
 from moe.config import default_config
 
-VARIANTS = {"dense": recipes.sets(routing__num_experts=0)}
+VARIANTS = {"dense": {"routing.num_experts": 0}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration; variants: dense."""
-    config = default_config("st_moe_tiny")
-    config.target = "v5e-4"
+    config = default_config()
+    config.name = "st_moe_tiny"
+
+    config.model.vocab_size = 512
+    config.model.d_model = 128
+    config.model.d_ff = 256  # of dense layers and of each expert
+    config.model.num_heads = 4
+    config.model.head_dim = 32
+    config.model.encoder_blocks = 4
+    config.model.decoder_blocks = 4
+    config.model.activation = "geglu"
+    config.model.dropout = 0.0
     # At this size nothing is short of memory, and CPUs compute bfloat16 slower than float32.
     config.model.dtype = "float32"
     config.model.remat = "none"
-    config.routing.min_capacity = 1  # 4 rows for each expert would hide what is dropped
+    config.model.sparse_period = 4  # the last of every 4 blocks has experts
+    config.model.extra_ffn = "after"  # and a dense layer after them
+    config.routing.num_experts = 4
+    config.routing.top_k = 2
+    config.routing.capacity_factor = 1.25
+    config.routing.capacity_factor_eval = 2.0
+    config.routing.min_capacity = 1  # the default of 4 would hide what is dropped
+    config.routing.balance_loss_weight = 0.01
+    config.routing.z_loss_weight = 1e-3
+    config.objective.z_loss = 1e-4
+
+    config.data.source = "pydoc"
+    config.data.vocabulary = "bytes"
+    config.data.objective = "span_corruption"
+    config.data.noise_density = 0.15
+    config.data.mean_span = 3.0
     config.data.encoder_length = 128
     config.data.decoder_length = 48
+
     config.batch_size = 32
-    config.schedule.learning_rate = 3.0  # a small model learns faster at three times the usual rate
     config.steps = 240
+    config.optimizer.name = "adafactor"
+    config.schedule.name = "inverse_sqrt"  # learning_rate / sqrt(max(step, plateau_steps))
+    config.schedule.learning_rate = 3.0  # a small model learns faster at three times the usual rate
+    config.schedule.plateau_steps = 10_000
+
+    config.target = "v5e-4"
     config.eval_every = 80
     config.checkpoint.every = 80
-    return recipes.pick(__file__, variant, VARIANTS, config)
+
+    return pick(config, variant, VARIANTS, __file__)

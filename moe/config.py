@@ -8,13 +8,13 @@ files a locked `ConfigDict` of a named size to fill in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from moe import models
 from moe.decoding.model import Decoding
-from moe.models import size
 from moe.models.architecture import Architecture
 from moe.objective import Objective
 from moe.routing.config import RoutingConfig
@@ -116,87 +116,25 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
     }
 
 
-def default_config(name: str) -> ConfigDict:
-    """The locked defaults of a named size (`moe.models.sizes`), for a configuration file to fill
-    in: pre-training as in ST-MoE, Adafactor at 1/sqrt(max(step, 10,000)).
+def default_config(size: str = "") -> ConfigDict:
+    """The locked defaults, for a configuration file to fill in.
+
+    They are those of pre-training in ST-MoE: Adafactor at 1 / sqrt(max(step, 10,000)).
+
+    Args:
+      size: a name of `moe.models.sizes`, whose values are filled in; "" leaves the defaults of
+        `Architecture` and `RoutingConfig`.
     """
     config = config_lib.from_schema(schema())
-    model, routing = size(name)
-    config.model.update(model)
-    config.routing.update(routing)
-    config.name = name
+    if size:
+        model, routing = models.size(size)
+        config.model.update(model)
+        config.routing.update(routing)
+        config.name = size
     config.optimizer.name = "adafactor"
     config.schedule.name = "inverse_sqrt"
     config.schedule.learning_rate = 1.0
     return config
-
-
-def published_recipe(config: ConfigDict, tokens: int) -> ConfigDict:
-    """Fills in how ST-MoE was pre-trained on `tokens` encoder tokens: batches of 2048 rows of 512
-    and 114 (2^20 tokens), groups of 4 rows, a SentencePiece vocabulary that its user supplies.
-    """
-    config.batch_size = 2048
-    config.steps = tokens // (config.batch_size * config.data.encoder_length)
-    config.data.vocabulary = "sentencepiece:cc_all.32000.model"
-    config.data.source = "c4"
-    config.log_every = 100
-    config.eval_every = 5_000
-    config.eval_batches = 16
-    config.checkpoint.every = 1_000
-    return config
-
-
-def finetuning_recipe(config: ConfigDict, tasks: str) -> ConfigDict:
-    """Fills in how ST-MoE was fine-tuned (section 4) on the data of its benchmarks.
-
-    Groups are single sequences, so that what is measured of an example does not depend on its
-    neighbours.
-
-    Args:
-      config: of a named size.
-      tasks: as in `data.source`, after `task:`.
-    """
-    config.task = "finetune"
-    config.data.update(source=f"task:{tasks}", vocabulary="sentencepiece:cc_all.32000.model")
-    config.model.update(dropout=0.1, expert_dropout=0.2)
-    config.routing.group_sequences = 1
-    config.schedule.update(name="constant", learning_rate=1e-3, warmup_steps=1000)
-    config.batch_size = 512  # 2^18 tokens
-    config.steps = 20_000
-    config.eval_every = 1_000
-    config.checkpoint.every = 1_000
-    config.log_every = 50
-    return config
-
-
-def sample_recipe(tasks: str) -> Callable[[ConfigDict], None]:
-    """A variant: a small model on the examples of the tasks that come with this package."""
-
-    def apply(config: ConfigDict) -> None:
-        model, routing = size("st_moe_tiny")
-        config.model.update(model | {"dtype": "float32", "remat": "none"})
-        config.model.update(d_model=64, d_ff=128, num_heads=4, head_dim=16, vocab_size=384)
-        config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2)
-        # From scratch a small model learns a set by heart sooner with the usual scale of weights
-        # and without noise.
-        config.model.update(init_scale=1.0, dropout=0.0, expert_dropout=0.0)
-        config.routing.update(routing | {"min_capacity": 1, "capacity_factor": 2.0})
-        config.routing.second_policy = "all"
-        # What was learned by heart; the few held-out examples would measure nothing.
-        config.evaluation.split = "train"
-        config.data.update(source=f"sample:{tasks}", vocabulary="bytes")
-        config.data.update(encoder_length=256, decoder_length=48, workers=0)
-        config.schedule.update(name="cosine", learning_rate=3e-3, warmup_steps=20)
-        config.optimizer.name = "adamw"
-        config.batch_size = 16
-        config.steps = 800
-        config.eval_every = 400
-        config.eval_batch_size = 32
-        config.checkpoint.every = 400
-        config.log_every = 1
-        config.published.update(score=0.0, source="")
-
-    return apply
 
 
 def sharding_rules(config: ConfigDict) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+import configs
 from launch import evaluate, export, predict
 from moe import plan as plan_lib
-from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.decoding.answer import Answerer
 from moe.prediction.lines import Counts
 from moe.prediction.partial_output import PartialOutput
@@ -46,8 +46,7 @@ BOARD = {
 def saved(tmp_path_factory):
     """The workdir of a fine-tuning run whose answers differ from input to input."""
     workdir = tmp_path_factory.mktemp("run")
-    config = finetuning_recipe(default_config("st_moe_tiny"), "copa,cb")
-    sample_recipe("copa,cb")(config)
+    config = configs.load("st_moe_superglue:sample", data={"source": "sample:copa,cb"})
     config.model.update(d_model=32, d_ff=32, num_heads=2, head_dim=16)
     config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
     config.routing.num_experts = 0  # compiles sooner

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from moe.config import default_config, finetuning_recipe
+import configs
 from moe.eval import scores, submission
 from moe.eval.scores import Scores
 from moe.tasks.task import TextExample
@@ -90,7 +90,7 @@ def test_superglue_is_the_mean_of_its_tasks_and_these_of_their_figures():
     table = dict(scored.table(dict.fromkeys(found, 1234)))
     assert table["cb"] == "f1 90.00, accuracy 100.00  (1,234 examples)"
     assert table["SuperGLUE"].startswith("75.00")
-    config = finetuning_recipe(default_config("st_moe_tiny"), "superglue")
+    config = configs.load("st_moe_superglue")
     shown = dict(scored.rows(config))
     assert shown["scored"] == "task:superglue, split 'validation'"
     assert (shown["cb"], shown["SuperGLUE"]) == ("f1 90.00, accuracy 100.00", "75.00")

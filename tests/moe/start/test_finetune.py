@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+import configs
 from moe import evaluate, objective, predict, sweep, train
 from moe import plan as plan_lib
-from moe.config import default_config, finetuning_recipe, sample_recipe
 from moe.data import data_sets, make_source, make_vocabulary, train_batches
 from moe.decoding.answer import Answerer
 from moe.eval import held_out
@@ -35,8 +35,7 @@ def config_of(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
 
     def make(tasks: str = "copa,cb,wsc", train: str = "all", experts: int = 4, **changes):
-        config = finetuning_recipe(default_config("st_moe_tiny"), tasks)
-        sample_recipe(tasks)(config)
+        config = configs.load("st_moe_superglue:sample", data={"source": f"sample:{tasks}"})
         config.model.update(d_model=32, d_ff=32, num_heads=2, head_dim=16)
         config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1)
         config.routing.num_experts = experts
