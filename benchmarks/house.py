@@ -40,7 +40,19 @@ TOKEN = ("configs/st_moe_tiny.py", {"data.workers": 0, "batch_size": 8})
 
 # Written by hand: extension -> the places to touch beside a new file of its own, each a file and a
 # pattern that has to be in it. `extensions` checks that they are there.
-EXTENSIONS: dict[str, list[tuple[str, str]]] = {}
+EXTENSIONS = {
+    "an attention layer of ResNets": [
+        ("vitattn/models/config.py", r"^    attention: .*LocalConfig"),
+        ("vitattn/models/resnet.py", r"^def spatial_layer"),
+        ("vitattn/analysis/attention_maps.py", r"^Layer = "),
+    ],
+    "a policy for the choices of routers": [("moe/routing/policies.py", r"^POLICIES = ")],
+    "a data set of images": [("vitattn/data/catalog.py", r"^KINDS\b")],
+    "a data set of texts": [("moe/data/data_sets.py", r"^KINDS\b")],
+    "a fine-tuning task": [("moe/tasks/superglue.py", r"^TASKS\b")],
+    "another task of image models": [("vitattn/task.py", r"^TASKS\b")],
+    "an optimiser that optax has": [],
+}
 
 # Runs a command with every call watched, and leaves at the first loss. A file is on the way when
 # one of its functions is called; what only defines names while it is imported is not.
@@ -280,7 +292,7 @@ def extensions(root: Path) -> dict[str, str]:
         missing = [path for path, pattern in places if not _holds(root / path, pattern)]
         files = ", ".join(path for path, _ in places)
         result[name] = (
-            f"not as listed here: {', '.join(missing)}" if missing else f"{len(places)}: {files}"
+            f"not as listed: {', '.join(missing)}" if missing else f"{len(places)} {files}".strip()
         )
     return result
 
