@@ -23,77 +23,93 @@ from trainlib import config as config_lib
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
 
-# Dense matrices split over the rows of the mesh (fsdp) or whole on each row, as in the paper.
+# Sharding of dense matrices -> mesh axis that their embedding dimension is split over; as in the
+# paper they are split over the data axis, or whole on each of its devices.
 RULES = {"fsdp": "data", "zero": None, "replicated": None}
-COLUMN_AXES = ("heads", "head", "mlp", "vocab", "table", "expert_mlp")
+MODEL_AXES = ("heads", "head", "mlp", "vocab", "table", "expert_mlp")  # split over the model axis
 WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
-TASKS = ("pretrain", "finetune")
 STACKED_AXES = ("period", "layer", "expert")  # Adafactor treats each index as a weight of its own
 
 NEWEST, REST = whole(1, also={0: "the newest"}), whole(1, also={-1: "the rest"})
 
 GENERAL = config_lib.COMMON | {
+    # What is trained.
     "family": key("moe", "model family; picks the training loop", choice("moe")),
     "task": key(
         "pretrain",
-        "pretrain, or finetune: the tasks of data.source are scored as well",
-        choice(*TASKS),
+        "what the run learns: pretrain, or finetune, which scores the tasks of data.source too",
+        choice("pretrain", "finetune"),
     ),
-    "eval_batches": key(
-        0,
-        "evaluation steps for each part of the data; 0 = the whole held-out split",
-        whole(1, also={0: "the whole split"}),
-    ),
-    "mesh.model": key(1, "mesh columns: heads and feed-forward width", REST),
-    "sharding": key(
-        "fsdp",
-        "dense weights over the mesh rows: fsdp, zero (only their slots) or replicated",
-        choice(*RULES),
-    ),
-    "init_from": key(
-        "", "workdir, checkpoints or step of the run that this one starts from", text()
-    ),
-    "init_from_step": key(0, "checkpoint of that run; 0 = the newest", NEWEST),
     "sweep": key(
         "",
-        "grid: print the settings of the paper's table 20; a number: train that one",
+        "a number: train that setting of the paper's table 20; grid: print all settings",
         text(0, 20),
+    ),
+    # Where it starts.
+    "init_from": key(
+        "",
+        "workdir, checkpoints folder or step whose weights a new run starts from; '' = none",
+        text(),
+    ),
+    "init_from_step": key(0, "step of init_from; 0 = the newest", NEWEST),
+    "upcycle.workdir": key(
+        "",
+        "workdir, checkpoints folder or step of a dense run whose feed-forward layers become the "
+        "experts of this model; '' = none",
+        text(),
+    ),
+    "upcycle.step": key(0, "step of upcycle.workdir; 0 = the newest", NEWEST),
+    # How it is evaluated.
+    "eval_batches": key(
+        0,
+        "evaluation steps on each part of the data; 0 = the whole held-out split",
+        whole(1, also={0: "the whole split"}),
     ),
     "evaluation.split": key(
         "validation",
-        "what tasks are scored on: train, validation or test",
+        "split on which tasks are scored: train, validation or test",
         choice("train", "validation", "test"),
     ),
     "evaluation.limit": key(
         0,
-        "examples of each task scored while training, the first; 0 = all",
+        "examples of each task, from the first, that are scored while training; 0 = all",
         whole(1, also={0: "all"}),
     ),
     "evaluation.classify": key(
         "generate",
-        "answers with given candidates: generate the words (as T5), or rank, which is faster",
+        "how a task with given candidates is answered: generate the words, as T5 does, or rank the "
+        "candidates, which is faster",
         choice("generate", "rank"),
     ),
-    "upcycle.workdir": key(
-        "",
-        "workdir, checkpoints or step of a dense run that fills this model's experts; '' = none",
-        text(),
+    # Where its arrays lie.
+    "mesh.model": key(
+        1, "mesh axis over which heads and feed-forward width are split; -1 = the rest", REST
     ),
-    "upcycle.step": key(0, "checkpoint of that run; 0 = the newest", NEWEST),
+    "sharding": key(
+        "fsdp",
+        "over the data axis: fsdp (dense weights split), zero (only their slots) or replicated",
+        choice(*RULES),
+    ),
+    # What the paper prints.
     "published.params": key("", "parameters as the paper prints them", text(0, 200)),
     "published.source": key("", "paper and table of the published figures", text(0, 200)),
-    "published.score": key(0.0, "the paper's score of the tasks, in percent", number(0, 100)),
+    "published.score": key(0.0, "score of the tasks in the paper, percent", number(0, 100)),
     "published.neg_log_perplexity": key(
-        0.0, "the paper's; its vocabulary and data, not comparable", number()
+        0.0,
+        "negative log perplexity in the paper; its vocabulary and data are others, so that it "
+        "cannot be compared",
+        number(),
     ),
 }
 
 
 def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]]:
-    """All keys: dotted name -> (default, meaning), with what each takes; the same whatever
-    `values` are.
+    """All keys: dotted name -> (default, meaning), with what each takes.
+
+    Args:
+      values: dotted values known so far, for families in which they decide what keys exist. Here
+        every model has the same keys.
     """
-    del values
     from moe.data import data_defaults
 
     experts = {
@@ -141,7 +157,7 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
     """Logical axis -> mesh axis for this configuration.
 
     `batch` is the residual stream and the input; `layer_batch` the same arrays inside attention and
-    feed-forward layers, where columns split heads and hidden units instead of sequences.
+    feed-forward layers, where the model axis splits heads and hidden units instead of sequences.
     """
     fit("sharding", config.sharding, choice(*RULES))
     return {
@@ -149,13 +165,13 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
         "layer_batch": ("replica", "data"),
         "embed": RULES[config.sharding],
         "expert": "data",
-        **dict.fromkeys(COLUMN_AXES, "model"),
+        **dict.fromkeys(MODEL_AXES, "model"),
         **dict.fromkeys(WHOLE_AXES),
     }
 
 
 def slot_rules(config: ConfigDict) -> dict[str, Any]:
-    """The same for the slots of the optimiser."""
+    """The same for the slots of the optimiser: `zero` splits them though not the weights."""
     return sharding_rules(config) | ({"embed": "data"} if config.sharding == "zero" else {})
 
 

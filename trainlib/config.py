@@ -46,21 +46,25 @@ def _is_target(name: str) -> None:
 # Keys that the loops of both families read.
 COMMON: dict[str, tuple[Any, str]] = {
     "name": key("", "name of the configuration, for reports", text(0, 200)),
-    "seed": key(0, "seed of weights, data order and everything else that is drawn", whole(0)),
+    "seed": key(0, "seed of weights, order of the data and every other random draw", whole(0)),
     "steps": key(1000, "training steps, all runs in the workdir together", whole(1)),
     "batch_size": key(128, "examples in one step, over all devices", whole(1)),
     "microbatches": key(
         1,
-        "pieces a batch is cut into to save memory; gradients are summed. Batch normalisation "
-        "normalises each piece by itself; running statistics move once a step, by all pieces",
+        "pieces that a batch is cut into to save memory; their gradients are summed. Batch "
+        "normalisation uses the statistics of each piece; running statistics are updated once a "
+        "step, from all pieces",
         whole(1),
     ),
     "max_skipped_steps": key(
-        10, "updates in a row that may be skipped as not finite; then exit 70", whole(0)
+        10,
+        "consecutive updates that may be skipped because they are not finite; one more exits 70",
+        whole(0),
     ),
     "stuck_after": key(
         60.0,
-        "seconds of a step, or 10 usual ones if longer, then exit 76; 0 = never",
+        "abort (exit 76) if a step takes longer than this many seconds and than 10 typical steps; "
+        "0 = never",
         number(above=0, high=1e9, also={0: "never"}),
     ),
     "log_every": key(1, "steps between lines in metrics.jsonl", whole(1)),
@@ -73,29 +77,31 @@ COMMON: dict[str, tuple[Any, str]] = {
         0, "examples in one evaluation step; 0 = batch_size", whole(1, also={0: "batch_size"})
     ),
     "checkpoint.every": key(1000, "steps between checkpoints", whole(1)),
-    "checkpoint.keep": key(3, "newest checkpoints that stay", whole(1)),
+    "checkpoint.keep": key(3, "how many of the newest checkpoints are kept", whole(1)),
     "checkpoint.best": key(
-        "", "evaluation metric whose best checkpoint stays as well; '' = none", text(0, 200)
+        "", "evaluation metric whose best checkpoint is kept as well; '' = none", text(0, 200)
     ),
     "checkpoint.on_corrupt": key(
         "skip",
-        "a damaged checkpoint: skip it for an older one, or fail",
+        "what to do about a damaged checkpoint: skip it and use an older one, or fail",
         choice(*ON_CORRUPT),
     ),
     "checkpoint.max_failed_saves": key(
-        3, "saves in a row that may fail with a warning; then exit 74", whole(0)
+        3, "consecutive saves that may fail with a warning; one more exits 74", whole(0)
     ),
     "target": key(
         "",
-        "pod that the mesh is meant for; `python -m launch.compile` compiles for it",
+        "chips that the mesh is meant for; `python -m launch.compile` compiles the step for them",
         Text(0, 100, "the name of a target, such as v5e-16,", _is_target),
     ),
     "mesh.replica": key(
-        1, "mesh axis of whole copies of the model", whole(1, also={-1: "the rest"})
+        1,
+        "mesh axis over which the whole model is copied; -1 = the rest",
+        whole(1, also={-1: "the rest"}),
     ),
     "mesh.data": key(
         -1,
-        "mesh axis that splits the batch (and what `sharding` says); -1 = the rest",
+        "mesh axis over which the batch, and what `sharding` says, is split; -1 = the rest",
         whole(1, also={-1: "the rest"}),
     ),
 }

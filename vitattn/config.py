@@ -7,7 +7,6 @@ Keys of `model.` come from the dataclass of the model, those of `data.`, `optimi
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -19,20 +18,32 @@ from trainlib import patterns
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
 
+# Sharding of the weights -> mesh axis of each logical axis that it decides about.
 RULES = {
     "replicated": {"conv_in": None, "features": None},
     "zero": {"conv_in": None, "features": None},
     "fsdp": {"conv_in": "data", "features": "data"},
 }
 WHOLE_AXES = (
-    *("height", "width", "unit", "image_channels", "conv_out", "channels", "classes"),
-    *("offset", "head_dim", "mixtures"),
+    "height",
+    "width",
+    "unit",
+    "image_channels",
+    "conv_out",
+    "channels",
+    "classes",
+    "offset",
+    "head_dim",
+    "mixtures",
 )
 
-# All weights but batch normalisation decay, as in the public TPU ResNet.
+# All weights but those of batch normalisation decay, as in the public TPU ResNet.
 DECAYED = r"^(?!.*norm)"
 
+NEWEST = whole(1, also={0: "the newest"})
+
 GENERAL = config_lib.COMMON | {
+    # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
     "task": key("classification", "what the model learns", choice("classification")),
     "label_smoothing": key(
@@ -43,20 +54,26 @@ GENERAL = config_lib.COMMON | {
         "decay of the moving average of weights that is evaluated; 0 = off",
         number(0, below=1),
     ),
+    # Where it starts.
     "init_from": key(
-        "", "workdir or checkpoint whose weights a new run starts from; '' = none", text()
+        "",
+        "workdir, checkpoints folder or step whose weights a new run starts from; '' = none",
+        text(),
     ),
-    "init_from_step": key(0, "step of init_from; 0 = the newest", whole(1, also={0: "the newest"})),
+    "init_from_step": key(0, "step of init_from; 0 = the newest", NEWEST),
     "init_new": key(
         (),
-        "list of regexes of weights that start anew whatever init_from holds",
+        "list of regular expressions of weights that are initialised anew although init_from has "
+        "them",
         patterns.patterns(),
     ),
+    # Where its arrays lie.
     "sharding": key(
         "replicated",
-        "over the data axis: replicated, zero (slots split) or fsdp (weights too)",
+        "over the data axis: replicated, zero (slots of the optimiser split) or fsdp (weights too)",
         choice(*RULES),
     ),
+    # What the paper prints.
     "published.top1": key(0.0, "top-1 accuracy of the paper, percent", number(0, 100)),
     "published.top5": key(0.0, "top-5 accuracy of the paper, percent", number(0, 100)),
     "published.params": key("", "parameters as the paper prints them", text(0, 200)),
@@ -72,8 +89,9 @@ def _field_schema(cls: type) -> dict[str, tuple[Any, str]]:
 
 
 def _choices(hint: Any) -> dict[str, type]:
-    """Kind -> dataclass, for a field that chooses among dataclasses."""
-    return {arg.kind: arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)}
+    """Kind -> dataclass, for a field that chooses among dataclasses: those have a `kind`."""
+    kinds = {getattr(arg, "kind", ""): arg for arg in typing.get_args(hint)}
+    return {kind: arg for kind, arg in kinds.items() if kind}
 
 
 def model_schema(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -137,7 +155,7 @@ def sharding_rules(config: ConfigDict) -> dict[str, Any]:
 
 
 def slot_rules(config: ConfigDict) -> dict[str, Any]:
-    """The same for the slots of the optimiser."""
+    """The same for the slots of the optimiser: `zero` splits them though not the weights."""
     return sharding_rules(config) | (RULES["fsdp"] if config.sharding == "zero" else {})
 
 
