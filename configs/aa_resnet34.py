@@ -4,13 +4,12 @@
     python -m launch.train --config=configs/aa_resnet34.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet34.py:digits --workdir=runs/aa_resnet34_digits
 
-Published (table 2): top-1 74.7 %, top-5 92.0 %, 20.7 M parameters, 7.1 GFLOP; built here:
-20,745,072 parameters. Attention in the first 3x3 convolution of a block, kappa = upsilon = 0.25:
-the reading that reproduces the counts. Recipe (appendix): 100 epochs, SGD with momentum 0.9, weight
-decay 1e-4, rate 0.128 per 256 images, 5 % linear warm-up, a tenth at epochs 30, 60, 80 and 90,
-Inception augmentation; batch 1024 and bfloat16 are assumed. Hardware: 8 V100 in the paper; here a
-TPU v3-8 or larger slice, the same command on every host. Hours are not known: the run has not been
-made with this code, and no score of ours stands here.
+Published (table 2): top-1 74.7 %, top-5 92.0 %, 20.7 M parameters, 7.1 GFLOP.
+Built here: 20,745,072 parameters. Attention in the first 3x3 convolution of a block, kappa =
+  upsilon = 0.25: the reading that reproduces the counts.
+Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
+Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.
+Never run on ImageNet with this code: no score of ours stands here, and hours are not known.
 
 Variants: conv and se, the same recipe without attention (ResNet-34: 73.6 / 91.5 %, SE: 74.3 / 91.8
 %); digits, on 1,797 handwritten digits of 8x8 pixels with one block a stage, a quarter of the width

@@ -4,12 +4,11 @@
     python -m launch.train --config=configs/aa_resnet50.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=runs/aa_resnet50_digits
 
-Published (table 2): top-1 77.7 %, top-5 93.8 %, 25.8 M parameters, 8.3 GFLOP; built here:
-25,809,392 parameters. Recipe (appendix): 100 epochs, SGD with momentum 0.9, weight decay 1e-4, rate
-0.128 per 256 images, 5 % linear warm-up, a tenth at epochs 30, 60, 80 and 90, Inception
-augmentation; batch 1024 and bfloat16 are assumed. Hardware: 8 V100 in the paper; here a TPU v3-8 or
-larger slice, the same command on every host. Hours are not known: the ImageNet run has not been
-made with this code, and no score of ours stands here.
+Published (table 2): top-1 77.7 %, top-5 93.8 %, 25.8 M parameters, 8.3 GFLOP.
+Built here: 25,809,392 parameters.
+Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
+Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.
+Never run on ImageNet with this code: no score of ours stands here, and hours are not known.
 
 Variants:
   digits: the same network on 1,797 handwritten digits of 8x8 pixels, in minutes on 2 CPU cores.

@@ -4,10 +4,11 @@ that it is compared with.
     python -m launch.train --config=configs/resnet50.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/resnet50.py:digits --workdir=runs/resnet50_digits
 
-Published (table 2): top-1 76.4 %, top-5 93.1 %, 25.6 M parameters, 8.2 GFLOP; built here:
-25,557,032 parameters. Recipe as in configs/aa_resnet50.py. Hardware: 8 V100 in the paper; here a
-TPU v3-8 or larger slice, the same command on every host. Hours are not known: the run has not been
-made with this code, and no score of ours stands here.
+Published (table 2): top-1 76.4 %, top-5 93.1 %, 25.6 M parameters, 8.2 GFLOP.
+Built here: 25,557,032 parameters.
+Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
+Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.
+Never run on ImageNet with this code: no score of ours stands here, and hours are not known.
 
 Variants:
   digits: the same network on 1,797 handwritten digits of 8x8 pixels.

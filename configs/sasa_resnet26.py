@@ -4,12 +4,11 @@
     python -m launch.train --config=configs/sasa_resnet26.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/sasa_resnet26.py:digits --workdir=DIR
 
-Published (table 1, convolution stem): top-1 75.8 %, 10.3 M parameters, 4.5 GFLOP; built here:
-10,331,264 parameters. Recipe: 130 epochs, Nesterov momentum, rate 1.6 for batch 4096, 10 epochs of
-linear warm-up, cosine, averages of weights and statistics with decay 0.9999; momentum 0.9, weight
-decay 1e-4, label smoothing 0.1, augmentation by crops and flips, and bfloat16 are assumed.
-Hardware: 128 TPU v3 cores in the paper; the same command on every host of such a slice. Hours are
-not known: the run has not been made with this code, and no score of ours stands here.
+Published (table 1, convolution stem): top-1 75.8 %, 10.3 M parameters, 4.5 GFLOP.
+Built here: 10,331,264 parameters.
+Recipe: that of the paper's section 4, written out below; what it leaves open is marked as assumed.
+Hardware: 128 TPU v3 cores in the paper; the same command on every host of such a slice.
+Never run on ImageNet with this code: no score of ours stands here, and hours are not known.
 
 Variants:
   digits: 1,797 handwritten digits of 8x8 pixels, one block a stage, a quarter of the width, 2

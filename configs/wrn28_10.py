@@ -3,12 +3,11 @@
     python -m launch.train --config=configs/wrn28_10.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/wrn28_10.py:digits --workdir=runs/wrn28_10_digits
 
-Published (table 1): top-1 80.3 %, top-5 95.0 %, 36.3 M parameters, 10.4 GFLOP; built here:
-36,278,324 parameters (shortcuts without parameters). Recipe (appendix): 500 epochs of batch 1024,
-SGD with momentum 0.9, weight decay 2e-4, rate 0.2 per 256 images, 5 % linear warm-up, cosine to 0,
-crops of the image with a border of 4 pixels, and flips; bfloat16 is assumed. Hardware: 8 V100 in
-the paper; here a TPU v3-8, the same command on every host of a larger slice. Hours are not known:
-the run has not been made with this code, and no score of ours stands here.
+Published (table 1): top-1 80.3 %, top-5 95.0 %, 36.3 M parameters, 10.4 GFLOP.
+Built here: 36,278,324 parameters (shortcuts without parameters).
+Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
+Hardware: 8 V100 in the paper; here a TPU v3-8, the same command on every host of a larger slice.
+Never run on CIFAR-100 with this code: no score of ours stands here, and hours are not known.
 
 Variants: se (published 81.0 / 95.3 %), gather_excite (79.8 / 95.0 %), and digits, on 1,797
 handwritten digits of 8x8 pixels at depth 10 and widening 2.
