@@ -3,16 +3,17 @@
     python -m launch.prepare --config=configs/st_moe_32b.py [--config.data.vocabulary=...]
     python -m launch.train --config=configs/st_moe_32b.py --workdir=DIR [the same overrides]
 
-Published (tables 11, 19, section 6): 269B parameters, 64 experts in 6 + 6 of 24 + 24 blocks, top-2,
-capacity factor 1.25 in training and 2.0 in evaluation, 1.5T tokens in batches of 2048 rows (1M
-tokens), Adafactor; built here: 269,104,613,376 parameters. The mixture is C4 (public) and six
-sources that its user must supply (`data.parts`). Hardware: TPU v4-1024 in the paper, 512 chips of
-two cores; its mesh of 64 x 16 cores, one expert a row, is 64 x 8 chips here, where a chip is one
-device. `python -m launch.compile --config=configs/st_moe_32b.py` compiles the step for it on a
-laptop. Never run: no score of ours stands here. Its fine-tuned scores are those of table 12.
+Published (tables 11, 19, section 6): 269B parameters, 64 experts in 6 + 6 of 24 + 24 blocks, 1.5T
+  tokens of a mixture of C4, which is public, and six sources that its user must supply
+  (`data.parts`). Its fine-tuned scores are those of table 12.
+Built here: 269,104,613,376 parameters.
+Hardware: TPU v4-1024 in the paper, 512 chips of two cores. Its mesh of 64 x 16 cores, one expert on
+  each of 64, is 64 x 8 chips here, where a chip is one device.
+Never run: no score of ours stands here. `python -m launch.compile --config=configs/st_moe_32b.py`
+  compiles the step for that pod on a laptop.
 
 Variants: `c4` reads only C4; `v5p_1024` is the same mesh on 512 chips of v5p, `v5p_2048` one of 64
-x 16 on 1024 chips (groups of 2 rows, because a chip has no more), `v6e_256` one of 64 x 4.
+x 16 on 1024 chips (groups of 2 sequences, because a chip has no more), `v6e_256` one of 64 x 4.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ configuration st_moe_base).
     python -m launch.prepare --config=configs/st_moe_base.py [--config.data.vocabulary=...]
     python -m launch.train --config=configs/st_moe_base.py --workdir=DIR [the same overrides]
 
-The paper has no score at this size. Built here: 700,641,024 parameters. The released configuration
-has a router z-loss of 1e-4; the paper's 1e-3 stands here. Hardware: 16 devices, or fewer that
-divide 16. Not run with this code: no score of ours stands here.
+Published: the paper has no score at this size. The released configuration has a router z-loss of
+  1e-4; here it is the paper's 1e-3.
+Built here: 700,641,024 parameters.
+Hardware: 16 devices, or a number that divides 16.
+Never run with this code: no score of ours stands here.
 
 Variant `dense`: the same without experts, T5-Base v1.1 of 247,577,856 parameters.
 """

@@ -5,9 +5,11 @@
     python -m launch.train --config=configs/st_moe_l.py --workdir=DIR [the same overrides]
 
 Published (tables 8 and 11): 4.1B parameters; negative log perplexity -1.369 on C4 after 100k steps
-of 1M tokens, top-2, capacity factor 1.25 / 2.0 (dense: -1.474). Built here: 4,105,444,352
-parameters. Hardware: a mesh of 32 rows and any columns, for example TPU v4 or v5p 4x4x2. Not run
-with this code: no score of ours stands here.
+  of 1M tokens (dense: -1.474).
+Built here: 4,105,444,352 parameters.
+Hardware: 32 devices on the data axis and any number on the model axis, for example TPU v4 or v5p
+  4x4x2.
+Never run with this code: no score of ours stands here.
 
 Variants: `dense` is Dense-L, 783,150,080 parameters; `long` trains 500k steps as for fine-tuning.
 """

@@ -7,8 +7,10 @@
 
 Published for ST-MoE-L: SQuAD v2 F1 94.5, XSum ROUGE-2 21.8, CNN-DailyMail ROUGE-2 20.7, TriviaQA
 33.8, Natural Questions 29.5, WebQuestions 33.2 (closed book), ARC Easy 75.4 and Challenge 56.9,
-Winogrande XL 81.7, ANLI R3 57.3. Recipe as configs/st_moe_superglue.py; beams of 4 with length
-penalty 0.6 for summaries, as T5. Not run with this code: no score of ours stands here.
+Winogrande XL 81.7, ANLI R3 57.3.
+Recipe: as configs/st_moe_superglue.py; summaries by beams of 4 with length penalty 0.6, as T5.
+Hardware: as configs/st_moe_l.py.
+Never run with this code: no score of ours stands here.
 
 Variant `sample`: all of these tasks from the few examples that come with this package; no
 benchmark. The plain configuration is `squad_v2`.
@@ -75,6 +77,8 @@ SUMMARY = {
     "data.encoder_length": 2048,
     "data.decoder_length": 512,
     "decoding.method": "beam",
+    "decoding.num_beams": 4,
+    "decoding.alpha": 0.6,  # length penalty
     "decoding.max_length": 256,
     "evaluation.limit": 1024,
 }
@@ -126,6 +130,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.objective.z_loss = 1e-4
 
     config.task = "finetune"
+    config.finetune.keep_slots = True  # of the optimiser, read with the weights
     config.data.source = "task:squad_v2"
     config.data.vocabulary = "sentencepiece:cc_all.32000.model"  # its user supplies it
     config.data.encoder_length = 512  # assumed
