@@ -1,7 +1,7 @@
 """What a configuration of this family builds: parameters, FLOPs, published figures; nothing is
 trained or allocated.
 
-Letters: L tokens of a stack, D model width, F hidden width, I heads times head width.
+Letters: L tokens of a stack, D d_model, F d_ff, I num_heads * head_dim.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing.config import policy_name
-from trainlib.model import weights as nn
+from trainlib.model import weights
+from trainlib.model.weights import Abstract
 
 
-def params_by_part(abstract: nn.Abstract) -> dict[str, int]:
+def params_by_part(abstract: Abstract) -> dict[str, int]:
     """Parameters of attention, dense feed-forward layers, experts, routers, norms and tables."""
     parts = Counter()
     for name, spec in abstract.params.items():
@@ -42,7 +43,7 @@ def _part(name: str) -> str:
 def forward_flops(model: Architecture, encoder_length: int, decoder_length: int) -> float:
     """FLOPs of the matrix products of one sequence forward, multiply-add = 2, nothing recomputed.
 
-    Experts count at their training capacity, attention logits over whole rows. The papers' own
+    Experts count at their training capacity, attention logits over whole sequences. The papers' own
     figures follow from no single formula; this one gives 20.27T for ST-MoE-32B (printed: 20.2T).
     """
     lengths = {"encoder": encoder_length, "decoder": decoder_length}
@@ -59,10 +60,10 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
         beside = sparse if model.extra_ffn != "none" else 0
         total += (blocks - sparse + beside) * ffn * tokens
         if model.routing is not None:
-            rows = model.routing.capacity_factor
+            copies = model.routing.capacity_factor  # of each token, as far as experts compute
             if model.routing.dropless or model.routing.capacity_per_choice:
-                rows = model.routing.top_k * (1 if model.routing.dropless else rows)
-            total += sparse * (ffn * rows + d * model.routing.num_experts) * tokens
+                copies = model.routing.top_k * (1 if model.routing.dropless else copies)
+            total += sparse * (ffn * copies + d * model.routing.num_experts) * tokens
     last = lengths["decoder" if "decoder" in model.stacks else "encoder"]
     return 2 * (total + d * model.vocab_size * last)
 
@@ -79,12 +80,12 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       name, family, task, params, active_params (used for one token), params_by_part,
-      flops_per_example (forward pass of one row, multiply-add = 2), tokens_per_example (of the
+      flops_per_example (forward pass of one sequence, multiply-add = 2), tokens_per_example (of the
       encoder, where there is one, as the papers count), experts, sparse_blocks (stack -> block
       numbers), encoder_length, decoder_length, data, published (those figures that are known).
     """
     model = architecture(config.model, config.routing)
-    abstract = nn.abstract(Transformer(model))
+    abstract = weights.abstract(Transformer(model))
     lengths = config.data.encoder_length, config.data.decoder_length
     parts = params_by_part(abstract)
     return {

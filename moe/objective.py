@@ -83,9 +83,9 @@ def token_sums(
     logits = jnp.where(counted[..., None], logits, 0.0)
     total = jax.nn.logsumexp(logits, axis=-1)
     words = jnp.arange(logits.shape[-1])
-    own = jnp.sum(jnp.where(words == targets[..., None], logits, 0.0), axis=-1)
-    ahead = ~(logits <= own[..., None]) | (
-        (logits == own[..., None]) & (words < targets[..., None])
+    of_target = jnp.sum(jnp.where(words == targets[..., None], logits, 0.0), axis=-1)
+    ahead = ~(logits <= of_target[..., None]) | (
+        (logits == of_target[..., None]) & (words < targets[..., None])
     )
     right = ~jnp.any(ahead, axis=-1)
     count = jnp.sum(weights)
@@ -94,7 +94,7 @@ def token_sums(
         return jnp.sum(jnp.where(counted, weights * values, 0.0)), count
 
     return {
-        "cross_entropy": summed(total - own),
+        "cross_entropy": summed(total - of_target),
         "z": summed(jnp.square(total)),
         "accuracy": summed(right.astype(jnp.float32)),
     }
@@ -111,12 +111,12 @@ def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
 
 def _sparse(reports: Reports) -> dict[str, SparseOutput]:
     """Stack -> what the routers of its sparse blocks report, in the order of the blocks."""
-    found = {}
+    outputs = {}
     for stack, trees in reports.items():
         routers = [report["router"] for tree, report in trees.items() if is_sparse(tree)]
         if routers:
-            found[stack] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
-    return found
+            outputs[stack] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
+    return outputs
 
 
 def router_metrics(reports: Reports) -> Sums:
@@ -129,14 +129,14 @@ def router_metrics(reports: Reports) -> Sums:
 
 
 def _attention_z(reports: Reports) -> jax.Array:
-    found = [
+    sums = [
         jnp.sum(report[name])
         for trees in reports.values()
         for report in trees.values()
         for name in ATTENTION
         if name in report
     ]
-    return jnp.sum(jnp.stack(found))
+    return jnp.sum(jnp.stack(sums))
 
 
 def _bound(abstract: Abstract, params: Arrays, model_state: Arrays) -> Transformer:
@@ -182,8 +182,8 @@ def loss_function(
 
 def router_loss(reports: Reports, routing: RoutingConfig) -> jax.Array:
     """The weighted losses of all sparse blocks of all stacks, one scalar."""
-    found = [router.losses for router in _sparse(reports).values()]
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+    routers = [router.losses for router in _sparse(reports).values()]
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
     return auxiliary_loss(joined, routing)
 
 

@@ -52,7 +52,7 @@ def run(
       ConfigError: a source, a vocabulary or a package that does not exist.
       DataError: nothing to read, too many unusable documents, ids outside the vocabulary, damage.
       StorageError: the disk.
-      Preempted: stopped on request after something was finished, which is kept.
+      Preempted: stopped on request after some shards were finished, which stay.
     """
     data = config.data
     check_settings(data)
@@ -98,7 +98,7 @@ def _prepare(
     verify: bool,
     finished: Callable[[str], None],
 ) -> bool:
-    """Prepares one source; `finished` is told a line for each shard that is written or found."""
+    """Prepares one source; `finished` takes a line for each shard that is or was written."""
 
     def report(line: str) -> None:
         finished(line)

@@ -37,17 +37,17 @@ _PRINTED = {
 }
 SETTINGS = tuple(
     setting
-    for (rate, tokens), (kept, reset, dense_kept, dense_reset) in _PRINTED.items()
+    for (rate, tokens), (with_slots, reset, dense_with_slots, dense_reset) in _PRINTED.items()
     for setting in (
-        Setting(rate, tokens, True, kept, dense_kept),
+        Setting(rate, tokens, True, with_slots, dense_with_slots),
         Setting(rate, tokens, False, reset, dense_reset),
     )
 )
 
 
 def settle(config: ConfigDict) -> bool:
-    """Applies `config.sweep` in place and prints what it sets, over whatever was asked for; False
-    where it only asked for the grid, which is printed.
+    """Applies `config.sweep` in place and prints what it sets, over whatever was asked for; returns
+    False if the grid alone was asked for, which is printed.
 
     Raises:
       ConfigError: no such setting, or rows too long for its batch.
@@ -64,14 +64,14 @@ def settle(config: ConfigDict) -> bool:
         )
     setting = SETTINGS[int(config.sweep)]
     config.schedule.learning_rate = setting.learning_rate
-    config.batch_size = rows(config, setting)
+    config.batch_size = batch_size(config, setting)
     config.finetune.keep_slots = setting.keep_slots
     print(f"sweep={config.sweep} sets {_described(config, setting)}", flush=True)
     return True
 
 
-def rows(config: ConfigDict, setting: Setting) -> int:
-    """Rows of a batch of so many encoder tokens."""
+def batch_size(config: ConfigDict, setting: Setting) -> int:
+    """Sequences of a batch of so many encoder tokens."""
     count = setting.tokens // config.data.encoder_length
     if not count:
         raise ConfigError(
@@ -92,6 +92,6 @@ def _described(config: ConfigDict, setting: Setting) -> str:
     slots = "kept" if setting.keep_slots else "reset"
     return (
         f"learning_rate {setting.learning_rate:g}, batch {setting.tokens:,} tokens "
-        f"({rows(config, setting):,} rows), slots {slots}; published {setting.sparse} "
+        f"({batch_size(config, setting):,} rows), slots {slots}; published {setting.sparse} "
         f"(dense {setting.dense})"
     )

@@ -14,7 +14,7 @@ from moe.tasks.task import SPLITS, Benchmark, TextExample
 from moe.tasks.task_reader import check_labels
 from moe.text.vocabulary import check_vocabulary, make_vocabulary
 from trainlib.errors import DataError, one_of
-from trainlib.model import weights as nn
+from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 
 CLASSIFY = ("generate", "rank")
@@ -71,7 +71,7 @@ class Tasks:
         return self.answerer.question(example.inputs, number, choices)
 
     def answers(
-        self, params: nn.Arrays, done: Callable[[int], object] = lambda count: None
+        self, params: Arrays, done: Callable[[int], object] = lambda count: None
     ) -> dict[str, list[str]]:
         """Task -> the text that answers each of its examples.
 
@@ -85,7 +85,7 @@ class Tasks:
             done(count)
         return texts
 
-    def _answers(self, params: nn.Arrays) -> Iterator[tuple[str, str]]:
+    def _answers(self, params: Arrays) -> Iterator[tuple[str, str]]:
         searched: list[tuple[str, Question]] = []
         for name, questions in self.questions.items():
             if questions[0].candidates:

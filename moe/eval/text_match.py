@@ -16,10 +16,29 @@ import numpy as np
 
 # Words that the span match of WSC passes over.
 _DETERMINERS = frozenset(
-    (
-        *("a", "an", "each", "every", "few", "her", "his", "many", "much", "my", "our", "some"),
-        *("that", "the", "their", "these", "this", "those", "which", "whose", "your"),
-    )
+    [
+        "a",
+        "an",
+        "each",
+        "every",
+        "few",
+        "her",
+        "his",
+        "many",
+        "much",
+        "my",
+        "our",
+        "some",
+        "that",
+        "the",
+        "their",
+        "these",
+        "this",
+        "those",
+        "which",
+        "whose",
+        "your",
+    ]
 )
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 

@@ -22,7 +22,8 @@ from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.checkpoint.find import find
 from trainlib.config import differences, flatten
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.model import weights as nn
+from trainlib.model import weights
+from trainlib.model.weights import Arrays
 from trainlib.run.progress import summary
 from trainlib.sharding.rules import resolve_specs
 from trainlib.step.plan import Plan
@@ -43,7 +44,7 @@ def dense_of(model: Architecture) -> Architecture:
     return dataclasses.replace(model, routing=None)
 
 
-def upcycle(params: nn.Arrays, dense: nn.Arrays, model: Architecture) -> nn.Arrays:
+def upcycle(params: Arrays, dense: Arrays, model: Architecture) -> Arrays:
     """Fills the weights of a sparse model from those of the dense one, weight by weight.
 
     Args:
@@ -54,7 +55,7 @@ def upcycle(params: nn.Arrays, dense: nn.Arrays, model: Architecture) -> nn.Arra
     return {name: _filled(name, value, dense, model) for name, value in params.items()}
 
 
-def _filled(name: str, value: jax.Array, dense: nn.Arrays, model: Architecture) -> jax.Array:
+def _filled(name: str, value: jax.Array, dense: Arrays, model: Architecture) -> jax.Array:
     stack, _, rest = name.partition(".")
     tree, _, weight = rest.partition(".")
     trees = model.trees(stack) if stack in model.stacks else {}
@@ -125,7 +126,7 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
     directory, step = find(options.workdir, "upcycle.workdir")
     checkpoints = Checkpoints(directory)
     number = checkpoints.pick(options.step or step)
-    abstract = nn.abstract(Transformer(dense_of(plan.model)))
+    abstract = weights.abstract(Transformer(dense_of(plan.model)))
     shardings = resolve_specs(abstract.params, plan.rules, plan.mesh)
     wanted = {
         f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])

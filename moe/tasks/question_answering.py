@@ -20,6 +20,7 @@ from moe.tasks.task import (
     Record,
     Rows,
     TextExample,
+    ToText,
     field,
     json_document,
     texts,
@@ -91,7 +92,7 @@ def _squad_text(record: Record) -> TextExample:
     return TextExample(inputs, targets, (field(record, "id", str),), answers=padded)
 
 
-def _closed(prefix: str, name: str) -> Any:
+def _closed(prefix: str, name: str) -> ToText:
     """A question without context; the first accepted answer is the target."""
 
     def text(record: Record) -> TextExample:

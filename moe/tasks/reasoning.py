@@ -16,6 +16,7 @@ from moe.tasks.task import (
     Benchmark,
     Record,
     TextExample,
+    ToText,
     class_number,
     classified,
     field,
@@ -41,7 +42,7 @@ def _arc_records(row: Any) -> list[Record]:
     return [record | {"choices": {"text": answers}, "answerKey": number}]
 
 
-def _arc_text(prefix: str) -> Any:
+def _arc_text(prefix: str) -> ToText:
     def text(record: Record) -> TextExample:
         choices = texts(field(record, "choices", dict), "text")
         if not 2 <= len(choices) <= len(LETTERS):
@@ -73,7 +74,7 @@ def _anli_records(row: Any) -> list[Record]:
     return [row | {"label": label(row, ("e", "n", "c"))}]
 
 
-def _anli_text(prefix: str) -> Any:
+def _anli_text(prefix: str) -> ToText:
     def text(record: Record) -> TextExample:
         premise, hypothesis = words(record, "context", "hypothesis").values()
         named = {"hypothesis": hypothesis, "premise": premise}

@@ -17,6 +17,7 @@ from moe.tasks.task import (
     Record,
     Rows,
     TextExample,
+    ToText,
     field,
     json_document,
     read_file,
@@ -124,7 +125,7 @@ def _story_records(row: Any) -> list[Record]:
     return [joined | {"id": row["id"]}]
 
 
-def _text(source: str, summary: str) -> Any:
+def _text(source: str, summary: str) -> ToText:
     def text(record: Record) -> TextExample:
         document, answer = words(record, source, summary).values()
         key = field(record, "id", (str, int))

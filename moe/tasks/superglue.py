@@ -19,6 +19,8 @@ from moe.tasks.task import (
     Record,
     Rows,
     TextExample,
+    ToRecords,
+    ToText,
     class_number,
     classified,
     field,
@@ -36,7 +38,12 @@ SAME = {split: split for split in JSONL}
 
 
 def _task(
-    name: str, folder: str, records: Any, text: Any, labels: tuple[str, ...] = (), **other: Any
+    name: str,
+    folder: str,
+    records: ToRecords,
+    text: ToText,
+    labels: tuple[str, ...] = (),
+    **other: Any,
 ) -> Benchmark:
     values = {
         "metric": "accuracy",
@@ -49,7 +56,7 @@ def _task(
     return Benchmark(name=name, folders=(folder,), records=records, text=text, **(values | other))
 
 
-def _plain(classes: tuple[Any, ...]) -> Any:
+def _plain(classes: tuple[Any, ...]) -> ToRecords:
     """Lines that are records but for the name of the class."""
 
     def records(row: Any) -> list[Record]:
@@ -58,7 +65,7 @@ def _plain(classes: tuple[Any, ...]) -> Any:
     return records
 
 
-def _classes(prefix: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Any:
+def _classes(prefix: str, names: tuple[str, ...], labels: tuple[str, ...]) -> ToText:
     def text(record: Record) -> TextExample:
         return classified(phrase(prefix, record, *names), record, labels, field(record, "idx", int))
 
@@ -212,7 +219,7 @@ def _dpr_text(record: Record) -> TextExample:
     return classified(f"wsc: {sentence}", record, choices, field(record, "id", int))
 
 
-def _pairs(prefix: str, first: str, second: str) -> Any:
+def _pairs(prefix: str, first: str, second: str) -> ToText:
     """RTE and its diagnostics: which field is the hypothesis, which the premise."""
 
     def text(record: Record) -> TextExample:

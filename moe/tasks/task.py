@@ -56,6 +56,10 @@ class TextExample:
         return self.label != UNKNOWN_LABEL or bool(self.targets)
 
 
+ToText = Callable[[Record], TextExample]  # raises `Bad`
+ToRecords = Callable[[Any], list[Record]]  # from a row as published; raises `Bad`
+
+
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A task.
@@ -78,8 +82,8 @@ class Benchmark:
 
     name: str
     metric: str
-    text: Callable[[Record], TextExample]
-    records: Callable[[Any], list[Record]]
+    text: ToText
+    records: ToRecords
     folders: tuple[str, ...]
     files: Mapping[str, str]
     tfds: str

@@ -71,7 +71,7 @@ def not_utf8(content: bytes, error: UnicodeDecodeError, offset: int) -> str:
     return f"is not UTF-8 (byte 0x{byte:02x} at offset {where} of the file)"
 
 
-def open_rows(path: Path) -> BinaryIO:
+def open_rows(path: Path) -> io.BufferedReader:
     """Opens a regular file, unpacked when it is gzip.
 
     Raises:
@@ -113,12 +113,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
         raise damaged_gzip(path, error) from None
 
 
-def array_at_start(file: Any) -> bool:
+def array_at_start(file: io.BufferedReader) -> bool:
     """Whether a file that can be peeked into begins with `[`."""
     return file.peek(64)[:64].removeprefix(BOM).lstrip().startswith(b"[")
 
 
-def lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
+def lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     """(offset, line with its end) from the position of a file on; of a line above the limit only so
     much is read that it is known to be too long.
     """
@@ -128,7 +128,7 @@ def lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
         offset += len(line) + skip_line(file, line)
 
 
-def skip_line(file: Any, start: bytes) -> int:
+def skip_line(file: BinaryIO, start: bytes) -> int:
     """Reads the rest of a line that starts so; returns how many bytes that were."""
     skipped = 0
     while start and not start.endswith(b"\n"):
@@ -137,7 +137,7 @@ def skip_line(file: Any, start: bytes) -> int:
     return skipped
 
 
-def array_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
+def array_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
     """(number from 1, object or why there is none) of a JSON array, one element at a time: memory
     is that of the largest.
 
@@ -157,7 +157,7 @@ class _Array:
     read.
     """
 
-    def __init__(self, file: Any, path: Path):
+    def __init__(self, file: BinaryIO, path: Path):
         self.file, self.path, self.text, self.at, self.ended = file, path, "", 0, False
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.scan = json.JSONDecoder().raw_decode

@@ -29,7 +29,7 @@ class Jsonl(file_reader.FileReader):
 
     def __init__(self, path: str, text: str, inputs: str, fraction: float, holdout: bool):
         super().__init__("jsonl", path, fraction, holdout)
-        self.fields = {**({"inputs": inputs} if inputs else {}), "targets": text}
+        self.fields = {"inputs": inputs, "targets": text} if inputs else {"targets": text}
         self.features = tuple(self.fields)
 
     def _keyed(

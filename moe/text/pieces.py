@@ -8,7 +8,7 @@ without line ends takes no longer than any other.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import BinaryIO
 
 _SPACE = re.compile(rb"[ \t\r\v\f]")
 
@@ -16,7 +16,7 @@ _SPACE = re.compile(rb"[ \t\r\v\f]")
 class Pieces:
     """The pieces of one file, read where they lie; of a packed file, in order."""
 
-    def __init__(self, file: Any, size: int):
+    def __init__(self, file: BinaryIO, size: int):
         """Args: a file that is open, and bytes of a piece."""
         self.file, self.size, self.begin, self.buffer = file, size, 0, b""
 
