@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.launch.commands import ROOT, TINY, environment, killed, losses, records, run, stop_after
-from vitattn.evaluate import MEASURED
+from vitattn.classification.evaluation import MEASURED
 
 
 @pytest.fixture(scope="module")
