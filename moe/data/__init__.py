@@ -1,5 +1,8 @@
-"""Text for pre-training and fine-tuning: vocabularies, tokenised caches, span corruption, packing,
-batches. What holds about order is in `trainlib.data.order`."""
+"""Text for pre-training and fine-tuning: data sets, token caches, sources, batches.
+
+A value of `data.source` becomes a reader (`moe.text`, `moe.tasks`) by the table in `data_sets`, its
+tokens a cache (`cache`), the cache a source of records (`sources`), and these batches (`pipeline`).
+"""
 
 from moe.data.catalog import evaluates, make_source
 from moe.data.options import data_defaults

@@ -1,1 +1,1 @@
-"""Scores of the fine-tuning tasks, by the definitions of the benchmarks."""
+"""Evaluation: the held-out split, and scores of the fine-tuning tasks by their benchmarks."""

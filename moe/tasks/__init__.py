@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: a table of benchmarks, their records, and how these become text."""

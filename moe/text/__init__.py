@@ -1,0 +1,1 @@
+"""Documents as text: readers of data sets, files and rows, vocabularies."""

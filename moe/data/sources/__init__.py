@@ -1,0 +1,1 @@
+"""Sources of training data: records with random access, from one token cache or several."""
