@@ -104,11 +104,11 @@ def chosen_step(given: int | str | None, config: ConfigDict, workdir: Path) -> i
     if not isinstance(given, str):
         return given
     from trainlib.formats import weight_source
-    from trainlib.run import run
+    from trainlib.run.workdir import best_step
 
     if weight_source.is_export(workdir):
         raise weight_source.one_step(workdir)
-    return run.best_step(config, workdir)
+    return best_step(config, workdir)
 
 
 def part(text: str) -> tuple[int, int]:

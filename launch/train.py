@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     config = load.from_flags(args.config, overrides).config
 
     def train() -> int:
-        from trainlib.run.run import given_back
+        from trainlib.run.workdir import given_back
 
         with given_back():
             return families.of(config).train.run(config, args.workdir)

@@ -1,22 +1,18 @@
-"""The training loop of the mixture-of-experts family, read downwards: model and mesh, data,
-restore, step, evals, loop.
-"""
+"""The training loop of the language models, read downwards: plan, data, loss, state, loop."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from moe import describe, objective, sweep
-from moe import plan as plan_lib
 from moe.analysis import plots
 from moe.data import check_vocabulary, evaluates, make_source, train_batches, unigram_entropy
 from moe.data.sources.examples import Examples
@@ -26,18 +22,19 @@ from moe.eval.evaluation import Evaluation
 from moe.eval.measured import Measured
 from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
+from moe.plan import lengths, make
 from moe.start import finetune, upcycle
-from trainlib.data.order import data_position, split_facts
-from trainlib.errors import DataError, Preempted
-from trainlib.run import goodput, peers, watchdog
-from trainlib.run import run as run_lib
+from trainlib.data.order import split_facts
+from trainlib.errors import DataError
+from trainlib.model.weights import Arrays
+from trainlib.run import peers
 from trainlib.run.curves import curves
-from trainlib.run.interrupt import GivenUp, StopRequest
-from trainlib.run.metric_writers import Writers
-from trainlib.run.progress import Progress, duration
-from trainlib.step import step
-from trainlib.step import train_state as state_lib
+from trainlib.run.session import Session
+from trainlib.run.workdir import check_best
+from trainlib.step import step, train_state
 from trainlib.step.plan import Plan
+from trainlib.step.step import Sums
+from trainlib.step.train_state import TrainState
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = (
@@ -81,201 +78,176 @@ FIXED = (
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
-    """Trains `config` in `workdir`, or goes on from its newest checkpoint; returns the exit code.
+    """Trains `config` in `workdir`, or resumes from its newest checkpoint; returns the exit code.
 
     Raises:
       UserError: bad configuration (64), data (65) or checkpoint (66), numbers that went bad (70), a
         failing disk (74), or a request to stop, with everything saved (75).
     """
-    started = time.monotonic()
-    main_host = jax.process_index() == 0
+    began = time.monotonic()
     if not sweep.settle(config):
         return 0
 
-    # ---------------------------------------------------------------- model and mesh
-    plan = plan_lib.make(config)
+    # ---------------------------------------------------------------- plan and data
+    plan = make(config)
     finetune.check(plan)
-    fields, devices = objective.fields(plan), list(plan.mesh.devices.flat)
+    data = open_data(plan)
 
-    # ---------------------------------------------------------------- data
-    source = make_source(config.data, "train")
-    # data.holdout=0 keeps nothing back, and then nothing is evaluated.
-    eval_source = make_source(config.data, "holdout") if evaluates(config.data) else None
-    check_vocabulary(source.vocabulary, plan.model.vocab_size)
-    unigram = unigram_entropy((eval_source or source).target_counts())
-    limit = config.evaluation.limit
-    tasks = Tasks(plan, limit) if config.task == "finetune" else None
-    if config.checkpoint.best:
-        run_lib.check_best(config, held_out.figure_names(eval_source, tasks))
-    splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})
-    peers.agree(split_facts(**splits), DataError)
-
-    # ---------------------------------------------------------------- restore
-    def position(number: int) -> dict[str, Any]:
-        size, seed = config.batch_size, config.seed
-        return data_position(number, size, seed, len(source), source.digest)
-
-    checkpoints = run_lib.open_workdir(config, workdir, plan.abstract)
-    run_lib.agree_on_workdir(workdir, checkpoints)
-    like = state_lib.abstract_state(plan.abstract, plan.optimizer, plan.shardings)
-    resumed = run_lib.resume(checkpoints, config, FIXED, position, like)
-    start = resumed.step if resumed else 0
-    owes = resumed is not None and resumed.owes and eval_source is not None
-    if resumed:
-        state, changed = resumed.state, resumed.changed
-        if start >= config.steps and not owes:
-            checkpoints.close()
-            run_lib.report_complete(workdir, start, config.steps)
-            return 0
-    else:
-        changed = []
-        key, told = jax.random.key(config.seed), ""
-        create = functools.partial(
-            state_lib.create, plan.abstract, plan.optimizer, key, plan.shardings
-        )
-        if config.upcycle.workdir:
-            state, told = upcycle.start(plan, create())
-        elif config.init_from:
-            state, told = finetune.start(plan, create())
-        else:
-            state = create()
-        if told and main_host:
-            print(told, flush=True)
-    if main_host:
-        run_lib.save_config(config, workdir)
-        print(opening(plan, source, eval_source, unigram, start), flush=True)
-        for line in changed:
-            print(f"  changed since step {start}: {line}", flush=True)
-
-    # ---------------------------------------------------------------- step and evals
+    # ---------------------------------------------------------------- loss
+    fields = objective.fields(plan)
     train_step = step.compile_train(objective.make_loss(plan), plan)
     eval_step = step.compile_eval(objective.make_evaluate(plan), plan)
 
-    def run_eval(between: Callable[[], object]) -> Evaluation:
-        assert eval_source is not None
-        return held_out.over_split(
-            eval_step,
-            state.params,
-            eval_source,
-            plan,
-            unigram=unigram,
-            tasks=tasks,
-            between=between,
-        )
+    # ---------------------------------------------------------------- state
+    session = Session[Evaluation](
+        plan,
+        workdir,
+        data.source,
+        fixed=FIXED,
+        began=began,
+        forward_flops=functools.partial(
+            describe.forward_flops,
+            plan.model,
+            config.data.encoder_length,
+            config.data.decoder_length,
+        ),
+        evaluates=data.held_out is not None,
+        shown=("cross_entropy", "accuracy"),
+        values_of=functools.partial(step_values, plan.model),
+    )
+    if session.complete:
+        return session.report_complete()
+    state = session.state or first_state(plan)
+    session.announce(opening(plan, data, session.start))
 
     # ---------------------------------------------------------------- loop
-    lengths = config.data.encoder_length, config.data.decoder_length
-    peak = goodput.peak_rate(
-        functools.partial(describe.forward_flops, plan.model, *lengths), devices
-    )
-    progress = Progress(
-        config.steps, start, config.batch_size, enabled=main_host, peak=peak, began=started
-    )
-    redo = "eval" if owes else ""
-    writers = Writers(workdir, start, redo=redo) if main_host else None
-    recorder = run_lib.Recorder(
-        config,
-        plan.schedule,
-        progress,
-        writers,
-        shown=("cross_entropy", "accuracy"),
-        values_of=lambda sums: Measured.of(sums, plan.model.all_sparse_blocks).flat(),
-    )
-    result: Evaluation | None = None
-    place = jax.process_index(), jax.process_count()
-
-    def evaluate_at(number: int) -> Evaluation | None:
-        """What was measured; nothing when the run was asked to stop meanwhile."""
-        recorder.flush()
-        try:
-            with progress.pause("evaluating"):
-                found = run_eval(stop.give_up)
-        except GivenUp:
-            return None
-        if writers:
-            writers.write(number, "eval", found.flat())
-        progress.message(f"step {number}: " + found.phrase())
-        return found
-
-    def save(number: int) -> None:
-        meta = run_lib.checkpoint_meta(config, position(number))
-        checkpoints.save(number, state, meta, result.flat() if result else None)
-
+    measure = functools.partial(over_held_out, eval_step, data, plan, session.give_up)
     with (
-        contextlib.closing(progress),
-        watchdog.follow(progress.beat),
-        StopRequest() as stop,
+        session.running(),
         train_batches(
-            source, config.data, config.batch_size, config.seed, start, *place
+            data.source,
+            config.data,
+            config.batch_size,
+            config.seed,
+            session.start,
+            jax.process_index(),
+            jax.process_count(),
         ) as batches,
-        jax.transfer_guard("disallow"),
     ):
-        number, stopping = start, False
-        if owes:
-            result = evaluate_at(start)
-            stopping = result is None
-            if result:
-                checkpoints.add_metrics(start, result.flat())
-        while number < config.steps and not stopping:
-            number += 1
-            with progress.waiting():
-                batch = next(batches)
-            batch = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
-            state, sums = train_step(state, batch)
-            recorder.record(number, sums)
-            checkpoints.poll()
-            if number == start + 1 and main_host:
-                jax.block_until_ready(sums)
-                progress.message(f"first step after {duration(time.monotonic() - started)}")
-            last = number == config.steps
-            stopping = not last and peers.stopping(number, stop.requested)
-            result = None
-            measuring = eval_source is not None and run_lib.evaluates(config, number)
-            if measuring and not stopping:
-                result = evaluate_at(number)
-                stopping = result is None
-            if stopping or last or number % config.checkpoint.every == 0:
-                recorder.flush()
-                with progress.pause("saving"):
-                    save(number)
-                if writers:
-                    writers.write(number, "goodput", goodput.values(progress))
-        bad = batches.bad
-        recorder.flush()
-        with progress.pause("saving"):
-            checkpoints.close()
-    if writers:
-        writers.close()
-    if stopping:
-        raise Preempted(
-            f"Stopped on request after step {number} of {config.steps}. The state is saved in "
-            f"{workdir}; the same command goes on from there."
-        )
-    if main_host:
-        report(plan, workdir, result, progress, time.monotonic() - started, number - start, bad)
+        if session.eval_pending:
+            with session.evaluating(session.start):
+                session.result = measure(state.params)
+        for number, batch in session.steps(batches):
+            on_devices = step.put_batch({n: batch[n] for n in fields}, plan.batch_sharding)
+            state, sums = train_step(state, on_devices)
+            session.record(number, sums)
+            if session.eval_due(number):
+                with session.evaluating(number):
+                    session.result = measure(state.params)
+            if session.save_due(number):
+                session.save(number, state)
+    if session.main:
+        report(session, plan, batches.bad)
     return 0
 
 
-def opening(
-    plan: Plan[Architecture], source: Source, held_out: Source | None, unigram: float, start: int
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads.
+
+    Attributes:
+      source: the training split.
+      held_out: the split that is evaluated on; None where data.holdout=0 keeps nothing back.
+      unigram: entropy of the target tokens without context, in nats.
+      tasks: that are scored while fine-tuning; None while pre-training.
+    """
+
+    source: Source
+    held_out: Source | None
+    unigram: float
+    tasks: Tasks | None
+
+
+def open_data(plan: Plan[Architecture]) -> Data:
+    """Opens the splits, and the tasks of a fine-tuning run.
+
+    Raises:
+      ConfigError: a vocabulary larger than the model's, or a figure for `checkpoint.best` that no
+        evaluation gives.
+      DataError: data that are not there, or are other ones on other hosts.
+    """
+    config = plan.config
+    source = make_source(config.data, "train")
+    eval_source = make_source(config.data, "holdout") if evaluates(config.data) else None
+    check_vocabulary(source.vocabulary, plan.model.vocab_size)
+    unigram = unigram_entropy((eval_source or source).target_counts())
+    tasks = Tasks(plan, config.evaluation.limit) if config.task == "finetune" else None
+    if config.checkpoint.best:
+        check_best(config, held_out.figure_names(eval_source, tasks))
+    splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})
+    peers.agree(split_facts(**splits), DataError)
+    return Data(source, eval_source, unigram, tasks)
+
+
+def first_state(plan: Plan[Architecture]) -> TrainState:
+    """The state before the first step: new weights, those that `init_from` names, or those of the
+    dense run `upcycle.workdir`.
+    """
+    config, report = plan.config, ""
+    key = jax.random.key(config.seed)
+    state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
+    if config.upcycle.workdir:
+        state, report = upcycle.start(plan, state)
+    elif config.init_from:
+        state, report = finetune.start(plan, state)
+    if report and jax.process_index() == 0:
+        print(report, flush=True)
+    return state
+
+
+def step_values(model: Architecture, sums: Sums) -> dict[str, float]:
+    """What a training step measured, by the names of `metrics.jsonl`."""
+    return Measured.of(sums, model.all_sparse_blocks).flat()
+
+
+def over_held_out(
+    eval_step: held_out.EvalStep,
+    data: Data,
+    plan: Plan[Architecture],
+    between: Callable[[], object],
+    params: Arrays,
+) -> Evaluation:
+    """Measures weights on the held-out split and on the tasks; see `held_out.over_split`."""
+    assert data.held_out is not None
+    return held_out.over_split(
+        eval_step,
+        params,
+        data.held_out,
+        plan,
+        unigram=data.unigram,
+        tasks=data.tasks,
+        between=between,
+    )
+
+
+def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
     """The lines that a run starts with."""
-    config, mesh = plan.config, plan.mesh
-    rows = " + ".join(map(str, plan_lib.lengths(plan).values()))
-    kept = "no" if held_out is None else f"{len(held_out):,}"
-    none = "  held out nothing (data.holdout=0): nothing is evaluated"
+    config, mesh, source = plan.config, plan.mesh, data.source
+    tokens = " + ".join(map(str, lengths(plan).values()))
+    count = "no" if data.held_out is None else f"{len(data.held_out):,}"
+    nothing = "held out nothing (data.holdout=0): nothing is evaluated"
+    resumed = f", going on from {start}" if start else ""
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
-        f"  data     {config.data.source}: {len(source):,} training and {kept} held-out "
-        f"rows of {rows} tokens",
-        *([none] if held_out is None else []),
+        f"  data     {config.data.source}: {len(source):,} training and {count} held-out "
+        f"rows of {tokens} tokens",
+        *([f"  {nothing}"] if data.held_out is None else []),
         *(f"  {note}" for note in source.notes),
         *truncated(config.data, source),
-        f"  targets  unigram entropy {unigram:.4f} nats: what ignoring all context can reach",
+        f"  targets  unigram entropy {data.unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
-        f"  steps    {config.steps} of {config.batch_size} rows"
-        + (f", going on from {start}" if start else ""),
+        f"  steps    {config.steps} of {config.batch_size} rows{resumed}",
     ]
     return "\n".join(lines)
 
@@ -297,35 +269,24 @@ def truncated(data: ConfigDict, source: Source) -> list[str]:
 
 
 def report(
-    plan: Plan[Architecture],
-    workdir: Path,
-    result: Evaluation | None,
-    progress: Progress,
-    seconds: float,
-    steps: int,
-    bad: list[tuple[str, str]],
+    session: Session[Evaluation], plan: Plan[Architecture], unreadable: list[tuple[str, str]]
 ) -> None:
-    """Draws the curves and the expert load, keeps and prints the summary of a finished run."""
-    config = plan.config
+    """Draws the curves and the load of the experts, prints the summary of a finished run and keeps
+    it.
+    """
+    result, config = session.result, session.config
     loads = result.routers.loads() if result else {}
-    pictures = curves(workdir), plots.expert_load(workdir, loads)
-    speed = progress.average().examples_per_second or 0.0
-    tokens = next(iter(plan_lib.lengths(plan).values()))  # of the encoder, where there is one
+    pictures = curves(session.workdir), plots.expert_load(session.workdir, loads)
+    speed = session.progress.average().examples_per_second or 0.0
+    tokens = next(iter(lengths(plan).values()))  # of the encoder, where there is one
     measured = {"evaluation": "none: data.holdout=0 holds nothing out"}
     if result is not None:
         measured = dict(result.rows(config))
-    rows = {
-        **measured,
-        "time": f"{duration(seconds)} for {steps} steps",
-        "throughput": f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",
-        **goodput.rows(progress, jax.devices()),
-        "config": str(workdir / "config.json"),
-        "metrics": f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}",
-        "pictures": ", ".join(str(path) for path in pictures if path) or "not drawn",
-        "checkpoints": str(workdir / "checkpoints"),
-    }
-    if bad:
-        named = "; ".join(f"{where}: {why}" for where, why in bad[:5])
-        rows["unreadable"] = f"{len(bad)} records: {named}"
-    figures = {"step": config.steps} | (result.everything() if result else {})
-    run_lib.keep_summary(workdir, f"{config.name}: done", rows, figures)
+    session.report(
+        measured,
+        throughput=f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",
+        pictures={"pictures": ", ".join(str(path) for path in pictures if path) or "not drawn"},
+        unreadable=unreadable,
+        unit="records",
+        figures=result.everything() if result else {},
+    )

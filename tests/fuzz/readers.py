@@ -154,11 +154,11 @@ def read_unfinished_cache(path: Path) -> Any:
 # ------------------------------------------------------------------------------ a run's own files
 def _run(folder: Path) -> Path:
     """A finished run's summary and metrics, as the loops write them."""
-    from trainlib.run import run
     from trainlib.run.metric_writers import Writers
+    from trainlib.run.summary import save_summary
 
     with contextlib.redirect_stdout(io.StringIO()):
-        run.keep_summary(folder, "done", {"top-1": "75 %"}, {"step": 20, "top1": 0.75})
+        save_summary(folder, "done", {"top-1": "75 %"}, {"step": 20, "top1": 0.75})
     writers = Writers(folder, tensorboard=False)
     for step in range(1, 21):
         writers.write(step, "train", {"loss": 3.0 / step, "learning_rate": 0.1, "note": "NaN"})
@@ -171,9 +171,9 @@ def _run(folder: Path) -> Path:
 
 def read_summary(path: Path) -> Any:
     """What a start of a finished run repeats."""
-    from trainlib.run import run
+    from trainlib.run.summary import read_summary
 
-    return run.read_summary(path)
+    return read_summary(path)
 
 
 def read_metrics(path: Path) -> list[Any]:

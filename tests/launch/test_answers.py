@@ -26,7 +26,8 @@ from moe.text.vocabulary import EOS
 from tests.launch.commands import ROOT, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
-from trainlib.run import run
+from trainlib.run.resume import checkpoint_meta
+from trainlib.run.workdir import save_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -64,9 +65,9 @@ def saved(tmp_path_factory):
         for name, leaf in checkpoint.to_flat(state).items()
     }
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    checkpoints.save(2, checkpoint.from_flat(flat, state), run.checkpoint_meta(config, {}))
+    checkpoints.save(2, checkpoint.from_flat(flat, state), checkpoint_meta(config, {}))
     checkpoints.close()
-    run.save_config(config, workdir)
+    save_config(config, workdir)
     return workdir
 
 

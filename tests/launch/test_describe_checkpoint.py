@@ -12,7 +12,7 @@ from tests.trainlib.checkpoint.states import make
 from trainlib.checkpoint import manifest
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import CheckpointError
-from trainlib.run import run as run_lib
+from trainlib.run.resume import checkpoint_meta
 from trainlib.sharding.mesh import make_mesh
 
 CONFIG = "configs/aa_resnet50.py:digits"
@@ -25,9 +25,7 @@ def workdir(tmp_path):
     config = load.from_flags(CONFIG, {"seed": "7"}).config
     opened = Checkpoints(tmp_path / "checkpoints", axes={"norm.scale": ("channels",)})
     for step in (1, 2):
-        opened.save(
-            step, real, run_lib.checkpoint_meta(config, {"next_batch": step}), {"top1": 0.5}
-        )
+        opened.save(step, real, checkpoint_meta(config, {"next_batch": step}), {"top1": 0.5})
     opened.close()
     return tmp_path
 

@@ -24,7 +24,8 @@ from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
 from trainlib.formats import safetensors as safetensors_io
 from trainlib.formats import weight_source as weights
-from trainlib.run import run
+from trainlib.run.resume import checkpoint_meta
+from trainlib.run.workdir import save_config
 from trainlib.step.train_state import TrainState
 from vitattn.interop import torchvision as vision
 
@@ -56,9 +57,9 @@ def averaged_run(config: ConfigDict, path) -> dict[str, np.ndarray]:
     state = TrainState(step, arrays[0], arrays[1], (), arrays[2], skipped)
     path.mkdir()
     checkpoints = checkpoint.Checkpoints(path / "checkpoints")
-    checkpoints.save(3, state, run.checkpoint_meta(config, {}))
+    checkpoints.save(3, state, checkpoint_meta(config, {}))
     checkpoints.close()
-    run.save_config(config, path)
+    save_config(config, path)
     raw = {f"raw/{n}": v for n, v in {**params, **statistics}.items()}
     return raw | {f"ema/{n}": v for n, v in ema.items()}
 
@@ -187,7 +188,7 @@ def two_steps(runs, tmp_path_factory):
     skipped = jax.numpy.zeros(2, jax.numpy.int32)
     state = TrainState(jax.numpy.int32(1), values, {}, (), {}, skipped)
     checkpoints = checkpoint.Checkpoints(path / "checkpoints")
-    checkpoints.save(1, state, run.checkpoint_meta(config, {}))
+    checkpoints.save(1, state, checkpoint_meta(config, {}))
     checkpoints.close()
     return path
 

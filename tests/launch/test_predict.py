@@ -15,7 +15,8 @@ from tests.launch.commands import TINY, command, environment
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import run_command
 from trainlib.model import weights as nn
-from trainlib.run import run
+from trainlib.run.resume import checkpoint_meta
+from trainlib.run.workdir import save_config
 from trainlib.sharding.mesh import make_mesh
 from trainlib.step import schedules
 from trainlib.step import train_state as state_lib
@@ -53,9 +54,9 @@ def saved(tmp_path_factory):
     leaves = {name: filled(name, leaf) for name, leaf in like.items()}
     state = checkpoint.from_flat(leaves, state_lib.abstract_state(abstract, optimizer, shardings))
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-    checkpoints.save(3, state, run.checkpoint_meta(config, {}))
+    checkpoints.save(3, state, checkpoint_meta(config, {}))
     checkpoints.close()
-    run.save_config(config, workdir)
+    save_config(config, workdir)
     return workdir, config, abstract, state.ema
 
 
@@ -206,7 +207,7 @@ def test_mistakes_are_refused_in_one_paragraph(
 
 
 def test_a_model_of_text_classifies_no_images(capsys, tmp_path, digits):
-    run.save_config(load.from_flags("configs/st_moe_tiny.py", {}).config, tmp_path)
+    save_config(load.from_flags("configs/st_moe_tiny.py", {}).config, tmp_path)
     code, _, text = outcome(capsys, f"--workdir={tmp_path}", str(digits[0] / "00.png"))
     assert code == 64
     assert "holds a run on texts: give --input=FILE.jsonl" in text

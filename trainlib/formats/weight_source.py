@@ -27,7 +27,8 @@ from trainlib.formats import layout as interchange
 from trainlib.formats import safetensors as safetensors_io
 from trainlib.model import statistics
 from trainlib.model.weights import Abstract, Spec
-from trainlib.run import run
+from trainlib.run.resume import checkpoint_meta
+from trainlib.run.workdir import open_workdir, save_config, write_text
 from trainlib.step.train_state import TrainState
 from trainlib.untrusted_files import MIB, check_memory
 
@@ -250,10 +251,10 @@ def save_as_run(
         skipped=jnp.zeros(2, jnp.int32),
         counts=statistics.uncounted(abstract.model_state),
     )
-    checkpoints = run.open_workdir(config, out, abstract)
+    checkpoints = open_workdir(config, out, abstract)
     with contextlib.closing(checkpoints):
-        checkpoints.save(0, begun, run.checkpoint_meta(config, {}))
+        checkpoints.save(0, begun, checkpoint_meta(config, {}))
         checkpoints.wait()
     for name, text in (beside or {}).items():
-        run.write(out / name, text)
-    run.save_config(config, out)
+        write_text(out / name, text)
+    save_config(config, out)

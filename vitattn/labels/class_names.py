@@ -23,7 +23,7 @@ from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.checkpoint import write as saving
 from trainlib.errors import CheckpointError, ConfigError, DataError, UserError, shown, told_apart
 from trainlib.formats import weight_source as weights
-from trainlib.run import run
+from trainlib.run.workdir import write_text
 from trainlib.untrusted_files import read_small
 from vitattn.data.catalog import official_names
 
@@ -126,7 +126,7 @@ def write(names: Names, workdir: Path) -> None:
     Raises:
       StorageError: the disk refuses.
     """
-    run.write(workdir / FILE, to_text(names))
+    write_text(workdir / FILE, to_text(names))
 
 
 def to_meta(names: Names) -> dict[str, Any]:

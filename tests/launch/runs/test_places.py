@@ -11,7 +11,9 @@ from tests.launch.commands import TINY
 from trainlib import paths
 from trainlib.errors import ConfigError, DataError
 from trainlib.run import curves as plots
-from trainlib.run import run
+from trainlib.run import workdir
+from trainlib.run.summary import report_complete, save_summary
+from trainlib.run.workdir import check_workdir
 from trainlib.run.metric_writers import JsonLines, TensorBoard, Writers, read
 
 
@@ -82,7 +84,7 @@ def test_a_directory_of_another_program_is_not_written(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match="no workdir of a run"):
-        run.check_workdir(tmp_path)
+        check_workdir(tmp_path)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == files
 
 
@@ -92,10 +94,10 @@ def test_a_directory_of_another_program_is_not_written(tmp_path, files):
 def test_new_directories_and_runs_that_were_stopped_early_are_ours(tmp_path, files):
     for name in files:
         (tmp_path / name).touch()
-    run.check_workdir(tmp_path)
+    check_workdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", [*run._FILES, *run._FOLDERS])
+@pytest.mark.parametrize("name", [*workdir._FILES, *workdir._FOLDERS])
 @pytest.mark.parametrize("hard", [False, True])
 def test_no_name_that_a_run_writes_leads_elsewhere(tmp_path, name, hard):
     (tmp_path / "config.json").write_text('{"family": "moe"}')
@@ -103,12 +105,12 @@ def test_no_name_that_a_run_writes_leads_elsewhere(tmp_path, name, hard):
     (letter := folder / "letter.txt").write_text('{"family": "moe"}')
     path = tmp_path / name
     path.unlink(missing_ok=True)
-    if hard and name in run._FILES:
+    if hard and name in workdir._FILES:
         path.hardlink_to(letter)
     else:
-        path.symlink_to(folder if name in run._FOLDERS else letter)
+        path.symlink_to(folder if name in workdir._FOLDERS else letter)
     with pytest.raises(ConfigError, match="lies elsewhere"):
-        run.check_workdir(tmp_path)
+        check_workdir(tmp_path)
     assert letter.read_text() == '{"family": "moe"}'
 
 
@@ -177,9 +179,9 @@ def test_a_sparse_metrics_file_is_not_read(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "list", "sparse", "pipe", "link"])
 def test_a_summary_that_was_damaged_is_said_and_not_shown(tmp_path, damage, capsys):
-    run.keep_summary(tmp_path, "done", {"top-1": "75 %"}, {"step": 3})
+    save_summary(tmp_path, "done", {"top-1": "75 %"}, {"step": 3})
     path = tmp_path / "summary.json"
-    run.report_complete(tmp_path, 3, 3)
+    report_complete(tmp_path, 3, 3)
     assert capsys.readouterr().out.count("75 %") == 2
     text = path.read_text()
     made = {"cut": text[:30], "changed": text.replace("75", "95"), "empty": "", "list": "[]"}
@@ -193,7 +195,7 @@ def test_a_summary_that_was_damaged_is_said_and_not_shown(tmp_path, damage, caps
         path.symlink_to("/dev/zero")
     else:
         path.write_text(made[damage])
-    run.report_complete(tmp_path, 3, 3)
+    report_complete(tmp_path, 3, 3)
     out, error = capsys.readouterr()
     assert "%" not in out
     assert "Complete: 3 steps" in out

@@ -21,7 +21,8 @@ from trainlib.checkpoint import write as saving
 from trainlib.checkpoint.checkpoints import Checkpoints, DamagedStep
 from trainlib.config import COMMON, from_schema, override
 from trainlib.errors import CheckpointError, StorageError
-from trainlib.run import run as run_lib
+from trainlib.run import resume as run_resume
+from trainlib.run.resume import checkpoint_meta
 from trainlib.sharding.mesh import make_mesh
 
 SEEDS = {1: 11, 2: 12}  # step -> seed of its state
@@ -35,7 +36,7 @@ def pristine(tmp_path_factory):
     states = {}
     for number, seed in SEEDS.items():
         states[number], like = make(make_mesh(1, 4, 2), width=1024, seed=seed)
-        opened.save(number, states[number], run_lib.checkpoint_meta(config(), {}))
+        opened.save(number, states[number], checkpoint_meta(config(), {}))
     opened.close()
     return folder, states, like
 
@@ -55,7 +56,7 @@ def config(**changes) -> ConfigDict:
 
 
 def resume(folder, like, **changes):
-    return run_lib.resume(Checkpoints(folder), config(**changes), (), lambda step: {}, like)
+    return run_resume.resume(Checkpoints(folder), config(**changes), (), lambda step: {}, like)
 
 
 def files(step: Path) -> list[Path]:

@@ -22,7 +22,7 @@ def main(task: str, directory: Path, port: str, index: int, count: int) -> None:
     from tests.trainlib.checkpoint.states import make, shapes
     from trainlib.checkpoint.checkpoints import Checkpoints
     from trainlib.config import COMMON, from_schema
-    from trainlib.run import run
+    from trainlib.run.resume import checkpoint_meta, resume
     from trainlib.sharding.mesh import make_mesh
 
     config = from_schema(COMMON)
@@ -30,11 +30,11 @@ def main(task: str, directory: Path, port: str, index: int, count: int) -> None:
     if task == "save":
         for step in (1, 2):
             state, _ = make(make_mesh(1, 4, 2), width=1024, seed=step)
-            checkpoints.save(step, state, run.checkpoint_meta(config, {}))
+            checkpoints.save(step, state, checkpoint_meta(config, {}))
             checkpoints.wait()
     else:
         like = shapes(make_mesh(2, 2, 2), width=1024)
-        found = run.resume(checkpoints, config, (), lambda step: {}, like)
+        found = resume(checkpoints, config, (), lambda step: {}, like)
         print(f"resumed from {found.step if found else 0}", flush=True)
     checkpoints.close()
 

@@ -15,10 +15,12 @@ import pytest
 from trainlib.config import COMMON, check_common, from_schema, override
 from trainlib.errors import ConfigError, NumericAbort
 from trainlib.model.weights import Abstract
-from trainlib.run import run as run_lib
 from trainlib.run.interrupt import StopRequest
 from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress
+from trainlib.run.recorder import Recorder
+from trainlib.run.resume import check_resume, checkpoint_meta
+from trainlib.run.workdir import agree_on_workdir, check_best, open_workdir
 from trainlib.step import train_state as state_lib
 
 
@@ -35,7 +37,7 @@ def config():
 def recorder(config, workdir):
     progress = Progress(10, stream=io.StringIO())
     writers = Writers(workdir, tensorboard=False)
-    return run_lib.Recorder(config, lambda step: 0.1 * step, progress, writers)
+    return Recorder(config, lambda step: 0.1 * step, progress, writers)
 
 
 def written(workdir):
@@ -93,21 +95,21 @@ def test_too_many_bad_updates_in_a_row_stop_the_run(config, tmp_path):
 
 def test_a_resumed_run_may_change_lengths_but_not_meanings(config):
     position = {"next_batch": 5, "records": 10, "digest": "x", "batch_size": 128, "seed": 0}
-    meta = run_lib.checkpoint_meta(config, position)
+    meta = checkpoint_meta(config, position)
     override(config, "steps", 2000, "test")
-    found = run_lib.check_resume(meta, config, ("seed", "mesh."), position | {"digest": "y"})
+    found = check_resume(meta, config, ("seed", "mesh."), position | {"digest": "y"})
     assert found[0] == "steps: 1000 -> 2000"
     assert "data set" in found[1]
     override(config, "mesh.data", 4, "test")
     with pytest.raises(ConfigError, match=r"mesh\.data: -1 -> 4"):
-        run_lib.check_resume(meta, config, ("seed", "mesh."), position)
+        check_resume(meta, config, ("seed", "mesh."), position)
 
 
 def test_a_run_from_before_a_key_was_there_goes_on(config):
     position = {"next_batch": 5, "records": 10, "digest": "x", "batch_size": 128, "seed": 0}
-    meta = run_lib.checkpoint_meta(config, position)
+    meta = checkpoint_meta(config, position)
     del meta["config"]["mesh.data"]
-    found = run_lib.check_resume(meta, config, ("mesh.",), position)
+    found = check_resume(meta, config, ("mesh.",), position)
     assert found == ["mesh.data: None -> -1"]
 
 
@@ -172,10 +174,10 @@ def test_a_signal_before_the_first_step_leaves_with_75():
 @pytest.mark.parametrize(("best", "stay"), [("part/a/cross_entropy", 2), ("score/mean", 3)])
 def test_the_best_loss_is_the_smallest_and_the_best_score_the_largest(config, tmp_path, best, stay):
     config.checkpoint.update(best=best, keep=1)
-    run_lib.check_best(config, ["accuracy", best])
+    check_best(config, ["accuracy", best])
     with pytest.raises(ConfigError, match=f"Did you mean .{best}."):
-        run_lib.check_best(config, ["accuracy", f"{best}x"])
-    checkpoints = run_lib.open_workdir(config, tmp_path, Abstract(None, {}, {}))
+        check_best(config, ["accuracy", f"{best}x"])
+    checkpoints = open_workdir(config, tmp_path, Abstract(None, {}, {}))
     state = state_lib.TrainState(
         np.int32(0), {"w": np.ones(1, np.float32)}, {}, (), {}, np.int32(0)
     )
@@ -186,8 +188,8 @@ def test_the_best_loss_is_the_smallest_and_the_best_score_the_largest(config, tm
 
 
 def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
-    checkpoints = run_lib.open_workdir(config, tmp_path, Abstract(None, {}, {}))
-    run_lib.agree_on_workdir(tmp_path, checkpoints)
+    checkpoints = open_workdir(config, tmp_path, Abstract(None, {}, {}))
+    agree_on_workdir(tmp_path, checkpoints)
     code = (
         "import sys; from pathlib import Path\n"
         "from trainlib.checkpoint.workdir_lock import WorkdirLock\n"

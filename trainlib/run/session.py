@@ -1,0 +1,334 @@
+"""The bookkeeping around a training loop. The loop itself stays in the family's `train.py`:
+
+session = Session(plan, workdir, source, ...)           # takes the lock, resumes
+if session.complete:
+    return session.report_complete()
+state = session.state or create_state(plan)
+session.announce(lines)
+with session.running(), train_batches(...) as batches:
+    if session.eval_pending:
+        with session.evaluating(session.start):
+            session.result = measure(state, session.give_up)
+    for number, batch in session.steps(batches):
+        state, sums = train_step(state, batch)
+        session.record(number, sums)
+        if session.eval_due(number):
+            with session.evaluating(number):
+                session.result = measure(state, session.give_up)
+        if session.save_due(number):
+            session.save(number, state)
+session.report(rows, ...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from trainlib.data.order import data_position
+from trainlib.errors import Preempted
+from trainlib.model.metrics import compute
+from trainlib.run import goodput, peers, watchdog
+from trainlib.run.interrupt import GivenUp, StopRequest
+from trainlib.run.metric_writers import Writers
+from trainlib.run.progress import Progress, duration
+from trainlib.run.recorder import Recorder
+from trainlib.run.resume import checkpoint_meta, eval_due, resume
+from trainlib.run.summary import report_complete, save_summary
+from trainlib.run.workdir import agree_on_workdir, open_workdir, save_config
+from trainlib.step.plan import Plan
+from trainlib.step.step import Sums
+from trainlib.step.train_state import TrainState
+
+
+class Source(Protocol):
+    """The training split, as far as checkpoints tell it from another."""
+
+    @property
+    def digest(self) -> str:
+        """What tells the content from another."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Evaluation(Protocol):
+    """What one evaluation measured."""
+
+    def flat(self) -> dict[str, float]:
+        """The figures as `metrics.jsonl`, TensorBoard and the checkpoint hold them."""
+        ...
+
+    def phrase(self) -> str:
+        """The figures on one line."""
+        ...
+
+
+Result = TypeVar("Result", bound=Evaluation)
+CheckMeta = Callable[[Mapping[str, Any], int], object]
+
+
+class Session(Generic[Result]):
+    """One run of a training command, from the lock on its workdir to its summary.
+
+    Args:
+      plan: of the run.
+      workdir: where it lives; locked from here on.
+      source: the training split, whose position checkpoints hold.
+      fixed: keys, and beginnings of keys, that a resumed run may not change.
+      began: when the command started, by `time.monotonic`.
+      forward_flops: -> FLOPs of one example forward, for the MFU.
+      evaluates: whether there is anything to evaluate on.
+      meta: what checkpoints hold beside configuration and position.
+      check: (meta of a manifest, step) -> raises where the run may not resume from it.
+      shown: metrics of a step on the progress line.
+      values_of: sums of a step -> values to write.
+
+    Attributes:
+      config: of the plan.
+      main: whether this process prints and writes files.
+      start: number of finished steps at the start.
+      state: to resume from; None for a new run.
+      eval_pending: the evaluation due at `start` was skipped because the run was stopped.
+      result: of the evaluation at the current step; None where none was finished.
+      number: the current step.
+      stopping: whether the run was asked to stop: no further step begins.
+
+    Raises:
+      ConfigError: another run holds the workdir, or a fixed key changed.
+      CheckpointError: no step can be resumed from.
+      StorageError: the disk refuses.
+    """
+
+    result: Result | None
+
+    def __init__(
+        self,
+        plan: Plan[Any],
+        workdir: Path,
+        source: Source,
+        *,
+        fixed: tuple[str, ...],
+        began: float,
+        forward_flops: Callable[[], float],
+        evaluates: bool = True,
+        meta: Mapping[str, Any] | None = None,
+        check: CheckMeta = lambda meta, step: None,
+        shown: tuple[str, ...] = ("loss",),
+        values_of: Callable[[Sums], dict[str, float]] = compute,
+    ):
+        config = plan.config
+        self.plan, self.config, self.workdir = plan, config, workdir
+        self.main = jax.process_index() == 0
+        self._source, self._meta = source, dict(meta or {})
+        self._began, self._evaluates, self._forward_flops = began, evaluates, forward_flops
+        self._shown, self._values_of = shown, values_of
+        self._checkpoints = open_workdir(config, workdir, plan.abstract)
+        agree_on_workdir(workdir, self._checkpoints)
+        resumed = resume(
+            self._checkpoints, config, fixed, self._position, plan.abstract_state(), check
+        )
+        self.start = resumed.step if resumed else 0
+        self.state = resumed.state if resumed else None
+        self.eval_pending = resumed is not None and resumed.eval_pending and evaluates
+        self._changed = resumed.changed if resumed else []
+        self.result, self.number, self.stopping = None, self.start, False
+
+    def _position(self, number: int) -> dict[str, Any]:
+        config = self.config
+        return data_position(
+            number, config.batch_size, config.seed, len(self._source), self._source.digest
+        )
+
+    # ---------------------------------------------------------------- before the loop
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.state is not None and self.start >= self.config.steps and not self.eval_pending
+
+    def report_complete(self) -> int:
+        """Says that there is nothing left to do, repeats the summary and gives the workdir back;
+        returns the exit code.
+        """
+        self._checkpoints.close()
+        report_complete(self.workdir, self.start, self.config.steps)
+        return 0
+
+    def announce(self, lines: str) -> None:
+        """Writes config.json, and prints what the run is and what changed since it was saved."""
+        if not self.main:
+            return
+        save_config(self.config, self.workdir)
+        print(lines, flush=True)
+        for line in self._changed:
+            print(f"  changed since step {self.start}: {line}", flush=True)
+
+    # ---------------------------------------------------------------- around the loop
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the loop: progress, metric files, watchdog and requests to stop. At its end, all
+        that is under way is on the disk and the workdir is given back.
+
+        Raises:
+          Preempted: the run was asked to stop, and everything is saved.
+        """
+        config = self.config
+        devices = list(self.plan.mesh.devices.flat)
+        self.progress = Progress(
+            config.steps,
+            self.start,
+            config.batch_size,
+            enabled=self.main,
+            peak=goodput.peak_rate(self._forward_flops, devices),
+            began=self._began,
+        )
+        redo = "eval" if self.eval_pending else ""
+        self._writers = Writers(self.workdir, self.start, redo=redo) if self.main else None
+        self._recorder = Recorder(
+            config,
+            self.plan.schedule,
+            self.progress,
+            self._writers,
+            shown=self._shown,
+            values_of=self._values_of,
+        )
+        with (
+            contextlib.closing(self.progress),
+            watchdog.follow(self.progress.beat),
+            StopRequest() as self._stop,
+            jax.transfer_guard("disallow"),
+        ):
+            yield
+            self._recorder.flush()
+            with self.progress.pause("saving"):
+                self._checkpoints.close()
+        if self._writers:
+            self._writers.close()
+        self._seconds = time.monotonic() - self._began
+        if self.stopping:
+            raise Preempted(
+                f"Stopped on request after step {self.number} of {config.steps}. The state is "
+                f"saved in {self.workdir}; the same command goes on from there."
+            )
+
+    def steps(
+        self, batches: Iterator[dict[str, np.ndarray]]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(number, batch) of each step that is left, until the run is asked to stop."""
+        while self.number < self.config.steps and not self.stopping:
+            with self.progress.waiting():
+                batch = next(batches)
+            self.number, self.result = self.number + 1, None
+            yield self.number, batch
+
+    def record(self, number: int, sums: Sums) -> None:
+        """Takes the sums of a step that was just dispatched, and asks whether the run is to stop.
+
+        Raises:
+          NumericAbort: the loss or a gradient was not finite for too many steps in a row.
+        """
+        self._recorder.record(number, sums)
+        self._checkpoints.poll()
+        if number == self.start + 1 and self.main:
+            jax.block_until_ready(sums)
+            self.progress.message(f"first step after {duration(time.monotonic() - self._began)}")
+        last = number == self.config.steps
+        self.stopping = not last and peers.stopping(number, self._stop.requested)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def eval_due(self, number: int) -> bool:
+        """Whether the run is evaluated after a step. One that is to stop skips it, and makes up for
+        it when it resumes.
+        """
+        return self._evaluates and not self.stopping and eval_due(self.config, number)
+
+    def give_up(self) -> None:
+        """To be called between the batches of an evaluation.
+
+        Raises:
+          GivenUp: the run is to stop; `evaluating` catches it.
+        """
+        self._stop.give_up()
+
+    @contextlib.contextmanager
+    def evaluating(self, number: int) -> Iterator[None]:
+        """Around an evaluation, which sets `result`: it is written and shown. A request to stop
+        meanwhile leaves `result` at None.
+        """
+        self._recorder.flush()
+        self.result = None
+        try:
+            with self.progress.pause("evaluating"):
+                yield
+        except GivenUp:
+            self.stopping = True
+            return
+        assert self.result is not None
+        figures = self.result.flat()
+        if self._writers:
+            self._writers.write(number, "eval", figures)
+        self.progress.message(f"step {number}: {self.result.phrase()}")
+        if number == self.start:  # pending; the checkpoint is there already
+            self._checkpoints.add_metrics(number, figures)
+
+    # ---------------------------------------------------------------- saving, and the end
+
+    def save_due(self, number: int) -> bool:
+        """Whether the state is saved after a step."""
+        last = number == self.config.steps
+        return self.stopping or last or number % self.config.checkpoint.every == 0
+
+    def save(self, number: int, state: TrainState) -> None:
+        """Saves the state, with what was measured at this step, while the next steps run."""
+        self._recorder.flush()
+        with self.progress.pause("saving"):
+            meta = checkpoint_meta(self.config, self._position(number)) | self._meta
+            figures = self.result.flat() if self.result is not None else None
+            self._checkpoints.save(number, state, meta, figures)
+        if self._writers:
+            self._writers.write(number, "goodput", goodput.values(self.progress))
+
+    def report(
+        self,
+        measured: Mapping[str, str],
+        throughput: str,
+        pictures: Mapping[str, str],
+        unreadable: list[tuple[str, str]],
+        unit: str,
+        figures: Mapping[str, float],
+    ) -> None:
+        """Prints the summary of the finished run and keeps it as JSON.
+
+        Args:
+          measured: rows on what the last evaluation gave.
+          throughput: in the units of the family.
+          pictures: row -> where the picture is.
+          unreadable: (record, reason) of records that were skipped.
+          unit: what a record is, in the plural.
+          figures: what the JSON holds beside the rows.
+        """
+        steps = self.number - self.start
+        rows = {
+            **measured,
+            "time": f"{duration(self._seconds)} for {steps} steps",
+            "throughput": throughput,
+            **goodput.rows(self.progress, jax.devices()),
+            "config": str(self.workdir / "config.json"),
+            "metrics": f"{self.workdir / 'metrics.jsonl'}, {self.workdir / 'tensorboard'}",
+            **pictures,
+            "checkpoints": str(self.workdir / "checkpoints"),
+        }
+        if unreadable:
+            named = "; ".join(f"{where}: {why}" for where, why in unreadable[:5])
+            rows["unreadable"] = f"{len(unreadable)} {unit}: {named}"
+        title = f"{self.config.name}: done"
+        save_summary(self.workdir, title, rows, {"step": self.config.steps, **figures})
