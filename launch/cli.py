@@ -128,8 +128,8 @@ def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> 
 
     Args:
       main: the command.
-      saves: whether its work is saved and the same command goes on, so that a signal ends it with
-        75 throughout.
+      saves: whether it saves its work and resumes when it is run again, so that a signal ends it
+        with 75 throughout.
     """
     argv = sys.argv[1:]
     open_streams()

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     if args.all:
         return every()
     if args.search and args.compare:
-        parser.error("--search and --compare: choose")
+        parser.error("--search conflicts with --compare; pass one or the other")
     if args.search:
         return search(args, overrides)
     if args.compare:

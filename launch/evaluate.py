@@ -13,14 +13,16 @@ from launch import cli, families
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and evaluates a checkpoint with the configuration of its run."""
     parser = cli.parser("launch.evaluate", "Evaluate a checkpoint on the full evaluation split.")
-    cli.add_path(parser, "--workdir", metavar="DIR", help="of the training, or an export")
+    cli.add_path(
+        parser, "--workdir", metavar="DIR", help="directory of the training, or of an export"
+    )
     parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     cli.add_path(
         parser,
         "--write_predictions",
         metavar="DIR",
-        help="after fine-tuning: write the answers to all tasks, as the leader boards want them",
+        help="after fine-tuning: write the answers to all tasks, as leader boards take them",
     )
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:

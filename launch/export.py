@@ -1,4 +1,4 @@
-"""Takes weights away: `python -m launch.export --workdir=DIR --format=FORMAT --out=DIR`.
+"""Exports the weights of a run: `python -m launch.export --workdir=DIR --format=FORMAT --out=DIR`.
 
     safetensors   sharded, in Hugging Face's names and layout where the model is a T5 v1.1 or a
                   Switch Transformer (`transformers` loads the directory as it is), else in our own
@@ -38,18 +38,21 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and exports."""
     parser = cli.parser("launch.export", "Export the weights of a run.")
-    cli.add_path(parser, "--workdir", metavar="DIR", help="the --workdir of the training")
-    parser.add_argument("--format", help=", ".join(FORMATS))
+    cli.add_path(parser, "--workdir", metavar="DIR", help="directory of the training")
+    parser.add_argument("--format", help=f"one of {', '.join(FORMATS)}")
     cli.add_path(parser, "--out", metavar="DIR", help="a new or empty directory")
     parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
     parser.add_argument(
         "--weights",
         default="auto",
-        help="raw, ema (moving averages), or auto: averages where the run kept them",
+        help="raw, ema (moving averages), or auto: the averages where the run has them",
     )
     parser.add_argument("--dtype", help="f32, bf16 or f16; default: as stored")
     parser.add_argument(
-        "--shard_size", type=_size, default=_size("5GB"), help="of one file; default: 5GB"
+        "--shard_size",
+        type=_size,
+        default=_size("5GB"),
+        help="largest size of one file; default: 5GB",
     )
     parser.add_argument(
         "--names",
@@ -61,10 +64,12 @@ def main(argv: Sequence[str]) -> int:
         "--part", metavar="I/N", default="0/1", help="this process's share of the files, from 0/N"
     )
     parser.add_argument(
-        "--platforms", default="cpu,cuda,tpu", help="of stablehlo; default: cpu,cuda,tpu"
+        "--platforms",
+        default="cpu,cuda,tpu",
+        help="platforms of a stablehlo program; default: cpu,cuda,tpu",
     )
     parser.add_argument(
-        "--batch", type=int, default=0, help="of stablehlo: a fixed batch; default: any"
+        "--batch", type=int, default=0, help="fixed batch size of a stablehlo program; default: any"
     )
     args, overrides = cli.parse(parser, argv)
     for flag in ("workdir", "format", "out"):

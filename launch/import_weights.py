@@ -1,4 +1,5 @@
-"""Brings weights in: `python -m launch.import_weights --format=FORMAT --path=PATH --out=WORKDIR`.
+"""Imports weights of another library: `python -m launch.import_weights --format=FORMAT --path=PATH
+--out=WORKDIR`.
 
     hf            a Hugging Face directory of T5, mT5 or Switch Transformers (safetensors)
     t5x           a T5X checkpoint of T5 1.1, Switch or ST-MoE, its own or Orbax's format
@@ -32,7 +33,7 @@ FAMILY_OF = {"hf": "moe", "t5x": "moe", "torchvision": "vitattn", "safetensors":
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and imports."""
     parser = cli.parser("launch.import_weights", "Import weights of another library.")
-    parser.add_argument("--format", help=", ".join(FAMILY_OF))
+    parser.add_argument("--format", help=f"one of {', '.join(FAMILY_OF)}")
     cli.add_path(parser, "--path", help="directory or file of the weights")
     cli.add_path(parser, "--out", metavar="WORKDIR", help="a new or empty directory")
     parser.add_argument(
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         "--ignore",
         default="",
         metavar="REGEX,...",
-        help="names in the file that may stay unread",
+        help="names in the file that need not be read",
     )
     parser.add_argument(
         "--strip_prefix",

@@ -2,8 +2,8 @@
 `--input=file.jsonl --output=out.jsonl` answers texts.
 
 With `--attention=out.png` it also draws which pixels a query attends to. Answers come in the order
-of the input, and the same command goes on after a stop. Exit codes: 0 done, 64 bad argument or no
-run in DIR, 65 an image or text that is missing or cannot be read, 66 no such checkpoint, 74 the
+of the input; rerun the same command to resume after a stop. Exit codes: 0 done, 64 bad argument or
+no run in DIR, 65 an image or text that is missing or cannot be read, 66 no such checkpoint, 74 the
 output cannot be written, 75 stopped on request.
 """
 
@@ -22,7 +22,9 @@ def main(argv: Sequence[str]) -> int:
     cli.add_path(
         parser, "images", nargs="*", metavar="IMAGE", help="image files, or folders of them"
     )
-    cli.add_path(parser, "--workdir", metavar="DIR", help="of the training, or an export")
+    cli.add_path(
+        parser, "--workdir", metavar="DIR", help="directory of the training, or of an export"
+    )
     parser.add_argument("--step", type=cli.step, help=cli.STEP_HELP)
     cli.add_path(
         parser,

@@ -1,8 +1,8 @@
 """Tokenises the text of a configuration, once: `python -m launch.prepare
 --config=configs/st_moe_tiny.py`.
 
-The same command goes on where an earlier one stopped. Exit codes: 0 done, 64 bad config, 65 bad
-data, 74 disk, 75 stopped on request with finished shards kept.
+Finished shards are skipped when the same command is run again. Exit codes: 0 done, 64 bad config,
+65 bad data, 74 disk, 75 stopped on request, with the finished shards saved.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ def main(argv: Sequence[str]) -> int:
     """Parses the command line and prepares the data of a configuration."""
     parser = cli.parser("launch.prepare", "Tokenise the data of a configuration, once.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
-    parser.add_argument("--split", choices=("train", "holdout"), help="default: both")
-    parser.add_argument("--workers", type=int, default=-1, help="processes; default: one a core")
+    parser.add_argument(
+        "--split", choices=("train", "holdout"), help="the split to prepare; default: both"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="number of processes; default: one for each core"
+    )
     parser.add_argument(
         "--part", metavar="I/N", default="0/1", help="this machine's share of the shards, from 0/N"
     )
     cli.add_path(
         parser, "--tasks", metavar="FILE.py", help="Python file that registers seqio Tasks"
     )
-    parser.add_argument("--verify", action="store_true", help="read what is there and check it")
+    parser.add_argument("--verify", action="store_true", help="read the prepared data and check it")
     args, overrides = cli.parse(parser, argv)
     config = load.from_flags(args.config, overrides).config
     prepare = families.of(config).prepare

@@ -131,7 +131,9 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         doubt = "" if facts["sure"] else " (or left by it, if it was killed)"
         state = f"held by {facts['holder']}{doubt}"
     elif facts["left_by"]:
-        state = f"not running: {facts['left_by']} held it and is gone; the same command goes on"
+        state = (
+            f"not running: {facts['left_by']} held it and is gone; rerun the same command to resume"
+        )
     else:
         state = "complete" if done else "not running"
     table = [("state", state), ("step", f"{facts['step']} of {facts['steps']}{ago}")]

@@ -1,9 +1,9 @@
 """Trains a configuration: `python -m launch.train --config=configs/aa_resnet50.py:digits
 --workdir=DIR`, on one host or many.
 
-The same command goes on where an earlier run in DIR stopped. Exit codes: 0 done, 64 bad config, 65
-bad data, 66 bad checkpoint, 70 numeric abort, 74 disk, 75 stopped on request and saved, 76 another
-process was lost or this one is stuck.
+Rerun the same command to resume a run in DIR that was stopped. Exit codes: 0 done, 64 bad config,
+65 bad data, 66 bad checkpoint, 70 numeric abort, 74 disk, 75 stopped on request and saved, 76
+another process was lost or this one is stuck.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from launch.hosts.run import run_on_all_hosts
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, picks the family of the configuration, and calls its loop."""
-    parser = cli.parser("launch.train", "Train a model, or go on where an earlier run stopped.")
+    parser = cli.parser("launch.train", "Train a model, or resume a run that was stopped.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
-    cli.add_path(parser, "--workdir", metavar="DIR", help="where the run lives")
+    cli.add_path(
+        parser,
+        "--workdir",
+        metavar="DIR",
+        help="directory of the run: configuration, checkpoints and metrics",
+    )
     add_flags(parser)
     parser.add_argument(
         "--on_corrupt",
         metavar="skip|fail",
-        help="a damaged checkpoint: go on from an older one, or stop with 66 "
+        help="on a damaged checkpoint, resume from an older one or stop with 66 "
         "(--config.checkpoint.on_corrupt)",
     )
     args, overrides = cli.parse(parser, argv)

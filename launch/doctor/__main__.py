@@ -31,8 +31,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--config", metavar="FILE[:VARIANT]", help=f"also checked: {load.CONFIG_HELP}"
     )
-    cli.add_path(parser, "--workdir", metavar="DIR", default=Path("."), help="its disk")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of measuring (default 10)")
+    cli.add_path(
+        parser,
+        "--workdir",
+        metavar="DIR",
+        default=Path("."),
+        help="directory of the run, whose disk is checked",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="how long to measure (default 10)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_flags(parser)
     args, overrides = cli.parse(parser, argv)

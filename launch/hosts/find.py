@@ -40,11 +40,16 @@ class Process:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a command that runs on many hosts."""
-    group = parser.add_argument_group("many hosts (found by itself on TPU, Slurm and Open MPI)")
+    group = parser.add_argument_group("many hosts (detected on TPU, Slurm and Open MPI)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--processes", metavar="N", type=int, help="processes in all")
-    group.add_argument("--process", metavar="I", type=int, help="number of this one, from 0")
-    group.add_argument("--multihost", metavar="HOW", default="auto", help=", ".join(KINDS))
+    group.add_argument("--processes", metavar="N", type=int, help="number of processes in the run")
+    group.add_argument("--process", metavar="I", type=int, help="number of this process, from 0")
+    group.add_argument(
+        "--multihost",
+        metavar="HOW",
+        default="auto",
+        help=f"how to find the processes: {', '.join(KINDS)}",
+    )
     group.add_argument(
         "--start_timeout",
         metavar="SECONDS",
@@ -80,7 +85,8 @@ def find(args: argparse.Namespace, env: Mapping[str, str]) -> Process | None:
     if args.multihost == "off":
         if given != (None, None, None):
             raise ConfigError(
-                "--multihost=off and --coordinator, --processes or --process: choose."
+                "--multihost=off conflicts with --coordinator, --processes and --process; pass one "
+                "or the other."
             )
         return None
     finders = {

@@ -49,8 +49,8 @@ def leave(error: BaseException, link: Any, args: argparse.Namespace) -> NoReturn
 
 _LOST = (
     b"error: This process was aborted; what stands above says why. With many hosts it is as a rule "
-    b"the loss of another\nprocess: killed, its machine gone, or silent for too long. Start the "
-    b"same command on all hosts again: it goes on\nfrom the last checkpoint.\n"
+    b"the loss of another\nprocess: killed, its machine gone, or silent for too long. Rerun the "
+    b"same command on all hosts to resume\nfrom the last checkpoint.\n"
 )
 
 

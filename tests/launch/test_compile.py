@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_a_verdict(capsys):
         ([DIGITS[0], "--target=v5e-4", "--serch"], "Did you mean '--search'"),
         ([DIGITS[0], "--target=v5e-4", "--compare=seed=0,"], "names no values"),
         ([DIGITS[0], "--target=v5e-4", "--compare=microbatch"], "Did you mean 'microbatches'"),
-        ([DIGITS[0], "--compare=remat", "--search"], "choose"),
+        ([DIGITS[0], "--compare=remat", "--search"], "conflicts with"),
         ([DIGITS[0], "--target=v5e-4", "--search=remat"], "Search for: slice, batch."),
     ],
 )

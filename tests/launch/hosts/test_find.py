@@ -110,7 +110,7 @@ def test_the_first_node_of_a_slurm_list(nodes, first):
         ({"coordinator": "a:1", "processes": 2, "process": 2}, {}, "outside 0..1"),
         ({"multihost": "slurmm"}, {}, "Did you mean 'slurm'"),
         ({"multihost": "slurm"}, {}, "nothing of the kind is there"),
-        ({"multihost": "off", "process": 1}, {}, "choose"),
+        ({"multihost": "off", "process": 1}, {}, "off conflicts with"),
         ({"heartbeat": 0}, {}, "--heartbeat=0 must be"),
         ({}, {"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS=HOST:PORT is not"),
         ({}, SLURM | {"SLURM_PROCID": "x"}, "SLURM_PROCID='x' is not a number"),
