@@ -1,4 +1,9 @@
-"""What a layer asks while it is traced: the mesh, the platform, constraints on activations."""
+"""What a layer asks while it is traced: the mesh, the platform, constraints on activations.
+
+Whether there is a mesh, and which, JAX's own ambient mesh says. So a layer of ours is also sharded
+in a user's jitted function under `jax.set_mesh(mesh)`. Beside it stand our rules, logical axis ->
+mesh axis.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +12,52 @@ import contextvars
 from collections.abc import Callable, Iterator
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from trainlib.sharding.rules import Rules, batch_parts, mesh_axes, resolve
+from trainlib.sharding.mesh import AnyMesh
+from trainlib.sharding.rules import Rules, batch_parts, default_rules, mesh_axes, resolve
 
-_ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
-    "mesh", default=None
+# A step sets the ambient mesh from inside the function that is traced, where `jax.set_mesh` is
+# refused and only an abstract mesh can be set (JAX 0.10.2): axes and platform, no devices. The mesh
+# with its devices is kept beside it, for a constraint on an abstract mesh does not say where a
+# program runs: one whose arguments lie on no mesh would run on a single device, all constraints
+# ignored. Programs for a topology that is only described get their devices from it as well.
+_ACTIVE: contextvars.ContextVar[tuple[AnyMesh, Rules] | None] = contextvars.ContextVar(
+    "active", default=None
 )
 _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
+def _abstract(mesh: AnyMesh) -> AbstractMesh:
+    return mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+
+
 @contextlib.contextmanager
-def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Makes `constrain`, `batch_local` and `platform` act on this mesh while a function is
-    traced.
-    """
+def activate(mesh: AnyMesh, rules: Rules) -> Iterator[None]:
+    """Makes `mesh` the ambient mesh of JAX while a function is traced, with these rules."""
     token = _ACTIVE.set((mesh, rules))
     try:
-        yield
+        with jax.sharding.use_abstract_mesh(_abstract(mesh)):
+            yield
     finally:
         _ACTIVE.reset(token)
 
 
-def active() -> tuple[Mesh, Rules] | None:
-    """The mesh and rules that a step is being traced for, for layers that are shard_maps of their
-    own.
+def active() -> tuple[AnyMesh, Rules] | None:
+    """The ambient mesh and its rules; None without a mesh and inside a `shard_map`.
+
+    Where nobody gave rules, as under `jax.set_mesh` in a user's own function, those of
+    `default_rules` hold, and a mesh whose axes have other names than ours is left alone.
     """
-    return _ACTIVE.get()
+    ambient, ours = jax.sharding.get_abstract_mesh(), _ACTIVE.get()
+    # In a shard_map the axes are manual, and axes with explicit types bring their own shardings.
+    if ambient.empty or any(kind != AxisType.Auto for kind in ambient.axis_types):
+        return None
+    if ours is not None and _abstract(ours[0]) == ambient:
+        return ours
+    rules = default_rules(ambient)
+    return (ambient, rules) if rules else None
 
 
 @contextlib.contextmanager
@@ -52,25 +75,25 @@ def platform() -> str:
 
     Layers that compute in another way on another platform ask here, not `jax.default_backend()`: a
     step is also compiled for devices that are not of this machine. In this order: `lowered_for`,
-    the devices of the active mesh, the default devices of this process.
+    the devices of the ambient mesh, the default devices of this process.
     """
-    name, traced = _PLATFORM.get(), active()
+    name, device = _PLATFORM.get(), jax.sharding.get_abstract_mesh().abstract_device
     if name is None:
-        name = traced[0].devices.flat[0].platform if traced else jax.default_backend()
+        name = device.platform if device else jax.default_backend()
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains an activation by logical axis names; does nothing without an active mesh."""
-    active = _ACTIVE.get()
-    if active is None or active[0].size == 1:
+    """Constrains an activation by logical axis names; does nothing without an ambient mesh."""
+    ambient = active()
+    if ambient is None or ambient[0].size == 1:
         return x
-    mesh, rules = active
+    mesh, rules = ambient
     return jax.lax.with_sharding_constraint(x, resolve("activation", x.shape, axes, rules, mesh))
 
 
 def batch_local(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Runs `fn(*batched, *replicated)` on each device's own rows of the batch.
+    """Runs `fn(*batched, *replicated)` on each device's own part of the batch.
 
     A loop over images must be local to a device: left to the partitioner, it would gather the
     batch. The result is called as `batch_local(fn)(*batched, replicated=(...))`; batched arrays and
@@ -79,13 +102,13 @@ def batch_local(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     def call(*batched: jax.Array, replicated: tuple[jax.Array, ...] = ()) -> jax.Array:
-        active = _ACTIVE.get()
-        if active is None or batch_parts(active[1], active[0]) == 1:
+        ambient = active()
+        if ambient is None or batch_parts(ambient[1], ambient[0]) == 1:
             return fn(*batched, *replicated)
-        mesh, rules = active
-        rows = P(mesh_axes(rules["batch"]))
-        in_specs = (rows,) * len(batched) + (P(),) * len(replicated)
-        local = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False)
+        mesh, rules = ambient
+        batch = P(mesh_axes(rules["batch"]))
+        in_specs = (batch,) * len(batched) + (P(),) * len(replicated)
+        local = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=batch, check_vma=False)
         return local(*batched, *replicated)
 
     return call

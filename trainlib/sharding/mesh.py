@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trainlib.errors import ConfigError
 
 AXES = ("replica", "data", "model")
+AnyMesh = Mesh | AbstractMesh  # of devices, or of axes and a kind of device alone
 
 
 def make_mesh(

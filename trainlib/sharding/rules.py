@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trainlib.errors import ConfigError, nearest
 from trainlib.model.weights import Spec
+from trainlib.sharding.mesh import AXES, AnyMesh
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -27,8 +28,42 @@ def mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (rule,) if isinstance(rule, str) else tuple(rule)
 
 
+class _DefaultRules(dict):
+    """Rules of a mesh for which nobody gave any: an axis that is not listed is replicated."""
+
+    def __contains__(self, axis: object) -> bool:
+        return True
+
+    def __missing__(self, axis: str) -> None:
+        return None
+
+
+def default_rules(mesh: AnyMesh) -> Rules:
+    """Rules by the names of the mesh axes, for a layer in a user's own function.
+
+    The batch is split over all of `replica`, `data` and `model` that are there, experts over
+    `data`, heads, hidden units and the vocabulary over `model`. Everything else is replicated.
+    Without any of these axes there are no rules.
+    """
+    present = [axis for axis in AXES if axis in mesh.shape]
+    if not present:
+        return {}
+    rules = _DefaultRules(
+        batch=tuple(present), rows=tuple(axis for axis in present if axis != "model")
+    )
+    if "data" in present:
+        rules["expert"] = "data"
+    if "model" in present:
+        rules |= dict.fromkeys(("heads", "head", "mlp", "vocab", "table", "expert_mlp"), "model")
+    return rules
+
+
 def resolve(
-    name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], rules: Rules, mesh: Mesh
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    rules: Rules,
+    mesh: AnyMesh,
 ) -> NamedSharding:
     """Resolves the logical axes of one array to a sharding on `mesh`.
 
@@ -69,17 +104,19 @@ def resolve(
     return NamedSharding(mesh, P(*entries))
 
 
-def resolve_specs(specs: Mapping[str, Spec], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
+def resolve_specs(
+    specs: Mapping[str, Spec], rules: Rules, mesh: AnyMesh
+) -> dict[str, NamedSharding]:
     """Resolves every declared weight."""
     return {name: resolve(name, s.shape, s.axes, rules, mesh) for name, s in specs.items()}
 
 
-def batch_sharding(rules: Rules, mesh: Mesh) -> NamedSharding:
+def batch_sharding(rules: Rules, mesh: AnyMesh) -> NamedSharding:
     """Sharding of arrays whose first dimension is the batch."""
     axes = mesh_axes(rules["batch"])
     return NamedSharding(mesh, P(axes if axes else None))
 
 
-def batch_parts(rules: Rules, mesh: Mesh) -> int:
+def batch_parts(rules: Rules, mesh: AnyMesh) -> int:
     """Number of parts the batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes(rules["batch"]))

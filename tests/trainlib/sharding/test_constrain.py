@@ -1,14 +1,21 @@
 """What layers ask while they are traced: constraints, the platform, loops local to a device."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from trainlib.sharding.constrain import activate, batch_local, constrain, lowered_for, platform
-from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.constrain import (
+    activate,
+    active,
+    batch_local,
+    constrain,
+    lowered_for,
+    platform,
+)
+from trainlib.sharding.mesh import AXES, make_mesh
 from trainlib.sharding.rules import batch_sharding
 
 RULES = {"batch": ("replica", "data"), "conv_in": "data", "conv_out": None, "heads": "model"}
@@ -32,7 +39,8 @@ def test_constrain_acts_only_under_a_mesh(mesh):
 
 def test_platform_is_that_of_the_mesh_and_of_what_is_asked_for(mesh):
     assert platform() == jax.default_backend() == "cpu"
-    elsewhere = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    device = AbstractDevice("TPU v5 lite", 1, platform="tpu")
+    elsewhere = AbstractMesh((1, 1, 1), AXES, abstract_device=device)
     with activate(elsewhere, RULES):
         assert platform() == "tpu"
         with lowered_for("cuda"):
@@ -72,3 +80,45 @@ def test_batch_local_gathers_nothing(mesh):
     rows = batch_sharding(RULES, mesh)
     text = jax.jit(run, in_shardings=rows, out_shardings=rows).lower(jnp.ones((8, 4))).compile()
     assert "all-gather" not in text.as_text()
+
+
+def test_a_layer_in_a_function_of_the_user_is_sharded_under_the_mesh_of_jax(mesh):
+    x = jnp.ones((8, 4))
+    split = jax.jit(lambda x: constrain(x, "batch", "any_other_axis"))
+    assert split(x).sharding.is_fully_replicated
+    with jax.set_mesh(mesh):
+        assert split(x).sharding.spec == P(AXES, None)
+        assert jax.jit(lambda x: constrain(x, "rows", "mlp"))(x).sharding.spec == P(
+            ("replica", "data"), "model"
+        )
+        assert active() is not None
+        looped = jax.jit(batch_local(lambda x: jax.lax.map(jnp.sin, x)))
+        rows = NamedSharding(mesh, P(AXES))
+        text = looped.lower(jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=rows))
+        assert "all-gather" not in text.compile().as_text()
+        np.testing.assert_allclose(looped(x), jnp.sin(x), rtol=1e-6)
+    assert active() is None
+
+
+def test_rules_of_a_step_go_before_those_that_follow_from_the_mesh(mesh):
+    with jax.set_mesh(make_mesh(1, 4, 2)), activate(mesh, RULES):
+        assert active() == (mesh, RULES)
+
+
+def test_meshes_of_others_and_the_inside_of_a_shard_map_are_left_alone(mesh):
+    x = jnp.ones((8, 4))
+    others = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    for foreign in (others, explicit):
+        with jax.set_mesh(foreign):
+            assert active() is None
+            assert constrain(x, "batch", None) is x
+    with activate(mesh, RULES):
+        inside = []
+        jax.eval_shape(
+            jax.shard_map(
+                lambda x: inside.append(active()) or x, mesh=mesh, in_specs=P(), out_specs=P()
+            ),
+            x,
+        )
+    assert inside == [None]
