@@ -29,17 +29,31 @@ M = TypeVar("M", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is declared about one weight: `axes` names each dimension, `init` fills it."""
+    """What is declared about one weight: `axes` names each dimension, `init` fills it.
+
+    A weight of a layer of others, such as `nnx.Linear`, declares neither: its axes are None, so it
+    is replicated, and its `init` is a `Fixed` value.
+    """
 
     shape: tuple[int, ...]
     dtype: jnp.dtype
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     init: Initializer
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fixed:
+    """Stands for an initialiser where a weight has its value from elsewhere, whatever the key."""
+
+    value: jax.Array
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return self.value
 
 
 def _value(
@@ -116,26 +130,56 @@ class Abstract(Generic[M]):
         return nnx.merge(self.graphdef, unflatten(params), unflatten(model_state))
 
 
-def _specs(state: nnx.State) -> dict[str, Spec]:
-    specs = {}
+def _spec(name: str, variable: nnx.Variable) -> Spec:
+    """What a variable declares, or what follows from its value."""
+    value, declared = variable.get_value(), variable.get_metadata()
+    axes, init = declared.get("axes"), declared.get("init")
+    if init is None:
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"Weight '{name}' has neither a value nor an initialiser. Build its layer with "
+                "rngs, or declare it with `trainlib.model.weights.declare`."
+            )
+        init = Fixed(value)
+    return Spec(value.shape, value.dtype, axes or (None,) * len(value.shape), init)
+
+
+def _variables(state: nnx.State) -> dict[str, nnx.Variable]:
+    variables = {}
 
     def visit(node, path: tuple) -> None:
         if isinstance(node, nnx.Variable):
-            meta, struct = node.get_metadata(), node.get_value()
-            name = ".".join(str(part) for part in path)
-            specs[name] = Spec(struct.shape, struct.dtype, meta["axes"], meta["init"])
+            variables[".".join(str(part) for part in path)] = node
         else:
             for key, child in node.items():
                 visit(child, (*path, key))
 
     visit(state, ())
-    return specs
+    return variables
 
 
 def abstract(model: M) -> Abstract[M]:
-    """Splits a freshly built model into its graph definition and the specs of what it declares."""
-    graphdef, params, model_state = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return Abstract(graphdef, _specs(params), _specs(model_state))
+    """Splits a freshly built model into its graph definition and the specs of what it declares.
+
+    Layers of others, such as `nnx.Linear`, may be part of it: their weights are replicated, and
+    `initialise` gives the values that they were built with.
+
+    Raises:
+      ValueError: a weight has neither value nor initialiser, or the model holds variables that are
+        no weights and no running statistics, such as the random state of `nnx.Dropout`.
+    """
+    graphdef, params, model_state, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    if others := _variables(rest):
+        name, variable = next(iter(others.items()))
+        raise ValueError(
+            f"'{name}' of the model is of the type {type(variable).__name__}; only weights "
+            "(nnx.Param) and running statistics (nnx.BatchStat) can be carried outside a module."
+        )
+    specs = [
+        {name: _spec(name, variable) for name, variable in _variables(state).items()}
+        for state in (params, model_state)
+    ]
+    return Abstract(graphdef, *specs)
 
 
 def stats(model: nnx.Module) -> Arrays:
@@ -149,8 +193,8 @@ class Observed(nnx.Variable):
 
 def observed(model: nnx.Module) -> dict:
     """Reads what the layers of a bound model left in a call: name of the layer -> value."""
-    found = flatten(nnx.to_pure_dict(nnx.state(model, Observed)))
-    return {name.rpartition(".")[0]: value for name, value in found.items()}
+    observations = flatten(nnx.to_pure_dict(nnx.state(model, Observed)))
+    return {name.rpartition(".")[0]: value for name, value in observations.items()}
 
 
 def leaf_key(key: jax.Array, name: str) -> jax.Array:
@@ -182,6 +226,10 @@ def initialise(
     arrays = {}
     for name, spec in specs.items():
         sharding = shardings[name] if shardings else None
+        if isinstance(spec.init, Fixed):
+            # A copy: the step donates its state, and the module of the user keeps its arrays.
+            arrays[name] = jax.device_put(spec.init.value, sharding, may_alias=False)
+            continue
         make = _maker(spec.init, spec.shape, spec.dtype, sharding)
         arrays[name] = make(leaf_key(key, name))
     return arrays
