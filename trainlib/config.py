@@ -25,7 +25,8 @@ from trainlib import untrusted_files as untrusted
 from trainlib.errors import ConfigError, nearest, shown
 from trainlib.keys import Text, choice, key, number, text, whole
 
-Schema = Mapping[str, tuple[Any, str]]
+Schema = Mapping[str, tuple[Any, str]]  # dotted key -> (default, meaning)
+Options = dict[str, tuple[Any, str]]  # the schema of one section: key -> (default, meaning)
 
 ON_CORRUPT = ("skip", "fail")
 MOST_BYTES = 4 * untrusted.MIB  # of a configuration in JSON
@@ -350,3 +351,37 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     names = sorted(set(old) | set(new))
     pairs = {name: (plain(old.get(name)), plain(new.get(name))) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# A section read back: a part (optimiser, schedule) owns the table of its options.
+
+
+def complete(section: str, options: Schema, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns every option of a section; keys that are absent take their default.
+
+    Raises:
+      ConfigError: an unknown key (the nearest is named) or a value that its key does not take.
+    """
+    values = {name: default for name, (default, _) in options.items()}
+    for name, value in config.items():
+        if name not in options:
+            raise unknown(prefixed(section, options), f"{section}.{name}", section)
+        values[name] = keys.fit(f"{section}.{name}", value, keys.kind_of(options[name]))
+    return values
+
+
+def check_section(section: str, options: Schema, config: Mapping[str, Any]) -> None:
+    """Refuses values of a whole section, or of a part of it, that their keys do not take.
+
+    Raises:
+      ConfigError: names the key, its value and what is allowed.
+    """
+    for name, entry in options.items():
+        if name in config:
+            keys.fit(f"{section}.{name}", config[name], keys.kind_of(entry))
+
+
+def require(fits: bool, name: str, value: Any, rule: str) -> None:
+    """Raises a ConfigError `name=value cannot work: rule.` unless `fits`."""
+    if not fits:
+        raise ConfigError(f"{name}={keys.brief(value)} cannot work: {rule}.")

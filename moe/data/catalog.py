@@ -19,7 +19,7 @@ from moe.data.sources.source import Source
 from moe.data.sources.windows import Windows
 from moe.text.reader import Reader, ReadsFiles
 from moe.text.vocabulary import Vocabulary, make_vocabulary
-from trainlib import options
+from trainlib.config import check_section
 from trainlib.errors import ConfigError, DataError, nearest
 
 SPLITS = ("train", "holdout")
@@ -90,7 +90,7 @@ def check_settings(config: ConfigDict) -> None:
     Raises:
       ConfigError: names the key and what it may be.
     """
-    options.check("data", data_defaults(), config)
+    check_section("data", data_defaults(), config)
 
 
 def make_source(config: ConfigDict, split: str) -> Source:

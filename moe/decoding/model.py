@@ -33,10 +33,10 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
 from moe.text.vocabulary import EOS, PAD
+from trainlib.config import require
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, number, whole
 from trainlib.model import weights as nn
-from trainlib.options import require
 
 METHODS = ("greedy", "beam", "sample")
 MOST_BEAMS = 10_000

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs.aa_resnet50 import get_config
+from tests.trainlib.compilations import compilations
 from trainlib.config import override
 from trainlib.model import weights as nn
-from trainlib.profiling import compilations
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding

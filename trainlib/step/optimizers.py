@@ -22,10 +22,10 @@ import numpy as np
 import optax
 
 from trainlib import patterns
+from trainlib.config import Options, complete, require
 from trainlib.errors import ConfigError
 from trainlib.keys import brief, choice, key, many, number, pair, switch, whole
 from trainlib.model.weights import Spec
-from trainlib.options import Options, complete, require
 from trainlib.step import optax_rules
 from trainlib.step.slots import OPTAX_STAGE
 

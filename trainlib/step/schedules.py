@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainlib.config import Options, complete, require
 from trainlib.keys import choice, key, many, number, switch, whole
-from trainlib.options import Options, complete, require
 
 NAMES = ("constant", "step", "cosine", "exponential", "inverse_sqrt")
 

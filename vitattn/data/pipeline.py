@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib import options
+from trainlib.config import check_section
 from trainlib.data.bad_records import BadRecords
 from trainlib.data.batches import Batches, worker_count
 from trainlib.data.order import generator, host_slice, records_at
@@ -151,7 +151,7 @@ def _batches(
 def _recipe(
     source: Source, config: ConfigDict, image_size: Size, seed: int, augmentation: str | None
 ) -> _Recipe:
-    options.check("data", data_defaults(), config)
+    check_section("data", data_defaults(), config)
     mean, std = tuple(config.mean) or source.mean, tuple(config.std) or source.std
     return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
 
