@@ -10,11 +10,12 @@ import math
 
 import jax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moe.routing.config import RoutingConfig, tokens_per_group
 from trainlib.errors import ConfigError
+from trainlib.sharding.mesh import AnyMesh
 from trainlib.sharding.rules import Rules
 
 
@@ -30,7 +31,7 @@ class Placement:
       automatic: leave the partition to the compiler, by constraints, with no shard_map.
     """
 
-    mesh: Mesh | None = None
+    mesh: AnyMesh | None = None
     batch: tuple[str, ...] = ()
     expert_axis: str = ""
     mlp_axis: str = ""
@@ -75,7 +76,7 @@ class Placement:
         return P(experts, None, mlp) if name in ("gate", "up") else P(experts, mlp)
 
 
-def resolve_placement(mesh: Mesh | None, rules: Rules, routing: RoutingConfig) -> Placement:
+def resolve_placement(mesh: AnyMesh | None, rules: Rules, routing: RoutingConfig) -> Placement:
     """Resolves where experts and tokens lie.
 
     Raises:
