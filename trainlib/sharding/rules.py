@@ -49,7 +49,7 @@ def default_rules(mesh: AnyMesh) -> Rules:
     if not present:
         return {}
     rules = _DefaultRules(
-        batch=tuple(present), rows=tuple(axis for axis in present if axis != "model")
+        batch=tuple(present), layer_batch=tuple(axis for axis in present if axis != "model")
     )
     if "data" in present:
         rules["expert"] = "data"

@@ -88,7 +88,7 @@ def test_a_layer_in_a_function_of_the_user_is_sharded_under_the_mesh_of_jax(mesh
     assert split(x).sharding.is_fully_replicated
     with jax.set_mesh(mesh):
         assert split(x).sharding.spec == P(AXES, None)
-        assert jax.jit(lambda x: constrain(x, "rows", "mlp"))(x).sharding.spec == P(
+        assert jax.jit(lambda x: constrain(x, "layer_batch", "mlp"))(x).sharding.spec == P(
             ("replica", "data"), "model"
         )
         assert active() is not None
