@@ -17,6 +17,7 @@ from trainlib import config as config_lib
 from trainlib import patterns
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
+from vitattn.task import TASKS
 
 # Sharding of the weights -> mesh axis of each logical axis that it decides about.
 RULES = {
@@ -45,7 +46,7 @@ NEWEST = whole(1, also={0: "the newest"})
 GENERAL = config_lib.COMMON | {
     # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
-    "task": key("classification", "what the model learns", choice("classification")),
+    "task": key("classification", "what the model learns", choice(*TASKS)),
     "label_smoothing": key(
         0.0, "probability mass spread evenly over all classes", number(0, below=1)
     ),

@@ -1,6 +1,4 @@
-"""What a vision configuration builds: parameters, FLOPs, published figures; nothing is trained or
-allocated.
-"""
+"""The facts of a vision configuration: parameters, FLOPs, published figures. No array is made."""
 
 from __future__ import annotations
 
@@ -8,13 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from trainlib.model import weights as nn
+from trainlib.model.weights import abstract
 from vitattn.models import build, configure
 from vitattn.models.counts import forward_flops, params_by_part
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """The facts of a configuration as plain data.
+    """Returns the facts of a configuration as plain data.
 
     Returns:
       name, family, task, params, params_by_part, flops_per_example (forward pass of one image,
@@ -22,15 +20,15 @@ def describe(config: ConfigDict) -> dict[str, Any]:
       (top1, top5, params, gflops, source; those that are known).
     """
     resolved = configure(config.model)
-    abstract = nn.abstract(build(config.model))
+    model = abstract(build(config.model))
     published = {key: value for key, value in config.published.items() if value}
     return {
         "name": config.name,
         "family": config.family,
         "task": config.task,
-        "params": abstract.param_count,
-        "params_by_part": params_by_part(abstract),
-        "flops_per_example": forward_flops(abstract, resolved.size),
+        "params": model.param_count,
+        "params_by_part": params_by_part(model),
+        "flops_per_example": forward_flops(model, resolved.size),
         "image_size": resolved.image_size,
         "num_classes": resolved.num_classes,
         "data": config.data.source,
@@ -39,7 +37,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 
 
 def row(facts: dict[str, Any]) -> list[str]:
-    """Cells of the table of all configurations."""
+    """Returns the cells of a configuration in the table of all configurations."""
     published = facts["published"]
     scores = [f"{published[k]:.1f}" if k in published else "-" for k in ("top1", "top5")]
     return [

@@ -29,8 +29,8 @@ _SIZED_FILES = 100_000
 
 
 class Files:
-    """Image files with labels: names relative to `root`, one label for each; and what was left out
-    in looking for them."""
+    """Image files with labels: N names relative to `root`, labels int [N]; `left_out` reports other
+    files below `root`."""
 
     in_memory = False
     mean = imagenet.MEAN
@@ -72,8 +72,8 @@ def make(config: ConfigDict, split: str) -> Source:
     """Opens a split of `folder:PATH`.
 
     Raises:
-      DataError: no such folder, no images, or another layout than the two above; the message says
-        what is there.
+      DataError: no such folder, no images, or another layout than the two above; the message
+        reports what the folder holds.
     """
     argument = argument_of(config.source)
     if not argument:
@@ -91,15 +91,15 @@ def make(config: ConfigDict, split: str) -> Source:
         _count_beside(root, (train, evaluation), left)
     classes = _class_folders(train, left)
     if split == "test" and evaluation is not None:
-        found = _class_folders(evaluation, left)
-        strange = [name for name in found if name not in classes]
-        if strange:
-            theirs, ours = told_apart(strange, classes)
+        folders = _class_folders(evaluation, left)
+        unknown = [name for name in folders if name not in classes]
+        if unknown:
+            theirs, ours = told_apart(unknown, classes)
             raise DataError(
-                f"{shown(evaluation)} has {len(strange)} class folders that {shown(train)} lacks: "
+                f"{shown(evaluation)} has {len(unknown)} class folders that {shown(train)} lacks: "
                 f"{some(theirs)}. The classes of training are: {some(ours)}."
             )
-        return _files(evaluation, classes, [name for name in classes if name in found], left)
+        return _files(evaluation, classes, [name for name in classes if name in folders], left)
     everything = _files(train, classes, classes, left)
     return _part(everything, config.holdout, split, official=evaluation is not None)
 
@@ -143,13 +143,13 @@ def _part(source: Files, holdout: float, split: str, official: bool) -> Files:
             f"to keep for evaluation ({why} taken out of the training images). Use for example "
             "--config.data.holdout=0.1."
         )
-    held = np.zeros(len(source), bool)
+    held_out = np.zeros(len(source), bool)
     for label in range(source.num_classes):
         records = np.flatnonzero(source.labels == label)
         ranked = sorted(records, key=lambda r: hashlib.sha256(encoded(source.names[r])).digest())
         count = max(1, round(holdout * len(ranked))) if len(ranked) > 1 else 0
-        held[ranked[:count]] = True
-    chosen = np.flatnonzero(~held if split == "train" else held)
+        held_out[ranked[:count]] = True
+    chosen = np.flatnonzero(~held_out if split == "train" else held_out)
     if not len(chosen):
         raise DataError(f"{shown(source.root)}: no class has two images, so none can be held out.")
     names = [source.names[record] for record in chosen]
@@ -173,10 +173,10 @@ def _class_folders(root: Path, left: LeftOut) -> list[str]:
         for name in images:
             left.add(str(root / name), "outside the class folders")
         return folders
-    there = f"{len(images)} images but no class folders"
+    content = f"{len(images)} images but no class folders"
     if not images:
-        there = f"{len(others)} files, no folders"
-    raise DataError(f"{shown(root)} has {there}. {_expected(left.root)}")
+        content = f"{len(others)} files, no folders"
+    raise DataError(f"{shown(root)} has {content}. {_expected(left.root)}")
 
 
 def _images(folder: Path, left: LeftOut) -> list[str]:

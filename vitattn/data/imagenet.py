@@ -18,11 +18,10 @@ STD = (0.229, 0.224, 0.225)
 
 
 def make(config: ConfigDict, split: str) -> Source:
-    """Opens ImageNet (ILSVRC 2012) as TFDS `imagenet2012` prepares it; `test` is its validation
-    set.
+    """Opens a split of TFDS's `imagenet2012`; `test` is its validation set.
 
     Raises:
-      DataError: it is not there; the message says the three ways to go on.
+      DataError: it is not there; the message lists three ways to continue.
     """
     part = "validation" if split == "test" else "train"
     source = tfds.opened("imagenet2012", config.dir, part, MEAN, STD)

@@ -20,15 +20,13 @@ _MOST_CLASSES = 2**20
 
 
 class TfdsSource:
-    """One split of a prepared TFDS data set. Images stay encoded; the pipeline's workers decode
-    them."""
+    """One split of a prepared TFDS data set. Images stay encoded until a worker decodes them."""
 
     in_memory = False
     left_out: tuple[str, ...] = ()
 
     def __init__(self, directory: str, split: str, mean: Rgb, std: Rgb):
-        """Reads the data set's description; raises DataError when it does not serve random
-        access."""
+        """Reads the description of the data set; raises DataError if it has no random access."""
         self.directory, self.split, self.mean, self.std = directory, split, mean, std
         info = _info(directory)
         if info.file_format.value != "array_record":
@@ -61,7 +59,7 @@ class TfdsSource:
         self._check_files()
 
     def _check_files(self) -> None:
-        """All files are there, and may hold as many records as the description says."""
+        """Checks that all files exist and are large enough for the records of the description."""
         from etils import epath
 
         missing, size = [], 0
@@ -88,10 +86,10 @@ class TfdsSource:
 
     def __getitem__(self, record: int) -> Example:
         try:
-            row = _records(self.directory, self.split)[record]
+            example = _records(self.directory, self.split)[record]
         except Exception as error:  # the reader reports damage as many types, RuntimeError included
             raise UnreadableRecord(f"cannot be read ({type(error).__name__}: {error})") from error
-        return Example(row["image"], int(row["label"]))
+        return Example(example["image"], int(example["label"]))
 
     def describe(self, record: int) -> str:
         shard = bisect.bisect_right(self._ends, record)
@@ -100,8 +98,7 @@ class TfdsSource:
 
 
 def _class_names(features: Any, directory: str) -> tuple[str, ...]:
-    """The names of the classes; raises DataError for a data set that is none of classified
-    images."""
+    """The names of the classes; raises DataError unless it is a data set of classified images."""
     import tensorflow_datasets as tfds
 
     has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -176,7 +173,6 @@ def _version(name: str) -> list[int]:
 
 
 def opened(name: str, directory: str, split: str, mean: Rgb, std: Rgb) -> Source | None:
-    """Opens a split of `name` below `directory` (empty is TFDS's own), or returns None when it is
-    not there."""
-    found = find(name, directory)
-    return TfdsSource(found, split, mean, std) if found else None
+    """Opens a split of `name` below `directory` (empty is TFDS's own); None if it is not there."""
+    version = find(name, directory)
+    return TfdsSource(version, split, mean, std) if version else None

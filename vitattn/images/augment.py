@@ -1,10 +1,10 @@
 """Training augmentations and the evaluation crop: from a picture to float pixels [H, W, 3].
 
-H W height and width of the image in pixels; a size is one number for a square, or (H, W). All draws
-come from the generator that is passed in, so a picture is augmented alike whoever does it. An
-augmentation is a function (picture, size, generator, mean) -> RGB image of that size. Where the
-image is no square, what the papers say of squares holds for boxes of its aspect W/H, so that
-pictures are not distorted more than in a square.
+H W height and width of the image in pixels; a size is one number for a square, or (H, W). All
+random draws come from the generator that is passed in, so that a picture is augmented alike in any
+process. An augmentation is a function (picture, size, generator, mean) -> RGB image of that size;
+not all of them need the generator or the mean colour. Where the image is not square, boxes have its
+aspect W/H in place of the papers' squares, so that pictures are distorted no more than in a square.
 """
 
 from __future__ import annotations
@@ -39,11 +39,17 @@ _SCALE = (0.85, 1.15)
 
 
 def inception_box(width: int, height: int, rng: np.random.Generator, target: float = 1.0) -> Box:
-    """Returns a random crop, its area uniform in 8-100 % and its aspect log-uniform in 3/4-4/3 of
-    the aspect `target` of the image that it becomes.
+    """Returns a random crop: its area is uniform in 8-100 % of the picture, its aspect is
+    log-uniform in 3/4-4/3 of `target`.
 
-    A picture too long for that (after ten attempts) gives its largest centred crop of an allowed
-    aspect.
+    If no such crop fits in ten attempts, because the picture is too long, it is the largest centred
+    crop of an allowed aspect.
+
+    Args:
+      width: of the picture in pixels.
+      height: of the picture in pixels.
+      rng: source of the draws.
+      target: aspect of the image that the crop becomes.
     """
     least, most = target * _ASPECT[0], target * _ASPECT[1]
     for _ in range(_CROP_ATTEMPTS):
@@ -59,8 +65,8 @@ def inception_box(width: int, height: int, rng: np.random.Generator, target: flo
 
 
 def centre_box(width: int, height: int, fraction: float, target: float = 1.0) -> Box:
-    """Returns the centred box of aspect `target` whose sides are `fraction` of those of the largest
-    one: for a square, of the shorter side.
+    """Returns the centred box of aspect `target` whose sides are `fraction` of the largest such
+    box; for a square, of the picture's shorter side.
 
     Cutting it and resizing once equals resizing the shorter side to size/fraction and cutting the
     centre size x size.
@@ -79,8 +85,8 @@ def _aspect(size: Size) -> float:
 def distort_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Changes brightness, saturation, hue and contrast at random, in one of Inception's two orders.
 
-    Works on 8 bits through look-up tables, so each stage clips and rounds; 5 times as fast as in
-    floats.
+    Works on 8 bits through look-up tables, 5 times as fast as in floats. Each stage clips and
+    rounds.
     """
     delta = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
     saturation, hue = rng.uniform(*_SATURATION), rng.uniform(-_HUE, _HUE)
@@ -122,8 +128,7 @@ def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def inception_crop(
     picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb
 ) -> Image.Image:
-    """Inception's random crop and flip, colours untouched."""
-    del mean
+    """Inception's random crop and flip, without its colour distortion."""
     box = inception_box(picture.width, picture.height, rng, _aspect(size))
     return _flip(picture.render(box, size), rng)
 
@@ -136,7 +141,7 @@ def inception(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb)
 def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
     """CIFAR's: pad by an eighth (4 of 32 pixels), cut the size at random, flip.
 
-    The border has the mean colour, which is zero once the image is normalised.
+    The border has the mean colour, which becomes zero when the image is normalised.
     """
     image = _centre(picture, size)
     pads = tuple(max(1, side // 8) for side in image.size)
@@ -147,9 +152,11 @@ def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb)
 
 
 def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
-    """For digits: half of them with a small turn, shift and scale, no flip (a mirrored digit is
-    another one or none). The other half stays sharp, as in evaluation: 8x8 pixels are blurred when
-    they are moved."""
+    """For digits: turns, shifts and scales half of them a little, and flips none, because a
+    mirrored digit is another one or none.
+
+    The other half stays sharp, as in evaluation: 8x8 pixels are blurred when they are moved.
+    """
     if rng.random() < _UNMOVED:
         return none(picture, size, rng, mean)
     angle = math.radians(rng.uniform(-_TURN, _TURN))
@@ -160,20 +167,14 @@ def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> 
     # Pillow asks for the source of each target pixel: turn and scale about the centre, then shift.
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     x, y = image.width / 2, image.height / 2
-    matrix = (
-        cos,
-        sin,
-        x - cos * (x + across) - sin * (y + down),
-        -sin,
-        cos,
-        y + sin * (x + across) - cos * (y + down),
-    )
+    source_x = (cos, sin, x - cos * (x + across) - sin * (y + down))
+    source_y = (-sin, cos, y + sin * (x + across) - cos * (y + down))
+    matrix = source_x + source_y
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 def none(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
     """The largest centred square, or box of the aspect of the image, resized."""
-    del rng, mean
     return _centre(picture, size)
 
 
@@ -191,7 +192,7 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], Ima
 
 
 def evaluation(picture: Picture, size: Size, fraction: float) -> Image.Image:
-    """Resizes the shorter side to size/fraction and cuts the centre, in one step."""
+    """Resizes the shorter side to size/fraction and cuts out the centre, in one step."""
     box = centre_box(picture.width, picture.height, fraction, _aspect(size))
     return picture.render(box, size)
 

@@ -19,20 +19,20 @@ T = TypeVar("T")
 Rgb = tuple[float, float, float]
 Box = tuple[float, float, float, float]
 
-# Above this an image is refused before it is unpacked: a small file can unpack to gigabytes. It is
-# Pillow's own warning threshold, a 256 MiB picture in RGB.
+# A larger image is refused before it is unpacked: a small file can unpack to gigabytes. The number
+# is Pillow's own warning threshold, a picture of 256 MiB in RGB.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 256 * 2**20
 
-# What is read. Pillow knows more, but some of its readers start other programs (EPS).
+# Formats that are read. Pillow knows more, but some of its readers start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
-# Pillow warns of every odd metadata field; what counts here is whether the pixels decode.
+# Pillow warns of every odd metadata field; only whether the pixels decode matters here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _ORIENTATION_TAG = 0x0112
-# What makes a picture upright, for each EXIF orientation that is not upright. From 5 on it swaps
-# width and height.
+# EXIF orientation -> the operation that makes the picture upright. From 5 on it swaps width and
+# height.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,12 +45,16 @@ _UPRIGHT = {
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded; the message says why, for people."""
+    """An image that cannot be decoded; the message gives the reason, for people."""
 
 
 class Picture:
-    """An image whose header has been read: its upright size is known, its pixels are not decoded
-    yet."""
+    """An image whose header has been read, and whose pixels have not been decoded yet.
+
+    Attributes:
+      width: of the upright picture in pixels.
+      height: of the upright picture in pixels.
+    """
 
     def __init__(self, image: Image.Image):
         """Takes an open image; raises BadImage if its size is not allowed."""
@@ -69,8 +73,8 @@ class Picture:
     def render(self, box: Box, size: Size) -> Image.Image:
         """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of this size.
 
-        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box still has as many pixels or
-        more then, which saves most of the decoding time of large photographs.
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box then still has as many pixels as
+        the result, which saves most of the time that large photographs take.
         """
         high, wide = sides(size)
         shrink = min((box[2] - box[0]) / wide, (box[3] - box[1]) / high)
@@ -87,23 +91,26 @@ class Picture:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. Metadata that cannot be read say nothing: 1, upright."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if the metadata cannot be read."""
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF itself
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # Pillow would, to look behind the pixels; damage of pixels is no odd metadata
+        image.load()  # as `getexif` would; here damaged pixels are not taken for odd metadata
     try:
-        found = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception:  # as many types as there are ways to break it
         return 1
-    return found if isinstance(found, int) and found in _UPRIGHT else 1
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
 def open_picture(image: bytes | np.ndarray) -> Picture:
-    """Returns the picture of an encoded file, or of uint8 pixels [H, W, 1 or 3]; raises
-    BadImage."""
+    """Opens an encoded file, or uint8 pixels [H, W, 1 or 3].
+
+    Raises:
+      BadImage: the file is empty, too large, of another format, or damaged.
+    """
     if isinstance(image, np.ndarray):
         return Picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
     if not image:
@@ -114,7 +121,7 @@ def open_picture(image: bytes | np.ndarray) -> Picture:
 
 
 def guarded(decode: Callable[[], T]) -> T:
-    """Runs a decoding step and turns whatever Pillow raises on damaged bytes into BadImage."""
+    """Runs a decoding step, and raises BadImage for whatever Pillow raises on damaged bytes."""
     try:
         return decode()
     except BadImage:
@@ -131,8 +138,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Returns the image in 8-bit RGB.
 
     Grey is repeated, CMYK and palettes are converted, transparent parts are laid on white, 16-bit
-    grey is scaled (65535 becomes 255, not clipped). Raises BadImage for floating-point pixels,
-    whose range nobody can know.
+    grey is scaled (65535 becomes 255).
+
+    Raises:
+      BadImage: floating-point pixels, which have no agreed range.
     """
     image.load()
     if image.mode == "RGB":

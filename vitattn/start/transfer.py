@@ -245,13 +245,13 @@ def _counts(
     is taken from it."""
     shapes, layers = checkpoints.shapes(number), statistics.layers(state.model_state)
     stored = (n.partition("/")[2] for n in shapes if n.startswith("model_state/"))
-    there = statistics.layers(stored)
-    counted = dict.fromkeys(there, statistics.UNCOUNTED)
+    stored_layers = statistics.layers(stored)
+    counted = dict.fromkeys(stored_layers, statistics.UNCOUNTED)
     if COUNTS in shapes:
         saved = shapes[COUNTS]
         wanted = jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=plan.shardings.step)
         counts = checkpoints.restore_some(number, {COUNTS: wanted})[COUNTS]
-        counted = dict(zip(there, np.asarray(counts).tolist(), strict=True))
+        counted = dict(zip(stored_layers, np.asarray(counts).tolist(), strict=True))
     taken = statistics.layers(result.taken)
     ours = [
         counted.get(n, statistics.UNCOUNTED) if n in taken else statistics.FRESH for n in layers
