@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +23,25 @@ from trainlib.errors import DataError, shown
 from trainlib.formats.load import load_weights
 from trainlib.formats.weight_source import is_export
 from trainlib.model.weights import Arrays
-from trainlib.run.progress import Progress
 from trainlib.step import step
 from trainlib.step.plan import Plan
 from vitattn.analysis import attention_picture
 from vitattn.analysis.attention_picture import Picture
+from vitattn.answers import Answer, printed, renderer
 from vitattn.data import eval_batches
 from vitattn.data.catalog import statistics
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.files import find_images
 from vitattn.labels import class_names
-from vitattn.labels.class_names import ModelNames, Names, numbered, printable
+from vitattn.labels.class_names import ModelNames, Names, printable
 from vitattn.models import ModelConfig
 from vitattn.models.counts import check_size
 from vitattn.plan import make_replicated
 from vitattn.task import Task, task_of
 
-LONGEST = 4096  # characters of a path that is printed
 BATCH = 32
 # Up to this many images the processes that would read them take longer to start than to read.
 FEW_IMAGES = 256
-
-Outputs = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,25 +68,6 @@ class Request:
     query: tuple[int, int] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came out for one image.
-
-    Attributes:
-      image: its file.
-      error: why it could not be decoded; empty when it could.
-      pixels: f32 [H, W, 3], normalised, as the model saw it.
-      outputs: of the task, without the dimension of the batch.
-      maps: attention layer -> f32 [N, h, w].
-    """
-
-    image: Path
-    error: str
-    pixels: np.ndarray
-    outputs: Outputs
-    maps: dict[str, np.ndarray]
-
-
 def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None = None) -> int:
     """Prints what a model says of each image, and draws the attention maps that are asked for.
 
@@ -110,17 +86,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     outputs = plan.model.num_classes
     at_step, known = class_names.of_model(workdir, at_step, outputs)
     names = choose_names(request.class_names, known, outputs)
-    picture = None
-    if request.attention is not None:
-        picture = attention_picture.choose(
-            request.attention,
-            request.query,
-            request.layers,
-            request.heads,
-            plan.abstract,
-            plan.model.size,
-            len(paths),
-        )
+    picture = choose_picture(request, plan, len(paths))
     loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     predict_step = step.compile_eval(make_predict(plan, task, picture), plan)
 
@@ -140,18 +106,33 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
             if answer.error:
                 unread.append(f"{shown(answer.image, 1000)} {answer.error}")
             elif picture is not None:
-                caption = task.caption(answer.outputs, printable(names))
-                caption = f"{shown(answer.image.name)}: {caption}"
+                prediction = task.caption(answer.outputs, printable(names))
+                caption = f"{shown(answer.image.name)}: {prediction}"
                 rows += picture.rows(answer.pixels, caption, answer.maps, mean, std)
     if picture is not None and rows:
         picture.draw(rows)
         print(f"attention maps: {picture.path}", file=sys.stderr)
     if unread:
-        more = f"; and {len(unread) - 20} more" if len(unread) > 20 else ""
-        raise DataError(
-            f"{len(unread)} of {len(paths)} images got no answer: {'; '.join(unread[:20])}{more}."
-        )
+        raise DataError(f"{len(unread)} of {len(paths)} images got no answer: {_listed(unread)}.")
     return 0
+
+
+def _listed(lines: Sequence[str], most: int = 20) -> str:
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
+
+
+def choose_picture(request: Request, plan: Plan[ModelConfig], images: int) -> Picture | None:
+    """Decides what the picture of attention shows; None where none is asked for.
+
+    Raises:
+      ConfigError: the model lacks the layer, head or query, or the picture cannot be drawn.
+      StorageError: the directory of the picture does not exist.
+    """
+    if request.attention is None:
+        return None
+    chosen = request.attention, request.query, request.layers, request.heads
+    return attention_picture.choose(*chosen, plan.abstract, plan.model.size, images)
 
 
 def choose_names(file: Path | None, known: ModelNames | None, outputs: int) -> Names:
@@ -217,49 +198,3 @@ def answers(
                         {name: array[number] for name, array in result["outputs"].items()},
                         {name: array[number] for name, array in result["maps"].items()},
                     )
-
-
-def printed(
-    stream: Iterator[Answer], total: int, size: int, render: Callable[[Answer], str]
-) -> Iterator[Answer]:
-    """Passes answers on once they are printed, with progress when there are many.
-
-    The line of progress shares the terminal with the answers. Where these go to a file, it is on
-    standard error.
-    """
-    live = sys.stdout.isatty()
-    many = total > max(BATCH, size)
-    terminal = sys.stdout if live else sys.stderr
-    with contextlib.closing(Progress(total, stream=terminal, unit="image")) as progress:
-        for done, answer in enumerate(stream, 1):
-            if many and live:
-                progress.message(render(answer))
-            else:
-                print(render(answer), flush=live)
-            if many and (done % size == 0 or done == total):
-                progress.update(done)
-            yield answer
-
-
-def renderer(task: Task, names: Names, as_json: bool) -> Callable[[Answer], str]:
-    """Returns what turns an answer into text: lines for people, or one line of JSON (image, and
-    error or the fields of the task)."""
-    words = [as_unicode(name) for name in numbered(names)] if as_json else printable(names)
-
-    def as_text(answer: Answer) -> str:
-        lines = [answer.error] if answer.error else task.as_lines(answer.outputs, words)
-        indent = "    " if answer.error else "  "
-        return "\n".join([shown(answer.image, LONGEST), *(indent + line for line in lines)])
-
-    def as_line(answer: Answer) -> str:
-        fields: Mapping[str, Any] = {"error": answer.error}
-        if not answer.error:
-            fields = task.as_record(answer.outputs, words)
-        return json.dumps({"image": as_unicode(answer.image), **fields})
-
-    return as_line if as_json else as_text
-
-
-def as_unicode(name: str | Path) -> str:
-    """Returns a name with the bytes written out that are not UTF-8: JSON holds Unicode only."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -19,8 +19,7 @@ from trainlib import paths
 from trainlib.errors import DataError
 from trainlib.untrusted_files import open_regular, read_small
 from vitattn.data import tfds as tfds_source
-from vitattn.data.arrays import Arrays
-from vitattn.data.source import Kind, Source, hold_out, short_digest
+from vitattn.data.source import Arrays, Kind, Source, hold_out, short_digest
 
 _FOLDER = "cifar-100-binary"
 _ARCHIVE = "cifar-100-binary.tar.gz"

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from trainlib.data.order import record_order
 from trainlib.errors import DataError
-from vitattn.data.arrays import Arrays
-from vitattn.data.source import SPLIT_SEED, Kind, Source, hold_out, short_digest
+from vitattn.data.source import SPLIT_SEED, Arrays, Kind, Source, hold_out, short_digest
 
 CLASS_NAMES = tuple("0123456789")
 

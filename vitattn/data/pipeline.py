@@ -1,4 +1,4 @@
-"""From a source to batches: training batches without end, evaluation batches once and in order.
+"""Batches of labelled images: training batches without end, evaluation batches once and in order.
 
 B global batch, b its part on this host, H W image size. A batch is a dict of
   image  float32 [b, H, W, 3]  normalised
@@ -10,35 +10,37 @@ B global batch, b its part on this host, H W image size. A batch is a dict of
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib.config import check_section
-from trainlib.data.bad_records import BadRecords
-from trainlib.data.batches import Batches, worker_count
-from trainlib.data.order import generator, host_slice, records_at
-from trainlib.errors import ConfigError
+from trainlib.data.batches import Batches
+from trainlib.data.order import generator
+from vitattn.data import reading
 from vitattn.data.options import data_defaults
 from vitattn.data.source import Source
 from vitattn.images import augment
-from vitattn.images.decode import BadImage, Rgb, guarded, open_picture
+from vitattn.images.decode import Rgb, guarded, open_picture
 from vitattn.images.files import UnreadableRecord
 from vitattn.models.size import Size, sides
 
-# Examples that one worker makes at a time: small enough that a first batch comes soon and many
-# workers need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing
-# beside decoding.
-_PIECE = 32
-
 
 @dataclasses.dataclass(frozen=True)
-class _Recipe:
-    """How a picture becomes pixels. `augmentation` is None for evaluation."""
+class LabelledImages:
+    """How a record becomes an image and a label, a `vitattn.data.reading.Reader`.
 
+    Attributes:
+      source: the split.
+      image_size: in pixels, one number for a square or (H, W).
+      augmentation: a name of `augment.AUGMENTATIONS`; None for evaluation.
+      eval_crop: part of the shorter side that evaluation sees.
+      mean: that is subtracted from the pixels, in units of the full range.
+      std: that they are divided by.
+      seed: of the order and the augmentation.
+    """
+
+    source: Source
     image_size: Size
     augmentation: str | None
     eval_crop: float
@@ -46,10 +48,16 @@ class _Recipe:
     std: Rgb
     seed: int
 
-    def pixels(self, source: Source, record: int, epoch: int) -> tuple[np.ndarray, int]:
-        """Returns float32 [H, W, 3] and the label of one record; raises BadImage or
-        UnreadableRecord."""
-        example = source[record]
+    def blank(self, size: int) -> dict[str, np.ndarray]:
+        """Returns {"image": float32 [size, H, W, 3], "label": int32 [size]} of zeros."""
+        return {
+            "image": np.zeros((size, *sides(self.image_size), 3), np.float32),
+            "label": np.zeros(size, np.int32),
+        }
+
+    def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
+        """Writes one record to example `number`; see `Reader.fill`."""
+        example = self.source[record]
         picture = open_picture(example.image)
         if self.augmentation is None:
             image = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
@@ -57,10 +65,11 @@ class _Recipe:
             rng = generator(self.seed, epoch, record)
             apply = augment.AUGMENTATIONS[self.augmentation]
             image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
-        if not 0 <= example.label < source.num_classes:
-            last = source.num_classes - 1
+        if not 0 <= example.label < self.source.num_classes:
+            last = self.source.num_classes - 1
             raise UnreadableRecord(f"has the label {example.label}, outside 0..{last}")
-        return augment.normalise(image, self.mean, self.std), example.label
+        arrays["image"][number] = augment.normalise(image, self.mean, self.std)
+        arrays["label"][number] = example.label
 
 
 def check_settings(source: Source, config: ConfigDict, image_size: Size) -> None:
@@ -69,7 +78,7 @@ def check_settings(source: Source, config: ConfigDict, image_size: Size) -> None
     Raises:
       ConfigError: a value that cannot work; names the key and the allowed values.
     """
-    _recipe(source, config, image_size, 0, config.augment)
+    _reader(source, config, image_size, 0, config.augment)
 
 
 def train_batches(
@@ -97,12 +106,8 @@ def train_batches(
     Raises:
       ConfigError: a setting cannot work.
     """
-    if seed < 0:
-        raise ConfigError(f"seed={seed} is negative: use 0 or more.")
-    recipe = _recipe(source, config, image_size, seed, config.augment)
-    start, stop = host_slice(batch_size, host_index, host_count)
-    make = functools.partial(_train_piece, source, recipe, batch_size, start, stop)
-    return _batches(make, source, config, stop - start, start_batch, None)
+    reader = _reader(source, config, image_size, seed, config.augment)
+    return reading.training(reader, config, batch_size, start_batch, host_index, host_count)
 
 
 def eval_batches(
@@ -122,77 +127,13 @@ def eval_batches(
     Raises:
       ConfigError: a setting cannot work.
     """
-    recipe = _recipe(source, config, image_size, 0, None)
-    start, stop = host_slice(batch_size, host_index, host_count)
-    make = functools.partial(_eval_piece, source, recipe, batch_size, start, stop)
-    return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))
+    reader = _reader(source, config, image_size, 0, None)
+    return reading.evaluation(reader, config, batch_size, host_index, host_count)
 
 
-def _batches(
-    make_piece: Callable[[int, int], dict[str, Any]],
-    source: Source,
-    config: ConfigDict,
-    size: int,
-    start: int,
-    stop: int | None,
-) -> Batches:
-    """Batches `start` to `stop` (None: no end) of `size` examples on this host, piece by piece."""
-    return Batches(
-        make_piece,
-        pieces=-(-size // _PIECE),
-        start=start,
-        stop=stop,
-        workers=worker_count(config.workers, source.in_memory),
-        prefetch=config.prefetch,
-        bad=BadRecords(len(source), config.max_bad_fraction, source.describe),
-    )
-
-
-def _recipe(
+def _reader(
     source: Source, config: ConfigDict, image_size: Size, seed: int, augmentation: str | None
-) -> _Recipe:
+) -> LabelledImages:
     check_section("data", data_defaults(), config)
     mean, std = tuple(config.mean) or source.mean, tuple(config.std) or source.std
-    return _Recipe(image_size, augmentation, config.eval_crop, mean, std, seed)
-
-
-def _positions(start: int, stop: int, piece: int) -> np.ndarray:
-    """Returns the positions in the global batch, int64 [up to 32], of a piece of the host's part
-    [start, stop)."""
-    first = start + piece * _PIECE
-    return np.arange(first, min(first + _PIECE, stop), dtype=np.int64)
-
-
-def _train_piece(
-    source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
-) -> dict[str, Any]:
-    positions = batch * batch_size + _positions(start, stop, piece)
-    epochs, records = records_at(positions, recipe.seed, len(source))
-    return _read(source, recipe, records, epochs)
-
-
-def _eval_piece(
-    source: Source, recipe: _Recipe, batch_size: int, start: int, stop: int, batch: int, piece: int
-) -> dict[str, Any]:
-    records = batch * batch_size + _positions(start, stop, piece)
-    records = np.where(records < len(source), records, -1)
-    return _read(source, recipe, records, np.zeros_like(records))
-
-
-def _read(
-    source: Source, recipe: _Recipe, records: np.ndarray, epochs: np.ndarray
-) -> dict[str, Any]:
-    """Reads records [n] of epochs [n] into arrays; a bad one stays blank and has weight 0."""
-    size = len(records)
-    images = np.zeros((size, *sides(recipe.image_size), 3), np.float32)
-    labels, weights = np.zeros(size, np.int32), np.zeros(size, np.float32)
-    bad: list[tuple[int, str]] = []
-    for number, (record, epoch) in enumerate(zip(records.tolist(), epochs.tolist(), strict=True)):
-        if record < 0:
-            continue
-        try:
-            images[number], labels[number] = recipe.pixels(source, record, epoch)
-            weights[number] = 1
-        except (BadImage, UnreadableRecord) as error:
-            bad.append((record, str(error)))
-    return {"image": images, "label": labels, "weight": weights, "index": records, "bad": bad}
+    return LabelledImages(source, image_size, augmentation, config.eval_crop, mean, std, seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -94,6 +94,36 @@ class Kind:
 def argument_of(source: str) -> str:
     """Returns what follows the first colon of `data.source`; "" without one."""
     return source.partition(":")[2]
+
+
+class Arrays:
+    """N images uint8 [N, H, W, C] and their labels [N]."""
+
+    in_memory = True
+    left_out: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        mean: Rgb,
+        std: Rgb,
+        digest: str,
+    ):
+        self.name, self.images, self.labels = name, images, labels
+        self.class_names, self.num_classes = tuple(class_names), len(class_names)
+        self.mean, self.std, self.digest = mean, std, digest
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, record: int) -> Example:
+        return Example(self.images[record], int(self.labels[record]))
+
+    def describe(self, record: int) -> str:
+        return f"{self.name} record {record}"
 
 
 class Subset:

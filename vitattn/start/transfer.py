@@ -156,31 +156,40 @@ def start(plan: Plan[ModelConfig], state: TrainState, names: Names = ()) -> tupl
         stored = {name: tuple(x.shape) for name, x in shapes.items() if hasattr(x, "shape")}
         result = match(stored, specs, config.init_new)
         heads = [name for name in result.taken if "classes" in specs[name].axes]
-        theirs = None
-        if heads and names:
-            meta, where = checkpoints.meta(number), str(directory / str(number))
-            theirs = class_names.find(directory.parent, where, meta, len(names))
-        order = None
-        if theirs is not None:
-            anew = f"--config.init_new='^{heads[0].split('.')[0]}[.]'"
-            order = matching.head_order(theirs, names, anew)
+        order, classes = None, "new"
+        if heads:
+            order, classes = _head_order(checkpoints, number, heads[0], names)
         arrays = _read(checkpoints, number, result, plan)
         counts = _counts(checkpoints, number, result, plan, state)
     if order is not None:
         for name in heads:
-            axis = specs[name].axes.index("classes")
-            sort = jax.jit(
-                functools.partial(jnp.take, axis=axis), out_shardings=plan.weight_shardings[name]
+            arrange = jax.jit(
+                functools.partial(jnp.take, axis=specs[name].axes.index("classes")),
+                out_shardings=plan.weight_shardings[name],
             )
-            arrays[name] = sort(arrays[name], order)
-    classes = "new"
-    if heads and theirs is None:
-        classes = "by number, since their names are not known: see that they are the same classes"
-    elif heads:
-        classes = "by name, in another order there" if order is not None else "the same"
+            arrays[name] = arrange(arrays[name], order)
     title = f"Starting from step {number} in {shown(directory)}"
     table = report(result, specs, title, classes) + _slow_statistics(plan, counts)
     return _filled(plan, state, arrays, counts), table
+
+
+def _head_order(
+    checkpoints: Checkpoints, number: int, head: str, names: Names
+) -> tuple[np.ndarray | None, str]:
+    """Which output of the checkpoint each output here continues, int [classes] (None: the same
+    one), and a phrase about it. `head` is the name of a weight of the head."""
+    directory = checkpoints.directory
+    theirs = None
+    if names:
+        meta, where = checkpoints.meta(number), str(directory / str(number))
+        theirs = class_names.find(directory.parent, where, meta, len(names))
+    if theirs is None:
+        return None, (
+            "by number, since their names are not known: see that they are the same classes"
+        )
+    anew = f"--config.init_new='^{head.split('.')[0]}[.]'"
+    order = matching.head_order(theirs, names, anew)
+    return order, "the same" if order is None else "by name, in another order there"
 
 
 def _read(

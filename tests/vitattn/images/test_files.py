@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainlib.data import folders
 from trainlib.errors import ConfigError, DataError
-from vitattn import predict
+from vitattn import answers
 from vitattn.classification import task
 from vitattn.data import data_defaults, eval_batches, make_source
 from vitattn.data.unlabelled import Unlabelled
@@ -240,9 +240,9 @@ def test_prediction_prints_names_that_are_no_utf8(root):
     (path,) = [p for p in find_images([root]) if p.name == ODD]
     for error in ("", "is empty"):
         outputs = {"probabilities": np.array([0.25, 0.75])}
-        answer = predict.Answer(path, error, np.zeros((2, 2, 3)), outputs, {})
+        answer = answers.Answer(path, error, np.zeros((2, 2, 3)), outputs, {})
         as_text, as_line = (
-            predict.renderer(task, ("a", "b"), as_json) for as_json in (False, True)
+            answers.renderer(task, ("a", "b"), as_json) for as_json in (False, True)
         )
         assert "caf\\udce9.jpg" in as_text(answer)
         line = json.loads(as_line(answer))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainlib.errors import ConfigError, DataError, nearest, told_apart
-from vitattn.data.arrays import Arrays
+from vitattn.data.source import Arrays
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import ModelNames
 

@@ -1,0 +1,96 @@
+"""What a model says of one image: as data, as text for people, and as JSON.
+
+N heads, H W image, h w map of a layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainlib.errors import shown
+from trainlib.run.progress import Progress
+from vitattn.labels.class_names import Names, numbered, printable
+from vitattn.task import Task
+
+LONGEST = 4096  # characters of a path that is printed
+MANY = 32  # above this number of answers their progress is shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came out for one image.
+
+    Attributes:
+      image: its file.
+      error: why it could not be decoded; empty when it could.
+      pixels: f32 [H, W, 3], normalised, as the model saw it.
+      outputs: of the task, without the dimension of the batch.
+      maps: attention layer -> f32 [N, h, w].
+    """
+
+    image: Path
+    error: str
+    pixels: np.ndarray
+    outputs: dict[str, np.ndarray]
+    maps: dict[str, np.ndarray]
+
+
+def printed(
+    stream: Iterator[Answer], total: int, size: int, render: Callable[[Answer], str]
+) -> Iterator[Answer]:
+    """Passes answers on once they are printed, with progress when there are many.
+
+    The line of progress shares the terminal with the answers. If these go to a file, it is on
+    standard error.
+
+    Args:
+      stream: the answers.
+      total: how many there will be.
+      size: answers of one batch; progress is shown after each.
+      render: turns an answer into text.
+    """
+    live = sys.stdout.isatty()
+    many = total > max(MANY, size)
+    terminal = sys.stdout if live else sys.stderr
+    with contextlib.closing(Progress(total, stream=terminal, unit="image")) as progress:
+        for done, answer in enumerate(stream, 1):
+            if many and live:
+                progress.message(render(answer))
+            else:
+                print(render(answer), flush=live)
+            if many and (done % size == 0 or done == total):
+                progress.update(done)
+            yield answer
+
+
+def renderer(task: Task, names: Names, as_json: bool) -> Callable[[Answer], str]:
+    """Returns what turns an answer into text: lines for people, or one line of JSON (image, and
+    error or the fields of the task)."""
+    words = [as_unicode(name) for name in numbered(names)] if as_json else printable(names)
+
+    def as_text(answer: Answer) -> str:
+        lines = [answer.error] if answer.error else task.as_lines(answer.outputs, words)
+        indent = "    " if answer.error else "  "
+        return "\n".join([shown(answer.image, LONGEST), *(indent + line for line in lines)])
+
+    def as_line(answer: Answer) -> str:
+        fields: Mapping[str, Any] = {"error": answer.error}
+        if not answer.error:
+            fields = task.as_record(answer.outputs, words)
+        return json.dumps({"image": as_unicode(answer.image), **fields})
+
+    return as_line if as_json else as_text
+
+
+def as_unicode(name: str | Path) -> str:
+    """Returns a name with the bytes written out that are not UTF-8: JSON holds Unicode only."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
