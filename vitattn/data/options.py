@@ -22,7 +22,7 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "augment": key(
             "inception",
-            "training augmentation: inception, inception_crop (no colour), flip_crop, shift, none",
+            f"training augmentation: {', '.join(AUGMENTATIONS)}; inception_crop keeps the colours",
             choice(*AUGMENTATIONS),
         ),
         "holdout": key(

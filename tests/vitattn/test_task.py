@@ -1,0 +1,47 @@
+"""The table of tasks, and that the task which a configuration names is asked for what differs."""
+
+import inspect
+import types
+
+import pytest
+
+from trainlib.errors import ConfigError
+from vitattn import config as config_lib
+from vitattn import objective, plan, task
+from vitattn.classification import task as classification
+
+
+def test_an_unknown_task_is_named_with_those_that_there_are():
+    config = config_lib.default_config()
+    assert task.task_of(config) is classification
+    config.task = "clasification"
+    with pytest.raises(ConfigError, match=r"Did you mean 'classification'\?"):
+        task.task_of(config)
+
+
+def test_a_new_row_of_the_table_is_all_that_another_task_takes(monkeypatch):
+    """Its loss, metrics and batches are those that training and compilation get."""
+    other = types.SimpleNamespace(
+        fields=lambda plan: ("image", "boxes"),
+        make_loss=lambda plan: "loss",
+        make_evaluate=lambda plan: "metrics",
+        abstract_batch=lambda plan: {"boxes": plan},
+    )
+    monkeypatch.setitem(task.TASKS, "other", other)
+    config = config_lib.default_config()
+    config.task = "other"
+    chosen = types.SimpleNamespace(config=config)
+    assert objective.fields(chosen) == ("image", "boxes")
+    assert objective.make_loss(chosen) == "loss"
+    assert objective.make_evaluate(chosen) == "metrics"
+    assert plan.abstract_batch(chosen) == {"boxes": chosen}
+
+
+def test_classification_has_all_that_is_asked_of_a_task():
+    """pyright compares the signatures; this holds where it is not run."""
+    for name, member in inspect.getmembers(task.Task):
+        if not name.startswith("_"):
+            assert hasattr(classification, name), name
+        if not name.startswith("_") and inspect.isfunction(member):
+            wanted = [p for p in inspect.signature(member).parameters if p != "self"]
+            assert list(inspect.signature(getattr(classification, name)).parameters) == wanted
