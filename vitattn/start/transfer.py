@@ -66,7 +66,7 @@ class Match:
     left: list[str]
 
 
-def _differing(spec: Spec, shape: tuple[int, ...]) -> set[str]:
+def _differing(spec: Spec, shape: tuple[int, ...]) -> set[str | None]:
     """Logical axes in whose length a shape differs; all of them if their number differs."""
     if len(shape) != len(spec.shape):
         return set(spec.axes)
