@@ -201,7 +201,7 @@ def search(args: Any, overrides: dict[str, str]) -> int:
         answer = searches[name]()
         reports[name] = answer.report
         if not args.json:
-            print(f"  -> {answer.found or 'nothing fits'}\n")
+            print(f"  -> {answer.question or 'nothing fits'}\n")
     if args.json:
         print(json.dumps(reports))
     elif len(reports) == 1 and answer.report:

@@ -125,14 +125,14 @@ def names() -> list[str]:
 
 
 def _gpus(name: str) -> Target:
-    found = re.fullmatch(r"gpu:(\w+?)x(\d+)", name)
-    if not found or found[1] not in GPUS or not int(found[2]):
+    match = re.fullmatch(r"gpu:(\w+?)x(\d+)", name)
+    if not match or match[1] not in GPUS or not int(match[2]):
         options = [f"gpu:{gpu}x8" for gpu in GPUS]
         raise ConfigError(
             f"--target={name} names no GPUs. {nearest(name, options)}Write the kind and how many: "
             f"{', '.join(options)}; kinds: {', '.join(GPUS)}."
         )
-    return Target(name, CHIPS[found[1]], "", 1, int(found[2]))
+    return Target(name, CHIPS[match[1]], "", 1, int(match[2]))
 
 
 def target(name: str) -> Target:
@@ -148,15 +148,15 @@ def target(name: str) -> Target:
     text = name.strip().lower()
     if text.startswith("gpu:"):
         return _gpus(text)
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(-\d+|:\d+(?:x\d+)*)(?:x(\d+))?", text)
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(-\d+|:\d+(?:x\d+)*)(?:x(\d+))?", text)
     if ":" in text:  # the sides of a topology and the number of slices would look alike
-        found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(:\d+(?:x\d+)*)()", text)
-    generation = _ALIASES.get(found[2], found[2]) if found else ""
-    if not found or generation not in SLICES or (found[1] and found[4]):
+        match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(:\d+(?:x\d+)*)()", text)
+    generation = _ALIASES.get(match[2], match[2]) if match else ""
+    if not match or generation not in SLICES or (match[1] and match[4]):
         raise _unknown(name, names())
-    slices = int(found[1] or found[4] or 1)
-    known, part = usual(generation), f"{generation}{found[3]}"
-    topology = found[3][1:] if found[3][0] == ":" else known.get(part, "")
+    slices = int(match[1] or match[4] or 1)
+    known, part = usual(generation), f"{generation}{match[3]}"
+    topology = match[3][1:] if match[3][0] == ":" else known.get(part, "")
     sides = len(SLICES[generation][0].split("x"))
     if not topology or len(topology.split("x")) != sides or not _size(topology) or not slices:
         options = [f"{generation}:{t}" for t in SLICES[generation]] if ":" in text else list(known)

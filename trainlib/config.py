@@ -259,26 +259,26 @@ USUAL_NAMES = {
 
 def unknown(known: Mapping[str, Any], name: str, where: str) -> ConfigError:
     """The error for a key that is not there: a section, below a key, or the nearest key."""
-    place, asked = shown(where), shown(name, 100)
+    source, asked = shown(where), shown(name, 100)
     inside = sorted(k for k in known if k.startswith(name + "."))
     if inside:
         more = f" and {len(inside) - MOST_LISTED} more" if len(inside) > MOST_LISTED else ""
         return ConfigError(
-            f"{place}: '{asked}' is a section and takes no value; set one of "
+            f"{source}: '{asked}' is a section and takes no value; set one of "
             f"{', '.join(inside[:MOST_LISTED])}{more}."
         )
     above = next((k for k in known if name.startswith(k + ".")), "")
     if above:
         return ConfigError(
-            f"{place}: there is no configuration key '{asked}': '{above}' is a key with a value of "
-            "its own, and nothing lies below it."
+            f"{source}: there is no configuration key '{asked}': '{above}' is a key with a value "
+            "of its own, and nothing lies below it."
         )
     sections = sorted({k.split(".")[0] for k in known if "." in k})
     section, _, leaf = name.rpartition(".")
     usual = f"{section}.{USUAL_NAMES.get(leaf, '')}"
     close = f"Did you mean '{usual}'? " if usual in known else nearest(name, known)
     return ConfigError(
-        f"{place}: there is no configuration key '{asked}'. {close}Sections: "
+        f"{source}: there is no configuration key '{asked}'. {close}Sections: "
         f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
         "lists the keys of one."
     )

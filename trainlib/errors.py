@@ -195,10 +195,10 @@ def one_of(what: str, value: object, options: Iterable[str], where: str = "") ->
       where: the file or flag it came from, when known.
     """
     options = sorted(options)
-    place = f" ({where})" if where else ""
+    source = f" ({where})" if where else ""
     hint = nearest(str(value), options)
     return ConfigError(
-        f"{what}={shown(repr(value))}{place} is not known. {hint}Allowed: {', '.join(options)}."
+        f"{what}={shown(repr(value))}{source} is not known. {hint}Allowed: {', '.join(options)}."
     )
 
 

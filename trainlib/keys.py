@@ -154,8 +154,8 @@ class Choice(Kind):
         return value
 
     def read(self, text: str) -> str | int:
-        found = [option for option in self.options if str(option) == text]
-        return self.take(found[0] if found else text)
+        matches = [option for option in self.options if str(option) == text]
+        return self.take(matches[0] if matches else text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,9 +369,9 @@ class Key(tuple):
 
 def key(default: Any, meaning: str, kind: Kind) -> Key:
     """An entry of a schema."""
-    made = Key((default, meaning))
-    made.kind = kind
-    return made
+    entry = Key((default, meaning))
+    entry.kind = kind
+    return entry
 
 
 def kind_of(entry: tuple[Any, str]) -> Kind:
@@ -459,13 +459,13 @@ def fit(
         return kind.read(value) if words else kind.take(value)
     except Unfit as refused:
         close = nearest(str(value), map(str, kind.options)) if isinstance(kind, Choice) else ""
-        place = f"{shown(where)}: " if where else ""
+        source = f"{shown(where)}: " if where else ""
         reason = f": {refused}" if str(refused) else ""
         figure = words and re.fullmatch(r"[-+]?[\d_.]{1,40}(e[-+]?\d{1,9})?", value)
         given = value if figure else brief(value)
         now = "" if present is None else f" It is {brief(present, 60)} now."
         raise ConfigError(
-            f"{place}{shown(name)}={given} is not allowed{reason}. {close}It takes "
+            f"{source}{shown(name)}={given} is not allowed{reason}. {close}It takes "
             f"{kind.words}.{now}"
         ) from None
 

@@ -73,8 +73,8 @@ class Pattern:
         if not self._plain and _size(tree) > LARGEST:
             raise Unfit("it is too large when its repeats are written out")
 
-    def found(self, name: str, budget: list[int]) -> bool:
-        """Whether the pattern is found anywhere in the name.
+    def matches(self, name: str, budget: list[int]) -> bool:
+        """Whether the pattern matches anywhere in the name.
 
         Args:
           name: text to search.
@@ -136,8 +136,8 @@ class Pattern:
         """Python's own answer whether a single character or an anchor holds at a position."""
         if id(item) not in self._judges:
             state = self._tree.state
-            made = _compiler.compile(_parser.SubPattern(state, [item]), state.flags)
-            self._judges[id(item)] = made.match
+            judge = _compiler.compile(_parser.SubPattern(state, [item]), state.flags)
+            self._judges[id(item)] = judge.match
         return self._judges[id(item)]
 
     # Its run: the set of instructions that are reached at each position.
@@ -197,8 +197,10 @@ class Pattern:
         if (look, position) not in seen:
             begin = position - (look.behind or 0)
             stop = None if look.behind is None else position
-            found = begin >= 0 and self._run(name, look.start, look.end, begin, stop, seen, budget)
-            seen[look, position] = found == look.wanted
+            matches = begin >= 0 and self._run(
+                name, look.start, look.end, begin, stop, seen, budget
+            )
+            seen[look, position] = matches == look.wanted
         return seen[look, position]
 
 
@@ -295,8 +297,8 @@ def matching(key: str, text: Any, names: Iterable[str], budget: list[int]) -> se
       ConfigError: it is none, or one that cannot be searched here.
     """
     fit(key, text, pattern())
-    found = compiled(text)
+    program = compiled(text)
     try:
-        return {name for name in names if found.found(name, budget)}
+        return {name for name in names if program.matches(name, budget)}
     except Unfit as refused:
         raise ConfigError(f"{key}: the pattern {brief(text)} cannot be used: {refused}.") from None

@@ -75,7 +75,7 @@ def open_regular(
 def what_is(path: str | Path) -> str:
     """What lies at a path, in words: "a folder", "a named pipe", "a link to a device"."""
     try:
-        own, mode = os.lstat(path).st_mode, os.stat(path).st_mode
+        link_mode, mode = os.lstat(path).st_mode, os.stat(path).st_mode
     except OSError:
         return "a link to nothing" if os.path.islink(path) else "nothing that can be looked at"
     kinds = {
@@ -87,7 +87,7 @@ def what_is(path: str | Path) -> str:
         stat.S_IFSOCK: "a socket",
     }
     kind = kinds.get(stat.S_IFMT(mode), "no file")
-    return f"a link to {kind}" if stat.S_ISLNK(own) else kind
+    return f"a link to {kind}" if stat.S_ISLNK(link_mode) else kind
 
 
 def read_small(

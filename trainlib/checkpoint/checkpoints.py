@@ -114,13 +114,13 @@ class Checkpoints:
         Raises:
           StorageError: the disk refuses.
         """
-        found = {}
+        manifests_by_step = {}
         for number in reversed(self.numbers()):
             try:
-                found[number] = self.manifest(number)
+                manifests_by_step[number] = self.manifest(number)
             except CheckpointError:
                 continue
-        return found
+        return manifests_by_step
 
     def steps(self) -> list[int]:
         """The steps that count, ascending."""
@@ -161,24 +161,24 @@ class Checkpoints:
           ConfigError: no step was measured by that metric, but by others.
           CheckpointError: no step was measured at all.
         """
-        metric, found = self._saving["best"], {}
+        metric, manifests = self._saving["best"], {}
         for number in self.numbers():
             try:
-                found[number] = self.manifest(number)
+                manifests[number] = self.manifest(number)
             except UnfinishedStep:
                 continue
             except CheckpointError as error:
                 saving.warn(str(error))
         larger = self._saving["larger_is_better"]
-        step = manifest.best(found, metric, larger_is_better=larger)
+        step = manifest.best(manifests, metric, larger_is_better=larger)
         if step is not None:
             return step
-        measured = {name for entry in found.values() for name in entry.metrics}
+        measured = {name for entry in manifests.values() for name in entry.metrics}
         if measured:
             raise one_of("checkpoint.best", metric, measured)
         raise CheckpointError(
             f"No step in {self.directory} holds an evaluation, so none is the best; steps there: "
-            f"{', '.join(map(str, found)) or 'none'}. Choose one by --step=N."
+            f"{', '.join(map(str, manifests)) or 'none'}. Choose one by --step=N."
         )
 
     def manifest(self, step: int) -> Manifest:

@@ -16,10 +16,10 @@ def file_of(step: Path, leaf: str) -> str:
     """
     try:
         stamp = sum(hash((p, p.stat().st_size, p.stat().st_mtime_ns)) for p in step.rglob("*"))
-        found = _files(step, stamp).get(leaf.encode(), set())
+        files = _files(step, stamp).get(leaf.encode(), set())
     except Exception:  # whatever is damaged: the directory is right as well
-        found = set()
-    return ", ".join(str(step / name) for name in sorted(found)[:3]) or str(step)
+        files = set()
+    return ", ".join(str(step / name) for name in sorted(files)[:3]) or str(step)
 
 
 @functools.lru_cache(maxsize=1)  # a damaged step is asked for each of its leaves
@@ -29,22 +29,22 @@ def _files(step: Path, stamp: int) -> Mapping[bytes, set[str]]:
 
     store = tensorstore.KvStore.open({"driver": "file", "path": f"{step}/"}).result()
     top = tensorstore.ocdbt.dump(store).result()
-    found: dict[bytes, set[str]] = {}
-    _add(found, store, top["versions"][-1]["root"]["location"], b"")
-    return found
+    files: dict[bytes, set[str]] = {}
+    _add(files, store, top["versions"][-1]["root"]["location"], b"")
+    return files
 
 
-def _add(found: dict[bytes, set[str]], store: Any, node: str, prefix: bytes) -> None:
+def _add(files: dict[bytes, set[str]], store: Any, node: str, prefix: bytes) -> None:
     import tensorstore
 
     tree: dict[str, Any] = tensorstore.ocdbt.dump(store, node).result()
     for entry in tree["entries"]:
         if "subtree_common_prefix" in entry or "location" in entry:
             common = prefix + entry.get("subtree_common_prefix", b"")
-            _add(found, store, entry["location"], common)
+            _add(files, store, entry["location"], common)
         else:
             # Orbax's name of a leaf of a flat dictionary is its zarr directory.
             leaf = (prefix + entry["key"]).rpartition(b"/")[0]
             # "value:ocdbt.process_0/:d/8c1f...:OFFSET:LENGTH"; small values lie in the node itself.
             _, base, name, *_ = entry.get("indirect_value", node).split(":")
-            found.setdefault(leaf, set()).add(base + name)
+            files.setdefault(leaf, set()).add(base + name)

@@ -59,11 +59,13 @@ def fingerprints(leaves: Mapping[str, Any]) -> dict[str, Fingerprint]:
         with jax.transfer_guard("allow"):
             gathered = multihost_utils.process_allgather(parts)
         parts = np.asarray(gathered).sum(0, dtype=np.uint32).reshape(-1, 2, 3)
-    found = {}
+    of_leaves = {}
     for name, (once, copies) in zip(leaves, parts, strict=True):
         same = np.array_equal(once * np.uint32(_copies(leaves[name])), copies)
-        found[name] = Fingerprint(f"{once[0]:08x}{once[1]:08x}" if same else DIFFER, int(once[2]))
-    return found
+        of_leaves[name] = Fingerprint(
+            f"{once[0]:08x}{once[1]:08x}" if same else DIFFER, int(once[2])
+        )
+    return of_leaves
 
 
 def _start(leaf: Any) -> tuple[Any, Any]:

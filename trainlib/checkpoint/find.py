@@ -20,10 +20,10 @@ def find(path: str | Path, flag: str = "init_from") -> tuple[Path, int | None]:
       CheckpointError: none of these is there.
       ConfigError: it is no path of this machine.
     """
-    place = paths.resolve(path, flag)
-    candidates: list[tuple[Path, int | None]] = [(place / "checkpoints", None), (place, None)]
-    if place.name.isdecimal():
-        candidates.append((place.parent, int(place.name)))
+    given = paths.resolve(path, flag)
+    candidates: list[tuple[Path, int | None]] = [(given / "checkpoints", None), (given, None)]
+    if given.name.isdecimal():
+        candidates.append((given.parent, int(given.name)))
     for directory, number in candidates:
         if any((step / manifest.NAME).is_file() for step in directory.glob("[0-9]*")):
             return directory, number

@@ -88,7 +88,7 @@ class Manifest:
     metrics: Mapping[str, float]
 
 
-def best(found: Mapping[int, Manifest], metric: str, *, larger_is_better: bool) -> int | None:
+def best(manifests: Mapping[int, Manifest], metric: str, *, larger_is_better: bool) -> int | None:
     """The step whose evaluation is the best by a metric, the newest of equals; None when none of
     them was measured.
 
@@ -97,7 +97,7 @@ def best(found: Mapping[int, Manifest], metric: str, *, larger_is_better: bool) 
       metric: its name.
       larger_is_better: its direction, see `larger_is_better`.
     """
-    values = {step: entry.metrics.get(metric, math.nan) for step, entry in found.items()}
+    values = {step: entry.metrics.get(metric, math.nan) for step, entry in manifests.items()}
     sign = 1 if larger_is_better else -1
     measured = {step: sign * value for step, value in values.items() if not math.isnan(value)}
     return max(measured, key=lambda step: (measured[step], step), default=None)
@@ -223,17 +223,17 @@ def _path(name: str) -> str:
 
 def _compare_files(directory: Path, manifest: Manifest) -> None:
     try:
-        found = dict(files_of(directory))
+        sizes = dict(files_of(directory))
     except OSError as error:
         if error.errno not in ABOUT_CONTENT:
             raise
         raise BadManifest(f"{error.filename}: {error.strerror}") from None
     for name, size in manifest.files.items():
-        if name not in found:
+        if name not in sizes:
             raise BadManifest(f"{directory / name} is missing")
-        if found[name] != size:
+        if sizes[name] != size:
             raise BadManifest(
-                f"{directory / name} has {found[name]:,} bytes, and {size:,} were written"
+                f"{directory / name} has {sizes[name]:,} bytes, and {size:,} were written"
             )
 
 

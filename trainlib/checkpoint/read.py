@@ -91,14 +91,14 @@ def read(step: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], d
     Returns:
       Name -> array of the leaves that were read; name -> trouble of all others.
     """
-    found, troubles = _read(step, wanted)
+    arrays, troubles = _read(step, wanted)
     again = {name: wanted[name] for name, t in troubles.items() if t.kind == REFUSED}
     if again:
         time.sleep(PAUSE)
         more, still = _read(step, again)
-        found |= more
+        arrays |= more
         troubles = {n: t for n, t in troubles.items() if n not in again} | still
-    return found, troubles
+    return arrays, troubles
 
 
 def _read(step: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], dict[str, Trouble]]:
@@ -107,7 +107,7 @@ def _read(step: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], 
     caches = {"cache_pool": {}, "cache_pool#tree": {"total_bytes_limit": _TREE_CACHE}}
     context = tensorstore.Context(caches)
     opened = {n: tensorstore.open(_spec(step, n), open=True, context=context) for n in wanted}
-    found: dict[str, jax.Array] = {}
+    matched: dict[str, jax.Array] = {}
     troubles: dict[str, Trouble] = {}
     started: deque[tuple[str, list[tuple[Any, Any]], int]] = deque()
 
@@ -116,7 +116,7 @@ def _read(step: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], 
         while started and sum(size for *_, size in started) > most:
             name, pieces, _ = started.popleft()
             try:
-                found[name] = _placed(pieces, wanted[name])
+                matched[name] = _placed(pieces, wanted[name])
             except Exception as error:
                 troubles[name] = trouble(error, step, name)
 
@@ -128,7 +128,7 @@ def _read(step: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], 
             troubles[name] = trouble(error, step, name)
         place(IN_FLIGHT)
     place(-1)
-    return found, troubles
+    return matched, troubles
 
 
 def _spec(step: Path, name: str) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def trouble(error: BaseException, step: Path, name: str) -> Trouble:
     """What kept leaf `name` from being read."""
     words = _DETAILS.split(str(error))[0]
     code = getattr(error, "errno", None)
-    if code is None and (found := _SYSTEM_ERROR.search(str(error))):
-        code = int(found[1])
+    if code is None and (matched := _SYSTEM_ERROR.search(str(error))):
+        code = int(matched[1])
     if code not in (None, errno.ENOMEM, *ABOUT_CONTENT):
         return Trouble(REFUSED, f"{_file(words, step, name)}: {os.strerror(code)}")
     short = code == errno.ENOMEM or "RESOURCE_EXHAUSTED" in words
@@ -187,5 +187,5 @@ def trouble(error: BaseException, step: Path, name: str) -> Trouble:
 
 def _file(words: str, step: Path, name: str) -> str:
     """The file that a message ends with, or else those that hold the leaf."""
-    found = _LAST_FILE.match(words)
-    return found[1] if found and not found[1].endswith("/") else file_of(step, name)
+    matched = _LAST_FILE.match(words)
+    return matched[1] if matched and not matched[1].endswith("/") else file_of(step, name)

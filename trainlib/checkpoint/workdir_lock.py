@@ -90,8 +90,8 @@ class _Written(NamedTuple):
 def _parsed(content: bytes) -> _Written | None:
     """What stands in a lock file; None where it is not what a lock writes."""
     try:
-        found = json.loads(content)
-        pid, host, began = int(found["pid"]), str(found["host"]), found.get("began")
+        entry = json.loads(content)
+        pid, host, began = int(entry["pid"]), str(entry["host"]), entry.get("began")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     began = began if isinstance(began, int) else None
@@ -113,12 +113,12 @@ class Holder(NamedTuple):
 def holder(workdir: Path) -> Holder | None:
     """Who holds a workdir, or held it last and did not give it back; None when nobody did."""
     try:
-        found = _parsed(read_small(workdir / NAME, _MOST))
+        owner = _parsed(read_small(workdir / NAME, _MOST))
     except UserError:
         return None
-    if found is None:
+    if owner is None:
         return None
-    return Holder(str(found), found.gone())
+    return Holder(str(owner), owner.gone())
 
 
 class WorkdirLock:
@@ -194,8 +194,8 @@ class WorkdirLock:
         assert self._file is not None
         if not os.pread(self._file, 4096, 0).strip():
             return ""
-        found = self._written()
-        return str(found) if found else "an unknown process"
+        owner = self._written()
+        return str(owner) if owner else "an unknown process"
 
     def _write(self, content: dict[str, object] | None) -> None:
         assert self._file is not None

@@ -40,9 +40,9 @@ def _hush(old: Callable[[Any], Any]) -> Callable[[Any], None]:
     would print a traceback for each of them, over the one line that says what happened.
     """
 
-    def hook(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
-            old(found)
+    def hook(arguments: Any) -> None:
+        if str(arguments.exc_value) != "Event loop is closed":
+            old(arguments)
 
     return hook
 
@@ -112,11 +112,11 @@ class Saver:
         except Exception as error:
             self._miss(step, error)
             return
-        found = digest.fingerprints(flat)
-        refuse_not_finite(step, found, self.directory)
+        prints = digest.fingerprints(flat)
+        refuse_not_finite(step, prints, self.directory)
         entry = manifest.Manifest(
             step=step,
-            leaves={name: self._leaf(name, flat[name], found[name].digest) for name in flat},
+            leaves={name: self._leaf(name, flat[name], prints[name].digest) for name in flat},
             files={},
             mesh=_mesh(flat),
             meta=meta,
@@ -219,13 +219,13 @@ class Saver:
             f"{'' if left else 's'}."
         )
 
-    def _leaf(self, name: str, value: Any, found: str) -> manifest.Leaf:
+    def _leaf(self, name: str, value: Any, fingerprint: str) -> manifest.Leaf:
         axes = self._axes.get(name.split("/")[-1])
         shape = tuple(value.shape)
         return manifest.Leaf(
             shape=shape,
             dtype=str(value.dtype),
-            digest=found,
+            digest=fingerprint,
             axes=tuple(axes) if axes is not None and len(axes) == len(shape) else None,
             partition=_partition(value),
         )
@@ -233,27 +233,29 @@ class Saver:
 
 def _mesh(flat: Mapping[str, Any]) -> dict[str, int]:
     for value in flat.values():
-        place = getattr(value, "sharding", None)
-        if isinstance(place, NamedSharding):
-            return {str(name): int(size) for name, size in place.mesh.shape.items()}
+        sharding = getattr(value, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return {str(name): int(size) for name, size in sharding.mesh.shape.items()}
     return {}
 
 
 def _partition(value: Any) -> tuple[tuple[str, ...], ...] | None:
-    place = getattr(value, "sharding", None)
-    if not isinstance(place, NamedSharding):
+    sharding = getattr(value, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
         return None
-    named = [(p,) if isinstance(p, str) else tuple(p or ()) for p in place.spec]
+    named = [(p,) if isinstance(p, str) else tuple(p or ()) for p in sharding.spec]
     return tuple(named + [()] * (value.ndim - len(named)))
 
 
-def refuse_not_finite(step: int, found: Mapping[str, digest.Fingerprint], directory: Path) -> None:
+def refuse_not_finite(
+    step: int, fingerprints: Mapping[str, digest.Fingerprint], directory: Path
+) -> None:
     """Keeps a state with NaN or infinite values from being saved.
 
     Raises:
       NumericAbort: names the leaves.
     """
-    bad = [f"{name} ({f.not_finite:,} values)" for name, f in found.items() if f.not_finite]
+    bad = [f"{name} ({f.not_finite:,} values)" for name, f in fingerprints.items() if f.not_finite]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise NumericAbort(

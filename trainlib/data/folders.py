@@ -94,17 +94,17 @@ def listing(folder: str | Path, left: LeftOut, *, strict: bool = False) -> Listi
     Raises:
       DataError: it cannot be opened; or, where `strict`, a link in it leads to itself.
     """
-    found = Listing([], [], [])
+    entries_of = Listing([], [], [])
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                _sort_out(entry, found, left, strict)
+                _sort_out(entry, entries_of, left, strict)
     except OSError as error:
         raise _unopened(error.filename or folder, error) from error
-    return found
+    return entries_of
 
 
-def _sort_out(entry: os.DirEntry, found: Listing, left: LeftOut, strict: bool) -> None:
+def _sort_out(entry: os.DirEntry, entries_of: Listing, left: LeftOut, strict: bool) -> None:
     is_folder = is_file = False
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
@@ -116,11 +116,11 @@ def _sort_out(entry: os.DirEntry, found: Listing, left: LeftOut, strict: bool) -
     elif is_folder and entry.name == _OF_ARCHIVES:
         left.add(entry.path, "left by an archive of macOS", _FOLDER)
     elif is_folder:
-        found.folders.append(entry.name)
+        entries_of.folders.append(entry.name)
     elif is_file and left.wanted(entry.name):
-        found.files.append(entry.name)
+        entries_of.files.append(entry.name)
     else:
-        found.others.append(entry.name)
+        entries_of.others.append(entry.name)
         reason = left.unwanted if is_file else f"not a regular file but {what_is(entry.path)}"
         left.add(entry.path, reason)
 
@@ -143,17 +143,17 @@ def below(folders: Iterable[str | Path], left: LeftOut, known: str | Path = "") 
         folder = waiting.pop()
         try:
             identity = _identity(folder)
-            found = None if identity in seen else listing(folder, left)
+            entries_of = None if identity in seen else listing(folder, left)
         except (OSError, DataError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             left.add(folder, f"cannot be opened ({getattr(cause, 'strerror', cause)})", _FOLDER)
             continue
-        if not found:
+        if not entries_of:
             left.add(folder, "a link to a folder that is read already", _FOLDER)
             continue
         seen.add(identity)
-        yield from (os.path.join(folder, name) for name in found.files)
-        waiting += [os.path.join(folder, name) for name in reversed(found.folders)]
+        yield from (os.path.join(folder, name) for name in entries_of.files)
+        waiting += [os.path.join(folder, name) for name in reversed(entries_of.folders)]
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -236,19 +236,19 @@ class Reader:
 
 
 def _stripped(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    found = {name.removeprefix(prefix): place for name, place in tensors.items()}
-    if set(found) == set(tensors):
+    short = {name.removeprefix(prefix): place for name, place in tensors.items()}
+    if set(short) == set(tensors):
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
             f"--strip_prefix={shown(prefix, 80)}: no name in {shown(path)} begins so. There are "
             f"{some}. Give the whole beginning with its dot, or leave it out."
         )
-    if len(found) < len(tensors) or "" in found:
+    if len(short) < len(tensors) or "" in short:
         raise CheckpointError(
             f"--strip_prefix={shown(prefix, 80)}: names in {shown(path)} are the same or empty "
             "without it. Give another, or leave it out."
         )
-    return found
+    return short
 
 
 def _shown(origin: Mapping[str, str]) -> str:

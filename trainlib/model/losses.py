@@ -21,7 +21,7 @@ def softmax_cross_entropy(
 
     Args:
       logits: [B..., C], any float type.
-      labels: [B...] integers in [0, C); what stands in rows of weight 0 does not matter.
+      labels: [B...] integers in [0, C); what stands in examples of weight 0 does not matter.
       weights: [B...] not negative; 0 marks padding, and such a row adds nothing to loss or gradient
         even if its logits are NaN. None: all 1.
       label_smoothing: a in [0, 1).

@@ -37,7 +37,7 @@ def top_k_correct(
 
     Args:
       logits: [B, C].
-      labels: [B] integers; rows of weight 0 may hold anything.
+      labels: [B] integers; examples of weight 0 may hold anything.
       weights: [B], 0 for padding; None: all 1.
       k: at least 1; k >= C counts every example with a number at its label.
 
@@ -45,10 +45,10 @@ def top_k_correct(
       Metric(sum of weights of correct examples, sum of weights), f32.
     """
     weights = jnp.ones(labels.shape) if weights is None else weights.astype(jnp.float32)
-    own = jnp.take_along_axis(logits, jnp.where(weights > 0, labels, 0)[:, None], axis=-1)
+    label_logits = jnp.take_along_axis(logits, jnp.where(weights > 0, labels, 0)[:, None], axis=-1)
     index = jnp.arange(logits.shape[-1])
-    ahead = ~(logits <= own) | ((logits == own) & (index < labels[:, None]))
-    correct = (jnp.sum(ahead, axis=-1) < k) & ~jnp.isnan(own[:, 0])
+    ahead = ~(logits <= label_logits) | ((logits == label_logits) & (index < labels[:, None]))
+    correct = (jnp.sum(ahead, axis=-1) < k) & ~jnp.isnan(label_logits[:, 0])
     return Metric(jnp.sum(jnp.where(correct, weights, 0.0)), jnp.sum(weights))
 
 

@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation: one update a step, from all rows that count.
+"""Running statistics of batch normalisation: one update a step, from all examples that count.
 
 M microbatches, S layers with running statistics, C channels.
 
@@ -71,7 +71,7 @@ def uncounted(names: Iterable[str]) -> jax.Array | tuple[()]:
 
 
 def merge(pieces: Moments) -> Moments:
-    """Moments with a leading dimension M -> those of all rows together.
+    """Moments with a leading dimension M -> those of all examples together.
 
     By the law of total variance: the mean of the variances plus the variance of the means.
     """

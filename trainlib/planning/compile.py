@@ -125,17 +125,17 @@ def devices(target: Target) -> list[Any]:
         topology = f"1x1x{target.devices}"
     try:
         with _captured():
-            found = topologies.get_topology_desc(
+            described = topologies.get_topology_desc(
                 platform=target.platform, topology_name=topology, **options
             ).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
         raise _refused(target, topology, error) from error
-    if len(found) != target.devices:
+    if len(described) != target.devices:
         raise ConfigError(
             f"--target={target.name} has {target.devices} devices by name, and this version of the "
-            f"compiler gives it {len(found)}. Use a version that is in constraints.txt."
+            f"compiler gives it {len(described)}. Use a version that is in constraints.txt."
         )
-    return list(found)
+    return list(described)
 
 
 def _require_libtpu(target: Target) -> None:
@@ -252,14 +252,14 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}
 def read_shortfall(message: str) -> Shortfall | None:
     """Reads the compiler's error of a program that does not fit; None when it is another error."""
     amount = r"([\d.]+)([KMGT]?)"
-    found = re.search(
+    match = re.search(
         rf"memory required for HLO temporaries \({amount}\) exceeds available HBM \({amount}\)",
         message,
     ) or re.search(rf"Used {amount} of {amount} hbm", message)
-    if "RESOURCE_EXHAUSTED" not in message or not found:
+    if "RESOURCE_EXHAUSTED" not in message or not match:
         return None
     # What it calls temporaries holds the arguments too: a program of one product shows it.
-    required, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+    required, available = (float(match[i]) * _UNITS[match[i + 1]] for i in (1, 3))
     return Shortfall(required, available)
 
 
@@ -278,8 +278,8 @@ def largest_values(jaxpr: core.Jaxpr, count: int = 5) -> list[tuple[int, str]]:
                 value: Any = variable.aval
                 if getattr(value, "shape", None):
                     text = f"{value.dtype}{list(value.shape)} of {name}"
-                    place = " on one device" if where else ""
-                    sizes.setdefault(text + place, math.prod(value.shape) * value.dtype.itemsize)
+                    scope = " on one device" if where else ""
+                    sizes.setdefault(text + scope, math.prod(value.shape) * value.dtype.itemsize)
             for value in equation.params.values():
                 for part in flops.subjaxprs(value):
                     visit(part, inside)
@@ -301,12 +301,12 @@ def _captured() -> Iterator[list[str]]:
     log = [""]
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
+        saved = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             yield log
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(saved, 2)
+            os.close(saved)
             file.seek(0)
             log[0] = file.read().decode(errors="replace")

@@ -76,18 +76,18 @@ class Instruction:
     @property
     def called(self) -> list[str]:
         """Computations it names, loops and conditionals apart from others included."""
-        found = _CALLED.findall(self.rest)
+        names = _CALLED.findall(self.rest)
         for listed, single in _BRANCHES.findall(self.rest):
-            found += re.findall(r"[\w.\-]+", listed) if listed else [single]
-        return found
+            names += re.findall(r"[\w.\-]+", listed) if listed else [single]
+        return names
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = _LINE.match(line)
-    if not found:
+    counted = _LINE.match(line)
+    if not counted:
         return None
     # The type may be a tuple with comments and layouts full of brackets; no opcode stands in it.
-    body = found[2]
+    body = counted[2]
     start = 0
     if body.startswith("("):
         depth = 0
@@ -98,7 +98,7 @@ def _instruction(line: str) -> Instruction | None:
     opcode = _OPCODE.search(body, start)
     if not opcode:
         return None
-    return Instruction(found[1], body[: opcode.start()], opcode[1], body[opcode.end() :])
+    return Instruction(counted[1], body[: opcode.start()], opcode[1], body[opcode.end() :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +163,18 @@ class Program:
                     if line.startswith("ENTRY"):
                         self.entry = head[1]
                 continue
-            made = _instruction(line)
-            if made:
-                current.append(made)
+            parsed = _instruction(line)
+            if parsed:
+                current.append(parsed)
 
     # ------------------------------------------------------------------ how often things run
     @cached_property
     def times(self) -> dict[str, int]:
         """Computation -> how often it runs in one execution of the program."""
-        found: Counter[str] = Counter()
+        counted: Counter[str] = Counter()
 
         def visit(name: str, times: int) -> None:
-            found[name] += times
+            counted[name] += times
             for instruction in self.computations[name]:
                 trips = self.trips(instruction) if instruction.opcode == "while" else 1
                 for called in instruction.called:
@@ -182,7 +182,7 @@ class Program:
                         visit(called, times * trips)
 
         visit(self.entry, 1)
-        return dict(found)
+        return dict(counted)
 
     def trips(self, loop: Instruction) -> int:
         """Trips of a loop; 1 where its condition compares with no constant."""
@@ -196,9 +196,9 @@ class Program:
     def _constants(self, lines: list[Instruction]) -> Iterator[int]:
         for line in lines:
             if line.opcode == "constant":
-                found = re.match(r"(-?\d+)\)", line.rest)
-                if found and int(found[1]) > 0:
-                    yield int(found[1])
+                counted = re.match(r"(-?\d+)\)", line.rest)
+                if counted and int(counted[1]) > 0:
+                    yield int(counted[1])
             for called in line.called:
                 yield from self._constants(self.computations.get(called, []))
 
@@ -206,7 +206,7 @@ class Program:
     @cached_property
     def collectives(self) -> list[Collective]:
         """Every collective that runs, with repetitions."""
-        found = []
+        counted = []
         for name, lines in self.computations.items():
             times = self.times.get(name, 0)
             starts = any('"AsyncCollectiveStart"' in line.rest for line in lines)
@@ -214,10 +214,10 @@ class Program:
                 # The same asynchronous collective stands in every fusion that it overlaps with.
                 if "chain_id=" in line.rest and not starts:
                     continue
-                made = self._collective(name, line, times)
-                if made:
-                    found.append(made)
-        return found
+                parsed = self._collective(name, line, times)
+                if parsed:
+                    counted.append(parsed)
+        return counted
 
     def _collective(self, computation: str, line: Instruction, times: int) -> Collective | None:
         kind = line.opcode.removesuffix("-start")
@@ -240,17 +240,17 @@ class Program:
         groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = defaultdict(list)
         for one in self.collectives:
             groups[one.kind, one.axes].append(one)
-        made = [
+        totals = [
             Total(
                 *key,
-                times=sum(one.times for one in found),
-                bytes=sum(one.times * one.bytes for one in found),
-                largest=max(one.bytes for one in found),
-                wire_bytes=sum(one.wire_bytes for one in found),
+                times=sum(one.times for one in counted),
+                bytes=sum(one.times * one.bytes for one in counted),
+                largest=max(one.bytes for one in counted),
+                wire_bytes=sum(one.wire_bytes for one in counted),
             )
-            for key, found in groups.items()
+            for key, counted in groups.items()
         ]
-        return sorted(made, key=lambda total: -total.bytes)
+        return sorted(totals, key=lambda total: -total.bytes)
 
     def product_bytes(self) -> int:
         """Bytes that matrix products and convolutions read and write on one device in a step, each

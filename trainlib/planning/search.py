@@ -95,7 +95,7 @@ class Question:
 class Answer:
     """What a search found: a question whose report says that it fits; None when nothing does."""
 
-    found: Question | None
+    question: Question | None
     report: dict[str, Any] | None
 
 
@@ -126,20 +126,20 @@ class Search:
 
     def _possible(self, questions: Iterable[Question]) -> list[Question]:
         """Those that can work; the error of the last one when none can."""
-        kept, error = [], None
+        fitting, error = [], None
         for question in questions:
             try:
                 self._check(question)
             except ConfigError as raised:
                 error = raised
             else:
-                kept.append(question)
-        if not kept and error is not None:
+                fitting.append(question)
+        if not fitting and error is not None:
             raise error
-        return kept
+        return fitting
 
-    def _answer(self, found: Question | None) -> Answer:
-        return Answer(found, None if found is None else self._compiled(found))
+    def _answer(self, question: Question | None) -> Answer:
+        return Answer(question, None if question is None else self._compiled(question))
 
     def smallest_slice(self, target: Target) -> Answer:
         """The fewest chips of the target's kind; mesh rows take what the columns leave."""
@@ -176,7 +176,7 @@ class Cache:
         self.folder = folder
         self.hits = 0
 
-    def _kept(self, path: Path) -> dict[str, Any] | None:
+    def _saved(self, path: Path) -> dict[str, Any] | None:
         """A report as it was written, or None: what is damaged is computed again."""
         with contextlib.suppress(UserError):
             return unsealed(read_small(path), "a report", CheckpointError)
@@ -186,13 +186,13 @@ class Cache:
         """The report for `key` (plain data), computed when it is not there yet.
 
         Raises:
-          StorageError: it cannot be kept.
+          StorageError: it cannot be saved.
         """
         name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         path = self.folder / f"{name[:24]}.json"
-        if (found := self._kept(path)) is not None:
+        if (report := self._saved(path)) is not None:
             self.hits += 1
-            return found
+            return report
         report = compute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

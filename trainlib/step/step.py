@@ -74,9 +74,9 @@ def _gradients(
         return loss, grads, out
 
     def body(carry, piece):
-        total_loss, total_weight, total_grads, kept = carry
-        index, rows = piece
-        (loss, out), grads = grad_fn(params, kept, rows, jax.random.fold_in(key, index))
+        total_loss, total_weight, total_grads, carried = carry
+        index, part = piece
+        (loss, out), grads = grad_fn(params, carried, part, jax.random.fold_in(key, index))
         grads = jax.tree.map(lambda t, g: t + g * out.weight, total_grads, grads)
         carry = total_loss + loss * out.weight, total_weight + out.weight, grads, out.model_state
         return carry, (out.metrics, out.moments)
@@ -84,12 +84,12 @@ def _gradients(
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
     pieces = (jnp.arange(parts), _split(batch, parts))
-    (loss, weight, grads, kept), (metrics, moments) = jax.lax.scan(body, start, pieces)
+    (loss, weight, grads, model_state), (metrics, moments) = jax.lax.scan(body, start, pieces)
     scale = 1.0 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     moments = {layer: statistics.merge(seen) for layer, seen in moments.items()}
-    return loss * scale, grads, LossOutput(weight, kept, metrics, moments)
+    return loss * scale, grads, LossOutput(weight, model_state, metrics, moments)
 
 
 def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
@@ -142,12 +142,12 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        kept = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        params = kept(params, state.params)
-        moved, counts = kept((moved, counts), (state.model_state, state.counts))
+        if_finite = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        params = if_finite(params, state.params)
+        moved, counts = if_finite((moved, counts), (state.model_state, state.counts))
         ema = state.ema
         if ema_decay:
-            ema = kept(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
+            ema = if_finite(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
         bad = (~finite).astype(jnp.int32)
         skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
         one = jnp.ones((), jnp.float32)
@@ -161,7 +161,7 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             model_state=moved,
-            opt_state=kept(opt_state, state.opt_state),
+            opt_state=if_finite(opt_state, state.opt_state),
             ema=ema,
             skipped=skipped,
             counts=counts,

@@ -66,25 +66,25 @@ def test_smallest_slice_is_the_first_that_fits_and_can_work():
         fits=lambda question: chips(question) >= 40, possible=lambda q: chips(q) >= 16
     )
     answer = search.smallest_slice(target("v5e-256"))
-    assert answer.found == Question("v5e-64", {"mesh.data": -1})
-    assert answer.report == {"fits": True, "asked": str(answer.found)}
+    assert answer.question == Question("v5e-64", {"mesh.data": -1})
+    assert answer.report == {"fits": True, "asked": str(answer.question)}
     assert not any("v5e-4," in question or "v5e-8," in question for question in compiled)
 
 
 def test_smallest_of_several_slices_keeps_their_number():
     search, _ = fake(fits=lambda question: target(question.target).chips >= 60)
     answer = search.smallest_slice(target("2xv6e-256"))
-    assert answer.found.target == "2xv6e:4x8"
+    assert answer.question.target == "2xv6e:4x8"
 
 
 def test_largest_batch_and_cheapest_remat():
     search, _ = fake(fits=lambda question: question.overrides["batch_size"] <= 900)
     answer = search.largest_batch(target("v5e-16"), 64, 16)
-    assert 800 <= answer.found.overrides["batch_size"] <= 900
+    assert 800 <= answer.question.overrides["batch_size"] <= 900
     for fitting in range(len(REMAT_ORDER) + 1):
         allowed = REMAT_ORDER[fitting:]
         search, _ = fake(fits=lambda q, ok=allowed: q.overrides["model.remat"] in ok)
-        found = search.cheapest_remat(target("v5e-16")).found
+        found = search.cheapest_remat(target("v5e-16")).question
         assert (found.overrides["model.remat"] if found else None) == next(iter(allowed), None)
 
 
