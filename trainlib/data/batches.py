@@ -213,10 +213,9 @@ def _start_without_sigint(iterator: Any) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(index: int, count: int) -> None:
+def _start_worker(*_: int) -> None:
     """Runs first in each worker: keeps it off the accelerator, alive through a SIGTERM, and never
     orphaned."""
-    del index, count
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGTERM, _leave_after_grace)
