@@ -19,9 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from trainlib import chips as targets
-from trainlib import keys
-from trainlib import untrusted_files as untrusted
+from trainlib import chips, keys, untrusted_files
 from trainlib.errors import ConfigError, nearest, shown
 from trainlib.keys import Text, choice, key, number, text, whole
 
@@ -29,19 +27,19 @@ Schema = Mapping[str, tuple[Any, str]]  # dotted key -> (default, meaning)
 Options = dict[str, tuple[Any, str]]  # the schema of one section: key -> (default, meaning)
 
 ON_CORRUPT = ("skip", "fail")
-MOST_BYTES = 4 * untrusted.MIB  # of a configuration in JSON
+MOST_BYTES = 4 * untrusted_files.MIB  # of a configuration in JSON
 MOST_LEVELS = 8  # of sections within sections there
 MOST_LISTED = 12  # keys in one message
 
 
 def _is_target(name: str) -> None:
     try:
-        devices = targets.target(name).devices if name else 1
+        devices = chips.target(name).devices if name else 1
     except ConfigError:
-        close = nearest(name, targets.names()).strip()
+        close = nearest(name, chips.names()).strip()
         raise keys.Unfit(f"there is no such target{close and f' ({close})'}") from None
-    if devices > targets.MOST_DEVICES:
-        raise keys.Unfit(f"it has more than {targets.MOST_DEVICES:,} devices")
+    if devices > chips.MOST_DEVICES:
+        raise keys.Unfit(f"it has more than {chips.MOST_DEVICES:,} devices")
 
 
 # Keys that the loops of both families read.
@@ -313,7 +311,7 @@ def read_json(path: str | Path, *, follow: bool = True) -> dict[str, Any]:
     Raises:
       ConfigError: it is missing, no regular file, too large, or not JSON of that form.
     """
-    content = untrusted.read_json(path, MOST_BYTES, follow=follow, error=ConfigError)
+    content = untrusted_files.read_json(path, MOST_BYTES, follow=follow, error=ConfigError)
     return flat(content, shown(path))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib.chips import DCN_BANDWIDTH, GIB, Target
-from trainlib.planning import compile as aot
+from trainlib.planning.compile import Memory, Result, device_bytes
 from trainlib.run.progress import duration
 from trainlib.step.plan import Plan
 from trainlib.step.train_state import whole_bytes
@@ -24,7 +24,7 @@ Report = dict[str, Any]
 
 
 def make_report(
-    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float = 0.5
+    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: Result, mfu: float = 0.5
 ) -> Report:
     """Everything that a report says, as plain data.
 
@@ -59,10 +59,10 @@ def make_report(
         "microbatches": config.microbatches,
         "settings": _settings(config),
         "bytes_per_device": {
-            "params": aot.device_bytes(state.params),
-            "model_state": aot.device_bytes(state.model_state),
-            "optimizer": aot.device_bytes(state.opt_state),
-            "weight_average": aot.device_bytes(state.ema),
+            "params": device_bytes(state.params),
+            "model_state": device_bytes(state.model_state),
+            "optimizer": device_bytes(state.opt_state),
+            "weight_average": device_bytes(state.ema),
             "batch": result.batch_bytes,
         },
         "flops": {
@@ -91,7 +91,7 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     return values | {f"model.{name}": model[name] for name in names if name in model}
 
 
-def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:
+def _memory(memory: Memory, target: Target) -> dict[str, Any]:
     hbm = target.chip.hbm_bytes
     return {
         "arguments": memory.arguments,
@@ -106,11 +106,11 @@ def _memory(memory: aot.Memory, target: Target) -> dict[str, Any]:
     }
 
 
-def _misfit(result: aot.Result, plan: Plan[Any], target: Target) -> Report:
+def _misfit(result: Result, plan: Plan[Any], target: Target) -> Report:
     assert result.shortfall is not None
     missing = result.shortfall.required - result.shortfall.available
     state = plan.abstract_state()
-    leaves = [(aot.device_bytes(leaf), name) for name, leaf in state.params.items()]
+    leaves = [(device_bytes(leaf), name) for name, leaf in state.params.items()]
     held = [{"bytes": size, "what": name} for size, name in sorted(leaves, reverse=True)[:3]]
     made = [{"bytes": size, "what": what} for size, what in result.largest]
     return {
@@ -152,7 +152,7 @@ def advice(config: ConfigDict, target: Target, missing: float) -> list[str]:
 
 
 def _traffic(
-    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: aot.Result, mfu: float
+    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: Result, mfu: float
 ) -> Report:
     """Collectives, bounds on the time of a step, and the throughput at them."""
     assert result.program is not None

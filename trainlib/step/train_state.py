@@ -12,8 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trainlib.model import statistics
-from trainlib.model import weights as nn
-from trainlib.model.weights import Abstract, Arrays
+from trainlib.model.weights import Abstract, Arrays, Spec, initialise
 from trainlib.sharding.rules import Rules, resolve_specs
 from trainlib.step.slots import slot_shardings
 
@@ -74,7 +73,7 @@ def state_shardings(
     )
 
 
-def _structs(specs: dict[str, nn.Spec]) -> dict[str, jax.ShapeDtypeStruct]:
+def _structs(specs: dict[str, Spec]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in specs.items()}
 
 
@@ -109,8 +108,8 @@ def create(
     shardings: TrainState,
 ) -> TrainState:
     """Makes the first state. Values depend on `key` and names alone, not on the mesh."""
-    params: Arrays = nn.initialise(abstract.params, key, shardings.params)
-    model_state: Arrays = nn.initialise(abstract.model_state, key, shardings.model_state)
+    params: Arrays = initialise(abstract.params, key, shardings.params)
+    model_state: Arrays = initialise(abstract.model_state, key, shardings.model_state)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
     return TrainState(
