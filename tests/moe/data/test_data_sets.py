@@ -26,11 +26,13 @@ def test_help_and_errors_name_all_rows(data_config):
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_what_takes_no_argument_is_given_none(data_config, name):
+def test_an_argument_is_there_where_it_is_needed_and_nowhere_else(data_config, name):
     takes = KINDS[name].takes_argument
-    source = name if takes else f"{name}:x"
-    wanted = "a path or name" if takes else "nothing"
-    with pytest.raises(ConfigError, match=f"'{name}' takes {wanted} after a colon"):
+    source, wanted = (name, "a path or name") if takes else (f"{name}:x", "nothing")
+    refusal = f"'{name}' takes {wanted} after a colon"
+    if KINDS[name].parts is not None:  # the list of tasks says more
+        refusal = f"'{name}' names no task: {name}:superglue"
+    with pytest.raises(ConfigError, match=refusal):
         make_source(data_config(source=source), "train")
 
 
