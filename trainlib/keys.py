@@ -223,7 +223,7 @@ class Many(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Kind):
-    """A tuple with a kind for each place."""
+    """A tuple with a kind for each position."""
 
     items: tuple[Kind, ...]
 
@@ -278,12 +278,12 @@ class Either(Kind):
         return self._first([option.read for option in self.options], text)
 
 
-def _entry(way: Callable[[Any], Any], value: Any, place: int) -> Any:
+def _entry(way: Callable[[Any], Any], value: Any, position: int) -> Any:
     try:
         return way(value)
     except Unfit as refused:
         reason = f" ({refused})" if str(refused) else ""
-        raise Unfit(f"entry {place} is {brief(value, 60)}{reason}") from None
+        raise Unfit(f"entry {position} is {brief(value, 60)}{reason}") from None
 
 
 def _literal(text: str) -> Any:

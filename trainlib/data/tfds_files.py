@@ -99,33 +99,33 @@ def check_version(directory: str | Path) -> None:
     """
     from etils import epath
 
-    place = epath.Path(paths.resolve(directory, "data.dir"))
+    location = epath.Path(paths.resolve(directory, "data.dir"))
     try:
-        _check(place)
+        _check(location)
     except DataError as error:
         raise DataError(
             f"{shown(directory)} is not a TFDS data set that can be read: {error}"
         ) from error
 
 
-def _check(place: Any) -> None:
-    _check_files(os.fspath(place))
-    if (place / FEATURES).exists():
-        _check_features(_json(place / FEATURES), shown(place / FEATURES))
-    if (place / INFO).exists():
-        info = _json(place / INFO)
+def _check(location: Any) -> None:
+    _check_files(os.fspath(location))
+    if (location / FEATURES).exists():
+        _check_features(_json(location / FEATURES), shown(location / FEATURES))
+    if (location / INFO).exists():
+        info = _json(location / INFO)
         if not isinstance(info, dict):
-            raise DataError(f"{shown(place / INFO)} must hold one JSON object.")
-        _check_features(info.get("features"), f"{shown(place / INFO)}: features")
-        _check_names(info, shown(place / INFO))
+            raise DataError(f"{shown(location / INFO)} must hold one JSON object.")
+        _check_features(info.get("features"), f"{shown(location / INFO)}: features")
+        _check_names(info, shown(location / INFO))
 
 
-def _check_files(place: str, depth: int = 2) -> None:
+def _check_files(location: str, depth: int = 2) -> None:
     """Pipes and devices would be waited for, or fill the memory. Links are followed."""
-    if "://" in place:
+    if "://" in location:
         return  # buckets hold files only
     try:
-        with os.scandir(place) as entries:
+        with os.scandir(location) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
                     if depth:
@@ -138,7 +138,7 @@ def _check_files(place: str, depth: int = 2) -> None:
                 elif entry.name.endswith(_LABELS):
                     read_small(entry.path, _MOST_LABELS, follow=True, error=DataError)
     except OSError as error:
-        name = error.filename or place
+        name = error.filename or location
         raise DataError(f"{shown(name)} cannot be opened: {error.strerror or error}.") from error
 
 
@@ -194,8 +194,8 @@ def _check_class(name: str, what: str) -> None:
 def _modules() -> frozenset[str]:
     """The modules of TFDS's own features, without importing TFDS."""
     package = importlib.util.find_spec("tensorflow_datasets")
-    places = (package.submodule_search_locations if package else None) or []
-    files = [file for place in places for file in Path(place).glob("core/features/*.py")]
+    folders = (package.submodule_search_locations if package else None) or []
+    files = [file for folder in folders for file in Path(folder).glob("core/features/*.py")]
     return frozenset(f.stem for f in files if not re.search("^__|^test_|_test$", f.stem))
 
 

@@ -226,17 +226,17 @@ class Reader:
         Raises:
           CheckpointError: the file is no longer what its header said.
         """
-        place = self.tensors[name]
-        with open_regular(place.path) as file:
-            if os.fstat(file.fileno()).st_size < place.stop:
-                raise CheckpointError(f"{place.path} was cut off while it was read.")
-            file.seek(place.start)
-            count = math.prod(place.shape)
-            return np.fromfile(file, place.dtype, count).reshape(place.shape)
+        tensor = self.tensors[name]
+        with open_regular(tensor.path) as file:
+            if os.fstat(file.fileno()).st_size < tensor.stop:
+                raise CheckpointError(f"{tensor.path} was cut off while it was read.")
+            file.seek(tensor.start)
+            count = math.prod(tensor.shape)
+            return np.fromfile(file, tensor.dtype, count).reshape(tensor.shape)
 
 
 def _stripped(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    short = {name.removeprefix(prefix): place for name, place in tensors.items()}
+    short = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if set(short) == set(tensors):
         some = ", ".join(list(tensors)[:3])
         raise CheckpointError(
@@ -381,11 +381,11 @@ class Writer:
     def write(self, name: str, value: np.ndarray) -> None:
         """Writes one tensor at its place; the last of a file finishes the file."""
         home = self._home[name]
-        place = home.tensors[name]
-        if value.shape != place.shape or value.dtype != place.dtype:
-            raise ValueError(f"{name}: {value.shape} {value.dtype}, planned {place}")
+        planned = home.tensors[name]
+        if value.shape != planned.shape or value.dtype != planned.dtype:
+            raise ValueError(f"{name}: {value.shape} {value.dtype}, planned {planned}")
         file = self._open.get(home.name) or self._start(home)
-        file.seek(place.start)
+        file.seek(planned.start)
         # Bytes, because bfloat16 has no buffer format.
         file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         self._missing[home.name].remove(name)

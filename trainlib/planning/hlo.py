@@ -66,10 +66,10 @@ class Instruction:
     def operands(self) -> list[str]:
         """Names of its operands."""
         depth, end = 1, len(self.rest)
-        for place, letter in enumerate(self.rest):
+        for position, letter in enumerate(self.rest):
             depth += (letter in "({") - (letter in ")}")
             if not depth:
-                end = place
+                end = position
                 break
         return re.findall(r"%([\w.\-]+)", self.rest[:end])
 
@@ -318,11 +318,11 @@ class Program:
         """The smallest set of mesh axes whose groups hold these."""
         if groups is None:
             return (OTHER,)
-        places = np.unravel_index(groups, list(self.mesh.values()))
+        positions = np.unravel_index(groups, list(self.mesh.values()))
         moved = tuple(
             axis
-            for axis, place in zip(self.mesh, places, strict=True)
-            if np.any(place != place[:, :1])
+            for axis, position in zip(self.mesh, positions, strict=True)
+            if np.any(position != position[:, :1])
         )
         return moved or (OTHER,)
 
