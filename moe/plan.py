@@ -90,8 +90,8 @@ def _check_routing(config: ConfigDict, model: Architecture, mesh: Mesh, rules: R
         routing = model.stack_routing(stack)
         if routing is None:
             continue
-        place = resolve_placement(mesh, rules, routing)
+        placement = resolve_placement(mesh, rules, routing)
         for sequences, training in ((train, True), (held_out or config.batch_size, False)):
-            size = group_tokens(routing, sequences, tokens[stack], place)
+            size = group_tokens(routing, sequences, tokens[stack], placement)
             if not routing.dropless:
                 capacity(routing, size, train=training)
