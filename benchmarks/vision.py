@@ -117,7 +117,7 @@ def convolution(batch: int, size: int, channels: int) -> Callable[[], object]:
 
 def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
     """Global attention: batch 16, 8 heads, key width 20, value width 4 a head."""
-    from vitattn.layers.relative import relative_attention_2d
+    from vitattn.kernels.relative import relative_attention_2d
 
     batch, d, e = 16, 20, 4
     maps = [(batch, HEADS, size, size, width) for width in (d, d, e)]
@@ -144,7 +144,7 @@ def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
 
 def local(size: int, channels: int, peers, rounds: int) -> list[Row]:
     """Local attention: batch 8, window 7, 8 heads."""
-    from vitattn.layers.local import halo_attention, local_attention
+    from vitattn.kernels.local import halo_attention, local_attention
 
     batch, window, d = 8, 7, channels // HEADS
     args = normal(*[(batch, size, size, HEADS, d)] * 3, *[(window, d // 2)] * 2)

@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.attention.upsilon = 0.05  # depth of values
     config.model.attention.min_key_depth = 0
     config.model.attention.position = "relative"
-    config.model.attention.from_stride = 16  # at 14 and 7 pixels
+    config.model.attention.stages = (4, 5)  # at 1/16 and 1/32 of the image: 14 and 7 pixels
 
     config.data.source = "imagenet"
     config.data.augment = "inception_crop"  # crops and flips; assumed, as in the public code

@@ -113,21 +113,27 @@ def attribute_docs(cls: type) -> dict[str, str]:
     return {name: " ".join(doc.split()) for name, doc in entries}
 
 
-def dataclass_schema(cls: type, leave_out: Container[str] = ()) -> dict[str, tuple[Any, str]]:
+def dataclass_schema(
+    cls: type, leave_out: Container[str] = (), preset: Any = None
+) -> dict[str, tuple[Any, str]]:
     """Schema of a dataclass: its defaults, the meanings that its docstring gives, and the kinds
     that its annotations declare.
 
     Fields without a default, or whose default is None, are not keys.
+
+    Args:
+      cls: a dataclass.
+      leave_out: fields that are not keys.
+      preset: an instance whose values are the defaults in place of those of `cls`.
     """
     docs, kinds = attribute_docs(cls), keys.of_fields(cls)
+    defaults = {
+        field.name: getattr(preset, field.name, field.default) for field in dataclasses.fields(cls)
+    }
     return {
-        field.name: key(
-            field.default,
-            docs[field.name],
-            kinds.get(field.name) or keys.like(field.default),
-        )
-        for field in dataclasses.fields(cls)
-        if field.name not in leave_out and field.default not in (dataclasses.MISSING, None)
+        name: key(default, docs[name], kinds.get(name) or keys.like(default))
+        for name, default in defaults.items()
+        if name not in leave_out and default not in (dataclasses.MISSING, None)
     }
 
 

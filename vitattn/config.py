@@ -7,7 +7,6 @@ Keys of `model.` come from the dataclass of the model, those of `data.`, `optimi
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,37 +82,26 @@ GENERAL = config_lib.COMMON | {
 }
 
 
-def _field_schema(cls: type) -> dict[str, tuple[Any, str]]:
-    hints = typing.get_type_hints(cls)
-    nested = {name for name, hint in hints.items() if _choices(hint)}
-    return config_lib.dataclass_schema(cls, leave_out=nested)
-
-
-def _choices(hint: Any) -> dict[str, type]:
-    """Kind -> dataclass, for a field that chooses among dataclasses: those have a `kind`."""
-    kinds = {getattr(arg, "kind", ""): arg for arg in typing.get_args(hint)}
-    return {kind: arg for kind, arg in kinds.items() if kind}
-
-
 def model_schema(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """The keys below `model.`, for the model and the kinds of layer that `values` ask for."""
     from vitattn.models import MODELS
+    from vitattn.models.fields import choices
 
     named = choice(*sorted(MODELS))
     name = fit("model.name", values.get("model.name", "resnet"), named)
     cls = MODELS[name][0]
     schema = {"name": key(name, f"model: {', '.join(sorted(MODELS))}", named)}
-    schema |= _field_schema(cls)
-    for field, hint in typing.get_type_hints(cls).items():
-        kinds = _choices(hint)
-        if not kinds:
-            continue
+    nested = choices(cls)
+    schema |= config_lib.dataclass_schema(cls, leave_out=nested)
+    for field, kinds in nested.items():
         known = choice("none", *kinds)
         kind = fit(f"model.{field}.kind", values.get(f"model.{field}.kind", "none"), known)
         meaning = f"{config_lib.attribute_docs(cls)[field]} ({', '.join(('none', *kinds))})"
         schema[f"{field}.kind"] = key(kind, meaning, known)
         if kind != "none":
-            schema |= config_lib.prefixed(field, _field_schema(kinds[kind]))
+            preset = kinds[kind]
+            fields = config_lib.dataclass_schema(type(preset), preset=preset)
+            schema |= config_lib.prefixed(field, fields)
     return schema
 
 

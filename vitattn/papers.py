@@ -13,8 +13,9 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainlib.model import weights as nn
-from vitattn.models import build, configure
+from trainlib.model import weights
+from vitattn.images.size import strided
+from vitattn.models import ModelConfig, build, configure, from_config
 from vitattn.models.config import (
     ATTENTION_STEMS,
     DEPTHS,
@@ -24,7 +25,6 @@ from vitattn.models.config import (
     ResNetConfig,
 )
 from vitattn.models.counts import forward_flops
-from vitattn.models.resnet import halved
 
 AUGMENTED, STANDALONE = "1904.09925", "1906.05909"
 
@@ -119,27 +119,28 @@ def _imagenet() -> Iterator[Published]:
 
 def _fractions() -> Iterator[Published]:
     source = f"{AUGMENTED} attention fraction"
-    for fraction, *printed in (
-        (0.25, "24.3", "7.9", 77.7, 93.8),
-        (0.5, "22.3", "7.3", 77.3, 93.6),
-        (0.75, "20.7", "6.8", 76.7, 93.2),
+    for fraction, params, gflops, top1, top5, note in (
+        (0.25, "24.3", "7.9", 77.7, 93.8, ""),
+        (0.5, "22.3", "7.3", 77.3, 93.6, ""),
+        (0.75, "20.7", "6.8", 76.7, 93.2, ""),
         (1.0, "19.4", "6.3", 74.8, 92.0, PAIRS),
     ):
         attention = _augmented(kappa=fraction, upsilon=fraction)
         label = f"AA-ResNet-50, kappa = upsilon = {fraction}"
-        yield Published(label, source, _resnet(50, attention=attention), *printed)
+        model = _resnet(50, attention=attention)
+        yield Published(label, source, model, params, gflops, top1, top5, note)
 
 
 def _positions() -> Iterator[Published]:
     source = f"{AUGMENTED} position encodings"
-    for position, *scores in (
+    for position, top1, top5 in (
         ("none", 77.5, 93.7),
         ("sine", 77.5, 93.7),
         ("coord", 77.5, 93.8),
         ("relative", 77.7, 93.8),
     ):
         model = _resnet(50, attention=_augmented(position=position))
-        yield Published(f"AA-ResNet-50, position {position}", source, model, "", "", *scores)
+        yield Published(f"AA-ResNet-50, position {position}", source, model, "", "", top1, top5)
 
 
 def _gates() -> Iterator[Published]:
@@ -151,9 +152,9 @@ def _mnasnet() -> Iterator[Published]:
     source = f"{AUGMENTED} MnasNet"
     nearly = "within 0.01 M; rounding of depths is not stated"
     for width, base, augmented in (
-        (0.75, ("2.91", "0.45", 73.3, 91.3), ("3.02", "0.51", 73.9, 91.6, nearly)),
-        (1.0, ("3.89", "0.63", 75.2, 92.4), ("4.06", "0.70", 75.7, 92.6)),
-        (1.25, ("5.26", "1.01", 76.7, 93.2), ("5.53", "1.11", 77.2, 93.6, nearly)),
+        (0.75, ("2.91", "0.45", 73.3, 91.3, ""), ("3.02", "0.51", 73.9, 91.6, nearly)),
+        (1.0, ("3.89", "0.63", 75.2, 92.4, ""), ("4.06", "0.70", 75.7, 92.6, "")),
+        (1.25, ("5.26", "1.01", 76.7, 93.2, ""), ("5.53", "1.11", 77.2, 93.6, nearly)),
         (1.4, ("6.10", "1.17", 77.2, 93.5, nearly), ("6.44", "1.29", 77.7, 93.8, nearly)),
     ):
         model = {"name": "mnasnet", "width": width}
@@ -182,17 +183,18 @@ def _standalone() -> Iterator[Published]:
 
 def _stages() -> Iterator[Published]:
     source = f"{STANDALONE} stages"
-    for stages, *printed in (
-        ((3, 4, 5), "18.1", "7.3"),
-        ((4, 5), "18.5", "7.5"),
-        ((5,), "20.8", "8.0"),
-        ((2,), "25.5", "7.9"),
-        ((2, 3), "25.0", "7.8", 0.0, 0.0, "25.09 counted: 0.1 M unresolved"),
-        ((2, 3, 4), "22.7", "7.2"),
+    for stages, params, gflops, note in (
+        ((3, 4, 5), "18.1", "7.3", ""),
+        ((4, 5), "18.5", "7.5", ""),
+        ((5,), "20.8", "8.0", ""),
+        ((2,), "25.5", "7.9", ""),
+        ((2, 3), "25.0", "7.8", "25.09 counted: 0.1 M unresolved"),
+        ((2, 3, 4), "22.7", "7.2", ""),
     ):
         names = ", ".join(f"conv{stage}_x" for stage in stages)
         model = _resnet(50, attention=_local(stages=stages))
-        yield Published(f"SASA-ResNet-50 in {names}", source, model, *printed)
+        label = f"SASA-ResNet-50 in {names}"
+        yield Published(label, source, model, params, gflops, note=note)
 
 
 def _ablations() -> Iterator[Published]:
@@ -224,7 +226,7 @@ def published() -> list[Published]:
 def compare(row: Published) -> Compared:
     """Builds the model of a row, without arrays, and counts."""
     config = configure(row.model)
-    return Compared(row, nn.abstract(build(row.model)).param_count, paper_flops(config))
+    return Compared(row, weights.abstract(build(row.model)).param_count, paper_flops(config))
 
 
 HEADER = (
@@ -263,55 +265,50 @@ def cells(compared: Compared) -> tuple[str, ...]:
     )
 
 
-def paper_flops(config) -> float:
+def paper_flops(config: ModelConfig) -> float:
     """FLOPs of a forward pass of one image as the papers count them.
 
     For attention in windows that is the formula: each query meets the K x K keys of its window, in
     three products: with keys, with positions, with values. The program here computes more (all keys
     of a block and its halo, masked) and less (position terms as a row and a column).
     """
-    attention, attends = getattr(config, "attention", None), getattr(config, "stem", "")
-    if attends not in ATTENTION_STEMS and not isinstance(attention, LocalConfig):
+    if not isinstance(config, ResNetConfig):
         return _counted(config)
-    base = dataclasses.replace(config, attention=None, stem="conv")
-    flops = _counted(base)
+    attention, attends = config.attention, config.stem in ATTENTION_STEMS
+    if not attends and not isinstance(attention, LocalConfig):
+        return _counted(config)
+    flops = _counted(dataclasses.replace(config, attention=None, stem="conv"))
     if isinstance(attention, LocalConfig):
-        flops += sum(_window_change(config, attention, *layer) for layer in _layers(config))
-    if attends in ATTENTION_STEMS:
+        flops += sum(_window_change(attention, *layer) for layer in _layers(config))
+    if attends:
         flops += _stem_change(config)
     return flops
 
 
 @functools.cache
-def _counted(config) -> int:
-    from vitattn.models import MODELS
-
-    model = dict(MODELS.values())[type(config)](config)
-    return forward_flops(nn.abstract(model), config.size)
+def _counted(config: ModelConfig) -> int:
+    return forward_flops(weights.abstract(from_config(config)), config.size)
 
 
 def _layers(config: ResNetConfig) -> Iterator[tuple[int, int, int, int]]:
     """Stage, width, pixels of the input and of the output of each 3x3 layer of the blocks."""
-    height, width = (halved(size, 4) for size in config.size)
+    height, width = (strided(size, 4) for size in config.size)
     counts = config.blocks or DEPTHS[config.depth][1]
     for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
         for index in range(count):
             before = height * width
             if index == 0 and stage > STAGES[0]:
-                height, width = halved(height, 2), halved(width, 2)
+                height, width = strided(height, 2), strided(width, 2)
             yield stage, config.channels(base), before, height * width
 
 
-def _window_change(
-    config: ResNetConfig, attention: LocalConfig, stage: int, width: int, before: int, after: int
-) -> int:
+def _window_change(attention: LocalConfig, stage: int, width: int, before: int, after: int) -> int:
     """FLOPs of attention in place of one 3x3 convolution; it runs before the stride."""
-    del config
     if stage not in attention.stages:
         return 0
-    has_keys, has_places = not attention.position_only, attention.position == "relative"
+    has_keys, has_positions = not attention.position_only, attention.position == "relative"
     projections = (2 + has_keys) * width**2
-    pairs = attention.window**2 * width * (1 + has_keys + has_places)
+    pairs = attention.window**2 * width * (1 + has_keys + has_positions)
     return 2 * (before * (projections + pairs) - after * 9 * width**2)
 
 

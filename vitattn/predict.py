@@ -166,7 +166,7 @@ def make_predict(
         model = plan.abstract.bind(params, model_state)
         maps: dict[str, jax.Array] = {}
         if picture is not None:
-            picture.observe(model, maps)
+            picture.watch(model, maps)
         outputs = task.predict(model, batch["image"])
         return {"outputs": outputs, "maps": maps}
 

@@ -96,15 +96,35 @@ def follow(
     Returns:
       The new statistics and counts.
     """
-    moved, places = dict(running), {layer: i for i, layer in enumerate(layers(running))}
+    moved, index = dict(running), {layer: i for i, layer in enumerate(layers(running))}
     for layer, seen in moments.items():
-        at, some, prefix = places[layer], seen.count > 0, f"{layer}." if layer else ""
-        share = jnp.where(some, _share(counts[at], seen.decay), 0.0)
-        unbiased = seen.var * (seen.count / jnp.maximum(seen.count - 1.0, 1.0))
-        for name, value in ((f"{prefix}mean", seen.mean), (f"{prefix}var", unbiased)):
-            moved[name] = running[name] + share * (value - running[name])
-        counts = counts.at[at].add((some & (counts[at] != UNCOUNTED)).astype(counts.dtype))
+        at, prefix = index[layer], f"{layer}." if layer else ""
+        mean, var = f"{prefix}mean", f"{prefix}var"
+        moved[mean], moved[var], count = move(running[mean], running[var], counts[at], seen)
+        counts = counts.at[at].set(count)
     return moved, counts
+
+
+def move(
+    mean: jax.Array, var: jax.Array, count: jax.Array, seen: Moments
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Moves the running statistics of one layer by one batch.
+
+    Args:
+      mean: f32 [C], running.
+      var: f32 [C], running.
+      count: i32 scalar, see the module.
+      seen: what the layer saw; a batch without a row that counts moves nothing.
+
+    Returns:
+      The new mean, variance and count.
+    """
+    some = seen.count > 0
+    share = jnp.where(some, _share(count, seen.decay), 0.0)
+    unbiased = seen.var * (seen.count / jnp.maximum(seen.count - 1.0, 1.0))
+    mean = mean + share * (seen.mean - mean)
+    var = var + share * (unbiased - var)
+    return mean, var, count + (some & (count != UNCOUNTED)).astype(count.dtype)
 
 
 def left_after(steps: int, count: int, decay: float) -> float:

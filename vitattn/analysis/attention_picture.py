@@ -18,6 +18,7 @@ from trainlib.errors import ConfigError
 from trainlib.model.weights import Abstract
 from vitattn.analysis import attention_maps, plots
 from vitattn.images.decode import Rgb
+from vitattn.layers.attention import AttentionLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Picture:
     heads: dict[str, tuple[int, ...]]
     size: tuple[int, int]
 
-    def observe(self, model: nnx.Module, maps: dict[str, jax.Array]) -> None:
+    def watch(self, model: nnx.Module, maps: dict[str, jax.Array]) -> None:
         """Makes a bound model write its attention into `maps` when it is called: layer -> f32
         [B, N, h, w], the probabilities of the cell that holds the query in the chosen heads."""
 
-        def record(name: str, layer: attention_maps.Layer, x: jax.Array) -> None:
+        def record(name: str, layer: AttentionLayer, x: jax.Array) -> None:
             whole = attention_maps.query_map(layer, x, self.query, self.size)
             maps[name] = whole[:, np.asarray(self.heads[name])]
 
-        attention_maps.observe(model, self.heads, record)
+        attention_maps.watch(model, self.heads, record)
 
     def rows(
         self, pixels: np.ndarray, caption: str, maps: dict[str, np.ndarray], mean: Rgb, std: Rgb

@@ -23,7 +23,7 @@ from vitattn.data.source import Source
 from vitattn.images import augment
 from vitattn.images.decode import Rgb, guarded, open_picture
 from vitattn.images.files import UnreadableRecord
-from vitattn.models.size import Size, sides
+from vitattn.images.size import Size, sides
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vitattn.images.decode import Box, Picture, Rgb
-from vitattn.models.size import Size, sides
+from vitattn.images.size import Size, sides
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,
 # aspect 3/4 to 4/3.

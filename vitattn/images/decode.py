@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from vitattn.models.size import Size, sides
+from vitattn.images.size import Size, sides
 
 T = TypeVar("T")
 Rgb = tuple[float, float, float]

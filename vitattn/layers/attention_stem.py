@@ -4,7 +4,7 @@ Dimension letters: B batch, H W image, C channels of the image, F width, N heads
 of a block.
 
 Each pixel attends to the P x P block that it lies in, the blocks that the 4x4 max pool behind the
-stem reads. In content alone a pixel says little, so values are mixed by place within the block:
+stem reads. In content alone a pixel says little, so values are mixed by position within the block:
 
     v[a, c] = sum over m of softmax_m((emb_row[a] + emb_col[c]) . nu[m]) W_V[m] x[a, c]
 
@@ -20,8 +20,11 @@ from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import declare
-from vitattn.layers.conv import HE_NORMAL, pointwise
-from vitattn.layers.local import LECUN_NORMAL, halo_attention
+from vitattn.kernels.local import halo_attention
+from vitattn.kernels.query_map import block_axis, query_map
+from vitattn.layers.attention import AttentionLayer, Pair
+from vitattn.layers.conv import pointwise
+from vitattn.layers.init import HE_NORMAL, LECUN_NORMAL
 from vitattn.layers.position import table_init
 
 Array = jax.Array
@@ -34,8 +37,10 @@ UNIT_NORMAL = jax.nn.initializers.normal(1.0)
 PER_MIXTURE = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
 
 
-class AttentionStem(nnx.Module):
+class AttentionStem(AttentionLayer):
     """Image -> first map at full resolution: [B, H, W, C] -> [B, H, W, F], in `dtype`."""
+
+    is_stem = True
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class AttentionStem(nnx.Module):
         relative: bool = False,
         block: int = 4,
         dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
         """Declares the weights.
 
@@ -55,11 +61,12 @@ class AttentionStem(nnx.Module):
           in_channels: C.
           out_channels: F, divided among the heads.
           num_heads: N.
-          values: "mixed" by place, "plain" (one projection) or "conv" (a 4x4 convolution).
+          values: "mixed" by position, "plain" (one projection) or "conv" (a 4x4 convolution).
           mixtures: M.
           relative: adds relative positions within the block to the logits.
           block: P.
           dtype: type of the computation; weights are float32.
+          rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
         Raises:
           ConfigError: an unknown kind of values, or heads that do not divide out_channels.
@@ -74,47 +81,57 @@ class AttentionStem(nnx.Module):
             )
         self.in_channels, self.out_channels, self.num_heads = in_channels, out_channels, num_heads
         self.values, self.relative, self.block, self.dtype = values, relative, block, dtype
-        depth, place = out_channels // num_heads, ("offset", "head_dim")
-        self.qk = declare(
-            (in_channels, 2 * out_channels), ("image_channels", "conv_out"), LECUN_NORMAL
-        )
+        depth, offset_axes = out_channels // num_heads, ("offset", "head_dim")
+        axes = ("image_channels", "conv_out")
+        self.qk = declare((in_channels, 2 * out_channels), axes, LECUN_NORMAL, rngs)
+        shape = (in_channels, out_channels)
         if values == "mixed":
-            shape, axes = (
-                (mixtures, in_channels, out_channels),
-                ("mixtures", "image_channels", "conv_out"),
-            )
-            self.value = declare(shape, axes, PER_MIXTURE)
-            self.emb_row = declare((block, depth), place, table_init)
-            self.emb_col = declare((block, depth), place, table_init)
-            self.mixture = declare((mixtures, depth), ("mixtures", "head_dim"), UNIT_NORMAL)
+            self.value = declare((mixtures, *shape), ("mixtures", *axes), PER_MIXTURE, rngs)
+            self.emb_row = declare((block, depth), offset_axes, table_init, rngs)
+            self.emb_col = declare((block, depth), offset_axes, table_init, rngs)
+            self.mixture = declare((mixtures, depth), ("mixtures", "head_dim"), UNIT_NORMAL, rngs)
         elif values == "plain":
-            self.value = declare(
-                (in_channels, out_channels), ("image_channels", "conv_out"), LECUN_NORMAL
-            )
+            self.value = declare(shape, axes, LECUN_NORMAL, rngs)
         else:
-            shape = (CONV_SIZE, CONV_SIZE, in_channels, out_channels)
-            axes = ("height", "width", "image_channels", "conv_out")
-            self.value = declare(shape, axes, HE_NORMAL)
+            shape, axes = (CONV_SIZE, CONV_SIZE, *shape), ("height", "width", *axes)
+            self.value = declare(shape, axes, HE_NORMAL, rngs)
         if relative:
-            self.rel_row = declare((2 * block - 1, depth // 2), place, table_init)
-            self.rel_col = declare((2 * block - 1, depth - depth // 2), place, table_init)
+            offsets = 2 * block - 1
+            self.rel_row = declare((offsets, depth // 2), offset_axes, table_init, rngs)
+            self.rel_col = declare((offsets, depth - depth // 2), offset_axes, table_init, rngs)
 
     def __call__(self, x: Array) -> Array:
         """Any image size; blocks at the lower and right edge may be cut off."""
+        self.offer(x)
         x = x.astype(self.dtype)
-        heads = (*x.shape[:3], self.num_heads, self.out_channels // self.num_heads)
-        q, k = jnp.split(pointwise(x, self.qk[...].astype(self.dtype)), 2, axis=-1)
-        tables = (self.rel_row[...], self.rel_col[...]) if self.relative else ()
+        q, k = self._queries_and_keys(x)
+        v = self._by_head(self._values(x))
         out = halo_attention(
-            *(part.reshape(heads) for part in (q, k, self._values(x))),
-            *tables,
-            block=self.block,
-            halo=0,
-            mask_border=True,
-        )
+            q, k, v, *self._tables(), block=self.block, halo=0, mask_border=True
+        )  # [B, H, W, N, F / N]
         return out.reshape(*x.shape[:3], self.out_channels)
 
+    def query_map(self, x: Array, query: Pair) -> Array:
+        """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
+        q, k = self._queries_and_keys(x.astype(self.dtype))
+        size = self.map_size(x)
+        rows, cols = (block_axis(at, n, self.block, 0) for at, n in zip(query, size, strict=True))
+        q = q[:, query[0], query[1]]  # [B, N, F / N]
+        return query_map(q, k, self._tables(), rows, cols, size, mask_border=True)
+
+    def _tables(self) -> tuple[Array, ...]:
+        return (self.rel_row[...], self.rel_col[...]) if self.relative else ()
+
+    def _by_head(self, x: Array) -> Array:
+        """[B, H, W, F] -> [B, H, W, N, F / N]."""
+        return x.reshape(*x.shape[:3], self.num_heads, self.out_channels // self.num_heads)
+
+    def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
+        q, k = jnp.split(pointwise(x, self.qk[...].astype(self.dtype)), 2, axis=-1)
+        return self._by_head(q), self._by_head(k)
+
     def _values(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, F]."""
         kernel = self.value[...].astype(self.dtype)
         if self.values == "plain":
             return pointwise(x, kernel)
@@ -122,15 +139,11 @@ class AttentionStem(nnx.Module):
             return jax.lax.conv_general_dilated(
                 x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-        return place_mixed_values(
-            x, kernel, self.emb_row[...], self.emb_col[...], self.mixture[...]
-        )
+        return mixed_values(x, kernel, self.emb_row[...], self.emb_col[...], self.mixture[...])
 
 
-def place_mixed_values(
-    x: Array, kernels: Array, emb_row: Array, emb_col: Array, mixture: Array
-) -> Array:
-    """Values [B, H, W, F] of x [B, H, W, C], by one matrix for each of the P x P places of a block.
+def mixed_values(x: Array, kernels: Array, emb_row: Array, emb_col: Array, mixture: Array) -> Array:
+    """Values [B, H, W, F] of x [B, H, W, C], by one matrix for each position of a block.
 
     Args:
       x: the image.
@@ -140,14 +153,13 @@ def place_mixed_values(
       mixture: [M, D].
     """
     block = emb_row.shape[0]
-    place = emb_row[:, None] + emb_col[None, :]
-    share = jax.nn.softmax(jnp.einsum("acd,md->acm", place, mixture), axis=-1)
+    position = emb_row[:, None] + emb_col[None, :]  # [P, P, D]
+    share = jax.nn.softmax(jnp.einsum("acd,md->acm", position, mixture), axis=-1)  # [P, P, M]
     # Mixing the matrices, not M products, keeps M activations of the full image out of memory.
-    matrices = jnp.einsum("acm,mif->acif", share.astype(kernels.dtype), kernels)
+    matrices = jnp.einsum("acm,mif->acif", share.astype(kernels.dtype), kernels)  # [P, P, C, F]
     batch, height, width, channels = x.shape
     rows, cols = -(-height // block), -(-width // block)
-    x = jnp.pad(x, ((0, 0), (0, rows * block - height), (0, cols * block - width), (0, 0))).reshape(
-        batch, rows, block, cols, block, channels
-    )
-    v = jnp.einsum("brascx,acxf->brascf", x, matrices)
+    x = jnp.pad(x, ((0, 0), (0, rows * block - height), (0, cols * block - width), (0, 0)))
+    x = x.reshape(batch, rows, block, cols, block, channels)  # [B, rows, P, cols, P, C]
+    v = jnp.einsum("brascx,acxf->brascf", x, matrices)  # [B, rows, P, cols, P, F]
     return v.reshape(batch, rows * block, cols * block, -1)[:, :height, :width]

@@ -10,27 +10,43 @@ the layers, and are tied to the size of the map. No weight has a bias: batch nor
 On a high-resolution map attention runs at half resolution: 3x3/2 average pool of its input,
 bilinear upsampling of its output. In a strided layer it sees the pooled input, so that it runs at
 the resolution of the output.
+
+    layer = AugmentedConv(16, 32, 3, num_heads=2, size=14, rngs=nnx.Rngs(0))
+    y = layer(x)  # [B, 14, 14, 16] -> [B, 14, 14, 32]
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from trainlib.keys import whole
 from trainlib.model.weights import declare
-from vitattn.layers.attend import attention_weights
+from vitattn.images.size import Size, sides, strided
+from vitattn.kernels.attend import attention_weights
+from vitattn.kernels.relative import position_bias, relative_attention_2d, relative_index
+from vitattn.layers.attention import (
+    AnyPosition,
+    AttentionLayer,
+    Fraction,
+    Heads,
+    Pair,
+    Site,
+    Stages,
+)
 from vitattn.layers.conv import Conv, pointwise
+from vitattn.layers.init import LECUN_NORMAL
 from vitattn.layers.pool import average_pool, bilinear_resize
 from vitattn.layers.position import coordinates, sine_positions, table_init
-from vitattn.layers.relative import position_bias, relative_attention_2d, relative_index
 
 Array = jax.Array
 
-LECUN_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 POSITIONS = ("relative", "none", "sine", "coord")
 
 
@@ -74,24 +90,80 @@ def augmented_depths(
     return key_depth, value_depth
 
 
-class AugmentedConv(nnx.Module):
-    """A convolution of which `value_depth` output channels come from global self-attention."""
+@dataclasses.dataclass(frozen=True)
+class AugmentedConfig:
+    """Attention-augmented convolution, arXiv 1904.09925.
+
+    Attributes:
+      kappa: key depth over the width of the replaced convolution.
+      upsilon: value depth over that width; 1 leaves no convolution.
+      num_heads: attention heads.
+      min_key_depth: least key depth of one head; 0 for none.
+      stages: stages that are augmented: N of conv`N`_x; in a MnasNet, those at 1/2^N of the image.
+      downsample: stages whose attention runs at half the resolution of their maps.
+      position: "relative", "none", "sine" or "coord".
+    """
+
+    kind: ClassVar[str] = "augmented"
+    every_layer: ClassVar[bool] = False
+
+    kappa: Fraction = 0.2
+    upsilon: Fraction = 0.1
+    num_heads: Heads = 8
+    min_key_depth: Annotated[int, whole(0)] = 20
+    stages: Stages = (3, 4, 5)
+    downsample: Stages = (3,)
+    position: AnyPosition = "relative"
+
+    def layer(
+        self,
+        in_channels: int,
+        out_channels: int,
+        site: Site,
+        *,
+        kernel_size: int = 3,
+        dtype: str = "float32",
+        rngs: nnx.Rngs | None = None,
+    ) -> AugmentedConv:
+        """The layer at a site of a network; see `vitattn.layers.attention.AttentionConfig`."""
+        return AugmentedConv(
+            in_channels,
+            out_channels,
+            kernel_size,
+            num_heads=self.num_heads,
+            kappa=self.kappa,
+            upsilon=self.upsilon,
+            min_key_depth=self.min_key_depth,
+            size=(site.height, site.width),
+            stride=site.stride,
+            downsample=site.stage in self.downsample,
+            position=self.position,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+class AugmentedConv(AttentionLayer):
+    """A convolution of which some output channels come from global self-attention."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int = 3,
         *,
-        num_heads: int,
-        key_depth: int,
-        value_depth: int,
-        height: int,
-        width: int,
+        num_heads: int = 8,
+        kappa: float = 0.25,
+        upsilon: float = 0.25,
+        min_key_depth: int = 20,
+        key_depth: int | None = None,
+        value_depth: int | None = None,
+        size: Size | None = None,
         stride: int = 1,
         downsample: bool = False,
-        position: str = "relative",
+        position: str | None = None,
         dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
         """Declares the weights.
 
@@ -100,45 +172,71 @@ class AugmentedConv(nnx.Module):
           out_channels: F_out; with value_depth == out_channels there is no convolution at all.
           kernel_size: odd size of the convolution.
           num_heads: N.
-          key_depth: d_k over all heads, a multiple of heads (see `augmented_depths`).
-          value_depth: d_v over all heads, a multiple of heads, at most out_channels.
-          height: rows of the OUTPUT map; the input has `stride` times as many.
-          width: columns of the output map.
+          kappa: d_k over F_out, see `augmented_depths`.
+          upsilon: d_v over F_out.
+          min_key_depth: least key depth of one head.
+          key_depth: d_k over all heads, a multiple of num_heads; None follows from kappa.
+          value_depth: d_v over all heads, a multiple of num_heads; None follows from upsilon.
+          size: H, W of the OUTPUT map, or one number for a square; relative positions are tied to
+            it. None: maps of any size, without relative positions.
           stride: 1 or 2.
           downsample: attend at half of the output's resolution.
           position: "relative", "none", "sine" (added to the attention's input) or "coord"
-            (concatenated to it).
+            (concatenated to it). None is "relative" where `size` is given, else "none".
           dtype: type of the computation; weights are float32.
+          rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
         Raises:
           ConfigError: depths that heads do not divide, or a value outside the lists above.
         """
+        if key_depth is None or value_depth is None:
+            depths = augmented_depths(out_channels, kappa, upsilon, num_heads, min_key_depth)
+            key_depth = depths[0] if key_depth is None else key_depth
+            value_depth = depths[1] if value_depth is None else value_depth
+        if position is None:
+            position = "none" if size is None else "relative"
         _check(out_channels, kernel_size, num_heads, key_depth, value_depth, stride, position)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.downsample = kernel_size, stride, downsample
         self.num_heads, self.key_depth, self.value_depth = num_heads, key_depth, value_depth
-        self.height, self.width, self.position, self.dtype = height, width, position, dtype
+        self.size = None if size is None else sides(size)
+        self.position, self.dtype = position, dtype
         conv_width = out_channels - value_depth
         if conv_width:
-            self.conv = Conv(in_channels, conv_width, kernel_size, stride, dtype=dtype)
+            self.conv = Conv(in_channels, conv_width, kernel_size, stride, dtype=dtype, rngs=rngs)
         qkv_width = 2 * key_depth + value_depth
         # The odd width with two coordinates, and d_v, would not divide over a mesh: not split.
         qkv_shape, qkv_axis = (in_channels, qkv_width), "conv_in"
         if position == "coord":
             qkv_shape, qkv_axis = (in_channels + 2, qkv_width), "channels"
-        self.qkv = declare(qkv_shape, (qkv_axis, "conv_out"), LECUN_NORMAL)
-        self.out = declare((value_depth, value_depth), ("channels", "conv_out"), LECUN_NORMAL)
+        self.qkv = declare(qkv_shape, (qkv_axis, "conv_out"), LECUN_NORMAL, rngs)
+        self.out = declare((value_depth, value_depth), ("channels", "conv_out"), LECUN_NORMAL, rngs)
         if position == "relative":
-            rows, cols = self.attention_size
+            if self.size is None:
+                raise ConfigError(
+                    "Relative positions of an attention-augmented convolution are tied to the size "
+                    "of its map: give size=(height, width) of the output, or another position."
+                )
+            rows, cols = self._halved(self.size)
             depth, axes = key_depth // num_heads, ("offset", "head_dim")
-            self.rel_h = declare((2 * rows - 1, depth), axes, table_init)
-            self.rel_w = declare((2 * cols - 1, depth), axes, table_init)
+            self.rel_h = declare((2 * rows - 1, depth), axes, table_init, rngs)
+            self.rel_w = declare((2 * cols - 1, depth), axes, table_init, rngs)
+
+    def _output_size(self, x: Array) -> Pair:
+        return strided(x.shape[1], self.stride), strided(x.shape[2], self.stride)
+
+    def _halved(self, size: Pair) -> Pair:
+        factor = 2 if self.downsample else 1
+        return strided(size[0], factor), strided(size[1], factor)
 
     @property
-    def attention_size(self) -> tuple[int, int]:
-        """Rows and columns of the map on which attention runs."""
-        factor = 2 if self.downsample else 1
-        return -(-self.height // factor), -(-self.width // factor)
+    def attention_size(self) -> Pair | None:
+        """H', W' of the map on which attention runs; None for a layer of any size."""
+        return None if self.size is None else self._halved(self.size)
+
+    def map_size(self, x: Array) -> Pair:
+        """H', W' of the map on which attention runs, for the input x [B, H, W, F_in]."""
+        return self._halved(self._output_size(x))
 
     def __call__(self, x: Array) -> Array:
         """[B, H*stride, W*stride, F_in] -> [B, H, W, F_out], in `dtype`.
@@ -146,6 +244,7 @@ class AugmentedConv(nnx.Module):
         Raises:
           ConfigError: when x is not of the size that the layer was built for.
         """
+        self.offer(x)
         self._check_input(x)
         x = x.astype(self.dtype)
         attended = self._attend(x)
@@ -154,29 +253,33 @@ class AugmentedConv(nnx.Module):
         return jnp.concatenate([self.conv(x), attended], -1)
 
     def attention_maps(self, x: Array) -> Array:
-        """Probabilities [B, N, H', W', H', W'] (query, then key): for pictures only."""
+        """Probabilities f32 [B, N, H', W', H', W'] (query, then key): for pictures only."""
         self._check_input(x)
         q, k, _ = self._project(x.astype(self.dtype))
         batch, heads, rows, cols, depth = q.shape
         bias = ()
         if self.position == "relative":
             tables = self.rel_h[...][relative_index(rows)], self.rel_w[...][relative_index(cols)]
-            bias = jax.vmap(position_bias, (0, None, None))(q, *tables)
+            bias = jax.vmap(position_bias, (0, None, None))(q, *tables)  # [B, N, H', H'W'], ..
         flat = (batch, heads, rows * cols, depth)
-        weights = attention_weights(q.reshape(flat), k.reshape(flat), *bias)
+        weights = attention_weights(q.reshape(flat), k.reshape(flat), *bias)  # [B, N, H'W', H'W']
         return weights.reshape(batch, heads, rows, cols, rows, cols)
+
+    def query_map(self, x: Array, query: Pair) -> Array:
+        """Probabilities f32 [B, N, H', W'] of the keys of one query; see `AttentionLayer`."""
+        return self.attention_maps(x)[:, :, query[0], query[1]].astype(jnp.float32)
 
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
         """Scaled queries, keys and values [B, N, H', W', .] at the attention's resolution."""
+        rows, cols = self.map_size(x)
         for _ in range((self.stride == 2) + self.downsample):
-            x = average_pool(x)
-        rows, cols = self.attention_size
+            x = average_pool(x)  # [B, H', W', F_in] after the last
         if self.position == "sine":
             x = x + sine_positions(rows, cols, self.in_channels).astype(self.dtype)
         elif self.position == "coord":
-            place = coordinates(rows, cols).astype(self.dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(place, (*x.shape[:3], 2))], -1)
-        qkv = pointwise(x, self.qkv[...].astype(self.dtype))
+            grid = coordinates(rows, cols).astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(grid, (*x.shape[:3], 2))], -1)
+        qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H', W', 2 d_k + d_v]
         parts = jnp.split(qkv, (self.key_depth, 2 * self.key_depth), axis=-1)
         q, k, v = (
             part.reshape(x.shape[0], rows, cols, self.num_heads, -1).transpose(0, 3, 1, 2, 4)
@@ -185,21 +288,27 @@ class AugmentedConv(nnx.Module):
         return q * jnp.asarray((self.key_depth // self.num_heads) ** -0.5, self.dtype), k, v
 
     def _attend(self, x: Array) -> Array:
+        """[B, H*stride, W*stride, F_in] -> [B, H, W, d_v]."""
         q, k, v = self._project(x)
         tables = (self.rel_h[...], self.rel_w[...]) if self.position == "relative" else ()
-        per_head = relative_attention_2d(q, k, v, *tables)
-        joined = per_head.transpose(0, 2, 3, 1, 4).reshape(*x.shape[:1], *self.attention_size, -1)
-        out = pointwise(joined, self.out[...].astype(self.dtype))
-        return bilinear_resize(out, self.height, self.width)
+        per_head = relative_attention_2d(q, k, v, *tables)  # [B, N, H', W', d_v / N]
+        joined = per_head.transpose(0, 2, 3, 1, 4).reshape(*x.shape[:1], *self.map_size(x), -1)
+        out = pointwise(joined, self.out[...].astype(self.dtype))  # [B, H', W', d_v]
+        return bilinear_resize(out, *self._output_size(x))
 
     def _check_input(self, x: Array) -> None:
-        sizes = [-(-size // self.stride) for size in x.shape[1:3]]
-        if x.shape[-1] != self.in_channels or sizes != [self.height, self.width]:
+        got = " x ".join(map(str, x.shape[1:]))
+        if x.shape[-1] != self.in_channels:
+            raise ConfigError(
+                f"An attention-augmented convolution built for {self.in_channels} input channels "
+                f"got {got}."
+            )
+        if self.size is not None and self._output_size(x) != self.size:
+            height, width = (side * self.stride for side in self.size)
             raise ConfigError(
                 "An attention-augmented convolution built for an input of "
-                f"{self.height * self.stride} x {self.width * self.stride} x {self.in_channels} "
-                f"(it is tied to the size of the map) got {' x '.join(map(str, x.shape[1:]))}. "
-                "Build the model for the size of the images that it is given."
+                f"{height} x {width} x {self.in_channels} (it is tied to the size of the map) got "
+                f"{got}. Build the model for the size of the images that it is given."
             )
 
 

@@ -17,13 +17,9 @@ from flax import nnx
 from trainlib.errors import ConfigError
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
+from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
-# He initialisation over the fan-out; a depthwise kernel [k, k, 1, C] has k * k inputs and outputs,
-# its fan-in.
-HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-DEPTHWISE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)
-ZEROS = jax.nn.initializers.zeros
 
 
 @jax.custom_vjp
@@ -31,8 +27,8 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
 
 
-def _product_backward(kept, g):
-    x, kernel = kept
+def _product_backward(residuals, g):
+    x, kernel = residuals
     dx = g @ kernel.T
     if kernel.shape[0] > kernel.shape[1] and platform() == "cpu":
         # The narrow operand is the one to transpose, up to 1.8 times as fast; XLA would undo it.
@@ -129,12 +125,12 @@ def _depthwise_forward(x, kernel, stride):
     return _depthwise(x, kernel, stride), (x, kernel)
 
 
-def _depthwise_backward(stride, kept, g):
+def _depthwise_backward(stride, residuals, g):
     def pull(convolution):
         return lambda x, w, g: jax.vjp(lambda *a: convolution(*a, stride), x, w)[1](g)
 
     return jax.lax.platform_dependent(
-        *kept, g, cpu=pull(_depthwise_taps), default=pull(_xla_convolution)
+        *residuals, g, cpu=pull(_depthwise_taps), default=pull(_xla_convolution)
     )
 
 
@@ -156,6 +152,7 @@ class Conv(nnx.Module):
       bias_init: initialiser of a bias [F]; None means that there is no bias (a normalisation
         follows).
       dtype: compute type; weights are stored in float32.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
     """
 
     def __init__(
@@ -170,6 +167,7 @@ class Conv(nnx.Module):
         init: Initializer | None = None,
         bias_init: Initializer | None = None,
         dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
         if kernel_size % 2 == 0:
             raise ConfigError(
@@ -181,34 +179,42 @@ class Conv(nnx.Module):
             )
         self.stride = stride
         self.dtype = jnp.dtype(dtype)
+        filters, axis, default = in_channels, in_axis, HE_NORMAL
         if depthwise:
-            shape, axis, default = (
-                (kernel_size, kernel_size, 1, out_channels),
-                "unit",
-                DEPTHWISE_NORMAL,
-            )
-        else:
-            shape, axis, default = (
-                (kernel_size, kernel_size, in_channels, out_channels),
-                in_axis,
-                HE_NORMAL,
-            )
-        self.kernel = declare(shape, ("height", "width", axis, "conv_out"), init or default)
+            filters, axis, default = 1, "unit", HE_FAN_IN
+        shape = (kernel_size, kernel_size, filters, out_channels)
+        self.kernel = declare(shape, ("height", "width", axis, "conv_out"), init or default, rngs)
         if bias_init is not None:
-            self.bias = declare((out_channels,), ("channels",), bias_init)
+            self.bias = declare((out_channels,), ("channels",), bias_init, rngs)
         self.has_bias = bias_init is not None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F], in `dtype`."""
         y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
         return y + self.bias[...].astype(self.dtype) if self.has_bias else y
 
 
 class Classifier(nnx.Module):
-    """Last layer [B, features] -> logits [B, classes], always in float32."""
+    """Last layer [B, features] -> logits [B, classes], always in float32.
 
-    def __init__(self, features: int, classes: int, *, init: Initializer = CLASSIFIER_NORMAL):
-        self.kernel = declare((features, classes), ("features", "classes"), init)
-        self.bias = declare((classes,), ("classes",), ZEROS)
+    Args:
+      features: of the input.
+      classes: logits.
+      init: initialiser of the matrix.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        *,
+        init: Initializer = CLASSIFIER_NORMAL,
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.kernel = declare((features, classes), ("features", "classes"), init, rngs)
+        self.bias = declare((classes,), ("classes",), ZEROS, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, features] of any float type -> f32 [B, classes]."""
         return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]

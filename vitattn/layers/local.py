@@ -1,256 +1,144 @@
-"""Attention in a window around each pixel, or in a block with a halo, on the primitive `attend`.
+"""Layers of local and halo attention in place of a spatial convolution.
 
-Dimension letters: B batch, H W map, N heads, d query/key width a head, e value width a head, K
-window, b block, h halo, M = b + 2h rows (and columns) of the keys of a block, R C rows and columns
-of blocks.
+Dimension letters: B batch, H W map, C channels of the input, F of the output, N heads, d width a
+head, s stride.
 
-Local attention (arXiv 1906.05909): the query at (y, x) attends to the K x K pixels around it,
-
-    logit[y, x, y+a, x+c] = q[y, x] . k[y+a, x+c] + q[y, x] . r[a, c]
-
-where the first half of r depends on the row offset a and the second half on c. So the position
-term is a row term plus a column term, and so is the mask of the window: the map is cut into blocks
-of b x b queries, whose keys are the same square with a halo of K // 2, and offsets outside the
-window are masked in either factor. Halo attention (arXiv 2103.12731) lets every query of a block
-attend to the whole square. Keys outside the map are zeros and stay in the softmax unless
-`mask_border`.
+Stand-alone self-attention (arXiv 1906.05909) and its block form (arXiv 2103.12731); what they
+compute stands in `vitattn.kernels.local`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from trainlib.keys import whole
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import batch_local
-from vitattn.layers.attend import MASKED
+from vitattn.kernels.local import HALO_BLOCK, halo_attention, local_attention
+from vitattn.kernels.query_map import KeyAxis, block_axis, query_map, window_axis
+from vitattn.layers.attention import AttentionLayer, Heads, Pair, Position, Site, Stages
 from vitattn.layers.conv import pointwise
+from vitattn.layers.init import LECUN_NORMAL
 from vitattn.layers.pool import average_pool
 from vitattn.layers.position import sine_positions, table_init
-from vitattn.layers.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
-Table = jax.Array | None
-
-HALO_BLOCK = 7
 
 POSITIONS = ("relative", "none", "sine")
 KINDS = ("local", "halo")
-LECUN_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
-    """How one axis of the map is cut: b queries a block, M = b + 2h keys.
+class LocalConfig:
+    """Stand-alone self-attention in a window around each pixel, arXiv 1906.05909.
 
     Attributes:
-      size: H or W.
-      block: b.
-      halo: h.
-      index: [b, M], table row of a (query, key) of a block.
-      mask: [blocks or 1, b, M], 0 where the query may attend and `MASKED` elsewhere.
+      num_heads: attention heads.
+      window: odd side of the window.
+      stages: stages whose 3x3 convolutions are replaced (2 is conv2_x).
+      position: "relative", "none" or "sine".
+      position_only: logits of queries and relative positions alone, without keys.
+      mask_border: leaves pixels outside the map out of the softmax; the paper counts them.
     """
 
-    size: int
-    block: int
-    halo: int
-    index: np.ndarray
-    mask: np.ndarray
+    kind: ClassVar[str] = "local"
+    every_layer: ClassVar[bool] = True
 
-    @property
-    def blocks(self) -> int:
-        return -(-self.size // self.block)
+    num_heads: Heads = 8
+    window: Annotated[int, whole(1, 1023)] = 7
+    stages: Stages = (2, 3, 4, 5)
+    position: Position = "relative"
+    position_only: bool = False
+    mask_border: bool = False
+
+    def layer(
+        self,
+        in_channels: int,
+        out_channels: int,
+        site: Site,
+        *,
+        kernel_size: int = 3,
+        dtype: str = "float32",
+        rngs: nnx.Rngs | None = None,
+    ) -> LocalAttention:
+        """The layer at a site of a network; see `vitattn.layers.attention.AttentionConfig`."""
+        return LocalAttention(
+            in_channels,
+            out_channels,
+            num_heads=self.num_heads,
+            window=self.window,
+            stride=site.stride,
+            position=self.position,
+            position_only=self.position_only,
+            mask_border=self.mask_border,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
 
-def _axis(size: int, block: int, halo: int, window: int | None, mask_border: bool) -> _Axis:
-    """An axis of local attention, or of halo attention when there is no window."""
-    keys = np.arange(block + 2 * halo)
-    offset = keys[None, :] - np.arange(block)[:, None]
-    if window is None:
-        index, inside = offset + block - 1, np.ones((1, *offset.shape), bool)
-    else:
-        # Within the window the offset of a key from the window's first is 0 .. window - 1.
-        index, inside = np.clip(offset, 0, window - 1), (offset >= 0)[None] & (offset < window)
-    if mask_border:
-        first = np.arange(-(-size // block))[:, None] * block - halo
-        inside = inside & ((first + keys >= 0) & (first + keys < size))[:, None, :]
-    return _Axis(size, block, halo, index, np.where(inside, 0.0, MASKED).astype(np.float32))
+@dataclasses.dataclass(frozen=True)
+class HaloConfig:
+    """Attention of blocks to themselves and a halo, arXiv 2103.12731, in place of `LocalConfig`.
 
-
-def local_attention(
-    q: Array,
-    k: Array | None,
-    v: Array,
-    rel_row: Table = None,
-    rel_col: Table = None,
-    *,
-    window: int,
-    mask_border: bool = False,
-    block: tuple[int, int] | None = None,
-) -> Array:
-    """Each pixel attends to the window x window pixels around it.
-
-    Args:
-      q: [B, H, W, N, d], not scaled in the paper.
-      k: [B, H, W, N, d], or None for logits of the position term alone.
-      v: [B, H, W, N, e].
-      rel_row: [window, d // 2], shared by the heads: what the row offset contributes, for the first
-        half of q; None together with rel_col for no position term.
-      rel_col: [window, d - d // 2].
-      window: odd K.
+    Attributes:
+      num_heads: attention heads.
+      block: side of a block of queries.
+      halo: pixels around the block that it also attends to; 0 for separate blocks.
+      stages: stages whose 3x3 convolutions are replaced.
+      position: "relative", "none" or "sine".
       mask_border: leaves pixels outside the map out of the softmax.
-      block: rows and columns of a block of queries; results do not depend on it.
-
-    Returns:
-      [B, H, W, N, e] in the type of v.
     """
-    sides = block or _block(*q.shape[1:3])
-    rows, cols = (
-        _axis(size, side, window // 2, window, mask_border)
-        for size, side in zip(q.shape[1:3], sides, strict=True)
-    )
-    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
+
+    kind: ClassVar[str] = "halo"
+    every_layer: ClassVar[bool] = True
+
+    num_heads: Heads = 8
+    block: Annotated[int, whole(1, 1024)] = HALO_BLOCK
+    halo: Annotated[int, whole(0, 1024)] = 3
+    stages: Stages = (2, 3, 4, 5)
+    position: Position = "relative"
+    mask_border: bool = True
+
+    def layer(
+        self,
+        in_channels: int,
+        out_channels: int,
+        site: Site,
+        *,
+        kernel_size: int = 3,
+        dtype: str = "float32",
+        rngs: nnx.Rngs | None = None,
+    ) -> LocalAttention:
+        """The layer at a site of a network; see `vitattn.layers.attention.AttentionConfig`."""
+        return LocalAttention(
+            in_channels,
+            out_channels,
+            kind="halo",
+            num_heads=self.num_heads,
+            window=2 * self.halo + 1,
+            block=self.block,
+            stride=site.stride,
+            position=self.position,
+            mask_border=self.mask_border,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
 
-def halo_attention(
-    q: Array,
-    k: Array | None,
-    v: Array,
-    rel_row: Table = None,
-    rel_col: Table = None,
-    *,
-    block: int = HALO_BLOCK,
-    halo: int = 3,
-    mask_border: bool = False,
-) -> Array:
-    """Each block of queries attends to the whole of its block and halo; halo 0: separate blocks.
-
-    As `local_attention`, but the tables have one row for each offset within a square, 2b + 2h - 1.
-    """
-    rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
-    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
-
-
-def _block(height: int, width: int) -> tuple[int, int]:
-    """Sides of a block of queries of local attention.
-
-    The fewer queries a block has, the fewer keys each reads in vain, but the more often keys are
-    copied. 32 queries fill vector registers; on small maps blocks of about 7 x 7 waste less at the
-    edge.
-    """
-    if min(height, width) > 14 or (height % 4 == 0 and width % 8 == 0):
-        return 4, 8
-    return -(-height // -(-height // 7)), -(-width // -(-width // 7))
-
-
-def _blocked(
-    q: Array, k: Array | None, v: Array, rel_row: Table, rel_col: Table, rows: _Axis, cols: _Axis
-) -> Array:
-    tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
-    keys = () if k is None else (k,)
-
-    def local(q: Array, v: Array, *rest: Array) -> Array:
-        keys = rest[: len(rest) - len(tables)]
-        axes = (rows, cols)[: len(tables)]
-        gathered = [t[a.index] for t, a in zip(rest[len(keys) :], axes, strict=True)]
-        groups = rows.blocks * cols.blocks * q.shape[3]
-        tiles = plan(q.shape[0], groups, 1, rows.mask[0].size * cols.mask[0].size * 4)
-
-        def chunk(inputs: tuple[Array, ...]) -> Array:
-            q, v, *k = inputs
-            queries, values = _cut(q, rows, cols, halo=False), _cut(v, rows, cols)
-            bias = _bias(queries, gathered, rows.mask, cols.mask)
-            # Without keys the content term is an inner product of width 0.
-            keys = _cut(k[0], rows, cols) if k else values[..., :0]
-            queries = queries if k else queries[..., :0]
-            flat = (_flat(x, 2) for x in (queries, keys, values))
-            terms = tuple(_flat(term, 1) for term in bias)
-            out = attend_tiled(*flat, terms, tiles, rows.block * cols.block)
-            return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
-
-        return map_images(chunk, (q, v, *keys), tiles)
-
-    return batch_local(local)(q, v, *keys, replicated=tables)
-
-
-def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
-    """[I, H, W, N, c] -> overlapping rectangles [I, N, C, R, Y, X, c] of a zero-padded map."""
-    x = _bands(x.transpose(0, 3, 2, 1, 4), 2, cols, cols.halo if halo else 0)
-    return _bands(x.swapaxes(3, 4), 3, rows, rows.halo if halo else 0)
-
-
-def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
-    """Cuts the axis `at` into blocks with a halo, [.., H, ..] -> [.., R, M, ..].
-
-    A band is a block of the padded map and what it takes of the blocks after it: two or three
-    slices of all blocks at once. The transpose adds as few pieces, with neither a scatter nor one
-    pass over the map for each block.
-    """
-    block, length = axis.block, axis.block + 2 * halo
-    pieces = -(-length // block)
-    total = axis.blocks + pieces - 1
-    pads = [(0, 0)] * x.ndim
-    pads[at] = (halo, total * block - axis.size - halo)
-    x = jnp.pad(x, pads)
-    x = x.reshape(*x.shape[:at], total, block, *x.shape[at + 1 :])
-    parts = []
-    for shift in range(pieces):
-        part = jax.lax.slice_in_dim(x, shift, shift + axis.blocks, axis=at)
-        width = min(block, length - shift * block)
-        parts.append(jax.lax.slice_in_dim(part, 0, width, axis=at + 1))
-    return jnp.concatenate(parts, at + 1)
-
-
-def _join(x: Array, height: int, width: int) -> Array:
-    """Rectangles of queries [I, N, C, R, y, x, c] -> [I, H, W, N, c]."""
-    x = x.transpose(0, 3, 4, 2, 5, 1, 6)
-    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])
-    return x[:, :height, :width]
-
-
-def _flat(x: Array, first: int) -> Array:
-    """[I, N, C, R, a, b, c] -> [I*N*C*R, .., ..], merging (a, b) if `first` is 2, (b, c) if 1."""
-    a, b, c = x.shape[4:]
-    return x.reshape(math.prod(x.shape[:4]), *((a * b, c) if first == 2 else (a, b * c)))
-
-
-def _bias(
-    q: Array, tables: Sequence[Array], row_mask: np.ndarray, col_mask: np.ndarray
-) -> tuple[Array, Array]:
-    """Row terms [I, N, C, R, M, y, x] and column terms of the logits: positions and masks.
-
-    Args:
-      q: [I, N, C, R, y, x, d].
-      tables: row table [y, M, d // 2] and column table [x, M', d - d // 2], gathered; or none.
-      row_mask: [R or 1, y, M].
-      col_mask: [C or 1, x, M'].
-    """
-    row_mask = row_mask.swapaxes(1, 2)[:, :, :, None]
-    col_mask = col_mask.swapaxes(1, 2)[:, None, :, None, :]
-    if not tables:
-        shapes = [
-            (*q.shape[:4], keys, *q.shape[4:6]) for keys in (row_mask.shape[1], col_mask.shape[2])
-        ]
-        return jnp.broadcast_to(row_mask, shapes[0]), jnp.broadcast_to(col_mask, shapes[1])
-    half = tables[0].shape[-1]
-    row = jnp.einsum("incryxd,yYd->incrYyx", q[..., :half], tables[0].astype(q.dtype))
-    col = jnp.einsum("incryxd,xXd->incrXyx", q[..., half:], tables[1].astype(q.dtype))
-    return row + row_mask.astype(q.dtype), col + col_mask.astype(q.dtype)
-
-
-class LocalAttention(nnx.Module):
+class LocalAttention(AttentionLayer):
     """Attention in place of a spatial convolution: [B, H, W, C] -> [B, ceil(H/s), ceil(W/s), F].
 
     One dense projection to queries, keys and values, heads that share their relative tables, no
     scale, no projection of the output; with a stride of 2, a 2x2 average pool after the attention
     (arXiv 1906.05909, the reading that reproduces its parameter and FLOP counts).
+
+        layer = LocalAttention(16, 32, num_heads=4, window=7, rngs=nnx.Rngs(0))
+        y = layer(x)  # [B, H, W, 16] -> [B, H, W, 32]
     """
 
     def __init__(
@@ -267,6 +155,7 @@ class LocalAttention(nnx.Module):
         kind: str = "local",
         block: int = HALO_BLOCK,
         dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
     ):
         """Declares the weights.
 
@@ -283,6 +172,7 @@ class LocalAttention(nnx.Module):
           kind: "local" (a window around each pixel) or "halo" (a block and its halo).
           block: side of a block of "halo" attention.
           dtype: type of the computation; weights are float32.
+          rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
         Raises:
           ConfigError: a value outside these lists, or heads that do not divide out_channels.
@@ -291,35 +181,60 @@ class LocalAttention(nnx.Module):
         self.num_heads, self.window, self.stride, self.block = num_heads, window, stride, block
         self.position, self.position_only, self.kind = position, position_only, kind
         self.out_channels, self.mask_border, self.dtype = out_channels, mask_border, dtype
-        parts = 2 if position_only else 3
-        self.qkv = declare(
-            (in_channels, parts * out_channels), ("conv_in", "conv_out"), LECUN_NORMAL
-        )
+        qkv_shape = (in_channels, (2 if position_only else 3) * out_channels)
+        self.qkv = declare(qkv_shape, ("conv_in", "conv_out"), LECUN_NORMAL, rngs)
         if position == "relative":
             depth = out_channels // num_heads
             offsets = window if kind == "local" else 2 * (block + window // 2) - 1
             axes = ("offset", "head_dim")
-            self.rel_row = declare((offsets, depth // 2), axes, table_init)
-            self.rel_col = declare((offsets, depth - depth // 2), axes, table_init)
+            self.rel_row = declare((offsets, depth // 2), axes, table_init, rngs)
+            self.rel_col = declare((offsets, depth - depth // 2), axes, table_init, rngs)
 
     def __call__(self, x: Array) -> Array:
         """Any map size; the result is in `dtype`."""
-        x = x.astype(self.dtype)
+        self.offer(x)
+        q, k, v = self._project(x.astype(self.dtype))
+        if self.kind == "local":
+            out = local_attention(
+                q, k, v, *self._tables(), window=self.window, mask_border=self.mask_border
+            )
+        else:
+            out = halo_attention(
+                q,
+                k,
+                v,
+                *self._tables(),
+                halo=self.window // 2,
+                block=self.block,
+                mask_border=self.mask_border,
+            )
+        out = out.reshape(*x.shape[:3], self.out_channels)  # from [B, H, W, N, d]
+        return out if self.stride == 1 else _halve(out)
+
+    def query_map(self, x: Array, query: Pair) -> Array:
+        """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
+        q, k, _ = self._project(x.astype(self.dtype))
+        size = self.map_size(x)
+        rows, cols = (self._key_axis(at, n) for at, n in zip(query, size, strict=True))
+        q = q[:, query[0], query[1]]  # [B, N, d]
+        return query_map(q, k, self._tables(), rows, cols, size, mask_border=self.mask_border)
+
+    def _key_axis(self, query: int, size: int) -> KeyAxis:
+        if self.kind == "local":
+            return window_axis(query, size, self.window)
+        return block_axis(query, size, self.block, self.window // 2)
+
+    def _tables(self) -> tuple[Array, ...]:
+        return (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
+
+    def _project(self, x: Array) -> tuple[Array, Array | None, Array]:
+        """x [B, H, W, C] -> queries, keys (None without any) and values [B, H, W, N, d]."""
         if self.position == "sine":
             x = x + sine_positions(*x.shape[1:]).astype(self.dtype)
-        qkv = pointwise(x, self.qkv[...].astype(self.dtype))
+        qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H, W, 3F]
         qkv = qkv.reshape(*x.shape[:3], -1, self.num_heads, self.out_channels // self.num_heads)
         q, v = qkv[:, :, :, 0], qkv[:, :, :, -1]
-        k = None if self.position_only else qkv[:, :, :, 1]
-        tables = (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
-        if self.kind == "local":
-            sizes = {"window": self.window}
-            out = local_attention(q, k, v, *tables, **sizes, mask_border=self.mask_border)
-        else:
-            sizes = {"halo": self.window // 2, "block": self.block}
-            out = halo_attention(q, k, v, *tables, **sizes, mask_border=self.mask_border)
-        out = out.reshape(*x.shape[:3], self.out_channels)
-        return out if self.stride == 1 else _halve(out)
+        return q, None if self.position_only else qkv[:, :, :, 1], v
 
 
 def _halve(x: Array) -> Array:

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trainlib.model import statistics
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Initializer, Observed, declare, declare_stat
+from vitattn.layers.init import ONES, ZEROS
 
-ONES = jax.nn.initializers.ones
-ZEROS = jax.nn.initializers.zeros
+UNMOVED = jax.nn.initializers.constant(statistics.FRESH)
 Weights = jax.Array | None  # f32 [B], what each row counts in batch statistics; None: all 1
 
 
@@ -93,8 +95,8 @@ def _forward(x, scale, bias, eps, weights):
     return (y, mean, var), (x, scale, weights, mean, inverse)
 
 
-def _backward(eps, kept, cotangents):
-    x, scale, weights, mean, inverse = kept
+def _backward(eps, residuals, cotangents):
+    x, scale, weights, mean, inverse = residuals
     dy = cotangents[0].astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     used, count = _counted(x, weights)
@@ -121,14 +123,19 @@ def affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> j
 class BatchNorm(nnx.Module):
     """Normalises [B, .., C] over all axes but the last.
 
-    With `train` it uses the statistics of the batch and leaves them, as `Moments`, to the step,
-    which moves the running ones (`trainlib.model.statistics`). Without, it uses the running ones.
+    With `train` it uses the statistics of the batch, without it the running ones. Who moves the
+    running ones depends on how the layer was built:
+      - declared (no `rngs`): a call leaves the `Moments` of its batch to the train step, which
+        merges those of all microbatches and moves the statistics once;
+      - with `rngs`, for use as any Flax layer: the call moves them itself, by the same rule
+        (`trainlib.model.statistics.move`), and counts its updates in `count`.
 
     Args:
       channels: C.
       decay: of the running statistics.
       eps: added to the variance.
       scale_init: ZEROS makes a residual branch start as nothing.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
     """
 
     def __init__(
@@ -138,20 +145,31 @@ class BatchNorm(nnx.Module):
         decay: float = 0.9,
         eps: float = 1e-5,
         scale_init: Initializer = ONES,
+        rngs: nnx.Rngs | None = None,
     ):
         self.decay = decay
         self.eps = eps
-        self.scale = declare((channels,), ("channels",), scale_init)
-        self.bias = declare((channels,), ("channels",), ZEROS)
-        self.mean = declare_stat((channels,), ("channels",), ZEROS)
-        self.var = declare_stat((channels,), ("channels",), ONES)
+        self.scale = declare((channels,), ("channels",), scale_init, rngs)
+        self.bias = declare((channels,), ("channels",), ZEROS, rngs)
+        self.mean = declare_stat((channels,), ("channels",), ZEROS, rngs)
+        self.var = declare_stat((channels,), ("channels",), ONES, rngs)
+        self.moves_statistics = rngs is not None
+        if self.moves_statistics:
+            self.count = declare_stat((), (), UNMOVED, rngs, jnp.int32)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
-        """[B, .., C] -> the same; `weights` are for the statistics of training."""
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, .., C] -> the same; `weights` [B] are for the statistics of training."""
         scale, bias = self.scale[...], self.bias[...]
         if not train:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.eps)
             return affine(x, self.mean[...], gain, bias)
-        y, mean, var = batch_normalise(x, scale, bias, self.eps, weights)
-        self.observed = Observed(Moments(values_counted(x, weights), mean, var, self.decay))
+        # The type of a custom_vjp is lost in the partial that declares it.
+        normalised: Any = batch_normalise(x, scale, bias, self.eps, weights)
+        y, mean, var = normalised
+        moments = Moments(values_counted(x, weights), mean, var, self.decay)
+        if self.moves_statistics:
+            moved = statistics.move(self.mean[...], self.var[...], self.count[...], moments)
+            self.mean[...], self.var[...], self.count[...] = moved
+        else:
+            self.observed = Observed(moments)
         return y

@@ -1,4 +1,4 @@
-"""Gates on channels and places, which the attention papers compare with.
+"""Gates on channels and pixels, which the attention papers compare with.
 
 Letters: B batch, H W map, C channels, r reduction ratio.
 
@@ -10,6 +10,8 @@ squeeze-and-excitation (Hu et al. 2017, arXiv 1709.01507), the convolutional blo
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,24 +19,33 @@ from flax import nnx
 from trainlib.errors import one_of
 from trainlib.model.weights import declare
 from vitattn.layers.conv import Conv
+from vitattn.layers.init import HE_FAN_IN, ZEROS
 from vitattn.layers.norm import BatchNorm, Weights
 
-ZEROS = jax.nn.initializers.zeros
-HE_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+Rngs = nnx.Rngs | None
 GATES = ("none", "se", "cbam", "gather_excite")
+
+
+class Gate(Protocol):
+    """What ends a residual branch."""
+
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> the same; `train` and `weights` are for a gate that normalises."""
+        ...
 
 
 class Bottleneck(nnx.Module):
     """C -> hidden -> C with a ReLU between, on averages [B, C] in float32."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, *, rngs: Rngs = None):
         # The narrow side would not divide over a mesh: only the wide one is split.
-        self.down = declare((channels, hidden), ("conv_in", "conv_out"), HE_IN)
-        self.down_bias = declare((hidden,), ("channels",), ZEROS)
-        self.up = declare((hidden, channels), ("channels", "conv_out"), HE_IN)
-        self.up_bias = declare((channels,), ("channels",), ZEROS)
+        self.down = declare((channels, hidden), ("conv_in", "conv_out"), HE_FAN_IN, rngs)
+        self.down_bias = declare((hidden,), ("channels",), ZEROS, rngs)
+        self.up = declare((hidden, channels), ("channels", "conv_out"), HE_FAN_IN, rngs)
+        self.up_bias = declare((channels,), ("channels",), ZEROS, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """f32 [B, C] -> f32 [B, C]."""
         hidden = jax.nn.relu(x @ self.down[...] + self.down_bias[...])
         return hidden @ self.up[...] + self.up_bias[...]
 
@@ -45,53 +56,73 @@ class SqueezeExcite(nnx.Module):
     Args:
       channels: C.
       hidden: channels between; C / 16 in the paper.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
     """
 
-    def __init__(self, channels: int, hidden: int):
-        self.excite = Bottleneck(channels, hidden)
+    def __init__(self, channels: int, hidden: int, *, rngs: Rngs = None):
+        self.excite = Bottleneck(channels, hidden, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
-        del train, weights
-        gate = self.excite(jnp.mean(x, (1, 2), dtype=jnp.float32))
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> the same, alike in training and without."""
+        gate = self.excite(jnp.mean(x, (1, 2), dtype=jnp.float32))  # [B, C]
         return x * jax.nn.sigmoid(gate).astype(x.dtype)[:, None, None, :]
 
 
 def _largest(x: jax.Array, axis: int) -> jax.Array:
     """Maximum along an axis, which stays with size 1.
 
-    Its gradient goes to the place that argmax named. That of `jnp.max` goes to where x equals the
+    Its gradient goes to the entry that argmax named. That of `jnp.max` goes to where x equals the
     maximum, and is 0 / 0 when the compiler computes x twice and rounds it differently.
     """
-    place = jnp.argmax(jax.lax.stop_gradient(x), axis, keepdims=True)
-    return jnp.take_along_axis(x, place, axis)
+    index = jnp.argmax(jax.lax.stop_gradient(x), axis, keepdims=True)
+    return jnp.take_along_axis(x, index, axis)
 
 
 class Cbam(nnx.Module):
-    """A gate on channels from average and maximum, then a gate on places from the same two.
+    """A gate on channels from average and maximum, then a gate on pixels from the same two.
 
-    The place gate is a 7x7 convolution of [mean over C, max over C] to one map, normalised.
+    The spatial gate is a 7x7 convolution of [mean over C, max over C] to one map, normalised.
+
+    Args:
+      channels: C.
+      hidden: channels between; C / 16 in the paper.
+      decay: of the running statistics.
+      eps: added to variances.
+      dtype: compute type of the convolution.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
     """
 
-    def __init__(self, channels: int, hidden: int, *, decay: float, eps: float, dtype=jnp.float32):
-        self.excite = Bottleneck(channels, hidden)
-        self.place = Conv(2, 1, 7, in_axis="unit", dtype=dtype)
-        self.norm = BatchNorm(1, decay=decay, eps=eps)
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        decay: float = 0.9,
+        eps: float = 1e-5,
+        dtype=jnp.float32,
+        rngs: Rngs = None,
+    ):
+        self.excite = Bottleneck(channels, hidden, rngs=rngs)
+        self.spatial = Conv(2, 1, 7, in_axis="unit", dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(1, decay=decay, eps=eps, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
-        mean = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        largest = _largest(x.reshape(x.shape[0], -1, x.shape[-1]), 1)[:, 0].astype(jnp.float32)
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> the same; `weights` [B] are for the statistics of training."""
+        mean = jnp.mean(x, (1, 2), dtype=jnp.float32)  # [B, C]
+        pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, HW, C]
+        largest = _largest(pixels, 1)[:, 0].astype(jnp.float32)  # [B, C]
         gate = jax.nn.sigmoid(self.excite(mean) + self.excite(largest))
         x = x * gate.astype(x.dtype)[:, None, None, :]
         mean = jnp.mean(x, -1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
-        places = jnp.concatenate([mean, _largest(x, -1)], -1)
-        return x * jax.nn.sigmoid(self.norm(self.place(places), train=train, weights=weights))
+        pooled = jnp.concatenate([mean, _largest(x, -1)], -1)  # [B, H, W, 2]
+        return x * jax.nn.sigmoid(self.norm(self.spatial(pooled), train=train, weights=weights))
 
 
 class GatherExcite(nnx.Module):
     """x * sigmoid(mean(x)) without parameters, gathered over the whole map."""
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
-        del train, weights
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> the same, alike in training and without."""
         mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
         return x * jax.nn.sigmoid(mean).astype(x.dtype)
 
@@ -104,7 +135,8 @@ def make_gate(
     decay: float = 0.9,
     eps: float = 1e-5,
     dtype=jnp.float32,
-) -> nnx.Module:
+    rngs: Rngs = None,
+) -> Gate:
     """The gate that ends a residual branch, called as `gate(x, train=...)`.
 
     Args:
@@ -114,15 +146,16 @@ def make_gate(
       decay: of running statistics, where the gate has any.
       eps: added to variances.
       dtype: compute type of convolutions in the gate.
+      rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
     Raises:
       ConfigError: another kind.
     """
     hidden = max(1, channels // ratio)
     if kind == "se":
-        return SqueezeExcite(channels, hidden)
+        return SqueezeExcite(channels, hidden, rngs=rngs)
     if kind == "cbam":
-        return Cbam(channels, hidden, decay=decay, eps=eps, dtype=dtype)
+        return Cbam(channels, hidden, decay=decay, eps=eps, dtype=dtype, rngs=rngs)
     if kind == "gather_excite":
         return GatherExcite()
     raise one_of("gate", kind, GATES)

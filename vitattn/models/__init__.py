@@ -1,8 +1,15 @@
-"""Models by name: `build(config)` turns plain data into a module that has no arrays yet."""
+"""Models by name: `build(config)` turns plain data into a module.
+
+    model = build({"name": "resnet", "depth": 50, "num_classes": 10}, rngs=nnx.Rngs(0))
+    logits = model(images)  # [B, 224, 224, 3] -> [B, 10]
+
+Without `rngs` the model has no arrays yet: `trainlib.model.weights.abstract` takes it apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import nnx
 
@@ -13,16 +20,18 @@ from vitattn.models.mnasnet import MnasNet, MnasNetConfig
 from vitattn.models.resnet import ResNet
 from vitattn.models.wide_resnet import WideResNet, WideResNetConfig
 
+Model = MnasNet | ResNet | WideResNet
 ModelConfig = MnasNetConfig | ResNetConfig | WideResNetConfig
 
-MODELS = {
+MODELS: dict[str, tuple[type[ModelConfig], Callable[..., Model]]] = {
     "mnasnet": (MnasNetConfig, MnasNet),
     "resnet": (ResNetConfig, ResNet),
     "wide_resnet": (WideResNetConfig, WideResNet),
 }
+_MODEL_OF = dict(MODELS.values())
 
 
-def configure(config: Mapping) -> ModelConfig:
+def configure(config: Mapping[str, Any]) -> ModelConfig:
     """Plain data -> the frozen configuration of the model that `config["name"]` asks for.
 
     Args:
@@ -41,7 +50,20 @@ def configure(config: Mapping) -> ModelConfig:
     return from_data(MODELS[name][0], data, "model")
 
 
-def build(config: Mapping) -> nnx.Module:
-    """Plain data -> model, called as `model(images, train=...)`; see `configure` for the data."""
-    resolved = configure(config)
-    return dict(MODELS.values())[type(resolved)](resolved)
+def from_config(config: ModelConfig, *, rngs: nnx.Rngs | None = None) -> Model:
+    """The model of a resolved configuration; see `build`."""
+    return _MODEL_OF[type(config)](config, rngs=rngs)
+
+
+def build(config: Mapping[str, Any], *, rngs: nnx.Rngs | None = None) -> Model:
+    """Plain data -> model, called as `model(images, train=...)`.
+
+    Args:
+      config: see `configure`.
+      rngs: keys for arrays at once, for use as any Flax module; None declares the weights only
+        (`trainlib.model.weights`).
+
+    Raises:
+      ConfigError: as `configure` does.
+    """
+    return from_config(configure(config), rngs=rngs)

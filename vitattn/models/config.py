@@ -1,15 +1,25 @@
-"""Residual networks as data: depths, widths, stems, and what stands in place of a convolution."""
+"""Residual networks as data: depths, widths, stems, and what stands in place of a convolution.
+
+What attends is said by a dataclass of `vitattn.layers`, which builds the layer too; `Attention` is
+the union of those that a ResNet may have.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated
+
+from flax import nnx
 
 from trainlib.errors import ConfigError
-from trainlib.keys import check_fields, choice, either, many, number, pair, whole
-from vitattn.layers.norm import ONES, ZEROS, BatchNorm
+from trainlib.keys import check_fields, choice, either, fit, many, number, pair, whole
+from vitattn.images.size import sides
+from vitattn.layers.attention import AttentionConfig
+from vitattn.layers.augmented import AugmentedConfig
+from vitattn.layers.init import ONES, ZEROS
+from vitattn.layers.local import HaloConfig, LocalConfig
+from vitattn.layers.norm import BatchNorm
 from vitattn.layers.squeeze import GATES
-from vitattn.models import size
 
 STAGES = (2, 3, 4, 5)  # conv2_x .. conv5_x
 MOST_PIXELS = 2**16  # of a side of an image
@@ -17,7 +27,7 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 
 # depth -> (bottleneck, blocks of conv2_x .. conv5_x). 26 and 38 take two and one block a stage from
 # 50 (arXiv 1906.05909, section 4.1).
-DEPTHS = {
+DEPTHS: dict[int, tuple[bool, tuple[int, ...]]] = {
     18: (False, (2, 2, 2, 2)),
     26: (True, (1, 2, 4, 1)),
     34: (False, (3, 4, 6, 3)),
@@ -30,12 +40,8 @@ DEPTHS = {
 ATTENTION_STEMS = {"attention": "mixed", "attention_plain": "plain", "attention_conv": "conv"}
 STEMS = ("conv", "small_image", *ATTENTION_STEMS)
 DTYPES = ("float32", "bfloat16")
-POSITIONS = ("relative", "none", "sine")
 
 # What fields of several models take.
-Heads = Annotated[int, whole(1, 2**16)]
-Depth = Annotated[float, number(above=0, high=1e3)]  # of keys and values, over a width
-Stages = Annotated[tuple[int, ...], many(whole(STAGES[0], STAGES[-1]), most=len(STAGES))]
 Blocks = Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(STAGES))]
 Width = Annotated[float, number(above=0, high=1000)]
 Classes = Annotated[int, whole(1)]
@@ -47,79 +53,22 @@ Ratio = Annotated[int, whole(1)]
 DType = Annotated[str, choice(*DTYPES)]
 Share = Annotated[float, number(0, below=1)]
 Epsilon = Annotated[float, number(above=0)]
-Position = Annotated[str, choice(*POSITIONS)]
-AnyPosition = Annotated[str, choice(*POSITIONS, "coord")]
 
 
-@dataclasses.dataclass(frozen=True)
-class AugmentedConfig:
-    """Attention-augmented convolution, arXiv 1904.09925.
+Attention = AugmentedConfig | LocalConfig | HaloConfig
 
-    Attributes:
-      kappa: key depth over the width of the replaced convolution.
-      upsilon: value depth over that width; 1 leaves no convolution.
-      num_heads: attention heads.
-      min_key_depth: least key depth of one head; 0 for none.
-      stages: stages that are augmented (5 is conv5_x).
-      downsample: stages whose attention runs at half the resolution of their maps.
-      position: "relative", "none", "sine" or "coord".
+
+def check_stages(attention: AttentionConfig | None, stages: tuple[int, ...]) -> None:
+    """Refuses attention in a stage that a network has not.
+
+    Raises:
+      ConfigError: names the key, its value and what is allowed.
     """
-
-    kind: ClassVar[str] = "augmented"
-
-    kappa: Depth = 0.2
-    upsilon: Depth = 0.1
-    num_heads: Heads = 8
-    min_key_depth: Annotated[int, whole(0)] = 20
-    stages: Stages = (3, 4, 5)
-    downsample: Stages = (3,)
-    position: AnyPosition = "relative"
-
-
-@dataclasses.dataclass(frozen=True)
-class LocalConfig:
-    """Stand-alone self-attention in a window around each pixel, arXiv 1906.05909.
-
-    Attributes:
-      num_heads: attention heads.
-      window: odd side of the window.
-      stages: stages whose 3x3 convolutions are replaced (2 is conv2_x).
-      position: "relative", "none" or "sine".
-      position_only: logits of queries and relative positions alone, without keys.
-      mask_border: leaves pixels outside the map out of the softmax; the paper counts them.
-    """
-
-    kind: ClassVar[str] = "local"
-
-    num_heads: Heads = 8
-    window: Annotated[int, whole(1, 1023)] = 7
-    stages: Stages = STAGES
-    position: Position = "relative"
-    position_only: bool = False
-    mask_border: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class HaloConfig:
-    """Attention of blocks to themselves and a halo, arXiv 2103.12731, in place of `LocalConfig`.
-
-    Attributes:
-      num_heads: attention heads.
-      block: side of a block of queries.
-      halo: pixels around the block that it also attends to; 0 for separate blocks.
-      stages: stages whose 3x3 convolutions are replaced.
-      position: "relative", "none" or "sine".
-      mask_border: leaves pixels outside the map out of the softmax.
-    """
-
-    kind: ClassVar[str] = "halo"
-
-    num_heads: Heads = 8
-    block: Annotated[int, whole(1, 1024)] = 7
-    halo: Annotated[int, whole(0, 1024)] = 3
-    stages: Stages = STAGES
-    position: Position = "relative"
-    mask_border: bool = True
+    if attention is None:
+        return
+    allowed = many(whole(stages[0], stages[-1]), most=len(stages))
+    for name in ("stages", "downsample"):
+        fit(f"model.attention.{name}", getattr(attention, name, ()), allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +103,7 @@ class ResNetConfig:
     stem: Annotated[str, choice(*STEMS)] = "conv"
     stem_relative: bool = False
     zero_init: bool = True
-    attention: AugmentedConfig | LocalConfig | HaloConfig | None = None
+    attention: Attention | None = None
     gate: Gate = "none"
     gate_ratio: Ratio = 16
     dtype: DType = "float32"
@@ -163,6 +112,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         check_fields(self, "model")
+        check_stages(self.attention, STAGES)
         if self.channels(STAGE_WIDTHS[0]) < 1:
             raise ConfigError(f"model.width={self.width} leaves no channel in conv2_x.")
 
@@ -174,13 +124,15 @@ class ResNetConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        return size.sides(self.image_size)
+        return sides(self.image_size)
 
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier."""
         return round(base * self.width)
 
-    def norm(self, channels: int, *, last: bool = False) -> BatchNorm:
+    def norm(self, channels: int, *, last: bool = False, rngs: nnx.Rngs | None = None) -> BatchNorm:
         """A normalisation; `last` is the one that ends a residual branch."""
         scale_init = ZEROS if last and self.zero_init else ONES
-        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps, scale_init=scale_init)
+        return BatchNorm(
+            channels, decay=self.bn_decay, eps=self.bn_eps, scale_init=scale_init, rngs=rngs
+        )

@@ -1,11 +1,13 @@
 """Plain data -> frozen dataclasses, strictly: an error names the unknown key, or the value that its
 field does not take.
+
+A field may choose among dataclasses: its data is a mapping whose "kind" names one of them. Their
+defaults can depend on the class that they are part of, which then lists instances as `PRESETS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +18,20 @@ from trainlib.errors import ConfigError, nearest, one_of
 KIND = "kind"  # the key of a nested mapping that chooses among several dataclasses; "none" is None
 
 
-def from_data(cls: type, data: Mapping[str, Any], where: str):
+def choices(cls: type) -> dict[str, dict[str, Any]]:
+    """Field -> kind -> an instance with the defaults that hold in `cls`, for the fields of a
+    dataclass that choose among dataclasses.
+    """
+    presets = {type(preset): preset for preset in getattr(cls, "PRESETS", ())}
+    fields = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        options: list[Any] = [arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)]
+        if options:
+            fields[name] = {option.kind: presets.get(option) or option() for option in options}
+    return fields
+
+
+def from_data(cls: type, data: Mapping[str, Any], where: str, preset: Any = None):
     """Builds dataclass `cls` from a mapping of its fields.
 
     Lists become tuples and integers become floats where the field wants one. A field of a
@@ -25,13 +40,13 @@ def from_data(cls: type, data: Mapping[str, Any], where: str):
 
     Args:
       cls: a dataclass.
-      data: field name -> value; absent fields have their defaults.
+      data: field name -> value.
       where: dotted name of `data`, for messages.
+      preset: an instance that absent fields are taken from; None: they have their defaults.
 
     Raises:
       ConfigError: unknown field, a value that it does not take, or what `cls` itself objects to.
     """
-    hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     for key in data:
         if key not in names:
@@ -39,35 +54,28 @@ def from_data(cls: type, data: Mapping[str, Any], where: str):
                 f"{where}.{key} is not a field of {cls.__name__}. {nearest(key, names)}"
                 f"Fields: {', '.join(names)}."
             )
-    kinds = keys.of_fields(cls)
+    kinds, nested = keys.of_fields(cls), choices(cls)
     values = {}
     for key, value in data.items():
         name = f"{where}.{key}"
         plain = key in kinds
-        values[key] = keys.fit(name, value, kinds[key]) if plain else _part(hints[key], value, name)
-    return cls(**values)
+        values[key] = (
+            keys.fit(name, value, kinds[key]) if plain else _part(nested[key], value, name)
+        )
+    return cls(**values) if preset is None else dataclasses.replace(preset, **values)
 
 
-def _part(hint, value, where: str):
-    """A field that chooses among dataclasses."""
-    options = _options(hint)
-    nested = {option.kind: option for option in options if dataclasses.is_dataclass(option)}
-    optional = type(None) in options
-    if value is None and optional:
+def _part(presets: Mapping[str, Any], value: Any, where: str) -> Any:
+    """A field that chooses among dataclasses, or None."""
+    if value is None:
         return None
     if not hasattr(value, "items"):
         raise ConfigError(f"{where} is {keys.brief(value)}; it must be a section with a {KIND}.")
-    return _nested(nested, dict(value.items()), optional, where)
-
-
-def _options(hint) -> tuple:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _nested(nested: dict[str, type], data: dict, optional: bool, where: str):
-    kinds = [*nested, "none"] if optional else [*nested]
-    kind = data.pop(KIND, kinds[0] if len(nested) == 1 else None)
+    data = dict(value.items())
+    kinds = [*presets, "none"]
+    kind = data.pop(KIND, kinds[0] if len(presets) == 1 else None)
     if kind not in kinds:
         raise one_of(f"{where}.{KIND}", kind, kinds)
-    return None if kind == "none" else from_data(nested[kind], data, where)
+    if kind == "none":
+        return None
+    return from_data(type(presets[kind]), data, where, presets[kind])

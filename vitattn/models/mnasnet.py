@@ -18,17 +18,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.keys import check_fields, choice, many, whole
+from vitattn.images.size import sides, strided
+from vitattn.layers.attention import Site
+from vitattn.layers.augmented import AugmentedConfig
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import global_average_pool
 from vitattn.layers.squeeze import SqueezeExcite
-from vitattn.models import config as data
-from vitattn.models import size
-from vitattn.models.resnet import Place, augmented_conv, halved
+from vitattn.models import config as fields
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280  # of every multiplier
 STEMS = ("conv", "small_image")
+STAGES = (1, 2, 3, 4, 5)  # what runs at 1/2 .. 1/32 of the image
+Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
 
 
 class Row(NamedTuple):
@@ -54,29 +57,6 @@ ROWS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpansionAugmentedConfig:
-    """Attention-augmented 1x1 expansions, as arXiv 1904.09925 has them in MnasNet.
-
-    Attributes:
-      kappa: key depth over the width of the expansion.
-      upsilon: value depth over that width.
-      num_heads: attention heads.
-      min_key_depth: least key depth of one head; 0 for none.
-      from_stride: expansions are augmented where the image has been strided at least this much.
-      position: "relative", "none", "sine" or "coord".
-    """
-
-    kind: ClassVar[str] = "augmented"
-
-    kappa: data.Depth = 0.1
-    upsilon: data.Depth = 0.05
-    num_heads: data.Heads = 4
-    min_key_depth: Annotated[int, whole(0)] = 0
-    from_stride: Annotated[int, whole(1)] = 16
-    position: data.AnyPosition = "relative"
-
-
-@dataclasses.dataclass(frozen=True)
 class MnasNetConfig:
     """Everything that defines a MnasNet-A1.
 
@@ -93,24 +73,32 @@ class MnasNetConfig:
       bn_eps: added to variances.
     """
 
-    width: data.Width = 1.0
+    # Attention as arXiv 1904.09925 has it in MnasNet.
+    PRESETS: ClassVar = (
+        AugmentedConfig(
+            kappa=0.1, upsilon=0.05, num_heads=4, min_key_depth=0, stages=(4, 5), downsample=()
+        ),
+    )
+
+    width: fields.Width = 1.0
     blocks: Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(ROWS))] = ()
-    num_classes: data.Classes = 1000
-    image_size: data.Pixels = 224
+    num_classes: fields.Classes = 1000
+    image_size: fields.Pixels = 224
     stem: Annotated[str, choice(*STEMS)] = "conv"
-    dropout: data.Share = 0.2
-    attention: ExpansionAugmentedConfig | None = None
-    dtype: data.DType = "float32"
-    bn_decay: data.Share = 0.99
-    bn_eps: data.Epsilon = 1e-3
+    dropout: fields.Share = 0.2
+    attention: AugmentedConfig | None = None
+    dtype: fields.DType = "float32"
+    bn_decay: fields.Share = 0.99
+    bn_eps: fields.Epsilon = 1e-3
 
     def __post_init__(self):
         check_fields(self, "model")
+        fields.check_stages(self.attention, STAGES)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        return size.sides(self.image_size)
+        return sides(self.image_size)
 
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier, rounded to a multiple of 8, never down by over 10 %."""
@@ -118,43 +106,44 @@ class MnasNetConfig:
         rounded = max(8, int(scaled + 4) // 8 * 8)
         return rounded + 8 if rounded < 0.9 * scaled else rounded
 
-    def norm(self, channels: int) -> BatchNorm:
+    def norm(self, channels: int, rngs: Rngs = None) -> BatchNorm:
         """A normalisation."""
-        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps)
+        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps, rngs=rngs)
 
 
 class InvertedBlock(nnx.Module):
     """1x1 to e C with ReLU, depthwise k x k with ReLU, gate, 1x1; plus the input where equal."""
 
     def __init__(
-        self, config: MnasNetConfig, row: Row, in_channels: int, place: Place, total_stride: int
+        self,
+        config: MnasNetConfig,
+        row: Row,
+        in_channels: int,
+        site: Site,
+        stride: int,
+        *,
+        rngs: Rngs = None,
     ):
-        """Declares the weights; `place` is that of the expansion, whose stride is 1."""
+        """Declares the weights; `site` is the expansion's, `stride` the depthwise layer's."""
         out_channels, wide = config.channels(row.channels), in_channels * row.expansion
-        stride, attention = place.stride, config.attention
+        attention, options = config.attention, {"dtype": config.dtype, "rngs": rngs}
         self.expands, self.gated = row.expansion > 1, row.squeeze > 0
         self.adds = stride == 1 and in_channels == out_channels
         if self.expands:
-            if attention is not None and total_stride >= attention.from_stride:
-                self.expand = augmented_conv(
-                    attention,
-                    in_channels,
-                    wide,
-                    dataclasses.replace(place, stride=1),
-                    kernel_size=1,
-                    dtype=config.dtype,
-                )
+            if attention is not None and site.stage in attention.stages:
+                self.expand = attention.layer(in_channels, wide, site, kernel_size=1, **options)
             else:
-                self.expand = Conv(in_channels, wide, 1, dtype=config.dtype)
-            self.norm1 = config.norm(wide)
-        self.depthwise = Conv(wide, wide, row.kernel, stride, depthwise=True, dtype=config.dtype)
-        self.norm2 = config.norm(wide)
+                self.expand = Conv(in_channels, wide, 1, **options)
+            self.norm1 = config.norm(wide, rngs)
+        self.depthwise = Conv(wide, wide, row.kernel, stride, depthwise=True, **options)
+        self.norm2 = config.norm(wide, rngs)
         if self.gated:
-            self.gate = SqueezeExcite(wide, max(1, int(in_channels * row.squeeze)))
-        self.project = Conv(wide, out_channels, 1, dtype=config.dtype)
-        self.norm3 = config.norm(out_channels)
+            self.gate = SqueezeExcite(wide, max(1, int(in_channels * row.squeeze)), rngs=rngs)
+        self.project = Conv(wide, out_channels, 1, **options)
+        self.norm3 = config.norm(out_channels, rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']."""
         y = x
         if self.expands:
             y = jax.nn.relu(self.norm1(self.expand(y), train=train, weights=weights))
@@ -171,45 +160,57 @@ class ConvNorm(nnx.Module):
     def __init__(self, conv: Conv, norm: BatchNorm):
         self.conv, self.norm = conv, norm
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']."""
         return jax.nn.relu(self.norm(self.conv(x), train=train, weights=weights))
 
 
 class MnasNet(nnx.Module):
-    """MnasNet-A1; `blocks1` .. `blocks7` are the rows of the paper's figure."""
+    """MnasNet-A1; `blocks1` .. `blocks7` are the rows of the paper's figure.
 
-    def __init__(self, config: MnasNetConfig):
+    Args:
+      config: what to build.
+      rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+    """
+
+    def __init__(self, config: MnasNetConfig, *, rngs: Rngs = None):
         self.config = config
-        channels, total_stride = config.channels(STEM_WIDTH), 2
+        # Stages count the stride of an ImageNet stem, whatever the stem is.
+        channels, stage = config.channels(STEM_WIDTH), 1
         stride = 2 if config.stem == "conv" else 1
-        height, width = (halved(size, stride) for size in config.size)
-        options = {"in_axis": "image_channels", "dtype": config.dtype}
-        conv = Conv(3, channels, 3, stride, **options)
-        self.stem = ConvNorm(conv, config.norm(channels))
+        height, width = (strided(size, stride) for size in config.size)
+        options = {"dtype": config.dtype, "rngs": rngs}
+        conv = Conv(3, channels, 3, stride, in_axis="image_channels", **options)
+        self.stem = ConvNorm(conv, config.norm(channels, rngs))
         for number, row in enumerate(ROWS, 1):
             blocks = []
             for index in range(config.blocks[number - 1] if config.blocks else row.repeats):
                 stride = row.stride if index == 0 else 1
-                place = Place(number, stride, height, width)
-                blocks.append(InvertedBlock(config, row, channels, place, total_stride))
-                height, width = halved(height, stride), halved(width, stride)
-                total_stride *= stride
+                site = Site(stage, 1, height, width)
+                blocks.append(InvertedBlock(config, row, channels, site, stride, rngs=rngs))
+                height, width = strided(height, stride), strided(width, stride)
+                stage += stride == 2
                 channels = config.channels(row.channels)
             setattr(self, f"blocks{number}", nnx.List(blocks))
-        self.top = ConvNorm(
-            Conv(channels, HEAD_WIDTH, 1, dtype=config.dtype), config.norm(HEAD_WIDTH)
-        )
-        self.head = Classifier(HEAD_WIDTH, config.num_classes)
+        conv = Conv(channels, HEAD_WIDTH, 1, **options)
+        self.top = ConvNorm(conv, config.norm(HEAD_WIDTH, rngs))
+        self.head = Classifier(HEAD_WIDTH, config.num_classes, rngs=rngs)
 
     def __call__(
         self,
         images: jax.Array,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         weights: Weights = None,
     ) -> jax.Array:
-        """Images [B, H, W, 3] -> float32 logits [B, classes]; training drops features by `key`.
+        """Images [B, H, W, 3] -> f32 logits [B, classes].
+
+        Args:
+          images: of any float type.
+          train: normalise by the batch, move or leave its statistics, and drop features.
+          key: of the features that training drops.
+          weights: f32 [B], what each image counts in the statistics of training; None: all 1.
 
         Raises:
           ValueError: training with dropout and without a key.
@@ -221,7 +222,7 @@ class MnasNet(nnx.Module):
         x = global_average_pool(self.top(x, train=train, weights=weights).astype(jnp.float32))
         if train and self.config.dropout:
             if key is None:
-                raise ValueError("Training with dropout needs a random key.")
-            kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
-            x = jnp.where(kept, x / (1 - self.config.dropout), 0)
+                raise ValueError("Training with dropout needs a random key: pass key=...")
+            survives = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            x = jnp.where(survives, x / (1 - self.config.dropout), 0)
         return self.head(x)

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vitattn.images.size import strided
+from vitattn.layers.attention import Site
 from vitattn.layers.attention_stem import AttentionStem
-from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.conv import Classifier, Conv
-from vitattn.layers.local import LocalAttention
 from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
 from vitattn.layers.squeeze import make_gate
@@ -29,104 +29,44 @@ from vitattn.models.config import (
     DEPTHS,
     STAGE_WIDTHS,
     STAGES,
-    AugmentedConfig,
-    HaloConfig,
-    LocalConfig,
     ResNetConfig,
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a layer stands: stage, stride, and the size of the map that it makes."""
-
-    stage: int
-    stride: int
-    height: int
-    width: int
-
-
-def halved(size: int, stride: int) -> int:
-    """Rows of a map after a stride."""
-    return -(-size // stride)
-
-
-def augmented_conv(
-    attention,
-    in_channels: int,
-    channels: int,
-    place: Place,
-    *,
-    kernel_size: int = 3,
-    downsample: bool = False,
-    dtype: str = "float32",
-) -> AugmentedConv:
-    """An attention-augmented convolution with the depths that the configuration asks for.
-
-    Args:
-      attention: kappa, upsilon, num_heads, min_key_depth and position, as in `AugmentedConfig`.
-      in_channels: of the input.
-      channels: of the output.
-      place: of the output.
-      kernel_size: of the convolution beside the attention.
-      downsample: attends at half of the output's resolution.
-      dtype: compute type.
-    """
-    key_depth, value_depth = augmented_depths(
-        channels, attention.kappa, attention.upsilon, attention.num_heads, attention.min_key_depth
-    )
-    return AugmentedConv(
-        in_channels,
-        channels,
-        kernel_size=kernel_size,
-        stride=place.stride,
-        num_heads=attention.num_heads,
-        key_depth=key_depth,
-        value_depth=value_depth,
-        height=place.height,
-        width=place.width,
-        downsample=downsample,
-        position=attention.position,
-        dtype=dtype,
-    )
+Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
 
 
 def spatial_layer(
-    config: ResNetConfig, in_channels: int, channels: int, place: Place, *, first: bool = True
+    config: ResNetConfig,
+    in_channels: int,
+    channels: int,
+    site: Site,
+    *,
+    first: bool = True,
+    rngs: Rngs = None,
 ) -> nnx.Module:
     """The 3x3 layer of a block, or what its stage has instead; `first` of those in its block."""
     attention = config.attention
-    here = attention is not None and place.stage in attention.stages
-    if here and first and isinstance(attention, AugmentedConfig):
-        downsample = place.stage in attention.downsample
-        return augmented_conv(
-            attention, in_channels, channels, place, downsample=downsample, dtype=config.dtype
-        )
-    if here and isinstance(attention, LocalConfig | HaloConfig):
-        halo = isinstance(attention, HaloConfig)
-        options = (
-            {"window": 2 * attention.halo + 1, "block": attention.block}
-            if halo
-            else {"window": attention.window, "position_only": attention.position_only}
-        )
-        return LocalAttention(
-            in_channels,
-            channels,
-            kind=attention.kind,
-            num_heads=attention.num_heads,
-            stride=place.stride,
-            position=attention.position,
-            mask_border=attention.mask_border,
-            dtype=config.dtype,
-            **options,
-        )
-    return Conv(in_channels, channels, 3, place.stride, dtype=config.dtype)
+    if (
+        attention is not None
+        and site.stage in attention.stages
+        and (first or attention.every_layer)
+    ):
+        return attention.layer(in_channels, channels, site, dtype=config.dtype, rngs=rngs)
+    return Conv(in_channels, channels, 3, site.stride, dtype=config.dtype, rngs=rngs)
 
 
 class Branch(nnx.Module):
     """What blocks share: the gate at the end of the residual branch, and the shortcut."""
 
-    def __init__(self, config: ResNetConfig, in_channels: int, out_channels: int, stride: int):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        rngs: Rngs = None,
+    ):
         self.gated = config.gate != "none"
         if self.gated:
             self.gate = make_gate(
@@ -136,15 +76,16 @@ class Branch(nnx.Module):
                 decay=config.bn_decay,
                 eps=config.bn_eps,
                 dtype=config.dtype,
+                rngs=rngs,
             )
         self.project = in_channels != out_channels or stride > 1
         if self.project:
-            self.shortcut = Shortcut(config, in_channels, out_channels, stride)
+            self.shortcut = Shortcut(config, in_channels, out_channels, stride, rngs=rngs)
 
     def close(
         self, x: jax.Array, y: jax.Array, *, train: bool, weights: Weights = None
     ) -> jax.Array:
-        """Input and residual branch of a block -> its output."""
+        """Input x [B, H, W, C] and residual branch y [B, H', W', C'] of a block -> its output."""
         if self.gated:
             y = self.gate(y, train=train, weights=weights)
         if self.project:
@@ -155,11 +96,20 @@ class Branch(nnx.Module):
 class Shortcut(nnx.Module):
     """1x1 convolution and normalisation, where a block changes width or resolution."""
 
-    def __init__(self, config: ResNetConfig, in_channels: int, out_channels: int, stride: int):
-        self.conv = Conv(in_channels, out_channels, 1, stride, dtype=config.dtype)
-        self.norm = config.norm(out_channels)
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        rngs: Rngs = None,
+    ):
+        self.conv = Conv(in_channels, out_channels, 1, stride, dtype=config.dtype, rngs=rngs)
+        self.norm = config.norm(out_channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', C']."""
         return self.norm(self.conv(x), train=train, weights=weights)
 
 
@@ -168,17 +118,26 @@ class Bottleneck(Branch):
 
     expansion = 4
 
-    def __init__(self, config: ResNetConfig, in_channels: int, channels: int, place: Place):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_channels: int,
+        channels: int,
+        site: Site,
+        *,
+        rngs: Rngs = None,
+    ):
         out_channels = channels * self.expansion
-        super().__init__(config, in_channels, out_channels, place.stride)
-        self.conv1 = Conv(in_channels, channels, 1, dtype=config.dtype)
-        self.norm1 = config.norm(channels)
-        self.conv2 = spatial_layer(config, channels, channels, place)
-        self.norm2 = config.norm(channels)
-        self.conv3 = Conv(channels, out_channels, 1, dtype=config.dtype)
-        self.norm3 = config.norm(out_channels, last=True)
+        super().__init__(config, in_channels, out_channels, site.stride, rngs=rngs)
+        self.conv1 = Conv(in_channels, channels, 1, dtype=config.dtype, rngs=rngs)
+        self.norm1 = config.norm(channels, rngs=rngs)
+        self.conv2 = spatial_layer(config, channels, channels, site, rngs=rngs)
+        self.norm2 = config.norm(channels, rngs=rngs)
+        self.conv3 = Conv(channels, out_channels, 1, dtype=config.dtype, rngs=rngs)
+        self.norm3 = config.norm(out_channels, last=True, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', 4C]."""
         y = jax.nn.relu(self.norm1(self.conv1(x), train=train, weights=weights))
         y = jax.nn.relu(self.norm2(self.conv2(y), train=train, weights=weights))
         y = self.norm3(self.conv3(y), train=train, weights=weights)
@@ -190,15 +149,24 @@ class BasicBlock(Branch):
 
     expansion = 1
 
-    def __init__(self, config: ResNetConfig, in_channels: int, channels: int, place: Place):
-        super().__init__(config, in_channels, channels, place.stride)
-        self.conv1 = spatial_layer(config, in_channels, channels, place)
-        self.norm1 = config.norm(channels)
-        after = dataclasses.replace(place, stride=1)
-        self.conv2 = spatial_layer(config, channels, channels, after, first=False)
-        self.norm2 = config.norm(channels, last=True)
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_channels: int,
+        channels: int,
+        site: Site,
+        *,
+        rngs: Rngs = None,
+    ):
+        super().__init__(config, in_channels, channels, site.stride, rngs=rngs)
+        self.conv1 = spatial_layer(config, in_channels, channels, site, rngs=rngs)
+        self.norm1 = config.norm(channels, rngs=rngs)
+        after = dataclasses.replace(site, stride=1)
+        self.conv2 = spatial_layer(config, channels, channels, after, first=False, rngs=rngs)
+        self.norm2 = config.norm(channels, last=True, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', C']."""
         y = jax.nn.relu(self.norm1(self.conv1(x), train=train, weights=weights))
         y = self.norm2(self.conv2(y), train=train, weights=weights)
         return self.close(x, y, train=train, weights=weights)
@@ -207,7 +175,7 @@ class BasicBlock(Branch):
 class Stem(nnx.Module):
     """Image -> first map, at 1/4 of the image, or at full size for small images."""
 
-    def __init__(self, config: ResNetConfig, channels: int):
+    def __init__(self, config: ResNetConfig, channels: int, *, rngs: Rngs = None):
         self.kind = config.stem
         if self.kind in ATTENTION_STEMS:
             self.attention = AttentionStem(
@@ -216,14 +184,25 @@ class Stem(nnx.Module):
                 values=ATTENTION_STEMS[self.kind],
                 relative=config.stem_relative,
                 dtype=config.dtype,
+                rngs=rngs,
             )
         else:
             size, stride = (3, 1) if self.kind == "small_image" else (7, 2)
-            options = {"in_axis": "image_channels", "dtype": config.dtype}
-            self.conv = Conv(3, channels, size, stride, **options)
-        self.norm = config.norm(channels)
+            self.conv = Conv(
+                3,
+                channels,
+                size,
+                stride,
+                in_axis="image_channels",
+                dtype=config.dtype,
+                rngs=rngs,
+            )
+        self.norm = config.norm(channels, rngs=rngs)
 
-    def __call__(self, images: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, weights: Weights = None
+    ) -> jax.Array:
+        """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), C], or [B, H, W, C]."""
         attends = self.kind in ATTENTION_STEMS
         x = self.attention(images) if attends else self.conv(images)
         x = jax.nn.relu(self.norm(x, train=train, weights=weights))
@@ -233,30 +212,37 @@ class Stem(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Residual network; its stages are the attributes conv2_x .. conv5_x, lists of blocks."""
+    """Residual network; its stages are the attributes conv2_x .. conv5_x, lists of blocks.
 
-    def __init__(self, config: ResNetConfig):
+    Args:
+      config: what to build.
+      rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+    """
+
+    def __init__(self, config: ResNetConfig, *, rngs: Rngs = None):
         self.config = config
         channels = config.channels(STAGE_WIDTHS[0])
-        self.stem = Stem(config, channels)
-        height, width = (halved(n, 1 if config.stem == "small_image" else 4) for n in config.size)
+        self.stem = Stem(config, channels, rngs=rngs)
+        height, width = (strided(n, 1 if config.stem == "small_image" else 4) for n in config.size)
         block = Bottleneck if config.bottleneck else BasicBlock
         counts = config.blocks or DEPTHS[config.depth][1]
         for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
             stage_width, blocks = config.channels(base), []
             for index in range(count):
                 stride = 2 if index == 0 and stage > STAGES[0] else 1
-                height, width = halved(height, stride), halved(width, stride)
-                place = Place(stage, stride, height, width)
-                blocks.append(block(config, channels, stage_width, place))
+                height, width = strided(height, stride), strided(width, stride)
+                site = Site(stage, stride, height, width)
+                blocks.append(block(config, channels, stage_width, site, rngs=rngs))
                 channels = stage_width * block.expansion
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
-        self.head = Classifier(channels, config.num_classes)
+        self.head = Classifier(channels, config.num_classes, rngs=rngs)
 
     def features(
-        self, images: jax.Array, *, train: bool, weights: Weights = None
+        self, images: jax.Array, *, train: bool = False, weights: Weights = None
     ) -> list[jax.Array]:
-        """Images [B, H, W, 3] -> outputs of conv2_x .. conv5_x, each [B, H', W', C]."""
+        """Images [B, H, W, 3] -> outputs of conv2_x .. conv5_x, each [B, H', W', C] in the compute
+        type.
+        """
         x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         outputs = []
         for stage in STAGES:
@@ -269,11 +255,17 @@ class ResNet(nnx.Module):
         self,
         images: jax.Array,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         weights: Weights = None,
     ) -> jax.Array:
-        """Images [B, H, W, 3] -> float32 logits [B, classes]; nothing is random, so no `key`."""
-        del key
+        """Images [B, H, W, 3] -> f32 logits [B, classes].
+
+        Args:
+          images: of any float type.
+          train: normalise by the batch, and move or leave its statistics.
+          key: of models that draw at random (`MnasNet`); nothing here does.
+          weights: f32 [B], what each image counts in the statistics of training; None: all 1.
+        """
         x = self.features(images, train=train, weights=weights)[-1]
         return self.head(global_average_pool(x.astype(jnp.float32)))

@@ -19,41 +19,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError
-from trainlib.keys import check_fields, many, whole
+from trainlib.keys import check_fields, whole
+from vitattn.images.size import sides, strided
+from vitattn.layers.attention import Site
+from vitattn.layers.augmented import AugmentedConfig
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
 from vitattn.layers.squeeze import make_gate
-from vitattn.models import config as data
-from vitattn.models import size
-from vitattn.models.resnet import Place, augmented_conv, halved
+from vitattn.models import config as fields
 
 GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them
 GROUP_WIDTHS = (16, 32, 64)
-Groups = Annotated[tuple[int, ...], many(whole(GROUPS[0], GROUPS[-1]), most=len(GROUPS))]
-
-
-@dataclasses.dataclass(frozen=True)
-class WideAugmentedConfig:
-    """Attention-augmented convolution as arXiv 1904.09925 has it in wide residual networks.
-
-    Attributes:
-      kappa: key depth over the width of the replaced convolution.
-      upsilon: value depth over that width.
-      num_heads: attention heads.
-      min_key_depth: least key depth of one head; 0 for none.
-      stages: groups that are augmented (2 is conv2_x).
-      position: "relative", "none", "sine" or "coord".
-    """
-
-    kind: ClassVar[str] = "augmented"
-
-    kappa: data.Depth = 0.2
-    upsilon: data.Depth = 0.1
-    num_heads: data.Heads = 8
-    min_key_depth: Annotated[int, whole(0)] = 20
-    stages: Groups = GROUPS
-    position: data.AnyPosition = "relative"
+Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +51,23 @@ class WideResNetConfig:
       bn_eps: added to variances.
     """
 
+    # Attention as arXiv 1904.09925 has it in wide residual networks.
+    PRESETS: ClassVar = (AugmentedConfig(stages=GROUPS, downsample=()),)
+
     depth: Annotated[int, whole(10, 2000)] = 28
     widening: Annotated[int, whole(1, 1000)] = 10
-    num_classes: data.Classes = 100
-    image_size: data.Pixels = 32
-    attention: WideAugmentedConfig | None = None
-    gate: data.Gate = "none"
-    gate_ratio: data.Ratio = 16
-    dtype: data.DType = "float32"
-    bn_decay: data.Share = 0.9
-    bn_eps: data.Epsilon = 1e-5
+    num_classes: fields.Classes = 100
+    image_size: fields.Pixels = 32
+    attention: AugmentedConfig | None = None
+    gate: fields.Gate = "none"
+    gate_ratio: fields.Ratio = 16
+    dtype: fields.DType = "float32"
+    bn_decay: fields.Share = 0.9
+    bn_eps: fields.Epsilon = 1e-5
 
     def __post_init__(self):
         check_fields(self, "model")
+        fields.check_stages(self.attention, GROUPS)
         if (self.depth - 4) % 6:
             near = max(10, round((self.depth - 4) / 6) * 6 + 4)
             raise ConfigError(
@@ -96,15 +78,17 @@ class WideResNetConfig:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
-        return size.sides(self.image_size)
+        return sides(self.image_size)
 
-    def norm(self, channels: int) -> BatchNorm:
+    def norm(self, channels: int, rngs: Rngs = None) -> BatchNorm:
         """A normalisation."""
-        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps)
+        return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps, rngs=rngs)
 
 
 def widen(x: jax.Array, channels: int, stride: int) -> jax.Array:
     """Shortcut without parameters: averages stride x stride pixels, adds channels of zeros.
+
+    [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels], in the type of x.
 
     As many zeros come before the channels as after them. The last window of an odd map averages the
     pixels that exist, so the size is that of a strided convolution.
@@ -122,17 +106,26 @@ class WideBlock(nnx.Module):
     Where the width changes, the shortcut starts after the first ReLU (shared pre-activation).
     """
 
-    def __init__(self, config: WideResNetConfig, in_channels: int, channels: int, place: Place):
-        self.channels, self.stride = channels, place.stride
+    def __init__(
+        self,
+        config: WideResNetConfig,
+        in_channels: int,
+        channels: int,
+        site: Site,
+        *,
+        rngs: Rngs = None,
+    ):
+        options = {"dtype": config.dtype, "rngs": rngs}
+        self.channels, self.stride = channels, site.stride
         self.changes = in_channels != channels
-        self.norm1 = config.norm(in_channels)
+        self.norm1 = config.norm(in_channels, rngs)
         attention = config.attention
-        if attention is not None and place.stage in attention.stages:
-            self.conv1 = augmented_conv(attention, in_channels, channels, place, dtype=config.dtype)
+        if attention is not None and site.stage in attention.stages:
+            self.conv1 = attention.layer(in_channels, channels, site, **options)
         else:
-            self.conv1 = Conv(in_channels, channels, 3, place.stride, dtype=config.dtype)
-        self.norm2 = config.norm(channels)
-        self.conv2 = Conv(channels, channels, 3, dtype=config.dtype)
+            self.conv1 = Conv(in_channels, channels, 3, site.stride, **options)
+        self.norm2 = config.norm(channels, rngs)
+        self.conv2 = Conv(channels, channels, 3, **options)
         self.gated = config.gate != "none"
         if self.gated:
             self.gate = make_gate(
@@ -141,10 +134,11 @@ class WideBlock(nnx.Module):
                 ratio=config.gate_ratio,
                 decay=config.bn_decay,
                 eps=config.bn_eps,
-                dtype=config.dtype,
+                **options,
             )
 
-    def __call__(self, x: jax.Array, *, train: bool, weights: Weights = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']."""
         active = jax.nn.relu(self.norm1(x, train=train, weights=weights))
         y = jax.nn.relu(self.norm2(self.conv1(active), train=train, weights=weights))
         y = self.conv2(y)
@@ -154,35 +148,46 @@ class WideBlock(nnx.Module):
 
 
 class WideResNet(nnx.Module):
-    """Wide residual network; its groups are the attributes conv2_x .. conv4_x, lists of blocks."""
+    """Wide residual network; its groups are the attributes conv2_x .. conv4_x, lists of blocks.
 
-    def __init__(self, config: WideResNetConfig):
+    Args:
+      config: what to build.
+      rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+    """
+
+    def __init__(self, config: WideResNetConfig, *, rngs: Rngs = None):
         self.config = config
         channels = GROUP_WIDTHS[0]
-        self.stem = Conv(3, channels, 3, in_axis="image_channels", dtype=config.dtype)
+        self.stem = Conv(3, channels, 3, in_axis="image_channels", dtype=config.dtype, rngs=rngs)
         height, width = config.size
         for group, base in zip(GROUPS, GROUP_WIDTHS, strict=True):
             blocks = []
             for index in range((config.depth - 4) // 6):
                 stride = 2 if index == 0 and group > GROUPS[0] else 1
-                height, width = halved(height, stride), halved(width, stride)
-                place = Place(group, stride, height, width)
-                blocks.append(WideBlock(config, channels, base * config.widening, place))
+                height, width = strided(height, stride), strided(width, stride)
+                site = Site(group, stride, height, width)
+                blocks.append(WideBlock(config, channels, base * config.widening, site, rngs=rngs))
                 channels = base * config.widening
             setattr(self, f"conv{group}_x", nnx.List(blocks))
-        self.norm = config.norm(channels)
-        self.head = Classifier(channels, config.num_classes)
+        self.norm = config.norm(channels, rngs)
+        self.head = Classifier(channels, config.num_classes, rngs=rngs)
 
     def __call__(
         self,
         images: jax.Array,
         *,
-        train: bool,
+        train: bool = False,
         key: jax.Array | None = None,
         weights: Weights = None,
     ) -> jax.Array:
-        """Images [B, H, W, 3] -> float32 logits [B, classes]; nothing is random, so no `key`."""
-        del key
+        """Images [B, H, W, 3] -> f32 logits [B, classes].
+
+        Args:
+          images: of any float type.
+          train: normalise by the batch, and move or leave its statistics.
+          key: of models that draw at random (`MnasNet`); nothing here does.
+          weights: f32 [B], what each image counts in the statistics of training; None: all 1.
+        """
         x = self.stem(images.astype(self.config.dtype))
         for group in GROUPS:
             for block in getattr(self, f"conv{group}_x"):

@@ -113,8 +113,7 @@ def test_augmented_rows_sum_to_one_and_equal_a_softmax(dtype):
             num_heads=heads,
             key_depth=heads * depth,
             value_depth=4,
-            height=height,
-            width=width,
+            size=(height, width),
             dtype=dtype,
         )
     )
@@ -171,7 +170,7 @@ MODELS = {
             "name": "mnasnet",
             "image_size": 32,
             "stem": "small_image",
-            "attention": AUGMENTED | {"from_stride": 32},
+            "attention": AUGMENTED | {"stages": (5,)},
         },
         # Strides count the stem of an ImageNet model; blocks7 runs at 1/32 there, at 1/16 here.
         {"blocks6.1.expand": 2, "blocks6.2.expand": 2, "blocks7.0.expand": 2},
@@ -201,7 +200,7 @@ def test_observing_a_model_changes_nothing_and_sees_each_layer_once():
 
     def forward(params, statistics, images, names):
         model = abstract.bind(params, statistics)
-        attention_maps.observe(model, names, lambda name, *_: seen.append(name))
+        attention_maps.watch(model, names, lambda name, *_: seen.append(name))
         return model(images, train=False)
 
     images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)

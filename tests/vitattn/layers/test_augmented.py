@@ -16,14 +16,14 @@ from trainlib.model.weights import abstract, initialise
 from vitattn.layers.augmented import AugmentedConv, augmented_depths
 from vitattn.layers.position import coordinates, sine_positions
 
-BASE = {"kernel_size": 3, "num_heads": 2, "key_depth": 6, "value_depth": 4, "height": 5, "width": 4}
+BASE = {"kernel_size": 3, "num_heads": 2, "key_depth": 6, "value_depth": 4, "size": (5, 4)}
 VARIANTS = {
-    "odd": {"height": 5, "width": 7},
-    "non_square": {"height": 3, "width": 6, "num_heads": 1},
+    "odd": {"size": (5, 7)},
+    "non_square": {"size": (3, 6), "num_heads": 1},
     "wide_values": {"key_depth": 4, "value_depth": 6},
     "strided": {"stride": 2},
     "strided_odd": {"stride": 2, "odd_input": True},
-    "downsampled": {"downsample": True, "height": 6, "width": 5},
+    "downsampled": {"downsample": True, "size": (6, 5)},
     "strided_downsampled": {"stride": 2, "downsample": True},
     "attention_only": {"out_channels": 4},
     "pointwise": {"kernel_size": 1, "stride": 2},
@@ -39,7 +39,7 @@ def build(in_channels=5, out_channels=7, odd_input=False, seed=0, **options):
     model = abstract(AugmentedConv(in_channels, out_channels, **options))
     params = initialise(model.params, jax.random.key(seed))
     stride = options.get("stride", 1)
-    height, width = options["height"] * stride - odd_input, options["width"] * stride - odd_input
+    height, width = (side * stride - odd_input for side in options["size"])
     x = jax.random.normal(jax.random.key(1), (2, height, width, in_channels))
     return model, params, x, {**options, "out_channels": out_channels}
 
@@ -103,8 +103,10 @@ def reference(params, x, *, options):
         values = v[b, :, :, n * e : n * e + e]
         out[b, y, z, n * e : n * e + e] = np.einsum("YZ,YZe->e", weights / weights.sum(), values)
     out = out @ p["out"]
-    rows = interpolation(options["height"], height)
-    cols = interpolation(options["width"], width)
+    rows, cols = (
+        interpolation(target, source)
+        for target, source in zip(options["size"], (height, width), strict=True)
+    )
     out = np.einsum("yY,xX,bYXc->byxc", rows, cols, out)
     if options["out_channels"] == dv:
         return out
@@ -164,7 +166,7 @@ def materialised(params, x, options):
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 8)])
 def test_every_entry_of_every_gradient_equals_the_materialised_version(height, width):
-    model, params, x, options = build(8, 24, height=height, width=width, num_heads=4, key_depth=32)
+    model, params, x, options = build(8, 24, size=(height, width), num_heads=4, key_depth=32)
     g = jax.random.normal(jax.random.key(3), (2, height, width, 24))
     out, grads = value_and_vjp(lambda p, x: model.bind(p, {})(x), params, x, g)
     expected, wanted_grads = value_and_vjp(lambda p, x: materialised(p, x, options), params, x, g)
@@ -175,7 +177,7 @@ def test_every_entry_of_every_gradient_equals_the_materialised_version(height, w
 
 
 def test_bfloat16_output_is_close_to_float32():
-    options = {"height": 6, "width": 6, "num_heads": 2, "key_depth": 16, "value_depth": 8}
+    options = {"size": (6, 6), "num_heads": 2, "key_depth": 16, "value_depth": 8}
     model, params, x, _ = build(16, 24, **options)
     half, *_ = build(16, 24, **options, dtype=jnp.bfloat16)
     out = jax.jit(lambda: half.bind(params, {})(x))()
@@ -207,8 +209,7 @@ def test_parameter_count_of_the_layers_of_the_published_resnet_50(channels, size
         num_heads=8,
         key_depth=key_depth,
         value_depth=value_depth,
-        height=size,
-        width=size,
+        size=size,
     )
     assert abstract(layer).param_count == count
 
@@ -255,6 +256,6 @@ def test_bad_options_are_named(options, words):
 
 
 def test_a_map_of_another_size_is_refused_with_both_sizes():
-    model, params, x, _ = build(height=5, width=4)
+    model, params, x, _ = build(size=(5, 4))
     with pytest.raises(ConfigError, match=r"5 x 4 x 5 .* got 4 x 4 x 5"):
         model.bind(params, {})(x[:, :4])

@@ -15,7 +15,8 @@ from trainlib.model.weights import abstract, initialise
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from vitattn.layers.local import LocalAttention, halo_attention, local_attention
+from vitattn.kernels.local import halo_attention, local_attention
+from vitattn.layers.local import LocalAttention
 from vitattn.layers.position import sine_positions
 
 RULES = {"batch": ("replica", "data")}

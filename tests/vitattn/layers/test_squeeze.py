@@ -56,13 +56,13 @@ def test_gather_excite_has_no_parameters():
     np.testing.assert_allclose(y, x * sigmoid(x.mean((1, 2), keepdims=True)), atol=1e-5)
 
 
-def test_cbam_gates_channels_then_places():
+def test_cbam_gates_channels_then_pixels():
     spec, params, state, x = ready("cbam")
     gate = sigmoid(mlp(params, x.mean((1, 2))) + mlp(params, x.max((1, 2))))
     x2 = x * gate[:, None, None]
     places = np.stack([x2.mean(-1), x2.max(-1)], -1)
     padded = np.pad(places, ((0, 0), (3, 3), (3, 3), (0, 0)))
-    kernel = np.asarray(params["place.kernel"], np.float64)
+    kernel = np.asarray(params["spatial.kernel"], np.float64)
     mixed = np.zeros(x.shape[:3])
     for i in range(5):
         for j in range(4):

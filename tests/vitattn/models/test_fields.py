@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from trainlib.errors import ConfigError
+from vitattn.layers.augmented import AugmentedConfig
 from vitattn.models import build, configure
-from vitattn.models.config import AugmentedConfig
 from vitattn.models.fields import from_data
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitattn.layers.attend import MASKED, attend, attention_weights
+from vitattn.kernels.attend import MASKED, attend, attention_weights
 
 # (leading axes, queries, key rows, key columns, d, e)
 SHAPES = [

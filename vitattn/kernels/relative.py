@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.constrain import batch_local
-from vitattn.layers.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
 Table = jax.Array | None
@@ -62,17 +62,20 @@ def relative_attention_2d(
 
 
 def _looped(q: Array, k: Array, v: Array, tables: tuple[Array, ...], rows: int | None) -> Array:
-    """`tables` are gathered: row term [H, H, d], column term [W, W, d], or none of them."""
+    """Attention in tiles, [B, N, H, W, e].
+
+    `tables` are gathered: row term [H, H, d], column term [W, W, d], or none of them.
+    """
     batch, heads, height, width, _ = q.shape
     tiles = plan(batch, heads, height, width * height * width * 4)
     if rows:
         tiles = dataclasses.replace(tiles, steps=rows)
 
     def chunk(inputs: tuple[Array, Array, Array]) -> Array:
-        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in inputs)
-        bias = position_bias(q, *tables) if tables else ()
-        flat = (x.reshape(x.shape[0], height * width, -1) for x in (q, k, v))
-        out = attend_tiled(*flat, bias, tiles, width)
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in inputs)  # [I N, H, W, .] of I images
+        bias = position_bias(q, *tables) if tables else ()  # [I N, H, HW] and [I N, W, HW]
+        q, k, v = (x.reshape(x.shape[0], height * width, -1) for x in (q, k, v))  # [I N, HW, .]
+        out = attend_tiled(q, k, v, bias, tiles, width)
         return out.reshape(-1, heads, height, width, out.shape[-1])
 
     return map_images(chunk, (q, k, v), tiles)
@@ -89,7 +92,9 @@ def position_bias(q: Array, row_table: Array, col_table: Array) -> tuple[Array, 
     Returns:
       bias_row [N, H, HW] and bias_col [N, W, HW], keys before queries, as `attend` takes them.
     """
-    bias_row = jnp.einsum("nyxd,yYd->nYyx", q, row_table.astype(q.dtype))
-    bias_col = jnp.einsum("nyxd,xXd->nXyx", q, col_table.astype(q.dtype))
-    flat = (*bias_row.shape[:2], -1), (*bias_col.shape[:2], -1)
-    return bias_row.reshape(flat[0]), bias_col.reshape(flat[1])
+    bias_row = jnp.einsum("nyxd,yYd->nYyx", q, row_table.astype(q.dtype))  # [N, H, H, W]
+    bias_col = jnp.einsum("nyxd,xXd->nXyx", q, col_table.astype(q.dtype))  # [N, W, H, W]
+    return (
+        bias_row.reshape(*bias_row.shape[:2], -1),
+        bias_col.reshape(*bias_col.shape[:2], -1),
+    )

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from vitattn.layers import tiling
-from vitattn.layers.relative import relative_attention_2d, relative_index
+from vitattn.kernels import tiling
+from vitattn.kernels.relative import relative_attention_2d, relative_index
 
 RULES = {"batch": ("replica", "data")}
 

@@ -1,0 +1,1 @@
+"""Attention as pure functions of arrays: what layers compute, by tiles that fit the machine."""

@@ -1,0 +1,239 @@
+"""Attention in a window around each pixel, or in a block with a halo, on the primitive `attend`.
+
+Dimension letters: B batch, H W map, N heads, d query/key width a head, e value width a head, K
+window, b block, h halo, M = b + 2h rows (and columns) of the keys of a block, R C rows and columns
+of blocks.
+
+Local attention (arXiv 1906.05909): the query at (y, x) attends to the K x K pixels around it,
+
+    logit[y, x, y+a, x+c] = q[y, x] . k[y+a, x+c] + q[y, x] . r[a, c]
+
+where the first half of r depends on the row offset a and the second half on c. So the position
+term is a row term plus a column term, and so is the mask of the window: the map is cut into blocks
+of b x b queries, whose keys are the same square with a halo of K // 2, and offsets outside the
+window are masked in either factor. Halo attention (arXiv 2103.12731) lets every query of a block
+attend to the whole square. Keys outside the map are zeros and stay in the softmax unless
+`mask_border`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainlib.sharding.constrain import batch_local
+from vitattn.kernels.attend import MASKED
+from vitattn.kernels.tiling import attend_tiled, map_images, plan
+
+Array = jax.Array
+Table = jax.Array | None
+
+HALO_BLOCK = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """How one axis of the map is cut: b queries a block, M = b + 2h keys.
+
+    Attributes:
+      size: H or W.
+      block: b.
+      halo: h.
+      index: [b, M], table row of a (query, key) of a block.
+      mask: [blocks or 1, b, M], 0 where the query may attend and `MASKED` elsewhere.
+    """
+
+    size: int
+    block: int
+    halo: int
+    index: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def blocks(self) -> int:
+        """R or C."""
+        return -(-self.size // self.block)
+
+
+def _axis(size: int, block: int, halo: int, window: int | None, mask_border: bool) -> _Axis:
+    """An axis of local attention, or of halo attention when there is no window."""
+    keys = np.arange(block + 2 * halo)  # [M]
+    offset = keys[None, :] - np.arange(block)[:, None]  # [b, M]
+    if window is None:
+        index, inside = offset + block - 1, np.ones((1, *offset.shape), bool)
+    else:
+        # Within the window the offset of a key from the window's first is 0 .. window - 1.
+        index, inside = np.clip(offset, 0, window - 1), (offset >= 0)[None] & (offset < window)
+    if mask_border:
+        first = np.arange(-(-size // block))[:, None] * block - halo  # [blocks, 1]
+        inside = inside & ((first + keys >= 0) & (first + keys < size))[:, None, :]
+    return _Axis(size, block, halo, index, np.where(inside, 0.0, MASKED).astype(np.float32))
+
+
+def local_attention(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    rel_row: Table = None,
+    rel_col: Table = None,
+    *,
+    window: int,
+    mask_border: bool = False,
+    block: tuple[int, int] | None = None,
+) -> Array:
+    """Each pixel attends to the window x window pixels around it.
+
+    Args:
+      q: [B, H, W, N, d], not scaled in the paper.
+      k: [B, H, W, N, d], or None for logits of the position term alone.
+      v: [B, H, W, N, e].
+      rel_row: [window, d // 2], shared by the heads: what the row offset contributes, for the first
+        half of q; None together with rel_col for no position term.
+      rel_col: [window, d - d // 2].
+      window: odd K.
+      mask_border: leaves pixels outside the map out of the softmax.
+      block: rows and columns of a block of queries; results do not depend on it.
+
+    Returns:
+      [B, H, W, N, e] in the type of v.
+    """
+    sides = block or _block(*q.shape[1:3])
+    rows, cols = (
+        _axis(size, side, window // 2, window, mask_border)
+        for size, side in zip(q.shape[1:3], sides, strict=True)
+    )
+    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
+
+
+def halo_attention(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    rel_row: Table = None,
+    rel_col: Table = None,
+    *,
+    block: int = HALO_BLOCK,
+    halo: int = 3,
+    mask_border: bool = False,
+) -> Array:
+    """Each block of queries attends to the whole of its block and halo; halo 0: separate blocks.
+
+    As `local_attention`, but the tables have one row for each offset within a square, 2b + 2h - 1.
+    """
+    rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
+    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
+
+
+def _block(height: int, width: int) -> tuple[int, int]:
+    """Sides of a block of queries of local attention.
+
+    The fewer queries a block has, the fewer keys each reads in vain, but the more often keys are
+    copied. 32 queries fill vector registers; on small maps blocks of about 7 x 7 waste less at the
+    edge.
+    """
+    if min(height, width) > 14 or (height % 4 == 0 and width % 8 == 0):
+        return 4, 8
+    return -(-height // -(-height // 7)), -(-width // -(-width // 7))
+
+
+def _blocked(
+    q: Array, k: Array | None, v: Array, rel_row: Table, rel_col: Table, rows: _Axis, cols: _Axis
+) -> Array:
+    """Attention of each block to its square of keys, [B, H, W, N, d] -> [B, H, W, N, e]."""
+    tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
+    keys = () if k is None else (k,)
+
+    def local(q: Array, v: Array, *rest: Array) -> Array:
+        keys = rest[: len(rest) - len(tables)]
+        axes = (rows, cols)[: len(tables)]
+        # [b, M, d // 2] and [b, M, d - d // 2]
+        gathered = [t[a.index] for t, a in zip(rest[len(keys) :], axes, strict=True)]
+        groups = rows.blocks * cols.blocks * q.shape[3]  # R C N
+        tiles = plan(q.shape[0], groups, 1, rows.mask[0].size * cols.mask[0].size * 4)
+
+        def chunk(inputs: tuple[Array, ...]) -> Array:
+            q, v, *k = inputs  # [I, H, W, N, .] of I images
+            queries = _cut(q, rows, cols, halo=False)  # [I, N, C, R, b, b, d]
+            values = _cut(v, rows, cols)  # [I, N, C, R, M, M, e]
+            bias = _bias(queries, gathered, rows.mask, cols.mask)  # [I, N, C, R, M, b, b] twice
+            # Without keys the content term is an inner product of width 0.
+            keys = _cut(k[0], rows, cols) if k else values[..., :0]
+            queries = queries if k else queries[..., :0]
+            terms = tuple(_flat(term, 1) for term in bias)  # [I N C R, M, b b]
+            q, k, v = (_flat(x, 2) for x in (queries, keys, values))  # [I N C R, b b or M M, .]
+            out = attend_tiled(q, k, v, terms, tiles, rows.block * cols.block)
+            return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
+
+        return map_images(chunk, (q, v, *keys), tiles)
+
+    return batch_local(local)(q, v, *keys, replicated=tables)
+
+
+def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
+    """[I, H, W, N, c] -> overlapping rectangles [I, N, C, R, Y, X, c] of a zero-padded map."""
+    x = _bands(x.transpose(0, 3, 2, 1, 4), 2, cols, cols.halo if halo else 0)
+    return _bands(x.swapaxes(3, 4), 3, rows, rows.halo if halo else 0)
+
+
+def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
+    """Cuts the axis `at` into blocks with a halo, [.., H, ..] -> [.., R, M, ..].
+
+    A band is a block of the padded map and what it takes of the blocks after it: two or three
+    slices of all blocks at once. The transpose adds as few pieces, with neither a scatter nor one
+    pass over the map for each block.
+    """
+    block, length = axis.block, axis.block + 2 * halo
+    pieces = -(-length // block)
+    total = axis.blocks + pieces - 1
+    pads = [(0, 0)] * x.ndim
+    pads[at] = (halo, total * block - axis.size - halo)
+    x = jnp.pad(x, pads)
+    x = x.reshape(*x.shape[:at], total, block, *x.shape[at + 1 :])  # [.., R + pieces - 1, b, ..]
+    parts = []
+    for shift in range(pieces):
+        part = jax.lax.slice_in_dim(x, shift, shift + axis.blocks, axis=at)  # [.., R, b, ..]
+        width = min(block, length - shift * block)
+        parts.append(jax.lax.slice_in_dim(part, 0, width, axis=at + 1))
+    return jnp.concatenate(parts, at + 1)
+
+
+def _join(x: Array, height: int, width: int) -> Array:
+    """Rectangles of queries [I, N, C, R, y, x, c] -> [I, H, W, N, c]."""
+    x = x.transpose(0, 3, 4, 2, 5, 1, 6)  # [I, R, y, C, x, N, c]
+    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])
+    return x[:, :height, :width]
+
+
+def _flat(x: Array, first: int) -> Array:
+    """[I, N, C, R, a, b, c] -> [I*N*C*R, .., ..], merging (a, b) if `first` is 2, (b, c) if 1."""
+    a, b, c = x.shape[4:]
+    return x.reshape(math.prod(x.shape[:4]), *((a * b, c) if first == 2 else (a, b * c)))
+
+
+def _bias(
+    q: Array, tables: Sequence[Array], row_mask: np.ndarray, col_mask: np.ndarray
+) -> tuple[Array, Array]:
+    """Row terms [I, N, C, R, M, y, x] and column terms of the logits: positions and masks.
+
+    Args:
+      q: [I, N, C, R, y, x, d].
+      tables: row table [y, M, d // 2] and column table [x, M', d - d // 2], gathered; or none.
+      row_mask: [R or 1, y, M].
+      col_mask: [C or 1, x, M'].
+    """
+    row_mask = row_mask.swapaxes(1, 2)[:, :, :, None]  # [R or 1, M, y, 1]
+    col_mask = col_mask.swapaxes(1, 2)[:, None, :, None, :]  # [C or 1, 1, M', 1, x]
+    if not tables:
+        shapes = [
+            (*q.shape[:4], keys, *q.shape[4:6]) for keys in (row_mask.shape[1], col_mask.shape[2])
+        ]
+        return jnp.broadcast_to(row_mask, shapes[0]), jnp.broadcast_to(col_mask, shapes[1])
+    half = tables[0].shape[-1]
+    row = jnp.einsum("incryxd,yYd->incrYyx", q[..., :half], tables[0].astype(q.dtype))
+    col = jnp.einsum("incryxd,xXd->incrXyx", q[..., half:], tables[1].astype(q.dtype))
+    return row + row_mask.astype(q.dtype), col + col_mask.astype(q.dtype)
