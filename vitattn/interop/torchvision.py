@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +15,8 @@ from trainlib.formats.safetensors import Reader
 from trainlib.formats.weight_source import RECORD, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
-from vitattn.data.catalog import statistics
 from vitattn.interop import torchvision_names
+from vitattn.interop.serving import image_facts, serving
 from vitattn.labels import class_names
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
@@ -41,12 +39,11 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
       config: of the model.
       kind: "safetensors"; there is no other format of vision weights.
       names: of `NAMES`; "auto" is our own.
-      dtype: not needed: no file says it twice.
+      dtype: of the file, which a table of vision weights does not depend on.
 
     Raises:
       ConfigError: the model cannot be written so.
     """
-    del dtype
     if kind != "safetensors":
         raise ConfigError(
             f"--format={kind} is for language models; vision models are exported as safetensors or "
@@ -55,7 +52,7 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
     if names not in NAMES:
         raise one_of("--names", names, NAMES)
     if names == "torchvision":
-        return torchvision_names.layout(config, serving(config)[2])
+        return torchvision_names.layout(config, image_facts(config))
     model = abstract(config)
     specs = {**model.params, **model.model_state}
     return own_layout(specs, {"config.json": settings.to_json(config)})
@@ -65,14 +62,13 @@ def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
     """Opens a safetensors file, or a directory with one, in torchvision's names.
 
     Args:
-      kind: "torchvision"; there is no other.
+      kind: "torchvision", the only one that the commands offer for vision models.
       path: the file or directory.
       strip: what is taken off the beginning of its names.
 
     Raises:
       CheckpointError: damaged, hostile, or no ResNet that this package has.
     """
-    del kind
     reader = Reader(path, strip)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
     config = config_lib.default_config("resnet")
@@ -89,8 +85,8 @@ def beside(config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
       DataError: the names of the classes do not fit.
     """
     number = None if is_export(workdir) else step
-    kept = class_names.of_model(workdir, number, configure(config.model).num_classes)[1]
-    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
+    known = class_names.of_model(workdir, number, configure(config.model).num_classes)[1]
+    return {class_names.FILE: class_names.to_text(known.names)} if known else {}
 
 
 def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:
@@ -105,37 +101,13 @@ def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, s
       DataError: the names do not fit.
     """
     outputs = configure(config.model).num_classes
-    place = path if path.is_dir() else path.parent
+    directory = path if path.is_dir() else path.parent
     if names is not None:
-        kept = class_names.read(names, outputs)
+        known = class_names.read(names, outputs)
     else:  # what lies beside a single file is only then ours when an export says so
-        ours = path.is_dir() or (place / RECORD).is_file()
-        kept = class_names.find(place, "", {}, outputs) if ours else None
-    return {class_names.FILE: class_names.to_text(kept.names)} if kept else {}
-
-
-def serving(
-    config: ConfigDict,
-) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
-    """The evaluation forward as a pure function, for export.
-
-    Returns:
-      `(params, model_state, {"image": [B, H, W, 3]}) -> float32 logits [B, classes]`; the inputs:
-      name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
-    """
-    model = abstract(config)
-    height, width = configure(config.model).size
-
-    def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
-        return model.bind(params, model_state)(inputs["image"], train=False)
-
-    mean, std = statistics(config.data)
-    facts = {
-        "image": "(RGB / 255 - mean) / std",
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
-    }
-    return forward, {"image": (("batch", height, width, 3), "float32")}, facts
+        ours = path.is_dir() or (directory / RECORD).is_file()
+        known = class_names.find(directory, "", {}, outputs) if ours else None
+    return {class_names.FILE: class_names.to_text(known.names)} if known else {}
 
 
 def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
@@ -146,13 +118,15 @@ def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
       CheckpointError: they differ by more than rounding.
     """
     import torch
-    import torchvision
+
+    # The type checker takes this very file for the library.
+    from torchvision import models  # pyright: ignore[reportAttributeAccessIssue]
 
     missing = torchvision_names.not_there(configure(config.model))
     if missing:
         raise ConfigError(f"--check: torchvision has no ResNet {missing}. Leave it out.")
     depth, size = config.model.depth, configure(config.model).size
-    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=config.model.num_classes)
+    theirs = getattr(models, f"resnet{depth}")(num_classes=config.model.num_classes)
     reader = Reader(path)
     values = {name: torch.from_numpy(reader.read(name).astype("f4")) for name in reader.tensors}
     theirs.load_state_dict(values)
@@ -163,8 +137,8 @@ def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
     weights = {name: params[name] for name in model.params}
     statistics = {name: params[name] for name in model.model_state}
     forward, *_ = serving(config)
-    found = np.asarray(jax.jit(forward)(weights, statistics, {"image": image}))
-    difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    ours = np.asarray(jax.jit(forward)(weights, statistics, {"image": image}))
+    difference, largest = float(np.abs(ours - expected).max()), float(np.abs(expected).max())
     line = f"largest difference of logits to torchvision {difference:.2e}, of {largest:.3g}"
     if not difference <= TOLERANCE * max(1.0, largest):
         raise CheckpointError(f"The imported model is another one: {line}.")

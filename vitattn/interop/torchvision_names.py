@@ -62,7 +62,7 @@ def layout(config: ConfigDict, facts: Mapping[str, Any]) -> Layout:
 
     Args:
       config: of the model.
-      facts: what a caller must know of the images (`interop.serving`), written beside the weights.
+      facts: how images are normalised (`interop.serving.image_facts`), written beside the weights.
 
     Raises:
       ConfigError: the model is another one.
@@ -152,8 +152,8 @@ def recognise(shapes: Shapes, path: Path, config: ConfigDict) -> None:
     Raises:
       CheckpointError: no ResNet in these names, or one that this package has not; says which.
     """
-    found = [re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv1\.weight", name) for name in shapes]
-    blocks = [len({m[2] for m in found if m and m[1] == str(number)}) for number in range(1, 5)]
+    names = [re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv1\.weight", name) for name in shapes]
+    blocks = [len({m[2] for m in names if m and m[1] == str(number)}) for number in range(1, 5)]
     if not all(blocks) or len(shapes.get("conv1.weight", ())) != 4:
         raise CheckpointError(
             f"{shown(path)} holds no ResNet in torchvision's names{_first(shapes)}."

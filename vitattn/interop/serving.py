@@ -1,0 +1,42 @@
+"""The evaluation forward of a vision model as a program for others (StableHLO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from trainlib.model import weights
+from trainlib.model.weights import Arrays
+from vitattn.data.catalog import statistics
+from vitattn.models import build, configure
+
+
+def serving(
+    config: ConfigDict,
+) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
+    """The evaluation forward as a pure function, for export.
+
+    Returns:
+      `(params, model_state, {"image": f32 [B, H, W, 3]}) -> f32 logits [B, classes]`; the inputs:
+      name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
+    """
+    model = weights.abstract(build(config.model))
+    height, width = configure(config.model).size
+
+    def forward(params: Arrays, model_state: Arrays, inputs: Arrays) -> jax.Array:
+        return model.bind(params, model_state)(inputs["image"], train=False)
+
+    return forward, {"image": (("batch", height, width, 3), "float32")}, image_facts(config)
+
+
+def image_facts(config: ConfigDict) -> dict[str, Any]:
+    """How the images of a model are normalised, as plain data."""
+    mean, std = statistics(config.data)
+    return {
+        "image": "(RGB / 255 - mean) / std",
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+    }
