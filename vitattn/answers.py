@@ -22,7 +22,6 @@ from vitattn.labels.class_names import Names, numbered, printable
 from vitattn.task import Task
 
 LONGEST = 4096  # characters of a path that is printed
-MANY = 32  # above this number of answers their progress is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,13 @@ class Answer:
 
 
 def printed(
-    stream: Iterator[Answer], total: int, size: int, render: Callable[[Answer], str]
+    stream: Iterator[Answer],
+    total: int,
+    size: int,
+    render: Callable[[Answer], str],
+    many: bool,
 ) -> Iterator[Answer]:
-    """Passes answers on once they are printed, with progress when there are many.
+    """Passes answers on once they are printed.
 
     The line of progress shares the terminal with the answers. If these go to a file, it is on
     standard error.
@@ -57,9 +60,9 @@ def printed(
       total: how many there will be.
       size: answers of one batch; progress is shown after each.
       render: turns an answer into text.
+      many: whether to show progress.
     """
     live = sys.stdout.isatty()
-    many = total > max(MANY, size)
     terminal = sys.stdout if live else sys.stderr
     with contextlib.closing(Progress(total, stream=terminal, unit="image")) as progress:
         for done, answer in enumerate(stream, 1):

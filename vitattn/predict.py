@@ -102,7 +102,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     rows, unread = [], []
     with contextlib.closing(answers(source, plan, size, predict)) as stream:
         render = renderer(task, names, request.as_json)
-        for answer in printed(stream, len(paths), size, render):
+        many = len(paths) > max(BATCH, size)
+        for answer in printed(stream, len(paths), size, render, many):
             if answer.error:
                 unread.append(f"{shown(answer.image, 1000)} {answer.error}")
             elif picture is not None:

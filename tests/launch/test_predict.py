@@ -23,6 +23,7 @@ from trainlib.step import train_state as state_lib
 from trainlib.step.optimizers import make_optimizer
 from vitattn import config as config_lib
 from vitattn import predict as vision
+from vitattn.analysis import plots
 from vitattn.data import eval_batches, make_source
 from vitattn.models import build
 
@@ -136,7 +137,7 @@ def test_an_exported_directory_answers_as_its_run(saved, digits, capsys, tmp_pat
 
 def test_attention_is_drawn_for_each_image_and_layer(saved, digits, capsys, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(vision.plots, "attention_picture", lambda *args: drawn.append(args))
+    monkeypatch.setattr(plots, "attention_picture", lambda *args: drawn.append(args))
     (tmp_path / "names").write_text("".join(f"digit {n}\n" for n in range(10)))
     images = [str(digits[0] / name) for name in ("00.png", "07.png")]
     code, out, error = outcome(
