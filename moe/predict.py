@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         print(note, flush=True)
     progress = Progress(total, done, enabled=main_host, unit="line")
     with StopRequest() as stop:
-        for batch in batches(request.input, done, answerer.rows):
+        for batch in batches(request.input, done, answerer.batch_size):
             answered = _answered(answerer, weights.params, batch, SEVERAL in added)
             partial.write(answered, main_host)
             done += len(answered)

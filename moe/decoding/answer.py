@@ -1,6 +1,6 @@
 """From input texts to answers: batches, the compiled search, texts again.
 
-Letters: B rows of a batch, C candidates, L most tokens of an answer.
+Letters: B questions of a batch, C candidates, L most tokens of an answer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from moe.decoding import model as decode
-from moe.decoding.model import Decoding
+from moe.decoding.model import Decoding, make_generate, make_score
+from moe.decoding.search import NEVER
 from moe.models.architecture import Architecture
 from moe.tasks.task_reader import encode
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort
-from trainlib.model import weights as nn
+from trainlib.model.weights import Arrays
 from trainlib.step import step
 from trainlib.step.plan import Plan
 
@@ -45,7 +45,7 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """What was found for one question.
+    """The answer to one question.
 
     Attributes:
       text: the words.
@@ -96,17 +96,17 @@ class Answerer:
         config = plan.config
         self.plan, self.vocabulary = plan, vocabulary
         self.length = config.data.encoder_length
-        self.rows = batch_size or config.eval_batch_size or config.batch_size
-        self.place = host_slice(self.rows, jax.process_index(), jax.process_count())
+        self.batch_size = batch_size or config.eval_batch_size or config.batch_size
+        self.host_part = host_slice(self.batch_size, jax.process_index(), jax.process_count())
         options = Decoding(**dict(config.decoding.items()))
         options = dataclasses.replace(
             options, num_return_sequences=num_return_sequences or options.num_return_sequences
         )
         most = config.data.decoder_length
-        search = decode.make_generate(plan.model, options, most, vocabulary.size)
+        search = make_generate(plan.model, options, most, vocabulary.size)
         self.longest = options.max_length or most
         self._search = self._compiled(search)
-        self._score = self._compiled(decode.make_score(plan.model))
+        self._score = self._compiled(make_score(plan.model))
 
     def _compiled(self, function: Any) -> Any:
         return step.compile_eval(function, self.plan)
@@ -128,13 +128,13 @@ class Answerer:
         """Row of a table: how many answers were ended by the limit, and what that is."""
         return "unfinished", f"{cut:,} of {total:,} answers (limit {self.longest:,} tokens)"
 
-    def answers(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[Answer]:
-        """What is found for each question, in order; of several answers the first."""
-        for found in self._found(params, questions):
-            words = found["words"].reshape(-1, found["words"].shape[-1])[0]
+    def answers(self, params: Arrays, questions: Sequence[Question]) -> Iterator[Answer]:
+        """The answer to each question, in order; of several the first."""
+        for result in self._results(params, questions):
+            words = result["words"].reshape(-1, result["words"].shape[-1])[0]
             yield Answer(self.vocabulary.decode(_before_eos(words)), EOS not in words)
 
-    def search(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[list[Scored]]:
+    def search(self, params: Arrays, questions: Sequence[Question]) -> Iterator[list[Scored]]:
         """All answers to each question, in order: beams best first, draws as drawn.
 
         There are decoding.num_return_sequences, and fewer where so many beams did not end within
@@ -143,43 +143,43 @@ class Answerer:
         Raises:
           NumericAbort: the model gives NaN.
         """
-        return map(self._read, self._found(params, questions))
+        return map(self._read, self._results(params, questions))
 
-    def _found(
-        self, params: nn.Arrays, questions: Sequence[Question]
+    def _results(
+        self, params: Arrays, questions: Sequence[Question]
     ) -> Iterator[dict[str, np.ndarray]]:
         """What the compiled search returns for each question, without the axis B."""
-        for start in range(0, len(questions), self.rows):
-            part = questions[start : start + self.rows]
-            # A last batch repeats its questions: empty rows would never end and hold up the others.
-            rows = list(itertools.islice(itertools.cycle(part), self.rows))
-            numbers = np.asarray([question.number for question in rows], np.int32)
-            found = self._run(self._search, params, {**self._inputs(rows), "number": numbers})
-            _check(found.get("score", 0.0))
-            for row in range(len(part)):
-                yield {name: value[row] for name, value in found.items()}
+        for start in range(0, len(questions), self.batch_size):
+            part = questions[start : start + self.batch_size]
+            # A last batch repeats its questions: empty ones would never end.
+            batch = list(itertools.islice(itertools.cycle(part), self.batch_size))
+            numbers = np.asarray([question.number for question in batch], np.int32)
+            result = self._run(self._search, params, {**self._inputs(batch), "number": numbers})
+            _check(result.get("score", 0.0))
+            for index in range(len(part)):
+                yield {name: value[index] for name, value in result.items()}
 
-    def _read(self, found: dict[str, np.ndarray]) -> list[Scored]:
+    def _read(self, result: dict[str, np.ndarray]) -> list[Scored]:
         """The answers of one question; words are [L], or [N, L] of several."""
-        words = found["words"].reshape(-1, found["words"].shape[-1])
-        scores = found["score"].reshape(-1)
-        ranks = found["rank_score"].reshape(-1) if "rank_score" in found else [None] * len(words)
+        words = result["words"].reshape(-1, result["words"].shape[-1])
+        scores = result["score"].reshape(-1)
+        ranks = result["rank_score"].reshape(-1) if "rank_score" in result else [None] * len(words)
         return [
             Scored(
-                self.vocabulary.decode(_before_eos(own)),
-                EOS not in own,
+                self.vocabulary.decode(_before_eos(answer)),
+                EOS not in answer,
                 float(score),
                 None if rank is None else float(rank),
             )
-            for own, score, rank in zip(words, scores, ranks, strict=True)
-            if score > decode.NEVER / 2
+            for answer, score, rank in zip(words, scores, ranks, strict=True)
+            if score > NEVER / 2
         ]
 
-    def choices(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[int]:
+    def choices(self, params: Arrays, questions: Sequence[Question]) -> Iterator[int]:
         """Number of the likeliest candidate of each question, the first of equal ones."""
         return (int(np.argmax(scores)) for scores in self.scores(params, questions))
 
-    def scores(self, params: nn.Arrays, questions: Sequence[Question]) -> Iterator[np.ndarray]:
+    def scores(self, params: Arrays, questions: Sequence[Question]) -> Iterator[np.ndarray]:
         """The log-probability of each candidate of each question, float32 [candidates].
 
         It is the `score` that a search gives the same words, which may be words that a search
@@ -188,13 +188,13 @@ class Answerer:
         most = max(len(question.candidates) for question in questions)
         longest = max(len(ids) for question in questions for ids in question.candidates) + 1
         count = most if most <= 4 else _rounded(most)
-        for start in range(0, len(questions), self.rows):
-            part = questions[start : start + self.rows]
-            candidates = np.zeros((self.rows, count, _rounded(longest)), np.int32)
+        for start in range(0, len(questions), self.batch_size):
+            part = questions[start : start + self.batch_size]
+            candidates = np.zeros((self.batch_size, count, _rounded(longest)), np.int32)
             for row, question in enumerate(part):
-                for place, ids in enumerate(question.candidates):
-                    candidates[row, place, : len(ids)] = ids
-                    candidates[row, place, len(ids)] = EOS
+                for number, ids in enumerate(question.candidates):
+                    candidates[row, number, : len(ids)] = ids
+                    candidates[row, number, len(ids)] = EOS
             batch = {**self._inputs(part), "candidates": candidates}
             scores = self._run(self._score, params, batch)
             _check(scores)
@@ -202,7 +202,7 @@ class Answerer:
                 yield scores[row, : len(question.candidates)]
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
-        tokens = np.zeros((self.rows, self.length), np.int32)
+        tokens = np.zeros((self.batch_size, self.length), np.int32)
         segments = np.zeros_like(tokens)
         for row, question in enumerate(questions):
             ids = question.ids[: self.length - 1]
@@ -211,10 +211,10 @@ class Answerer:
             segments[row, : len(ids) + 1] = 1
         return {"encoder_inputs": tokens, "encoder_segments": segments}
 
-    def _run(self, compiled: Any, params: nn.Arrays, batch: dict[str, np.ndarray]) -> Any:
-        first, last = self.place
-        own = {name: value[first:last] for name, value in batch.items()}
-        return jax.device_get(compiled(params, {}, step.put_batch(own, self.plan.batch_sharding)))
+    def _run(self, compiled: Any, params: Arrays, batch: dict[str, np.ndarray]) -> Any:
+        first, last = self.host_part
+        part = {name: value[first:last] for name, value in batch.items()}
+        return jax.device_get(compiled(params, {}, step.put_batch(part, self.plan.batch_sharding)))
 
 
 def _check(scores: np.ndarray | float) -> None:

@@ -36,7 +36,8 @@ from moe.text.vocabulary import EOS, PAD
 from trainlib.config import require
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, number, whole
-from trainlib.model import weights as nn
+from trainlib.model.weights import Abstract, Arrays
+from trainlib.model.weights import abstract as abstract_of
 
 METHODS = ("greedy", "beam", "sample")
 MOST_BEAMS = 10_000
@@ -124,7 +125,7 @@ def _without_drops(routing: RoutingConfig | None) -> RoutingConfig | None:
     )
 
 
-def decoding_model(model: Architecture) -> nn.Abstract:
+def decoding_model(model: Architecture) -> Abstract[Transformer]:
     """The model as it is decoded: the same weights, and a decoder that drops no token.
 
     Raises:
@@ -136,7 +137,7 @@ def decoding_model(model: Architecture) -> nn.Abstract:
             "an encoder-decoder. Use model.kind='encoder_decoder'."
         )
     routing = _without_drops(model.stack_routing("decoder"))
-    return nn.abstract(Transformer(dataclasses.replace(model, decoder_routing=routing)))
+    return abstract_of(Transformer(dataclasses.replace(model, decoder_routing=routing)))
 
 
 def _reorder(cache: Any, parents: jax.Array, batch: int) -> Any:
@@ -182,7 +183,7 @@ def _draws(options: Decoding, number: jax.Array | None) -> Choose:
 
 def make_generate(
     model: Architecture, options: Decoding, length: int, words: int
-) -> Callable[[nn.Arrays, nn.Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
+) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
     """`(params, {}, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
     after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
     "score".
@@ -207,7 +208,7 @@ def make_generate(
     copies = options.num_return_sequences if options.method == "sample" else beams
 
     def run(
-        params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]
+        params: Arrays, model_state: Arrays, batch: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
         bound = abstract.bind(params, model_state)
         segments = batch["encoder_segments"]
@@ -248,7 +249,7 @@ def make_generate(
 
 def make_score(
     model: Architecture,
-) -> Callable[[nn.Arrays, nn.Arrays, dict[str, jax.Array]], jax.Array]:
+) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], jax.Array]:
     """`(params, {}, batch) -> float32 [B, C]`: log-probability of every candidate answer.
 
     One pass of the encoder and one of the decoder over all candidates: much faster than decoding.
@@ -258,7 +259,7 @@ def make_score(
     """
     abstract = decoding_model(model)
 
-    def run(params: nn.Arrays, model_state: nn.Arrays, batch: dict[str, jax.Array]) -> jax.Array:
+    def run(params: Arrays, model_state: Arrays, batch: dict[str, jax.Array]) -> jax.Array:
         bound = abstract.bind(params, model_state)
         segments, candidates = batch["encoder_segments"], batch["candidates"]
         size, count, length = candidates.shape  # B, C, L

@@ -5,7 +5,7 @@ one tensor for each layer and expert, ours one stack for each kind of block.
 
 Where Switch differs there: capacity is a number of tokens of one sequence (`expert_capacity`), the
 same in both stacks and in training and evaluation; a router sees padding, which stands behind
-the real tokens and so takes no place from them.
+the real tokens and so takes no capacity from them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ IGNORED = (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_b
 
 def blocks(model: Architecture, stack: str) -> Iterator[tuple[int, str, tuple[int, ...]]]:
     """(number, tree, index into the tree's stacked weights) of each block of a stack, in order."""
-    found = (
-        (int(number), tree, place)
+    numbered = (
+        (int(number), tree, index)
         for tree, numbers in model.trees(stack).items()
-        for place, number in np.ndenumerate(numbers)
+        for index, number in np.ndenumerate(numbers)
     )
-    yield from sorted(found)
+    yield from sorted(numbered)
 
 
 def obstacles(model: Architecture) -> list[str]:
@@ -111,13 +111,13 @@ def _block(
 ) -> list[Entry]:
     """The entries of one block."""
     theirs, ours = f"{stack}.block.{number}.layer", f"{stack}.{tree}"
-    found = []
+    entries = []
 
     def norm(layer: int, name: str) -> None:
-        found.append(Entry(f"{theirs}.{layer}.layer_norm.weight", f"{ours}.{name}.scale", index))
+        entries.append(Entry(f"{theirs}.{layer}.layer_norm.weight", f"{ours}.{name}.scale", index))
 
     def matrix(path: str, leaf: str, more: tuple[int, ...] = ()) -> None:
-        found.append(Entry(f"{theirs}.{path}.weight", f"{ours}.{leaf}", index + more, TRANSPOSED))
+        entries.append(Entry(f"{theirs}.{path}.weight", f"{ours}.{leaf}", index + more, TRANSPOSED))
 
     norm(0, "attention_norm")
     for leaf, short in _ATTENTION.items():
@@ -143,7 +143,7 @@ def _block(
         inner = "mlp" if model.routing is not None else "DenseReluDense"
         for leaf, short in matrices.items():
             matrix(f"{last}.{inner}.{short}", f"ffn.{leaf}")
-    return found
+    return entries
 
 
 def tensors(
@@ -170,11 +170,11 @@ def tensors(
             "Save the whole model, as T5ForConditionalGeneration does."
         )
     scaled = hf_config.scales_output(config)
-    kept = {}
+    names = {}
     if TABLE not in shapes:
-        others = (*_EMBEDDED, *([HEAD] if scaled else []))
-        kept[TABLE] = next((name for name in others if name in shapes), TABLE)
+        others = (*_EMBEDDED, HEAD) if scaled else _EMBEDDED
+        names[TABLE] = next((name for name in others if name in shapes), TABLE)
     if HEAD not in shapes and not scaled and config.get("model_type") != hf_config.SWITCH:
-        kept[HEAD] = kept.get(TABLE, TABLE)
-    shapes |= {name: shapes[other] for name, other in kept.items() if other in shapes}
-    return shapes, lambda name: reader.read(kept.get(name, name))
+        names[HEAD] = names.get(TABLE, TABLE)
+    shapes |= {name: shapes[other] for name, other in names.items() if other in shapes}
+    return shapes, lambda name: reader.read(names.get(name, name))

@@ -36,8 +36,11 @@ _OTHERS = {
 
 # What the classes of transformers assume where a file says nothing.
 _COMMON: dict[str, Any] = {
-    **{"d_kv": 64, "num_decoder_layers": None, "dropout_rate": 0.1},
-    **{"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
+    "d_kv": 64,
+    "num_decoder_layers": None,
+    "dropout_rate": 0.1,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     T5: _COMMON
@@ -79,24 +82,43 @@ FIXED_IN_SWITCH: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 HONOURED = frozenset(
     {
-        *{key for defaults in _DEFAULTS.values() for key in defaults},
-        *{"model_type", "tie_word_embeddings", "scale_decoder_outputs"},
-        *{"dense_act_fn", "is_gated_act", "encoder_sparse_step", "decoder_sparse_step"},
+        *(key for defaults in _DEFAULTS.values() for key in defaults),
+        "model_type",
+        "tie_word_embeddings",
+        "scale_decoder_outputs",
+        "dense_act_fn",
+        "is_gated_act",
+        "encoder_sparse_step",
+        "decoder_sparse_step",
         *_T5_ALIASES.values(),
     }
 )
 INERT = frozenset(
     {
         # Of every class: names, labels, forms of what is returned.
-        *{"transformers_version", "architectures", "output_hidden_states", "output_attentions"},
-        *{"return_dict", "dtype", "torch_dtype", "id2label", "label2id", "problem_type"},
-        *{"chunk_size_feed_forward", "_name_or_path"},
+        "transformers_version",
+        "architectures",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "dtype",
+        "torch_dtype",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "_name_or_path",
         # How weights begin, the dropout of another head, whether keys and values are kept.
-        *{"initializer_factor", "classifier_dropout", "use_cache"},
+        "initializer_factor",
+        "classifier_dropout",
+        "use_cache",
         # Set by their model for each of its stacks, whatever the file says.
-        *{"is_decoder", "add_cross_attention"},
+        "is_decoder",
+        "add_cross_attention",
         # No text begins with one; the router's padding is masked in no version.
-        *{"bos_token_id", "router_ignore_padding_tokens", "add_router_probs"},
+        "bos_token_id",
+        "router_ignore_padding_tokens",
+        "add_router_probs",
     }
 )
 
@@ -142,14 +164,14 @@ def from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def _unknown(kind: Any) -> str:
     """Why a kind of model is not read, and what is."""
-    found = f"config.json: model_type={shown(repr(kind), 60)} is not read"
+    reason = f"config.json: model_type={shown(repr(kind), 60)} is not read"
     if isinstance(kind, str) and kind in _OTHERS:
         return (
-            f"{found}: {_OTHERS[kind]}. Read are {', '.join(_DEFAULTS)}; ByT5, Flan-T5 and T5 1.0 "
+            f"{reason}: {_OTHERS[kind]}. Read are {', '.join(_DEFAULTS)}; ByT5, Flan-T5 and T5 1.0 "
             f"are {T5}. Take a checkpoint of one of these."
         )
     return (
-        f"{found}; {', '.join(_DEFAULTS)} are. A model that is one of these under another name "
+        f"{reason}; {', '.join(_DEFAULTS)} are. A model that is one of these under another name "
         f'(as ByT5 and Flan-T5 are {T5}) is read when its file says so: "model_type": "{T5}".'
     )
 
@@ -174,7 +196,7 @@ def _fixed(config: Mapping[str, Any], fields: Mapping[str, tuple[tuple[Any, ...]
 
 def _without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
     """The fields under their own names; transformers reads a second name of some of them."""
-    found = dict(config)
+    fields = dict(config)
     for key, alias in aliases.items():
         if alias not in config:
             continue
@@ -183,8 +205,8 @@ def _without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> d
                 f"config.json: {key}={shown(repr(config[key]), 40)} and {alias}="
                 f"{shown(repr(config[alias]), 40)} are two names of one field. Remove one of them."
             )
-        found[key] = config[alias]
-    return found
+        fields[key] = config[alias]
+    return fields
 
 
 def _number(values: Mapping[str, Any], key: str, high: float) -> float:
@@ -225,14 +247,14 @@ def _activation(values: Mapping[str, Any]) -> str:
     gated = _flag(values, "is_gated_act", words[0] == "gated")
     ours = {(True, "gelu_new"): "geglu", (True, "gelu_pytorch_tanh"): "geglu"}
     ours[False, "relu"] = "relu"
-    found = ours.get((gated, str(name)))
-    if found is None:
+    activation = ours.get((gated, str(name)))
+    if activation is None:
         raise CheckpointError(
             f"config.json: feed_forward_proj={shown(repr(form), 40)}, which computes "
             f"{shown(name, 40)} {'with' if gated else 'without'} a gate, is not read; gated-gelu "
             "(T5 v1.1, mT5; the tanh form gelu_new) and relu (T5 1.0) are."
         )
-    return found
+    return activation
 
 
 # ------------------------------------------------------------------------------ Switch
@@ -278,7 +300,7 @@ def _switch(
 
 def _placed(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """Our keys for where the sparse layers of both stacks stand."""
-    found = {}
+    sparse = {}
     for stack in ("encoder", "decoder"):
         layers, key = model[f"{stack}_blocks"], f"num_sparse_{stack}_layers"
         count = integer(values[key], f"config.json: {key}", 0, 1024)
@@ -286,41 +308,42 @@ def _placed(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
         before = {"encoder": values["layers_before"], "decoder": layers}[stack]
         step = values.get(f"{stack}_sparse_step", before // count if count else before)
         step = integer(step, f"config.json: {stack}_sparse_step", 0, 2**16)
-        found[stack] = sparse_layers(layers, step)
+        sparse[stack] = sparse_layers(layers, step)
     try:
-        return placement(found, {s: model[f"{s}_blocks"] for s in found})
+        return placement(sparse, {s: model[f"{s}_blocks"] for s in sparse})
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from None
 
 
 # ------------------------------------------------------------------------------ written
-def _rows(model: Architecture, lengths: Mapping[str, int]) -> dict[str, int]:
+def _capacities(model: Architecture, lengths: Mapping[str, int]) -> dict[str, int]:
     """Stack -> capacity of one of its experts in evaluation, for one sequence."""
-    routing, found = model.routing, {}
+    routing, capacities = model.routing, {}
     for stack, length in lengths.items():
         if routing is None or stack not in model.stacks or not model.sparse_blocks(stack):
             continue
         if routing.dropless:
-            found[stack] = length
+            capacities[stack] = length
             continue
         size = routing.group_size or (routing.group_sequences or 1) * length
-        found[stack] = math.ceil(capacity(routing, size, train=False) * length / size)
-    return found
+        capacities[stack] = math.ceil(capacity(routing, size, train=False) * length / size)
+    return capacities
 
 
 def capacity_notes(model: Architecture, lengths: Mapping[str, int]) -> tuple[str, ...]:
     """What the one capacity of a Switch model there does not say of ours."""
-    rows, routing = _rows(model, lengths), model.routing
+    capacities, routing = _capacities(model, lengths), model.routing
+    largest = _capacity(capacities)
     assert routing is not None
     notes = [
-        f"transformers counts capacity by sequence: expert_capacity={_capacity(rows)} tokens of "
+        f"transformers counts capacity by sequence: expert_capacity={largest} tokens of "
         "one expert, in both stacks, in training and evaluation"
     ]
-    if len(set(rows.values())) > 1:
-        here = ", ".join(f"{count} in the {stack}" for stack, count in rows.items())
+    if len(set(capacities.values())) > 1:
+        here = ", ".join(f"{count} in the {stack}" for stack, count in capacities.items())
         notes.append(f"here it is {here}: where experts are full, other tokens are dropped there")
     if routing.dropless:
-        notes.append(f"here nothing is dropped; sequences of more than {_capacity(rows)} may be")
+        notes.append(f"here nothing is dropped; sequences of more than {largest} may be")
     elif routing.group_size or routing.group_sequences != 1:
         notes.append(
             "here a group is not one sequence: where experts are full, other tokens are dropped "
@@ -329,8 +352,8 @@ def capacity_notes(model: Architecture, lengths: Mapping[str, int]) -> tuple[str
     return tuple(notes)
 
 
-def _capacity(rows: Mapping[str, int]) -> int:
-    return max(rows.values(), default=64)
+def _capacity(capacities: Mapping[str, int]) -> int:
+    return max(capacities.values(), default=64)
 
 
 def _steps(model: Architecture, stack: str) -> dict[str, int | None]:
@@ -339,10 +362,10 @@ def _steps(model: Architecture, stack: str) -> dict[str, int | None]:
     """
     count, layers = len(model.sparse_blocks(stack)), getattr(model, model.stacks[stack])
     derived = sparse_layers(layers, layers // count if count else layers)
-    found: dict[str, int | None] = {f"num_sparse_{stack}_layers": count}
+    steps: dict[str, int | None] = {f"num_sparse_{stack}_layers": count}
     if derived != model.sparse_blocks(stack):
-        found[f"{stack}_sparse_step"] = sparse_step(model, stack)
-    return found
+        steps[f"{stack}_sparse_step"] = sparse_step(model, stack)
+    return steps
 
 
 def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> dict[str, Any]:
@@ -370,19 +393,19 @@ def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> di
     routing = model.routing
     if routing is None:
         gated = model.activation == "geglu"
-        own = {
+        of_kind = {
             "architectures": ["T5ForConditionalGeneration"],
             "model_type": T5,
             "feed_forward_proj": "gated-gelu" if gated else "relu",
         }
-        return own | config
-    own = {
+        return of_kind | config
+    of_kind = {
         "architectures": ["SwitchTransformersForConditionalGeneration"],
         "model_type": SWITCH,
         "dense_act_fn": "relu",
         "num_experts": routing.num_experts,
         **{key: value for stack in model.stacks for key, value in _steps(model, stack).items()},
-        "expert_capacity": _capacity(_rows(model, lengths)),
+        "expert_capacity": _capacity(_capacities(model, lengths)),
         "router_bias": False,
         "router_dtype": routing.router_dtype,
         "router_jitter_noise": routing.jitter,
@@ -391,4 +414,4 @@ def to_config(model: Architecture, dtype: str, lengths: Mapping[str, int]) -> di
         "router_aux_loss_coef": routing.balance_loss_weight,
         "add_router_probs": False,
     }
-    return own | config
+    return of_kind | config

@@ -70,9 +70,9 @@ def folders(directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def _keys(leaf: Any, where: Path) -> list[Any]:
-    found = leaf.get("key_metadata") if isinstance(leaf, Mapping) else None
-    if not isinstance(found, list) or not 0 < len(found) <= 32:
+    metadata = leaf.get("key_metadata") if isinstance(leaf, Mapping) else None
+    if not isinstance(metadata, list) or not 0 < len(metadata) <= 32:
         raise CheckpointError(f"{shown(where)}: a leaf without a short list key_metadata.")
-    if not all(isinstance(part, Mapping) and "key" in part for part in found):
+    if not all(isinstance(part, Mapping) and "key" in part for part in metadata):
         raise CheckpointError(f"{shown(where)}: key_metadata is no list of keys.")
-    return [part["key"] for part in found]
+    return [part["key"] for part in metadata]

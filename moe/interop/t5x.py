@@ -106,10 +106,10 @@ def obstacles(model: Architecture, names: str) -> list[str]:
 
 def layout(model: Architecture, names: str) -> Layout:
     """The table of a model without `obstacles`; names are paths joined by '/'."""
-    build = _scanned if names in ("scalable", "flaxformer_scan") else _unscanned
+    scanned = names in ("scalable", "flaxformer_scan")
     entries = [Entry("token_embedder/embedding", "embedding.table")]
     for stack in model.stacks:
-        entries += build(model, stack, names)
+        entries += _scanned(model, stack, names) if scanned else _unscanned(model, stack)
         entries.append(Entry(f"{stack}/{stack}_norm/scale", f"{stack}.norm.scale"))
     if not model.tie_word_embeddings:
         entries.append(Entry("decoder/logits_dense/kernel", "output.kernel"))
@@ -128,39 +128,40 @@ def _notes(model: Architecture) -> tuple[str, ...]:
     )
 
 
-def _unscanned(model: Architecture, stack: str, names: str) -> list[Entry]:
-    del names
+def _unscanned(model: Architecture, stack: str) -> list[Entry]:
     table = Entry(f"{stack}/relpos_bias/rel_embedding", f"{stack}.bias.table", (), TRANSPOSED)
-    found = [table]
+    entries = [table]
     for number, tree, index in blocks(model, stack):
-        add = functools.partial(_pair, found, f"{stack}/layers_{number}", f"{stack}.{tree}", index)
+        add = functools.partial(
+            _pair, entries, f"{stack}/layers_{number}", f"{stack}.{tree}", index
+        )
         _layer(model, stack, tree, add)
-    return found
+    return entries
 
 
 def _scanned(model: Architecture, stack: str, names: str) -> list[Entry]:
     periods, *counts = model.periods(stack)
-    found: list[Entry] = []
+    entries: list[Entry] = []
     outer = f"{stack}/{stack}"
     if model.stack_routing(stack) is None:
         # One tree of [1, L, ..]: the layers are the second stacked dimension.
-        places: list[tuple[str, str, tuple, int]] = [("", "dense", (0,), counts[0])]
+        parts: list[tuple[str, str, tuple, int]] = [("", "dense", (0,), counts[0])]
         if names == "flaxformer_scan":
-            places = [("/subblock_0", *places[0][1:])]
+            parts = [("/subblock_0", *parts[0][1:])]
     else:
         dense = [("dense", (slice(None), i)) for i in range(counts[0])]
         trees = [*dense, ("sparse", ())]
-        places = [(f"/subblock_{j}", *tree, periods) for j, tree in enumerate(trees)]
-    for number, (name, tree, index, layers) in enumerate(places):
+        parts = [(f"/subblock_{j}", *tree, periods) for j, tree in enumerate(trees)]
+    for number, (name, tree, index, layers) in enumerate(parts):
         table = f"{outer}{name}/relpos_bias/rel_embedding"
-        found.append(Entry(table, f"{stack}.bias.table", (), _repeated(layers), copy=number > 0))
-        add = functools.partial(_pair, found, f"{outer}{name}", f"{stack}.{tree}", index)
+        entries.append(Entry(table, f"{stack}.bias.table", (), _repeated(layers), copy=number > 0))
+        add = functools.partial(_pair, entries, f"{outer}{name}", f"{stack}.{tree}", index)
         _layer(model, stack, tree, _in_scan(add, model.num_heads if names == "scalable" else 0))
-    return found
+    return entries
 
 
 def _pair(
-    found: list[Entry],
+    entries: list[Entry],
     outer: str,
     tree: str,
     index: tuple,
@@ -168,7 +169,7 @@ def _pair(
     ours: str,
     transform: Transform = SAME,
 ) -> None:
-    found.append(Entry(f"{outer}/{theirs}", f"{tree}.{ours}", index, transform))
+    entries.append(Entry(f"{outer}/{theirs}", f"{tree}.{ours}", index, transform))
 
 
 def _in_scan(add: Callable[..., None], heads: int) -> Callable[[str, str], None]:
@@ -241,10 +242,9 @@ def guess(shapes: Mapping[str, tuple[int, ...]]) -> Guess:
     names = ("flaxformer" if sparse else "t5") if not scanned else ""
     if scanned:
         names = "flaxformer_scan" if subblocks else "scalable"
-    read = _guess_scanned if scanned else _guess_unscanned
     try:
         vocabulary, width = shapes["token_embedder/embedding"]
-        model, routing = read(shapes, names)
+        model, routing = _guess_scanned(shapes, names) if scanned else _guess_unscanned(shapes)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"The names of this checkpoint are not those of a T5 1.1 or flaxformer mixture ({error}"
@@ -272,21 +272,16 @@ def guess(shapes: Mapping[str, tuple[int, ...]]) -> Guess:
 
 
 def _guess_unscanned(
-    shapes: Mapping[str, tuple[int, ...]], names: str
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    del names
     counts, sparse = {}, {}
     for stack in ("encoder", "decoder"):
-        found = {
-            int(number): match
-            for name in shapes
-            if (match := re.match(rf"{stack}/layers_(\d{{1,4}})/", name))
-            for number in match.groups()
-        }
-        counts[stack] = len(found)
-        if not 0 < len(found) <= _MOST_LAYERS or set(found) != set(range(len(found))):
-            raise ValueError(f"{stack}/layers_0 to layers_{len(found)}")
-        experts = (f"{stack}/layers_{n}/mlp/expert/wo/kernel" in shapes for n in sorted(found))
+        pattern = re.compile(rf"{stack}/layers_(\d{{1,4}})/")
+        layers = {int(match[1]) for name in shapes if (match := pattern.match(name))}
+        counts[stack] = count = len(layers)
+        if not 0 < count <= _MOST_LAYERS or layers != set(range(count)):
+            raise ValueError(f"{stack}/layers_0 to layers_{count}")
+        experts = (f"{stack}/layers_{n}/mlp/expert/wo/kernel" in shapes for n in range(count))
         sparse[stack] = tuple(n for n, there in enumerate(experts) if there)
     heads, buckets = shapes["encoder/relpos_bias/rel_embedding"]
     dense = [n for n in range(counts["encoder"]) if n not in sparse["encoder"]]
@@ -327,8 +322,8 @@ def _guess_scanned(
         experts |= {stack: last} if last else {}
     query = shapes[f"{first}/attention/query/kernel"]
     inner = query[2] * (query[3] if names == "scalable" else 1)
-    own = f"{first}/mlp/wo/kernel"
-    hidden = shapes[own][0] if own in shapes else experts["encoder"][2]
+    dense = f"{first}/mlp/wo/kernel"
+    hidden = shapes[dense][0] if dense in shapes else experts["encoder"][2]
     model = _sizes(counts, hidden, heads, inner, buckets)
     if not experts:
         return model, {}

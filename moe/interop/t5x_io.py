@@ -42,8 +42,11 @@ _MAX_DEPTH = 32
 _MAX_CHUNKS = 1_000_000
 _CHUNK = 512 * MIB  # written; a reader holds one chunk beside the array
 _DTYPES = {
-    **{"<f4": np.dtype("f4"), "<f2": np.dtype("f2"), "<f8": np.dtype("f8")},
-    **{"<i4": np.dtype("i4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)},
+    "<f4": np.dtype("f4"),
+    "<f2": np.dtype("f2"),
+    "<f8": np.dtype("f8"),
+    "<i4": np.dtype("i4"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INLINE = {d.name: d for d in (*_DTYPES.values(), *map(np.dtype, ("i8", "u4", "?")))}
@@ -207,11 +210,11 @@ def _is_complete(
     for name, (shape, dtype) in arrays.items():
         folder = directory / array_folder(name)
         try:
-            kept = read_json(folder / _ATTRIBUTES, MIB)
+            written = read_json(folder / _ATTRIBUTES, MIB)
             array = _describe(folder)
         except CheckpointError:
             return False
-        if (kept, array.shape, array.dtype) != (dict(origin), shape, dtype):
+        if (written, array.shape, array.dtype) != (dict(origin), shape, dtype):
             return False
     return True
 
@@ -243,12 +246,12 @@ def find(path: Path) -> Path:
 
 def _held(checkpoint: Path) -> Path | None:
     """Where the tree of a checkpoint lies, if it is complete."""
-    for place in (checkpoint, checkpoint / orbax_tree.STATE):
+    for folder in (checkpoint, checkpoint / orbax_tree.STATE):
         marks = (TREE, orbax_tree.METADATA, orbax_tree.OCDBT)
-        if any((place / name).exists() for name in marks):
-            if place != checkpoint and place.is_symlink():
-                raise CheckpointError(f"{place} is a symbolic link; links are not followed.")
-            return place
+        if any((folder / name).exists() for name in marks):
+            if folder != checkpoint and folder.is_symlink():
+                raise CheckpointError(f"{folder} is a symbolic link; links are not followed.")
+            return folder
     return None
 
 
@@ -280,9 +283,9 @@ class Checkpoint:
             return
         tree = _unpack(read_small(where), where)
         outer = tree if isinstance(tree, dict) else {}
-        own = isinstance(outer.get("optimizer"), dict)  # T5X's own format
-        target = outer["optimizer"].get("target") if own else outer.get(orbax_tree.TARGET)
-        if not isinstance(target, dict) or (own and outer.get("version") not in (2, 3)):
+        plain = isinstance(outer.get("optimizer"), dict)  # T5X's own format
+        target = outer["optimizer"].get("target") if plain else outer.get(orbax_tree.TARGET)
+        if not isinstance(target, dict) or (plain and outer.get("version") not in (2, 3)):
             raise CheckpointError(
                 f"{where} is neither T5X's version 3 nor a train state of Orbax: no "
                 "optimizer.target and no target in it."
@@ -356,10 +359,10 @@ def _read(array: ZarrArray) -> np.ndarray:
     """All chunks of an array whose shape the caller has compared with what it needs."""
     value = np.empty(array.shape, array.dtype)
     size = math.prod(array.chunks) * array.dtype.itemsize
-    for place in itertools.product(*map(range, array.grid)):
-        data = _chunk(array.folder / (".".join(map(str, place)) or "0"), size, array.codec)
+    for index in itertools.product(*map(range, array.grid)):
+        data = _chunk(array.folder / (".".join(map(str, index)) or "0"), size, array.codec)
         piece = np.frombuffer(data, array.dtype).reshape(array.chunks)
-        where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, array.chunks, strict=True))
+        where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True))
         target = value[where]
         target[...] = piece[tuple(slice(n) for n in target.shape)]
     return value
@@ -417,10 +420,10 @@ def _unpack(data: bytes, path: Path) -> Any:
         return np.frombuffer(values, kind).reshape(tuple(shape))
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             raise ValueError("a name that is there twice")
-        return found
+        return content
 
     try:
         return msgpack.unpackb(

@@ -32,8 +32,14 @@ def unpack(data: bytes, size: int) -> bytes:
     store = tensorstore.KvStore.open({"driver": "memory"}).result()
     store["0"] = data
     metadata = {
-        **{"zarr_format": 2, "shape": [size], "chunks": [size], "dtype": "|u1", "order": "C"},
-        **{"compressor": {"id": "zstd", "level": 1}, "filters": None, "fill_value": None},
+        "zarr_format": 2,
+        "shape": [size],
+        "chunks": [size],
+        "dtype": "|u1",
+        "order": "C",
+        "compressor": {"id": "zstd", "level": 1},
+        "filters": None,
+        "fill_value": None,
     }
     store[".zarray"] = json.dumps(metadata).encode()
     array = tensorstore.open({"driver": "zarr"}, kvstore=store, open=True).result()

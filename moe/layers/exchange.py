@@ -86,8 +86,10 @@ def _from_experts(buffer: jax.Array, placement: Placement) -> jax.Array:
 def _as_arrived(scale: jax.Array, placement: Placement) -> jax.Array:
     """[E, G, C, F] in the order of the global batch -> [E, N, F] in the order of arrival."""
     experts, groups, slots, width = scale.shape
-    rows, columns = placement.size(placement.expert_axis), placement.size(placement.mlp_axis)
-    scale = scale.reshape(experts, rows, columns, groups // (rows * columns) * slots, width)
+    over_experts = placement.size(placement.expert_axis)
+    over_mlp = placement.size(placement.mlp_axis)
+    tokens = groups // (over_experts * over_mlp) * slots
+    scale = scale.reshape(experts, over_experts, over_mlp, tokens, width)
     return scale.swapaxes(1, 2).reshape(experts, -1, width)
 
 

@@ -41,6 +41,6 @@ def size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def named(name: str, routing: Mapping[str, Any] | None = None, **model: Any) -> Architecture:
-    """The architecture of a named size, with fields of its router and of its own changed."""
-    own, router = size(name)
-    return architecture(own | model, router | dict(routing or {}))
+    """The architecture of a named size, with some of its fields, and of its router's, changed."""
+    fields, router = size(name)
+    return architecture(fields | model, router | dict(routing or {}))

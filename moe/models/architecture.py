@@ -81,7 +81,7 @@ class Architecture:
       head_dim: width of one head (d_kv of T5).
       encoder_blocks: blocks of the encoder.
       decoder_blocks: blocks of the decoder.
-      relative_attention_num_buckets: rows of the table of relative positions, at least 4.
+      relative_attention_num_buckets: size of the table of relative positions, at least 4.
       relative_attention_max_distance: distance from which on all keys share the last bucket; more
         than half of the buckets.
       activation: "geglu" (three matrices) or "relu" (two).
@@ -105,11 +105,11 @@ class Architecture:
       init_scale: s of the initialiser sqrt(s / fan-in).
       dropout: of residual branches, embeddings, attention and hidden units.
       residual_scale: factor of every residual branch.
-      dtype: of activations, "bfloat16" or "float32"; weights are kept in float32.
+      dtype: of activations, "bfloat16" or "float32"; weights are stored in float32.
       reduce_dtype: type in which gradients of dense matrices are added up over devices: "float32",
         or "bfloat16" for half the traffic.
-      remat: what of a block is kept for the backward pass, the rest is computed again: "none" (all
-        is kept), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.model.remat`).
+      remat: what of a block is saved for the backward pass, the rest is computed again: "none" (all
+        is saved), "dots", "minimal", "offload", "exchange" or "full" (see `trainlib.model.remat`).
       decoder_remat: the same for the decoder alone; "": as `remat`.
       scan_layers: run equal blocks as a loop (compiles once) instead of one after the other.
     """

@@ -27,7 +27,10 @@ def _switch(shape: dict[str, Any], blocks: int, experts: int, period: int) -> di
     # Expert layers take the place of a dense layer and have no dense layer beside them; one expert
     # a token.
     return {
-        **{**shape, **_blocks(blocks), "routing.num_experts": experts, "sparse_period": period},
+        **shape,
+        **_blocks(blocks),
+        "routing.num_experts": experts,
+        "sparse_period": period,
         "extra_ffn": "none",
         "routing.top_k": 1,
     }
@@ -38,7 +41,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "st_moe_base": {**_BASE, **_blocks(12), "routing.num_experts": 16},
     "st_moe_l": {**_LARGE, **_blocks(24), "routing.num_experts": 32},
     "st_moe_32b": {
-        **{"d_model": 5120, "d_ff": 20480, "num_heads": 64, "head_dim": 128},
+        "d_model": 5120,
+        "d_ff": 20480,
+        "num_heads": 64,
+        "head_dim": 128,
         **_blocks(24),
         "routing.num_experts": 64,
     },
@@ -54,6 +60,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "switch_xxl": _switch(_XXL, 24, 128, 2),
     "switch_c": _switch(
         {"d_model": 2080, "d_ff": 6144, "num_heads": 32, "head_dim": 64, "activation": "relu"},
-        *(15, 2048, 1),
+        blocks=15,
+        experts=2048,
+        period=1,
     ),
 }

@@ -77,7 +77,7 @@ class Stacked:
 
     @classmethod
     def of(cls, module: nnx.Module) -> Stacked:
-        """The members of a module that `stack` made."""
+        """The members of a module that `stack` built."""
         graphdef, weights = nnx.split(module)
         return cls(nnx.to_pure_dict(weights), graphdef)
 

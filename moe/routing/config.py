@@ -47,7 +47,7 @@ class RoutingConfig:
         2101.03961, appendix B; its gate is the probability itself).
       second_policy_eval: the same in evaluation. The paper's code stays random; "all" loses
         nothing to chance and is a deviation, which a run says when it starts. Draws of "random"
-        are the same in every evaluation, and depend on the place in the batch.
+        are the same in every evaluation, and depend on the position in the batch.
       second_threshold: see `second_policy`.
       batch_prioritized: slots fill by descending first-choice probability (arXiv 2106.05974) and
         not from left to right; refused in a causal stack.

@@ -80,7 +80,7 @@ def resolve_placement(mesh: AnyMesh | None, rules: Rules, routing: RoutingConfig
     """Resolves where experts and tokens lie.
 
     Raises:
-      ConfigError: the experts do not divide over the mesh rows, or the batch is not split over an
+      ConfigError: the experts do not divide over their mesh axis, or the batch is not split over an
         axis that the experts use, so that devices would send the same tokens twice.
     """
     if mesh is None or mesh.size == 1:
@@ -98,18 +98,18 @@ def resolve_placement(mesh: AnyMesh | None, rules: Rules, routing: RoutingConfig
                 f"The sharding rule '{name}' -> '{axis}' needs the batch to be split over that "
                 f"mesh axis too, and 'batch' -> {batch}. Use 'batch' -> {(*batch, axis)}."
             )
-    rows = mesh.shape[axes["expert"]] if axes["expert"] else 1
-    if routing.num_experts % rows:
-        fits = max(n for n in range(1, rows + 1) if routing.num_experts % n == 0 and rows % n == 0)
+    parts = mesh.shape[axes["expert"]] if axes["expert"] else 1
+    if routing.num_experts % parts:
+        fits = max(n for n in range(1, parts + 1) if not (routing.num_experts % n or parts % n))
         raise ConfigError(
-            f"routing.num_experts={routing.num_experts} does not divide over the {rows} rows of "
-            f"mesh axis '{axes['expert']}'. Use a multiple of {rows} experts, or mesh.data={fits} "
-            f"and mesh.replica={rows // fits} times what it is: the experts are then repeated in "
+            f"routing.num_experts={routing.num_experts} does not divide over the {parts} rows of "
+            f"mesh axis '{axes['expert']}'. Use a multiple of {parts} experts, or mesh.data={fits} "
+            f"and mesh.replica={parts // fits} times what it is: the experts are then repeated in "
             "each replica."
         )
     used = {name: axis if axis and mesh.shape[axis] > 1 else "" for name, axis in axes.items()}
     automatic = routing.partitioner == "automatic"
-    if automatic and rows != mesh.size:
+    if automatic and parts != mesh.size:
         raise ConfigError(
             f"routing.partitioner='automatic' lays experts over rows alone, and the mesh is "
             f"{dict(mesh.shape)}. Use mesh.replica=1 and mesh.model=1, or 'shard_map'."
