@@ -228,7 +228,7 @@ def initialise(
         sharding = shardings[name] if shardings else None
         if isinstance(spec.init, Fixed):
             # A copy: the step donates its state, and the module of the user keeps its arrays.
-            arrays[name] = jax.device_put(spec.init.value, sharding, may_alias=False)
+            arrays[name] = jax.device_put(jnp.copy(spec.init.value), sharding)
             continue
         make = _maker(spec.init, spec.shape, spec.dtype, sharding)
         arrays[name] = make(leaf_key(key, name))

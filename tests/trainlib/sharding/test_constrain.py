@@ -40,7 +40,7 @@ def test_constrain_acts_only_under_a_mesh(mesh):
 def test_platform_is_that_of_the_mesh_and_of_what_is_asked_for(mesh):
     assert platform() == jax.default_backend() == "cpu"
     device = AbstractDevice("TPU v5 lite", 1, platform="tpu")
-    elsewhere = AbstractMesh((1, 1, 1), AXES, abstract_device=device)
+    elsewhere = AbstractMesh((2, 2, 2), AXES, abstract_device=device)
     with activate(elsewhere, RULES):
         assert platform() == "tpu"
         with lowered_for("cuda"):
@@ -87,7 +87,7 @@ def test_a_layer_in_a_function_of_the_user_is_sharded_under_the_mesh_of_jax(mesh
     split = jax.jit(lambda x: constrain(x, "batch", "any_other_axis"))
     assert split(x).sharding.is_fully_replicated
     with jax.set_mesh(mesh):
-        assert split(x).sharding.spec == P(AXES, None)
+        assert split(x).sharding.spec[0] == AXES
         assert jax.jit(lambda x: constrain(x, "layer_batch", "mlp"))(x).sharding.spec == P(
             ("replica", "data"), "model"
         )
