@@ -194,6 +194,8 @@ def first_state(plan: Plan[Architecture]) -> TrainState:
     dense run `upcycle.workdir`.
     """
     config, report = plan.config, ""
+    if config.upcycle.workdir:
+        upcycle.check(plan)
     key = jax.random.key(config.seed)
     state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
     if config.upcycle.workdir:

@@ -10,6 +10,7 @@ matrix and adds nothing at first.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,25 @@ def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
     return listed
 
 
+def check(plan: Plan[Architecture]) -> tuple[RoutingConfig, tuple[Path, int | None]]:
+    """Refuses what cannot be upcycled, before any weight is made.
+
+    Returns:
+      The routing of the model; the folder of the dense run's checkpoints, and the step that
+      `upcycle.workdir` names, if it does.
+
+    Raises:
+      ConfigError: this model is dense.
+      CheckpointError: there is no such run.
+    """
+    if plan.model.routing is None:
+        raise ConfigError(
+            "upcycle.workdir is set and routing.num_experts is 0: a dense model has no experts to "
+            "fill. Ask for experts, or unset upcycle.workdir."
+        )
+    return plan.model.routing, find(plan.config.upcycle.workdir, "upcycle.workdir")
+
+
 def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]:
     """The first state of a run that starts from the dense run `upcycle.workdir`.
 
@@ -117,13 +137,8 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
       ConfigError: this model is dense.
       CheckpointError: there is no such run or step, or it holds another model: a table says where.
     """
-    options, routing = plan.config.upcycle, plan.model.routing
-    if routing is None:
-        raise ConfigError(
-            "upcycle.workdir is set and routing.num_experts is 0: a dense model has no experts to "
-            "fill. Ask for experts, or unset upcycle.workdir."
-        )
-    directory, step = find(options.workdir, "upcycle.workdir")
+    options = plan.config.upcycle
+    routing, (directory, step) = check(plan)
     checkpoints = Checkpoints(directory)
     number = checkpoints.pick(options.step or step)
     abstract = weights.abstract(Transformer(dense_of(plan.model)))
