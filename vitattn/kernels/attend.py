@@ -9,7 +9,7 @@ Two-dimensional relative logits (arXiv 1904.09925) and the k x k window of local
 (arXiv 1906.05909) are both a row term plus a column term, so no [Q, KH*KW] bias or mask is ever
 made by the caller. The backward pass rebuilds the probabilities from the logsumexp (the
 recomputation of FlashAttention, arXiv 2205.14135); with all keys of a query in one tile no online
-softmax is needed. What is kept between the passes is the inputs, the output and one number a query.
+softmax is needed. The residuals are the inputs, the output and one number a query.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jax.ad_checkpoint import checkpoint_name
 Array = jax.Array
 Bias = jax.Array | None
 
-# A mask value: two of them add up to a number that float32 and bfloat16 still hold.
-MASKED = -1e30
+# A mask that is added to logits: two of them are a number that float32 and bfloat16 still hold.
+MASK_BIAS = -1e30
 
 _OUTPUT, _LOGSUMEXP = "attend_output", "attend_logsumexp"
 
@@ -71,7 +71,8 @@ def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias =
       q: [.., Q, d], already scaled where the layer scales.
       k: [.., KH*KW, d], keys flattened row by row (the column runs fast).
       v: [.., KH*KW, e]; e may differ from d.
-      bias_row: [.., KH, Q] or None. Masks are entries of `MASKED`; every query needs one valid key.
+      bias_row: [.., KH, Q] or None. Masks are entries of `MASK_BIAS`; every query needs one valid
+        key.
       bias_col: [.., KW, Q]; None exactly when bias_row is.
 
     Returns:

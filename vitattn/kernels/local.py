@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.constrain import batch_local
-from vitattn.kernels.attend import MASKED
+from vitattn.kernels.attend import MASK_BIAS
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
@@ -45,7 +45,7 @@ class _Axis:
       block: b.
       halo: h.
       index: [b, M], table row of a (query, key) of a block.
-      mask: [blocks or 1, b, M], 0 where the query may attend and `MASKED` elsewhere.
+      mask: [blocks or 1, b, M], 0 where the query may attend and `MASK_BIAS` elsewhere.
     """
 
     size: int
@@ -72,7 +72,7 @@ def _axis(size: int, block: int, halo: int, window: int | None, mask_border: boo
     if mask_border:
         first = np.arange(-(-size // block))[:, None] * block - halo  # [blocks, 1]
         inside = inside & ((first + keys >= 0) & (first + keys < size))[:, None, :]
-    return _Axis(size, block, halo, index, np.where(inside, 0.0, MASKED).astype(np.float32))
+    return _Axis(size, block, halo, index, np.where(inside, 0.0, MASK_BIAS).astype(np.float32))
 
 
 def local_attention(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitattn.kernels.attend import MASKED
+from vitattn.kernels.attend import MASK_BIAS
 
 Array = jax.Array
 
@@ -89,7 +89,7 @@ def query_map(
         logits += jnp.einsum("bnd,yd->bny", q[..., :half], row_table.astype(q.dtype))[..., None]
         logits += jnp.einsum("bnd,xd->bnx", q[..., half:], col_table.astype(q.dtype))[:, :, None]
     if mask_border:
-        logits = jnp.where(inside, logits, MASKED)
+        logits = jnp.where(inside, logits, MASK_BIAS)
     square = jax.nn.softmax(logits, axis=(-2, -1)) * inside  # [B, N, S, S]
     whole = jnp.zeros((*q.shape[:2], *size), jnp.float32)  # [B, N, H, W]
     return whole.at[:, :, rows.keys[:, None], cols.keys[None, :]].add(square)

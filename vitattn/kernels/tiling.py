@@ -65,7 +65,7 @@ def plan(images: int, groups: int, steps: int, step_bytes: int) -> Tiles:
 
 
 def map_images(body: Callable, xs: tuple[Array, ...], tiles: Tiles) -> Array:
-    """`body` over chunks of images; only outputs and logsumexps are kept between the passes."""
+    """`body` over chunks of images; only outputs and logsumexps are residuals of the loop."""
     return _serial_map(body, xs, tiles.images, keep_outputs)
 
 

@@ -83,7 +83,7 @@ class ResNetConfig:
       image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
       stem: "conv" (7x7 stride 2, then 3x3 max pool), "small_image" (3x3, no pool: CIFAR, digits),
         or "attention", "attention_plain", "attention_conv" (attention in 4x4 blocks, then 4x4 max
-        pool; values mixed by place, by one projection, by a convolution).
+        pool; values mixed by position, by one projection, by a convolution).
       stem_relative: relative positions in the logits of an attention stem.
       zero_init: residual branches start as nothing (scale of their last normalisation is 0), as in
         the public TPU recipe.

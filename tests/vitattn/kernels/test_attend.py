@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitattn.kernels.attend import MASKED, attend, attention_weights
+from vitattn.kernels.attend import MASK_BIAS, attend, attention_weights
 
 # (leading axes, queries, key rows, key columns, d, e)
 SHAPES = [
@@ -90,7 +90,7 @@ def test_bfloat16_is_close_to_the_reference_of_the_rounded_inputs():
 def test_masked_keys_take_no_part_and_get_no_gradient(dtype):
     """Rows and columns masked in both factors: their logits hold two mask values."""
     q, k, v, row, col, g = (jnp.asarray(a, dtype) for a in inputs(((2,), 5, 4, 6, 8, 8)))
-    row, col = row.at[:, 3].set(MASKED), col.at[:, :2].set(MASKED)
+    row, col = row.at[:, 3].set(MASK_BIAS), col.at[:, :2].set(MASK_BIAS)
     out, vjp = jax.vjp(attend, q, k, v, row, col)
     _, dk, dv, drow, dcol = vjp(g)
     assert all(bool(jnp.isfinite(x).all()) for x in (out, dk, dv, drow, dcol))
