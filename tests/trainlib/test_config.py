@@ -111,3 +111,24 @@ def test_the_meaning_of_a_field_comes_from_its_docstring():
         inner: object = None
 
     assert config_lib.dataclass_schema(Options) == {"width": (3, "how wide, in pixels.")}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps", 0, "a whole number from 1"),
+        ("eval_every", -1, "from 1, or 0 for only at the end"),
+        ("batch_size", 100, "8 devices. Nearest: 96"),
+        ("microbatches", 3, "8 devices x 3 microbatches. Nearest: 120"),
+        ("eval_batch_size", 12, "Nearest: 16"),
+    ],
+)
+def test_common_keys_are_checked(key, value, words):
+    config = config_lib.from_schema(config_lib.COMMON)
+
+    def check():
+        config_lib.override(config, key, value, "test")
+        config_lib.check_common(config, 8)
+
+    with pytest.raises(ConfigError, match=words):
+        check()

@@ -1,0 +1,48 @@
+"""The workdir of a run: which steps stay, and who holds it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trainlib.config import COMMON, from_schema
+from trainlib.errors import ConfigError
+from trainlib.model.weights import Abstract
+from trainlib.run.workdir import agree_on_workdir, check_best, open_workdir
+from trainlib.step.train_state import TrainState
+
+
+@pytest.fixture
+def config():
+    return from_schema(COMMON)
+
+
+@pytest.mark.parametrize(("best", "stay"), [("part/a/cross_entropy", 2), ("score/mean", 3)])
+def test_the_best_loss_is_the_smallest_and_the_best_score_the_largest(config, tmp_path, best, stay):
+    config.checkpoint.update(best=best, keep=1)
+    check_best(config, ["accuracy", best])
+    with pytest.raises(ConfigError, match=f"Did you mean .{best}."):
+        check_best(config, ["accuracy", f"{best}x"])
+    checkpoints = open_workdir(config, tmp_path, Abstract(None, {}, {}))
+    state = TrainState(np.int32(0), {"w": np.ones(1, np.float32)}, {}, (), {}, np.int32(0))
+    for step, value in enumerate([2.0, 1.0, 3.0, 2.0], start=1):
+        checkpoints.save(step, state, {}, {best: value})
+    checkpoints.close()
+    assert checkpoints.steps() == [stay, 4]
+
+
+def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
+    checkpoints = open_workdir(config, tmp_path, Abstract(None, {}, {}))
+    agree_on_workdir(tmp_path, checkpoints)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from trainlib.checkpoint.workdir_lock import WorkdirLock\n"
+        "WorkdirLock(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert f"in use by process {os.getpid()}" in refused.stderr
+    checkpoints.close()
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
