@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         from trainlib.run.workdir import given_back
 
         with given_back():
+            # vitattn.train.run or moe.train.run
             return families.of(config).train.run(config, args.workdir)
 
     return run_on_all_hosts(args, config, train)

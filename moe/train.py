@@ -194,12 +194,11 @@ def first_state(plan: Plan[Architecture]) -> TrainState:
     dense run `upcycle.workdir`.
     """
     config, report = plan.config, ""
-    if config.upcycle.workdir:
-        upcycle.check(plan)
+    dense = upcycle.read(plan) if config.upcycle.workdir else None
     key = jax.random.key(config.seed)
     state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
-    if config.upcycle.workdir:
-        state, report = upcycle.start(plan, state)
+    if dense is not None:
+        state, report = upcycle.start(plan, state, dense)
     elif config.init_from:
         state, report = finetune.start(plan, state)
     if report and jax.process_index() == 0:

@@ -1,4 +1,8 @@
-"""The objective of a plan: that of the task which its configuration names."""
+"""The objective of a plan: that of the task which its configuration names.
+
+Commands of both families ask here. The loss of classification itself is in
+`vitattn/classification/objective.py`.
+"""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     """
     if is_export(workdir):
         check_size(config)
-    plan, task = make_replicated(config), task_of(config)
     paths = find_images(request.images)
+    plan, task = make_replicated(config), task_of(config)
     outputs = plan.model.num_classes
     at_step, known = class_names.of_model(workdir, at_step, outputs)
     names = choose_names(request.class_names, known, outputs)

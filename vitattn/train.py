@@ -68,9 +68,9 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if session.complete:
         return session.report_complete()
     state = session.state or first_state(plan, splits.names)
-    session.announce(opening(plan, splits, session.start))
     if session.main:
         class_names.write(splits.names, workdir)
+    session.announce(opening(plan, splits, session.start))
 
     # ---------------------------------------------------------------- loop
     measure = functools.partial(evaluate_state, task, eval_step, splits, plan, session.give_up)

@@ -183,7 +183,7 @@ FAMILIES: tuple[Family, ...] = (Vision(), Language())
 
 
 def by_name(name: str) -> Family:
-    """The family that a configuration names; `configs.load` has checked the name."""
+    """The family of this name, which must be one of `FAMILIES`."""
     return next(family for family in FAMILIES if family.name == name)
 
 

@@ -72,7 +72,7 @@ class Data(Protocol):
     """`data`: the data sets."""
 
     def make_source(self, config: ConfigDict, split: str) -> Source:
-        """Opens a split of the data set that the section `data` of a configuration names."""
+        """Opens a split of a data set; `config` is the section `data` of a configuration."""
         ...
 
 

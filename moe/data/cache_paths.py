@@ -43,8 +43,8 @@ def cache_directory(config: ConfigDict, source: str, split: str, vocabulary: Voc
 
 def notes_path(config: ConfigDict, source: str) -> Path:
     """Where digests of the files of a source are noted."""
-    resolved = _resolved(source)
-    return cache_root(config) / f"{_named(resolved, 'files', repr((resolved, config.dir)))}.json"
+    deciding = repr((_resolved(source), config.dir))
+    return cache_root(config) / f"{_named(source, 'files', deciding)}.json"
 
 
 def _resolved(source: str) -> str:

@@ -75,7 +75,7 @@ def holds_out(config: ConfigDict, source: str) -> bool:
 
 def evaluates(config: ConfigDict) -> bool:
     """Whether anything of `config.source` is held out."""
-    return any(holds_out(config, source) for source, _ in parts_of(config))
+    return any(holds_out(config, source) for source, _ in parts_of(config, "holdout"))
 
 
 def shard_count(reader: Reader) -> int:

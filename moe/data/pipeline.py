@@ -35,8 +35,8 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_batch: int,
-    host_index: int,
-    host_count: int,
+    process_index: int,
+    process_count: int,
 ) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
@@ -46,29 +46,29 @@ def train_batches(
       batch_size: B, over all hosts.
       seed: decides the order, the cuts and the noise.
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
-      host_index: this host, in 0..host_count-1.
-      host_count: hosts that share each global batch.
+      process_index: this host, in 0..process_count-1.
+      process_count: hosts that share each global batch.
 
     Raises:
       ConfigError: a setting cannot work.
     """
     if seed < 0:
         raise ConfigError(f"seed={seed} is negative: use 0 or more.")
-    start, stop = host_slice(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, process_index, process_count)
     lengths = config.encoder_length, config.decoder_length
     make = functools.partial(_train_piece, source, lengths, seed, batch_size, start, stop)
     return _batches(make, source, config, stop - start, start_batch, None)
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, batch_size: int, host_index: int, host_count: int
+    source: Source, config: ConfigDict, batch_size: int, process_index: int, process_count: int
 ) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order, with the
     same noise every time.
 
     Every host gets the same number of batches; what follows the last record is padding, index -1.
     """
-    start, stop = host_slice(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, process_index, process_count)
     lengths = config.encoder_length, config.decoder_length
     make = functools.partial(_eval_piece, source, lengths, batch_size, start, stop)
     return _batches(make, source, config, stop - start, 0, -(-len(source) // batch_size))

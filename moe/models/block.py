@@ -161,6 +161,8 @@ class Block(nnx.Module):
         aux["attention_z"] = _mean_square(normaliser, context.valid)
         x = self._add(x, y, keys[1])
         if self.cross:
+            if context.source is None:  # to attention, None means self-attention
+                raise ValueError("A decoder with cross-attention needs the output of the encoder.")
             y, normaliser = self.cross_attention(
                 self.cross_norm(x), context.source, mask=context.source_mask, dropout_key=keys[2]
             )

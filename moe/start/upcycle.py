@@ -9,8 +9,10 @@ matrix and adds nothing at first.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,57 +106,68 @@ def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
     return listed
 
 
-def check(plan: Plan[Architecture]) -> tuple[RoutingConfig, tuple[Path, int | None]]:
-    """Refuses what cannot be upcycled, before any weight is made.
+@dataclasses.dataclass(frozen=True)
+class DenseRun:
+    """What is read of the dense run that `upcycle.workdir` names.
 
-    Returns:
-      The routing of the model; the folder of the dense run's checkpoints, and the step that
-      `upcycle.workdir` names, if it does.
-
-    Raises:
-      ConfigError: this model is dense.
-      CheckpointError: there is no such run.
+    Attributes:
+      directory: of its checkpoints.
+      step: that was read.
+      params: its weights, flat, on the devices of the sparse run.
+      config: its configuration, flat; empty where the checkpoint does not hold it.
     """
-    if plan.model.routing is None:
-        raise ConfigError(
-            "upcycle.workdir is set and routing.num_experts is 0: a dense model has no experts to "
-            "fill. Ask for experts, or unset upcycle.workdir."
-        )
-    return plan.model.routing, find(plan.config.upcycle.workdir, "upcycle.workdir")
+
+    directory: Path
+    step: int
+    params: Arrays
+    config: dict[str, Any]
 
 
-def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]:
-    """The first state of a run that starts from the dense run `upcycle.workdir`.
-
-    Args:
-      plan: of the run.
-      state: as `trainlib.step.train_state.create` makes it; its sparse weights are filled.
-
-    Returns:
-      The state, and a table of what was copied, what is new and what the first step computes.
+def read(plan: Plan[Architecture]) -> DenseRun:
+    """Reads the dense run, and refuses what cannot be upcycled before any weight of the sparse one
+    is made.
 
     Raises:
       ConfigError: this model is dense.
       CheckpointError: there is no such run or step, or it holds another model: a table says where.
     """
     options = plan.config.upcycle
-    routing, (directory, step) = check(plan)
-    checkpoints = Checkpoints(directory)
-    number = checkpoints.pick(options.step or step)
-    abstract = weights.abstract(Transformer(dense_of(plan.model)))
-    shardings = resolve_specs(abstract.params, plan.rules, plan.mesh)
-    wanted = {
-        f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
-        for name, spec in abstract.params.items()
-    }
-    _check_fit(checkpoints, number, wanted)
-    read = checkpoints.restore_some(number, wanted)
-    meta = checkpoints.meta(number).get("config", {})
-    checkpoints.close()
-    dense = {name.removeprefix("params/"): value for name, value in read.items()}
-    state = dataclasses.replace(state, params=upcycle(state.params, dense, plan.model))
-    title = f"Upcycled from step {number} in {directory}"
-    return state, summary(title, _rows(plan, routing, meta))
+    if plan.model.routing is None:
+        raise ConfigError(
+            "upcycle.workdir is set and routing.num_experts is 0: a dense model has no experts to "
+            "fill. Ask for experts, or unset upcycle.workdir."
+        )
+    directory, step = find(options.workdir, "upcycle.workdir")
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        number = checkpoints.pick(options.step or step)
+        abstract = weights.abstract(Transformer(dense_of(plan.model)))
+        shardings = resolve_specs(abstract.params, plan.rules, plan.mesh)
+        wanted = {
+            f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
+            for name, spec in abstract.params.items()
+        }
+        _check_fit(checkpoints, number, wanted)
+        stored = checkpoints.restore_some(number, wanted)
+        config = checkpoints.meta(number).get("config", {})
+    params = {name.removeprefix("params/"): value for name, value in stored.items()}
+    return DenseRun(directory, number, params, config)
+
+
+def start(plan: Plan[Architecture], state: TrainState, dense: DenseRun) -> tuple[TrainState, str]:
+    """The first state of a run that starts from a dense one.
+
+    Args:
+      plan: of the run.
+      state: as `trainlib.step.train_state.create` makes it; its sparse weights are filled.
+      dense: what `read` gave.
+
+    Returns:
+      The state, and a table of what was copied, what is new and what the first step computes.
+    """
+    assert plan.model.routing is not None, "`read` refuses a dense model"
+    state = dataclasses.replace(state, params=upcycle(state.params, dense.params, plan.model))
+    title = f"Upcycled from step {dense.step} in {dense.directory}"
+    return state, summary(title, _rows(plan, plan.model.routing, dense.config))
 
 
 def _check_fit(

@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
                     value, count = report["router"].losses[part]
                     expected += weight * float(np.sum(value / count))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert float(out.weight) == weights.sum()
+    assert float(out.count) == weights.sum()
 
 
 def test_padding_reaches_no_expert_and_no_loss(small, made, text, quick):
@@ -156,7 +156,7 @@ def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
     loss_fn = pretrain.loss_function(abstract, None, pretrain.Objective(z_loss=0.0))
     batch = {name: value for name, value in text(2).items() if name in batch_fields("decoder")}
     loss, out = quick(lambda params: loss_fn(params, {}, batch, jax.random.key(0)))(params)
-    np.testing.assert_allclose(loss, out.metrics["cross_entropy"][0] / out.weight, rtol=1e-6)
+    np.testing.assert_allclose(loss, out.metrics["cross_entropy"][0] / out.count, rtol=1e-6)
     assert set(out.metrics) == {"cross_entropy", "accuracy"}
 
 

@@ -225,9 +225,8 @@ def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_p
     config = config_of()
     config.upcycle.workdir = str(tmp_path)
     sparse = plan_lib.make(config)
-    state, told = upcycle.start(
-        sparse, state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
-    )
+    created = state_lib.create(sparse.abstract, sparse.optimizer, key, sparse.shardings)
+    state, told = upcycle.start(sparse, created, upcycle.read(sparse))
     assert "step 3" in told
     source = make_source(config.data, "holdout")
     scores = [

@@ -55,21 +55,21 @@ def records_at(positions: np.ndarray, seed: int, records: int) -> tuple[np.ndarr
     return epochs, numbers
 
 
-def host_slice(batch_size: int, host_index: int, host_count: int) -> tuple[int, int]:
+def host_slice(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
     """Returns [start, stop): the part of each global batch that one host reads.
 
     Raises:
       ConfigError: the batch does not divide over the hosts, or there is no such host.
     """
-    if batch_size < 1 or batch_size % host_count:
+    if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
-            f"batch_size={batch_size} does not divide over {host_count} hosts: every host reads "
-            f"the same number of rows. Use a multiple of {host_count}."
+            f"batch_size={batch_size} does not divide over {process_count} hosts: every host reads "
+            f"the same number of rows. Use a multiple of {process_count}."
         )
-    if not 0 <= host_index < host_count:
-        raise ConfigError(f"host_index={host_index} is outside 0..{host_count - 1}.")
-    share = batch_size // host_count
-    return host_index * share, (host_index + 1) * share
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"process_index={process_index} is outside 0..{process_count - 1}.")
+    share = batch_size // process_count
+    return process_index * share, (process_index + 1) * share
 
 
 def data_position(next_batch: int, batch_size: int, seed: int, records: int, digest: str) -> dict:

@@ -4,7 +4,7 @@ Without `rngs` a model is built without making an array: each weight is an `nnx.
 `jax.ShapeDtypeStruct`, its logical axes and its initialiser. So counts, shardings and compilations
 need no memory, and `initialise` makes each leaf on its own, already sharded. With `rngs` each
 weight is an array at once, and the module is used as any other of Flax. Outside a module, weights
-are flat dictionaries `{"stages.0.blocks.1.conv2.kernel": array}`: the names that
+are flat dictionaries `{"conv3_x.1.conv1.kernel": array}`: the names that
 checkpoints, masks and exports use.
 """
 
@@ -162,10 +162,12 @@ def abstract(model: M) -> Abstract[M]:
     """Splits a freshly built model into its graph definition and the specs of what it declares.
 
     Layers of others, such as `nnx.Linear`, may be part of it: their weights are replicated, and
-    `initialise` gives the values that they were built with.
+    `initialise` gives the values that they were built with. A layer that moves its running
+    statistics itself (`nnx.BatchNorm`, and ours built with `rngs`) moves them in the bound model
+    alone: a loss function with such a layer has to return `stats(model)` as its `model_state`.
 
     Raises:
-      ValueError: a weight has neither value nor initialiser, or the model holds variables that are
+      ValueError: a weight has neither value nor initialiser; or the model holds variables that are
         no weights and no running statistics, such as the random state of `nnx.Dropout`.
     """
     graphdef, params, model_state, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)

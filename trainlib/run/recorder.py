@@ -1,4 +1,4 @@
-"""Writes what each step measured, without making the devices wait."""
+"""Writes what steps measured, without making the devices wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from trainlib.step.step import Sums
 
 
 class Recorder:
-    """Writes the metrics of each step one step late, so that the device never waits for the host.
+    """Writes the metrics of every `log_every`-th step, of that step alone, one step late, so that
+    the device never waits for the host.
 
     Args:
       config: reads `log_every` and `max_skipped_steps`.

@@ -116,6 +116,10 @@ def resume(
     return None
 
 
+# Keys by which a run from before the keys were renamed is known: each family and kind has had one.
+_RENAMED = ("model.head_width", "model.attention.heads")
+
+
 def check_resume(
     meta: Mapping[str, Any], config: ConfigDict, fixed: tuple[str, ...], position: dict[str, Any]
 ) -> list[str]:
@@ -132,8 +136,14 @@ def check_resume(
       ConfigError: a fixed key changed.
     """
     before = meta.get("config", {})
-    changes = settings.differences(before, settings.flatten(config))
+    now = settings.flatten(config)
+    changes = settings.differences(before, now)
     lines = {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
+    if renamed := [key for key in _RENAMED if key in before and key not in now]:
+        raise ConfigError(
+            f"The run in this workdir was made by an earlier version: its {renamed[0]} has another "
+            "name now, and more keys have (CHANGELOG.md lists them). Use a new --workdir."
+        )
     # A key that came after the run was made decides nothing of it.
     broken = [line for key, line in lines.items() if key in before and key.startswith(fixed)]
     if broken:

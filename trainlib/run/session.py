@@ -1,23 +1,8 @@
-"""The bookkeeping around a training loop. The loop itself stays in the family's `train.py`:
+"""The bookkeeping around a training loop: lock, resume, progress, metric files, watchdog, requests
+to stop, evaluation, saves and the summary.
 
-session = Session(plan, workdir, source, ...)           # takes the lock, resumes
-if session.complete:
-    return session.report_complete()
-state = session.state or create_state(plan)
-session.announce(lines)
-with session.running(), train_batches(...) as batches:
-    if session.eval_pending:
-        with session.evaluating(session.start):
-            session.result = measure(state, session.give_up)
-    for number, batch in session.steps(batches):
-        state, sums = train_step(state, batch)
-        session.record(number, sums)
-        if session.eval_due(number):
-            with session.evaluating(number):
-                session.result = measure(state, session.give_up)
-        if session.save_due(number):
-            session.save(number, state)
-session.report(rows, ...)
+The loop itself stays in the family's `train.py`; `vitattn/train.py` is the shortest that uses all
+of a session, in the order in which its methods stand here.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 One train step: split the batch into microbatches, sum gradients weighted by how many examples each
 holds, clip, update, move the running statistics once, skip all of it when it is not finite, move
 the weight average. All of it is one jitted function with pinned shardings and a donated state; keys
-come from (seed, step, microbatch), so a resumed run draws the same numbers.
+come from (seed, step, microbatch), so a resumed run draws the same numbers. What calls what:
+
+    jit -> on_mesh (sets the mesh) -> step -> _gradients -> loss_of -> the loss of the family
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ class LossOutput:
     """What a loss function returns beside the scalar it is differentiated in.
 
     Attributes:
-      weight: f32 scalar, how many examples (or tokens) `loss` is the mean of.
+      count: f32 scalar, how many examples (or tokens) `loss` is the mean of.
       model_state: what the loss keeps from batch to batch; each microbatch gets what the one before
         it left. Running statistics, which the step moves, stay in it as they are.
       metrics: name -> (total, count), summed over microbatches and devices.
       moments: layer -> what it saw, for the running statistics.
     """
 
-    weight: jax.Array
+    count: jax.Array
     model_state: Arrays
     metrics: Sums
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
@@ -73,23 +75,23 @@ def _gradients(
         (loss, out), grads = grad_fn(params, model_state, batch, key)
         return loss, grads, out
 
-    def body(carry, piece):
-        total_loss, total_weight, total_grads, carried = carry
-        index, part = piece
+    def body(carry, microbatch):
+        total_loss, total_count, total_grads, carried = carry
+        index, part = microbatch
         (loss, out), grads = grad_fn(params, carried, part, jax.random.fold_in(key, index))
-        grads = jax.tree.map(lambda t, g: t + g * out.weight, total_grads, grads)
-        carry = total_loss + loss * out.weight, total_weight + out.weight, grads, out.model_state
+        grads = jax.tree.map(lambda t, g: t + g * out.count, total_grads, grads)
+        carry = total_loss + loss * out.count, total_count + out.count, grads, out.model_state
         return carry, (out.metrics, out.moments)
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
-    pieces = (jnp.arange(parts), _split(batch, parts))
-    (loss, weight, grads, model_state), (metrics, moments) = jax.lax.scan(body, start, pieces)
-    scale = 1.0 / jnp.maximum(weight, 1.0)
+    microbatches = (jnp.arange(parts), _split(batch, parts))
+    (loss, count, grads, model_state), (metrics, moments) = jax.lax.scan(body, start, microbatches)
+    scale = 1.0 / jnp.maximum(count, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     moments = {layer: statistics.merge(seen) for layer, seen in moments.items()}
-    return loss * scale, grads, LossOutput(weight, model_state, metrics, moments)
+    return loss * scale, grads, LossOutput(count, model_state, metrics, moments)
 
 
 def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
@@ -125,8 +127,8 @@ def make_train_step(
         `grad_norm` does not count them. Running statistics are no weights: those of frozen parts
         follow the batches as ever.
 
-    The metrics gain `loss`, `grad_norm` and `skipped` (1 when this update was not finite and left
-    out).
+    The metrics gain `loss`, `grad_norm`, `skipped` (updates left out so far because they were not
+    finite) and `skipped_in_row` (those of them in a row up to this step).
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:

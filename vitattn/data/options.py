@@ -27,7 +27,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "holdout": key(
             0.0,
-            "fraction of the training set kept out of it, as the split `holdout`",
+            "fraction of the training set kept out of it, as the split `holdout`; of a folder "
+            "without val, also its split `test`",
             number(0, below=1),
         ),
         "eval_split": key(

@@ -87,8 +87,8 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_batch: int,
-    host_index: int,
-    host_count: int,
+    process_index: int,
+    process_count: int,
     image_size: Size,
 ) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
@@ -99,23 +99,25 @@ def train_batches(
       batch_size: B, over all hosts.
       seed: of the order and the augmentation.
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
-      host_index: number of this host, in 0..host_count-1.
-      host_count: hosts that share each global batch.
+      process_index: number of this host, in 0..process_count-1.
+      process_count: hosts that share each global batch.
       image_size: in pixels, one number for a square or (H, W).
 
     Raises:
       ConfigError: a setting cannot work.
     """
     reader = _reader(source, config, image_size, seed, config.augment)
-    return reading.training(reader, config, batch_size, start_batch, host_index, host_count)
+    return reading.train_batches(
+        reader, config, batch_size, start_batch, process_index, process_count
+    )
 
 
 def eval_batches(
     source: Source,
     config: ConfigDict,
     batch_size: int,
-    host_index: int,
-    host_count: int,
+    process_index: int,
+    process_count: int,
     image_size: Size,
 ) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order, without
@@ -128,7 +130,7 @@ def eval_batches(
       ConfigError: a setting cannot work.
     """
     reader = _reader(source, config, image_size, 0, None)
-    return reading.evaluation(reader, config, batch_size, host_index, host_count)
+    return reading.eval_batches(reader, config, batch_size, process_index, process_count)
 
 
 def _reader(

@@ -52,13 +52,13 @@ class Reader(Protocol):
         ...
 
 
-def training(
+def train_batches(
     reader: Reader,
     config: ConfigDict,
     batch_size: int,
     start_batch: int,
-    host_index: int,
-    host_count: int,
+    process_index: int,
+    process_count: int,
 ) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
@@ -67,32 +67,32 @@ def training(
       config: the `data` section of a configuration.
       batch_size: B, over all hosts.
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
-      host_index: number of this host, in 0..host_count-1.
-      host_count: hosts that share each global batch.
+      process_index: number of this host, in 0..process_count-1.
+      process_count: hosts that share each global batch.
 
     Raises:
       ConfigError: a setting cannot work.
     """
     if reader.seed < 0:
         raise ConfigError(f"seed={reader.seed} is negative: use 0 or more.")
-    start, stop = host_slice(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, process_index, process_count)
     make_piece = functools.partial(_training_piece, reader, batch_size, start, stop)
     return _batches(make_piece, reader.source, config, stop - start, start_batch, None)
 
 
-def evaluation(
-    reader: Reader, config: ConfigDict, batch_size: int, host_index: int, host_count: int
+def eval_batches(
+    reader: Reader, config: ConfigDict, batch_size: int, process_index: int, process_count: int
 ) -> Batches:
     """Returns this host's evaluation batches: each record once over all hosts, in order.
 
     Every host gets the same number of batches. Examples past the last record have weight 0 and
-    index -1. For the arguments see `training`.
+    index -1. For the arguments see `train_batches`.
 
     Raises:
       ConfigError: a setting cannot work.
     """
     source = reader.source
-    start, stop = host_slice(batch_size, host_index, host_count)
+    start, stop = host_slice(batch_size, process_index, process_count)
     make_piece = functools.partial(_evaluation_piece, reader, batch_size, start, stop)
     return _batches(make_piece, source, config, stop - start, 0, -(-len(source) // batch_size))
 

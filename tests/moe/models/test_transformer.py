@@ -52,6 +52,14 @@ def test_decoder_is_causal_by_gradient_and_reads_all_of_the_encoder(small, made,
     assert np.all(np.abs(by_source).sum((1, 3)) > 0)
 
 
+def test_a_decoder_without_the_output_of_its_encoder_is_refused(small, made):
+    """Its cross-attention would else attend to the decoder itself, the future included."""
+    abstract, params = made(small(0, encoder_blocks=2))
+    tokens = np.ones((1, 4), np.int32)
+    with pytest.raises(ValueError, match="needs the output of the encoder"):
+        abstract.bind(params, {}).decode(tokens, tokens)
+
+
 def test_encoder_sees_both_ways(small, made, quick):
     abstract, params = made(small(kind="encoder", encoder_blocks=2))
     x = np.random.default_rng(0).normal(size=(1, 9, 16)).astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moe import plan as plan_lib
+from moe import train
 from moe.config import default_config
 from moe.objective import router_metrics
 from moe.start import upcycle
@@ -94,7 +95,8 @@ def begin(tmp_path):
         checkpoints.save(3, jax.device_put(zeros(stored), stored.shardings), meta)
         checkpoints.close()
         plan = plan_of(4, changes)
-        return upcycle.start(plan, jax.device_put(zeros(plan), plan.shardings))[1]
+        dense = upcycle.read(plan)  # refuses before there is a state
+        return upcycle.start(plan, jax.device_put(zeros(plan), plan.shardings), dense)[1]
 
     return run
 
@@ -126,13 +128,14 @@ def test_a_sparse_checkpoint_is_refused(begin):
         begin({}, experts=4)
 
 
-def test_a_dense_target_or_a_missing_run_is_refused_before_anything_is_made(tmp_path):
+def test_a_dense_target_or_a_missing_run_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.train_state, "create", lambda *_: pytest.fail("weights were made"))
     config = default_config("st_moe_tiny")
     config.upcycle.workdir = str(tmp_path)
     plan = plan_lib.make(config, make_mesh(2, 4, 1))
     with pytest.raises(CheckpointError, match=r"upcycle\.workdir=.* holds no checkpoint"):
-        upcycle.start(plan, None)
+        train.first_state(plan)
     config.routing.num_experts = 0
     plan = plan_lib.make(config, make_mesh(2, 4, 1))
     with pytest.raises(ConfigError, match=r"routing\.num_experts is 0"):
-        upcycle.start(plan, None)
+        train.first_state(plan)

@@ -30,3 +30,11 @@ def test_a_run_from_before_a_key_was_there_goes_on(config):
     del meta["config"]["mesh.data"]
     changed = check_resume(meta, config, ("mesh.",), position)
     assert changed == ["mesh.data: None -> -1"]
+
+
+def test_a_run_from_before_keys_were_renamed_is_refused(config):
+    position = {"next_batch": 5, "records": 10, "digest": "x", "batch_size": 128, "seed": 0}
+    meta = checkpoint_meta(config, position)
+    meta["config"]["model.head_width"] = 64
+    with pytest.raises(ConfigError, match=r"earlier version: its model\.head_width .*CHANGELOG"):
+        check_resume(meta, config, ("seed",), position)

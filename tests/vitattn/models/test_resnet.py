@@ -152,7 +152,7 @@ def test_attention_stands_where_the_paper_has_it():
         assert [layer.stride for layer in layers] == [2] + [1] * (blocks - 1)
         for layer in layers:
             assert isinstance(layer, AugmentedConv)
-            assert (layer.height, layer.width) == at
+            assert layer.size == at
             assert layer.attention_size == attends_at
             assert (layer.key_depth, layer.value_depth) == (key_depth, value_depth)
 
