@@ -49,7 +49,7 @@ FIXED = (
     "model.kind",
     "model.vocab_size",
     "model.activation",
-    "model.sparse",
+    "model.sparse_",  # all keys that begin so
     "model.extra_ffn",
     "model.tie_word_embeddings",
     "model.encoder_blocks",

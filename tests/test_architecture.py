@@ -56,6 +56,7 @@ IMPORT_NAMES = {
 }
 WITHOUT_IMPORT = {
     "flatbuffers": "jax.export writes programs with it",
+    "importlib_resources": "tensorflow_datasets reads its sets with it and does not ask for it",
     "scikit-learn": "vitattn.data.digits reads a file that it ships",
 }
 NNX_NAMES = {

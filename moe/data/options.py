@@ -76,7 +76,10 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
             switch(),
         ),
         "pack": key(
-            True, "put several short examples in one row, in segments of their own", switch()
+            True,
+            "put several pairs, or documents with merge_documents=False, in one row, in segments "
+            "of their own",
+            switch(),
         ),
         "workers": key(
             -1,

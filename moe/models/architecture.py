@@ -263,6 +263,7 @@ class Architecture:
 
     def trees(self, stack: str) -> dict[str, np.ndarray]:
         """Tree of weights of a stack -> numbers of its blocks, stacked as they are: [P] of sparse
-        blocks, [P, n] of dense ones.
+        blocks, [P, n] of dense ones. Four blocks in one period are
+        {"dense": [[0, 1, 2]], "sparse": [3]}.
         """
         return {k: v for part in self.sections(stack) for k, v in part.numbers().items()}

@@ -40,8 +40,8 @@ class Context:
     """What all blocks of a stack see beside the residual stream.
 
     Attributes:
-      bias: float32 [1, N, L, L] relative position bias.
-      mask: bool [B, 1, L, L] of self-attention.
+      bias: float32 [1, N, Q, L] relative position bias; Q = L, or 1 in decoding.
+      mask: bool [B or 1, 1, Q, L] of self-attention.
       valid: bool [B, L], False at padding: such tokens are routed nowhere and counted nowhere.
       source: [B, K, D] encoder output, or None.
       source_mask: bool [B, 1, L, K], or None.
@@ -145,8 +145,8 @@ class Block(nnx.Module):
         Args:
           x: [B, L, D].
           context: of these tokens.
-          key: for dropout and noise; None switches all randomness off. In evaluation only a policy
-            that is random there too draws.
+          key: for dropout, noise and random policies. None draws nothing, and is refused where
+            training needs draws. In evaluation only a policy that is random there too draws.
           train: training or evaluation.
 
         Returns:

@@ -75,7 +75,8 @@ class Stack(nnx.Module):
           segments: int32 [B, L], 0 at padding.
           source: [B, K, D] output of the encoder, for a decoder with cross-attention.
           source_segments: int32 [B, K].
-          key: for dropout and noise in training; None switches them off.
+          key: for dropout, noise and random policies in training; None draws nothing, and is
+            refused where training needs draws.
           train: training or evaluation, which has no dropout and no noise.
 
         Returns:

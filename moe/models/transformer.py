@@ -116,8 +116,9 @@ class Transformer(nnx.Module):
         Args:
           batch: `encoder_inputs`, `encoder_segments`, `decoder_inputs`, `decoder_segments`, int32
             [B, L], as far as the model has the stack.
-          train: which capacity factor the experts have.
-          key: for dropout and noise; None switches them off.
+          train: training or evaluation: dropout, noise, policies and capacity factor.
+          key: for dropout, noise and random policies; None draws nothing, and is refused where
+            training needs draws.
         """
         keys = {
             name: None if key is None else jax.random.fold_in(key, number)

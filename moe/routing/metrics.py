@@ -26,7 +26,7 @@ METRICS: Mapping[str, str] = {
 def routing_metrics(
     logits: jax.Array, probs: jax.Array, valid: jax.Array, placed: jax.Array, expert: jax.Array
 ) -> Sums:
-    """The entries of `METRICS` that do not need the raw logits; no gradient.
+    """All entries of `METRICS` but `nonfinite`, which `route` adds; no gradient.
 
     Args:
       logits: float32 [G, S, E].

@@ -6,8 +6,9 @@ B global batch, H hosts, N records.
 Everything a batch contains is a pure function of (seed, batch number), so a resumed run, a run on
 another number of hosts and a run with another number of worker processes all read the same records:
 batch b holds the global positions [b*B, (b+1)*B), position p is record `record_order(seed, p // N,
-N)[p % N]`, and host h takes the part [h*B/H, (h+1)*B/H) of every batch. The position to save in a
-checkpoint is therefore the number of the next batch.
+N)[p % N]` (or what the shuffle of a source of its own gives), and host h takes the part [h*B/H,
+(h+1)*B/H) of every batch. The position to save in a checkpoint is therefore the number of the next
+batch.
 """
 
 from __future__ import annotations

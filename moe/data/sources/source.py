@@ -19,7 +19,8 @@ Record = list[Example] | Damage  # the examples of a record, or what of it canno
 
 
 class Source(Protocol):
-    """Rows with random access. It pickles to worker processes, so files are opened on first use."""
+    """Records with random access. It pickles to worker processes, so files are opened on first
+    use."""
 
     name: str
     vocabulary: Vocabulary
