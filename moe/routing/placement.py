@@ -102,7 +102,7 @@ def resolve_placement(mesh: AnyMesh | None, rules: Rules, routing: RoutingConfig
     if routing.num_experts % parts:
         fits = max(n for n in range(1, parts + 1) if not (routing.num_experts % n or parts % n))
         raise ConfigError(
-            f"routing.num_experts={routing.num_experts} does not divide over the {parts} parts of "
+            f"routing.num_experts={routing.num_experts} does not divide over the {parts} rows of "
             f"mesh axis '{axes['expert']}'. Use a multiple of {parts} experts, or mesh.data={fits} "
             f"and mesh.replica={parts // fits} times what it is: the experts are then repeated in "
             "each replica."
