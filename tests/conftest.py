@@ -17,6 +17,12 @@ if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are no part of a test's name: those of an archive hold the time, and processes that
+    name a test differently cannot share the suite."""
+    return f"{argname}_bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
     """Runs of one configuration share what they compile."""
