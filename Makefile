@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-text lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
+.PHONY: train test test-all test-text lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -13,6 +13,10 @@ train: $(VENV)/.train
 # Two processes share the cores; each test file stays in one of them, so that it compiles once.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# With the tests that take longer than a few seconds each.
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # Tests of real seqio tasks and SentencePiece models: TensorFlow, 3 GB, comes into .venv for them.
 test-text: $(VENV)/.text
@@ -51,7 +55,7 @@ soak: $(VENV)/.test
 
 # And the whole suite in the mode that Flax is moving to.
 nightly: soak
-	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(BIN)/python -m pytest -n 2 --dist loadfile
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # Prints how many damaged files were refused and how many could still be read.
 fuzz: $(VENV)/.test
