@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-all test-text lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
+.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -22,6 +22,10 @@ test-all: $(VENV)/.test
 test-text: $(VENV)/.text
 	$(BIN)/python -m pytest tests/moe/text/test_seqio_source.py tests/moe/eval/test_seqio_export.py \
 	    tests/moe/text/test_vocabulary.py
+
+# The site, in docs/_build/index.html; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -85,6 +89,9 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,.[plots$(comma)test])
 	@$(BIN)/python -m pip install -q -c constraints.txt $(TORCH) >/dev/null 2>&1 || echo \
 	    "pip finds no CPU build of torch, so tests against transformers are left out: install torch to run them."
+
+$(VENV)/.docs: $(VENV)/.test
+	$(call install,.[plots$(comma)test$(comma)docs])
 
 $(VENV)/.text: $(VENV)/.test
 	$(call install,.[plots$(comma)test$(comma)text])
