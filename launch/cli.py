@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainlib import paths
+from trainlib import compile_cache, paths
 from trainlib.errors import (
     ConfigError,
     nearest,
@@ -40,6 +40,7 @@ def parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all commands have."""
     result = Parser(prog=prog, description=description, allow_abbrev=False)
     result.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
+    result.add_argument("--compile_cache", metavar="DIR|off", default="", help=compile_cache.HELP)
     return result
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from configs.common import load
 from launch import cli, families
+from trainlib import compile_cache
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--workdir is missing: the directory of a training run")
     config = load.of_workdir(args.workdir, overrides)
     step = cli.chosen_step(args.step, config, args.workdir)
+    compile_cache.enable(args.compile_cache)
     evaluate = families.of(config).evaluate
     result = evaluate.run(config, args.workdir, step, args.write_predictions)
     if args.json:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.common import load
 from launch import cli, families
+from trainlib import compile_cache
 from trainlib.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy training
+    compile_cache.enable(args.compile_cache)
     _run(args, config)
     return 0
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.common import load
 from launch import cli, families
+from trainlib import compile_cache
 from trainlib.errors import CheckpointError, ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    compile_cache.enable(args.compile_cache)
     _run(args, overrides)
     return 0
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from configs.common import load
 from launch import cli, families
+from trainlib import compile_cache
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     family = families.of(config)
     request = family.request(args, parser.error)
     step = cli.chosen_step(args.step, config, args.workdir)
+    compile_cache.enable(args.compile_cache)
     return family.predict.run(config, args.workdir, request, step)
 
 

@@ -14,6 +14,7 @@ from configs.common import load
 from launch import cli, families
 from launch.hosts.find import add_flags
 from launch.hosts.run import run_on_all_hosts
+from trainlib import compile_cache
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     def train() -> int:
         from trainlib.run.workdir import given_back
 
+        compile_cache.enable(args.compile_cache)
         with given_back():
             # vitattn.train.run or moe.train.run
             return families.of(config).train.run(config, args.workdir)

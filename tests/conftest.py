@@ -2,8 +2,11 @@
 from them.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}".strip()
 sys.path.insert(0, str(ROOT))
+
+
+def programs_of_this_session() -> str:
+    """A folder for the programs that commands compile, in this process and in others: never the
+    user's own. Processes of pytest-xdist share it.
+    """
+    folder, owner = tempfile.mkdtemp(prefix="vitattn-moe-programs-"), os.getpid()
+    atexit.register(lambda: owner == os.getpid() and shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["VITATTN_MOE_COMPILE_CACHE"] = programs_of_this_session()
 
 
 def pytest_make_parametrize_id(config, val, argname):

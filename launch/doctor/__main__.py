@@ -20,6 +20,7 @@ from launch.doctor import configuration, machine, measure, software
 from launch.doctor.report import Finding, Report, guarded
 from launch.hosts.find import add_flags
 from launch.hosts.run import run_on_all_hosts
+from trainlib import compile_cache
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     config = load.from_flags(args.config, overrides).config if args.config else ConfigDict()
 
     def examine() -> int:
+        compile_cache.enable(args.compile_cache)
         for findings in checks(args, config):
             report.add(findings)
         return report.close()
