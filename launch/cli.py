@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainlib import compile_cache, paths
+from trainlib import compile_cache, extension, paths
 from trainlib.errors import (
     ConfigError,
     nearest,
@@ -41,6 +41,12 @@ def parser(prog: str, description: str) -> Parser:
     result = Parser(prog=prog, description=description, allow_abbrev=False)
     result.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
     result.add_argument("--compile_cache", metavar="DIR|off", default="", help=compile_cache.HELP)
+    result.add_argument(
+        "--trust_code",
+        metavar="MODULE,...",
+        help="modules of your own that a configuration in JSON (that of a run, of an export) may "
+        "import; without this it may import none",
+    )
     return result
 
 
@@ -69,6 +75,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict
             value = words.pop(0)
         overrides[key] = value
     args, unknown = parser.parse_known_intermixed_args(rest)
+    if getattr(args, "trust_code", None):
+        extension.trust(*(module.strip() for module in args.trust_code.split(",")))
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].split("=")[0]

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
-from trainlib import patterns
+from trainlib import extension, patterns
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
 from vitattn.task import TASKS
@@ -45,7 +45,7 @@ NEWEST = whole(1, also={0: "the newest"})
 GENERAL = config_lib.COMMON | {
     # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
-    "task": key("classification", "what the model learns", choice(*TASKS)),
+    "task": key("classification", "what the model learns", extension.named(*TASKS)),
     "label_smoothing": key(
         0.0, "probability mass spread evenly over all classes", number(0, below=1)
     ),
@@ -85,7 +85,7 @@ GENERAL = config_lib.COMMON | {
 def model_schema(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """The keys below `model.`, for the model and the kinds of layer that `values` ask for."""
     from vitattn.models import MODELS
-    from vitattn.models.fields import choices
+    from vitattn.models.fields import choices, preset
 
     named = choice(*sorted(MODELS))
     name = fit("model.name", values.get("model.name", "resnet"), named)
@@ -94,13 +94,13 @@ def model_schema(values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     nested = choices(cls)
     schema |= config_lib.dataclass_schema(cls, leave_out=nested)
     for field, kinds in nested.items():
-        known = choice("none", *kinds)
+        known = extension.named("none", *kinds)
         kind = fit(f"model.{field}.kind", values.get(f"model.{field}.kind", "none"), known)
         meaning = f"{config_lib.attribute_docs(cls)[field]} ({', '.join(('none', *kinds))})"
         schema[f"{field}.kind"] = key(kind, meaning, known)
         if kind != "none":
-            preset = kinds[kind]
-            fields = config_lib.dataclass_schema(type(preset), preset=preset)
+            chosen = preset(kinds, kind, f"model.{field}.kind")
+            fields = config_lib.dataclass_schema(type(chosen), preset=chosen)
             schema |= config_lib.prefixed(field, fields)
     return schema
 
@@ -128,7 +128,8 @@ def default_config(model: str = "resnet", **kinds: str) -> ConfigDict:
 
     Args:
       model: a name of `vitattn.models.MODELS`.
-      **kinds: which dataclass a nested field takes, for example `attention="augmented"`.
+      **kinds: which dataclass a nested field takes, for example `attention="augmented"`, or
+        `attention="my_layers:AxialConfig"` of a module of one's own.
     """
     values = {f"model.{field}.kind": kind for field, kind in kinds.items()}
     config = config_lib.from_schema(schema({"model.name": model, **values}))

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from trainlib import extension
 from trainlib.data.batches import Batches
-from trainlib.errors import one_of
+from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, Sums
@@ -134,15 +135,28 @@ class Task(Protocol):
         ...
 
 
+_PARTS = ("MEASURED", *(name for name in vars(Task) if not name.startswith("_") and name.islower()))
+
 TASKS: dict[str, Task] = {"classification": classification}
 
 
 def task_of(config: ConfigDict) -> Task:
     """Returns the task that a configuration asks for.
 
+    `config.task` is a name of `TASKS`, or MODULE:NAME of a task of one's own (for a module that is
+    one itself: PACKAGE:MODULE).
+
     Raises:
-      ConfigError: no such task.
+      ConfigError: no such task, or not everything of one.
     """
-    if config.task not in TASKS:
+    if config.task in TASKS:
+        return TASKS[config.task]
+    if not extension.is_reference(config.task):
         raise one_of("task", config.task, TASKS)
-    return TASKS[config.task]
+    task = extension.load(config.task, "task")
+    if missing := [name for name in _PARTS if not hasattr(task, name)]:
+        raise ConfigError(
+            f"task='{config.task}' is no task: it lacks {', '.join(missing)}. A task is a module, "
+            "or an object, with everything in vitattn.task.Task."
+        )
+    return task

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from configs.common import overrides
-from trainlib import paths
+from trainlib import extension, paths
 from trainlib.errors import ConfigError, UserError, nearest, shown
 from trainlib.untrusted_files import what_is
 
@@ -55,6 +55,7 @@ def from_flags(text: str | None, flags: Mapping[str, str]) -> Loaded:
     """
     if not text:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
+    extension.trust_values(flags)
     return _with_values(_loaded(text), flags, COMMAND_LINE)
 
 
@@ -62,7 +63,9 @@ def from_python(name: str, values: Mapping[str, Any]) -> ConfigDict:
     """The same for a caller in Python, whose values are typed; see `configs.load`."""
     from trainlib.config import flat
 
-    return _with_values(_loaded(name), flat(values, CALL), CALL).config
+    given = flat(values, CALL)
+    extension.trust_values(given)
+    return _with_values(_loaded(name), given, CALL).config
 
 
 def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
@@ -86,6 +89,7 @@ def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
             "of another program. Give the --workdir of a training, or an export in our own names "
             "(`python -m launch.export --names=own`)."
         )
+    extension.trust_values(flags)
     return _with_values(_from_values(values, str(path)), flags, COMMAND_LINE).config
 
 
@@ -134,9 +138,14 @@ def _loaded(text: str) -> Loaded:
 
 
 def _from_values(values: Mapping[str, Any], source: str) -> Loaded:
-    """The configuration of values from JSON; keys that it does not give have their defaults."""
+    """The configuration of values from JSON; keys that it does not give have their defaults.
+
+    Raises:
+      ConfigError: the values name code that nobody trusts, or do not fit their keys.
+    """
     from trainlib.config import assign, flatten
 
+    extension.check(values, source)
     config = overrides.defaults(values, source)
     assign(config, values, source)
     return Loaded(config, dict.fromkeys(flatten(config), source))

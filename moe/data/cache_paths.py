@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe.data.cache.shard import FORMAT
 from moe.data.data_sets import kind_of
 from moe.text.vocabulary import Vocabulary
-from trainlib import paths
+from trainlib import extension, paths
 
 
 def cache_root(config: ConfigDict) -> Path:
@@ -51,8 +51,8 @@ def _resolved(source: str) -> str:
     """The source with its path written out from the root: a relative one names other files in each
     directory.
     """
-    kind, (name, _, argument) = kind_of(source), source.partition(":")
-    if kind is None or not kind.is_path:
+    kind, (name, argument) = kind_of(source), extension.split(source)
+    if kind is None or not kind.is_path or not argument:
         return source
     return f"{name}:{os.path.realpath(paths.resolve(argument, 'data.source'))}"
 

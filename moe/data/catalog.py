@@ -19,6 +19,7 @@ from moe.data.sources.source import Source
 from moe.data.sources.windows import Windows
 from moe.text.reader import Reader, ReadsFiles
 from moe.text.vocabulary import Vocabulary, make_vocabulary
+from trainlib import extension
 from trainlib.config import check_section
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -44,7 +45,7 @@ def make_reader(config: ConfigDict, source: str, split: str, vocabulary: Vocabul
     Raises:
       ConfigError: no such source, or an argument that it does not take or that is missing.
     """
-    name, _, argument = source.partition(":")
+    name, argument = extension.split(source)
     kind = kind_of(source)
     if kind is None:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The kinds of data sets that `data.source` can name: a table from the name before the colon.
 
-A new kind is a file with a `Kind` and a row of `KINDS`; mixtures of several sources are in
+A new kind is a file with a `Kind` and a row of `KINDS`, or a `Kind` in a module of one's own that
+`data.source=module:MODULE:NAME` names; mixtures of several sources are in
 `moe.data.mixtures`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from moe.tasks import task_reader
 from moe.text import jsonl, pydoc_topics, seqio_source, text_folder
 from moe.text.reader import Kind
+from trainlib import extension
 
 KINDS: dict[str, Kind] = {
     "pydoc": pydoc_topics.KIND,
@@ -24,9 +26,17 @@ KINDS: dict[str, Kind] = {
 
 def usage() -> str:
     """All values of `data.source` but mixtures, as a phrase."""
-    return ", ".join(kind.usage for kind in KINDS.values())
+    own = f"{extension.PREFIX}{extension.FORM}[:ARGUMENT]"
+    return ", ".join([*(kind.usage for kind in KINDS.values()), own])
 
 
 def kind_of(source: str) -> Kind | None:
-    """The kind that a source names; None for a mixture, and where there is no such kind."""
+    """The kind that a source names; None for a mixture, and where there is no such kind.
+
+    Raises:
+      ConfigError: a data set of one's own that cannot be imported.
+    """
+    if source.startswith(extension.PREFIX):
+        reference = extension.reference_of(source)
+        return extension.load(reference, "data.source", Kind, "a moe.text.reader.Kind")
     return KINDS.get(source.partition(":")[0])

@@ -17,7 +17,7 @@ from moe.eval.classification import INVALID, accuracy, gender_parity, macro_f1, 
 from moe.eval.rouge import rouge
 from moe.eval.text_match import answer_scores, names_referent, normalise_trivia
 from moe.tasks.question_answering import UNANSWERABLE
-from moe.tasks.registry import SUPERGLUE, TASKS
+from moe.tasks.registry import SUPERGLUE, benchmark
 from moe.tasks.task import TextExample
 
 Figures = dict[str, float]
@@ -128,14 +128,14 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
     if not pairs:
         return {}
     known, said = zip(*pairs, strict=True)
-    return METRICS[TASKS[task].metric].figures(known, said)
+    return METRICS[benchmark(task).metric].figures(known, said)
 
 
 def main(task: str, figures: Mapping[str, float]) -> float:
     """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
     ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for closed-book questions.
     """
-    names = METRICS[TASKS[task].metric].main or tuple(figures)
+    names = METRICS[benchmark(task).metric].main or tuple(figures)
     return sum(figures[name] for name in names) / len(names)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe.tasks.records import load, read
-from moe.tasks.registry import TASKS, task_names
+from moe.tasks.registry import benchmark, task_names
 from moe.tasks.task import SPLITS, TRAIN, Bad, TextExample
 from moe.tasks.task_reader import RATE_LIMIT
 from moe.text.seqio_source import import_seqio, seqio_vocabulary
@@ -47,7 +47,7 @@ def register(
     for name in names:
         if PREFIX + name not in seqio.TaskRegistry.names():
             _register_one(config, f"{kind}:{name}", vocabulary)
-    trained = [PREFIX + name for name in names if TRAIN in TASKS[name].tfds_splits]
+    trained = [PREFIX + name for name in names if TRAIN in benchmark(name).tfds_splits]
     if mixture and mixture not in seqio.MixtureRegistry.names():
 
         def rate(task: Any) -> float:
@@ -61,7 +61,7 @@ def register(
 def _register_one(config: ConfigDict, source: str, vocabulary: Vocabulary) -> None:
     seqio = import_seqio(source)
     (name,) = task_names(source)
-    splits = [split for split in SPLITS if split in TASKS[name].tfds_splits]
+    splits = [split for split in SPLITS if split in benchmark(name).tfds_splits]
     feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
     seqio.TaskRegistry.add(
         PREFIX + name,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.eval.scores import class_of, wsc_class
-from moe.tasks.registry import SUPERGLUE, TASKS
+from moe.tasks.registry import SUPERGLUE, benchmark
 from moe.tasks.task import TEST, TextExample
 from trainlib.errors import ConfigError, StorageError
 from trainlib.files import write_atomically
@@ -79,13 +79,13 @@ _FORMS = {
 def lines_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
     """The lines of one task."""
     if task in BOARD:
-        return _FORMS.get(task, _labels(TASKS[task].labels))(examples, answers)
+        return _FORMS.get(task, _labels(benchmark(task).labels))(examples, answers)
     return _plain(examples, answers)
 
 
 def file_of(task: str) -> str:
     """Name of the file of a task."""
-    return f"{TASKS[task].folders[0] if task in BOARD else task}.jsonl"
+    return f"{benchmark(task).folders[0] if task in BOARD else task}.jsonl"
 
 
 def missing(tasks: Collection[str], split: str) -> str:

@@ -11,6 +11,7 @@ import math
 from typing import Annotated
 
 from moe.routing.policies import POLICIES, Policy
+from trainlib import extension
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, number, whole
 
@@ -44,7 +45,8 @@ class RoutingConfig:
       second_policy: in training, when a choice beyond the first is sent: "all", "none", "threshold"
         (normalised gate > second_threshold), "random" (with probability gate / second_threshold)
         or "if_dropped" (when all choices before it found no slot: no token left behind, arXiv
-        2101.03961, appendix B; its gate is the probability itself).
+        2101.03961, appendix B; its gate is the probability itself); or MODULE:NAME of a
+        `moe.routing.policies.Policy` of your own.
       second_policy_eval: the same in evaluation. The paper's code stays random; "all" loses
         nothing to chance and is a deviation, which a run says when it starts. Draws of "random"
         are the same in every evaluation, and depend on the position in the batch.
@@ -83,8 +85,8 @@ class RoutingConfig:
     group_sequences: Annotated[int, whole(1, also={0: "max_group_size"})] = 0
     max_group_size: Annotated[int, whole(1)] = 4096
     normalize_gates: bool = True
-    second_policy: Annotated[str, choice(*POLICIES)] = "random"
-    second_policy_eval: Annotated[str, choice(*POLICIES)] = "all"
+    second_policy: Annotated[str, extension.named(*POLICIES)] = "random"
+    second_policy_eval: Annotated[str, extension.named(*POLICIES)] = "all"
     second_threshold: Annotated[float, number(above=0)] = 0.2
     batch_prioritized: bool = False
     sample_temperature: Annotated[float, number(above=0, also={0: "off"})] = 0.0
@@ -198,4 +200,6 @@ def policy_name(config: RoutingConfig, *, train: bool) -> str:
 
 def policy(config: RoutingConfig, *, train: bool) -> Policy:
     """See `policy_name`."""
-    return POLICIES[policy_name(config, train=train)]
+    key = f"routing.second_policy{'' if train else '_eval'}"
+    name = policy_name(config, train=train)
+    return extension.pick(POLICIES, name, key, Policy, "a moe.routing.policies.Policy")

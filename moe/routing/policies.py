@@ -3,7 +3,8 @@
 Letters: G groups, S tokens of a group, E experts, K choices of a token, C capacity.
 
 A new policy is a function here and an entry of `POLICIES`; its name is then a value of
-`routing.second_policy` and `routing.second_policy_eval`.
+`routing.second_policy` and `routing.second_policy_eval`. A `Policy` in a module of one's own is
+named there as MODULE:NAME.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Policy:
     raw_gates: bool = False
 
 
-def _send_where(later: jax.Array, choices: Choices) -> jax.Array:
+def send_where(later: jax.Array, choices: Choices) -> jax.Array:
     """Sends the first choice, and those beyond it where `later` bool [G, S, K - 1] says so."""
     first = jnp.ones((*later.shape[:-1], 1), bool)
     sent = jnp.concatenate([first, later], axis=-1)  # [G, S, K]
@@ -64,21 +65,21 @@ def _send_where(later: jax.Array, choices: Choices) -> jax.Array:
 
 
 def _all(choices: Choices) -> jax.Array:
-    return _send_where(jnp.ones(choices.gates[..., 1:].shape, bool), choices)
+    return send_where(jnp.ones(choices.gates[..., 1:].shape, bool), choices)
 
 
 def _none(choices: Choices) -> jax.Array:
-    return _send_where(jnp.zeros(choices.gates[..., 1:].shape, bool), choices)
+    return send_where(jnp.zeros(choices.gates[..., 1:].shape, bool), choices)
 
 
 def _threshold(choices: Choices) -> jax.Array:
-    return _send_where(choices.gates[..., 1:] > choices.threshold, choices)
+    return send_where(choices.gates[..., 1:] > choices.threshold, choices)
 
 
 def _random(choices: Choices) -> jax.Array:
     if choices.draws is None:
         raise ValueError("The second-choice policy 'random' needs draws [G, S, K - 1].")
-    return _send_where(choices.draws < choices.gates[..., 1:] / choices.threshold, choices)
+    return send_where(choices.draws < choices.gates[..., 1:] / choices.threshold, choices)
 
 
 def _if_dropped(choices: Choices) -> jax.Array:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from moe.tasks.registry import TASKS, task_names
+from moe.tasks.registry import benchmark, task_names
 from moe.tasks.task import TEST, Bad, Benchmark, Note, Record, TextExample
 from trainlib import paths
 from trainlib.data import tfds_files
@@ -64,7 +64,7 @@ def load(config: ConfigDict, source: str, split: str) -> list[TextExample]:
 def read(config: ConfigDict, source: str, split: str) -> Iterator[tuple[str, TextExample | Bad]]:
     """(file and position, example or why there is none) of every record of one task."""
     (name,) = task_names(source)
-    task = TASKS[name]
+    task = benchmark(name)
     seen: dict[tuple[Hashable, ...], str] = {}
     for where, record in _records(task, config, source, split):
         try:
@@ -188,7 +188,7 @@ def _plain(value: Any) -> Any:
 def sample_digest(source: str) -> str:
     """Digest of the files of an embedded sample, which may differ in the next version."""
     (name,) = task_names(source)
-    folder = SAMPLES / TASKS[name].folders[0]
+    folder = SAMPLES / benchmark(name).folders[0]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(content).hexdigest()[:16]

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe.tasks.records import published_folder, read, sample_digest
-from moe.tasks.registry import TASKS, task_names, tasks_of
+from moe.tasks.registry import benchmark, task_names, tasks_of
 from moe.tasks.task import TRAIN, VALIDATION, Bad, TextExample
 from moe.text.fingerprint import files_digest
 from moe.text.reader import Document, Kind
@@ -82,10 +82,10 @@ class TaskReader:
     def _files(self) -> tuple[Path, list[str]]:
         """A folder, and the files of this split in it."""
         (name,) = task_names(self.name)
-        folder = published_folder(TASKS[name], self.config, self.name)
+        folder = published_folder(benchmark(name), self.config, self.name)
         if folder is None:
             return Path(), []
-        file = folder / TASKS[name].files[self.split]
+        file = folder / benchmark(name).files[self.split]
         files = [file] if file.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
         return folder, [p.relative_to(folder).as_posix() for p in files]
 

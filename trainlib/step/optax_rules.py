@@ -1,4 +1,5 @@
-"""Optimisers of optax by their names there, built from `optimizer.options`.
+"""Optimisers of optax by their names there, and of users by MODULE:NAME, built from
+`optimizer.options`.
 
 Nothing is written down about any of them: what may be set and of which type follows from the
 signature, and whether a rule works with gradients alone is tried on shapes when it is built.
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import optax
 
+from trainlib import extension
 from trainlib.errors import ConfigError, nearest
 from trainlib.keys import Kind, Text, Unfit, brief, fit, like, many, number
 
@@ -49,6 +51,29 @@ def names() -> tuple[str, ...]:
         warnings.simplefilter("ignore")  # some attributes only say that they are to go
         public = [name for name in dir(optax) if not name.startswith(("_", "scale_by"))]
         return tuple(name for name in public if _takes_schedule(getattr(optax, name, None)))
+
+
+def rule_of(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The function that builds a rule: one of optax, or MODULE:NAME of one's own.
+
+    Raises:
+      ConfigError: there is no such function, or it has no parameter `learning_rate`.
+    """
+    if not extension.is_reference(name):
+        return getattr(optax, name)
+    rule: Any = extension.load(name, "optimizer.name")
+    try:
+        fits = "learning_rate" in inspect.signature(rule).parameters
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        what = "a function with a parameter learning_rate that returns an optax transformation"
+        raise extension.misfit(name, "optimizer.name", rule, what)
+    return rule
+
+
+def _full(name: str) -> str:
+    return name if extension.is_reference(name) else f"optax.{name}"
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -87,7 +112,7 @@ def _arguments(name: str, given: Sequence[str]) -> dict[str, Any]:
       ConfigError: an option that the rule has not, that another key sets, that is given twice, or
         of the wrong type.
     """
-    parameters = inspect.signature(getattr(optax, name)).parameters
+    parameters = inspect.signature(rule_of(name)).parameters
     free = [parameter for parameter in parameters if parameter not in _ELSEWHERE]
     decays = _decays(name)
     if "weight_decay" in parameters and not decays:
@@ -99,7 +124,7 @@ def _arguments(name: str, given: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{key} is not set here: {_ELSEWHERE[option]}.")
         if option not in free:
             raise ConfigError(
-                f"{key} is not known: optax.{name} has no such parameter. {nearest(option, free)}"
+                f"{key} is not known: {_full(name)} has no such parameter. {nearest(option, free)}"
                 f"It takes: {', '.join(free)}."
             )
         if option in arguments:
@@ -110,7 +135,7 @@ def _arguments(name: str, given: Sequence[str]) -> dict[str, Any]:
 
 def _decays(name: str) -> str | None:
     """The parameter of the mask of the weight decay, where the rule has decay and mask."""
-    parameters = inspect.signature(getattr(optax, name)).parameters
+    parameters = inspect.signature(rule_of(name)).parameters
     masks = [mask for mask in ("mask", "weight_decay_mask") if mask in parameters]
     return masks[0] if masks and "weight_decay" in parameters else None
 
@@ -124,10 +149,10 @@ def make_rule(
     decays: Mapping[str, bool],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> optax.GradientTransformation:
-    """Builds `optax.NAME(learning_rate=schedule, **options)`.
+    """Builds `optax.NAME(learning_rate=schedule, **options)`, or the same with a user's function.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or MODULE:NAME.
       given: its options, "NAME=VALUE" each.
       schedule: step -> rate.
       weight_decay: as the rule means it, in weights that `decays`; 0 is none, whatever optax takes
@@ -144,16 +169,16 @@ def make_rule(
         arguments |= {"weight_decay": weight_decay, mask: dict(decays)}
     elif weight_decay:
         raise ConfigError(
-            f"optimizer.weight_decay={weight_decay} cannot work: optax.{name} has no weight decay "
+            f"optimizer.weight_decay={weight_decay} cannot work: {_full(name)} has no weight decay "
             "that can be kept from some of the weights. Use 0, or another rule."
         )
     try:
-        rule = getattr(optax, name)(learning_rate=schedule, **arguments)
+        rule = rule_of(name)(learning_rate=schedule, **arguments)
         state = jax.eval_shape(rule.init, dict(shapes))
         jax.eval_shape(rule.update, dict(shapes), state, dict(shapes))
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise ConfigError(
-            f"optimizer.name='{name}' cannot work: optax.{name} with the options "
+            f"optimizer.name='{name}' cannot work: {_full(name)} with the options "
             f"{brief(list(given))} makes no step from gradients and weights alone: {brief(error)}."
         ) from error
     return rule

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainlib import patterns
+from trainlib import extension, patterns
 from trainlib.config import Options, complete, require
 from trainlib.errors import ConfigError
-from trainlib.keys import brief, choice, key, many, number, pair, switch, whole
+from trainlib.keys import brief, key, many, number, pair, switch, whole
 from trainlib.model.weights import Spec
 from trainlib.step import optax_rules
 from trainlib.step.slots import OPTAX_STAGE
@@ -42,12 +42,14 @@ def defaults() -> Options:
     return {
         "name": key(
             "sgd",
-            f"one of {', '.join(NAMES)}, or an optimiser of optax by its name there, such as lion",
-            choice(*dict.fromkeys((*NAMES, *optax_rules.names()))),
+            f"one of {', '.join(NAMES)}, an optimiser of optax by its name there, such as lion, or "
+            "MODULE:NAME of a function like those of optax",
+            extension.named(*dict.fromkeys((*NAMES, *optax_rules.names()))),
         ),
         "options": key(
             (),
-            "optimisers of optax: list of NAME=VALUE for its parameters, such as b1=0.95,b2=0.98",
+            "rules of optax or of your own: list of NAME=VALUE for their parameters, such as "
+            "b1=0.95,b2=0.98",
             optax_rules.options(),
         ),
         "clip_norm": key(
@@ -291,7 +293,7 @@ def _adamw(
 
 
 # Name -> (options, weights that learn, stacked axes, stage of the decay, stage of the rate) ->
-# stages. Any other name is looked up in optax.
+# stages. Any other name is looked up in optax, and MODULE:NAME in a module of the user.
 RULES: dict[str, Callable[..., list[Stage]]] = {
     "sgd": _sgd,
     "rmsprop": _rmsprop,
@@ -344,7 +346,7 @@ def make_optimizer(
             not options["options"],
             "optimizer.options",
             options["options"],
-            f"they are for rules of optax; {options['name']} has keys of its own",
+            f"they are for rules of optax and of your own; {options['name']} has keys of its own",
         )
         decay = []
         if options["weight_decay"]:

@@ -1,12 +1,14 @@
 """The data sets that `data.source` can name: a table from the name before the colon to its kind.
 
-A new data set is a file with a `KIND` and a row of `KINDS`.
+A new data set is a file with a `KIND` and a row of `KINDS`, or a `Kind` in a module of one's own
+that `data.source=module:MODULE:NAME` names.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from trainlib import extension
 from trainlib.errors import ConfigError, DataError, nearest
 from vitattn.data import cifar100, digits, folder, imagenet, synthetic
 from vitattn.data.source import SPLITS, Kind, Source
@@ -23,7 +25,8 @@ KINDS = {
 
 def usage() -> str:
     """Returns all values that `data.source` can have, as a phrase."""
-    return ", ".join(form for kind in KINDS.values() for form in kind.usage)
+    forms = [form for kind in KINDS.values() for form in kind.usage]
+    return ", ".join([*forms, f"{extension.PREFIX}{extension.FORM}[:ARGUMENT]"])
 
 
 def kind_of(source: str) -> Kind:
@@ -32,6 +35,9 @@ def kind_of(source: str) -> Kind:
     Raises:
       ConfigError: no such kind, or one that takes nothing after a colon.
     """
+    if source.startswith(extension.PREFIX):
+        reference = extension.reference_of(source)
+        return extension.load(reference, "data.source", Kind, "a vitattn.data.Kind")
     name, _, argument = source.partition(":")
     if name not in KINDS:
         raise ConfigError(

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+from trainlib import extension
 from trainlib.data.order import record_order
 from trainlib.errors import ConfigError
 from vitattn.images.decode import Rgb
@@ -92,8 +93,11 @@ class Kind:
 
 
 def argument_of(source: str) -> str:
-    """Returns what follows the first colon of `data.source`; "" without one."""
-    return source.partition(":")[2]
+    """Returns what follows the name and a colon in `data.source`; "" without any.
+
+    `folder:PATH` has the argument PATH, `module:MODULE:NAME:ARGUMENT` has ARGUMENT.
+    """
+    return extension.split(source)[1]
 
 
 class Arrays:

@@ -1,8 +1,9 @@
 """Plain data -> frozen dataclasses, strictly: an error names the unknown key, or the value that its
 field does not take.
 
-A field may choose among dataclasses: its data is a mapping whose "kind" names one of them. Their
-defaults can depend on the class that they are part of, which then lists instances as `PRESETS`.
+A field may choose among dataclasses: its data is a mapping whose "kind" names one of them, or one
+of a user's own as MODULE:NAME (`trainlib.extension`). Their defaults can depend on the class that
+they are part of, which then lists instances as `PRESETS`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from trainlib import keys
-from trainlib.errors import ConfigError, nearest, one_of
+from trainlib import extension, keys
+from trainlib.config import attribute_docs
+from trainlib.errors import ConfigError, nearest
 
 KIND = "kind"  # the key of a nested mapping that chooses among several dataclasses; "none" is None
 
@@ -72,10 +74,39 @@ def _part(presets: Mapping[str, Any], value: Any, where: str) -> Any:
     if not hasattr(value, "items"):
         raise ConfigError(f"{where} is {keys.brief(value)}; it must be a section with a {KIND}.")
     data = dict(value.items())
-    kinds = [*presets, "none"]
-    kind = data.pop(KIND, kinds[0] if len(presets) == 1 else None)
-    if kind not in kinds:
-        raise one_of(f"{where}.{KIND}", kind, kinds)
+    known = extension.named("none", *presets)
+    kind = keys.fit(
+        f"{where}.{KIND}", data.pop(KIND, next(iter(presets)) if len(presets) == 1 else None), known
+    )
     if kind == "none":
         return None
-    return from_data(type(presets[kind]), data, where, presets[kind])
+    chosen = preset(presets, kind, f"{where}.{KIND}")
+    return from_data(type(chosen), data, where, chosen)
+
+
+def preset(presets: Mapping[str, Any], kind: str, key: str) -> Any:
+    """The instance with the defaults of a kind.
+
+    Args:
+      presets: kind -> instance, of one field of `choices`.
+      kind: one of them, or MODULE:NAME of a dataclass of one's own.
+      key: the configuration key that has it as its value.
+
+    Raises:
+      ConfigError: there is no such dataclass, or not every field of it has a default and a meaning.
+    """
+    if kind in presets:
+        return presets[kind]
+    what = "a frozen dataclass with stages, every_layer and layer(...)"
+    cls = extension.load(kind, key)
+    built = isinstance(cls, type) and dataclasses.is_dataclass(cls)
+    if not built or not all(hasattr(cls, name) for name in ("every_layer", "layer")):
+        raise extension.misfit(kind, key, cls, f"{what} (vitattn.layers.attention.AttentionConfig)")
+    documented = attribute_docs(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING or field.name not in documented:
+            raise ConfigError(
+                f"{key}='{kind}': the field '{field.name}' of {cls.__name__} needs a default value "
+                "and a line in the section `Attributes:` of the docstring."
+            )
+    return cls()
