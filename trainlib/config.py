@@ -88,6 +88,12 @@ COMMON: dict[str, tuple[Any, str]] = {
     "checkpoint.max_failed_saves": key(
         3, "consecutive saves that may fail with a warning; one more exits 74", whole(0)
     ),
+    "writers.extra": key(
+        "",
+        "your own experiment tracker, which gets every line of metrics: module:Class (several: "
+        "separated by commas), found in the current directory or installed; '' = none",
+        text(0, 500),
+    ),
     "target": key(
         "",
         "chips that the mesh is meant for; `python -m launch.compile` compiles the step for them",

@@ -1,4 +1,5 @@
 """What a run leaves to read: `metrics.jsonl` and TensorBoard events, both exact over a resume.
+Trackers of the user (`trainlib.run.trackers`) get the same records.
 
 Each line of `metrics.jsonl` is one object {"step": 120, "kind": "train", "loss": 1.25, ...}. Floats
 are written so that they read back bit for bit; NaN and infinities, which JSON has not, are the
@@ -16,9 +17,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainlib.errors import DataError, StorageError, UserError, paragraph, shown
 from trainlib.files import check_target, create, make_directory, open_to_write
@@ -250,32 +251,48 @@ class TensorBoard:
             self._writer.close()
 
 
+class Writer(Protocol):
+    """What takes the records of a run."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Takes one record; values are numbers (host or device scalars), strings or None."""
+        ...
+
+
 class Writers:
-    """`metrics.jsonl` and TensorBoard events of one run, in its workdir.
+    """`metrics.jsonl` and TensorBoard events of one run, in its workdir, and the user's trackers.
 
     Args:
       workdir: an existing directory.
       step: the step that the run starts from.
       redo: as for `JsonLines`.
       tensorboard: whether to write events as well.
+      extra: further writers, which the caller closes.
     """
 
     def __init__(
-        self, workdir: str | Path, step: int = 0, *, redo: str = "", tensorboard: bool = True
+        self,
+        workdir: str | Path,
+        step: int = 0,
+        *,
+        redo: str = "",
+        tensorboard: bool = True,
+        extra: Sequence[Writer] = (),
     ):
         workdir = Path(workdir)
-        self._writers: list[JsonLines | TensorBoard] = [
+        self._files: list[JsonLines | TensorBoard] = [
             JsonLines(workdir / "metrics.jsonl", step, redo)
         ]
         if tensorboard:
-            self._writers.append(TensorBoard(workdir / "tensorboard", step))
+            self._files.append(TensorBoard(workdir / "tensorboard", step))
+        self._extra = extra
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Writes one record, for example `write(120, "train", {"loss": 1.25})`."""
-        for writer in self._writers:
+        for writer in (*self._files, *self._extra):
             writer.write(step, kind, values)
 
     def close(self) -> None:
         """Closes all files."""
-        for writer in self._writers:
-            writer.close()
+        for file in self._files:
+            file.close()

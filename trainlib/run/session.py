@@ -8,6 +8,7 @@ of a session, in the order in which its methods stand here.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 import numpy as np
 
+from trainlib import config as settings
+from trainlib.checkpoint.write import warn
 from trainlib.data.order import data_position
 from trainlib.errors import Preempted
 from trainlib.model.metrics import compute
@@ -26,6 +29,8 @@ from trainlib.run.progress import Progress, duration
 from trainlib.run.recorder import Recorder
 from trainlib.run.resume import checkpoint_meta, eval_due, resume
 from trainlib.run.summary import report_complete, save_summary
+from trainlib.run.trackers.feed import Trackers
+from trainlib.run.trackers.tracker import classes
 from trainlib.run.workdir import agree_on_workdir, open_workdir, save_config
 from trainlib.step.plan import Plan
 from trainlib.step.step import Sums
@@ -86,7 +91,8 @@ class Session(Generic[Result]):
       stopping: whether the run was asked to stop: no further step begins.
 
     Raises:
-      ConfigError: another run holds the workdir, or a fixed key changed.
+      ConfigError: another run holds the workdir, a fixed key changed, or `writers.extra` names no
+        tracker.
       CheckpointError: no step can be resumed from.
       StorageError: the disk refuses.
     """
@@ -114,6 +120,7 @@ class Session(Generic[Result]):
         self._source, self._meta = source, dict(meta or {})
         self._began, self._evaluates, self._forward_flops = began, evaluates, forward_flops
         self._shown, self._values_of = shown, values_of
+        self._tracker_classes = classes(config.writers.extra) if self.main else {}
         self._checkpoints = open_workdir(config, workdir, plan.abstract)
         agree_on_workdir(workdir, self._checkpoints)
         resumed = resume(
@@ -176,7 +183,13 @@ class Session(Generic[Result]):
             began=self._began,
         )
         redo = "eval" if self.eval_pending else ""
-        self._writers = Writers(self.workdir, self.start, redo=redo) if self.main else None
+        values = json.loads(settings.to_json(config))
+        self._trackers = Trackers(self._tracker_classes, self.workdir, values, warn)
+        self._writers = (
+            Writers(self.workdir, self.start, redo=redo, extra=[self._trackers])
+            if self.main
+            else None
+        )
         self._recorder = Recorder(
             config,
             self.plan.schedule,
@@ -186,6 +199,7 @@ class Session(Generic[Result]):
             values_of=self._values_of,
         )
         with (
+            contextlib.closing(self._trackers),
             contextlib.closing(self.progress),
             watchdog.follow(self.progress.beat),
             StopRequest() as self._stop,
@@ -195,6 +209,8 @@ class Session(Generic[Result]):
             self._recorder.flush()
             with self.progress.pause("saving"):
                 self._checkpoints.close()
+            if not self.stopping and self.result is not None:
+                self._trackers.summary(self.result.flat())
         if self._writers:
             self._writers.close()
         self._seconds = time.monotonic() - self._began
@@ -312,6 +328,8 @@ class Session(Generic[Result]):
             **pictures,
             "checkpoints": str(self.workdir / "checkpoints"),
         }
+        if self._trackers.states():
+            rows["trackers"] = "; ".join(self._trackers.states())
         if unreadable:
             named = "; ".join(f"{where}: {why}" for where, why in unreadable[:5])
             rows["unreadable"] = f"{len(unreadable)} {unit}: {named}"
