@@ -40,6 +40,7 @@ FLOORS = (
     ("trainlib.sharding",),
     ("trainlib.step",),
     ("trainlib.checkpoint",),
+    ("trainlib.run.trackers",),
     ("trainlib.run",),
     ("trainlib.formats", "trainlib.planning"),
 )

@@ -124,7 +124,7 @@ def _references(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in values.items()
         if _KEY.fullmatch(key)
         for text in _texts(value)
-        for reference in (_of_data(text) if key.startswith("data.") else [text])
+        for reference in (_of_data(text) if key.startswith("data.") else names(key, text))
         if is_reference(reference)
     ]
 
@@ -133,6 +133,14 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for entry in value for text in _texts(entry)]
     return [value] if isinstance(value, str) else []
+
+
+def names(key: str, text: str) -> list[str]:
+    """Every MODULE:NAME of a value that may name several, separated by commas: that of
+    `writers.extra`.
+    """
+    parts = text.split(",") if key == "writers.extra" else [text]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _of_data(source: str) -> list[str]:

@@ -11,15 +11,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainlib.errors import ConfigError, nearest, shown
+from trainlib import extension
+from trainlib.errors import ConfigError, shown
 
 KEY = "writers.extra"
 METHODS = ("write", "close")
@@ -57,37 +55,18 @@ class Tracker(Protocol):
 def classes(text: str) -> dict[str, Callable[..., Tracker]]:
     """The classes that `writers.extra` names: `module:Class` -> class.
 
-    Modules are found in the current directory and among the installed ones.
-
     Args:
       text: several are separated by commas; "" for none.
 
     Raises:
-      ConfigError: no such module or class, an error while the module is imported, or a class
-        without the methods of a `Tracker`.
+      ConfigError: no such module or class (see `trainlib.extension.load`), or a class without the
+        methods of a `Tracker`.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return {name: _class(name) for name in names}
+    return {name: _class(name) for name in extension.names(KEY, text)}
 
 
 def _class(name: str) -> Callable[..., Tracker]:
-    module_name, colon, attribute = name.partition(":")
-    if not (
-        colon and attribute.isidentifier() and all(map(str.isidentifier, module_name.split(".")))
-    ):
-        raise ConfigError(
-            f"{KEY}={shown(name)} does not name a class. Write module:Class, for example "
-            f"--config.{KEY}=my_tracker:Tracker for the class Tracker of my_tracker.py in the "
-            "current directory."
-        )
-    module = _module(name, module_name)
-    found: Any = getattr(module, attribute, None)
-    if not inspect.isclass(found):
-        known = [n for n, value in vars(module).items() if inspect.isclass(value)]
-        raise ConfigError(
-            f"{KEY}={shown(name)}: the module {module_name} has no class {attribute}. "
-            f"{nearest(attribute, known)}".rstrip()
-        )
+    found: Any = extension.load(name, KEY, type, "a class")
     missing = [method for method in METHODS if not callable(getattr(found, method, None))]
     if missing:
         raise ConfigError(
@@ -95,27 +74,6 @@ def _class(name: str) -> Callable[..., Tracker]:
             "tracker has __init__(workdir, config), write(step, metrics) and close()."
         )
     return found
-
-
-def _module(name: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        # At the end, so that a file here never takes the place of an installed module. It stays,
-        # for what the class imports later.
-        sys.path.append(here)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        first = module_name.split(".")[0]
-        if error.name in (first, module_name):
-            raise ConfigError(
-                f"{KEY}={shown(name)}: there is no module {error.name}, neither in {shown(here)} "
-                "nor among the installed ones. Start the command in the directory of the file, or "
-                "install its package."
-            ) from None
-        raise failed(name, "could not be imported", error) from error
-    except Exception as error:
-        raise failed(name, "could not be imported", error) from error
 
 
 def failed(name: str, what: str, error: BaseException) -> ConfigError:
@@ -128,15 +86,8 @@ def failed(name: str, what: str, error: BaseException) -> ConfigError:
 
 def reason(error: BaseException) -> str:
     """An error of somebody else's code on one line, with the place that raised it."""
-    ours, frames = Path(__file__).parent, traceback.extract_tb(error.__traceback__)
-    theirs = [
-        (frame.filename, frame.lineno)
-        for frame in frames
-        if Path(frame.filename).parent not in (ours, Path(importlib.__file__).parent)
-        and not frame.filename.startswith("<frozen")
-    ]
-    if isinstance(error, SyntaxError) and error.filename:
-        theirs = [(error.filename, error.lineno)]
-    place = f" ({shown(Path(theirs[0][0]).name)}, line {theirs[0][1]})" if theirs else ""
-    text = shown(error.msg if isinstance(error, SyntaxError) else str(error), 300).rstrip(".")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
+    place = f" ({shown(Path(theirs[0].filename).name)}, line {theirs[0].lineno})" if theirs else ""
+    text = shown(error, 300).rstrip(".")
     return f"{type(error).__name__}{f': {text}' if text else ''}{place}"
