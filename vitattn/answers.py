@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ class Answer:
     """What came out for one image.
 
     Attributes:
-      image: its file.
+      record: its number among the images that were asked for, from 0.
       error: why it could not be decoded; empty when it could.
       pixels: f32 [H, W, 3], normalised, as the model saw it.
       outputs: of the task, without the dimension of the batch.
       maps: attention layer -> f32 [N, h, w].
     """
 
-    image: Path
+    record: int
     error: str
     pixels: np.ndarray
     outputs: dict[str, np.ndarray]
@@ -75,21 +75,30 @@ def printed(
             yield answer
 
 
-def renderer(task: Task, names: Names, as_json: bool) -> Callable[[Answer], str]:
+def renderer(
+    task: Task, paths: Sequence[Path], names: Names, as_json: bool
+) -> Callable[[Answer], str]:
     """Returns what turns an answer into text: lines for people, or one line of JSON (image, and
-    error or the fields of the task)."""
+    error or the fields of the task).
+
+    Args:
+      task: what the model learned.
+      paths: the image files, in the order of the records.
+      names: of the model's outputs.
+      as_json: one line of JSON instead of lines for people.
+    """
     words = [as_unicode(name) for name in numbered(names)] if as_json else printable(names)
 
     def as_text(answer: Answer) -> str:
         lines = [answer.error] if answer.error else task.as_lines(answer.outputs, words)
         indent = "    " if answer.error else "  "
-        return "\n".join([shown(answer.image, LONGEST), *(indent + line for line in lines)])
+        return "\n".join([shown(paths[answer.record], LONGEST), *(indent + line for line in lines)])
 
     def as_line(answer: Answer) -> str:
         fields: Mapping[str, Any] = {"error": answer.error}
         if not answer.error:
             fields = task.as_record(answer.outputs, words)
-        return json.dumps({"image": as_unicode(answer.image), **fields})
+        return json.dumps({"image": as_unicode(paths[answer.record]), **fields})
 
     return as_line if as_json else as_text
 

@@ -32,6 +32,7 @@ from vitattn.data import eval_batches
 from vitattn.data.catalog import statistics
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.files import find_images
+from vitattn.images.size import Size
 from vitattn.labels import class_names
 from vitattn.labels.class_names import ModelNames, Names, printable
 from vitattn.models import ModelConfig
@@ -100,27 +101,31 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     mean, std = statistics(config.data)
     source = Unlabelled(paths, mean, std)
     rows, unread = [], []
-    with contextlib.closing(answers(source, plan, size, predict)) as stream:
-        render = renderer(task, names, request.as_json)
+    stream = answers(source, config.data, plan.model.size, size, predict)
+    with contextlib.closing(stream):
+        render = renderer(task, paths, names, request.as_json)
         many = len(paths) > max(BATCH, size)
         for answer in printed(stream, len(paths), size, render, many):
             if answer.error:
-                unread.append(f"{shown(answer.image, 1000)} {answer.error}")
+                unread.append(f"{source.describe(answer.record)} {answer.error}")
             elif picture is not None:
                 prediction = task.caption(answer.outputs, printable(names))
-                caption = f"{shown(answer.image.name)}: {prediction}"
+                caption = f"{shown(paths[answer.record].name)}: {prediction}"
                 rows += picture.rows(answer.pixels, caption, answer.maps, mean, std)
     if picture is not None and rows:
         picture.draw(rows)
         print(f"attention maps: {picture.path}", file=sys.stderr)
     if unread:
-        raise DataError(f"{len(unread)} of {len(paths)} images got no answer: {_listed(unread)}.")
+        raise no_answer(unread, len(paths))
     return 0
 
 
-def _listed(lines: Sequence[str], most: int = 20) -> str:
-    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
-    return "; ".join(lines[:most]) + more
+def no_answer(unread: Sequence[str], images: int, most: int = 20) -> DataError:
+    """The error for images that cannot be decoded: a phrase for each, of so many images."""
+    more = f"; and {len(unread) - most} more" if len(unread) > most else ""
+    return DataError(
+        f"{len(unread)} of {images} images got no answer: {'; '.join(unread[:most])}{more}."
+    )
 
 
 def choose_picture(request: Request, plan: Plan[ModelConfig], images: int) -> Picture | None:
@@ -176,16 +181,25 @@ def make_predict(
 
 def answers(
     source: Unlabelled,
-    plan: Plan[ModelConfig],
+    data: ConfigDict,
+    image_size: Size,
     size: int,
     predict: Callable[[np.ndarray], dict[str, Any]],
 ) -> Generator[Answer, None, None]:
-    """Yields an answer for each record of `source`, in order, from batches of `size` images."""
-    data = plan.config.data.copy_and_resolve_references()
+    """Yields an answer for each image of `source`, in order.
+
+    Args:
+      source: the images.
+      data: the `data` section of the configuration that the model was trained with.
+      image_size: of the model, in pixels.
+      size: images of a batch.
+      predict: images f32 [size, H, W, 3] -> {"outputs": .., "maps": ..}, see `make_predict`.
+    """
+    data = data.copy_and_resolve_references()
     data.max_bad_fraction = 1.0  # every image was asked for: all are tried
     if len(source) <= FEW_IMAGES:
         data.workers = 0
-    with eval_batches(source, data, size, 0, 1, plan.model.size) as batches:
+    with eval_batches(source, data, size, 0, 1, image_size) as batches:
         for batch in batches:
             result = predict(batch["image"])
             reasons = dict(batches.bad)
@@ -193,7 +207,7 @@ def answers(
                 if record >= 0:
                     unread = not batch["weight"][number]
                     yield Answer(
-                        source.paths[record],
+                        record,
                         reasons[source.describe(record)] if unread else "",
                         batch["image"][number],
                         {name: array[number] for name, array in result["outputs"].items()},

@@ -87,6 +87,12 @@ class Exported:
         for name in self.specs if names is None else names:
             yield name, self._reader.read(name).astype(self.specs[name].dtype, copy=False)
 
+    def counts(self) -> np.ndarray | tuple[()]:
+        """Updates of each layer's running statistics, see `trainlib.model.statistics`: nobody says
+        them here.
+        """
+        return _uncounted(self.specs)
+
     def close(self) -> None:
         """Nothing stays open."""
 
@@ -158,9 +164,26 @@ class Saved:
             for name in group:
                 yield name, np.asarray(read.pop(self._stored[name]))
 
+    def counts(self) -> np.ndarray | tuple[()]:
+        """Updates of each layer's running statistics, i32 [S], see `trainlib.model.statistics`; 0
+        each where the checkpoint does not say them.
+        """
+        stored = self._checkpoints.shapes(self.step).get(checkpoint.COUNTS)
+        if stored is None:
+            return _uncounted(self.specs)
+        place = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        spec = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
+        read = self._checkpoints.restore_some(self.step, {checkpoint.COUNTS: spec})
+        return np.asarray(read[checkpoint.COUNTS])
+
     def close(self) -> None:
         """Closes the checkpoints."""
         self._checkpoints.close()
+
+
+def _uncounted(specs: Iterable[str]) -> np.ndarray | tuple[()]:
+    counts = statistics.uncounted(specs)
+    return np.asarray(counts) if len(counts) else ()
 
 
 def _groups(specs: Mapping[str, Spec], names: list[str]) -> Iterator[list[str]]:

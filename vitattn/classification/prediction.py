@@ -5,11 +5,15 @@ B images of a batch, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from trainlib.errors import shown
 
 TOP = 5  # classes that are printed
 
@@ -27,9 +31,59 @@ def predict(model: Callable[..., jax.Array], images: jax.Array) -> dict[str, jax
     return {"probabilities": jax.nn.softmax(model(images, train=False))}
 
 
-def likeliest(probabilities: np.ndarray) -> list[int]:
-    """Returns the numbers of the five likeliest of [C] classes, the likeliest first."""
-    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+def likeliest(probabilities: np.ndarray, most: int = TOP) -> list[int]:
+    """Returns the numbers of the likeliest of [C] classes, the likeliest first."""
+    return np.argsort(-probabilities, kind="stable")[:most].tolist()
+
+
+class ClassProbability(NamedTuple):
+    """A class and how probable a model thinks it is."""
+
+    class_number: int
+    class_name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+      probabilities: f32 [C], of all classes; they sum to 1.
+      class_names: one for each class.
+      image: the file that was read; None for an image that was in memory.
+    """
+
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+    image: Path | None = None
+
+    def top(self, most: int = TOP) -> list[ClassProbability]:
+        """Returns the likeliest classes, the likeliest first, at most `most` of them."""
+        return [
+            ClassProbability(n, self.class_names[n], float(self.probabilities[n]))
+            for n in likeliest(self.probabilities, most)
+        ]
+
+    @property
+    def class_number(self) -> int:
+        """Number of the likeliest class, from 0."""
+        return self.top(1)[0].class_number
+
+    @property
+    def class_name(self) -> str:
+        """Name of the likeliest class."""
+        return self.top(1)[0].class_name
+
+    @property
+    def probability(self) -> float:
+        """Probability of the likeliest class, 0 to 1."""
+        return self.top(1)[0].probability
+
+    def __repr__(self) -> str:
+        """The likeliest classes: Prediction(cat 93 %, dog 5 %)."""
+        words = ", ".join(f"{shown(c.class_name)} {100 * c.probability:.3g} %" for c in self.top(3))
+        return f"Prediction({words})"
 
 
 def as_lines(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from trainlib import extension
 from trainlib.data.order import record_order
 from trainlib.errors import ConfigError
-from vitattn.images.decode import Rgb
+from vitattn.images.decode import Pixels, Rgb
 
 SPLITS = ("train", "holdout", "test")
 
@@ -27,9 +27,9 @@ SPLIT_SEED = 19_04_09925
 
 
 class Example(NamedTuple):
-    """One record: uint8 pixels [H, W, C] or an encoded file, and its class."""
+    """One record: uint8 pixels [H, W, C], an encoded file or an open picture, and its class."""
 
-    image: np.ndarray | bytes
+    image: Pixels
     label: int
 
 

@@ -18,6 +18,7 @@ from vitattn.images.size import Size, sides
 T = TypeVar("T")
 Rgb = tuple[float, float, float]
 Box = tuple[float, float, float, float]
+Pixels = np.ndarray | bytes | Image.Image  # uint8 [H, W, C], an encoded file, an open picture
 
 # A larger image is refused before it is unpacked: a small file can unpack to gigabytes. The number
 # is Pillow's own warning threshold, a picture of 256 MiB in RGB.
@@ -105,14 +106,17 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
-def open_picture(image: bytes | np.ndarray) -> Picture:
-    """Opens an encoded file, or uint8 pixels [H, W, 1 or 3].
+def open_picture(image: Pixels) -> Picture:
+    """Opens an encoded file, uint8 pixels [H, W, 1, 3 or 4], or a picture that is open already.
 
     Raises:
       BadImage: the file is empty, too large, of another format, or damaged.
     """
+    if isinstance(image, Image.Image):
+        return guarded(lambda: Picture(image))
     if isinstance(image, np.ndarray):
-        return Picture(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        return guarded(lambda: Picture(Image.fromarray(pixels)))
     if not image:
         raise BadImage("is empty (zero bytes)")
     if len(image) > MAX_BYTES:

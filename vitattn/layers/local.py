@@ -237,6 +237,42 @@ class LocalAttention(AttentionLayer):
         return q, None if self.position_only else qkv[:, :, :, 1], v
 
 
+class HaloAttention(LocalAttention):
+    """Attention of blocks of pixels to themselves and a halo around them (arXiv 2103.12731).
+
+    layer = HaloAttention(16, 32, num_heads=4, block=7, halo=3, rngs=nnx.Rngs(0))
+    y = layer(x)  # [B, H, W, 16] -> [B, H, W, 32]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_heads: int = 8,
+        block: int = HALO_BLOCK,
+        halo: int = 3,
+        stride: int = 1,
+        position: str = "relative",
+        mask_border: bool = True,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kind="halo",
+            num_heads=num_heads,
+            window=2 * halo + 1,
+            block=block,
+            stride=stride,
+            position=position,
+            mask_border=mask_border,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
 def _halve(x: Array) -> Array:
     """2x2 average pool; the last window of an odd size averages the pixels that exist."""
     odd = [(0, 0), *((0, size % 2) for size in x.shape[1:3]), (0, 0)]

@@ -240,9 +240,9 @@ def test_prediction_prints_names_that_are_no_utf8(root):
     (path,) = [p for p in find_images([root]) if p.name == ODD]
     for error in ("", "is empty"):
         outputs = {"probabilities": np.array([0.25, 0.75])}
-        answer = answers.Answer(path, error, np.zeros((2, 2, 3)), outputs, {})
+        answer = answers.Answer(0, error, np.zeros((2, 2, 3)), outputs, {})
         as_text, as_line = (
-            answers.renderer(task, ("a", "b"), as_json) for as_json in (False, True)
+            answers.renderer(task, [path], ("a", "b"), as_json) for as_json in (False, True)
         )
         assert "caf\\udce9.jpg" in as_text(answer)
         line = json.loads(as_line(answer))
