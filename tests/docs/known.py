@@ -1,0 +1,99 @@
+"""What the code knows: every flag of every command, and every key that some configuration has."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from unittest import mock
+
+from configs.common import load
+from docs._ext import generated_tables
+from launch import cli
+from tests.docs.pages import Command
+from tests.launch.commands import ROOT
+from trainlib.config import unknown
+
+SHELL = ("cat", "cd", "head", "ls", "mkdir")  # commands that a page may use without a marker
+
+
+class Parsed(Exception):
+    """Carries what a command read from its command line."""
+
+
+@functools.cache
+def all_keys() -> dict[str, tuple]:
+    """Dotted name -> (default, meaning) of all keys of both families, whatever the model."""
+    from vitattn.models import MODELS
+    from vitattn.models.fields import choices
+
+    found = dict(generated_tables.schema_of("moe"))
+    for model, (cls, *_) in MODELS.items():
+        kinds = [f"{f}={kind}" for f, options in choices(cls).items() for kind in options]
+        for kind in ("", *kinds):
+            found |= generated_tables.schema_of("vitattn", f"{model}.{kind}".rstrip("."))
+    return found
+
+
+@functools.cache
+def flags(command: str) -> frozenset[str]:
+    """The flags of a command."""
+    actions = generated_tables.parser_of(command)._actions
+    return frozenset(flag for action in actions for flag in action.option_strings)
+
+
+@functools.cache
+def every_flag() -> frozenset[str]:
+    """The flags of all commands."""
+    return frozenset().union(*map(flags, generated_tables.COMMANDS))
+
+
+def module_of(command: Command):
+    """The module of a command of this package."""
+    assert command.name in generated_tables.COMMANDS, f"there is no command '{command.name}'"
+    return importlib.import_module(f"launch.{generated_tables.COMMANDS[command.name]}")
+
+
+def check(command: Command) -> None:
+    """Raises what the real parsers and schemas object to; nothing is run."""
+    if command.kind == "launch":
+        _check_launch(command)
+    elif command.kind == "make":
+        _check_make(command)
+    elif command.kind == "benchmark":
+        path = ROOT / "benchmarks" / f"{command.name}.py"
+        assert path.is_file(), f"there is no {path.name} in benchmarks"
+        for word in command.arguments:
+            flag = word.partition("=")[0]
+            assert f'"{flag}"' in path.read_text(), f"{path.name} has no flag {flag}"
+
+
+def _check_launch(command: Command) -> None:
+    module = module_of(command)
+    real = cli.parse
+
+    def parse(parser, argv):
+        raise Parsed(real(parser, argv))
+
+    with mock.patch.object(cli, "parse", parse):
+        try:
+            module.main(list(command.arguments))
+        except Parsed as parsed:
+            args, overrides = parsed.args[0]
+        except SystemExit:  # --help
+            return
+    config = getattr(args, "config", None)
+    if config:
+        load.from_flags(str(config), overrides)
+        return
+    for key in overrides:
+        if key not in all_keys():
+            raise unknown(all_keys(), key, "the page")
+
+
+def _check_make(command: Command) -> None:
+    text = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{command.name}:", text, re.M), f"there is no target '{command.name}'"
+    for word in command.arguments:
+        variable = word.partition("=")[0]
+        assert variable in re.findall(r"\$\((?:if \$\(|or \$\()?(\w+)", text), f"no {variable}"
