@@ -3,6 +3,7 @@ repository, so that the built pages can be read without a network.
 """
 
 import importlib.metadata
+import logging
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 suppress_warnings = ["misc.highlighting_failure"]  # output of commands is no program
+# Pages that are being written need no entry yet.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: "glob pattern" not in record.getMessage()
+)
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4

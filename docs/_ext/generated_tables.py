@@ -67,8 +67,17 @@ def key_rows(family: str, section: str, choices: str = "") -> list[tuple[str, st
         and (("." not in name) if section == "." else in_section(name, section))
     }
     return [
-        (name, repr(entry[0]), kind_of(entry).words, entry[1]) for name, entry in chosen.items()
+        (name, as_typed(entry[0]), kind_of(entry).words, entry[1]) for name, entry in chosen.items()
     ]
+
+
+def as_typed(value: Any) -> str:
+    """A value as `--config.KEY=` takes it; brackets and quotes stand for nothing."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple) and value and not any(isinstance(v, tuple) for v in value):
+        return ",".join(map(as_typed, value))
+    return str(value) if value != "" else "''"
 
 
 def in_section(name: str, section: str) -> bool:

@@ -52,13 +52,20 @@ def texts(path: Path) -> None:
         (path / f"{number}.txt").write_text(f"Text number {number}. " * 60)
 
 
-# A model of texts that compiles in seconds.
-SMALL_TEXT = (
+# What a marker may say in short, `<!-- run: $tiny_resnet -->`: models that compile in seconds.
+TINY_RESNET = (
+    "--config.model.blocks=1,1,1,1",
+    "--config.model.width=0.25",
+    *("--config.batch_size=8", "--config.steps=2", "--config.schedule.warmup_steps=1"),
+    *("--config.eval_every=0", "--config.checkpoint.every=2", "--config.data.workers=0"),
+)
+TINY_TEXT = (
     *(f"--config.model.{key}=32" for key in ("d_model", "d_ff")),
     *(f"--config.model.{key}=1" for key in ("encoder_blocks", "decoder_blocks", "sparse_period")),
     *("--config.model.num_heads=2", "--config.model.head_dim=16", "--config.routing.num_experts=2"),
     *("--config.data.encoder_length=64", "--config.data.decoder_length=24"),
     *("--config.data.workers=0", "--config.batch_size=8", "--config.steps=2"),
+    "--config.schedule.warmup_steps=1",
     *("--config.eval_every=0", "--config.checkpoint.every=2"),
 )
 
@@ -70,17 +77,18 @@ def digits(path: Path) -> None:
 
 def text_run(path: Path) -> None:
     """A pre-training run on the embedded text."""
-    flags = (*SMALL_TEXT, "--config.model.vocab_size=384", "--config.eval_batches=1")
+    flags = (*TINY_TEXT, "--config.model.vocab_size=384", "--config.eval_batches=1")
     train.main(["--config=configs/st_moe_tiny.py", *flags, f"--workdir={path}"])
 
 
 def superglue(path: Path) -> None:
     """A fine-tuning run on embedded samples of two tasks."""
-    flags = (*SMALL_TEXT, "--config.data.source=sample:copa,rte", "--config.eval_batch_size=8")
+    flags = (*TINY_TEXT, "--config.data.source=sample:copa,rte", "--config.eval_batch_size=8")
     flags += ("--config.evaluation.limit=2", "--config.decoding.max_length=4")
     train.main(["--config=configs/st_moe_superglue.py:sample", *flags, f"--workdir={path}"])
 
 
+PRESETS = {"$tiny_resnet": TINY_RESNET, "$tiny_text": TINY_TEXT}
 GIVEN: dict[str, Callable[[Path], None]] = {
     "pictures": pictures,
     "photos": photos,

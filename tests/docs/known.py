@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from pathlib import Path
 from unittest import mock
 
 from configs.common import load
@@ -54,10 +55,15 @@ def module_of(command: Command):
     return importlib.import_module(f"launch.{generated_tables.COMMANDS[command.name]}")
 
 
-def check(command: Command) -> None:
-    """Raises what the real parsers and schemas object to; nothing is run."""
+def check(command: Command, *, runs: bool) -> None:
+    """Raises what the real parsers and schemas object to; nothing is run.
+
+    Args:
+      command: what stands on a page.
+      runs: whether it is run as well; its page may then make the configuration that it reads.
+    """
     if command.kind == "launch":
-        _check_launch(command)
+        _check_launch(command, runs)
     elif command.kind == "make":
         _check_make(command)
     elif command.kind == "benchmark":
@@ -68,7 +74,7 @@ def check(command: Command) -> None:
             assert f'"{flag}"' in path.read_text(), f"{path.name} has no flag {flag}"
 
 
-def _check_launch(command: Command) -> None:
+def _check_launch(command: Command, runs: bool) -> None:
     module = module_of(command)
     real = cli.parse
 
@@ -83,7 +89,8 @@ def _check_launch(command: Command) -> None:
         except SystemExit:  # --help
             return
     config = getattr(args, "config", None)
-    if config:
+    shipped = config and Path(config.partition(":")[0]).stem in {p.stem for p in load.shipped()}
+    if shipped or (config and not runs):
         load.from_flags(str(config), overrides)
         return
     for key in overrides:

@@ -160,7 +160,7 @@ def commands(block: Block) -> list[Command]:
         lines = [line[2:] for line in lines if line.startswith("$ ")]
     found = []
     for line in lines:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.removesuffix(" &"), comments=True)
         while words and re.match(r"[A-Z_]+=", words[0]):
             words = words[1:]
         if words:
