@@ -45,6 +45,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
+smartquotes = False  # flags keep their two hyphens
+
 html_theme = "furo"
 html_title = "vitattn-moe"
 html_static_path = ["_static"]
