@@ -120,7 +120,7 @@ def einsum_step(experts: int, tokens: int, d_model: int, d_ff: int):
     x, dy = (jax.random.normal(jax.random.key(i), (tokens, d_model)) for i in (1, 2))
 
     def loss_fn(params, x):
-        routed = route((x @ params["router"])[None], None, None, routing, train=True)
+        routed = route((x @ params["router"])[None], routing, train=True)
         slots = routed.source.shape[-1]
         one_hot = jax.nn.one_hot(routed.slot[0], experts * slots)
         buffer = jnp.einsum("skr,sd->rd", one_hot, x).reshape(experts, slots, d_model)

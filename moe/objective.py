@@ -20,11 +20,10 @@ import jax.numpy as jnp
 
 from moe.data.sources.packing import batch_fields
 from moe.eval.measured import ROUTER
-from moe.layers.sparse import SparseOutput
-from moe.models.architecture import Architecture, is_sparse
-from moe.models.transformer import Reports, Transformer
+from moe.models.architecture import Architecture
+from moe.models.output import Reports, router_loss, router_outputs
+from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
-from moe.routing.losses import auxiliary_loss
 from trainlib.errors import ConfigError
 from trainlib.keys import number
 from trainlib.model import losses
@@ -109,21 +108,11 @@ def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
     return jax.checkpoint(sums)(hidden)
 
 
-def _sparse(reports: Reports) -> dict[str, SparseOutput]:
-    """Stack -> what the routers of its sparse blocks report, in the order of the blocks."""
-    outputs = {}
-    for stack, trees in reports.items():
-        routers = [report["router"] for tree, report in trees.items() if is_sparse(tree)]
-        if routers:
-            outputs[stack] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
-    return outputs
-
-
 def router_metrics(reports: Reports) -> Sums:
     """The metrics of every sparse block, `router/STACK/NAME` -> (totals [P, ..], counts [P])."""
     return {
         f"{ROUTER}{stack}/{name}": pair
-        for stack, router in _sparse(reports).items()
+        for stack, router in router_outputs(reports).items()
         for name, pair in router.metrics.items()
     }
 
@@ -172,19 +161,12 @@ def loss_function(
         if objective.attention_z_loss:
             loss += objective.attention_z_loss * _attention_z(reports)
         if routing is not None:
-            auxiliary = router_loss(reports, routing)
+            auxiliary = router_loss(router_outputs(reports), routing)
             loss += auxiliary
             sums["router_loss"] = (auxiliary, jnp.ones(()))
         return loss, LossOutput(weight, model_state, sums | router_metrics(reports))
 
     return loss_fn
-
-
-def router_loss(reports: Reports, routing: RoutingConfig) -> jax.Array:
-    """The weighted losses of all sparse blocks of all stacks, one scalar."""
-    routers = [router.losses for router in _sparse(reports).values()]
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *routers)
-    return auxiliary_loss(joined, routing)
 
 
 def evaluate_function(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:

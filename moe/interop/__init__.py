@@ -173,7 +173,8 @@ def serving(
     bound = nn.abstract(Transformer(model))
 
     def forward(params: nn.Arrays, model_state: nn.Arrays, inputs: nn.Arrays) -> jax.Array:
-        return bound.bind(params, model_state)(inputs, train=False)[0]
+        model = bound.bind(params, model_state)
+        return model.logits(model.hidden(inputs)[0])
 
     lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
     inputs = {

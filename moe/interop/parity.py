@@ -46,7 +46,7 @@ def our_logits(config: ConfigDict, params: nn.Arrays, batch: dict[str, np.ndarra
 def _forward(model: Architecture) -> Callable[[nn.Arrays, nn.Arrays], jax.Array]:
     """The compiled forward; models that compute the same share it."""
     bound = nn.abstract(Transformer(model))
-    return jax.jit(lambda params, batch: bound.bind(params, {})(batch, train=False)[0])
+    return jax.jit(lambda params, batch: bound.bind(params, {})(**batch).logits)
 
 
 def transformers_logits(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -289,7 +289,7 @@ def _local(
     # of what it was given: float32 (ST-MoE, section 3.4).
     weights = {name: value.astype(x.dtype) for name, value in weights.items()}
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
-    routed = route(logits, mask, draws, routing, train=train, gumbel=gumbel)
+    routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)
     if routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from moe.models.architecture import Architecture
 from moe.models.sizes import SIZES
 from moe.routing.config import RoutingConfig
-from trainlib.errors import one_of
+from trainlib.errors import ConfigError, one_of, shown
 
 
 def architecture(model: Mapping[str, Any], routing: Mapping[str, Any]) -> Architecture:
@@ -41,6 +42,22 @@ def size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def named(name: str, routing: Mapping[str, Any] | None = None, **model: Any) -> Architecture:
-    """The architecture of a named size, with some of its fields, and of its router's, changed."""
+    """The architecture of a named size, with some of its fields, and of its router's, changed.
+
+    Raises:
+      ConfigError: there is no such size or field (names the nearest), or a value cannot work.
+    """
     fields, router = size(name)
-    return architecture(fields | model, router | dict(routing or {}))
+    routing = dict(routing or {})
+    known = {f.name for f in dataclasses.fields(Architecture)} - {"routing"}
+    options = {f.name for f in dataclasses.fields(RoutingConfig)}
+    for key in model.keys() - known:
+        if key in options:
+            raise ConfigError(
+                f"{key} is an option of the router, not of the model: give routing={{{key!r}: "
+                f"{shown(repr(model[key]), 60)}}}."
+            )
+        raise one_of("model option", key, known)
+    for key in routing.keys() - options:
+        raise one_of("routing option", key, options)
+    return architecture(fields | model, router | routing)

@@ -6,27 +6,36 @@ Letters: B batch, L length, D model width, V vocabulary.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.embed import Embedding, Output
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
+from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
 from moe.models.stack import Stack
 from trainlib.sharding.constrain import constrain
 
 Batch = dict[str, jax.Array]
-Reports = dict[str, dict[str, Aux]]  # stack -> tree -> what its blocks report
 
 
 class Transformer(nnx.Module):
-    """A T5 v1.1-style model, dense or sparse.
+    """A T5 v1.1-style model, dense or sparse (arXiv 1910.10683, 2002.05202, 2202.08906).
+
+    It is used as any module of Flax, under `nnx.jit`, `nnx.value_and_grad` and `nnx.Optimizer`:
+
+        model = moe.Transformer(moe.Architecture(routing=moe.RoutingConfig(16)), rngs=nnx.Rngs(0))
+        decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+        out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(0))
+        loss = cross_entropy(out.logits, targets) + out.auxiliary_loss
 
     `hidden` runs the stacks, `logits` the last matrix: a loss can then be recomputed without the
     stacks. `encode` and `decode` are the two halves.
 
     Args:
       config: the architecture.
-      rngs: see `trainlib.model.weights.declare`.
+      rngs: keys of the weights, which are then arrays; None leaves them abstract, for counts and
+        sharded initialisation (see `trainlib.model.weights.declare`).
     """
 
     encoder: Stack  # as far as the architecture has them
@@ -150,8 +159,56 @@ class Transformer(nnx.Module):
         return self.output(hidden)
 
     def __call__(
-        self, batch: Batch, *, train: bool = False, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Reports]:
-        """Logits float32 [B, L, V] and the reports of the blocks; see `hidden`."""
+        self,
+        encoder_inputs: jax.Array | None = None,
+        decoder_inputs: jax.Array | None = None,
+        *,
+        encoder_segments: jax.Array | None = None,
+        decoder_segments: jax.Array | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> ModelOutput:
+        """Logits of a batch, and the losses of the routers; see the example of the class.
+
+        Args:
+          encoder_inputs: int32 [B, K] tokens, 0 at padding; of a model with an encoder.
+          decoder_inputs: int32 [B, L], the targets shifted right by one place, so that column 0 is
+            0 and the model predicts target t from targets before t; of a model with a decoder.
+          encoder_segments: int32 [B, K]: equal numbers attend to each other, 0 is padding. None:
+            every token that is not 0 is in segment 1. They are needed for packed rows alone.
+          decoder_segments: the same for the decoder, int32 [B, L]; without them column 0, which
+            begins the sequence, belongs to segment 1 as well.
+          train: dropout, router noise, and the policies and capacity of training.
+          key: random key of training; it is needed if there is dropout, jitter or a random
+            second-choice policy, which is the default of `RoutingConfig`.
+
+        Raises:
+          ValueError: tokens for a stack that the model lacks, or none for one that it has; or no
+            key where draws are needed.
+          ConfigError: the batch cannot be cut into the groups that `RoutingConfig` asks for.
+        """
+        inputs = {"encoder": encoder_inputs, "decoder": decoder_inputs}
+        segments = {"encoder": encoder_segments, "decoder": decoder_segments}
+        batch: Batch = {}
+        for stack, tokens in inputs.items():
+            if (tokens is not None) != (stack in self.config.stacks):
+                raise ValueError(
+                    f"A model of kind {self.config.kind!r} needs "
+                    f"{' and '.join(f'{name}_inputs' for name in self.config.stacks)}, and "
+                    f"{stack}_inputs {'is missing' if tokens is None else 'was given'}."
+                )
+            if tokens is not None:
+                given = segments[stack]
+                batch[f"{stack}_inputs"] = tokens
+                batch[f"{stack}_segments"] = _segments(tokens, stack) if given is None else given
         x, reports = self.hidden(batch, train=train, key=key)
-        return self.logits(x), reports
+        routers = router_outputs(reports)
+        return ModelOutput(self.logits(x), router_loss(routers, self.config.routing), routers)
+
+
+def _segments(tokens: jax.Array, stack: str) -> jax.Array:
+    """int32 [B, L]: 1 at tokens, 0 at padding; a decoder's first column is its start."""
+    real = jnp.asarray(tokens) != 0
+    if stack == "decoder":
+        real = real | (jnp.arange(tokens.shape[1]) == 0)
+    return real.astype(jnp.int32)

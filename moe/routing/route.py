@@ -1,7 +1,8 @@
 """Routing of tokens to experts: from logits to integer maps and gates (arXiv 2202.08906).
 
 Letters: G groups, S tokens of a group, E experts, K choices of a token, C capacity (slots of one
-expert for one group). Everything here is a pure function; no array has the shape [S, E, C].
+expert for one group). Everything here is a pure function; `route` makes no array of the shape
+[S, E, C].
 
 The order of events follows Mesh TensorFlow, the code base of the paper:
   1. softmax of float32 logits; the K best experts of a token; gates divided by their sum.
@@ -29,7 +30,14 @@ _GATE_EPSILON = 1e-9
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routing:
-    """Where tokens go. The maps are integers, so gradients flow through `gates` and `losses` only.
+    """Where tokens go, as integer maps and gates.
+
+    Gradients flow through `gates` and `losses` alone. `moe.dispatch(x, slot, source)` copies tokens
+    to slots and `moe.combine(buffer, gates, slot, source)` adds up what the experts made of them.
+    The same in the form of the papers (Mesh TensorFlow's `dispatch_tensor`, `combine_tensor`):
+
+        buffer = jnp.einsum("gsec,gsd->egcd", routing.dispatch_mask().astype(x.dtype), x)
+        y = jnp.einsum("gsec,egcd->gsd", routing.combine_weights(), experts(buffer))
 
     Attributes:
       slot: int32 [G, S, K]; choice k of token s has slot c of expert e, as e * C + c; E * C: none.
@@ -48,34 +56,87 @@ class Routing:
     losses: Sums
     metrics: Sums
 
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.source.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """C, slots of one expert for one group."""
+        return self.source.shape[2]
+
+    def expert_and_position(self) -> tuple[jax.Array, jax.Array]:
+        """(expert, position) of each choice, int32 [G, S, K] both.
+
+        The expert is that which the choice was sent to, -1 if it was not sent (padding, or by the
+        second-choice policy). The position is its slot among the C of that expert, -1 if it was not
+        sent or was dropped because the expert was full: a dropped choice has an expert and no
+        position. With a router of kind "experts_choose", K is E and choice k is expert k.
+        """
+        has_slot = self.slot < self.num_experts * self.capacity
+        expert = jnp.where(self.expert < self.num_experts, self.expert, -1)
+        return expert, jnp.where(has_slot, self.slot % self.capacity, -1)
+
+    def dispatch_mask(self) -> jax.Array:
+        """bool [G, S, E, C]: whether token s has slot c of expert e (`dispatch_tensor`).
+
+        It has S * E * C entries a group, which `moe.dispatch` does without.
+        """
+        return jnp.any(self._in_slots(), axis=2)
+
+    def combine_weights(self) -> jax.Array:
+        """float32 [G, S, E, C]: the gate of token s in slot c of expert e, 0 elsewhere
+        (`combine_tensor`). Gradients flow to the gates; the size is that of `dispatch_mask`.
+        """
+        return jnp.sum(jnp.where(self._in_slots(), self.gates[..., None, None], 0.0), axis=2)
+
+    def _in_slots(self) -> jax.Array:
+        """bool [G, S, K, E, C]: which slot each choice has; the compiler never stores it whole."""
+        experts, capacity = self.num_experts, self.capacity
+        slots = jnp.arange(experts * capacity, dtype=jnp.int32).reshape(experts, capacity)
+        return self.slot[..., None, None] == slots
+
 
 def route(
     logits: jax.Array,
-    mask: jax.Array | None,
-    draws: jax.Array | None,
     config: RoutingConfig,
     *,
-    train: bool,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    draws: jax.Array | None = None,
     gumbel: jax.Array | None = None,
 ) -> Routing:
-    """Routes each group of tokens on its own.
+    """Routes each group of tokens on its own (ST-MoE, arXiv 2202.08906, section 2 and appendix C).
+
+        logits = jnp.einsum("gsd,de->gse", x, router)
+        routing = moe.route(logits, moe.RoutingConfig(num_experts=8, top_k=2))
+        expert, position = routing.expert_and_position()
 
     A token whose logits are not all finite is treated as padding and counted in
     `metrics["nonfinite"]`; the other tokens are routed as if it were padding.
 
     Args:
       logits: [G, S, E], any float type; computed on in float32.
-      mask: bool [G, S], False for padding, which is neither routed nor counted; None: no padding.
-      draws: float32 [G, S, K - 1] uniform in [0, 1), for a policy that `needs_draws`. They are an
-        argument, not drawn here, so that results do not depend on how groups lie over devices.
       config: see RoutingConfig; with a dropless dispatch C is S.
       train: chooses the capacity factor and the second-choice policy.
-      gumbel: float32 [G, S, E], standard Gumbel noise for `sample_temperature`, or None.
+      mask: bool [G, S], False for padding, which is neither routed nor counted; None: no padding.
+      draws: float32 [G, S, K - 1] uniform in [0, 1), such as
+        `jax.random.uniform(key, (G, S, K - 1))`, for a random policy; the default policy of
+        training is one. They are an argument, not drawn here, so that results do not depend on how
+        groups lie over devices.
+      gumbel: float32 [G, S, E], standard Gumbel noise (`jax.random.gumbel`) for
+        `sample_temperature`, or None.
 
     Raises:
       ConfigError: capacity below 1, or a group too large for 32-bit positions.
-      ValueError: draws are needed and missing.
+      ValueError: logits of another shape, or draws are needed and missing.
     """
+    if logits.ndim != 3 or logits.shape[-1] != config.num_experts:
+        raise ValueError(
+            f"Router logits have the shape [groups, tokens of a group, {config.num_experts} "
+            f"experts], and these have {logits.shape}. A single group is logits[None]."
+        )
     groups, size, experts = logits.shape
     logits = logits.astype(jnp.float32)
     mask = jnp.ones((groups, size), bool) if mask is None else mask

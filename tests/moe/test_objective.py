@@ -73,8 +73,9 @@ def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     @quick
     def both(params):
         loss, out = loss_fn(params, {}, batch, jax.random.key(0))
-        logits, reports = abstract.bind(params, {})(batch, train=True, key=jax.random.key(0))
-        return loss, out, logits, reports
+        model = abstract.bind(params, {})
+        hidden, reports = model.hidden(batch, train=True, key=jax.random.key(0))
+        return loss, out, model.logits(hidden), reports
 
     loss, out, logits, reports = both(params)
     weights = batch["decoder_weights"]

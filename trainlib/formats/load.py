@@ -1,14 +1,19 @@
-"""Reads the weights of a run or of an export onto the devices of a mesh."""
+"""Reads a run or an export: its configuration, and its weights onto the devices of a mesh."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
+from trainlib import paths
 from trainlib.checkpoint.checkpoints import Checkpoints
+from trainlib.config import Schema, assign, flatten, from_schema, read_json
+from trainlib.errors import ConfigError, shown
 from trainlib.formats.weight_source import is_export, open_weights
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.train_state import TrainState
@@ -28,6 +33,45 @@ class Loaded(NamedTuple):
     params: Arrays
     model_state: Arrays
     identity: str
+
+
+def saved_config(
+    directory: Path, family: str, schema: Callable[[Mapping[str, Any]], Schema]
+) -> ConfigDict:
+    """The configuration that a run or an export saved as config.json, for `moe.load` and
+    `vitattn.load`.
+
+    Args:
+      directory: a workdir or an export.
+      family: "vitattn" or "moe", which the run has to be of.
+      schema: dotted values -> the keys that exist for them.
+
+    Raises:
+      ConfigError: there is none, it is of another program or family, or holds a bad value.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        what = "there is no such directory" if not directory.is_dir() else "it has no config.json"
+        raise ConfigError(
+            f"{shown(directory)} holds no run: {what}. Give the --workdir of a training or of an "
+            "import, or the --out of an export with --names=own."
+        )
+    values = read_json(path, follow=False)
+    if "family" not in values:
+        raise ConfigError(
+            f"{shown(directory)} holds no run: its config.json has no key 'family', so that it is "
+            "of another program. Import it first (`python -m launch.import_weights`), or export it "
+            "again in our own names (`python -m launch.export --names=own`)."
+        )
+    if values["family"] != family:
+        raise ConfigError(
+            f"{shown(directory)} is a run of the family {shown(repr(values['family']), 40)}, not "
+            f"of {family!r}: load it with `{shown(values['family'], 40)}.load`."
+        )
+    config = from_schema(schema(values))
+    assign(config, values, str(path))
+    paths.check(flatten(config))
+    return config
 
 
 def load_weights(

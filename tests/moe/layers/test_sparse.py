@@ -86,7 +86,7 @@ def einsum_result(config, form="none"):
     draws = jax.random.uniform(jax.random.fold_in(jax.random.key(5), 0), (B, L, config.top_k - 1))
 
     def loss(params, x):
-        routed = route(x @ params["router"], mask, draws, config, train=True)
+        routed = route(x @ params["router"], config, train=True, mask=mask, draws=draws)
         weights = {n: p for n, p in params.items() if n != "router"}
         rows = routed.source.shape[-1]
 

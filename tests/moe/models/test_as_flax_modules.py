@@ -125,7 +125,10 @@ def test_a_users_own_module_learns():
 def test_a_whole_model_at_once(small, text):
     config = small()
     model = Transformer(config, rngs=nnx.Rngs(0))
-    logits, reports = nnx.jit(lambda model, batch: model(batch))(model, text(2))
-    assert logits.shape == (2, 7, config.vocab_size)
-    assert np.all(np.isfinite(logits))
-    assert set(reports) == {"encoder", "decoder"}
+    batch = text(2)
+    out = nnx.jit(lambda model, *inputs: model(*inputs))(
+        model, batch["encoder_inputs"], batch["decoder_inputs"]
+    )
+    assert out.logits.shape == (2, 7, config.vocab_size)
+    assert np.all(np.isfinite(out.logits))
+    assert set(out.routers) == {"encoder", "decoder"}

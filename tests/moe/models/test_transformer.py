@@ -23,7 +23,12 @@ def logits_of(made, quick):
 
     def make(config):
         abstract, params = made(config)
-        run = quick(lambda params, batch: abstract.bind(params, {})(batch, train=False)[0])
+
+        @quick
+        def run(params, batch):
+            model = abstract.bind(params, {})
+            return model.logits(model.hidden(batch)[0])
+
         return lambda batch: np.asarray(run(params, batch))
 
     return make

@@ -85,12 +85,12 @@ def test_dispatch_and_combine_equal_one_hot_einsums(groups, size, experts, facto
     mask = rng.random((groups, size)) < 0.9
 
     def by_index(x, router, scale):
-        routed = route(x @ router, mask, None, config, train=True)
+        routed = route(x @ router, config, train=True, mask=mask)
         rows = dispatch(x, routed.slot, routed.source) * scale[:, None, None]
         return jnp.vdot(combine(rows, routed.gates, routed.slot, routed.source), dy)
 
     def by_einsum(x, router, scale):
-        routed = route(x @ router, mask, None, config, train=True)
+        routed = route(x @ router, config, train=True, mask=mask)
         rows = routed.source.shape[-1]
         total = 0.0
         for g in range(groups):

@@ -89,7 +89,10 @@ def compiled(config, train):
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
     }  # less time in LLVM, the same XLA passes
-    run = functools.partial(route, config=config, train=train)
+
+    def run(logits, mask, draws):
+        return route(logits, config, train=train, mask=mask, draws=draws)
+
     return jax.jit(run, compiler_options=options)
 
 
@@ -166,7 +169,7 @@ def test_losses_have_the_gradients_of_finite_differences():
     direction = rng.normal(size=logits.shape)
 
     def loss(logits):
-        routing = route(logits, None, None, config, train=True)
+        routing = route(logits, config, train=True)
         return auxiliary_loss(jax.tree.map(lambda v: v.sum(0), routing.losses), config)
 
     run = jax.jit(
@@ -220,7 +223,7 @@ def test_sampled_experts_follow_the_softmax_of_the_temperature():
     config = RoutingConfig(3, 1, sample_temperature=2.0, capacity_factor=3.0)
     noise = np.random.default_rng(0).gumbel(size=(1, size, 3)).astype(np.float32)
     run = functools.partial(route, config=config, train=True)
-    routing = jax.jit(run)(np.tile(logits, (1, size, 1)), None, None, gumbel=noise)
+    routing = jax.jit(run)(np.tile(logits, (1, size, 1)), gumbel=noise)
     share, expected = routing.metrics["load"][0][0] / size, oracle.softmax(logits / 2)
     assert np.all(np.abs(share - expected) < 4 * (expected * (1 - expected) / size) ** 0.5)
     chosen = np.asarray(routing.expert[0, :, 0])
@@ -229,7 +232,7 @@ def test_sampled_experts_follow_the_softmax_of_the_temperature():
 
 def test_every_metric_is_explained():
     run = functools.partial(route, config=RoutingConfig(4, 1), train=True)
-    routing = jax.eval_shape(run, jnp.zeros((1, 8, 4)), None, None)
+    routing = jax.eval_shape(run, jnp.zeros((1, 8, 4)))
     assert set(routing.metrics) == set(METRICS)
 
 

@@ -145,7 +145,7 @@ def test_too_many_choices_for_32_bits_are_refused():
     big = jax.ShapeDtypeStruct((1, 2**20, 2048), jnp.float32)
     draws = jax.ShapeDtypeStruct((1, 2**20, 1), jnp.float32)
     with pytest.raises(ConfigError, match=r"too many to sort .*\.group_size"):
-        jax.eval_shape(run, big, None, draws)
+        jax.eval_shape(run, big, draws=draws)
 
 
 def test_the_random_policy_needs_draws_and_keeps_the_stated_share():
@@ -154,8 +154,6 @@ def test_the_random_policy_needs_draws_and_keeps_the_stated_share():
         jax.eval_shape(
             functools.partial(route, config=RoutingConfig(4), train=True),
             jnp.zeros((1, 4, 4)),
-            None,
-            None,
         )
     size, gate = 4000, 0.05
     logits = np.tile(np.log([1 - gate, gate]), (1, size, 1)).astype(np.float32)

@@ -39,8 +39,9 @@ def test_logits_are_those_of_the_dense_model(small, made, text, quick, layout):
 
     @quick
     def both(filled, weights):
-        after, reports = abstract.bind(filled, {})(batch, train=False)
-        return after, original.bind(weights, {})(batch, train=False)[0], reports
+        sparse, dense = abstract.bind(filled, {}), original.bind(weights, {})
+        hidden, reports = sparse.hidden(batch)
+        return sparse.logits(hidden), dense.logits(dense.hidden(batch)[0]), reports
 
     after, before, reports = both(filled, weights)
     metrics = router_metrics(reports)
