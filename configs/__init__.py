@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def load(name: str | os.PathLike[str], **values: Any) -> ConfigDict:
+def load(name: str | os.PathLike[str], /, **values: Any) -> ConfigDict:
     """The locked configuration of a file, with other values for some keys.
 
     Args:

@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
-from trainlib import paths
+from trainlib import extension, paths
 from trainlib.errors import ConfigError, nearest, shown
 from trainlib.formats.weight_source import is_export, open_weights
 from trainlib.model import statistics, weights
@@ -84,7 +84,12 @@ def create_model(name: str, *, rngs: nnx.Rngs | None, **overrides: Any) -> Model
 
 
 # ---------------------------------------------------------------- trained models
-def load(directory: str | os.PathLike[str], step: int | None = None) -> LoadedModel:
+def load(
+    directory: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    trust_code: Sequence[str] = (),
+) -> LoadedModel:
     """Reads a trained model with its class names and the normalisation of its images.
 
     Moving averages of the weights are taken where the run kept them, as `launch.predict` and
@@ -94,9 +99,12 @@ def load(directory: str | os.PathLike[str], step: int | None = None) -> LoadedMo
       directory: the workdir of a run, an export in our own names (`launch.export`), or what
         `launch.import_weights` wrote.
       step: which checkpoint of a run; None is the newest whole one. An export has one step.
+      trust_code: modules that the configuration of the run may import, for layers and tasks of
+        your own (`model.attention.kind=my_layers:AxialConfig`); see `trainlib.extension.trust`.
 
     Raises:
-      ConfigError: the directory holds no run of image models, or a step was chosen of an export.
+      ConfigError: the directory holds no run of image models, a step was chosen of an export, or
+        the configuration names code that nobody trusts.
       CheckpointError: there is no such step, or it is damaged.
       DataError: class names that do not fit the model.
 
@@ -105,6 +113,7 @@ def load(directory: str | os.PathLike[str], step: int | None = None) -> LoadedMo
       >>> trained.predict("cat.png").class_name
       'tabby'
     """
+    extension.trust(*trust_code)
     workdir = paths.resolve(directory, "directory")
     config = _config_of(workdir)
     if is_export(workdir):
@@ -135,6 +144,7 @@ def _config_of(workdir: Path) -> ConfigDict:
             f"{shown(workdir)} holds no image model: its config.json says family="
             f"{shown(repr(values.get('family')))}. `moe.load` reads runs of family 'moe'."
         )
+    extension.check(values, str(path))
     config = config_lib.from_schema(vision.schema(values))
     config_lib.assign(config, values, str(path))
     return config

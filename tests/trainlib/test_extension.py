@@ -141,3 +141,14 @@ def test_a_name_in_the_call_is_trust(own):
     extension._trusted.clear()
     again = configs.load(own / "config.json", **values)
     assert again.routing.second_policy == "own_code:FIRST"
+
+
+def test_loading_a_model_imports_nothing_by_itself(own):
+    """A directory of someone else names code; the model is not looked at before that is settled."""
+    import vitattn
+
+    config = configs.load("reproduce_small", optimizer={"name": "own_code:signum"})
+    (own / "config.json").write_text(to_json(config))
+    extension._trusted.clear()
+    refused("trust_code=['own_code']", call=lambda: vitattn.load(own))
+    assert not imported(own)
