@@ -104,14 +104,18 @@ def parser_of(command: str) -> Any:
     raise LookupError(f"launch.{COMMANDS[command]} reads its arguments in a way of its own.")
 
 
-def flag_rows(command: str) -> list[tuple[str, str]]:
-    """(flag, meaning) of a command, without those that all commands have."""
-    parser = parser_of(command)
+def flag_rows(command: str = "") -> list[tuple[str, str]]:
+    """(flag, meaning) of a command, without those that all commands have; "" is these alone."""
+    from launch import cli
+
+    common = cli.parser("vitattn-moe", "")
+    everywhere = {action.dest for action in common._actions}
+    parser = parser_of(command) if command else common
     formatter = parser._get_formatter()
     rows = []
     for action in parser._actions:
         name = action.option_strings[-1] if action.option_strings else ""
-        if name in ("--help", "--debug") or not action.help:
+        if (command and action.dest in everywhere) or not action.help:
             continue
         metavar = formatter._metavar_formatter(action, action.dest.upper())(1)[0]
         shown = f"{name} {metavar}" if name and action.nargs != 0 else name or metavar
@@ -174,12 +178,12 @@ class Keys(SphinxDirective):
 
 
 class Flags(SphinxDirective):
-    """`{flags} COMMAND`."""
+    """`{flags} COMMAND`, or `{flags}` for those that all commands have."""
 
-    required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        rows = [(code(flag), meaning) for flag, meaning in flag_rows(self.arguments[0])]
+        rows = [(code(flag), meaning) for flag, meaning in flag_rows(*self.arguments)]
         return [table(("flag", "meaning"), rows, "keys")]
 
 

@@ -30,8 +30,8 @@ class RoutingConfig:
       top_k: K, experts a token may be sent to. With 1 the gate is the probability itself (Switch).
       router: "tokens_choose", or "experts_choose" (arXiv 2202.09368): each expert takes its C
         likeliest tokens. That looks at later tokens, so it is refused in a causal stack.
-      capacity_factor: C = capacity_factor * S / E in training ...
-      capacity_factor_eval: ... and in evaluation.
+      capacity_factor: in training C = capacity_factor * S / E.
+      capacity_factor_eval: in evaluation C = capacity_factor_eval * S / E.
       capacity_per_choice: multiply C by K too (V-MoE, MaxText); the paper's code does not.
       capacity_rounding: "floor" (Mesh TensorFlow) or "round" (flaxformer).
       min_capacity: least C. At tiny sizes 4 hides drops.

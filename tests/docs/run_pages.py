@@ -8,10 +8,12 @@ device, as a laptop has.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 import types
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ def main(folder: str, *names: str) -> None:
     for number, name in enumerate(names):
         work = Path(folder) / str(number)
         work.mkdir()
+        begun = time.process_time()
         print(f"\n======== {name}", flush=True)
         try:
             with contextlib.chdir(work):
@@ -37,6 +40,7 @@ def main(folder: str, *names: str) -> None:
             results[name] = ""
         except (Exception, SystemExit):
             results[name] = traceback.format_exc()
+        print(f"======== {name}: {time.process_time() - begun:.1f} s of CPU", flush=True)
         (Path(folder) / RESULTS).write_text(json.dumps(results))
 
 
@@ -71,13 +75,24 @@ def run_python(block: Block, module: types.ModuleType) -> None:
 
 
 def run_shell(block: Block) -> None:
-    """Runs the commands of a block; each has to end with 0, the last as its marker says."""
+    """Runs the commands of a block; each has to end with 0, the last as its marker says, and what
+    `console` shows has to be printed (not a line with three dots, nor where lines are broken).
+    """
     commands = pages.commands(block)
     expected = int(block.markers.get(("exits", ""), 0))
-    for command in commands:
-        code = run_one(command, block)
-        wanted = expected if command is commands[-1] else 0
-        assert code == wanted, f"'{command.text}' ended with {code}"
+    printed = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        if block.language == "console":
+            stack.enter_context(contextlib.redirect_stdout(printed))
+            stack.enter_context(contextlib.redirect_stderr(printed))
+        for command in commands:
+            code = run_one(command, block)
+            wanted = expected if command is commands[-1] else 0
+            assert code == wanted, f"'{command.text}' ended with {code}"
+    words = " ".join(printed.getvalue().split())
+    for line in block.text.splitlines() if block.language == "console" else ():
+        if not line.startswith("$ ") and "..." not in line:
+            assert " ".join(line.split()) in words, f"'{line}' is not printed:\n{words}"
 
 
 def run_one(command: Command, block: Block) -> int:
