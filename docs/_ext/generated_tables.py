@@ -192,7 +192,7 @@ class Configurations(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [(code(name), claim, variants) for name, claim, variants in configuration_rows()]
-        return [table(("configuration", "what it is", "variants"), rows, "keys")]
+        return [table(("configuration", "what it is", "variants"), rows, "configurations")]
 
 
 def setup(app: Any) -> dict[str, Any]:
