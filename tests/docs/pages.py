@@ -1,5 +1,5 @@
-"""What README.md and the pages of docs/ hold: blocks of code with their markers, links, words in
-backquotes.
+"""What README.md, that of the recipes for clusters and the pages of docs/ hold: blocks of code with
+their markers, links, words in backquotes.
 
 A marker is an HTML comment right before a block:
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.launch.commands import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md"] + sorted(
+PAGES = [ROOT / "README.md", ROOT / "launch" / "cluster" / "README.md"] + sorted(
     path for path in DOCS.rglob("*.md") if "_build" not in path.parts
 )
 UNRUN = ("pod", "needs", "parsed")

@@ -148,7 +148,7 @@ def test_every_command_has_its_table():
 
 def test_every_page_is_in_the_table_of_contents():
     listed = [line.strip() for _, line in pages.read(pages.DOCS / "index.md").prose]
-    for path in PAGES[1:]:
+    for path in filter(lambda path: pages.DOCS in path.parents, PAGES):
         name = path.relative_to(pages.DOCS).with_suffix("").as_posix()
         entries = [entry for entry in listed if entry and Path(name).match(entry)]
         assert entries or name == "index", f"docs/{name}.md is in no toctree of index.md"
