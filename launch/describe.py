@@ -9,15 +9,22 @@ configuration differs from X.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.common import load
 from launch import cli, families
+from trainlib import compile_cache
+from trainlib.errors import StorageError
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from vitattn.papers import Compared
 
 COLUMNS = ("config", "task, data", "parameters", "FLOPs", "published top-1 / top-5", "source")
@@ -53,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         return table(args.table, args.json)
     if args.config or overrides:
         return one(load.from_flags(args.config, overrides), args.json)
-    return every(args.json)
+    return every(args.json, compile_cache.enable(args.compile_cache))
 
 
 def facts_of(loaded: load.Loaded) -> dict[str, Any]:
@@ -83,20 +90,45 @@ def _cell(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) and value >= 1000 else str(value)
 
 
-def every(as_json: bool) -> int:
-    """Prints a table of all shipped configurations."""
-    facts = []
-    for path in load.shipped():
-        counting(path.stem)
-        loaded = load.from_flags(str(path), {})
-        described = facts_of(loaded)
-        facts.append((described, families.of(loaded.config).describe.row(described)))
-    counting("")
+def every(as_json: bool, cache: Path | None) -> int:
+    """Prints a table of all shipped configurations.
+
+    Args:
+      as_json: as data, in place of the table.
+      cache: folder where the figures are kept for the next call, by all that they depend on.
+    """
+    configs = [load.from_flags(str(path), {}).config for path in load.shipped()]
+    facts = _kept(configs, cache)
     if as_json:
-        print(json.dumps([described for described, _ in facts]))
+        print(json.dumps(facts))
         return 0
-    show([COLUMNS, *(row for _, row in facts)])
+    rows = (families.by_name(described["family"]).describe.row(described) for described in facts)
+    show([COLUMNS, *rows])
     return 0
+
+
+def _kept(configs: Sequence[ConfigDict], cache: Path | None) -> list[dict[str, Any]]:
+    """The facts of configurations, computed when they are not in the cache."""
+
+    @functools.cache
+    def computed() -> dict[str, str]:
+        facts = []
+        for config in configs:
+            counting(config.name)
+            facts.append(families.of(config).describe.describe(config))
+        counting("")
+        return {"facts": json.dumps(facts)}  # as text, so that its keys keep their order
+
+    if cache is None:
+        return json.loads(computed()["facts"])
+    from launch.hosts.start import source_digest, versions
+    from trainlib.config import flatten
+    from trainlib.planning.search import Cache
+
+    key = [[flatten(config) for config in configs], source_digest(), versions()]
+    with contextlib.suppress(StorageError):  # a full disk is no reason to say nothing
+        return json.loads(Cache(cache / "described").get(key, computed)["facts"])
+    return json.loads(computed()["facts"])
 
 
 def counting(what: str) -> None:

@@ -248,7 +248,10 @@ def override(config: ConfigDict, name: str, value: Any, where: str, *, typed: bo
     section, leaf = _walk(config, name)
     words = isinstance(value, str) and not typed
     new = keys.fit(name, value, kinds[name], where, words=words, present=section[leaf])
-    with section.ignore_type():
+    if section.is_type_safe:
+        with section.ignore_type():
+            section[leaf] = new
+    else:
         section[leaf] = new
 
 
@@ -301,11 +304,12 @@ def assign(config: ConfigDict, values: Mapping[str, Any], where: str) -> None:
       ConfigError: see `override`; or an empty object in place of a value.
     """
     known = _kinds(config)
-    for name, value in values.items():
-        empty = isinstance(value, Mapping) and not value
-        if empty and name not in known and any(k.startswith(f"{name}.") for k in known):
-            continue  # a section without keys sets nothing
-        override(config, name, value, where, typed=True)
+    with config.ignore_type():  # once for all of them: it walks through the whole configuration
+        for name, value in values.items():
+            empty = isinstance(value, Mapping) and not value
+            if empty and name not in known and any(k.startswith(f"{name}.") for k in known):
+                continue  # a section without keys sets nothing
+            override(config, name, value, where, typed=True)
 
 
 def to_json(config: ConfigDict) -> str:

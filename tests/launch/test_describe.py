@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from launch import describe
+from configs.common import load
+from launch import describe, families
 from trainlib.errors import run_command
 from vitattn import papers
 
@@ -56,3 +57,22 @@ def test_one_configuration_and_its_variant(capsys):
     assert facts["params"] == sum(facts["params_by_part"].values()) == 13_696_552
     assert facts["published"]["top1"] == 74.5
     assert facts["flops_per_example"] == pytest.approx(4.7e9, rel=0.01)
+
+
+def test_the_second_table_is_the_first_without_its_work(monkeypatch, tmp_path):
+    names = ("configs/reproduce_small.py", "configs/st_moe_tiny.py")
+    small = [load.from_flags(name, {}).config for name in names]
+    first = describe._kept(small, tmp_path)
+    monkeypatch.setattr(families.Vision, "describe", None)
+    monkeypatch.setattr(families.Language, "describe", None)
+    again = describe._kept(small, tmp_path)
+    assert json.dumps(again) == json.dumps(first)
+    assert [facts["name"] for facts in again] == ["reproduce_small", "st_moe_tiny"]
+    with pytest.raises(AttributeError):
+        describe._kept(small[:1], tmp_path)
+
+
+def test_figures_that_cannot_be_kept_are_printed(tmp_path):
+    (tmp_path / "described").touch()
+    config = load.from_flags("configs/reproduce_small.py", {}).config
+    assert describe._kept([config], tmp_path)[0]["params"] == 738_586

@@ -188,6 +188,22 @@ class JsonLines:
         self._file.close()
 
 
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Hides a package that an import inside the block would load if it is installed: PyTorch takes
+    two seconds of every start, and tensorboardX asks it for the name of a type.
+    """
+    if package in sys.modules:
+        yield
+        return
+    hidden: dict[str, Any] = sys.modules  # None in it stands for a package that is not installed
+    hidden[package] = None
+    try:
+        yield
+    finally:
+        del hidden[package]
+
+
 class TensorBoard:
     """Writes scalars as TensorBoard events, named `kind/name`.
 
@@ -203,8 +219,9 @@ class TensorBoard:
     def __init__(self, directory: str | Path, step: int = 0):
         # Not `SummaryWriter`: its thread dies when the disk is full, and then its queue, once it
         # has filled up, holds the run for ever.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        with _without("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
 
         messages: Any = event_pb2  # its names are made at run time
         self._directory, self._last, self._event = Path(directory), 0.0, messages.Event

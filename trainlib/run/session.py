@@ -8,6 +8,7 @@ of a session, in the order in which its methods stand here.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,10 @@ class Evaluation(Protocol):
         """The figures on one line."""
         ...
 
+
+# Python's own thresholds of garbage collection. `launch.cli` starts with higher ones; saves leave
+# copies of the state in cycles, which must not wait long.
+_COLLECTIONS = (700, 10, 10)
 
 Result = TypeVar("Result", bound=Evaluation)
 CheckMeta = Callable[[Mapping[str, Any], int], object]
@@ -238,6 +243,8 @@ class Session(Generic[Result]):
         """
         self._recorder.record(number, sums)
         self._checkpoints.poll()
+        if number == self.start + 1:
+            gc.set_threshold(*_COLLECTIONS)
         if number == self.start + 1 and self.main:
             jax.block_until_ready(sums)
             self.progress.message(f"first step after {duration(time.monotonic() - self._began)}")

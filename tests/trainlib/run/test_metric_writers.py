@@ -208,3 +208,16 @@ def test_writers_write_both(tmp_path):
     plain.mkdir()
     Writers(plain, tensorboard=False).close()
     assert [file.name for file in plain.iterdir()] == ["metrics.jsonl"]
+
+
+def test_pytorch_is_not_loaded_for_scalars(tmp_path):
+    pytest.importorskip("torch")
+    code = (
+        "import sys\n"
+        "from trainlib.run.metric_writers import Writers\n"
+        f"Writers({str(tmp_path)!r}).write(1, 'train', {{'loss': 1.0}})\n"
+        "assert 'tensorboardX' in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

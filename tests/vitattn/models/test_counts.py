@@ -6,7 +6,7 @@ import pytest
 
 from trainlib.model import weights as nn
 from vitattn.layers.conv import convolve
-from vitattn.models import build
+from vitattn.models import build, configure
 from vitattn.models.counts import flops, forward_flops, params_by_part
 
 
@@ -84,6 +84,26 @@ def test_xla_counts_a_whole_network_alike():
         lambda p, s, x: spec.bind(p, s)(x, train=False), *arrays, struct(1, 224, 224, 3)
     )
     assert counted == pytest.approx(forward_flops(spec, (224, 224)), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "resnet", "depth": 34, "attention": {"kind": "augmented"}, "image_size": 64},
+        {"name": "wide_resnet", "depth": 16, "widening": 1, "gate": "se"},
+        {"name": "mnasnet", "image_size": 64},
+    ],
+    ids=lambda config: config["name"],
+)
+def test_blocks_counted_once_are_those_of_the_whole_program(config):
+    spec = nn.abstract(build(config))
+    arrays = [
+        {name: struct(*s.shape) for name, s in specs.items()}
+        for specs in (spec.params, spec.model_state)
+    ]
+    size = configure(config).size
+    whole = flops(lambda p, s, x: spec.bind(p, s)(x, train=False), *arrays, struct(1, *size, 3))
+    assert forward_flops(spec, size) == whole
 
 
 def test_parts_are_in_the_order_of_the_model_and_add_up():
