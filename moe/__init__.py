@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moe.routing.dispatch import combine, dispatch
     from moe.routing.losses import auxiliary_loss
     from moe.routing.route import Routing, route
+    from trainlib.sharding.rules import shard_module
 
 __all__ = [
     "Answer",
@@ -53,6 +54,7 @@ __all__ = [
     "list_models",
     "load",
     "route",
+    "shard_module",
 ]
 
 _HOMES = {
@@ -66,6 +68,7 @@ _HOMES = {
     "moe.routing.dispatch": ("combine", "dispatch"),
     "moe.routing.losses": ("auxiliary_loss",),
     "moe.routing.route": ("Routing", "route"),
+    "trainlib.sharding.rules": ("shard_module",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -36,7 +36,7 @@ from moe.routing.route import route
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import active, constrain
+from trainlib.sharding.constrain import active, automatic_axes, constrain
 
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 
@@ -116,6 +116,7 @@ class SparseFFN(nnx.Module):
             fill = ONES if expert_bias == "multiplicative" else ZEROS
             self.bias = declare((experts, d_ff), ("expert", "expert_mlp"), fill, rngs)
 
+    @automatic_axes(lambda batch: (batch, P()))
     def __call__(
         self,
         x: jax.Array,
@@ -141,6 +142,17 @@ class SparseFFN(nnx.Module):
           ConfigError: see `resolve_placement`, `group_tokens` and `moe.routing.config.capacity`.
           ValueError: a key is needed and missing.
         """
+        width = self.router.shape[0]
+        if x.ndim != 3 or x.shape[-1] != width:
+            raise ValueError(
+                f"SparseFFN: x has the shape [batch, length, d_model={width}], and this has "
+                f"{x.shape}."
+            )
+        if train and key is None and (why := _draws_for(self)):
+            raise ValueError(
+                f"SparseFFN needs `key` in training, such as key=jax.random.key(0): {why} draws "
+                "random numbers. Give another key in every step."
+            )
         sharding = active()
         placement = resolve_placement(*sharding, self.routing) if sharding else Placement()
         batch, length, _ = x.shape
@@ -238,6 +250,17 @@ def evaluation_key(routing: RoutingConfig | None, *numbers: jax.Array | int) -> 
     if routing is None or not policy(routing, train=False).needs_draws:
         return None
     return functools.reduce(jax.random.fold_in, numbers, jax.random.key(_EVALUATION_SEED))
+
+
+def _draws_for(layer: SparseFFN) -> str:
+    """The first option of a layer for which training draws random numbers; "" if none does."""
+    routing = layer.routing
+    if policy(routing, train=True).needs_draws:
+        return f"second_policy={routing.second_policy!r} of its routing"
+    for name in ("sample_temperature", "jitter", "router_dropout"):
+        if getattr(routing, name):
+            return f"{name}={getattr(routing, name)} of its routing"
+    return f"expert_dropout={layer.expert_dropout}" if layer.expert_dropout else ""
 
 
 def _key_of(key: jax.Array | None, role: int) -> jax.Array:

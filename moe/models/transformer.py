@@ -8,13 +8,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from moe.layers.embed import Embedding, Output
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
 from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
 from moe.models.stack import Stack
-from trainlib.sharding.constrain import constrain
+from trainlib.sharding.constrain import automatic_axes, constrain
 
 Batch = dict[str, jax.Array]
 
@@ -158,6 +159,7 @@ class Transformer(nnx.Module):
             return self.embedding.attend(hidden)
         return self.output(hidden)
 
+    @automatic_axes(lambda batch: ModelOutput(batch, P(), P()))  # pyright: ignore
     def __call__(
         self,
         encoder_inputs: jax.Array | None = None,

@@ -78,7 +78,10 @@ def _threshold(choices: Choices) -> jax.Array:
 
 def _random(choices: Choices) -> jax.Array:
     if choices.draws is None:
-        raise ValueError("The second-choice policy 'random' needs draws [G, S, K - 1].")
+        raise ValueError(
+            "The second-choice policy 'random' needs draws [G, S, K - 1], for example "
+            "jax.random.uniform(key, (G, S, K - 1))."
+        )
     return send_where(choices.draws < choices.gates[..., 1:] / choices.threshold, choices)
 
 

@@ -144,18 +144,19 @@ def _spec(name: str, variable: nnx.Variable) -> Spec:
     return Spec(value.shape, value.dtype, axes or (None,) * len(value.shape), init)
 
 
-def _variables(state: nnx.State) -> dict[str, nnx.Variable]:
-    variables = {}
+def variables(state: nnx.State) -> dict[str, nnx.Variable]:
+    """The variables of a state by their dotted names."""
+    found = {}
 
     def visit(node, path: tuple) -> None:
         if isinstance(node, nnx.Variable):
-            variables[".".join(str(part) for part in path)] = node
+            found[".".join(str(part) for part in path)] = node
         else:
             for key, child in node.items():
                 visit(child, (*path, key))
 
     visit(state, ())
-    return variables
+    return found
 
 
 def abstract(model: M) -> Abstract[M]:
@@ -171,14 +172,14 @@ def abstract(model: M) -> Abstract[M]:
         no weights and no running statistics, such as the random state of `nnx.Dropout`.
     """
     graphdef, params, model_state, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    if others := _variables(rest):
+    if others := variables(rest):
         name, variable = next(iter(others.items()))
         raise ValueError(
             f"'{name}' of the model is of the type {type(variable).__name__}; only weights "
             "(nnx.Param) and running statistics (nnx.BatchStat) can be carried outside a module."
         )
     specs = [
-        {name: _spec(name, variable) for name, variable in _variables(state).items()}
+        {name: _spec(name, variable) for name, variable in variables(state).items()}
         for state in (params, model_state)
     ]
     return Abstract(graphdef, *specs)

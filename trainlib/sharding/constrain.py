@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainlib.sharding.mesh import AnyMesh
 from trainlib.sharding.rules import Rules, batch_parts, default_rules, mesh_axes, resolve
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # A step sets the ambient mesh from inside the function that is traced, where `jax.set_mesh` is
 # refused and only an abstract mesh can be set (JAX 0.10.2): axes and platform, no devices. The mesh
@@ -57,7 +63,51 @@ def active() -> tuple[AnyMesh, Rules] | None:
     if ours is not None and _abstract(ours[0]) == ambient:
         return ours
     rules = default_rules(ambient)
-    return (ambient, rules) if rules else None
+    return (_concrete(ambient), rules) if rules else None
+
+
+def _concrete(ambient: AbstractMesh) -> AnyMesh:
+    """The mesh with its devices, which a layer that runs outside of `jax.jit` needs."""
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:  # inside of jax.jit, which knows the devices
+        return ambient
+    return mesh if _abstract(mesh) == ambient else ambient
+
+
+def automatic_axes(outputs: Callable[[P], Any]) -> Callable[[F], F]:
+    """Decorates the `__call__` of a module so that it also runs on a user's mesh whose axes have
+    explicit types, as those of `jax.make_mesh` have by default: inside they are automatic, and the
+    module is partitioned as on any other mesh.
+
+    Args:
+      outputs: the partition of the first dimension of the inputs -> that of the result, a prefix
+        of its tree.
+    """
+
+    def decorate(call: F) -> F:
+        @functools.wraps(call)
+        def wrapped(module: nnx.Module, *args: Any, **options: Any) -> Any:
+            mesh = jax.sharding.get_abstract_mesh()
+            if AxisType.Explicit not in mesh.axis_types or not default_rules(mesh):
+                return call(module, *args, **options)
+            graphdef, state = nnx.split(module)
+            leaves, tree = jax.tree.flatten((args, options))
+            # Switches such as `train` stay what they are; arrays become arguments.
+            arrays = {
+                n: jnp.asarray(leaf) for n, leaf in enumerate(leaves) if hasattr(leaf, "shape")
+            }
+
+            def inner(state: nnx.State, arrays: dict[int, jax.Array]) -> Any:
+                inputs, named = tree.unflatten([arrays.get(n, x) for n, x in enumerate(leaves)])
+                return call(nnx.merge(graphdef, state), *inputs, **named)
+
+            batch = P(*jax.typeof(next(iter(arrays.values()))).sharding.spec[:1])
+            return jax.sharding.auto_axes(inner, out_sharding=outputs(batch))(state, arrays)
+
+        return cast(F, wrapped)
+
+    return decorate
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from jax.sharding import NamedSharding
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trainlib.errors import ConfigError, nearest
-from trainlib.model.weights import Spec
+from trainlib.model.weights import Spec, variables
 from trainlib.sharding.mesh import AXES, AnyMesh
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -109,6 +111,42 @@ def resolve_specs(
 ) -> dict[str, NamedSharding]:
     """Resolves every declared weight."""
     return {name: resolve(name, s.shape, s.axes, rules, mesh) for name, s in specs.items()}
+
+
+def shard_module(module: nnx.Module, mesh: Mesh, rules: Rules | None = None) -> None:
+    """Moves the weights of a module over the devices of a mesh, in place.
+
+    What a layer of ours declares decides: experts lie over the mesh axis `data`, heads and hidden
+    units over `model`. Weights of other layers are copied to every device. An optimiser that is
+    built afterwards has its slots in the same places:
+
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        moe.shard_module(model, mesh)
+        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        with jax.set_mesh(mesh):  # around the training: layers find the mesh there
+            train_step(model, optimizer, batch)
+
+    Args:
+      module: a module whose weights are arrays.
+      mesh: with one or more of the axes `replica`, `data` and `model`.
+      rules: logical axis -> mesh axis; None: `default_rules`.
+
+    Raises:
+      ConfigError: no axis of the mesh has one of these names, or a dimension does not divide.
+    """
+    rules = rules or default_rules(mesh)
+    if not rules:
+        raise ConfigError(
+            f"The axes of the mesh are {', '.join(mesh.axis_names)}, and none of them is known. "
+            f"Name them {', '.join(AXES)}, as far as there are any; experts lie over 'data'."
+        )
+    for name, variable in variables(nnx.state(module)).items():
+        value = variable.get_value()
+        if not hasattr(value, "shape"):
+            continue
+        axes = variable.get_metadata().get("axes") or (None,) * value.ndim
+        place = resolve(name, value.shape, axes, rules, mesh)
+        variable.set_value(jax.device_put(value, place))
 
 
 def batch_sharding(rules: Rules, mesh: AnyMesh) -> NamedSharding:

@@ -315,7 +315,7 @@ def test_options_that_cannot_work_are_named(options, match):
 
 def test_a_missing_key_is_named():
     spec, params, x, *_ = made(TIGHT)
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="needs `key`"):
         jax.eval_shape(lambda p: spec.bind(p, {})(x, train=True), params)
 
 
