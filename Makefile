@@ -57,9 +57,10 @@ soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.soak_resume
 
-# And the whole suite in the mode that Flax is moving to.
+# And the whole suite in the mode that Flax is moving to, with the emitter of XLA that users have.
 nightly: soak
-	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
+	VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # Prints how many damaged files were refused and how many could still be read.
 fuzz: $(VENV)/.test

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICES_FLAG = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+sys.path.insert(0, str(ROOT))
+
+from tests.compiler import flags  # noqa: E402
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}".strip()
-sys.path.insert(0, str(ROOT))
+if flags(8) not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(8)}".strip()
 
 
 def programs_of_this_session() -> str:

@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.compiler import flags
 
-# Programs here run for seconds; compiling them without optimisation takes half the time.
-QUICK = "--xla_backend_optimization_level=0"
+ROOT = Path(__file__).resolve().parents[2]
 
 # The published network at a width and depth that compile in seconds; everything else is as shipped.
 TINY = (
@@ -46,7 +45,7 @@ def environment(cache: Path, devices: int = 1, **extra: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+        "XLA_FLAGS": flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from tests.compiler import flags  # noqa: E402
+
 
 def main(argv):
     from launch import cli
@@ -97,8 +99,7 @@ def free_port():
 
 def environment(**extra):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "JAX_"))}
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    return env | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | extra
+    return env | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(1)} | extra
 
 
 class Hosts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.compiler import flags
 from tests.launch.commands import TINY, losses, records, run
 from tests.launch.hosts.simulated import Hosts, environment, free_port
 
@@ -183,8 +184,7 @@ def compare(tmp_path, count, arguments, name):
     with Hosts(tmp_path / "hosts", count, *arguments, together, module="launch.train") as hosts:
         assert hosts.wait(seconds=280)[0] == [0] * count, hosts.error(0) + hosts.error(1)
         assert "Traceback" not in hosts.error(0)
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-    done = run("train", *arguments, alone, cache=tmp_path / "cache", XLA_FLAGS=flags)
+    done = run("train", *arguments, alone, cache=tmp_path / "cache", XLA_FLAGS=flags(count))
     assert done.returncode == 0, done.stderr
     found = [
         [(r["step"], r["kind"], r[name]) for kind in ("train", "eval") for r in records(d, kind)]

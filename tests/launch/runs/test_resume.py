@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.harness.faults import MOMENTS
 
+from tests.compiler import flags
 from tests.launch.commands import ROOT, TINY_MOE, command, environment, killed, losses, run, stop_after
 
 
@@ -131,5 +132,4 @@ def test_the_same_weights_on_other_meshes(tiny, cache, tmp_path):
 
 
 def devices(count: int) -> dict[str, str]:
-    flags = environment(Path("."), devices=count)["XLA_FLAGS"]
-    return {"XLA_FLAGS": flags}
+    return {"XLA_FLAGS": flags(count)}

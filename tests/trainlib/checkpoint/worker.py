@@ -10,11 +10,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[3]))
 
+from tests.compiler import flags  # noqa: E402
+
 
 def main(task: str, directory: Path, port: str, index: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    devices = 8 // count
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = flags(8 // count)
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
