@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests import tiers  # noqa: E402
 from tests.compiler import flags  # noqa: E402
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -32,6 +33,11 @@ def programs_of_this_session() -> str:
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["VITATTN_MOE_COMPILE_CACHE"] = programs_of_this_session()
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist print nothing
+        config.pluginmanager.register(tiers.Announcement(config))
 
 
 def pytest_make_parametrize_id(config, val, argname):

@@ -25,7 +25,7 @@ def results(tmp_path_factory):
         env=environment(root / "cache", CANARY=str(canary)),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not canary.exists(), "a pickle was opened"

@@ -23,7 +23,7 @@ def test_some_hundred_mutations(tmp_path):
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     refused, read = (

@@ -63,7 +63,7 @@ def run(name: str, *arguments: str, cache: Path, **extra: str) -> subprocess.Com
         env=environment(cache, **extra),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 
@@ -79,14 +79,14 @@ def stop_after(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while len(losses(workdir)) < steps:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise AssertionError(f"no step {steps}: {process.communicate()}")
         time.sleep(0.02)
     process.send_signal(number)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=1200)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
@@ -101,7 +101,7 @@ def killed(
         env=environment(cache),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     return losses(workdir)

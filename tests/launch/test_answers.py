@@ -374,7 +374,7 @@ def test_answers_after_a_kill_are_those_without_one(saved, texts, tmp_path, caps
     process = subprocess.Popen(
         argv, cwd=ROOT, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while not (partial.is_file() and partial.stat().st_size):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -391,7 +391,7 @@ def test_answers_after_a_kill_are_those_without_one(saved, texts, tmp_path, caps
             env=kept,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         assert ("going on after" in done.stdout) == (path == resumed)

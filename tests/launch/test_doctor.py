@@ -24,7 +24,7 @@ def examine(*arguments, **extra):
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1200,
     )
 
 
@@ -245,7 +245,7 @@ def test_a_check_that_hangs_is_left_behind(tmp_path):
         "printed.close()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )
     assert (done.returncode, done.stderr) == (74, "")
     assert "FAILED  devices          no answer within 0 s" in done.stdout

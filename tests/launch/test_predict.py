@@ -224,7 +224,7 @@ def test_the_command_itself(saved, digits, tmp_path):
         env=environment(tmp_path / "cache"),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("aa_resnet50:digits, step 3")

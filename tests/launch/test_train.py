@@ -127,7 +127,7 @@ def test_the_saved_configuration_starts_the_same_run_and_no_tensorflow(finished,
         env=environment(cache),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path)[:12] == losses(workdir)[:12]

@@ -170,7 +170,7 @@ def test_both_modes_of_flax_give_the_same_numbers():
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)

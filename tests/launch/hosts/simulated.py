@@ -138,7 +138,7 @@ class Hosts:
     def steps(self, index):
         return self.output(index).count("\nstep") + self.output(index).startswith("step")
 
-    def until(self, step, seconds=300):
+    def until(self, step, seconds=1200):
         """Waits until every process has printed `step` steps."""
         deadline = time.monotonic() + seconds
         while any(self.steps(i) < step for i in range(len(self.processes))):
@@ -147,7 +147,7 @@ class Hosts:
             assert time.monotonic() < deadline, "no such step"
             time.sleep(0.05)
 
-    def wait(self, *indices, seconds=300):
+    def wait(self, *indices, seconds=1200):
         """Exit codes of some processes (none named: all) and the seconds until the last ended."""
         began = time.monotonic()
         chosen = [self.processes[i] for i in indices] if indices else self.processes

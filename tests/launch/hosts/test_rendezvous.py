@@ -2,15 +2,20 @@
 
 import socket
 import threading
+import time
+import types
 
 import pytest
 
+from launch.hosts import rendezvous
 from launch.hosts.rendezvous import meet
 from tests.launch.hosts.simulated import free_port
 from trainlib.errors import ConfigError, PeerLost
 
+LONG = 1200.0  # seconds: no test waits so long, however busy the machine is
 
-def met(*processes, patience=5.0, address=None):
+
+def met(*processes, patience=LONG, address=None):
     """Each process is (count, index); returns what each raised, or None."""
     address = address or f"localhost:{free_port()}"
     results = [None] * len(processes)
@@ -27,7 +32,7 @@ def met(*processes, patience=5.0, address=None):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LONG)
         assert not thread.is_alive()
     return results
 
@@ -38,8 +43,24 @@ def test_five_meet_in_any_order_and_the_port_is_free_again():
         assert met(*((5, i) for i in (3, 1, 4, 0, 2)), address=address) == [None] * 5
 
 
-def test_those_that_are_missing_are_named_to_all():
-    errors = met((5, 0), (5, 3), patience=1.0)
+def at_each_admission(monkeypatch, act):
+    """Calls `act` with how many connections process 0 has taken in so far."""
+    admit, count = rendezvous._admit, iter(range(1, 100))
+
+    def admitted(*arguments):
+        admit(*arguments)
+        act(next(count))
+
+    monkeypatch.setattr(rendezvous, "_admit", admitted)
+
+
+def test_those_that_are_missing_are_named_to_all(monkeypatch):
+    """Patience ends as soon as process 3 is there."""
+    clock = types.SimpleNamespace(now=0.0)
+    clock.monotonic, clock.sleep = lambda: clock.now, time.sleep
+    monkeypatch.setattr(rendezvous, "time", clock)
+    at_each_admission(monkeypatch, lambda count: setattr(clock, "now", LONG + 1))
+    errors = met((5, 0), (5, 3))
     assert [type(error) for error in errors] == [PeerLost, PeerLost]
     for error in errors:
         assert "2 of 5 processes came" in str(error)
@@ -80,36 +101,41 @@ def test_a_taken_port_is_refused():
 def test_a_stranger_at_the_port_is_left_alone(noise):
     """A port scanner or a browser must neither end the run nor be counted."""
     port = free_port()
-    stranger = threading.Timer(0.3, _knock, (port, noise))
-    stranger.start()
-    late = threading.Timer(0.8, meet, (f"localhost:{port}", 2, 1), {"patience": 5})
-    late.start()
-    meet(f"localhost:{port}", 2, 0, patience=10, say=lambda text: None)
-    stranger.join()
-    late.join()
+
+    def others():
+        _knock(port, noise)
+        meet(f"localhost:{port}", 2, 1, patience=LONG)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    meet(f"localhost:{port}", 2, 0, patience=LONG, say=lambda text: None)
+    thread.join(LONG)
 
 
 def _knock(port, noise):
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    """Says something at the port, once somebody listens there, and hangs up."""
+    deadline = time.monotonic() + LONG
+    with rendezvous._reach("127.0.0.1", port, deadline, LONG, print) as connection:
         connection.sendall(noise)
 
 
-def test_a_process_that_was_started_again_takes_its_place():
+def test_a_process_that_was_started_again_takes_its_place(monkeypatch):
     """Its first self has hung up while process 0 still waits for others."""
-    port = free_port()
+    port, two_were_there = free_port(), threading.Event()
+    at_each_admission(monkeypatch, lambda count: count == 2 and two_were_there.set())
 
-    def first_self():
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b'{"process": 1, "processes": 3, "host": "a"}\n')
+    def first_self_and_third():
+        _knock(port, b'{"process": 1, "processes": 3, "host": "a"}\n')
+        meet(f"localhost:{port}", 3, 2, patience=LONG)
 
-    threading.Timer(0.2, first_self).start()
-    # The third comes before the second one's next self: then all numbers were there once.
-    later = [
-        threading.Timer(when, meet, (f"localhost:{port}", 3, i), {"patience": 5})
-        for when, i in ((0.6, 2), (1.2, 1))
-    ]
-    for timer in later:
-        timer.start()
-    meet(f"localhost:{port}", 3, 0, patience=10, say=lambda text: None)
-    for timer in later:
-        timer.join()
+    def next_self():
+        """Comes after the third: then all numbers were there once."""
+        two_were_there.wait(LONG)
+        meet(f"localhost:{port}", 3, 1, patience=LONG)
+
+    threads = [threading.Thread(target=target) for target in (first_self_and_third, next_self)]
+    for thread in threads:
+        thread.start()
+    meet(f"localhost:{port}", 3, 0, patience=LONG, say=lambda text: None)
+    for thread in threads:
+        thread.join(LONG)

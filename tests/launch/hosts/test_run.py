@@ -14,7 +14,7 @@ from tests.compiler import flags
 from tests.launch.commands import TINY, losses, records, run
 from tests.launch.hosts.simulated import Hosts, environment, free_port
 
-BOUND = 240  # seconds: nobody is left behind for ever, however busy the machine is
+BOUND = 1200  # seconds: nobody is left behind for ever, however busy the machine is
 
 
 def test_all_join_and_add_up_one_number(tmp_path):
@@ -182,7 +182,7 @@ def compare(tmp_path, count, arguments, name):
     (tmp_path / "hosts").mkdir()
     together, alone = f"--workdir={tmp_path / 'many'}", f"--workdir={tmp_path / 'one'}"
     with Hosts(tmp_path / "hosts", count, *arguments, together, module="launch.train") as hosts:
-        assert hosts.wait(seconds=280)[0] == [0] * count, hosts.error(0) + hosts.error(1)
+        assert hosts.wait(seconds=1200)[0] == [0] * count, hosts.error(0) + hosts.error(1)
         assert "Traceback" not in hosts.error(0)
     done = run("train", *arguments, alone, cache=tmp_path / "cache", XLA_FLAGS=flags(count))
     assert done.returncode == 0, done.stderr
@@ -219,13 +219,13 @@ def test_a_run_of_two_goes_on_after_a_notice_and_after_a_kill(tmp_path):
     def trained(folder, until=0, number=None):
         (tmp_path / folder).mkdir()
         with Hosts(tmp_path / folder, 2, *settings, module="launch.train") as hosts:
-            deadline = time.monotonic() + 200
+            deadline = time.monotonic() + 1200
             while number and len(losses(tmp_path / "run")) < until:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             if number:
                 hosts.processes[1].send_signal(number)
-            codes, seconds = hosts.wait(seconds=280)
+            codes, seconds = hosts.wait(seconds=1200)
             return codes, seconds, hosts.output(0)
 
     codes, _, _ = trained("notice", 3, signal.SIGTERM)
@@ -247,7 +247,7 @@ def test_a_run_of_two_goes_on_after_a_notice_and_after_a_kill(tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     where = [f"--workdir={tmp_path / str(i)}" for i in range(2)]
     with Hosts(tmp_path, 2, *VISION, lambda i: where[i], module="launch.train") as hosts:
-        assert hosts.wait(seconds=200)[0] == [64, 64]
+        assert hosts.wait(seconds=1200)[0] == [64, 64]
         assert "run.lock in --workdir" in " ".join(hosts.error(0).split())
 
 

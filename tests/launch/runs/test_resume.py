@@ -93,7 +93,7 @@ def test_a_second_run_is_refused_and_the_first_is_stopped_in_two_ways(tiny, cach
     words = " ".join(second.stderr.split())
     assert f"in use by process {first.pid} on {socket.gethostname()}" in words
     first.send_signal(signal.SIGTERM)
-    assert first.wait(300) == 75
+    assert first.wait(1200) == 75
     reached = len(losses(tmp_path))
     resumed = stop_after(reached + 2, signal.SIGTERM, *long, cache=cache, workdir=tmp_path)
     assert resumed.returncode == 75

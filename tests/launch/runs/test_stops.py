@@ -46,7 +46,7 @@ COMMAND = """
 def test_a_signal_is_one_line_and_128_more_than_its_number_after_cleaning_up(number):
     with started(COMMAND.format(wait="time.sleep(600)", more="")) as process:
         process.send_signal(number)
-        out, error = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=1200)
     assert process.returncode == 128 + number
     assert out == "cleaned up\n"
     assert error.strip() == f"{number.name}: stopped."
@@ -56,7 +56,7 @@ def test_a_signal_is_one_line_and_128_more_than_its_number_after_cleaning_up(num
 def test_a_command_whose_work_is_saved_ends_with_75(number):
     with started(COMMAND.format(wait="time.sleep(600)", more=", saves=True")) as process:
         process.send_signal(number)
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=1200)
     assert process.returncode == 75
     assert error.strip() == f"{number.name}: leaving; no step is under way."
 
@@ -83,7 +83,7 @@ def test_native_code_that_never_comes_back_is_left(number):
     """
     with started(code) as process:
         process.send_signal(number)
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=1200)
     assert (process.returncode, error.strip()) == (128 + number, f"{number.name}: stopped.")
 
 
@@ -104,7 +104,7 @@ def test_workers_end_with_their_command_and_do_not_end_it():
         cli.run(main)
     """
     with started(code, stdin=subprocess.PIPE) as process:
-        process.communicate("go on\n", timeout=300)
+        process.communicate("go on\n", timeout=1200)
     assert process.returncode == 7
 
 
@@ -121,7 +121,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments, tmp_pa
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     os.close(writing)
     # argparse itself passes over a help that nobody reads.
@@ -155,7 +155,7 @@ def test_a_training_whose_reader_goes_away_is_asked_to_save_and_stop():
         process.stdout.close()
         process.stdin.write("go on\n")
         process.stdin.close()
-        assert process.wait(300) == 7
+        assert process.wait(1200) == 7
         assert process.stderr.read() == ""
 
 

@@ -29,7 +29,7 @@ def together(task: str, directory: Path, count: int) -> list[str]:
         )
         for index in range(count)
     ]
-    ended = [process.communicate(timeout=240) for process in started]
+    ended = [process.communicate(timeout=1200) for process in started]
     for process, (_, error) in zip(started, ended, strict=True):
         assert process.returncode == 0, error
     return [out + error for out, error in ended]

@@ -57,7 +57,7 @@ def test_reading_the_lock_file_does_not_give_it_back(tmp_path):
     lock = WorkdirLock(tmp_path)
     assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert f"in use by process {os.getpid()}" in done.stderr
     lock.release()
 
@@ -76,7 +76,7 @@ def held_elsewhere(workdir) -> None:
     """Takes and returns the lock in another process."""
     code = HOLD.replace("time.sleep(600)", "lock.release()")
     command = [sys.executable, "-c", code, str(workdir)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     if done.returncode:
         raise ConfigError(done.stderr)
 
@@ -113,7 +113,7 @@ def orphan(workdir, fork, before=""):
 def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path, seconds, monkeypatch):
     """Also when the system first runs the child a while after its parent died."""
     # However busy this machine is.
-    monkeypatch.setattr("trainlib.checkpoint.workdir_lock.HANDED_BACK_SECONDS", 240.0)
+    monkeypatch.setattr("trainlib.checkpoint.workdir_lock.HANDED_BACK_SECONDS", 1200.0)
     # Hooks run in the order in which they were made: this one before that of the lock.
     late = f"os.register_at_fork(after_in_child=lambda: time.sleep({seconds}))"
     with orphan(tmp_path, "os.fork()", late):

@@ -26,7 +26,9 @@ def test_the_second_signal_leaves_at_once():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(600)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 75
     assert "SIGTERM again" in done.stderr
 
@@ -42,6 +44,8 @@ def test_a_signal_before_the_first_step_leaves_with_75():
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(600)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 75
     assert "SIGTERM: leaving" in done.stderr

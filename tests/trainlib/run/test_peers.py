@@ -47,8 +47,14 @@ def together(*calls):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(1200)
     return results
+
+
+def until(true):
+    deadline = time.monotonic() + 1200
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def said(*facts):
@@ -103,7 +109,7 @@ def test_all_stop_after_the_same_step_whatever_their_pace(seed):
     """Threads meet in every step, as in a collective, and go on at different paces between."""
     rng = random.Random(seed)
     count, asked_at, asker = 3, rng.randrange(1, 20), rng.randrange(3)
-    meet = threading.Barrier(count, timeout=240)
+    meet = threading.Barrier(count, timeout=1200)
     paces = [[rng.choice((0.0, 0.001, 0.01)) for _ in range(200)] for _ in range(count)]
     links = [Link(board, period=0.02) for board in boards(count)]
 
@@ -111,7 +117,7 @@ def test_all_stop_after_the_same_step_whatever_their_pace(seed):
         for number in range(1, 200):
             meet.wait()
             time.sleep(paces[index][number])
-            if links[index].stopping(number, index == asker and number >= asked_at, patience=240):
+            if links[index].stopping(number, index == asker and number >= asked_at, patience=1200):
                 return number
         return None
 
@@ -143,9 +149,7 @@ def test_the_first_failure_is_the_one_that_is_named(capsys, monkeypatch):
         news = {"time": moment, "host": f"h{board.index}", "text": text, "code": 1}
         board.post(f"news/failed/{board.index}", json.dumps(news))
     link = Link(first, period=0.01, leave=left.append)
-    deadline = time.monotonic() + 240
-    while not left and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: left)
     link.close()
     assert left[0] == 1
     assert "process 1 (h1) of 3 failed first: a bug" in capsys.readouterr().err
@@ -158,6 +162,7 @@ def test_the_first_process_leaves_after_all_have_heard(monkeypatch):
     left = []
     links = Link(zero, period=0.01), Link(one, period=0.01, leave=left.append)
     links[0].tell("out of data", 65)
+    until(lambda: left)
     assert left[0] == 65
     for link in links:
         link.close()

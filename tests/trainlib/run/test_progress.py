@@ -63,12 +63,12 @@ class Devices:
     def start(self):
         ended = threading.Event()
         self.steps.append(ended)
-        self.progress.dispatched(lambda: ended.wait(30))
+        self.progress.dispatched(lambda: ended.wait(1200))
 
     def end(self):
         self.steps[self.seen].set()
         self.seen += 1
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 1200
         while self.progress._devices._ended[0] < self.seen:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -109,7 +109,7 @@ def test_a_pause_starts_when_the_last_step_has_ended():
     assert progress.spent()["saving"] == pytest.approx(4)
     assert progress.average().examples_per_second == pytest.approx(32 / 3)
     progress.close()
-    progress._devices._thread.join(30)
+    progress._devices._thread.join(1200)
     assert not progress._devices._thread.is_alive()
 
 

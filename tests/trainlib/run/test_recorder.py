@@ -51,7 +51,7 @@ def test_data_is_waited_for_only_once_the_recorded_step_has_ended(config, tmp_pa
 
     class OnDevice(np.ndarray):
         def block_until_ready(self):
-            ended.wait(30)
+            ended.wait(1200)
             return self
 
     record = recorder(config, tmp_path)
@@ -59,7 +59,7 @@ def test_data_is_waited_for_only_once_the_recorded_step_has_ended(config, tmp_pa
     record.record(1, values)
     assert record._progress._devices.idle(0.0) == 0.0
     ended.set()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while not record._progress._devices.idle(0.0):
         assert time.monotonic() < deadline
         time.sleep(0.001)

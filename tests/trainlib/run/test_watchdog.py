@@ -91,7 +91,7 @@ def test_a_stuck_loop_is_dumped_told_and_left(capfd):
         Watchdog(0.1, tell=told.append, leave=left.append, poll=0.02) as dog,
         dog.follow(lambda: beat),
     ):
-        dog._thread.join(10)
+        dog._thread.join(1200)
     assert left == [76]
     assert "Stuck: step 7 has not ended" in told[0]
     error = capfd.readouterr().err

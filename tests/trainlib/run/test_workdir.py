@@ -42,7 +42,7 @@ def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
         "WorkdirLock(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert f"in use by process {os.getpid()}" in refused.stderr
     checkpoints.close()
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=1200).returncode == 0

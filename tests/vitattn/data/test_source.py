@@ -82,7 +82,7 @@ def test_a_digits_run_imports_neither_tensorflow_nor_scikit_learn():
         " ('tensorflow', 'tensorflow_datasets', 'sklearn', 'torch') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=1200
     )
     assert (done.stdout, done.stderr, done.returncode) == ("(8, 8, 8, 3) []\n", "", 0)
 

@@ -133,7 +133,7 @@ def test_survives_a_kill_at_any_write(tmp_path):
     kills = 0
     # Four files a shard, the plan and the manifest: each run gets 5 renames further at most.
     for _ in range(10):
-        run = subprocess.run([*command, "5"], cwd=ROOT, capture_output=True, timeout=120)
+        run = subprocess.run([*command, "5"], cwd=ROOT, capture_output=True, timeout=1200)
         if run.returncode != -signal.SIGKILL:
             break
         kills += 1
@@ -155,7 +155,7 @@ def test_several_processes_at_once(tmp_path):
         (data / f"{n}.txt").write_text(f"text {n} " * 700)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "c"), str(data), "99", "private"]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
-    errors = [run.communicate(timeout=120)[1] for run in runs]
+    errors = [run.communicate(timeout=1200)[1] for run in runs]
     assert [run.returncode for run in runs] == [0] * 4, errors
     assert Cache(tmp_path / "c").documents == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "data"]

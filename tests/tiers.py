@@ -1,0 +1,54 @@
+"""What each tier of the suite costs, as measured, and how that is said when one starts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+
+class Cost(NamedTuple):
+    tier: str
+    cpu_minutes: int  # user and system, of all processes
+    minutes: int  # on two cores that do nothing else, in two processes
+
+
+# By the expression that selects the tier; measured on two cores of an EPYC of 2024.
+COSTS = {
+    "not slow and not thorough": Cost("the default tier", 9, 6),
+    "not slow": Cost("the default and the thorough tier", 15, 10),
+}
+
+
+class Announcement:
+    """Prints one line before the first test, where a whole tier is run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._said = config, False
+
+    @pytest.hookimpl(optionalhook=True)  # where pytest-xdist is installed
+    def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:
+        """Only the process that starts the others calls this, once for each of them."""
+        self._say(len(ids))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._say(len(session.items))
+
+    def _say(self, count: int) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if not self._said and terminal is not None:
+            self._said = True
+            if line := announcement(self._config, count):
+                terminal.write_line(line)
+
+
+def announcement(config: pytest.Config, count: int) -> str:
+    """The line, or "" for a selection of files or names, whose cost nobody has measured."""
+    cost = COSTS.get(config.option.markexpr)
+    whole = config.args_source is not config.ArgsSource.ARGS and not config.option.keyword
+    if cost is None or not whole:
+        return ""
+    return (
+        f"{count:,} tests, {cost.tier}: about {cost.cpu_minutes} CPU minutes, "
+        f"{cost.minutes} minutes on two idle cores."
+    )
