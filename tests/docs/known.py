@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 from configs.common import load
-from docs._ext import generated_tables
+from docs._ext import facts
 from launch import cli
 from tests.docs.pages import Command
 from tests.launch.commands import ROOT
@@ -28,31 +28,31 @@ def all_keys() -> dict[str, tuple]:
     from vitattn.models import MODELS
     from vitattn.models.fields import choices
 
-    found = dict(generated_tables.schema_of("moe"))
+    found = dict(facts.schema_of("moe"))
     for model, (cls, *_) in MODELS.items():
         kinds = [f"{f}={kind}" for f, options in choices(cls).items() for kind in options]
         for kind in ("", *kinds):
-            found |= generated_tables.schema_of("vitattn", f"{model}.{kind}".rstrip("."))
+            found |= facts.schema_of("vitattn", f"{model}.{kind}".rstrip("."))
     return found
 
 
 @functools.cache
 def flags(command: str) -> frozenset[str]:
     """The flags of a command."""
-    actions = generated_tables.parser_of(command)._actions
+    actions = facts.parser_of(command)._actions
     return frozenset(flag for action in actions for flag in action.option_strings)
 
 
 @functools.cache
 def every_flag() -> frozenset[str]:
     """The flags of all commands."""
-    return frozenset().union(*map(flags, generated_tables.COMMANDS))
+    return frozenset().union(*map(flags, facts.COMMANDS))
 
 
 def module_of(command: Command):
     """The module of a command of this package."""
-    assert command.name in generated_tables.COMMANDS, f"there is no command '{command.name}'"
-    return importlib.import_module(f"launch.{generated_tables.COMMANDS[command.name]}")
+    assert command.name in facts.COMMANDS, f"there is no command '{command.name}'"
+    return importlib.import_module(f"launch.{facts.COMMANDS[command.name]}")
 
 
 def check(command: Command, *, runs: bool) -> None:

@@ -441,9 +441,9 @@ def chunk(content: bytes | None) -> Build:
 
 
 def bomb() -> bytes:
-    """A gigabyte of zeros in a megabyte."""
+    """A gigabyte of zeros in a few megabytes."""
     buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb") as file:
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as file:
         for _ in range(1024):
             file.write(b"\0" * 2**20)
     return buffer.getvalue()
