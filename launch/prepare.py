@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from configs.common import load
 from launch import cli, families
+from trainlib import commands
 from trainlib.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if prepare is None:
         raise ConfigError(
             f"There is nothing to prepare for the family {config.family}: it reads its data sets "
-            "as they are. Start `python -m launch.train` at once."
+            f"as they are. Start `{commands.name('train')}` at once."
         )
     return prepare.run(
         config,

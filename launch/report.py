@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
+from trainlib import commands
 from trainlib.errors import ConfigError, plain, shown
 
 KINDS = ("train", "eval", "goodput")
@@ -28,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = cli.parse(parser, argv)
     if overrides:
-        raise ConfigError("launch.report reads a run as it is; --config.KEY=VALUE changes nothing.")
+        raise ConfigError(
+            f"{parser.prog} reads a run as it is; --config.KEY=VALUE changes nothing."
+        )
     facts = report(args.workdir)
     if args.json:
         print(json.dumps(facts))
@@ -62,7 +65,7 @@ def report(workdir: Path) -> dict[str, Any]:
     if not (workdir / "config.json").is_file():
         raise ConfigError(
             f"--workdir={shown(workdir)} holds no run: there is no config.json in it. Give the "
-            "directory that was the --workdir of `python -m launch.train`."
+            f"directory that was the --workdir of `{commands.name('train')}`."
         )
     config = read_json(workdir / "config.json")
     metrics = workdir / "metrics.jsonl"

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from trainlib import chips, keys, untrusted_files
+from trainlib import chips, commands, keys, untrusted_files
 from trainlib.errors import ConfigError, nearest, shown
 from trainlib.keys import Text, choice, key, number, text, whole
 
@@ -96,7 +96,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     ),
     "target": key(
         "",
-        "chips that the mesh is meant for; `python -m launch.compile` compiles the step for them",
+        "chips that the mesh is meant for; the command `compile` compiles the step for them",
         Text(0, 100, "the name of a target, such as v5e-16,", _is_target),
     ),
     "mesh.replica": key(
@@ -292,7 +292,7 @@ def unknown(known: Mapping[str, Any], name: str, where: str) -> ConfigError:
     close = f"Did you mean '{usual}'? " if usual in known else nearest(name, known)
     return ConfigError(
         f"{source}: there is no configuration key '{asked}'. {close}Sections: "
-        f"{', '.join(sections)}; `python -m launch.describe --config=... --explain=SECTION` "
+        f"{', '.join(sections)}; `{commands.name('describe')} --config=... --explain=SECTION` "
         "lists the keys of one."
     )
 

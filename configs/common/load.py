@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from configs.common import overrides
-from trainlib import extension, paths
+from trainlib import commands, extension, paths
 from trainlib.errors import ConfigError, UserError, nearest, shown
 from trainlib.untrusted_files import what_is
 
@@ -78,7 +78,7 @@ def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
     if not path.is_file():
         raise ConfigError(
             f"--workdir={workdir} holds no run: there is no config.json in it. Give the directory "
-            "that was the --workdir of `python -m launch.train`."
+            f"that was the --workdir of `{commands.name('train')}`."
         )
     from trainlib.config import read_json
 
@@ -87,7 +87,7 @@ def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
         raise ConfigError(
             f"--workdir={workdir} holds no run: its config.json has no key 'family', so that it is "
             "of another program. Give the --workdir of a training, or an export in our own names "
-            "(`python -m launch.export --names=own`)."
+            f"(`{commands.name('export')} --names=own`)."
         )
     extension.trust_values(flags)
     return _with_values(_from_values(values, str(path)), flags, COMMAND_LINE).config

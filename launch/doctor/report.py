@@ -9,12 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
+from trainlib import commands
 from trainlib.errors import ConfigError, PeerLost, StorageError, UserError
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 MACHINE = StorageError.exit_code  # exit code of a disk, memory or device that fails
 PATIENCE = 180.0  # seconds for one check; a TPU slice may take a minute to start
-INSTALL = "pip install -c constraints.txt -e ."
 _CHECK = "check"  # name of the threads that checks run in
 
 
@@ -91,7 +91,7 @@ def guarded(
         except UserError as error:
             failed(str(error), error.exit_code)
         except ImportError as error:
-            failed(f"{error}; install again: {INSTALL}", ConfigError.exit_code)
+            failed(f"{error}; install again: {commands.install()}", ConfigError.exit_code)
         except Exception as error:  # above all what JAX raises when a device does not work
             lines = str(error).splitlines() or ["no reason given"]
             failed(f"{type(error).__name__}: {lines[0][:300]}", MACHINE)

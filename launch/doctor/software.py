@@ -10,18 +10,19 @@ from importlib import metadata
 from pathlib import Path
 
 from launch.doctor import machine
-from launch.doctor.report import FAILED, INSTALL, NOTE, OK, Finding
+from launch.doctor.report import FAILED, NOTE, OK, Finding
 from launch.hosts import find
+from trainlib import commands
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def python_version(version: str | None = None) -> Finding:
-    """Python: 3.11 and 3.12 are tested."""
+    """Python: 3.11, 3.12 and 3.13 are tested."""
     version = version or platform.python_version()
     minor = tuple(int(part) for part in version.split(".")[:2])
-    state = FAILED if minor < (3, 11) else OK if minor <= (3, 12) else NOTE
-    return Finding("python", state, f"{version}; tested 3.11 and 3.12, lowest 3.11")
+    state = FAILED if minor < (3, 11) else OK if minor <= (3, 13) else NOTE
+    return Finding("python", state, f"{version}; tested 3.11 to 3.13, lowest 3.11")
 
 
 def tested_versions(text: str, python: tuple[int, int]) -> dict[str, str]:
@@ -59,7 +60,7 @@ def packages() -> Iterator[Finding]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, FAILED, f"not installed: {INSTALL}")
+            yield Finding(name, FAILED, f"not installed: {commands.install()}")
             continue
         installed[name] = version
         yield compared(name, version, tested.get(name, ""), lowest.get(name, ""))
@@ -104,9 +105,9 @@ def accelerator_software() -> Iterator[Finding]:
     if gpus:
         yield Finding("NVIDIA driver", OK, f"{gpus[0][1]}, {len(gpus)} x {gpus[0][0]}")
     if gpus and not plugins:
-        yield Finding("CUDA for jax", FAILED, "not installed: pip install -e '.[cuda]'")
+        yield Finding("CUDA for jax", FAILED, f"not installed: {commands.install('cuda')}")
     if find.has_tpu() and "libtpu" not in versions:
-        yield Finding("libtpu", FAILED, "a TPU is here, libtpu is not: pip install -e '.[tpu]'")
+        yield Finding("libtpu", FAILED, f"a TPU is here, libtpu is not: {commands.install('tpu')}")
 
 
 def _libtpu_of_jax() -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.hosts import leave, rendezvous
 from launch.hosts.find import HEARTBEAT, Process
+from trainlib import commands
 from trainlib.errors import ConfigError, PeerLost
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def devices() -> list[Any]:
         raise ConfigError(
             f"JAX finds no device on {socket.gethostname()}"
             f"{f', where JAX_PLATFORMS={asked} asks for one' if asked else ''}: {reason}. Look at "
-            "the driver and at `python -m launch.doctor --multihost=off`, or unset JAX_PLATFORMS."
+            f"the driver and at `{commands.name('doctor')} --multihost=off`, or unset "
+            "JAX_PLATFORMS."
         ) from error
 
 

@@ -19,7 +19,7 @@ from moe.data.sources.source import Source
 from moe.data.sources.windows import Windows
 from moe.text.reader import Reader, ReadsFiles
 from moe.text.vocabulary import Vocabulary, make_vocabulary
-from trainlib import extension
+from trainlib import commands, extension
 from trainlib.config import check_section
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -158,7 +158,7 @@ def _open(
         if _is_prepared_first(source, reader):
             raise DataError(
                 f"{source} ({split}) has not been prepared: there is no {directory}. Tokenise it "
-                "once with `python -m launch.prepare` and the same --config (and overrides of "
+                f"once with `{commands.name('prepare')}` and the same --config (and overrides of "
                 "data.); training then starts from there."
             )
         build(
@@ -222,7 +222,7 @@ def is_stale(source: str, reader: Reader, directory: Path, title: str) -> bool:
     changed = f"{title} has changed since it was tokenised (names, sizes or text of its files)"
     if _is_prepared_first(source, reader):
         raise DataError(
-            f"{changed}. Remove {directory} and prepare it again with `python -m launch.prepare` "
+            f"{changed}. Remove {directory} and prepare it again with `{commands.name('prepare')}` "
             "and the same --config; or restore the files."
         )
     print(f"{changed}: it is tokenised again", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe.eval.text_match import percent
+from trainlib import commands
 from trainlib.errors import ConfigError
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -22,8 +23,8 @@ def rouge(predictions: Sequence[str], summaries: Sequence[str]) -> dict[str, flo
         from rouge_score import rouge_scorer
     except ImportError:
         raise ConfigError(
-            "Summaries are scored by the package rouge-score, which is not installed: pip install "
-            "'vitattn-moe[text]' or pip install rouge-score."
+            "Summaries are scored by the package rouge-score, which is not installed: "
+            f"{commands.install('text')} or pip install rouge-score."
         ) from None
     scorer = rouge_scorer.RougeScorer(list(KINDS))
     scores = [

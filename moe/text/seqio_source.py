@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from moe.text.reader import Document, Kind, Reader
 from moe.text.vocabulary import EOS, SentencePieceVocabulary, Vocabulary
-from trainlib import paths
+from trainlib import commands, paths
 from trainlib.data import tfds_files
 from trainlib.errors import ConfigError, DataError, nearest
 
@@ -36,7 +36,7 @@ def import_seqio(what: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"{what} is read by seqio, which cannot be imported here ({error}). Preparing it needs "
-            "the extra [text]: pip install 'vitattn-moe[text]' (3 GB with TensorFlow). Training "
+            f"the extra [text]: {commands.install('text')} (3 GB with TensorFlow). Training "
             "from the prepared data does not need it."
         ) from error
     return seqio
@@ -66,7 +66,7 @@ def mixture_rates(name: str) -> dict[str, float] | None:
     if name not in known:
         raise DataError(
             f"seqio has no Task or Mixture '{name}'. {nearest(name, known)}Give the Python file "
-            "that registers it: python -m launch.prepare --tasks=FILE.py ..."
+            f"that registers it: {commands.name('prepare')} --tasks=FILE.py ..."
         )
     registered = seqio.get_mixture_or_task(name)
     if isinstance(registered, seqio.Task):

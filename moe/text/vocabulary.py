@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib import paths
+from trainlib import commands, paths
 from trainlib.errors import ConfigError, DataError, one_of
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -95,8 +95,8 @@ class SentencePieceVocabulary:
                 import sentencepiece  # pyright: ignore[reportMissingImports]  # an extra
             except ImportError:
                 raise ConfigError(
-                    f"data.vocabulary={self.name!r} needs the package sentencepiece: pip install "
-                    "'vitattn-moe[text]', or use --config.data.vocabulary=bytes."
+                    f"data.vocabulary={self.name!r} needs the package sentencepiece: "
+                    f"{commands.install('text')}, or use --config.data.vocabulary=bytes."
                 ) from None
             try:
                 self._loaded = sentencepiece.SentencePieceProcessor(model_proto=self._model)

@@ -25,6 +25,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from trainlib import commands
 from trainlib.chips import GIB, Target
 from trainlib.errors import ConfigError
 from trainlib.model import flops
@@ -144,7 +145,7 @@ def _require_libtpu(target: Target) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"--target={target.name} needs the TPU compiler, and libtpu is not installed. It comes "
-            "with the extra aot: pip install -c constraints.txt -e '.[aot]' (no TPU is needed)."
+            f"with the extra aot: {commands.install('aot')} (no TPU is needed)."
         )
 
 

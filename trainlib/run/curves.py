@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+from trainlib import commands
 from trainlib.errors import shown
 from trainlib.files import save_picture
 from trainlib.run.metric_writers import read
@@ -42,7 +43,7 @@ def curves(workdir: str | Path) -> Path | None:
     try:
         from matplotlib.figure import Figure  # not pyplot: no display, no global state
     except ImportError:
-        print("curves.png is not drawn: matplotlib is missing (pip install 'vitattn-moe[plots]').")
+        print(f"curves.png is not drawn: matplotlib is missing ({commands.install('plots')}).")
         return None
     found = series(workdir / "metrics.jsonl")
     names = _panels(found)

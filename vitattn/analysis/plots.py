@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainlib import commands
 from trainlib.errors import ConfigError, StorageError, one_of
 from trainlib.files import check_target, save_picture
 
@@ -55,7 +56,7 @@ def check_picture(path: Path, panels: int) -> None:
     except ImportError:
         raise ConfigError(
             "--attention draws with matplotlib, which is not installed here. Install it: "
-            "pip install 'vitattn-moe[plots]'."
+            f"{commands.install('plots')}."
         ) from None
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:

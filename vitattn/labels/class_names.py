@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainlib import commands
 from trainlib import config as settings
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.checkpoint import write as saving
@@ -235,7 +236,8 @@ def find(workdir: Path, step: str, meta: Mapping[str, Any], outputs: int) -> Mod
         if file.exists() and read(file, outputs, short=True, follow=False).names != recorded.names:
             saving.warn(
                 f"{shown(file)} holds other names than {step}, whose are taken: a checkpoint says "
-                "what its outputs were trained on. `launch.predict --class_names=FILE` prints "
+                "what its outputs were trained on. "
+                f"`{commands.name('predict')} --class_names=FILE` prints "
                 "others."
             )
     return recorded

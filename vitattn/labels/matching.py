@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainlib import commands
 from trainlib.checkpoint import write as saving
 from trainlib.errors import ConfigError, DataError, UserError, shown, told_apart
 from trainlib.untrusted_files import read_small
@@ -170,7 +171,7 @@ def _warn_if_edited(file: Path, names: Names) -> None:
             saving.warn(
                 f"{shown(file)} was changed since the run wrote it, and is written again with the "
                 "names of the data. Keep names of your own in another file, for "
-                "`launch.predict --class_names=FILE`."
+                f"`{commands.name('predict')} --class_names=FILE`."
             )
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe.data.cache.shard import FORMAT, parse_manifest, sha256_of
+from trainlib import commands
 from trainlib.errors import DataError, shown
 from trainlib.seal import unsealed
 from trainlib.untrusted_files import open_regular, read_small
@@ -111,7 +112,7 @@ class Cache:
     def _remedy(self) -> str:
         return (
             f"Copy it again, or remove {shown(self.directory)}: a small source is tokenised again "
-            "at the next start, a large one with `python -m launch.prepare`."
+            f"at the next start, a large one with `{commands.name('prepare')}`."
         )
 
     def _check_files(self) -> None:
