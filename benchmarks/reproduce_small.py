@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains what is not trained yet, prints the tables, draws the plots."""
     from vitattn import train
 
-    parser = cli.parser("benchmarks.reproduce_small", "Compare three small networks.")
+    parser = cli.parser("python -m benchmarks.reproduce_small", "Compare three small networks.")
     parser.add_argument("--runs", default="runs/reproduce_small", type=Path, metavar="DIR")
     parser.add_argument("--cifar100", default="", metavar="DIR", help="where CIFAR-100 lies")
     parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each network")

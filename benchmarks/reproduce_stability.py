@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     """Trains what is not trained yet, prints the table, draws the plot."""
     from moe import train
 
-    parser = cli.parser("benchmarks.reproduce_stability", "Compare stability interventions.")
+    parser = cli.parser(
+        "python -m benchmarks.reproduce_stability", "Compare stability interventions."
+    )
     parser.add_argument("--runs", default="runs/reproduce_stability", type=Path, metavar="DIR")
     parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each setting")
     args, overrides = cli.parse(parser, argv)

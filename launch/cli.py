@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainlib import compile_cache, extension, paths
+from trainlib import commands, compile_cache, extension, paths
 from trainlib.errors import (
     ConfigError,
     nearest,
@@ -34,11 +34,16 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `ConfigError`s (exit 64), with the nearest flag."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}. See `python -m {self.prog} --help`.")
+        raise ConfigError(f"{self.prog}: {message}. See `{self.prog} --help`.")
+
+
+def command_parser(command: str, description: str) -> Parser:
+    """The parser of a command such as `train` or `import`, with the flags that all commands have."""
+    return parser(commands.name(command), description)
 
 
 def parser(prog: str, description: str) -> Parser:
-    """A parser with the flags that all commands have."""
+    """The same for any other program; `prog` is what one types to start it."""
     result = Parser(prog=prog, description=description, allow_abbrev=False)
     result.add_argument("--debug", action="store_true", help="print tracebacks of expected errors")
     result.add_argument("--compile_cache", metavar="DIR|off", default="", help=compile_cache.HELP)

@@ -40,7 +40,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vitat
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, compiles, and prints the report."""
-    parser = cli.parser("launch.compile", "Plan a run: compile its train step for a named target.")
+    parser = cli.command_parser("compile", "Plan a run: compile its train step for a named target.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument(
         "--target",

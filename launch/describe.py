@@ -37,7 +37,7 @@ PAPER_COLUMNS = (
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prints a table, one configuration, or one key."""
-    parser = cli.parser("launch.describe", "Say what the configurations are.")
+    parser = cli.command_parser("describe", "Say what the configurations are.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")

@@ -13,7 +13,7 @@ from trainlib import compile_cache
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and evaluates a checkpoint with the configuration of its run."""
-    parser = cli.parser("launch.evaluate", "Evaluate a checkpoint on the full evaluation split.")
+    parser = cli.command_parser("evaluate", "Evaluate a checkpoint on the full evaluation split.")
     cli.add_path(
         parser, "--workdir", metavar="DIR", help="directory of the training, or of an export"
     )

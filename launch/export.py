@@ -38,7 +38,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and exports."""
-    parser = cli.parser("launch.export", "Export the weights of a run.")
+    parser = cli.command_parser("export", "Export the weights of a run.")
     cli.add_path(parser, "--workdir", metavar="DIR", help="directory of the training")
     parser.add_argument("--format", help=f"one of {', '.join(FORMATS)}")
     cli.add_path(parser, "--out", metavar="DIR", help="a new or empty directory")

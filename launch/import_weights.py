@@ -33,7 +33,7 @@ FAMILY_OF = {"hf": "moe", "t5x": "moe", "torchvision": "vitattn", "safetensors":
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and imports."""
-    parser = cli.parser("launch.import_weights", "Import weights of another library.")
+    parser = cli.command_parser("import", "Import weights of another library.")
     parser.add_argument("--format", help=f"one of {', '.join(FAMILY_OF)}")
     cli.add_path(parser, "--path", help="directory or file of the weights")
     cli.add_path(parser, "--out", metavar="WORKDIR", help="a new or empty directory")

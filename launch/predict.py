@@ -19,7 +19,7 @@ from trainlib import compile_cache
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and applies the newest weights of a run."""
-    parser = cli.parser("launch.predict", "Classify images or answer texts with a trained model.")
+    parser = cli.command_parser("predict", "Classify images or answer texts with a trained model.")
     cli.add_path(
         parser, "images", nargs="*", metavar="IMAGE", help="image files, or folders of them"
     )

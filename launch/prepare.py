@@ -17,7 +17,7 @@ from trainlib.errors import ConfigError
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prepares the data of a configuration."""
-    parser = cli.parser("launch.prepare", "Tokenise the data of a configuration, once.")
+    parser = cli.command_parser("prepare", "Tokenise the data of a configuration, once.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     parser.add_argument(
         "--split", choices=("train", "holdout"), help="the split to prepare; default: both"

@@ -24,7 +24,7 @@ HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prints the report."""
-    parser = cli.parser("launch.report", "Say how a run stands.")
+    parser = cli.command_parser("report", "Say how a run stands.")
     cli.add_path(parser, "--workdir", metavar="DIR", required=True, help="of the run")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = cli.parse(parser, argv)

@@ -19,7 +19,7 @@ from trainlib import compile_cache
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, picks the family of the configuration, and calls its loop."""
-    parser = cli.parser("launch.train", "Train a model, or resume a run that was stopped.")
+    parser = cli.command_parser("train", "Train a model, or resume a run that was stopped.")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help=load.CONFIG_HELP)
     cli.add_path(
         parser,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, runs every check, prints one line each."""
-    parser = cli.parser("launch.doctor", "Examine this machine, or all machines of a pod.")
+    parser = cli.command_parser("doctor", "Examine this machine, or all machines of a pod.")
     parser.add_argument(
         "--config", metavar="FILE[:VARIANT]", help=f"also checked: {load.CONFIG_HELP}"
     )
