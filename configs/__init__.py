@@ -5,6 +5,7 @@ claim.
 `--config=configs/aa_resnet50.py:digits --config.steps=400`. What the files share lies in
 `configs.common`.
 """
+# A package of vitattn-moe.
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def command_parser(command: str, description: str) -> Parser:
-    """The parser of a command such as `train` or `import`, with the flags that all commands have."""
+    """The parser of a command such as `train` or `import`, with the flags of all commands."""
     return parser(commands.name(command), description)
 
 
@@ -61,6 +61,29 @@ def add_path(parser: argparse.ArgumentParser, flag: str, **more: Any) -> None:
     parser.add_argument(flag, type=functools.partial(paths.resolve, what=flag), **more)
 
 
+def is_path(action: argparse.Action) -> bool:
+    """Whether an argument was added by `add_path`."""
+    return isinstance(action.type, functools.partial) and action.type.func is paths.resolve
+
+
+class _ParserAlone(tuple):
+    """Arguments of a command that is asked for its parser, and is not run."""
+
+
+class _Found(Exception):
+    def __init__(self, parser: Parser):
+        self.parser = parser
+
+
+def parser_of(main: Callable[[Sequence[str]], int | None]) -> Parser:
+    """The argument parser that a command makes; the command itself is not run."""
+    try:
+        main(_ParserAlone())
+    except _Found as found:
+        return found.parser
+    raise TypeError(f"{main.__module__} reads its arguments without cli.parse")
+
+
 def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits a command line into flags and `--config.KEY=VALUE` overrides.
 
@@ -68,6 +91,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict
       ConfigError: for a flag that does not exist (names the nearest) or an override without a
         value.
     """
+    if isinstance(argv, _ParserAlone):
+        raise _Found(parser)
     overrides, rest, words = {}, [], list(argv)
     while words:
         word = words.pop(0)

@@ -16,6 +16,7 @@ The answers of a trained run:
     answers = moe.load("runs/superglue").answer(["copa premise: The glass fell. .."])
     print(answers[0].text, answers[0].score)
 """
+# A package of vitattn-moe.
 
 from __future__ import annotations
 

@@ -3,3 +3,4 @@ progress.
 
 Nothing here knows a model; nothing here imports `vitattn`, `moe`, `configs` or `launch`.
 """
+# A package of vitattn-moe.

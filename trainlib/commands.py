@@ -7,17 +7,18 @@ python -m launch.train        a module of a checkout
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 PROGRAM = "vitattn-moe"
+STARTED_AS = "VITATTN_MOE_STARTED_AS"  # an environment variable, which worker processes inherit
 _MODULES = {"import": "import_weights"}  # commands whose module has another name
-_program: list[str] = []  # what `started_as` was told last
 
 
 def started_as(program: str) -> None:
     """Says how this process was started: `vitattn-moe`, or `python -m vitattn_moe`."""
-    _program[:] = [program]
+    os.environ[STARTED_AS] = program
 
 
 def name(command: str) -> str:
@@ -26,8 +27,8 @@ def name(command: str) -> str:
     It follows the way in which this process was started. In a process that runs something else,
     such as a notebook, it is the module of a checkout or the program of an installed package.
     """
-    if _program:
-        return f"{_program[0]} {command}"
+    if os.environ.get(STARTED_AS):
+        return f"{os.environ[STARTED_AS]} {command}"
     if _started_as_module() or in_checkout():
         return f"python -m launch.{_MODULES.get(command, command)}"
     return f"{PROGRAM} {command}"

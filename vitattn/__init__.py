@@ -13,6 +13,7 @@ As a library:
 `vitattn.layers` has the layers and attention functions for networks of your own. Names are imported
 when they are first used, so that `import vitattn` itself does not load JAX.
 """
+# A package of vitattn-moe.
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Completion of command lines by bash, zsh and fish."""
