@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-stability compile-32b compile-all soak nightly fuzz clean
+.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-stability compile-32b compile-all soak wheel wheel-check nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -57,8 +57,18 @@ soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.soak_resume
 
+# The wheel and the source distribution, in dist/.
+wheel: $(VENV)/.test
+	rm -rf dist build
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+
+# The wheel, installed by each of Python 3.11 to 3.13 that is here, and used from an empty folder.
+wheel-check: $(VENV)/.test
+	$(BIN)/python -m tests.wheel.check
+
 # And the whole suite in the mode that Flax is moving to, with the emitter of XLA that users have.
-nightly: soak
+nightly: soak wheel-check
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
 	VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
@@ -98,5 +108,5 @@ $(VENV)/.text: $(VENV)/.test
 	$(call install,.[plots$(comma)test$(comma)text])
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

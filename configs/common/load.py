@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.common import overrides
 from trainlib import commands, extension, paths
-from trainlib.errors import ConfigError, UserError, nearest, shown
+from trainlib.errors import ConfigError, UserError, nearest, paragraph, shown
 from trainlib.untrusted_files import what_is
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ FOLDER = Path(__file__).resolve().parents[1]  # of the shipped files
 COMMAND_LINE = "command line"
 CALL = "configs.load"
 CONFIG_HELP = (
-    "a file and variant, configs/aa_resnet50.py[:digits], or the config.json of an earlier run; "
-    "single values by --config.KEY=VALUE"
+    "a shipped configuration and variant, aa_resnet50[:digits] or configs/aa_resnet50.py[:digits]; "
+    "a file of yours, DIR/mine.py[:VARIANT]; or the config.json of an earlier run; single values "
+    "by --config.KEY=VALUE"
 )
 
 
@@ -115,16 +117,36 @@ def _find(name: str) -> Path:
             f"--config={shown(name)}: a configuration is {CONFIG_HELP}; '{shown(path.suffix, 40)}' "
             "is the suffix of neither."
         )
-    if path.suffix == ".py" and path.is_file():
-        return path
     by_stem = {p.stem: p for p in shipped()}
-    if path.stem in by_stem and path.parent.name in ("", "configs"):
-        return by_stem[path.stem]
+    own = by_stem.get(path.stem) if path.parent in (Path(), Path("configs")) else None
+    if path.suffix == ".py" and path.is_file():
+        if own is not None and _differ(path, own):
+            _note(
+                f"{shown(path)} of this directory is read, not the configuration of that name "
+                f"that is shipped; --config={path.stem} reads the latter."
+            )
+        return path
+    if own is not None:
+        for other in (Path(f"{path.stem}.py"), Path("configs", f"{path.stem}.py")):
+            if other.is_file() and _differ(other, own):
+                _note(
+                    f"--config={shown(name)} is the shipped configuration, not {other} of this "
+                    f"directory; --config={other} reads the latter."
+                )
+        return own
     what = f"it is {what_is(name)}" if os.path.lexists(name) else "there is no such file"
     raise ConfigError(
         f"--config={shown(name)}: {what}. {nearest(path.stem, by_stem)}"
         f"Shipped: {', '.join(f'configs/{stem}.py' for stem in by_stem)}."
     )
+
+
+def _differ(one: Path, other: Path) -> bool:
+    return not one.samefile(other) and one.read_bytes() != other.read_bytes()
+
+
+def _note(text: str) -> None:
+    print(paragraph(f"note: {text}"), file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------- load
