@@ -94,18 +94,18 @@ def _found(name: str) -> Path | None:
 def _another(name: str, found: Path) -> str:
     package = found.name in ("__init__.py", "__init__.pyc")
     shown = found.parent if package else found
-    beside = shown.parent
     path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if beside in (Path(entry).resolve() for entry in path):
+    by_path = shown.parent in (Path(entry).resolve() for entry in path)
+    if by_path:
         where = "by way of PYTHONPATH"
-        remedy = f"Take {beside} out of PYTHONPATH, or rename it"
-    elif beside == Path.cwd():
+        remedy = f"Take {shown.parent} out of PYTHONPATH, or rename it"
+    elif shown.parent == Path.cwd():
         where = "in the current directory"
         remedy = "Start the command in another directory, or rename it"
     else:
         where = f"which belongs to {_owner(name) or 'another program'}"
         remedy = "Install the two in separate virtual environments"
-    if name == "configs" and package:
+    if name == "configs" and package and (by_path or shown.parent == Path.cwd()):
         remedy += (
             "; if it holds configurations of yours, remove its __init__.py: "
             "--config=configs/FILE.py reads a file that lies in no package"

@@ -124,9 +124,10 @@ def _configurations(text: str) -> list[str]:
 def variants(file: Path) -> list[str]:
     """The variants of a configuration file, as far as they can be read without running it."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        named = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets]
-        if named == ["VARIANTS"] and isinstance(node.value, ast.Dict):
-            return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
+            continue
+        if [ast.unparse(target) for target in node.targets] == ["VARIANTS"]:
+            return [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
     return []
 
 

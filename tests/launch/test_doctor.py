@@ -34,7 +34,7 @@ def test_a_sound_machine_is_ready(tmp_path):
     done = examine(config, f"--workdir={tmp_path / 'not' / 'yet'}", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("Ready.\n")
-    for words in ("tested 3.11 and 3.12", "2 x cpu", "1,437 training records", "TFLOP/s", "GB/s"):
+    for words in ("tested 3.11 to 3.13", "2 x cpu", "1,437 training records", "TFLOP/s", "GB/s"):
         assert words in done.stdout
     assert "over 2 devices" in done.stdout
     assert "FAILED" not in done.stdout
@@ -66,7 +66,14 @@ def test_two_machines_are_compared_and_measured_together(tmp_path):
 
 @pytest.mark.parametrize(
     ("version", "state"),
-    [("3.10.4", FAILED), ("3.11.0", OK), ("3.12.9", OK), ("3.13.1", NOTE), ("4.0.0", NOTE)],
+    [
+        ("3.10.4", FAILED),
+        ("3.11.0", OK),
+        ("3.12.9", OK),
+        ("3.13.1", OK),
+        ("3.14.0", NOTE),
+        ("4.0.0", NOTE),
+    ],
 )
 def test_python_versions(version, state):
     assert software.python_version(version).state == state

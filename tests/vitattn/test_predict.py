@@ -1,11 +1,13 @@
 """Names, files and pictures around a prediction; whole commands are in tests/launch."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainlib import commands
 from trainlib.errors import ConfigError, DataError, StorageError
 from vitattn import config as config_lib
 from vitattn.analysis import plots
@@ -95,5 +97,5 @@ def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is a folder"):
         plots.attention_picture(tmp_path / "out.png", [rows(1)], (0, 0))
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"vitattn-moe\[plots\]"):
+    with pytest.raises(ConfigError, match=re.escape(commands.install("plots"))):
         plots.check_picture(Path("out.png"), 1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import paths
+from trainlib import commands, paths
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.config import Schema, assign, flatten, from_schema, read_json
 from trainlib.errors import ConfigError, shown
@@ -60,8 +60,8 @@ def saved_config(
     if "family" not in values:
         raise ConfigError(
             f"{shown(directory)} holds no run: its config.json has no key 'family', so that it is "
-            "of another program. Import it first (`python -m launch.import_weights`), or export it "
-            "again in our own names (`python -m launch.export --names=own`)."
+            f"of another program. Import it first (`{commands.name('import')}`), or export it "
+            f"again in our own names (`{commands.name('export')} --names=own`)."
         )
     if values["family"] != family:
         raise ConfigError(

@@ -4,6 +4,7 @@ import builtins
 
 import pytest
 
+from trainlib import commands
 from trainlib.run import curves as plots
 from trainlib.run.metric_writers import JsonLines
 
@@ -49,7 +50,7 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert plots.curves(tmp_path) is None
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    assert "pip install 'vitattn-moe[plots]'" in out
+    assert commands.install("plots") in out
 
 
 def test_without_data_one_line_says_so(tmp_path, capsys):
