@@ -123,7 +123,13 @@ def augmented(size: int, channels: int, peers, rounds: int) -> list[Row]:
     maps = [(batch, HEADS, size, size, width) for width in (d, d, e)]
     args = normal(*maps, *[(2 * size - 1, d)] * 2)
     args = (args[0] * d**-0.5, *args[1:])
-    gradient = gradient_of(relative_attention_2d, 5)
+
+    def attention(q, k, v, *tables):
+        """In the peers' order of axes, [B, N, H, W, d]; the compiler drops the transpositions."""
+        q, k, v = (x.transpose(0, 2, 3, 1, 4) for x in (q, k, v))
+        return relative_attention_2d(q, k, v, *tables, scale=1.0).transpose(0, 3, 1, 2, 4)
+
+    gradient = gradient_of(attention, 5)
     ours, temp = compiled(gradient, args)
     runs = {"ours": ours, "conv": convolution(batch, size, channels)}
     if peers:
@@ -149,13 +155,14 @@ def local(size: int, channels: int, peers, rounds: int) -> list[Row]:
     batch, window, d = 8, 7, channels // HEADS
     args = normal(*[(batch, size, size, HEADS, d)] * 3, *[(window, d // 2)] * 2)
     args = (args[0] * d**-0.5, *args[1:])
-    gradient = gradient_of(functools.partial(local_attention, window=window), 5)
+    gradient = gradient_of(functools.partial(local_attention, window=window, scale=1.0), 5)
     ours, temp = compiled(gradient, args)
     runs = {"ours": ours, "conv": convolution(batch, size, channels)}
     if peers:
         # The halo structure attends to whole blocks: it is what our halo attention computes.
+        unscaled_halo = functools.partial(halo_attention, scale=1.0)
         whole = (*args[:3], *normal(*[(2 * (7 + 3) - 1, d // 2)] * 2))
-        peer, blocks = peers.halo(numpy(whole)), gradient_of(halo_attention, 5)
+        peer, blocks = peers.halo(numpy(whole)), gradient_of(unscaled_halo, 5)
         runs["halo"] = same("torch halo", peer, blocks, whole)
         if size in LOCAL_OVER_UNFOLD:
             runs["unfold"] = same("torch unfold", peers.unfolded(numpy(args)), gradient, args)

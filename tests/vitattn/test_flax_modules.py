@@ -15,7 +15,7 @@ from trainlib.model import weights as nn
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv
 from vitattn.layers.conv import Classifier, Conv
-from vitattn.layers.local import LocalAttention
+from vitattn.layers.local import HaloAttention, LocalAttention
 from vitattn.layers.norm import BatchNorm
 from vitattn.layers.squeeze import Cbam, GatherExcite, SqueezeExcite
 from vitattn.models import build
@@ -75,7 +75,7 @@ def test_an_augmented_convolution_in_one_line():
             (2, 4, 6, 16),
         ),
         (lambda r: LocalAttention(8, 16, rngs=r), (2, 5, 9, 8), (2, 5, 9, 16)),
-        (lambda r: LocalAttention(8, 16, kind="halo", rngs=r), (2, 5, 9, 8), (2, 5, 9, 16)),
+        (lambda r: HaloAttention(8, 16, rngs=r), (2, 5, 9, 8), (2, 5, 9, 16)),
         (lambda r: AttentionStem(3, 8, rngs=r), (2, 8, 8, 3), (2, 8, 8, 8)),
         (lambda r: SqueezeExcite(8, 2, rngs=r), (2, 4, 4, 8), (2, 4, 4, 8)),
         (lambda r: Cbam(8, 2, rngs=r), (2, 4, 4, 8), (2, 4, 4, 8)),

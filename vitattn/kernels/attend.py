@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from trainlib.errors import ConfigError
+
 Array = jax.Array
 Bias = jax.Array | None
 
@@ -36,6 +38,41 @@ keep_outputs = functools.partial(
     prevent_cse=False,
     policy=jax.checkpoint_policies.save_only_these_names(_OUTPUT, _LOGSUMEXP),
 )
+
+
+def scaled(q: Array, scale: float | None) -> Array:
+    """Queries [.., d] times `scale`, which is d**-0.5 where it is None, in their own type."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return q if scale == 1 else q * jnp.asarray(scale, q.dtype)
+
+
+def checked_tables(
+    row: Bias, col: Bias, offsets: tuple[int, int], depths: tuple[int, int]
+) -> tuple[Array, ...]:
+    """The tables of relative positions of rows and columns, or none of them.
+
+    Args:
+      row: [offsets[0], depths[0]].
+      col: [offsets[1], depths[1]].
+      offsets: positions of a key relative to a query, of rows and of columns.
+      depths: channels of a query that rows and columns contribute to.
+
+    Raises:
+      ConfigError: one table without the other, or of another shape.
+    """
+    if row is None and col is None:
+        return ()
+    if row is None or col is None:
+        raise ConfigError(
+            "Relative positions need a table of rows and one of columns, and one is None."
+        )
+    for what, table, *shape in zip(("rows", "columns"), (row, col), offsets, depths, strict=True):
+        if table.shape != tuple(shape):
+            raise ConfigError(
+                f"The table of relative positions of {what} has the shape {table.shape}. These "
+                f"queries need {tuple(shape)}, an entry for each offset of a key from a query."
+            )
+    return row, col
 
 
 def _logits(q: Array, k: Array, bias_row: Bias, bias_col: Bias) -> Array:
@@ -68,7 +105,7 @@ def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias =
     """Softmax attention whose logits are q.k + bias_row + bias_col.
 
     Args:
-      q: [.., Q, d], already scaled where the layer scales.
+      q: [.., Q, d], already scaled (`scaled`).
       k: [.., KH*KW, d], keys flattened row by row (the column runs fast).
       v: [.., KH*KW, e]; e may differ from d.
       bias_row: [.., KH, Q] or None. Masks are entries of `MASK_BIAS`; every query needs one valid

@@ -6,14 +6,14 @@ of blocks.
 
 Local attention (arXiv 1906.05909): the query at (y, x) attends to the K x K pixels around it,
 
-    logit[y, x, y+a, x+c] = q[y, x] . k[y+a, x+c] + q[y, x] . r[a, c]
+    logit[y, x, y+a, x+c] = s (q[y, x] . k[y+a, x+c] + q[y, x] . r[a, c])
 
-where the first half of r depends on the row offset a and the second half on c. So the position
-term is a row term plus a column term, and so is the mask of the window: the map is cut into blocks
-of b x b queries, whose keys are the same square with a halo of K // 2, and offsets outside the
-window are masked in either factor. Halo attention (arXiv 2103.12731) lets every query of a block
-attend to the whole square. Keys outside the map are zeros and stay in the softmax unless
-`mask_border`.
+where s is the scale, the first half of r depends on the row offset a and the second half on c. So
+the position term is a row term plus a column term, and so is the mask of the window: the map is cut
+into blocks of b x b queries, whose keys are the same square with a halo of K // 2, and offsets
+outside the window are masked in either factor. Halo attention (arXiv 2103.12731) lets every query
+of a block attend to the whole square. Keys outside the map are zeros and stay in the softmax unless
+`mask_border`. The paper does not scale (s = 1), and neither do the layers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import batch_local
-from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.attend import MASK_BIAS, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
@@ -83,31 +84,45 @@ def local_attention(
     rel_col: Table = None,
     *,
     window: int,
+    scale: float | None = None,
     mask_border: bool = False,
     block: tuple[int, int] | None = None,
 ) -> Array:
-    """Each pixel attends to the window x window pixels around it.
+    """Each pixel attends to the window x window pixels around it (arXiv 1906.05909, section 3).
 
     Args:
-      q: [B, H, W, N, d], not scaled in the paper.
+      q: [B, H, W, N, d], heads before the depth of a head; not scaled.
       k: [B, H, W, N, d], or None for logits of the position term alone.
-      v: [B, H, W, N, e].
+      v: [B, H, W, N, e]; e may differ from d.
       rel_row: [window, d // 2], shared by the heads: what the row offset contributes, for the first
         half of q; None together with rel_col for no position term.
-      rel_col: [window, d - d // 2].
+      rel_col: [window, d - d // 2], the same for columns and the rest of q.
       window: odd K.
-      mask_border: leaves pixels outside the map out of the softmax.
+      scale: what content and position terms are multiplied by; None is d**-0.5. The paper does not
+        scale: `LocalAttention` gives 1.
+      mask_border: leaves pixels outside the map out of the softmax; otherwise they count as zeros.
       block: rows and columns of a block of queries; results do not depend on it.
 
     Returns:
-      [B, H, W, N, e] in the type of v.
+      [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are.
+
+    Raises:
+      ConfigError: a window without a centre, or tables that do not fit.
+
+    Example:
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
+      >>> local_attention(q, k, v, window=7).shape  # [B, H, W, N, d]
+      (2, 14, 14, 8, 32)
     """
+    if window < 1 or window % 2 == 0:
+        raise ConfigError(f"window={window} has no centre: use an odd number of pixels.")
+    tables = _checked(q, rel_row, rel_col, window)
     sides = block or _block(*q.shape[1:3])
     rows, cols = (
         _axis(size, side, window // 2, window, mask_border)
         for size, side in zip(q.shape[1:3], sides, strict=True)
     )
-    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
+    return _blocked(q, k, v, tables, rows, cols, scale)
 
 
 def halo_attention(
@@ -119,14 +134,48 @@ def halo_attention(
     *,
     block: int = HALO_BLOCK,
     halo: int = 3,
+    scale: float | None = None,
     mask_border: bool = False,
 ) -> Array:
-    """Each block of queries attends to the whole of its block and halo; halo 0: separate blocks.
+    """Each block of queries attends to the whole of its block and a halo (arXiv 2103.12731).
 
-    As `local_attention`, but the tables have one row for each offset within a square, 2b + 2h - 1.
+    Args:
+      q: [B, H, W, N, d], heads before the depth of a head; not scaled.
+      k: [B, H, W, N, d], or None for logits of the position term alone.
+      v: [B, H, W, N, e]; e may differ from d.
+      rel_row: [2 block + 2 halo - 1, d // 2], shared by the heads, one row for each offset within a
+        square, for the first half of q; None together with rel_col for no position term.
+      rel_col: [2 block + 2 halo - 1, d - d // 2], the same for columns and the rest of q.
+      block: side of a block in pixels.
+      halo: pixels around a block that it also attends to; 0 for separate blocks.
+      scale: what content and position terms are multiplied by; None is d**-0.5. `HaloAttention`
+        does not scale: it gives 1.
+      mask_border: leaves pixels outside the map out of the softmax; otherwise they count as zeros.
+
+    Returns:
+      [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are.
+
+    Raises:
+      ConfigError: a block without a pixel, a negative halo, or tables that do not fit.
+
+    Example:
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
+      >>> halo_attention(q, k, v, block=7, halo=3).shape  # [B, H, W, N, d]
+      (2, 14, 14, 8, 32)
     """
+    if block < 1 or halo < 0:
+        raise ConfigError(
+            f"block={block}, halo={halo}: a block has at least one pixel, and a halo is not "
+            "negative."
+        )
+    tables = _checked(q, rel_row, rel_col, 2 * (block + halo) - 1)
     rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
-    return _blocked(q, k, v, rel_row, rel_col, rows, cols)
+    return _blocked(q, k, v, tables, rows, cols, scale)
+
+
+def _checked(q: Array, row: Table, col: Table, offsets: int) -> tuple[Array, ...]:
+    half = q.shape[-1] // 2
+    return checked_tables(row, col, (offsets, offsets), (half, q.shape[-1] - half))
 
 
 def _block(height: int, width: int) -> tuple[int, int]:
@@ -142,10 +191,15 @@ def _block(height: int, width: int) -> tuple[int, int]:
 
 
 def _blocked(
-    q: Array, k: Array | None, v: Array, rel_row: Table, rel_col: Table, rows: _Axis, cols: _Axis
+    q: Array,
+    k: Array | None,
+    v: Array,
+    tables: tuple[Array, ...],
+    rows: _Axis,
+    cols: _Axis,
+    scale: float | None,
 ) -> Array:
     """Attention of each block to its square of keys, [B, H, W, N, d] -> [B, H, W, N, e]."""
-    tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
     keys = () if k is None else (k,)
 
     def local(q: Array, v: Array, *rest: Array) -> Array:
@@ -158,7 +212,7 @@ def _blocked(
 
         def chunk(inputs: tuple[Array, ...]) -> Array:
             q, v, *k = inputs  # [I, H, W, N, .] of I images
-            queries = _cut(q, rows, cols, halo=False)  # [I, N, C, R, b, b, d]
+            queries = _cut(scaled(q, scale), rows, cols, halo=False)  # [I, N, C, R, b, b, d]
             values = _cut(v, rows, cols)  # [I, N, C, R, M, M, e]
             bias = _bias(queries, gathered, rows.mask, cols.mask)  # [I, N, C, R, M, b, b] twice
             # Without keys the content term is an inner product of width 0.

@@ -2,21 +2,25 @@
 
 Dimension letters: B batch, N heads, H W map, d query/key width a head, e value width a head.
 
-The logit between the query at (y, x) and the key at (Y, X) is q.k + q.rel_h[Y-y+H-1] +
-q.rel_w[X-x+W-1]. Both position terms are factors of the separable bias of `attend`, so the memory
-is O(HW(H+W)) a head beside one tile of logits. Images, and row blocks of large images, are looped
-over; position factors are rebuilt inside the loop.
+With s the scale, the logit between the query at (y, x) and the key at (Y, X) is
+s (q.k + q.rel_h[Y-y+H-1] + q.rel_w[X-x+W-1]). Both position terms are factors of the separable bias
+of `attend`, so the memory is O(HW(H+W)) a head beside one tile of logits. Images, and row blocks of
+large images, are looped over; position factors are rebuilt inside the loop. Callers have the heads
+of a pixel together, as a projection makes them; the loop has the pixels of a head together, as
+products of queries and keys want them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.constrain import batch_local
+from vitattn.kernels.attend import attention_weights, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
@@ -35,30 +39,71 @@ def relative_attention_2d(
     rel_h: Table = None,
     rel_w: Table = None,
     *,
+    scale: float | None = None,
     rows_per_tile: int | None = None,
 ) -> Array:
-    """Self-attention of every pixel to every pixel of its image.
+    """Self-attention of every pixel to every pixel of its image (arXiv 1904.09925, section 3).
 
     Args:
-      q: [B, N, H, W, d], already scaled (the scale covers content and relative logits).
-      k: [B, N, H, W, d].
-      v: [B, N, H, W, e].
-      rel_h: [2H-1, d], shared by the heads; None together with rel_w for no position term.
-      rel_w: [2W-1, d].
+      q: [B, H, W, N, d], heads before the depth of a head; not scaled.
+      k: [B, H, W, N, d].
+      v: [B, H, W, N, e]; e may differ from d.
+      rel_h: [2H-1, d], shared by the heads: row Y-y+H-1 is for a key in row Y of a query in row y.
+        None together with rel_w for no position term.
+      rel_w: [2W-1, d], the same for columns.
+      scale: what content and position terms are multiplied by; None is d**-0.5, as in the paper.
       rows_per_tile: query rows of one tile, a divisor of H; None chooses by the size of the logits.
 
     Returns:
-      [B, N, H, W, e] in the type of v.
+      [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are.
+
+    Raises:
+      ConfigError: tables of another size than the map, or one table of the two.
+
+    Example:
+      >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
+      >>> relative_attention_2d(q, k, v).shape  # [B, H, W, N, d]
+      (2, 14, 14, 8, 32)
     """
-    tables = () if rel_h is None or rel_w is None else (rel_h, rel_w)
+    offsets = (2 * q.shape[1] - 1, 2 * q.shape[2] - 1)
+    tables = checked_tables(rel_h, rel_w, offsets, (q.shape[-1], q.shape[-1]))
 
     def local(q: Array, k: Array, v: Array, *tables: Array) -> Array:
-        if tables:
-            height, width = q.shape[2:4]
-            tables = (tables[0][relative_index(height)], tables[1][relative_index(width)])
-        return _looped(q, k, v, tables, rows_per_tile)
+        q, k, v = scaled(_by_head(q), scale), _by_head(k), _by_head(v)
+        out = _looped(q, k, v, gathered(tables, q.shape[2:4]), rows_per_tile)
+        return out.transpose(0, 2, 3, 1, 4)
 
     return batch_local(local)(q, k, v, replicated=tables)
+
+
+def relative_attention_maps(
+    q: Array, k: Array, rel_h: Table = None, rel_w: Table = None, *, scale: float | None = None
+) -> Array:
+    """The probabilities of `relative_attention_2d`, materialised: for pictures only.
+
+    Returns:
+      f32 [B, N, H, W, H, W], query before key. For the arguments see `relative_attention_2d`.
+    """
+    q, k = scaled(_by_head(q), scale), _by_head(k)  # [B, N, H, W, d]
+    batch, heads, height, width, depth = q.shape
+    tables, bias = () if rel_h is None or rel_w is None else (rel_h, rel_w), ()
+    if tables:
+        # [B, N, H, HW] and [B, N, W, HW]
+        row_table, col_table = gathered(tables, (height, width))
+        bias = jax.vmap(position_bias, (0, None, None))(q, row_table, col_table)
+    flat = (batch, heads, height * width, depth)
+    weights = attention_weights(q.reshape(flat), k.reshape(flat), *bias)  # [B, N, HW, HW]
+    return weights.reshape(batch, heads, height, width, height, width)
+
+
+def _by_head(x: Array) -> Array:
+    """[B, H, W, N, .] -> [B, N, H, W, .]."""
+    return x.transpose(0, 3, 1, 2, 4)
+
+
+def gathered(tables: Sequence[Array], size: Sequence[int]) -> tuple[Array, ...]:
+    """Tables of offsets as `position_bias` takes them, [H, H, d] and [W, W, d]; none for none."""
+    return tuple(t[relative_index(side)] for t, side in zip(tables, size, strict=False))
 
 
 def _looped(q: Array, k: Array, v: Array, tables: tuple[Array, ...], rows: int | None) -> Array:

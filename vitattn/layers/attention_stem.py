@@ -107,7 +107,7 @@ class AttentionStem(AttentionLayer):
         q, k = self._queries_and_keys(x)
         v = self._by_head(self._values(x))
         out = halo_attention(
-            q, k, v, *self._tables(), block=self.block, halo=0, mask_border=True
+            q, k, v, *self._tables(), block=self.block, halo=0, scale=1.0, mask_border=True
         )  # [B, H, W, N, F / N]
         return out.reshape(*x.shape[:3], self.out_channels)
 

@@ -29,8 +29,7 @@ from trainlib.errors import ConfigError, one_of
 from trainlib.keys import whole
 from trainlib.model.weights import declare
 from vitattn.images.size import Size, sides, strided
-from vitattn.kernels.attend import attention_weights
-from vitattn.kernels.relative import position_bias, relative_attention_2d, relative_index
+from vitattn.kernels.relative import relative_attention_2d, relative_attention_maps
 from vitattn.layers.attention import (
     AnyPosition,
     AttentionLayer,
@@ -256,21 +255,14 @@ class AugmentedConv(AttentionLayer):
         """Probabilities f32 [B, N, H', W', H', W'] (query, then key): for pictures only."""
         self._check_input(x)
         q, k, _ = self._project(x.astype(self.dtype))
-        batch, heads, rows, cols, depth = q.shape
-        bias = ()
-        if self.position == "relative":
-            tables = self.rel_h[...][relative_index(rows)], self.rel_w[...][relative_index(cols)]
-            bias = jax.vmap(position_bias, (0, None, None))(q, *tables)  # [B, N, H', H'W'], ..
-        flat = (batch, heads, rows * cols, depth)
-        weights = attention_weights(q.reshape(flat), k.reshape(flat), *bias)  # [B, N, H'W', H'W']
-        return weights.reshape(batch, heads, rows, cols, rows, cols)
+        return relative_attention_maps(q, k, *self._tables())
 
     def query_map(self, x: Array, query: Pair) -> Array:
         """Probabilities f32 [B, N, H', W'] of the keys of one query; see `AttentionLayer`."""
         return self.attention_maps(x)[:, :, query[0], query[1]].astype(jnp.float32)
 
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Scaled queries, keys and values [B, N, H', W', .] at the attention's resolution."""
+        """Queries, keys and values [B, H', W', N, .] at the attention's resolution."""
         rows, cols = self.map_size(x)
         for _ in range((self.stride == 2) + self.downsample):
             x = average_pool(x)  # [B, H', W', F_in] after the last
@@ -281,19 +273,17 @@ class AugmentedConv(AttentionLayer):
             x = jnp.concatenate([x, jnp.broadcast_to(grid, (*x.shape[:3], 2))], -1)
         qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H', W', 2 d_k + d_v]
         parts = jnp.split(qkv, (self.key_depth, 2 * self.key_depth), axis=-1)
-        q, k, v = (
-            part.reshape(x.shape[0], rows, cols, self.num_heads, -1).transpose(0, 3, 1, 2, 4)
-            for part in parts
-        )
-        return q * jnp.asarray((self.key_depth // self.num_heads) ** -0.5, self.dtype), k, v
+        q, k, v = (part.reshape(x.shape[0], rows, cols, self.num_heads, -1) for part in parts)
+        return q, k, v
+
+    def _tables(self) -> tuple[Array, ...]:
+        return (self.rel_h[...], self.rel_w[...]) if self.position == "relative" else ()
 
     def _attend(self, x: Array) -> Array:
         """[B, H*stride, W*stride, F_in] -> [B, H, W, d_v]."""
-        q, k, v = self._project(x)
-        tables = (self.rel_h[...], self.rel_w[...]) if self.position == "relative" else ()
-        per_head = relative_attention_2d(q, k, v, *tables)  # [B, N, H', W', d_v / N]
-        joined = per_head.transpose(0, 2, 3, 1, 4).reshape(*x.shape[:1], *self.map_size(x), -1)
-        out = pointwise(joined, self.out[...].astype(self.dtype))  # [B, H', W', d_v]
+        per_head = relative_attention_2d(*self._project(x), *self._tables())  # [B, H', W', N, .]
+        joined = per_head.reshape(*per_head.shape[:3], -1)  # [B, H', W', d_v]
+        out = pointwise(joined, self.out[...].astype(self.dtype))
         return bilinear_resize(out, *self._output_size(x))
 
     def _check_input(self, x: Array) -> None:

@@ -10,7 +10,7 @@ compute stands in `vitattn.kernels.local`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ from vitattn.layers.position import sine_positions, table_init
 Array = jax.Array
 
 POSITIONS = ("relative", "none", "sine")
-KINDS = ("local", "halo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +112,14 @@ class HaloConfig:
         kernel_size: int = 3,
         dtype: str = "float32",
         rngs: nnx.Rngs | None = None,
-    ) -> LocalAttention:
+    ) -> HaloAttention:
         """The layer at a site of a network; see `vitattn.layers.attention.AttentionConfig`."""
-        return LocalAttention(
+        return HaloAttention(
             in_channels,
             out_channels,
-            kind="halo",
             num_heads=self.num_heads,
-            window=2 * self.halo + 1,
             block=self.block,
+            halo=self.halo,
             stride=site.stride,
             position=self.position,
             mask_border=self.mask_border,
@@ -130,12 +128,81 @@ class HaloConfig:
         )
 
 
-class LocalAttention(AttentionLayer):
-    """Attention in place of a spatial convolution: [B, H, W, C] -> [B, ceil(H/s), ceil(W/s), F].
+class BlockAttention(AttentionLayer):
+    """What local and halo attention share: [B, H, W, C] -> [B, ceil(H/s), ceil(W/s), F].
 
     One dense projection to queries, keys and values, heads that share their relative tables, no
     scale, no projection of the output; with a stride of 2, a 2x2 average pool after the attention
     (arXiv 1906.05909, the reading that reproduces its parameter and FLOP counts).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_heads: int,
+        stride: int,
+        position: str,
+        position_only: bool,
+        mask_border: bool,
+        offsets: int,
+        dtype: Any,
+        rngs: nnx.Rngs | None,
+    ):
+        """Declares the weights; `offsets` is the number of entries of a relative table."""
+        _check(out_channels, num_heads, stride, position)
+        self.num_heads, self.stride, self.position = num_heads, stride, position
+        self.position_only, self.mask_border = position_only, mask_border
+        self.out_channels, self.dtype = out_channels, dtype
+        qkv_shape = (in_channels, (2 if position_only else 3) * out_channels)
+        self.qkv = declare(qkv_shape, ("conv_in", "conv_out"), LECUN_NORMAL, rngs)
+        if position == "relative":
+            depth = out_channels // num_heads
+            axes = ("offset", "head_dim")
+            self.rel_row = declare((offsets, depth // 2), axes, table_init, rngs)
+            self.rel_col = declare((offsets, depth - depth // 2), axes, table_init, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Any map size; the result is in `dtype`."""
+        self.offer(x)
+        out = self._attend(*self._project(x.astype(self.dtype)))  # [B, H, W, N, d]
+        out = out.reshape(*x.shape[:3], self.out_channels)
+        return out if self.stride == 1 else _halve(out)
+
+    def query_map(self, x: Array, query: Pair) -> Array:
+        """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
+        q, k, _ = self._project(x.astype(self.dtype))
+        size = self.map_size(x)
+        rows, cols = (self._key_axis(at, n) for at, n in zip(query, size, strict=True))
+        q = q[:, query[0], query[1]]  # [B, N, d]
+        return query_map(q, k, self._tables(), rows, cols, size, mask_border=self.mask_border)
+
+    def _attend(self, q: Array, k: Array | None, v: Array) -> Array:
+        raise NotImplementedError
+
+    def _key_axis(self, query: int, size: int) -> KeyAxis:
+        raise NotImplementedError
+
+    def _tables(self) -> tuple[Array, ...]:
+        return (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
+
+    def _project(self, x: Array) -> tuple[Array, Array | None, Array]:
+        """x [B, H, W, C] -> queries, keys (None without any) and values [B, H, W, N, d]."""
+        if self.position == "sine":
+            x = x + sine_positions(*x.shape[1:]).astype(self.dtype)
+        qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H, W, 3F]
+        qkv = qkv.reshape(*x.shape[:3], -1, self.num_heads, self.out_channels // self.num_heads)
+        q, v = qkv[:, :, :, 0], qkv[:, :, :, -1]
+        return q, None if self.position_only else qkv[:, :, :, 1], v
+
+
+class LocalAttention(BlockAttention):
+    """Attention of each pixel to the window around it, in place of a spatial convolution: [B, H, W,
+    C] -> [B, ceil(H/s), ceil(W/s), F] (stand-alone self-attention, arXiv 1906.05909, section 3).
+
+    One projection to queries, keys and values, no scale, no projection of the output, relative
+    tables that the heads share; with a stride of 2, a 2x2 average pool after the attention.
 
         layer = LocalAttention(16, 32, num_heads=4, window=7, rngs=nnx.Rngs(0))
         y = layer(x)  # [B, H, W, 16] -> [B, H, W, 32]
@@ -152,9 +219,7 @@ class LocalAttention(AttentionLayer):
         position: str = "relative",
         position_only: bool = False,
         mask_border: bool = False,
-        kind: str = "local",
-        block: int = HALO_BLOCK,
-        dtype=jnp.float32,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
         """Declares the weights.
@@ -163,85 +228,57 @@ class LocalAttention(AttentionLayer):
           in_channels: C.
           out_channels: F, divided among the heads.
           num_heads: N.
-          window: odd size of the window; for "halo" the halo is window // 2, so that 1 means
-            separate blocks.
+          window: odd size of the window.
           stride: 1 or 2.
           position: "relative", "none", or "sine" (absolute, added to the input).
           position_only: logits are q.r alone, without keys; needs relative positions.
-          mask_border: leaves pixels outside the map out of the softmax.
-          kind: "local" (a window around each pixel) or "halo" (a block and its halo).
-          block: side of a block of "halo" attention.
-          dtype: type of the computation; weights are float32.
+          mask_border: leaves pixels outside the map out of the softmax; the paper counts them.
+          dtype: type of the computation and the result; weights are float32.
           rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
         Raises:
           ConfigError: a value outside these lists, or heads that do not divide out_channels.
         """
-        _check(out_channels, num_heads, window, stride, position, position_only, kind, block)
-        self.num_heads, self.window, self.stride, self.block = num_heads, window, stride, block
-        self.position, self.position_only, self.kind = position, position_only, kind
-        self.out_channels, self.mask_border, self.dtype = out_channels, mask_border, dtype
-        qkv_shape = (in_channels, (2 if position_only else 3) * out_channels)
-        self.qkv = declare(qkv_shape, ("conv_in", "conv_out"), LECUN_NORMAL, rngs)
-        if position == "relative":
-            depth = out_channels // num_heads
-            offsets = window if kind == "local" else 2 * (block + window // 2) - 1
-            axes = ("offset", "head_dim")
-            self.rel_row = declare((offsets, depth // 2), axes, table_init, rngs)
-            self.rel_col = declare((offsets, depth - depth // 2), axes, table_init, rngs)
-
-    def __call__(self, x: Array) -> Array:
-        """Any map size; the result is in `dtype`."""
-        self.offer(x)
-        q, k, v = self._project(x.astype(self.dtype))
-        if self.kind == "local":
-            out = local_attention(
-                q, k, v, *self._tables(), window=self.window, mask_border=self.mask_border
+        if window < 1 or window % 2 == 0:
+            raise ConfigError(
+                f"window={window} in a local attention layer has no centre: use an odd number of "
+                "pixels."
             )
-        else:
-            out = halo_attention(
-                q,
-                k,
-                v,
-                *self._tables(),
-                halo=self.window // 2,
-                block=self.block,
-                mask_border=self.mask_border,
+        if position_only and position != "relative":
+            raise ConfigError(
+                f"Attention without keys needs position='relative', not {position!r}: nothing "
+                "would be left of its logits."
             )
-        out = out.reshape(*x.shape[:3], self.out_channels)  # from [B, H, W, N, d]
-        return out if self.stride == 1 else _halve(out)
+        super().__init__(
+            in_channels,
+            out_channels,
+            num_heads=num_heads,
+            stride=stride,
+            position=position,
+            position_only=position_only,
+            mask_border=mask_border,
+            offsets=window,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.window = window
 
-    def query_map(self, x: Array, query: Pair) -> Array:
-        """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
-        q, k, _ = self._project(x.astype(self.dtype))
-        size = self.map_size(x)
-        rows, cols = (self._key_axis(at, n) for at, n in zip(query, size, strict=True))
-        q = q[:, query[0], query[1]]  # [B, N, d]
-        return query_map(q, k, self._tables(), rows, cols, size, mask_border=self.mask_border)
+    def _attend(self, q: Array, k: Array | None, v: Array) -> Array:
+        options: dict[str, Any] = {"window": self.window, "mask_border": self.mask_border}
+        return local_attention(q, k, v, *self._tables(), scale=1.0, **options)
 
     def _key_axis(self, query: int, size: int) -> KeyAxis:
-        if self.kind == "local":
-            return window_axis(query, size, self.window)
-        return block_axis(query, size, self.block, self.window // 2)
-
-    def _tables(self) -> tuple[Array, ...]:
-        return (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
-
-    def _project(self, x: Array) -> tuple[Array, Array | None, Array]:
-        """x [B, H, W, C] -> queries, keys (None without any) and values [B, H, W, N, d]."""
-        if self.position == "sine":
-            x = x + sine_positions(*x.shape[1:]).astype(self.dtype)
-        qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H, W, 3F]
-        qkv = qkv.reshape(*x.shape[:3], -1, self.num_heads, self.out_channels // self.num_heads)
-        q, v = qkv[:, :, :, 0], qkv[:, :, :, -1]
-        return q, None if self.position_only else qkv[:, :, :, 1], v
+        return window_axis(query, size, self.window)
 
 
-class HaloAttention(LocalAttention):
-    """Attention of blocks of pixels to themselves and a halo around them (arXiv 2103.12731).
+class HaloAttention(BlockAttention):
+    """Attention of blocks of pixels to themselves and a halo, in place of a spatial convolution:
+    [B, H, W, C] -> [B, ceil(H/s), ceil(W/s), F] (arXiv 2103.12731, section 3).
 
-    layer = HaloAttention(16, 32, num_heads=4, block=7, halo=3, rngs=nnx.Rngs(0))
-    y = layer(x)  # [B, H, W, 16] -> [B, H, W, 32]
+    Projections, tables and stride as in `LocalAttention`.
+
+        layer = HaloAttention(16, 32, num_heads=4, block=7, halo=3, rngs=nnx.Rngs(0))
+        y = layer(x)  # [B, H, W, 16] -> [B, H, W, 32]
     """
 
     def __init__(
@@ -255,22 +292,52 @@ class HaloAttention(LocalAttention):
         stride: int = 1,
         position: str = "relative",
         mask_border: bool = True,
-        dtype=jnp.float32,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
+        """Declares the weights.
+
+        Args:
+          in_channels: C.
+          out_channels: F, divided among the heads.
+          num_heads: N.
+          block: side of a block of queries.
+          halo: pixels around the block that it also attends to; 0 for separate blocks.
+          stride: 1 or 2.
+          position: "relative", "none", or "sine" (absolute, added to the input).
+          mask_border: leaves pixels outside the map out of the softmax.
+          dtype: type of the computation and the result; weights are float32.
+          rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
+
+        Raises:
+          ConfigError: a value outside these lists, or heads that do not divide out_channels.
+        """
+        if block < 1 or halo < 0:
+            raise ConfigError(
+                f"block={block}, halo={halo} in a halo attention layer: a block has at least one "
+                "pixel, and a halo is not negative."
+            )
         super().__init__(
             in_channels,
             out_channels,
-            kind="halo",
             num_heads=num_heads,
-            window=2 * halo + 1,
-            block=block,
             stride=stride,
             position=position,
+            position_only=False,
             mask_border=mask_border,
+            offsets=2 * (block + halo) - 1,
             dtype=dtype,
             rngs=rngs,
         )
+        self.block, self.halo = block, halo
+
+    def _attend(self, q: Array, k: Array | None, v: Array) -> Array:
+        options: dict[str, Any] = {"block": self.block, "halo": self.halo}
+        options["mask_border"] = self.mask_border
+        return halo_attention(q, k, v, *self._tables(), scale=1.0, **options)
+
+    def _key_axis(self, query: int, size: int) -> KeyAxis:
+        return block_axis(query, size, self.block, self.halo)
 
 
 def _halve(x: Array) -> Array:
@@ -279,25 +346,11 @@ def _halve(x: Array) -> Array:
     return average_pool(jnp.pad(x, odd, mode="edge"), 2, 2)
 
 
-def _check(
-    out_channels: int,
-    num_heads: int,
-    window: int,
-    stride: int,
-    position: str,
-    position_only: bool,
-    kind: str,
-    block: int,
-) -> None:
+def _check(out_channels: int, num_heads: int, stride: int, position: str) -> None:
     if position not in POSITIONS:
         raise one_of("position", position, POSITIONS)
-    if kind not in KINDS:
-        raise one_of("attention", kind, KINDS)
-    if window < 1 or window % 2 == 0 or stride not in (1, 2) or block < 1:
-        raise ConfigError(
-            f"window={window}, stride={stride}, block={block} in a local attention layer: the "
-            "window is odd, the stride is 1 or 2, and a block has at least one pixel."
-        )
+    if stride not in (1, 2):
+        raise ConfigError(f"stride={stride} in a local attention layer: the stride is 1 or 2.")
     if num_heads < 1 or out_channels % num_heads:
         raise ConfigError(
             f"num_heads={num_heads} does not divide the {out_channels} channels of a local "
@@ -308,9 +361,4 @@ def _check(
             f"num_heads={num_heads} leaves {out_channels // num_heads} channel a head of "
             f"{out_channels}. Relative positions need at least 2, one for rows and one for "
             "columns: use fewer heads."
-        )
-    if position_only and position != "relative":
-        raise ConfigError(
-            f"Attention without keys needs position='relative', not {position!r}: nothing would be "
-            "left of its logits."
         )

@@ -10,7 +10,7 @@ from trainlib.model import weights as nn
 from vitattn.analysis import attention_maps
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv
-from vitattn.layers.local import LocalAttention
+from vitattn.layers.local import HaloAttention, LocalAttention
 from vitattn.layers.position import sine_positions
 from vitattn.models import build
 
@@ -18,14 +18,14 @@ HEIGHT, WIDTH = 7, 10  # neither is a multiple of a block
 QUERIES = [(0, 0), (3, 4), (6, 9)]
 
 LOCAL = {
-    "window": {"window": 5},
-    "window_masked": {"window": 5, "mask_border": True},
-    "window_sine": {"window": 3, "position": "sine"},
-    "window_no_position": {"window": 3, "position": "none"},
-    "position_only": {"window": 5, "position_only": True},
-    "halo": {"kind": "halo", "window": 5, "block": 4},
-    "halo_masked": {"kind": "halo", "window": 3, "block": 4, "mask_border": True},
-    "blocks": {"kind": "halo", "window": 1, "block": 3},
+    "window": (LocalAttention, {"window": 5}),
+    "window_masked": (LocalAttention, {"window": 5, "mask_border": True}),
+    "window_sine": (LocalAttention, {"window": 3, "position": "sine"}),
+    "window_no_position": (LocalAttention, {"window": 3, "position": "none"}),
+    "position_only": (LocalAttention, {"window": 5, "position_only": True}),
+    "halo": (HaloAttention, {"halo": 2, "block": 4, "mask_border": False}),
+    "halo_masked": (HaloAttention, {"halo": 1, "block": 4}),
+    "blocks": (HaloAttention, {"halo": 0, "block": 3, "mask_border": False}),
 }
 STEM = {"plain": {"relative": False}, "relative": {"relative": True}}
 
@@ -64,9 +64,9 @@ def check_reproduces(layer, x, values):
             np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", LOCAL.values(), ids=LOCAL)
-def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(options):
-    layer, params = bound(LocalAttention(6, 8, num_heads=2, **options))
+@pytest.mark.parametrize(("kind", "options"), LOCAL.values(), ids=LOCAL)
+def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(kind, options):
+    layer, params = bound(kind(6, 8, num_heads=2, **options))
     x = image(6)
     seen = x + sine_positions(HEIGHT, WIDTH, 6) if layer.position == "sine" else x
     check_reproduces(layer, x, seen @ params["qkv"][:, -8:])

@@ -8,46 +8,58 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
 from vitattn.kernels import tiling
-from vitattn.kernels.relative import relative_attention_2d, relative_index
+from vitattn.kernels.relative import (
+    relative_attention_2d,
+    relative_attention_maps,
+    relative_index,
+)
 
 RULES = {"batch": ("replica", "data")}
 
 
 def inputs(batch=2, heads=2, height=5, width=7, d=6, e=4, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
-    maps = [(batch, heads, height, width, size) for size in (d, d, e)]
+    maps = [(batch, height, width, heads, size) for size in (d, d, e)]
     arrays = [rng.standard_normal(s) for s in [*maps, (2 * height - 1, d), (2 * width - 1, d)]]
     return [jnp.asarray(a, dtype) for a in arrays]
 
 
-def direct(q, k, v, rel_h, rel_w):
+def direct(q, k, v, rel_h, rel_w, scale=None):
     """The formula with the relative tensor r[j - i + L - 1] of every pair of pixels, in float64."""
     q, k, v, rel_h, rel_w = (np.asarray(a, np.float64) for a in (q, k, v, rel_h, rel_w))
-    batch, heads, height, width, _ = q.shape
+    batch, height, width, heads, d = q.shape
+    scale = 1 / np.sqrt(d) if scale is None else scale
     out = np.zeros(v.shape)
-    for b, n, y, x in np.ndindex(batch, heads, height, width):
+    for b, y, x, n in np.ndindex(batch, height, width, heads):
         logits = np.zeros((height, width))
         for Y, X in np.ndindex(height, width):
             place = rel_h[Y - y + height - 1] + rel_w[X - x + width - 1]
-            logits[Y, X] = q[b, n, y, x] @ (k[b, n, Y, X] + place)
+            logits[Y, X] = scale * q[b, y, x, n] @ (k[b, Y, X, n] + place)
         p = np.exp(logits - logits.max())
-        out[b, n, y, x] = np.einsum("YX,YXe->e", p / p.sum(), v[b, n])
+        out[b, y, x, n] = np.einsum("YX,YXe->e", p / p.sum(), v[b, :, :, n])
     return out
 
 
-def materialised(q, k, v, rel_h, rel_w):
-    """The same with every intermediate tensor held, for jax's own differentiation."""
-    batch, heads, height, width, _ = q.shape
+def probabilities(q, k, rel_h, rel_w):
+    """Softmax [B, N, H, W, H, W] with every intermediate tensor held."""
+    height, width, d = q.shape[1], q.shape[2], q.shape[4]
     rows = rel_h[jnp.arange(height)[None, :] - jnp.arange(height)[:, None] + height - 1]
     cols = rel_w[jnp.arange(width)[None, :] - jnp.arange(width)[:, None] + width - 1]
     place = rows[:, None, :, None] + cols[None, :, None, :]
-    logits = jnp.einsum("bnyxd,bnYXd->bnyxYX", q, k) + jnp.einsum("bnyxd,yxYXd->bnyxYX", q, place)
-    flat = jax.nn.softmax(logits.reshape(*logits.shape[:4], -1), axis=-1)
-    return jnp.einsum("bnyxj,bnje->bnyxe", flat, v.reshape(batch, heads, height * width, -1))
+    logits = jnp.einsum("byxnd,bYXnd->bnyxYX", q, k) + jnp.einsum("byxnd,yxYXd->bnyxYX", q, place)
+    shape = logits.shape
+    flat = jax.nn.softmax((logits / d**0.5).reshape(*shape[:4], -1), axis=-1)
+    return flat.reshape(shape)
+
+
+def materialised(q, k, v, rel_h, rel_w):
+    """The formula once more, for jax's own differentiation."""
+    return jnp.einsum("bnyxYX,bYXne->byxne", probabilities(q, k, rel_h, rel_w), v)
 
 
 def value_and_vjp(fn, args, g):
@@ -70,6 +82,29 @@ def test_equals_the_formula(height, width):
     args = inputs(height=height, width=width)
     out = relative_attention_2d(*args)
     np.testing.assert_allclose(out, direct(*args), rtol=1e-5, atol=1e-5)
+
+
+def test_the_scale_can_be_chosen_and_covers_positions_too():
+    args = inputs(height=3, width=4)
+    for scale in (1.0, 0.3):
+        out = relative_attention_2d(*args, scale=scale)
+        np.testing.assert_allclose(out, direct(*args, scale=scale), rtol=1e-5, atol=1e-5)
+
+
+def test_the_maps_are_the_probabilities_of_the_formula():
+    q, k, _, *tables = inputs(height=3, width=4)
+    maps = relative_attention_maps(q, k, *tables)
+    np.testing.assert_allclose(maps, probabilities(q, k, *tables), atol=1e-6)
+    scaled = relative_attention_maps(q * q.shape[-1] ** -0.5, k, *tables, scale=1.0)
+    np.testing.assert_allclose(scaled, maps, atol=1e-6)
+
+
+def test_tables_that_do_not_fit_are_refused():
+    q, k, v, rel_h, rel_w = inputs(height=3, width=4)
+    with pytest.raises(ConfigError, match=r"rows has the shape \(7, 6\).*need \(5, 6\)"):
+        relative_attention_2d(q, k, v, rel_w, rel_h)
+    with pytest.raises(ConfigError, match="one of columns"):
+        relative_attention_2d(q, k, v, rel_h)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
@@ -104,7 +139,7 @@ def test_without_tables_it_does_not_know_positions():
     """Permuting the pixels of keys and values alike changes nothing."""
     q, k, v, _, _ = inputs(height=3, width=4)
     order = np.random.default_rng(3).permutation(12)
-    shuffled = [a.reshape(2, 2, 12, -1)[:, :, order].reshape(a.shape) for a in (k, v)]
+    shuffled = [a.reshape(2, 12, 2, -1)[:, order].reshape(a.shape) for a in (k, v)]
     out = relative_attention_2d(q, k, v)
     np.testing.assert_allclose(out, relative_attention_2d(q, *shuffled), rtol=1e-5, atol=1e-6)
 
@@ -118,12 +153,13 @@ GRADIENT = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))
 
 def test_memory_at_28_pixels_is_one_tile_and_not_the_logits():
     """Batch 16, 8 heads, d 20, e 4: all logits are 300 MiB, one image's 19 MiB. Kept between the
-    passes are q, k, v, the output and a number a query."""
-    specs = [jax.ShapeDtypeStruct((16, 8, 28, 28, width), jnp.float32) for width in (20, 20, 4)] + [
+    passes are q, k, v (17 MiB, with the pixels of a head together), the output and a number a
+    query."""
+    specs = [jax.ShapeDtypeStruct((16, 28, 28, 8, width), jnp.float32) for width in (20, 20, 4)] + [
         jax.ShapeDtypeStruct((55, 20), jnp.float32)
     ] * 2
     stats = jax.jit(GRADIENT).lower(*specs).compile().memory_analysis()
-    assert stats.temp_size_in_bytes <= 20 * 2**20
+    assert stats.temp_size_in_bytes <= (17 + 15) * 2**20
 
 
 def test_forward_pass_is_not_run_again_in_the_backward_pass():

@@ -15,12 +15,15 @@ from trainlib.model.weights import abstract, initialise
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from vitattn.kernels.local import halo_attention, local_attention
-from vitattn.layers.local import LocalAttention
+from vitattn.kernels import local as kernels
+from vitattn.layers.local import HaloAttention, LocalAttention
 from vitattn.layers.position import sine_positions
 
 RULES = {"batch": ("replica", "data")}
 NAMES = ("q", "k", "v", "rel_row", "rel_col")
+# The papers do not scale, and neither does the loop below.
+local_attention = functools.partial(kernels.local_attention, scale=1.0)
+halo_attention = functools.partial(kernels.halo_attention, scale=1.0)
 
 
 def inputs(batch=2, height=5, width=6, heads=2, d=6, e=4, offsets=3, seed=0):
@@ -141,6 +144,35 @@ def test_without_positions_it_equals_the_loop_with_tables_of_zero():
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_queries_are_scaled_by_the_root_of_their_depth_unless_another_scale_is_given():
+    """The scale covers content and positions, as if the queries had been scaled."""
+    *args, _ = inputs(d=6, offsets=5)
+    scaled = (args[0] * 6**-0.5, *args[1:])
+    wide = [np.tile(table, (2, 1))[:9] for table in args[3:]]  # 2 (4 + 1) - 1 offsets
+    for default, unscaled, tables in (
+        (kernels.local_attention, local_attention, args[3:]),
+        (kernels.halo_attention, halo_attention, wide),
+    ):
+        options = {"window": 5} if default is kernels.local_attention else {"block": 4, "halo": 1}
+        expected = unscaled(*scaled[:3], *tables, **options)
+        actual = default(*args[:3], *tables, **options)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda q, k, v, row, col: local_attention(q, k, v, window=4), "window=4 has no centre"),
+        (lambda q, k, v, row, col: local_attention(q, k, v, row, col, window=5), r"need \(5, 3\)"),
+        (lambda q, k, v, row, col: local_attention(q, k, v, row, window=3), "one is None"),
+        (lambda q, k, v, row, col: halo_attention(q, k, v, block=0), "block=0"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call(*inputs(offsets=3)[:5])
+
+
 def test_bfloat16_is_close_to_the_loop():
     arrays = [jnp.asarray(a, jnp.bfloat16) for a in inputs(d=16, offsets=7)]
     out = jax.jit(functools.partial(local_attention, window=7))(*arrays[:5])
@@ -227,16 +259,20 @@ def test_eight_devices_equal_one():
         ({"position": "sine"}, 12_288),
         ({"position_only": True}, 8_248),  # 2 * 64^2 + 56
         ({"window": 11}, 12_376),  # 11 rows and 11 columns of 4
-        ({"kind": "halo"}, 12_440),  # 2 (7 + 3) - 1 = 19 rows and columns of 4
     ],
 )
 def test_parameter_count(options, count):
     assert abstract(LocalAttention(64, 64, **options)).param_count == count
 
 
-def layer(x, **options):
+def test_parameter_count_of_halo_attention():
+    """2 (7 + 3) - 1 = 19 rows and columns of 4."""
+    assert abstract(HaloAttention(64, 64)).param_count == 12_288 + 152
+
+
+def layer(x, kind=LocalAttention, **options):
     """A function (weights, x) -> output, and weights."""
-    model = abstract(LocalAttention(x.shape[-1], 12, num_heads=2, window=3, **options))
+    model = abstract(kind(x.shape[-1], 12, num_heads=2, **options))
     params = initialise(model.params, jax.random.key(0))
     return lambda params, x: model.bind(params, {})(x), params
 
@@ -257,7 +293,7 @@ def test_layer_equals_the_loop_with_its_gradients(position, stride, height, widt
     """Projection without scale or bias, heads in order, and the pool after the attention."""
     rng = np.random.default_rng(0)
     x = np.asarray(rng.standard_normal((2, height, width, 5)), np.float32)
-    fn, params = layer(x, stride=stride, position=position)
+    fn, params = layer(x, window=3, stride=stride, position=position)
     pool = pooling(height, width) if stride == 2 else np.eye(height * width)
     pool = pool.reshape(-(-height // stride), -(-width // stride), height, width)
     g = np.asarray(rng.standard_normal((2, *pool.shape[:2], 12)), np.float32)
@@ -279,9 +315,9 @@ def test_layer_equals_the_loop_with_its_gradients(position, stride, height, widt
         assert np.abs(actual - want).max() < 1e-5 * np.abs(want).max()
 
 
-def test_halo_kind_is_halo_attention():
+def test_halo_layer_equals_the_loop():
     x = np.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 5)), np.float32)
-    fn, params = layer(x, kind="halo", block=3)
+    fn, params = layer(x, HaloAttention, block=3, halo=1, mask_border=False)
     out = jax.jit(fn)(params, x)
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     parts = np.split(x @ params["qkv"], 3, axis=-1)
@@ -299,7 +335,6 @@ def test_halo_kind_is_halo_attention():
         ({"window": 4}, "window=4"),
         ({"stride": 3}, "stride=3"),
         ({"position": "relativ"}, "Did you mean 'relative'"),
-        ({"kind": "hallo"}, "Did you mean 'halo'"),
         ({"position_only": True, "position": "none"}, "Attention without keys"),
     ],
 )

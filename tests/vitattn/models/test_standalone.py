@@ -7,7 +7,7 @@ import pytest
 
 from trainlib.model import weights as nn
 from vitattn.layers.conv import Conv
-from vitattn.layers.local import LocalAttention
+from vitattn.layers.local import HaloAttention, LocalAttention
 from vitattn.models import build
 
 TINY = {
@@ -90,10 +90,11 @@ def test_basic_blocks_have_both_convolutions_replaced():
         assert block.conv2.stride == 1
 
 
-def test_halo_of_the_window_attends_to_more_than_the_window():
+def test_a_network_can_attend_in_blocks_with_a_halo():
     config = {"name": "resnet", "attention": {"kind": "halo", "block": 4, "halo": 2}}
     layer = spatial(build(config), 3)[0]
-    assert (layer.kind, layer.block, layer.window) == ("halo", 4, 5)
+    assert isinstance(layer, HaloAttention)
+    assert (layer.block, layer.halo) == (4, 2)
 
 
 @pytest.mark.parametrize("stem", ["attention", "attention_plain", "attention_conv"])
