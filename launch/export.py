@@ -21,15 +21,17 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from configs.common import load
+from configs.common import command, load
 from launch import cli, families
-from trainlib import compile_cache
+from trainlib import compile_cache, paths
 from trainlib.errors import ConfigError, one_of
+from trainlib.formats import model_card
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from trainlib.formats.export import Written
+    from trainlib.formats.layout import Layout
 
 FORMATS = ("safetensors", "t5x", "stablehlo")
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -70,6 +72,13 @@ def main(argv: Sequence[str]) -> int:
         help="platforms of a stablehlo program; default: cpu,cuda,tpu",
     )
     parser.add_argument(
+        "--license",
+        metavar="ID",
+        default="",
+        help="licence of the weights, for the model card (README.md), such as apache-2.0; default: "
+        "the card says that none was chosen",
+    )
+    parser.add_argument(
         "--batch", type=int, default=0, help="fixed batch size of a stablehlo program; default: any"
     )
     args, overrides = cli.parse(parser, argv)
@@ -80,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
         raise one_of("--format", args.format, FORMATS)
     if args.dtype is not None and args.dtype not in (*DTYPES, *DTYPES.values()):
         raise one_of("--dtype", args.dtype, DTYPES)
+    model_card.check_license(args.license)
     config = load.of_workdir(args.workdir, overrides)
     import jax
 
@@ -117,6 +127,12 @@ def _run(args: Any, config: ConfigDict) -> None:
     about = {"name": config.name, "step": source.step, "moving_averages": source.averaged}
     about |= {"format": args.format, "names": layout.title}
     extra = {RECORD: (json.dumps(about, indent=2) + "\n").encode()}
+    if (args.out / model_card.NAME).exists() and not (args.out / RECORD).exists():
+        raise ConfigError(
+            f"--out={args.out} already holds a {model_card.NAME} that no export wrote, and an "
+            "export writes its model card there. Give a directory that is new or empty."
+        )
+    extra[model_card.NAME] = _card(args, config, layout, source, abstract, name).encode()
     to_write = {"dtypes": dtypes, "share": share}
     if args.format == "t5x":
         from moe.interop import t5x_io
@@ -131,7 +147,7 @@ def _run(args: Any, config: ConfigDict) -> None:
             source, layout, args.out, **to_write, shard_size=args.shard_size, extra=extra
         )
     source.close()
-    _report(args, config.name, layout, written, source, share)
+    _report(args, config, layout, written, source, share)
 
 
 def _program(
@@ -145,10 +161,42 @@ def _program(
     program, signature = stablehlo.program(
         forward, abstract, inputs, dtypes=dtypes, platforms=platforms, batch=args.batch
     )
-    return stablehlo.files(program, signature | {"facts": facts}, config.name)
+    return stablehlo.files(program, signature | {"facts": facts})
 
 
-def _report(args: Any, name: str, layout: Any, written: Written, source: Any, share: Any) -> None:
+def _card(
+    args: Any, config: ConfigDict, layout: Layout, source: Any, abstract: Any, dtype: str | None
+) -> str:
+    """The text of the model card."""
+    from trainlib.formats import stablehlo
+
+    form = "stablehlo" if args.format == "stablehlo" else layout.form
+    kind = "moving averages" if source.averaged else "as trained"
+    rows = {"weights": f"step {source.step:,}, {kind}, {dtype or 'as stored'}, {layout.title}"}
+    if form == "stablehlo":
+        rows["files"] = stablehlo.about(args.platforms.split(","))
+    if source.measured:
+        note = f", before they were converted to {dtype}" if dtype not in (None, "float32") else ""
+    else:
+        note = "no evaluation of exactly these weights is recorded in the run."
+    export = model_card.Export(
+        name=paths.without_paths(config.name),
+        license=args.license,
+        parameters=abstract.param_count,
+        step=source.step,
+        weights=rows,
+        library="transformers" if form == "hf" else model_card.LIBRARY,
+        figures=source.measured,
+        note=note,
+        command=command.training(config, "config.json" if layout.form == "own" else ""),
+        versions=source.versions,
+    )
+    return model_card.card(families.of(config).interop.subject(config, form, layout.files), export)
+
+
+def _report(
+    args: Any, config: ConfigDict, layout: Any, written: Written, source: Any, share: Any
+) -> None:
     from trainlib.run.progress import summary
 
     rows: list[tuple[str, Any]] = [
@@ -157,12 +205,22 @@ def _report(args: Any, name: str, layout: Any, written: Written, source: Any, sh
         ("files", f"{written.files} with {written.tensors} tensors"),
         ("size", f"{written.size / 1e6:,.1f} MB"),
         ("in", args.out),
+        ("card", model_card.NAME if args.license else f"{model_card.NAME}; it names no licence"),
     ]
     rows += [("note", note) for note in layout.notes]
+    if private := _private(config) if layout.form == "own" else "":
+        rows.append(("note", f"config.json holds paths of this machine: {private}"))
     if share.parts > 1:
         whole = "all are there" if written.complete else "others are still to come"
         rows.append(("part", f"{share.part}/{share.parts}; {whole}"))
-    print(summary(f"Exported step {source.step} of {name} as {args.format}", rows))
+    print(summary(f"Exported step {source.step} of {config.name} as {args.format}", rows))
+
+
+def _private(config: ConfigDict) -> str:
+    """Keys of the configuration that tell of the directories of this machine."""
+    from trainlib.config import flatten
+
+    return ", ".join(k for k, v in flatten(config).items() if paths.published(k, v) != v)
 
 
 def _size(text: str) -> int:

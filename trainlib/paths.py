@@ -15,6 +15,8 @@ from typing import Any
 from trainlib.errors import ConfigError, shown
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{2}")
+# What begins at a root or a home, in text that may hold more.
+_ROOTED = re.compile(r"(?:^|(?<=[\s:=,;'\"(\[]))(?:~[\w.-]*/|/(?=\w)|[A-Za-z]:[\\/])[^\s,;'\")\]]*")
 KEYS = ("data.dir", "data.cache", "init_from", "upcycle.workdir")
 # Values that hold a path after a colon: key -> the words before it.
 WITH_PATHS = {
@@ -92,6 +94,30 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
         kind, colon, path = str(value).partition(":")
         if colon and kind in kinds:
             resolve(path, f"{place}{key} ({kind}:PATH)")
+
+
+def published(key: str, value: Any) -> Any:
+    """A value of a configuration as it may be published: a word in capitals for each path, which
+    would tell of this machine and mean nothing on another.
+
+    Args:
+      key: dotted.
+      value: of it; lists may be nested.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(published(key, part) for part in value)
+    if not isinstance(value, str) or not value:
+        return value
+    if key in KEYS:
+        return key.replace(".", "_").upper()
+    kinds = WITH_PATHS["data.source"] if key == _PARTS else WITH_PATHS.get(key, ())
+    kind, colon, _ = value.partition(":")
+    return f"{kind}:PATH" if colon and kind in kinds else without_paths(value)
+
+
+def without_paths(text: str) -> str:
+    """Text with the word PATH for everything in it that begins at a root or a home."""
+    return _ROOTED.sub("PATH", text)
 
 
 def _words(value: Any) -> list[str]:

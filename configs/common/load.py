@@ -91,6 +91,7 @@ def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
             "of another program. Give the --workdir of a training, or an export in our own names "
             f"(`{commands.name('export')} --names=own`)."
         )
+    values.pop("writers.extra", None)  # code that only training runs, and that is not asked of here
     extension.trust_values(flags)
     return _with_values(_from_values(values, str(path)), flags, COMMAND_LINE).config
 

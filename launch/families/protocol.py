@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from trainlib.formats.layout import Foreign, Layout
+    from trainlib.formats.model_card import Subject
     from trainlib.model.weights import Abstract, Arrays
     from trainlib.step.plan import Plan
     from trainlib.step.step import Batch, LossFn, Sums
@@ -157,6 +158,12 @@ class Interop(Protocol):
 
     def beside(self, config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
         """Files of a run that an export takes along: name -> text."""
+        ...
+
+    def subject(self, config: ConfigDict, form: str, beside: Mapping[str, str]) -> Subject:
+        """What the model card of an export says of the model; `form` is that of its layout, or
+        "stablehlo"; `beside` are files of the export, name -> text.
+        """
         ...
 
     def to_import(self, config: ConfigDict, path: Path, names: Path | None) -> dict[str, str]:

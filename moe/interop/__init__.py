@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from moe import config as config_lib
 from moe.interop import hf, t5x, t5x_io
+from moe.interop.card import subject
 from moe.interop.parity import COMPARED, compare
 from moe.models import architecture
 from moe.models.architecture import Architecture
@@ -33,6 +34,7 @@ __all__ = [
     "layout",
     "open_foreign",
     "serving",
+    "subject",
 ]
 
 NAMES = ("auto", "hf", "own", *t5x.NAMES)

@@ -103,7 +103,7 @@ def layout(
     notes = hf_config.capacity_notes(model, lengths or {}) if switch else ()
     files = {"config.json": json.dumps(config, indent=2) + "\n"}
     title = f"Hugging Face {'Switch Transformers' if switch else 'T5 v1.1'}"
-    return Layout(title, tuple(entries), files, IGNORED, notes)
+    return Layout(title, tuple(entries), files, IGNORED, notes, "hf")
 
 
 def _block(

@@ -113,7 +113,7 @@ def layout(model: Architecture, names: str) -> Layout:
         entries.append(Entry(f"{stack}/{stack}_norm/scale", f"{stack}.norm.scale"))
     if not model.tie_word_embeddings:
         entries.append(Entry("decoder/logits_dense/kernel", "output.kernel"))
-    return Layout(f"T5X, {names} names", tuple(entries), notes=_notes(model))
+    return Layout(f"T5X, {names} names", tuple(entries), notes=_notes(model), form="t5x")
 
 
 def _notes(model: Architecture) -> tuple[str, ...]:

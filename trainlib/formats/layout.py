@@ -75,6 +75,7 @@ class Layout:
       files: name -> text of files that stand beside the weights.
       ignored: regular expressions of names that may be there and say nothing.
       notes: what the other side does differently, one line each.
+      form: whose names they are: own, hf, torchvision or t5x.
     """
 
     title: str
@@ -82,6 +83,7 @@ class Layout:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    form: str = "own"
 
     def by_leaf(self, *, written: bool = False) -> dict[str, list[Entry]]:
         """Our name -> its entries; with `written`, those of an export alone."""

@@ -19,8 +19,8 @@ from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Abstract
 from trainlib.sharding.constrain import lowered_for
 
-PROGRAM, SIGNATURE, LOADER, README = "forward.jax_export", "signature.json", "load.py", "README.md"
-FILES = (PROGRAM, SIGNATURE, LOADER, README)
+PROGRAM, SIGNATURE, LOADER = "forward.jax_export", "signature.json", "load.py"
+FILES = (PROGRAM, SIGNATURE, LOADER)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 Inputs = Mapping[str, tuple[tuple, str]]  # name -> (shape, dtype); a dimension "batch" is free
@@ -101,12 +101,22 @@ def _plain(shape: Sequence[Any]) -> list[int | str]:
     return [n if isinstance(n, int) else str(n) for n in shape]
 
 
-def files(program: bytes, signature: Mapping[str, Any], title: str) -> dict[str, bytes]:
-    """Name -> content: program, signature, loader and a page on how to use them."""
-    page = _README.format(title=title, platforms=signature["platforms"])
+def files(program: bytes, signature: Mapping[str, Any]) -> dict[str, bytes]:
+    """Name -> content: program, signature and loader."""
     described = json.dumps(dict(signature), indent=2) + "\n"
-    contents = (program, described.encode(), _LOADER.encode(), page.encode())
-    return dict(zip(FILES, contents, strict=True))
+    return dict(zip(FILES, (program, described.encode(), _LOADER.encode()), strict=True))
+
+
+def about(platforms: Sequence[str]) -> str:
+    """What the model card says of the files, as markdown."""
+    return (
+        f"`{PROGRAM}` is the evaluation forward as a program (StableHLO, serialised by "
+        f"`jax.export`, for {', '.join(platforms)}), the `.safetensors` files are its weights, "
+        f'`{SIGNATURE}` describes inputs and output. A dimension "batch" may have any size. '
+        f"`python {LOADER}` runs the program once on zeros; "
+        "[jax.export](https://docs.jax.dev/en/latest/export/export.html) says how long a program "
+        "stays readable"
+    )
 
 
 _LOADER = '''"""Loads this directory: needs jax, numpy and flatbuffers, nothing else.
@@ -190,19 +200,3 @@ if __name__ == "__main__":
     output = forward(zeros)
     print("output", output.shape, output.dtype, "on", jax.default_backend())
 '''
-
-_README = """# {title}
-
-The evaluation forward of a trained model: `forward.jax_export` is the program (StableHLO,
-serialised by `jax.export`, for {platforms}), the `.safetensors` files are its weights,
-`signature.json` names inputs and output. jax, numpy and flatbuffers are all that is needed:
-
-    python load.py        # runs it once on zeros
-
-    from load import load
-    forward, signature = load(".")
-    output = forward(inputs)  # a dictionary, see signature.json
-
-A dimension "batch" may have any size. `jax.export.deserialize(...).mlir_module()` gives the program
-as text. How long a program stays readable: https://docs.jax.dev/en/latest/export/export.html.
-"""

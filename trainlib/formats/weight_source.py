@@ -68,6 +68,8 @@ class Exported:
       step: which step of the run they are from, or 0 where nothing says it.
       averaged: whether they are moving averages, where something says it.
       origin: step, kind and source of the weights, for the files of an export.
+      measured: what the run measured at this step with these weights; empty where it is not known.
+      versions: package -> version, of the training, where it is known.
     """
 
     def __init__(self, directory: Path, abstract: Abstract):
@@ -77,6 +79,8 @@ class Exported:
         step = self.origin.get("step", "")
         self.step = int(step) if re.fullmatch(r"\d{1,15}", step) else 0
         self.averaged = self.origin.get("weights") == "ema"
+        self.measured: Mapping[str, float] = {}  # the manifest of the run stayed behind
+        self.versions: Mapping[str, str] = {}
         layout = interchange.own_layout(self.specs, {})
         there = {name: tensor.shape for name, tensor in self._reader.tensors.items()}
         interchange.match(layout, self.specs, there).check(directory)
@@ -138,9 +142,12 @@ class Saved:
             **dict.fromkeys(abstract.model_state, "model_state"),
         }
         self._stored = {n: f"{'ema' if self.averaged else k}/{n}" for n, k in kinds.items()}
-        digests = {
-            n: leaf.digest for n, leaf in self._checkpoints.manifest(self.step).leaves.items()
-        }
+        manifest = self._checkpoints.manifest(self.step)
+        # A run that has averages evaluates them and nothing else.
+        self.measured = manifest.metrics if averaged == self.averaged else {}
+        versions = manifest.meta.get("versions", {})
+        self.versions = {str(n): str(v) for n, v in versions.items()}
+        digests = {n: leaf.digest for n, leaf in manifest.leaves.items()}
         named = json.dumps([(n, digests.get(n)) for n in sorted(self._stored.values())])
         self.origin = {
             "step": str(self.step),

@@ -16,6 +16,7 @@ from trainlib.formats.weight_source import RECORD, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
 from vitattn.interop import torchvision_names
+from vitattn.interop.card import subject as subject  # a role of this module
 from vitattn.interop.serving import image_facts, serving
 from vitattn.labels import class_names
 from vitattn.models import build, configure

@@ -101,6 +101,7 @@ def layout(config: ConfigDict, facts: Mapping[str, Any]) -> Layout:
         {PREPROCESSING: json.dumps(image, indent=2) + "\n"},
         (r"\.num_batches_tracked$",),
         _notes(model, facts),
+        "torchvision",
     )
 
 
