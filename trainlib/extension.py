@@ -107,8 +107,8 @@ def check(values: Mapping[str, Any], where: str) -> None:
             raise ConfigError(
                 f"{shown(where)}: {key} names code, '{shown(reference, 100)}', and a file of "
                 f"values may not import code by itself. If you know the module '{module}' and "
-                f"trust it, say so: --trust_code={module}, or trust_code=['{module}'] for `load` in "
-                "Python."
+                f"trust it, say so: --trust_code={module}, or trust_code=['{module}'] for `load` "
+                "in Python."
             )
 
 

@@ -144,6 +144,7 @@ def _config_of(workdir: Path) -> ConfigDict:
             f"{shown(workdir)} holds no image model: its config.json says family="
             f"{shown(repr(values.get('family')))}. `moe.load` reads runs of family 'moe'."
         )
+    values.pop("writers.extra", None)  # code that only training runs, and that is not asked of here
     extension.check(values, str(path))
     config = config_lib.from_schema(vision.schema(values))
     config_lib.assign(config, values, str(path))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from trainlib import commands, paths
+from trainlib import commands, extension, paths
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.config import Schema, assign, flatten, from_schema, read_json
 from trainlib.errors import ConfigError, shown
@@ -47,7 +47,8 @@ def saved_config(
       schema: dotted values -> the keys that exist for them.
 
     Raises:
-      ConfigError: there is none, it is of another program or family, or holds a bad value.
+      ConfigError: there is none, it is of another program or family, holds a bad value,
+        or names code that nobody trusts.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -68,6 +69,8 @@ def saved_config(
             f"{shown(directory)} is a run of the family {shown(repr(values['family']), 40)}, not "
             f"of {family!r}: load it with `{shown(values['family'], 40)}.load`."
         )
+    values.pop("writers.extra", None)  # code that only training runs, and that is not asked of here
+    extension.check(values, str(path))
     config = from_schema(schema(values))
     assign(config, values, str(path))
     paths.check(flatten(config))

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+import vitattn
+from configs.common import load
 from launch import train
 from tests.launch.commands import TINY, environment, losses, run
-from trainlib.errors import ConfigError
+from trainlib.errors import CheckpointError, ConfigError
 
 TRACKER = """
 import pathlib
@@ -65,3 +67,12 @@ def test_a_configuration_in_json_has_to_be_trusted(tmp_path):
     with pytest.raises(ConfigError, match="names code, 'os:PathLike', and a file of values may not"):
         train.main(flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_only_reads_a_run_does_not_ask_for_its_tracker(tmp_path):
+    """Evaluation, export and prediction need none, so nobody has to trust it for them."""
+    values = {"family": "vitattn", "data.source": "digits", "writers.extra": "os:PathLike"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load.of_workdir(tmp_path, {}).writers.extra == ""
+    with pytest.raises(CheckpointError):  # it has gone past the configuration
+        vitattn.load(tmp_path)
