@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.common import load
 from trainlib import config as settings
-from trainlib import paths
+from trainlib import commands, paths
 from trainlib.errors import UserError
 
 # They change nothing of the result.
@@ -26,7 +26,7 @@ def training(config: ConfigDict, saved: str = "") -> list[str]:
     """
     name, _, variant = config.name.partition(":")
     file = f"configs/{name}.py"
-    words = ["python", "-m", "launch.train"]
+    words = [commands.PROGRAM, "train"]  # whoever reads the card installs the package
     try:
         known = any(path.stem == name for path in load.shipped())
         base = load.from_flags(f"{file}:{variant}", {}).config if known else None

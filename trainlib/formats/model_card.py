@@ -262,7 +262,7 @@ def _figures(subject: Subject, export: Export) -> list[str]:
 
 def _training(export: Export) -> list[str]:
     first, *rest = [shlex.quote(word) for word in export.command]
-    module = [f"{first} {' '.join(rest[:2])}", *rest[2:]]
+    module = [f"{first} {rest[0]}", *rest[1:]]  # `vitattn-moe train` and its flags
     lines = ["## Training", "", "The command that trains this model again:", ""]
     lines += [*_code(" \\\n  ".join(module), "bash"), ""]
     if any(re.search(r"=.*\b[A-Z][A-Z_]+$", word) for word in export.command):

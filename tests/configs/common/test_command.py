@@ -48,10 +48,10 @@ def test_the_command_makes_the_configuration_again(run):
     source, flags, hidden = RUNS[run]
     config = load.from_flags(source, flags).config
     words = command.training(config)
-    assert words[:5] == ["python", "-m", "launch.train", f"--config={source}", "--workdir=WORKDIR"]
+    assert words[:4] == ["vitattn-moe", "train", f"--config={source}", "--workdir=WORKDIR"]
     assert "secret" not in " ".join(words)
     assert "runs/" not in " ".join(words)
-    _, overrides = cli.parse(cli.parser("test", ""), words[5:])
+    _, overrides = cli.parse(cli.parser("test", ""), words[4:])
     back = flatten(load.from_flags(source, overrides).config)
     assert back == flatten(config) | hidden
 
@@ -59,12 +59,12 @@ def test_the_command_makes_the_configuration_again(run):
 def test_a_configuration_of_ones_own_is_the_file_that_holds_it():
     config = load.from_flags("configs/aa_resnet50.py:digits", {"data.dir": HOME}).config
     config.name = "mine"
-    assert command.training(config, "config.json")[3:] == [
+    assert command.training(config, "config.json")[2:] == [
         "--config=config.json",
         "--workdir=WORKDIR",
         "--config.data.dir=DATA_DIR",
     ]
-    assert command.training(config)[3:] == [
+    assert command.training(config)[2:] == [
         "--config=YOUR_CONFIGURATION.py",
         "--workdir=WORKDIR",
     ]

@@ -37,7 +37,7 @@ EXPORT = Export(
     library="vitattn-moe",
     figures={"top1": 0.9375, "loss": 0.25, "bad": math.nan, "examples": 360.0},
     note="",
-    command=["python", "-m", "launch.train", "--config=x.py", "--config.data.dir=DATA_DIR"],
+    command=["vitattn-moe", "train", "--config=x.py", "--config.data.dir=DATA_DIR"],
     versions={"jax": "0.10.2"},
 )
 
@@ -100,7 +100,7 @@ HOSTILE = (
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_of_others_become_neither_yaml_nor_markup(name):
     subject = dataclasses.replace(SUBJECT, data=name, split=name)
-    command = ["python", "-m", "launch.train", f"--config.name={name}"]
+    command = ["vitattn-moe", "train", f"--config.name={name}"]
     export = dataclasses.replace(EXPORT, name=name, figures={name: 0.5}, command=command)
     text = card(subject, export)
     loaded = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.S)[1])
