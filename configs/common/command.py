@@ -7,8 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import load
-from trainlib import config as settings
 from trainlib import commands, paths
+from trainlib import config as settings
 from trainlib.errors import UserError
 
 # They change nothing of the result.
