@@ -2,7 +2,6 @@
 repository, so that the built pages can be read without a network.
 """
 
-import importlib.metadata
 import logging
 import sys
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
+import vitattn_moe  # noqa: E402
+
 project = "vitattn-moe"
 author = "the authors of vitattn-moe"
 copyright = "the authors of vitattn-moe, Apache-2.0"
-try:
-    version = release = importlib.metadata.version("vitattn-moe")
-except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
-    version = release = ""
+version = release = vitattn_moe.__version__
 
 extensions = [
     "myst_parser",

@@ -25,9 +25,9 @@ COMMANDS = {  # command -> module of `launch`
     "import": "import_weights",
     "compile": "compile",
     "describe": "describe",
-    "doctor": "doctor",
+    "doctor": "doctor.__main__",
     "report": "report",
-    "completion": "completion",
+    "completion": "completion.__main__",
 }
 
 
@@ -52,10 +52,7 @@ def main(program: str, argv: Sequence[str]) -> None:
 
 def parser_of(command: str) -> cli.Parser:
     """The argument parser of a command, which is not run."""
-    module = importlib.import_module(f"launch.{COMMANDS[command]}")
-    if hasattr(module, "__path__"):  # a package: `launch.doctor`
-        module = importlib.import_module(f"{module.__name__}.__main__")
-    return cli.parser_of(module.main)
+    return cli.parser_of(importlib.import_module(f"launch.{COMMANDS[command]}").main)
 
 
 def _answer(program: str, word: str) -> int:

@@ -86,7 +86,7 @@ def built(tmp_path_factory):
         (source / name).write_bytes((ROOT / name).read_bytes())
     code = (
         "import sys; from setuptools import build_meta as b\n"
-        "b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+        "out = sys.argv[1]; b.build_wheel(out); b.build_sdist(out)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(out)],

@@ -6,22 +6,9 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
-COMMANDS = {
-    "train": "train",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "prepare": "prepare",
-    "export": "export",
-    "import": "import_weights",
-    "compile": "compile",
-    "describe": "describe",
-    "doctor": "doctor.__main__",
-    "report": "report",
-}
+from launch.program import parser_of
 
 
 def schema_of(family: str, choices: str = "") -> dict[str, tuple[Any, str]]:
@@ -75,25 +62,6 @@ def as_typed(value: Any) -> str:
 def in_section(name: str, section: str) -> bool:
     """Whether a dotted key lies in a section."""
     return name.startswith(section + ".")
-
-
-def parser_of(command: str) -> Any:
-    """The argument parser of a command; its names are those of `vitattn-moe`."""
-    from launch import cli
-
-    class Caught(Exception):
-        pass
-
-    def catch(parser: Any, argv: Sequence[str]) -> Any:
-        raise Caught(parser)
-
-    module = importlib.import_module(f"launch.{COMMANDS[command]}")
-    with mock.patch.object(cli, "parse", catch):
-        try:
-            module.main([])
-        except Caught as caught:
-            return caught.args[0]
-    raise LookupError(f"launch.{COMMANDS[command]} reads its arguments in a way of its own.")
 
 
 def flag_rows(command: str = "") -> list[tuple[str, str]]:

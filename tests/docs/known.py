@@ -10,7 +10,7 @@ from unittest import mock
 
 from configs.common import load
 from docs._ext import facts
-from launch import cli
+from launch import cli, program
 from tests.docs.pages import Command
 from tests.launch.commands import ROOT
 from trainlib.config import unknown
@@ -39,20 +39,20 @@ def all_keys() -> dict[str, tuple]:
 @functools.cache
 def flags(command: str) -> frozenset[str]:
     """The flags of a command."""
-    actions = facts.parser_of(command)._actions
+    actions = program.parser_of(command)._actions
     return frozenset(flag for action in actions for flag in action.option_strings)
 
 
 @functools.cache
 def every_flag() -> frozenset[str]:
     """The flags of all commands."""
-    return frozenset().union(*map(flags, facts.COMMANDS))
+    return frozenset().union(*map(flags, program.COMMANDS))
 
 
 def module_of(command: Command):
     """The module of a command of this package."""
-    assert command.name in facts.COMMANDS, f"there is no command '{command.name}'"
-    return importlib.import_module(f"launch.{facts.COMMANDS[command.name]}")
+    assert command.name in program.COMMANDS, f"there is no command '{command.name}'"
+    return importlib.import_module(f"launch.{program.COMMANDS[command.name]}")
 
 
 def check(command: Command, *, runs: bool) -> None:

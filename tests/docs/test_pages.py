@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs._ext import facts
+from launch import program
 from tests.docs import known, pages
 from tests.docs.pages import PAGES, ROOT, SHELLS
 
@@ -142,7 +142,7 @@ def test_every_command_has_its_table():
         for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "launch").glob("*/__main__.py")]
         if 'if __name__ == "__main__"' in path.read_text()
     }
-    modules = {name.partition(".")[0] for name in facts.COMMANDS.values()}
+    modules = {name.partition(".")[0] for name in program.COMMANDS.values()}
     assert found == modules
 
 
