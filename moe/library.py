@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from moe import models
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
+from trainlib import extension
 from trainlib.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -238,7 +239,11 @@ def _questions(
 
 
 def load(
-    directory: str | Path, step: int | None = None, *, mesh: Mesh | None = None
+    directory: str | Path,
+    step: int | None = None,
+    *,
+    mesh: Mesh | None = None,
+    trust_code: Sequence[str] = (),
 ) -> LoadedModel:
     """Loads a trained model: the --workdir of a training or an import, or an export under our own
     names.
@@ -253,9 +258,12 @@ def load(
       mesh: of `trainlib.sharding.mesh.make_mesh`, to lay the weights over several devices by the
         rules of the run; None takes one device, or the mesh of the configuration in a job of
         several processes.
+      trust_code: modules that the configuration of the run may import, for policies and tasks of
+        your own (`routing.second_policy=my_policies:TOP_P`); see `trainlib.extension.trust`.
 
     Raises:
-      ConfigError: no run of this family there, or a step of an export.
+      ConfigError: no run of this family there, a step of an export, or a configuration that names
+        code which nobody trusts.
       CheckpointError: there is no checkpoint, or not that one, or it is damaged.
       DataError: the vocabulary of the run cannot be read.
     """
@@ -264,6 +272,7 @@ def load(
     from trainlib.formats.load import load_weights, saved_config
     from trainlib.sharding.mesh import make_mesh
 
+    extension.trust(*trust_code)
     directory = Path(directory)
     config = saved_config(directory, "moe", schema)
     if mesh is None and jax.process_count() == 1:

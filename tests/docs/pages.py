@@ -141,7 +141,8 @@ class Command:
     """One line of a shell block.
 
     Attributes:
-      kind: "launch" (a command of this package), "make", "benchmark" or "shell".
+      kind: "launch" (a command of this package), "make", "benchmark", "tests" (of a file that the
+        page shows) or "shell".
       name: which one, such as "train".
       arguments: its arguments.
       text: the line as it stands.
@@ -177,6 +178,8 @@ def _command(words: list[str], line: str) -> Command:
             return Command("launch", name, rest, line)
         if module.startswith("benchmarks."):
             return Command("benchmark", module.removeprefix("benchmarks."), rest, line)
+        if module == "pytest" and rest[:1] == ("-q",):
+            return Command("tests", rest[1], (), line)
         if module == "vitattn_moe" and rest:
             return Command("launch", rest[0], rest[1:], line)
     if program == "vitattn-moe" and len(words) > 1:

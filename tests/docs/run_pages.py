@@ -1,6 +1,10 @@
 """Runs the blocks of pages, each page in a directory of its own: `python -m tests.docs.run_pages
 FOLDER PAGE...` writes FOLDER/results.json, page -> what went wrong.
 
+A block of Python whose first line is a comment with a name (`# my_layers.py`) is that file; any
+other is run. Commands begin as a new process does: without the modules of the page, and without
+the trust that an earlier command was given.
+
 All pages share this process, so that JAX is loaded once and programs are compiled once; it has one
 device, as a laptop has.
 """
@@ -9,8 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import importlib
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,9 +28,11 @@ from pathlib import Path
 
 from tests.docs import given, known, pages
 from tests.docs.pages import ROOT, SHELLS, Block, Command
+from trainlib import extension
 from trainlib.errors import run_command
 
 RESULTS = "results.json"
+_FILE = re.compile(r"# (\w+\.py)\n")
 
 
 def main(folder: str, *names: str) -> None:
@@ -68,9 +77,13 @@ def told_where(block: Block) -> Iterator[None]:
 
 
 def run_python(block: Block, module: types.ModuleType) -> None:
-    """Runs a block of Python; one that is not to be run is compiled."""
+    """Runs a block of Python, or writes the file that it is; one that is not to be run is
+    compiled.
+    """
     program = compile("\n" * block.line + block.text, str(block.page), "exec")
-    if not block.unrun:
+    if named := _FILE.match(block.text):
+        Path(named[1]).write_text(block.text)
+    elif not block.unrun:
         exec(program, vars(module))
 
 
@@ -98,6 +111,9 @@ def run_shell(block: Block) -> None:
 def run_one(command: Command, block: Block) -> int:
     """Runs a command and returns its exit code."""
     print(f"-------- {command.text}", flush=True)
+    forget(Path.cwd())
+    if command.kind == "tests":
+        return run_tests(Path(command.name))
     if command.kind == "make":
         inner = launched_by_make(command)
         assert inner, f"'{command.text}' starts no command of this package: it needs a marker"
@@ -108,6 +124,28 @@ def run_one(command: Command, block: Block) -> int:
     flags = [flag for word in extra for flag in given.PRESETS.get(word, (word,))]
     module = known.module_of(command)
     return run_command(lambda: module.main([*command.arguments, *flags]), debug=True)
+
+
+def forget(folder: Path) -> None:
+    """Forgets what a new process does not know: modules of the folder, and whom the command before
+    was told to trust.
+    """
+    extension._trusted.clear()
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+            del sys.modules[name]
+
+
+def run_tests(path: Path) -> int:
+    """Runs the tests of a file as `python -m pytest FILE` would; fixtures are not there."""
+    sys.path.insert(0, str(path.parent.resolve()))
+    tests = importlib.import_module(path.stem)
+    functions = [value for name, value in vars(tests).items() if name.startswith("test_")]
+    assert functions, f"{path} has no tests"
+    for function in functions:
+        assert not inspect.signature(function).parameters, "fixtures are not there"
+        function()
+    return 0
 
 
 def launched_by_make(command: Command) -> list[Command]:

@@ -145,10 +145,12 @@ def test_a_name_in_the_call_is_trust(own):
 
 def test_loading_a_model_imports_nothing_by_itself(own):
     """A directory of someone else names code; the model is not looked at before that is settled."""
+    import moe
     import vitattn
 
-    config = configs.load("reproduce_small", optimizer={"name": "own_code:signum"})
-    (own / "config.json").write_text(to_json(config))
-    extension._trusted.clear()
-    refused("trust_code=['own_code']", call=lambda: vitattn.load(own))
+    for name, package in (("reproduce_small", vitattn), ("st_moe_tiny", moe)):
+        config = configs.load(name, optimizer={"name": "own_code:signum"})
+        (own / "config.json").write_text(to_json(config))
+        extension._trusted.clear()
+        refused("trust_code=['own_code']", call=package.load, directory=own)
     assert not imported(own)
