@@ -12,9 +12,9 @@ device, as a laptop has.
 from __future__ import annotations
 
 import contextlib
-import io
 import importlib
 import inspect
+import io
 import json
 import os
 import re
