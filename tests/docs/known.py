@@ -52,7 +52,9 @@ def every_flag() -> frozenset[str]:
 def module_of(command: Command):
     """The module of a command of this package."""
     assert command.name in program.COMMANDS, f"there is no command '{command.name}'"
-    return importlib.import_module(f"launch.{program.COMMANDS[command.name]}")
+    module = importlib.import_module(f"launch.{program.COMMANDS[command.name]}")
+    package = hasattr(module, "__path__")
+    return importlib.import_module(f"{module.__name__}.__main__") if package else module
 
 
 def check(command: Command, *, runs: bool) -> None:
