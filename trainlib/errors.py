@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import io
 import os
 import select
 import signal
@@ -292,7 +293,8 @@ def open_streams() -> None:
     """Opens the standard streams that a command was started without (`>&-`), to nowhere.
 
     Otherwise printing is a fault, and the next file that is opened, a checkpoint perhaps, takes the
-    number of standard error, so that what native code says is written into it.
+    number of standard error, so that what native code says is written into it. Letters that the
+    encoding of standard output lacks are written as \\u202e.
     """
     for number in range(3):
         try:
@@ -302,6 +304,9 @@ def open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A name that a terminal without UTF-8 cannot show must not stop what prints it.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def output_closed(full: bool = False) -> bool:

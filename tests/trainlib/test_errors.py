@@ -1,5 +1,6 @@
 """How errors of users are printed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,18 @@ def test_a_signal_during_the_collection_of_garbage_is_not_lost():
     )
     done = _run(words, "")
     assert (done.returncode, done.stderr.split()) == (130, ["SIGINT:", "stopped."])
+
+
+def test_a_terminal_without_utf_8_shows_names_by_their_codes():
+    code = "from trainlib.errors import open_streams\nopen_streams()\nprint('K\u00e4fer \u732b')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "latin-1:strict",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        },
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.stdout.decode("latin-1") == "K\u00e4fer \\u732b\n", done.stderr

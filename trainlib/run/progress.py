@@ -1,4 +1,5 @@
-"""Progress of a run: one live line on a terminal, plain lines elsewhere, and a closing summary.
+"""Progress of a run: one live line on a terminal or in a notebook, plain lines in a log, and a
+closing summary.
 
     step 1200/5000  24%  ETA 3m05s  loss 1.234  2,345 ex/s  mfu 41%  wait 3%
 
@@ -12,6 +13,7 @@ way, and that costs nothing. `mfu` is told where the peak of the chips is known
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import shutil
 import statistics
@@ -142,6 +144,109 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+class _Log:
+    """A file, a pipe, or a terminal that cannot rewrite a line: plain lines, ever fewer of them.
+
+    Args:
+      write: takes text.
+    """
+
+    live = False
+
+    def __init__(self, write: Callable[[str], None]):
+        self._write = write
+
+    def interval(self, seconds: float) -> float:
+        """Least seconds between two lines of a run that is `seconds` old: 10 at first, later
+        a fiftieth of that age, and at most 5 minutes.
+        """
+        return min(max(10.0, seconds / 50), 300.0)
+
+    @property
+    def width(self) -> int:
+        """Columns of a line."""
+        return 2 * _WIDTH
+
+    def show(self, line: str) -> None:
+        """Shows the line as it stands now."""
+        self._write(f"{line}\n")
+
+    def message(self, text: str, line: str) -> None:
+        """Shows lines that stay; `line` is the live one."""
+        del line
+        self._write(f"{text}\n")
+
+    def end(self, line: str) -> None:
+        """The line will not change any more."""
+
+
+class _Terminal(_Log):
+    """One line that is rewritten in place; messages stand above it."""
+
+    live = True
+
+    def interval(self, seconds: float) -> float:
+        return 0.2
+
+    @property
+    def width(self) -> int:
+        return shutil.get_terminal_size((_WIDTH, 24)).columns
+
+    def show(self, line: str) -> None:
+        self._write(f"{_CLEAR}{line}")
+
+    def message(self, text: str, line: str) -> None:
+        self._write(f"{_CLEAR}{text}\n{line}")
+
+    def end(self, line: str) -> None:
+        self._write("\n")
+
+
+class _Notebook(_Log):
+    """An output of a notebook's cell that is replaced in place, so that the saved notebook holds
+    one line; messages stand below it.
+    """
+
+    live = True
+
+    def __init__(self, write: Callable[[str], None]):
+        super().__init__(write)
+        self._handle: Any = None
+
+    def interval(self, seconds: float) -> float:
+        return 1.0
+
+    def show(self, line: str) -> None:
+        from IPython.display import display
+
+        content = {"text/plain": line}
+        if self._handle is None:
+            self._handle = display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+    def end(self, line: str) -> None:
+        if self._handle is not None:
+            self.show(line)
+
+
+def _screen(stream: TextIO, write: Callable[[str], None]) -> _Log:
+    """What a stream leads to."""
+    if stream is sys.stdout and _in_kernel():
+        return _Notebook(write)
+    # A command that a cell runs (`!vitattn-moe train`) has a terminal, of which every frame would
+    # be kept in the notebook.
+    rewrites = os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
+    return _Terminal(write) if stream.isatty() and rewrites else _Log(write)
+
+
+def _in_kernel() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
 class Progress:
     """Shows how far a run is; call `update` after every step.
 
@@ -152,7 +257,8 @@ class Progress:
       stream: where to write; None: standard output.
       enabled: False on all hosts but one; rates are kept all the same.
       clock: seconds, monotonic.
-      interval: least seconds between two lines; None: 0.2 on a terminal, 10 elsewhere.
+      interval: least seconds between two lines; None: 0.2 on a terminal, 1 in a notebook, 10 and
+        more in a log.
       window: seconds that rates are taken over.
       peak: examples per second at an MFU of 1 (`goodput.peak_rate`); None: unknown.
       began: when the run started, by `clock`; None: now.
@@ -177,9 +283,9 @@ class Progress:
         self._unit = unit
         self._total, self._step, self._examples = total_steps, start_step, examples_per_step
         self._stream = stream or sys.stdout
-        self._live = self._stream.isatty()
+        self._screen = _screen(self._stream, self._write)
         self._enabled, self._clock, self._window = enabled, clock, window
-        self._interval = interval if interval is not None else 0.2 if self._live else 10.0
+        self._interval = interval
         self._peak = peak
         self._waited = self._paused = 0.0
         self._devices = _Devices(clock)
@@ -223,8 +329,9 @@ class Progress:
         start = self._clock()
         self._doing = self._pause = what
         self._beats += 1
-        if self._live:
-            self._write(f"{_CLEAR}{self._unit} {self._step}/{self._total}  {what} ...")
+        if self._screen.live and self._enabled:
+            line = f"{self._unit} {self._step}/{self._total}  {what} ..."
+            self._screen.show(line[: self._screen.width - 1])
         try:
             yield
         finally:
@@ -252,8 +359,8 @@ class Progress:
         else:
             self._durations.append(now.time - self._last_end)
         self._last_end = now.time
-        due = self._clock() - self._shown >= self._interval or step >= self._total
-        if not due:
+        least = self._screen.interval(self.seconds()) if self._interval is None else self._interval
+        if self._clock() - self._shown < least and step < self._total:
             return
         self._shown = self._clock()
         if now.step > self._samples[-1].step:
@@ -261,7 +368,8 @@ class Progress:
         # One sample older than the window stays, so that slow steps still have two.
         while len(self._samples) > 2 and self._samples[1].time < now.time - self._window:
             self._samples.popleft()
-        self._write(f"{_CLEAR}{self.line()}" if self._live else f"{self.line()}\n")
+        if self._enabled:
+            self._screen.show(self.line())
 
     def rates(self) -> Rates:
         """Rates over the window up to now."""
@@ -305,29 +413,28 @@ class Progress:
             parts.append(f"{number(speed.examples_per_second)} ex/s")
             parts += [f"mfu {speed.mfu:.0%}"] if speed.mfu is not None else []
             parts.append(f"wait {speed.wait:.0%}")
-        width = shutil.get_terminal_size((_WIDTH, 24)).columns if self._live else 2 * _WIDTH
-        return "  ".join(parts)[: width - 1]
+        return "  ".join(parts)[: self._screen.width - 1]
 
     def message(self, text: str) -> None:
         """Writes lines of their own, above the live line."""
         text = "\n".join(map(plain, text.split("\n")))
-        self._write(f"{_CLEAR}{text}\n{self.line()}" if self._live else f"{text}\n")
+        if self._enabled:
+            self._screen.message(text, self.line())
 
     def close(self) -> None:
         """Ends the live line; what is written later is plain. May be called twice."""
-        if self._live and self._first is not None:
-            self._write("\n")
-        self._live = False
+        if self._enabled and self._first is not None:
+            self._screen.end(self.line())
+        self._screen = _Log(self._write)
         self._devices.close()
 
     def _write(self, text: str) -> None:
-        if self._enabled:
-            try:
-                self._stream.write(text)
-                self._stream.flush()
-            except OSError as error:  # a pipe without a reader, or a log on a full disk
-                if not interrupt.reader_gone(full=not isinstance(error, BrokenPipeError)):
-                    raise
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:  # a pipe without a reader, or a log on a full disk
+            if not interrupt.reader_gone(full=not isinstance(error, BrokenPipeError)):
+                raise
 
 
 def summary(title: str, rows: Sequence[tuple[str, Any]]) -> str:

@@ -1,12 +1,22 @@
 """Rates, waiting and lines with a clock that the test moves."""
 
 import io
+import itertools
+import sys
 import threading
 import time
+from types import ModuleType
 
 import pytest
 
 from trainlib.run.progress import Progress, duration, number, summary
+
+
+@pytest.fixture(autouse=True)
+def plain_terminal(monkeypatch):
+    """Whatever the tests are run in."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
 
 
 class Clock:
@@ -219,6 +229,83 @@ def test_other_hosts_write_nothing_but_know_their_rates():
     progress.message("hello")
     assert stream.getvalue() == ""
     assert progress.rates().examples_per_second == pytest.approx(32)
+
+
+def test_a_log_of_a_long_run_stays_short():
+    """A day of steps of one second: few lines, each with an ETA, and never long without one."""
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(86_400, stream=stream, clock=clock)
+    run(progress, clock, 86_400)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    steps = [int(line.split()[1].split("/")[0]) for line in lines]
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    assert len(lines) < 600
+    assert gaps[0] == 10
+    assert max(gaps) <= 300
+    assert all("ETA" in line for line in lines[1:-1])
+
+
+@pytest.mark.parametrize("variable", ["TERM", "JPY_PARENT_PID"])
+def test_a_terminal_that_keeps_every_frame_gets_plain_lines(monkeypatch, variable):
+    """Emacs's shell, and what a cell of a notebook runs: `!vitattn-moe train`."""
+    monkeypatch.setenv(variable, {"TERM": "dumb"}.get(variable, "12"))
+    progress, clock, stream = make(Terminal())
+    run(progress, clock, 30, seconds=0.5)
+    with progress.pause("saving"):
+        progress.message("saved")
+    progress.close()
+    assert not set(stream.getvalue()) & {"\x1b", "\r"}
+    words = [line.split()[:2] for line in stream.getvalue().splitlines()]
+    assert words == [["step", "1/100"], ["step", "21/100"], ["saved"]]
+
+
+class Kernel:
+    """IPython in the kernel of a notebook: notes what is displayed and replaced."""
+
+    def __init__(self):
+        self.outputs = []
+        self.kernel = self
+
+    def display(self, content, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.outputs.append(content["text/plain"])
+        return self
+
+    def update(self, content, *, raw):
+        assert raw
+        self.outputs[-1] = content["text/plain"]
+
+
+def test_a_notebook_keeps_one_line_that_is_replaced(monkeypatch, capsys):
+    kernel = Kernel()
+    module, inner = ModuleType("IPython"), ModuleType("IPython.display")
+    vars(module).update(get_ipython=lambda: kernel, display=inner)
+    vars(inner).update(display=kernel.display)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", inner)
+    clock = Clock()
+    progress = Progress(100, examples_per_step=32, clock=clock)
+    run(progress, clock, 50, loss=2.0)
+    progress.message("step 50: top-1 90 %")
+    with progress.pause("evaluating"):
+        assert kernel.outputs == ["step 50/100  evaluating ..."]
+    run(progress, clock, 50, start=50, loss=1.0)
+    progress.close()
+    assert len(kernel.outputs) == 1
+    assert kernel.outputs[0].startswith("step 100/100  100%  loss 1")
+    assert capsys.readouterr().out == "step 50: top-1 90 %\n"
+
+
+@pytest.mark.parametrize("columns", ["1", "2", "11", "40"])
+def test_a_narrow_terminal_is_never_wrapped(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    progress, clock, stream = make(Terminal())
+    run(progress, clock, 3, loss=1.23456789)
+    with progress.pause("evaluating"):
+        pass
+    assert all(len(frame) < int(columns) for frame in stream.getvalue().split("\r\x1b[K")[1:])
 
 
 @pytest.mark.parametrize(
