@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from moe import models
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
-from trainlib import extension
+from trainlib import extension, paths
 from trainlib.errors import DataError, shown
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def list_models(pattern: str = "") -> list[str]:
-    """The names that `create_model` knows, sorted; see `moe.models.sizes` for their sources.
+    """Returns the names that `create_model` takes and that contain `pattern`, in which `*` and `?`
+    stand for other letters; sorted. `moe.models.sizes` has their sources.
 
-        moe.list_models("st_moe*")  # ['st_moe_32b', 'st_moe_base', 'st_moe_l', 'st_moe_tiny']
-
-    Args:
-      pattern: with `*` and `?` as in file names; "" lists all.
+    Example:
+      >>> moe.list_models("st_moe")
+      ['st_moe_32b', 'st_moe_base', 'st_moe_l', 'st_moe_tiny']
     """
-    return sorted(name for name in models.SIZES if not pattern or fnmatch.fnmatch(name, pattern))
+    return sorted(name for name in models.SIZES if fnmatch.fnmatchcase(name, f"*{pattern}*"))
 
 
 def create_model(
@@ -239,18 +240,13 @@ def _questions(
 
 
 def load(
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     step: int | None = None,
     *,
     mesh: Mesh | None = None,
     trust_code: Sequence[str] = (),
 ) -> LoadedModel:
-    """Loads a trained model: the --workdir of a training or an import, or an export under our own
-    names.
-
-        loaded = moe.load("runs/superglue")
-        print(loaded.step, loaded.answer(["copa premise: .."])[0].text)
-        out = loaded.model(encoder_inputs, decoder_inputs)
+    """Reads a trained model: the workdir of a training or an import, or an export in our own names.
 
     Args:
       directory: it holds config.json, and checkpoints or safetensors.
@@ -262,18 +258,24 @@ def load(
         your own (`routing.second_policy=my_policies:TOP_P`); see `trainlib.extension.trust`.
 
     Raises:
-      ConfigError: no run of this family there, a step of an export, or a configuration that names
-        code which nobody trusts.
+      ConfigError: no run of this family there, a step of an export, or the configuration names code
+        that nobody trusts.
       CheckpointError: there is no checkpoint, or not that one, or it is damaged.
       DataError: the vocabulary of the run cannot be read.
+
+    Example:
+      >>> loaded = moe.load("runs/superglue")
+      >>> loaded.answer(["copa premise: The glass fell. .."])[0].text
+      'True'
+      >>> out = loaded.model(encoder_inputs, decoder_inputs)  # a module of Flax
     """
+    extension.trust(*trust_code)
     from moe import plan as plan_lib
     from moe.config import schema
     from trainlib.formats.load import load_weights, saved_config
     from trainlib.sharding.mesh import make_mesh
 
-    extension.trust(*trust_code)
-    directory = Path(directory)
+    directory = paths.resolve(directory, "directory")
     config = saved_config(directory, "moe", schema)
     if mesh is None and jax.process_count() == 1:
         mesh = make_mesh(1, 1, 1, jax.devices()[:1])

@@ -13,10 +13,15 @@ from ml_collections import ConfigDict
 from trainlib import commands, extension, paths
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.config import Schema, assign, flatten, from_schema, read_json
-from trainlib.errors import ConfigError, shown
+from trainlib.errors import ConfigError, nearest, shown
 from trainlib.formats.weight_source import is_export, open_weights
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.train_state import TrainState
+
+_GIVE = (
+    "Give the --workdir of a training, an export in our own names (`launch.export --names=own`), "
+    "or an import."
+)
 
 
 class Loaded(NamedTuple):
@@ -51,11 +56,14 @@ def saved_config(
         or names code that nobody trusts.
     """
     path = directory / "config.json"
-    if not path.is_file():
-        what = "there is no such directory" if not directory.is_dir() else "it has no config.json"
+    if not directory.is_dir():
+        beside = [entry.name for entry in directory.parent.glob("*") if entry.is_dir()]
         raise ConfigError(
-            f"{shown(directory)} holds no run: {what}. Give the --workdir of a training or of an "
-            "import, or the --out of an export with --names=own."
+            f"There is no directory {shown(directory)}. {nearest(directory.name, beside)}{_GIVE}"
+        )
+    if not path.is_file():
+        raise ConfigError(
+            f"{shown(directory)} holds no run: there is no config.json in it. {_GIVE}"
         )
     values = read_json(path, follow=False)
     if "family" not in values:
@@ -66,8 +74,8 @@ def saved_config(
         )
     if values["family"] != family:
         raise ConfigError(
-            f"{shown(directory)} is a run of the family {shown(repr(values['family']), 40)}, not "
-            f"of {family!r}: load it with `{shown(values['family'], 40)}.load`."
+            f"{shown(directory)} is a run of family={shown(repr(values['family']), 40)}, and "
+            f"{family}.load reads runs of family {family!r}."
         )
     values.pop("writers.extra", None)  # code that only training runs, and that is not asked of here
     extension.check(values, str(path))

@@ -103,7 +103,8 @@ def automatic_axes(outputs: Callable[[P], Any]) -> Callable[[F], F]:
                 return call(nnx.merge(graphdef, state), *inputs, **named)
 
             batch = P(*jax.typeof(next(iter(arrays.values()))).sharding.spec[:1])
-            return jax.sharding.auto_axes(inner, out_sharding=outputs(batch))(state, arrays)
+            run: Any = jax.sharding.auto_axes(inner, out_sharding=outputs(batch))
+            return run(state, arrays)
 
         return cast(F, wrapped)
 
