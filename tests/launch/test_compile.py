@@ -66,6 +66,7 @@ def dense_elements():
     return 4 * D * D + 3 * D * F + D * V
 
 
+@pytest.mark.thorough
 @needs_libtpu
 def test_bytes_of_a_device_by_hand(small):
     report, _ = small
@@ -85,6 +86,7 @@ def test_bytes_of_a_device_by_hand(small):
     assert sizes["margin"] == 16 * 2**30 - sizes["total"]
 
 
+@pytest.mark.thorough
 @needs_libtpu
 def test_collectives_of_the_sparse_step(small):
     """The exchange over rows alone, twice each forward, recomputed and backward; experts stay."""
@@ -100,6 +102,7 @@ def test_collectives_of_the_sparse_step(small):
     assert report["rematerialization_warnings"] == []
 
 
+@pytest.mark.thorough
 @needs_libtpu
 def test_arithmetic_and_bounds_follow_from_each_other(small):
     report, text = small
@@ -115,6 +118,7 @@ def test_arithmetic_and_bounds_follow_from_each_other(small):
     assert "all-to-all over data" in text
 
 
+@pytest.mark.thorough
 @needs_libtpu
 def test_a_comparison_has_a_line_for_each_value(small, monkeypatch, capsys, tmp_path):
     asked = []

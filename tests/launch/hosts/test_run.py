@@ -25,7 +25,7 @@ def test_all_join_and_add_up_one_number(tmp_path):
         assert hosts.output(0).splitlines()[-3:] == hosts.output(1).splitlines()[-3:]
 
 
-@pytest.mark.parametrize("alone", [0, 1])
+@pytest.mark.parametrize("alone", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_who_is_missing_is_named(tmp_path, alone):
     with Hosts(tmp_path, 2, "--start_timeout=2", started=[alone]) as hosts:
         codes, seconds = hosts.wait()
@@ -67,7 +67,10 @@ def test_a_notice_to_one_process_stops_all_at_one_step(tmp_path):
     ("fault", "code", "words"),
     [
         ("1:3:bug", 1, "process 1 .* failed first: ValueError: a bug in one process"),
-        ("0:3:data", 65, "process 0 .* failed first: shard 3 is not there"),
+        pytest.param(
+            *("0:3:data", 65, "process 0 .* failed first: shard 3 is not there"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_an_error_in_one_process_ends_all_with_its_code_and_is_named(tmp_path, fault, code, words):
@@ -80,7 +83,7 @@ def test_an_error_in_one_process_ends_all_with_its_code_and_is_named(tmp_path, f
     assert "Traceback" not in other
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
     with Hosts(tmp_path, 2, "--heartbeat=10") as hosts:
         hosts.until(2)
@@ -95,7 +98,10 @@ def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
     ("count", "fault", "words"),
     [
         (2, "--fault=1:5:hang:2", "Stuck: step 5 has not ended"),
-        (1, "--fault=0:0:hang:2", "Stuck: the start of the run has not ended"),
+        pytest.param(
+            *(1, "--fault=0:0:hang:2", "Stuck: the start of the run has not ended"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path, count, fault, words):
@@ -111,6 +117,7 @@ def test_a_stuck_process_shows_its_stacks_and_ends_the_run(tmp_path, count, faul
     assert f'simulated.py", line {asleep} in hang' in error
 
 
+@pytest.mark.thorough  # a quarter of a minute of waiting
 def test_a_late_process_is_waited_for(tmp_path):
     with Hosts(tmp_path, 2, "--fault=1:3:sleep:12", "--steps=5", "--heartbeat=8") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0)

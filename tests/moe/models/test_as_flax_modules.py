@@ -34,14 +34,14 @@ def test_a_sparse_layer_in_one_line():
 
 
 def test_each_layer_alone():
-    rngs = nnx.Rngs(0)
+    rngs, call = nnx.Rngs(0), nnx.jit(lambda layer, *inputs: layer(*inputs))
     x = jax.random.normal(jax.random.key(0), (2, 8, 32))
-    assert FeedForward(32, 64, rngs=rngs)(x).shape == x.shape
-    assert RMSNorm(32, rngs=rngs)(x).shape == x.shape
-    assert Attention(32, 4, 8, rngs=rngs)(x)[0].shape == x.shape
-    assert Attention(32, 4, 8, rngs=rngs)(x, x[:, :3])[0].shape == x.shape
-    assert Embedding(50, 32, rngs=rngs)(jnp.ones((2, 8), jnp.int32)).shape == x.shape
-    assert Output(32, 50, rngs=rngs)(x).shape == (2, 8, 50)
+    assert call(FeedForward(32, 64, rngs=rngs), x).shape == x.shape
+    assert call(RMSNorm(32, rngs=rngs), x).shape == x.shape
+    assert call(Attention(32, 4, 8, rngs=rngs), x)[0].shape == x.shape
+    assert call(Attention(32, 4, 8, rngs=rngs), x, x[:, :3])[0].shape == x.shape
+    assert call(Embedding(50, 32, rngs=rngs), jnp.ones((2, 8), jnp.int32)).shape == x.shape
+    assert call(Output(32, 50, rngs=rngs), x).shape == (2, 8, 50)
     assert RelativeBias(4, bidirectional=True, rngs=rngs)(8, 8).shape == (1, 4, 8, 8)
 
 
@@ -58,7 +58,9 @@ def builders(small):
     }
 
 
-@pytest.mark.parametrize("name", ["sparse", "block", "stack", "model"])
+@pytest.mark.parametrize(
+    "name", ["sparse", "block", pytest.param("stack", marks=pytest.mark.thorough), "model"]
+)
 def test_arrays_are_those_that_are_declared(builders, name):
     """Name by name: shape and axes, the same scale, and every member of a stack its own draw."""
     build = builders[name]

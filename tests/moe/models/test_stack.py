@@ -79,7 +79,16 @@ def test_a_stack_runs_its_blocks_in_order(
         np.testing.assert_allclose(shares, np.ones(blocks // period), rtol=1e-6)
 
 
-def test_scan_and_remat_change_nothing(small, made, text, quick):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scan_layers": False, "remat": "minimal"},
+        pytest.param({"scan_layers": False}, marks=pytest.mark.thorough),
+        pytest.param({"remat": "minimal"}, marks=pytest.mark.thorough),
+    ],
+    ids=["both", "scan", "remat"],
+)
+def test_scan_and_remat_change_nothing(small, made, text, quick, change):
     """With dropout and a random second choice, so that the keys of blocks are compared as well."""
     places = {"encoder_blocks": 6, "sparse_period": 3, "sparse_offset": 2}
     config = small(
@@ -97,13 +106,12 @@ def test_scan_and_remat_change_nothing(small, made, text, quick):
         return quick(jax.value_and_grad(loss, has_aux=True))(params)
 
     plain = gradients(config)
-    for change in ({"scan_layers": False}, {"remat": "minimal"}):
-        changed = gradients(dataclasses.replace(config, **change))
-        for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(changed), strict=True
-        ):
-            scale = float(np.abs(a).max()) + 1e-6
-            np.testing.assert_allclose(a, b, atol=5e-6 * scale, err_msg=f"{change} {path}")
+    changed = gradients(dataclasses.replace(config, **change))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(changed), strict=True
+    ):
+        scale = float(np.abs(a).max()) + 1e-6
+        np.testing.assert_allclose(a, b, atol=5e-6 * scale, err_msg=f"{change} {path}")
 
 
 def test_dropout_of_blocks_and_sequences_differs(small, made, text, quick):
