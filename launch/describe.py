@@ -242,6 +242,8 @@ def explain(loaded: load.Loaded, key: str) -> int:
         print(f"    meaning  {schema[name][1]}")
         print(f"    takes    {kind_of(schema[name]).words}")
         print(f"    set in   {shown(loaded.origin[name])}; default {schema[name][0]!r}")
+        if name == "steps" and values.get("epochs"):
+            print(f"    but      epochs={values['epochs']:g} sets it when the data are opened")
     return 0
 
 

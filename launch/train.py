@@ -16,6 +16,13 @@ from launch.hosts.find import add_flags
 from launch.hosts.run import run_on_all_hosts
 from trainlib import compile_cache
 
+PROFILE_HELP = (
+    "write a trace of these steps into WORKDIR/profile: FIRST:LAST, as metrics.jsonl numbers them, "
+    "or N, which leaves out the two that follow a start. Of many hosts the first one writes. Open "
+    "its .trace.json.gz at https://ui.perfetto.dev, or WORKDIR/profile with `tensorboard --logdir` "
+    "(pip install xprof)"
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line, picks the family of the configuration, and calls its loop."""
@@ -34,12 +41,16 @@ def main(argv: Sequence[str]) -> int:
         help="on a damaged checkpoint, resume from an older one or stop with 66 "
         "(--config.checkpoint.on_corrupt)",
     )
+    parser.add_argument("--profile", metavar="STEPS", help=PROFILE_HELP)
     args, overrides = cli.parse(parser, argv)
     if args.on_corrupt is not None:
         overrides["checkpoint.on_corrupt"] = args.on_corrupt
     if args.workdir is None:
         parser.error("--workdir is missing: the directory where checkpoints and metrics are kept")
     config = load.from_flags(args.config, overrides).config
+    from trainlib.step import profile
+
+    traced = profile.steps(args.profile) if args.profile is not None else None
 
     def train() -> int:
         from trainlib.run.workdir import given_back
@@ -47,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         compile_cache.enable(args.compile_cache)
         with given_back():
             # vitattn.train.run or moe.train.run
-            return families.of(config).train.run(config, args.workdir)
+            return families.of(config).train.run(config, args.workdir, traced)
 
     return run_on_all_hosts(args, config, train)
 

@@ -33,6 +33,8 @@ from trainlib.run.session import Session
 from trainlib.run.workdir import check_best
 from trainlib.step import step, train_state
 from trainlib.step.plan import Plan
+from trainlib.step.profile import Steps
+from trainlib.step.schedules import settle_epochs
 from trainlib.step.step import Sums
 from trainlib.step.train_state import TrainState
 
@@ -77,8 +79,13 @@ FIXED = (
 )
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     """Trains `config` in `workdir`, or resumes from its newest checkpoint; returns the exit code.
+
+    Args:
+      config: resolved; `epochs` of it sets `steps` here.
+      workdir: made when missing.
+      profile: steps of which a trace is written into the workdir.
 
     Raises:
       UserError: bad configuration (64), data (65) or checkpoint (66), numbers that went bad (70), a
@@ -92,6 +99,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     plan = make(config)
     finetune.check(plan)
     data = open_data(plan)
+    if settle_epochs(config, len(data.source)):
+        plan = make(config)
 
     # ---------------------------------------------------------------- loss
     fields = objective.fields(plan)
@@ -114,6 +123,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         evaluates=data.held_out is not None,
         shown=("cross_entropy", "accuracy"),
         values_of=functools.partial(step_values, plan.model),
+        profile=profile,
     )
     if session.complete:
         return session.report_complete()
@@ -238,6 +248,7 @@ def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
     count = "no" if data.held_out is None else f"{len(data.held_out):,}"
     nothing = "held out nothing (data.holdout=0): nothing is evaluated"
     resumed = f", going on from {start}" if start else ""
+    epochs = f" ({config.epochs:g} epochs)" if config.epochs else ""
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
         f"  data     {config.data.source}: {len(source):,} training and {count} held-out "
@@ -248,7 +259,7 @@ def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
         f"  targets  unigram entropy {data.unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
-        f"  steps    {config.steps} of {config.batch_size} rows{resumed}",
+        f"  steps    {config.steps} of {config.batch_size} rows{epochs}{resumed}",
     ]
     return "\n".join(lines)
 

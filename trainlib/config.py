@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,18 @@ def _is_target(name: str) -> None:
 COMMON: dict[str, tuple[Any, str]] = {
     "name": key("", "name of the configuration, for reports", text(0, 200)),
     "seed": key(0, "seed of weights, order of the data and every other random draw", whole(0)),
-    "steps": key(1000, "training steps, all runs in the workdir together", whole(1)),
+    "steps": key(
+        1000,
+        "training steps, all runs in the workdir together; follows from `epochs` where that is set",
+        whole(1),
+    ),
+    "epochs": key(
+        0.0,
+        "passes over the training split, from which `steps` follows when the data are opened; "
+        "warm-up, boundaries and decay_steps of the schedule keep their share of the run, unless "
+        "they are set together with it; 0 = `steps` decides",
+        number(above=0, high=1e6, also={0: "`steps` decides"}),
+    ),
     "batch_size": key(128, "examples in one step, over all devices", whole(1)),
     "microbatches": key(
         1,
@@ -206,6 +217,19 @@ def _kinds(config: ConfigDict) -> dict[str, keys.Kind]:
     """
     known = vars(config).get(_KINDS)
     return known or {name: keys.like(value) for name, value in flatten(config).items()}
+
+
+_TOGETHER = "keys that were set together"  # the same
+
+
+def set_together(config: ConfigDict) -> frozenset[str]:
+    """The keys that the last caller set, of a command line or in Python."""
+    return vars(config).get(_TOGETHER, frozenset())
+
+
+def mark_together(config: ConfigDict, names: Iterable[str]) -> None:
+    """Notes which keys were set together, for what follows from one of them and not from others."""
+    object.__setattr__(config, _TOGETHER, frozenset(names))
 
 
 def _walk(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:

@@ -20,6 +20,8 @@ from trainlib.run.session import Session
 from trainlib.run.workdir import check_best
 from trainlib.step import step, train_state
 from trainlib.step.plan import Plan
+from trainlib.step.profile import Steps
+from trainlib.step.schedules import settle_epochs
 from trainlib.step.step import Batch, Sums
 from trainlib.step.train_state import TrainState
 from vitattn.labels import class_names, matching
@@ -34,8 +36,13 @@ from vitattn.task import Evaluation, Splits, Task, task_of
 FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")
 
 
-def run(config: ConfigDict, workdir: Path) -> int:
+def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     """Trains `config` in `workdir`, or resumes from its newest checkpoint; returns the exit code.
+
+    Args:
+      config: resolved; `epochs` of it sets `steps` here.
+      workdir: made when missing.
+      profile: steps of which a trace is written into the workdir.
 
     Raises:
       UserError: bad configuration (64), data (65) or checkpoint (66), numbers that went bad (70), a
@@ -48,6 +55,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     splits = task.open_training(plan)
     check_best(config, task.MEASURED)
     peers.agree(split_facts(train=splits.train, held_out=splits.held_out), DataError)
+    if settle_epochs(config, len(splits.train)):
+        plan = make(config)
 
     # ---------------------------------------------------------------- loss
     fields = task.fields(plan)
@@ -64,6 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         forward_flops=functools.partial(forward_flops, plan.abstract, plan.model.size),
         meta=class_names.to_meta(splits.names),
         check=functools.partial(matching.check_resume, names=splits.names, workdir=workdir),
+        profile=profile,
     )
     if session.complete:
         return session.report_complete()
@@ -122,12 +132,13 @@ def opening(plan: Plan[ModelConfig], splits: Splits, start: int) -> str:
     """The lines that a run starts with."""
     config, mesh, train, held_out = plan.config, plan.mesh, splits.train, splits.held_out
     resumed = f", going on from {start}" if start else ""
+    epochs = f" ({config.epochs:g} epochs)" if config.epochs else ""
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
         f"  data     {config.data.source}: {len(train):,} training and {len(held_out):,} "
         "evaluation images",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
-        f"  steps    {config.steps} of {config.batch_size} images{resumed}",
+        f"  steps    {config.steps} of {config.batch_size} images{epochs}{resumed}",
         *(f"  {line}" for line in once(train.left_out, held_out.left_out)),
     ]
     return "\n".join(lines)

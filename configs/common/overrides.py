@@ -53,14 +53,32 @@ def apply(
     Raises:
       ConfigError: unknown key (names the nearest), or a value that its key does not take.
     """
-    from trainlib.config import override
+    from trainlib.config import mark_together, override
 
+    values = _one_length(config, values, where)
     for key in sorted(values, key=lambda key: not _decides(key)):
         if _decides(key):
             config = _rebuilt(config, key, values, where, typed=typed)
         else:
             override(config, key, values[key], where, typed=typed)
+    mark_together(config, values)
     return config
+
+
+def _one_length(config: ConfigDict, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The values, where `steps` alone takes the place of `epochs` that were set before.
+
+    Raises:
+      ConfigError: both are set together.
+    """
+    if "steps" not in values:
+        return values
+    if "epochs" in values and str(values["epochs"]) not in ("0", "0.0"):
+        raise ConfigError(
+            f"{where}: steps={shown(values['steps'])} and epochs={shown(values['epochs'])} both "
+            "say how long the run is. Set one of them."
+        )
+    return {**values, "epochs": 0} if config.get("epochs") else values
 
 
 def _decides(key: str) -> bool:

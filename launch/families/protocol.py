@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainlib.formats.model_card import Subject
     from trainlib.model.weights import Abstract, Arrays
     from trainlib.step.plan import Plan
+    from trainlib.step.profile import Steps
     from trainlib.step.step import Batch, LossFn, Sums
 
 Fail = Callable[[str], NoReturn]  # `argparse.ArgumentParser.error`
@@ -80,8 +81,10 @@ class Data(Protocol):
 class Training(Protocol):
     """`train`: the training loop."""
 
-    def run(self, config: ConfigDict, workdir: Path) -> int:
-        """Trains in `workdir`, or resumes there; returns the exit code."""
+    def run(self, config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
+        """Trains in `workdir`, or resumes there; returns the exit code. Of the steps `profile` a
+        trace is written.
+        """
         ...
 
 

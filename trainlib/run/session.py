@@ -34,6 +34,7 @@ from trainlib.run.trackers.feed import Trackers
 from trainlib.run.trackers.tracker import classes
 from trainlib.run.workdir import agree_on_workdir, open_workdir, save_config
 from trainlib.step.plan import Plan
+from trainlib.step.profile import Profile, Steps
 from trainlib.step.step import Sums
 from trainlib.step.train_state import TrainState
 
@@ -84,6 +85,7 @@ class Session(Generic[Result]):
       check: (meta of a manifest, step) -> raises where the run may not resume from it.
       shown: metrics of a step on the progress line.
       values_of: sums of a step -> values to write.
+      profile: steps of which the first process writes a trace.
 
     Attributes:
       config: of the plan.
@@ -118,6 +120,7 @@ class Session(Generic[Result]):
         check: CheckMeta = lambda meta, step: None,
         shown: tuple[str, ...] = ("loss",),
         values_of: Callable[[Sums], dict[str, float]] = compute,
+        profile: Steps | None = None,
     ):
         config = plan.config
         self.plan, self.config, self.workdir = plan, config, workdir
@@ -132,6 +135,7 @@ class Session(Generic[Result]):
             self._checkpoints, config, fixed, self._position, plan.abstract_state(), check
         )
         self.start = resumed.step if resumed else 0
+        self._profile = Profile(profile if self.main else None, workdir, self.start)
         self.state = resumed.state if resumed else None
         self.eval_pending = resumed is not None and resumed.eval_pending and evaluates
         self._changed = resumed.changed if resumed else []
@@ -206,6 +210,7 @@ class Session(Generic[Result]):
         with (
             contextlib.closing(self._trackers),
             contextlib.closing(self.progress),
+            self._profile.run(self.progress.message),
             watchdog.follow(self.progress.beat),
             StopRequest() as self._stop,
             jax.transfer_guard("disallow"),
@@ -233,7 +238,8 @@ class Session(Generic[Result]):
             with self.progress.waiting():
                 batch = next(batches)
             self.number, self.result = self.number + 1, None
-            yield self.number, batch
+            with self._profile.step(self.number, self.progress.message):
+                yield self.number, batch
 
     def record(self, number: int, sums: Sums) -> None:
         """Takes the sums of a step that was just dispatched, and asks whether the run is to stop.
@@ -241,6 +247,7 @@ class Session(Generic[Result]):
         Raises:
           NumericAbort: the loss or a gradient was not finite for too many steps in a row.
         """
+        self._profile.dispatched(number, sums)
         self._recorder.record(number, sums)
         self._checkpoints.poll()
         if number == self.start + 1:

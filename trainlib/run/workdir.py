@@ -21,13 +21,14 @@ from trainlib.errors import CheckpointError, ConfigError, StorageError, UserErro
 from trainlib.files import check_target, make_directory, write_atomically
 from trainlib.model.weights import Abstract
 from trainlib.run import peers
+from trainlib.step import profile
 from trainlib.untrusted_files import read_small
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CLASS_NAMES, PICTURES = "class_names.txt", ("curves.png", "expert_load.png")
 # What a run writes into its workdir, and what says that a workdir is one.
 _FILES = (LOCK_NAME, CONFIG, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
-_FOLDERS = ("checkpoints", "tensorboard")
+_FOLDERS = ("checkpoints", "tensorboard", profile.FOLDER)
 _EXPORTED = ("export.json", "model.safetensors", "model.safetensors.index.json")
 
 

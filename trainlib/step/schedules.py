@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
-from trainlib.config import Options, complete, require
+from trainlib.config import Options, complete, require, set_together
 from trainlib.keys import choice, key, many, number, switch, whole
 
 NAMES = ("constant", "step", "cosine", "exponential", "inverse_sqrt")
@@ -107,6 +108,36 @@ def _body(options: dict[str, Any], total_steps: int) -> optax.Schedule:
         return exponential
     plateau = options["plateau_steps"]
     return lambda step: rate * jax.lax.rsqrt(jnp.maximum(step, plateau).astype(jnp.float32))
+
+
+def settle_epochs(config: ConfigDict, examples: int) -> bool:
+    """Sets `steps` of a configuration whose `epochs` is set, in place. What its schedule counts in
+    steps keeps its share of the run, but for keys that were set together with `epochs`. Settling
+    twice changes nothing.
+
+    Args:
+      config: of a run.
+      examples: in the training split.
+
+    Returns:
+      Whether anything changed.
+    """
+    if not config.epochs:
+        return False
+    before, steps = config.steps, max(1, math.ceil(config.epochs * examples / config.batch_size))
+    config.steps, options = steps, config.schedule
+    together = set_together(config)
+
+    def share(count: int, least: int) -> int:
+        return max(least, round(count * steps / before))
+
+    if "schedule.warmup_steps" not in together:
+        options.warmup_steps = share(options.warmup_steps, 0)
+    if options.name == "step" and "schedule.boundaries" not in together:
+        options.boundaries = tuple(share(step, 1) for step in options.boundaries)
+    if options.name == "exponential" and "schedule.decay_steps" not in together:
+        options.decay_steps = share(options.decay_steps, 1)
+    return steps != before
 
 
 def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:

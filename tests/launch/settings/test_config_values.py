@@ -9,6 +9,7 @@ import pytest
 
 import moe.config
 import vitattn.config
+from configs.common import load
 from trainlib import keys
 from trainlib.config import assign, flat, flatten, from_schema, override
 from trainlib.errors import ConfigError
@@ -123,3 +124,12 @@ def test_words_of_a_command_line_are_refused_or_in_range(configs, words):
     if any(letter in words for letter in "\x00\x1b\udcff") or len(words) > 10_000:
         assert len(refused) == len(KEYS)
     assert len(refused) > len(KEYS) / 3
+
+
+def test_steps_and_epochs_do_not_both_say_how_long_a_run_is():
+    with pytest.raises(ConfigError, match="Set one of them"):
+        load.from_flags("configs/resnet50.py:digits", {"steps": "3", "epochs": "3"})
+    config = load.from_flags("configs/resnet50.py:digits", {"epochs": "3"}).config
+    assert config.epochs == 3
+    again = load.overrides.apply(config, {"steps": "5"}, load.COMMAND_LINE, typed=False)
+    assert (again.steps, again.epochs) == (5, 0)

@@ -1,11 +1,14 @@
 """Each schedule against its formula written in NumPy, with the recipes of the papers."""
 
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.common import overrides
+from configs.common.load import from_python
 from trainlib.errors import ConfigError
 from trainlib.step import schedules
 from trainlib.step.schedules import make_schedule
@@ -133,3 +136,36 @@ def test_what_cannot_work_is_refused_by_name(config, words):
 
 def test_every_option_has_a_one_line_meaning():
     assert all(doc and "\n" not in doc for _, doc in schedules.defaults().values())
+
+
+def lengths_of(config):
+    names = ("warmup_steps", "boundaries", "decay_steps")
+    return [config.steps, *(config.schedule[name] for name in names)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settled"),
+    [
+        ("cosine", [30, 3, (100, 200), 24]),
+        ("step", [30, 3, (10, 20), 24]),
+        ("exponential", [30, 3, (100, 200), 2]),
+    ],
+)
+def test_steps_follow_from_epochs_and_the_schedule_keeps_its_shape(name, settled):
+    """3 epochs of 97 examples in batches of 10 are 29.1 steps, a tenth of 300."""
+    values = {"steps": 300, "batch_size": 10, "schedule.name": name}
+    values |= {"schedule.warmup_steps": 30, "schedule.boundaries": (100, 200)}
+    config = from_python("configs/resnet50.py", {**values, "schedule.decay_steps": 24})
+    assert not schedules.settle_epochs(config, 97)
+    config = overrides.apply(config, {"epochs": 3.0}, "a second call")
+    assert schedules.settle_epochs(config, 97)
+    assert lengths_of(config) == settled
+    assert not schedules.settle_epochs(config, 97)
+    assert lengths_of(config) == settled
+
+
+def test_a_warm_up_that_is_set_with_the_epochs_stays():
+    config = from_python("configs/resnet50.py:digits", {"epochs": 1, "schedule.warmup_steps": 7})
+    schedules.settle_epochs(config, 1437)
+    assert config.schedule.warmup_steps == 7
+    assert config.steps == math.ceil(1437 / config.batch_size)
