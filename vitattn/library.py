@@ -22,9 +22,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from trainlib import config as config_lib
 from trainlib import extension, paths
-from trainlib.errors import ConfigError, nearest, shown
+from trainlib.errors import shown
+from trainlib.formats.load import saved_config
 from trainlib.formats.weight_source import is_export, open_weights
 from trainlib.model import statistics, weights
 from vitattn import config as vision
@@ -46,10 +46,13 @@ Images = Sequence[OneImage]
 
 # ---------------------------------------------------------------- models by name
 def list_models(pattern: str = "") -> list[str]:
-    """Returns the names that `create_model` takes and that contain `pattern`, sorted.
+    """Returns the names that `create_model` takes, sorted.
+
+    Args:
+      pattern: with `*` and `?` as in file names; "" lists all.
 
     Example:
-      >>> vitattn.list_models("sasa")
+      >>> vitattn.list_models("sasa*")
       ['sasa_resnet26', 'sasa_resnet38', 'sasa_resnet50']
     """
     return named.names(pattern)
@@ -115,7 +118,7 @@ def load(
     """
     extension.trust(*trust_code)
     workdir = paths.resolve(directory, "directory")
-    config = _config_of(workdir)
+    config = saved_config(workdir, "vitattn", vision.schema)
     if is_export(workdir):
         check_size(config)
     outputs = configure(config.model).num_classes
@@ -123,32 +126,6 @@ def load(
     names = (None,) * outputs if known is None else known.names
     model, step = _filled(config, workdir, step)
     return LoadedModel(model, config, step, tuple(class_names.numbered(names)))
-
-
-def _config_of(workdir: Path) -> ConfigDict:
-    path = workdir / "config.json"
-    if not workdir.is_dir():
-        beside = [entry.name for entry in workdir.parent.glob("*") if entry.is_dir()]
-        raise ConfigError(
-            f"There is no directory {shown(workdir)}. {nearest(workdir.name, beside)}Give the "
-            "--workdir of a training, an export in our own names, or an import."
-        )
-    if not path.is_file():
-        raise ConfigError(
-            f"{shown(workdir)} holds no run: there is no config.json in it. Give the directory "
-            "that was the --workdir of a training, an export in our own names, or an import."
-        )
-    values = config_lib.read_json(path, follow=False)
-    if values.get("family") != "vitattn":
-        raise ConfigError(
-            f"{shown(workdir)} holds no image model: its config.json says family="
-            f"{shown(repr(values.get('family')))}. `moe.load` reads runs of family 'moe'."
-        )
-    values.pop("writers.extra", None)  # code that only training runs, and that is not asked of here
-    extension.check(values, str(path))
-    config = config_lib.from_schema(vision.schema(values))
-    config_lib.assign(config, values, str(path))
-    return config
 
 
 def _filled(config: ConfigDict, workdir: Path, step: int | None) -> tuple[Model, int]:

@@ -6,6 +6,7 @@ keeps the two equal. Fields that are not given have the defaults of the dataclas
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,8 +51,8 @@ NAMED: dict[str, dict[str, Any]] = {
 
 
 def names(pattern: str = "") -> list[str]:
-    """The names that contain `pattern`, sorted."""
-    return sorted(name for name in NAMED if pattern in name)
+    """The names that match `pattern` (with `*` and `?` as in file names; "" is all), sorted."""
+    return sorted(name for name in NAMED if not pattern or fnmatch.fnmatch(name, pattern))
 
 
 def section(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
