@@ -51,6 +51,11 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
+    def lines(self) -> list[str]:
+        """Its lines, those that end with a backslash joined with the next."""
+        return re.sub(r"\\\n\s*", " ", self.text).splitlines()
+
+    @property
     def unrun(self) -> bool:
         return any(name in UNRUN for name, _ in self.markers)
 
@@ -156,7 +161,7 @@ class Command:
 
 def commands(block: Block) -> list[Command]:
     """The commands of a shell block; of `console` only lines after `$ ` are commands."""
-    lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
+    lines = block.lines
     if block.language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
     found = []

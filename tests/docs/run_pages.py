@@ -103,7 +103,7 @@ def run_shell(block: Block) -> None:
             wanted = expected if command is commands[-1] else 0
             assert code == wanted, f"'{command.text}' ended with {code}"
     words = " ".join(printed.getvalue().split())
-    for line in block.text.splitlines() if block.language == "console" else ():
+    for line in block.lines if block.language == "console" else ():
         if not line.startswith("$ ") and "..." not in line:
             assert " ".join(line.split()) in words, f"'{line}' is not printed:\n{words}"
 
