@@ -17,12 +17,9 @@ LANGUAGES = {*SHELLS, "python", "text", "json", "yaml", "toml", "csv", "bibtex"}
 MOST_WORDS = 1_200
 SECTIONS = ("data", "model", "routing", "optimizer", "schedule", "checkpoint", "decoding", "mesh")
 SECTIONS += ("evaluation", "finetune", "objective", "upcycle", "published")
-FOREIGN = {
-    "--dry_run",
-    "--spot",
-    "--type",
-    "--xla_force_host_platform_device_count",
-}  # flags of other programs
+# Flags of other programs.
+FOREIGN = {"--dry_run", "--logdir", "--spot", "--type"}
+FOREIGN |= {"--xla_force_host_platform_device_count"}
 
 page_by_page = pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
