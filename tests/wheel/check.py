@@ -65,9 +65,9 @@ def commands(folder: Path) -> Iterator[Command]:
     yield Command(
         ("vitattn-moe", "describe", "--config=configs/aa_resnet50.py"), prints="25,809,392"
     )
-    yield Command(("vitattn-moe", "train", *TINY, "--workdir=run"), prints="top1")
+    yield Command(("vitattn-moe", "train", *TINY, "--workdir=run"), prints="top-1")
     yield Command(("vitattn-moe", "report", "--workdir=run"), prints="complete")
-    yield Command(("vitattn-moe", "evaluate", "--workdir=run"), prints="top1")
+    yield Command(("vitattn-moe", "evaluate", "--workdir=run"), prints="top-1")
     yield Command(("python", "-c", PICTURE))
     yield Command(("vitattn-moe", "predict", "--workdir=run", "picture.png"), prints="picture.png")
     yield Command(("python", "-m", "launch.describe", "--config=st_moe_tiny"), prints="2,494,720")

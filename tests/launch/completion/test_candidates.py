@@ -118,3 +118,24 @@ def test_bash(line, point, found, tmp_path):
         timeout=120,
     )
     assert done.stdout.splitlines() == found, done.stderr
+
+
+@pytest.mark.parametrize("shell", scripts.SCRIPTS)
+def test_a_shell_reads_its_script(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    path = tmp_path / "script"
+    path.write_text(scripts.SCRIPTS[shell])
+    done = subprocess.run([shell, "-n", path], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fish(tmp_path):
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("no fish")
+    program(tmp_path)
+    line = "vitattn-moe train --config=aa_resnet50:dig"
+    script = f"set PATH {tmp_path} $PATH\n{scripts.FISH}\ncomplete -C '{line}'\n"
+    done = subprocess.run([fish, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "--config=aa_resnet50:digits\n", done.stderr
