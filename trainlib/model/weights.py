@@ -63,7 +63,7 @@ def _value(
         raise ValueError(f"A weight of shape {shape} needs {len(shape)} logical axes, not {axes}.")
     if rngs is None:
         return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-    return init(rngs.params(), tuple(shape), jnp.dtype(dtype))
+    return _maker(init, tuple(shape), jnp.dtype(dtype), None)(rngs.params())
 
 
 def declare(
