@@ -1,4 +1,6 @@
-"""How a run stands, from the files in its workdir: `python -m launch.report --workdir=DIR`.
+"""How a run stands, from the files in its workdir: `python -m launch.report --workdir=DIR`; of
+several, `python -m launch.report runs/a runs/b`, how they stand side by side and in which keys of
+the configuration they differ. `--plot=FILE.png` draws their curves over each other.
 
 Reads nothing but JSON, so it may be asked of a run that is training, on any host that sees the
 workdir. `--json` prints the same as data.
@@ -9,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import cli
+from launch.comparing import runs
 from trainlib import commands
 from trainlib.errors import ConfigError, plain, shown
 
@@ -25,21 +29,58 @@ HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and prints the report."""
     parser = cli.command_parser("report", "Say how a run stands.")
-    cli.add_path(parser, "--workdir", metavar="DIR", required=True, help="of the run")
+    cli.add_path(
+        parser,
+        "runs",
+        metavar="RUN",
+        nargs="*",
+        help="directory of a run, a folder of runs or a pattern; several are compared",
+    )
+    cli.add_path(parser, "--workdir", metavar="DIR", action="append", help="the same, as a flag")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    cli.add_path(
+        parser, "--plot", metavar="FILE.png", help="draw the curves of the runs over each other"
+    )
     args, overrides = cli.parse(parser, argv)
     if overrides:
         raise ConfigError(
             f"{parser.prog} reads a run as it is; --config.KEY=VALUE changes nothing."
         )
-    facts = report(args.workdir)
-    if args.json:
-        print(json.dumps(facts))
+    given = [*(args.workdir or []), *args.runs]
+    if not given:
+        parser.error("name a run: its directory, or several of them")
+    workdirs = runs.find(given)
+    if len(workdirs) == 1:
+        _one(workdirs[0], args.json)
     else:
-        from trainlib.run.progress import summary
+        _several(workdirs, args.json)
+    if args.plot is not None:
+        from launch.comparing.overlay import draw
 
-        print(summary(f"{facts['name']} in {args.workdir}", rows(facts)))
+        names = draw(workdirs, args.plot)
+        if not args.json:
+            print(f"\n{', '.join(names)} drawn in {args.plot}")
     return 0
+
+
+def _one(workdir: Path, as_json: bool) -> None:
+    facts = report(workdir)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from trainlib.run.progress import summary
+
+    print(summary(f"{facts['name']} in {workdir}", rows(facts)))
+
+
+def _several(workdirs: Sequence[Path], as_json: bool) -> None:
+    found = [runs.read(workdir, report) for workdir in workdirs]
+    if as_json:
+        print(json.dumps({"runs": found, "differences": runs.differences(found)}))
+        return
+    from launch.comparing import table
+
+    print(table.text(found, shutil.get_terminal_size((80, 24)).columns))
 
 
 def report(workdir: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import report
+from tests.launch.comparing.fixtures import make
 from trainlib.errors import ConfigError
 from trainlib.run.metric_writers import Writers
 
@@ -69,13 +70,31 @@ def test_no_run_and_changes_are_refused(tmp_path):
         report.main([f"--workdir={tmp_path}", "--config.steps=3"])
 
 
+def test_runs_side_by_side(workdir, tmp_path_factory, capsys):
+    other = make(tmp_path_factory.mktemp("more") / "other")
+    assert report.main([str(workdir), f"--workdir={other}", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in data["runs"]] == ["small", "small"]
+    assert [run["best_eval"]["top1"]["step"] for run in data["runs"]] == [20, 10]
+    assert data["differences"] == {}
+    report.main([str(other), str(workdir), f"--plot={other / 'curves.svg'}"])
+    out = capsys.readouterr().out
+    assert "top1, best" in out
+    assert "loss, top1 drawn in" in out
+    assert (other / "curves.svg").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="name a run"):
+        report.main([])
+
+
 def test_jax_is_not_needed(workdir):
     """On a login node it answers at once, and starts no accelerator."""
     import subprocess
 
+    make(workdir / "other")
     code = (
         "import sys\nfrom launch.report import main\n"
-        f"main(['--workdir={workdir}'])\nsys.exit('jax' in sys.modules)\n"
+        f"main(['--workdir={workdir}'])\nmain(['{workdir}', '{workdir}/other'])\n"
+        "sys.exit('jax' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], timeout=1200

@@ -13,6 +13,7 @@ way, and that costs nothing. `mfu` is told where the peak of the chips is known
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import queue
 import shutil
@@ -217,8 +218,7 @@ class _Notebook(_Log):
         return 1.0
 
     def show(self, line: str) -> None:
-        from IPython.display import display
-
+        display = importlib.import_module("IPython.display").display  # there in a kernel alone
         content = {"text/plain": line}
         if self._handle is None:
             self._handle = display(content, raw=True, display_id=True)
