@@ -20,6 +20,7 @@ from trainlib.errors import (
     ConfigError,
     nearest,
     open_streams,
+    paragraph,
     run_command,
 )
 from trainlib.run.interrupt import leave_until_saving, leave_when_asked
@@ -163,6 +164,15 @@ def part(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def _refuse_windows() -> int:
+    text = (
+        "error: Windows itself is not supported: locks, signals and data workers need Linux or "
+        "macOS. Install WSL2 (`wsl --install`), and this package within it."
+    )
+    print(paragraph(text), file=sys.stderr)
+    return ConfigError.exit_code
+
+
 def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> None:
     """Entry point of a command: runs it, prints expected errors as a paragraph, exits.
 
@@ -171,6 +181,8 @@ def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> 
       saves: whether it saves its work and resumes when it is run again, so that a signal ends it
         with 75 throughout.
     """
+    if sys.platform == "win32":
+        sys.exit(_refuse_windows())
     argv = sys.argv[1:]
     open_streams()
     (leave_until_saving if saves else leave_when_asked)()

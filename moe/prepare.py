@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from moe.data.catalog import (
 )
 from moe.data.mixtures import parts_of, write_mixture
 from moe.text.vocabulary import Vocabulary
+from trainlib.chips import usable_cores
 from trainlib.errors import DataError, Interrupted, Preempted
 
 
@@ -64,7 +64,7 @@ def run(
 
         load_definitions(tasks)
     write_mixture(data)
-    workers = len(os.sched_getaffinity(0)) if workers < 0 else workers
+    workers = usable_cores() if workers < 0 else workers
     complete, finished = True, []
     try:
         for split in splits:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 
 from trainlib.errors import ConfigError, nearest
@@ -177,3 +178,12 @@ def _unknown(name: str, options: list[str]) -> ConfigError:
 def chip_of(kind: str) -> Chip | None:
     """The chip that JAX calls `kind` (`jax.devices()[0].device_kind`); None if it is not listed."""
     return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use; all of the machine where the system knows no other, as
+    on a Mac.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

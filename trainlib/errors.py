@@ -332,8 +332,8 @@ def output_closed(full: bool = False) -> bool:
 def _broken(number: int, full: bool) -> bool:
     poll = select.poll()
     poll.register(number, 0)
-    if poll.poll(0):
-        return True
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return True  # not POLLNVAL, which a Mac answers for every terminal
     if full and not stat.S_ISFIFO(os.fstat(number).st_mode) and not os.isatty(number):
         try:
             os.write(number, b"\n")

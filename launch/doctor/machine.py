@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launch.doctor.report import FAILED, MACHINE, NOTE, OK, Finding
 from launch.hosts import find, start
+from trainlib.chips import usable_cores
 from trainlib.errors import ConfigError
 from trainlib.files import create
 
@@ -22,7 +23,7 @@ GIB = 2**30
 
 def memory(root: Path = Path("/")) -> Iterator[Finding]:
     """Host memory that is free, within the limits of a container, and shared memory for workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     meminfo = root / "proc/meminfo"
     if not meminfo.exists():  # a Mac
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

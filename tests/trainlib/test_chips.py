@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
@@ -83,3 +84,9 @@ def test_devices_are_found_by_what_jax_calls_them():
     assert chip_of("cpu") is None
     kinds = [kind for chip in CHIPS.values() for kind in chip.kinds]
     assert len(set(kinds)) == len(kinds)
+
+
+def test_cores_of_a_system_that_knows_no_affinity(monkeypatch):
+    assert 1 <= targets.usable_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert targets.usable_cores() == os.cpu_count()

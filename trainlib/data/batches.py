@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainlib.chips import usable_cores
 from trainlib.data.bad_records import BadRecords
 from trainlib.errors import ConfigError, PeerLost
 
@@ -162,7 +163,7 @@ def worker_count(asked: int, in_memory: bool) -> int:
         )
     if asked >= 0:
         return asked
-    return 0 if in_memory else min(64, len(os.sched_getaffinity(0)))
+    return 0 if in_memory else min(64, usable_cores())
 
 
 def _numbered_piece(make_piece: Callable[[int, int], dict], pieces: int, number: int) -> dict:
@@ -187,7 +188,7 @@ def _read_options(workers: int, ahead: int) -> grain.ReadOptions:
 
     if workers:
         return grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    threads = min(4, ahead, len(os.sched_getaffinity(0)))
+    threads = min(4, ahead, usable_cores())
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
 
 

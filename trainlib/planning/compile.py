@@ -211,7 +211,8 @@ def compile_plan(
         else:
             memory = _memory(compiled.memory_analysis())
             program = hlo.Program(compiled.as_text(), plan.mesh.shape)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # a Mac counts bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     seconds = time.monotonic() - start
     warnings = tuple(hlo.involuntary(log[0]))
     largest = tuple(largest_values(body))
