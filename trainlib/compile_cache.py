@@ -81,6 +81,9 @@ def enable(where: str = "") -> Path | None:
     except (Unusable, OSError, RuntimeError) as error:
         _warn(str(error))
         folder = None
+    if folder is not None and not _install():
+        _warn("this version of JAX has another cache than the one that is known here")
+        folder = None
     _use(folder)
     return folder
 
@@ -159,13 +162,17 @@ def machine() -> str:
     for package in ("jax", "jaxlib"):
         with contextlib.suppress(PackageNotFoundError):
             versions.append(version(package))
-    words = (*versions, sys.platform, platform.machine(), platform.processor(), *_processor())
+    words = (*versions, sys.platform, platform.machine(), *_processor())
     digest = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
     return f"jax-{versions[0] if versions else 'unknown'}-{platform.machine()}-{digest}"
 
 
 def _processor() -> Iterator[str]:
-    """What Linux says of the first processor, as far as it does not change from boot to boot."""
+    """What Linux says of the first processor, as far as it does not change from boot to boot; on a
+    Mac the version of its kernel, which has the family of the chip.
+    """
+    if sys.platform == "darwin":
+        yield platform.version()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:
             name, _, value = line.partition(":")
@@ -284,7 +291,6 @@ def _use(folder: Path | None) -> None:
 
     if folder is not None:
         _folders.add(str(folder))
-        _install()
     if getattr(jax.config, _SETTING) == (folder and str(folder)):
         return
     jax.config.update(_SETTING, folder and str(folder))
@@ -297,18 +303,21 @@ def _use(folder: Path | None) -> None:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
-def _install() -> None:
+def _install() -> bool:
     """Puts `Programs` in the place of JAX's cache of files, for folders of ours alone. JAX has no
-    public name for that; tests see to it that it still asks here.
+    public name for that; tests see to it that it still asks here. False where it has no such place.
     """
     from jax._src import compilation_cache
 
-    files = compilation_cache.get_file_cache
+    files = getattr(compilation_cache, "get_file_cache", None)
+    if files is None:
+        return False
     if getattr(files, "ours", False):
-        return
+        return True
 
     def get_file_cache(path: str) -> Any:
         return (Programs(Path(path)), path) if _is_ours(path) else files(path)
 
     get_file_cache.ours = True
     compilation_cache.get_file_cache = get_file_cache
+    return True

@@ -214,6 +214,14 @@ def test_a_users_own_cache_of_jax_is_left_to_jax(tmp_path):
     assert list(tmp_path.glob("*-cache"))
 
 
+def test_a_jax_whose_cache_is_not_known_has_none(monkeypatch, tmp_path, capsys):
+    from jax._src import compilation_cache as inner
+
+    monkeypatch.delattr(inner, "get_file_cache")
+    assert compile_cache.enable(str(tmp_path / "programs")) is None
+    assert "this version of JAX" in capsys.readouterr().err
+
+
 def test_only_commands_switch_it_on():
     """Whoever imports the library decides on a cache of their own."""
     graph = source_graph.file_graph(source_graph.python_files(ROOT))
