@@ -200,7 +200,7 @@ class _Terminal(_Log):
         self._write(f"{_CLEAR}{text}\n{line}")
 
     def end(self, line: str) -> None:
-        self._write("\n")
+        self._write(f"{_CLEAR}{line}\n")  # in place of what it was doing last
 
 
 class _Notebook(_Log):
@@ -228,6 +228,16 @@ class _Notebook(_Log):
     def end(self, line: str) -> None:
         if self._handle is not None:
             self.show(line)
+
+
+def _fitting(parts: Sequence[str], width: int) -> str:
+    """As many parts as fit whole; of the first as much as there is room for."""
+    line = parts[0][: max(0, width)]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line
 
 
 def _screen(stream: TextIO, write: Callable[[str], None]) -> _Log:
@@ -413,7 +423,7 @@ class Progress:
             parts.append(f"{number(speed.examples_per_second)} ex/s")
             parts += [f"mfu {speed.mfu:.0%}"] if speed.mfu is not None else []
             parts.append(f"wait {speed.wait:.0%}")
-        return "  ".join(parts)[: self._screen.width - 1]
+        return _fitting(parts, self._screen.width - 1)
 
     def message(self, text: str) -> None:
         """Writes lines of their own, above the live line."""
