@@ -6,6 +6,9 @@
     stablehlo     the evaluation forward as a program, its weights beside it; runs without this
                   package
 
+Beside the weights lies a model card, README.md, as hubs of models read it; `--license=ID` fills in
+its licence.
+
 Reads one leaf at a time. Several processes, on any hosts that see both directories, share the
 work: `--part=0/4` to `--part=3/4`, with the same `--step`; whoever finds all parts there makes the
 directory one that is read. Exit codes: 0 done, 64 bad argument or a model that the format

@@ -79,7 +79,7 @@ def subject(config: ConfigDict, form: str, beside: Mapping[str, str]) -> Subject
     named = class_names.printable(tuple(class_names.from_text(text))) if text else []
     height, width = model.size
     kind = config.model.get("attention", {}).get("kind", "none")
-    backbone, paper = _BACKBONES[config.model.name]
+    backbone, paper = _BACKBONES.get(config.model.name, (escaped(config.model.name), ""))
     attention, attention_paper = _ATTENTION.get(kind, (kind, ""))
     what = f"{backbone} with {escaped(attention)}" if kind != "none" else backbone
     papers = [p for p in (attention_paper if kind != "none" else "", paper) if p]
