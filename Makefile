@@ -53,7 +53,7 @@ compile-32b: $(VENV)/.test
 compile-all: $(VENV)/.test
 	$(BIN)/python -m launch.compile --all
 
-soak: $(VENV)/.test
+soak: $(VENV)/.docs
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.soak_resume
 

@@ -20,12 +20,16 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "docstrings",
     "generated_tables",
     "notebook_pages",
 ]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 source_suffix = {".md": "markdown", ".ipynb": "notebook"}
-suppress_warnings = ["misc.highlighting_failure"]  # output of commands is no program
+suppress_warnings = [
+    "misc.highlighting_failure",  # output of commands is no program
+    "ref.python",  # both families have a LoadedModel
+]
 # Pages that are being written need no entry yet.
 logging.getLogger("sphinx.sphinx.directives.other").addFilter(
     lambda record: "glob pattern" not in record.getMessage()
@@ -34,6 +38,7 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 
+default_role = "literal"  # what docstrings have in single backquotes
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
