@@ -25,7 +25,7 @@ test-text: $(VENV)/.text
 
 # The site, in docs/_build/index.html; a warning is an error.
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs docs/_build
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 repository, so that the built pages can be read without a network.
 """
 
-import logging
 import sys
 from pathlib import Path
 
@@ -30,10 +29,6 @@ suppress_warnings = [
     "misc.highlighting_failure",  # output of commands is no program
     "ref.python",  # both families have a LoadedModel
 ]
-# Pages that are being written need no entry yet.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: "glob pattern" not in record.getMessage()
-)
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
