@@ -1,20 +1,15 @@
 """Sparse mixture-of-experts encoder-decoders: ST-MoE (arXiv 2202.08906), Switch (2101.03961), T5
 v1.1.
 
-The names below are the library; each is imported when it is first used, so that `import moe` costs
-nothing. A model in five lines:
+The names below are the library; each is imported when it is first used, so that `import moe` is
+quick.
 
-    import moe
-    from flax import nnx
-
-    model = moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0))
-    out = model(encoder_tokens, decoder_tokens, train=True, key=jax.random.key(0))
-    loss = cross_entropy(out.logits, targets) + out.auxiliary_loss
-
-The answers of a trained run:
-
-    answers = moe.load("runs/superglue").answer(["copa premise: The glass fell. .."])
-    print(answers[0].text, answers[0].score)
+Example:
+  >>> model = moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0))
+  >>> out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(0))
+  >>> loss = cross_entropy(out.logits, targets) + out.auxiliary_loss
+  >>> answers = moe.load("runs/superglue").answer(["copa premise: The glass fell. .."])
+  >>> print(answers[0].text, answers[0].score)
 """
 # A package of vitattn-moe.
 

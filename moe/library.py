@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -54,11 +55,12 @@ def create_model(
     It takes encoder and decoder tokens and gives logits and the losses of its routers, under
     `nnx.jit` and with `nnx.Optimizer` as any other module; see `moe.Transformer`.
 
-        model = moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0), routing={"num_experts": 8})
-        decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))  # shifted right, 0 begins
-        out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(1))
-        losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, targets)
-        loss = losses.mean() + out.auxiliary_loss
+    Example:
+      >>> model = moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0), routing={"num_experts": 8})
+      >>> decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))  # shifted right, 0 begins
+      >>> out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(1))
+      >>> losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, targets)
+      >>> loss = losses.mean() + out.auxiliary_loss
 
     Args:
       name: one of `list_models()`.
@@ -105,22 +107,32 @@ class LoadedModel:
       step: of the weights.
       model: the encoder-decoder with the trained weights, a module of Flax. What `answer` and
         `score` use are the weights as they were loaded.
-      vocabulary: `encode(text)` gives int32 ids without EOS, `decode(ids)` the text.
     """
 
     def __init__(
         self, plan: Plan[Architecture], weights: Mapping[str, jax.Array], step: int, origin: Path
     ):
-        from moe.data import check_vocabulary, make_vocabulary
-
         self.config: ConfigDict = plan.config
         self.step = step
-        self.vocabulary: Vocabulary = make_vocabulary(plan.config.data)
-        check_vocabulary(self.vocabulary, plan.model.vocab_size)
         self._plan, self._weights, self._origin = plan, dict(weights), origin
         self.model: Transformer = plan.abstract.bind(self._weights, {})
         self._answerers: dict[tuple, Answerer] = {}
         self._warned = False
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What texts are written in: `encode(text)` gives int32 ids without EOS, `decode(ids)` the
+        text. It is read when it is first needed.
+
+        Raises:
+          DataError: its file cannot be read, or it has more ids than the model.
+          ConfigError: the package sentencepiece is needed and not installed.
+        """
+        from moe.data import check_vocabulary, make_vocabulary
+
+        vocabulary = make_vocabulary(self.config.data)
+        check_vocabulary(vocabulary, self._plan.model.vocab_size)
+        return vocabulary
 
     def __repr__(self) -> str:
         return f"LoadedModel({str(self._origin)!r}, step={self.step})"
@@ -130,9 +142,10 @@ class LoadedModel:
     ) -> list[Answer]:
         """Answers texts, in their order: those that `launch.predict` gives to the same lines.
 
-            answers = moe.load("runs/superglue").answer(["copa premise: The glass fell. .."])
-            best = loaded.answer(texts, num_beams=4, num_return_sequences=2, max_length=16)
-            print(best[0].text, best[0].score, [other.text for other in best[0].all])
+        Example:
+          >>> answers = moe.load("runs/superglue").answer(["copa premise: The glass fell. .."])
+          >>> best = loaded.answer(texts, num_beams=4, num_return_sequences=2, max_length=16)
+          >>> print(best[0].text, best[0].score, [other.text for other in best[0].all])
 
         A run of pre-training by span corruption answers as well, with what would fill gaps: the
         words that it gives between sentinels, put together. It says so once as a warning.
@@ -147,7 +160,7 @@ class LoadedModel:
             from `seed` and from the number of a text in the list.
 
         Raises:
-          DataError: no list of texts, or one that is empty.
+          DataError: no list of texts, or one that is empty; or the vocabulary cannot be read.
           ConfigError: an option that cannot work, or a model without a decoder.
           NumericAbort: the model gives NaN.
         """
@@ -175,8 +188,9 @@ class LoadedModel:
     ) -> list[np.ndarray]:
         """The log-probability of given answers, without decoding.
 
-            scores = loaded.score(["rte hypothesis: .."], ["entailment", "not_entailment"])
-            chosen = scores[0].argmax()
+        Example:
+          >>> scores = loaded.score(["rte hypothesis: .."], ["entailment", "not_entailment"])
+          >>> chosen = scores[0].argmax()
 
         Args:
           texts: as of `answer`.
@@ -210,7 +224,7 @@ class LoadedModel:
         decoding = with_options(Decoding(**self.config.decoding.to_dict()), options)
         key = (batch_size, decoding)
         if key not in self._answerers:
-            config = ConfigDict(self.config)
+            config = self.config.copy_and_resolve_references()
             config.decoding.update(dataclasses.asdict(decoding))
             plan = dataclasses.replace(self._plan, config=config)
             self._answerers[key] = Answerer(plan, self.vocabulary, batch_size)
@@ -261,7 +275,6 @@ def load(
       ConfigError: no run of this family there, a step of an export, or the configuration names code
         that nobody trusts.
       CheckpointError: there is no checkpoint, or not that one, or it is damaged.
-      DataError: the vocabulary of the run cannot be read.
 
     Example:
       >>> loaded = moe.load("runs/superglue")

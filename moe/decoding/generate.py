@@ -94,9 +94,10 @@ def generate(
     options; it may also be called inside of `jax.jit`. In the decoder no expert drops a token, so
     that an answer does not depend on how many others are decoded with it.
 
-        tokens, scores = moe.generate(model, encoder_inputs, max_length=32)
-        best = moe.generate(model, encoder_inputs, max_length=32, num_beams=4, alpha=0.6)
-        draws = moe.generate(model, encoder_inputs, max_length=32, temperature=0.7, seed=3)
+    Example:
+      >>> tokens, scores = moe.generate(model, encoder_inputs, max_length=32)
+      >>> best = moe.generate(model, encoder_inputs, max_length=32, num_beams=4, alpha=0.6)
+      >>> draws = moe.generate(model, encoder_inputs, max_length=32, temperature=0.7, seed=3)
 
     Args:
       model: an encoder-decoder of `moe.create_model` or `moe.load(..).model`.
@@ -114,8 +115,14 @@ def generate(
       tokens int32 [B, T] and scores float32 [B], see `Generated`.
 
     Raises:
-      ConfigError: an option that cannot work, no max_length, or a model without a decoder.
+      ConfigError: an option that cannot work, no max_length, or a model that is no
+        encoder-decoder of ours.
     """
+    if not isinstance(model, Transformer):
+        raise ConfigError(
+            "moe.generate takes a model of moe.create_model, or moe.load(..).model, and this is of "
+            f"the type {type(model).__name__}."
+        )
     chosen = with_options(Decoding(), options)
     if not chosen.max_length:
         raise ConfigError(

@@ -46,6 +46,14 @@ _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same eve
 class SparseOutput:
     """What a sparse layer reports beside its output, summed over all groups and devices.
 
+    A figure is its total divided by its count, such as the share of tokens that found no expert.
+
+    Example:
+      >>> y, out = layer(x)
+      >>> total, count = out.metrics["dropped_tokens"]
+      >>> float(total / count)
+      0.03
+
     Attributes:
       losses: name -> (total, count) float32 scalars (stacked over layers or not), the argument of
         `moe.routing.losses.auxiliary_loss`.
@@ -57,19 +65,35 @@ class SparseOutput:
 
 
 class SparseFFN(nnx.Module):
-    """[B, L, D] -> ([B, L, D], SparseOutput); the residual and the norm are the caller's.
+    """A sparse feed-forward layer: a router and experts, in place of the feed-forward layer of a
+    transformer (ST-MoE, arXiv 2202.08906, section 2; Switch, 2101.03961).
+
+    It maps x [B, L, D] to ([B, L, D], SparseOutput); the norm before it and the residual around it
+    are the caller's. Weights are float32: `router` [D, E], `up` and (with "geglu") `gate`
+    [E, D, F], `down` [E, F, D]; experts compute in the type of x, the router in float32.
+
+    On one device it needs nothing else. Under `jax.set_mesh(mesh)` tokens are split over the mesh
+    axes `replica`, `data` and `model`, experts over `data` and their hidden width over `model`, as
+    far as the mesh has them; `moe.shard_module` moves the weights there.
+
+    Example:
+      >>> layer = moe.SparseFFN(512, 2048, moe.RoutingConfig(num_experts=8), rngs=nnx.Rngs(0))
+      >>> y, out = layer(norm(x), train=True, key=jax.random.key(1))
+      >>> loss = cross_entropy(x + y) + moe.auxiliary_loss(out.losses, layer.routing)
 
     Args:
       d_model: D.
-      d_ff: F.
+      d_ff: F, hidden width of one expert.
       routing: how tokens are routed and moved.
       activation: "geglu" or "relu".
       expert_bias: "none", "additive" or "multiplicative": [E, F] after the activation.
-      init_scale: of the experts, see `scaled_fan_in`.
+      init_scale: s of the experts' initialiser, a normal of standard deviation sqrt(s / fan-in)
+        that is cut at two of them; 0.1 is that of ST-MoE, 1.0 the usual one.
       router_init_scale: of the router; None: as the experts.
       expert_dropout: of the experts' hidden vectors.
       causal: the layer is in a decoder: options that look at later tokens are refused.
-      rngs: see `trainlib.model.weights.declare`.
+      rngs: keys of the weights, which are then arrays; None leaves them abstract (see
+        `trainlib.model.weights.declare`).
 
     Raises:
       ConfigError: options that cannot work together.
@@ -131,7 +155,8 @@ class SparseFFN(nnx.Module):
         Args:
           x: [B, L, D] in the compute type.
           mask: bool [B, L], False for padding (routed nowhere, output 0); None: no padding.
-          key: for the random second-choice policy, jitter and dropouts; None where none is on.
+          key: a random key, needed in training if the second-choice policy is random, as it is by
+            default, or if there is jitter, sampling or dropout.
           train: training or evaluation (capacity factor, policy, noise).
           router_input: [B, L, D] that the router sees in place of x (routing by word embedding).
 
@@ -140,7 +165,7 @@ class SparseFFN(nnx.Module):
 
         Raises:
           ConfigError: see `resolve_placement`, `group_tokens` and `moe.routing.config.capacity`.
-          ValueError: a key is needed and missing.
+          ValueError: x has another shape, or a key is needed and missing.
         """
         width = self.router.shape[0]
         if x.ndim != 3 or x.shape[-1] != width:

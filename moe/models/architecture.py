@@ -70,7 +70,11 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Everything that defines the weights and the arithmetic of a model.
+    """Everything that defines the weights and the arithmetic of a model, as a frozen dataclass.
+
+    Example:
+      >>> config = moe.Architecture(d_model=256, routing=moe.RoutingConfig(num_experts=8))
+      >>> model = moe.Transformer(config, rngs=nnx.Rngs(0))
 
     Attributes:
       kind: "encoder_decoder", "encoder" or "decoder".

@@ -23,12 +23,13 @@ Batch = dict[str, jax.Array]
 class Transformer(nnx.Module):
     """A T5 v1.1-style model, dense or sparse (arXiv 1910.10683, 2002.05202, 2202.08906).
 
-    It is used as any module of Flax, under `nnx.jit`, `nnx.value_and_grad` and `nnx.Optimizer`:
+    It is used as any module of Flax, under `nnx.jit`, `nnx.value_and_grad` and `nnx.Optimizer`.
 
-        model = moe.Transformer(moe.Architecture(routing=moe.RoutingConfig(16)), rngs=nnx.Rngs(0))
-        decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-        out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(0))
-        loss = cross_entropy(out.logits, targets) + out.auxiliary_loss
+    Example:
+      >>> model = moe.Transformer(moe.Architecture(routing=moe.RoutingConfig(16)), rngs=nnx.Rngs(0))
+      >>> decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+      >>> out = model(encoder_inputs, decoder_inputs, train=True, key=jax.random.key(0))
+      >>> loss = cross_entropy(out.logits, targets) + out.auxiliary_loss
 
     `hidden` runs the stacks, `logits` the last matrix: a loss can then be recomputed without the
     stacks. `encode` and `decode` are the two halves.

@@ -23,7 +23,12 @@ Factor = Annotated[float, number(1e-6, 1e6)]
 
 @dataclasses.dataclass(frozen=True)
 class RoutingConfig:
-    """How tokens are routed; the defaults are those of ST-MoE.
+    """How tokens are routed; the defaults are those of ST-MoE (arXiv 2202.08906, appendix C).
+
+    Example:
+      >>> moe.RoutingConfig(num_experts=8)  # top-2, a random second choice, capacity 1.25
+      >>> moe.RoutingConfig(128, top_k=1)  # Switch Transformer
+      >>> moe.RoutingConfig(8, dispatch="dropless", second_policy="all")  # nothing is dropped
 
     Attributes:
       num_experts: E.

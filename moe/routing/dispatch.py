@@ -64,10 +64,15 @@ def _token(source: jax.Array, size: int, choices: int) -> jax.Array:
 
 @jax.custom_vjp
 def dispatch(x: jax.Array, slot: jax.Array, source: jax.Array) -> jax.Array:
-    """Copies tokens to slots.
+    """Copies tokens to the slots of their experts.
+
+    Example:
+      >>> routing = moe.route(logits, config)
+      >>> buffer = moe.dispatch(x, routing.slot, routing.source)
+      >>> y = moe.combine(experts(buffer), routing.gates, routing.slot, routing.source)
 
     Args:
-      x: [G, S, D].
+      x: [G, S, D], any float type.
       slot: int32 [G, S, K].
       source: int32 [E, G, C].
 
@@ -93,7 +98,8 @@ dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 @jax.custom_vjp
 def combine(buffer: jax.Array, gates: jax.Array, slot: jax.Array, source: jax.Array) -> jax.Array:
-    """Adds up what the experts made of each token, weighted by the gates, in float32.
+    """Adds up what the experts made of each token, weighted by the gates, in float32; see the
+    example of `dispatch`.
 
     Args:
       buffer: [E, G, C, D], what the experts return.

@@ -13,10 +13,16 @@ from moe.routing.metrics import Sums
 
 
 def auxiliary_loss(losses: Sums, config: RoutingConfig) -> jax.Array:
-    """The weighted router losses as one scalar, to be added to the cross-entropy.
+    """The weighted router losses as one scalar, to be added to the cross-entropy (ST-MoE, arXiv
+    2202.08906, equation 6).
+
+    Example:
+      >>> y, out = layer(x, train=True, key=key)
+      >>> loss = cross_entropy + moe.auxiliary_loss(out.losses, layer.routing)
 
     Args:
-      losses: name -> (total, count), one entry of any leading shape for each sparse layer.
+      losses: name -> (total, count), the `losses` of a `SparseOutput` or a `Routing`; those of
+        several layers are stacked along any leading axes.
       config: the weights, and "sum" or "mean" over layers.
 
     Returns:

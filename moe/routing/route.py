@@ -34,10 +34,13 @@ class Routing:
 
     Gradients flow through `gates` and `losses` alone. `moe.dispatch(x, slot, source)` copies tokens
     to slots and `moe.combine(buffer, gates, slot, source)` adds up what the experts made of them.
-    The same in the form of the papers (Mesh TensorFlow's `dispatch_tensor`, `combine_tensor`):
+    Below is the same in the form of the papers (`dispatch_tensor` and `combine_tensor` of Mesh
+    TensorFlow).
 
-        buffer = jnp.einsum("gsec,gsd->egcd", routing.dispatch_mask().astype(x.dtype), x)
-        y = jnp.einsum("gsec,egcd->gsd", routing.combine_weights(), experts(buffer))
+    Example:
+      >>> buffer = jnp.einsum("gsec,gsd->egcd", routing.dispatch_mask().astype(x.dtype), x)
+      >>> y = jnp.einsum("gsec,egcd->gsd", routing.combine_weights(), experts(buffer))
+      >>> expert, position = routing.expert_and_position()
 
     Attributes:
       slot: int32 [G, S, K]; choice k of token s has slot c of expert e, as e * C + c; E * C: none.
@@ -109,9 +112,10 @@ def route(
 ) -> Routing:
     """Routes each group of tokens on its own (ST-MoE, arXiv 2202.08906, section 2 and appendix C).
 
-        logits = jnp.einsum("gsd,de->gse", x, router)
-        routing = moe.route(logits, moe.RoutingConfig(num_experts=8, top_k=2))
-        expert, position = routing.expert_and_position()
+    Example:
+      >>> logits = jnp.einsum("gsd,de->gse", x, router)
+      >>> routing = moe.route(logits, moe.RoutingConfig(num_experts=8, top_k=2))
+      >>> loss = cross_entropy + moe.auxiliary_loss(routing.losses, config)
 
     A token whose logits are not all finite is treated as padding and counted in
     `metrics["nonfinite"]`; the other tokens are routed as if it were padding.

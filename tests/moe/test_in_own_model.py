@@ -166,7 +166,20 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(map(str, options.values())))
+QUICK = (3, 5, 7, 8, 9)  # the random policy, priority with a second try, Switch, and the others
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            options,
+            id="-".join(map(str, options.values())),
+            marks=() if number in QUICK else pytest.mark.thorough,
+        )
+        for number, options in enumerate(CASES)
+    ],
+)
 def test_the_dense_form_of_a_routing_dispatches_and_combines_alike(options):
     """Einsums of the papers against the maps, and each choice where expert and position say."""
     groups, size, experts = 2, 13, 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import CheckpointError, ConfigError, DataError
 from trainlib.run.resume import checkpoint_meta
 from trainlib.run.workdir import save_config
+from trainlib.sharding.mesh import make_mesh
 
 
 def test_importing_moe_imports_nothing_heavy_and_names_are_there():
@@ -175,7 +177,7 @@ def run(tmp_path_factory):
     config.decoding.update(method="sample", temperature=3.0, max_length=3)
     config.mesh.update(data=1)
     config.update(batch_size=8, eval_batch_size=8)
-    plan = plan_lib.make(config, plan_lib.make_mesh(1, 1, 1, jax.devices()[:1]))
+    plan = plan_lib.make(config, make_mesh(1, 1, 1, jax.devices()[:1]))
     state, rng = plan.abstract_state(), np.random.default_rng(3)
     flat = {
         name: jax.device_put(
@@ -252,7 +254,9 @@ def test_answers_are_those_of_generate_and_do_not_depend_on_the_batch(run, loade
 
 @pytest.mark.thorough
 def test_several_answers_and_the_scores_of_given_ones(loaded):
+    asked = loaded.config.decoding.to_dict()
     answers = loaded.answer(TEXTS[:2], num_beams=3, num_return_sequences=2, alpha=0.0)
+    assert loaded.config.decoding.to_dict() == asked
     for answer in answers:
         assert len(answer.all) == 2
         assert answer.all[0].text == answer.text
@@ -262,6 +266,35 @@ def test_several_answers_and_the_scores_of_given_ones(loaded):
     other = loaded.score(TEXTS[:2], [["False"], ["True", "False"]])
     np.testing.assert_allclose(other[0], scores[0][1:2], rtol=1e-4)
     np.testing.assert_allclose(other[1], scores[1][:2], rtol=1e-4)
+
+
+@pytest.mark.thorough
+def test_a_run_over_eight_devices_answers_as_on_one(run, loaded):
+    spread = moe.load(run, mesh=make_mesh(2, 4, 1))
+    experts = spread.model.encoder.sparse.experts.up[...]
+    assert len(experts.sharding.device_set) == 8
+    assert not experts.sharding.is_fully_replicated
+    one, other = (x.answer(TEXTS, method="greedy", min_length=1) for x in (loaded, spread))
+    assert [answer.text for answer in one] == [answer.text for answer in other]
+
+
+def test_a_pre_trained_run_says_that_its_answers_fill_gaps(loaded, monkeypatch):
+    assert loaded.config.task == "finetune"
+    config = loaded.config.copy_and_resolve_references()
+    config.task = "pretrain"
+    monkeypatch.setattr(loaded, "config", config)
+    with pytest.warns(UserWarning, match=r"pre-trained .*what it would fill into gaps"):
+        loaded.answer([])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        loaded.answer([])
+
+
+def test_what_is_no_model_of_ours_is_not_decoded(loaded):
+    with pytest.raises(
+        ConfigError, match=r"moe\.load\(\.\.\)\.model, and this is of the type Loaded"
+    ):
+        moe.generate(loaded, np.ones((1, 3), np.int32), max_length=2)
 
 
 def test_mistakes_in_loading_and_asking_are_named(run, loaded, tmp_path):

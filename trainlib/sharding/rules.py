@@ -118,13 +118,15 @@ def shard_module(module: nnx.Module, mesh: Mesh, rules: Rules | None = None) -> 
 
     What a layer of ours declares decides: experts lie over the mesh axis `data`, heads and hidden
     units over `model`. Weights of other layers are copied to every device. An optimiser that is
-    built afterwards has its slots in the same places:
+    built afterwards has its slots in the same places. Layers find the mesh where `jax.set_mesh`
+    says it, around the training.
 
-        mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        moe.shard_module(model, mesh)
-        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
-        with jax.set_mesh(mesh):  # around the training: layers find the mesh there
-            train_step(model, optimizer, batch)
+    Example:
+      >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> moe.shard_module(model, mesh)
+      >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+      >>> with jax.set_mesh(mesh):
+      ...     train_step(model, optimizer, batch)
 
     Args:
       module: a module whose weights are arrays.
