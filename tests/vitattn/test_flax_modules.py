@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
 from trainlib.errors import ConfigError
 from trainlib.model import statistics
 from trainlib.model import weights as nn
+from vitattn import layers
 from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.augmented import AugmentedConv
 from vitattn.layers.conv import Classifier, Conv
@@ -144,6 +146,63 @@ def test_a_users_own_module_trains_and_moves_its_statistics():
     assert float(jnp.abs(model.norm.mean[...]).max()) > 0
     assert call(model, x).shape == (12, 3)
     assert traces == 1  # a call changes arrays, not the module: nothing is compiled again
+
+
+class Mixed(nnx.Module):
+    """Layers of ours between layers of Flax, in bfloat16 where they attend."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        options = {"num_heads": 2, "dtype": jnp.bfloat16, "rngs": rngs}
+        self.augmented = layers.AugmentedConv(3, 16, 3, size=6, **options)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.local = layers.LocalAttention(16, 16, window=3, **options)
+        self.head = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        x = self.norm(self.augmented(x), use_running_average=not train)
+        return self.head(self.local(nnx.relu(x)).mean((1, 2)).astype(jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Such a network, trained, with its losses, an input and what it gives for that."""
+    model, x = Mixed(nnx.Rngs(0)), images(12, 6, 6, 3)
+    losses, traces = trained(model, x, jnp.arange(12) % 3)
+    assert traces == 1
+    return model, losses, x, call(model, x)
+
+
+def test_layers_train_between_those_of_flax(mixed):
+    model, losses, x, _ = mixed
+    assert losses[-1] < 0.7 * losses[0]
+    attended = jax.eval_shape(model.augmented, x)
+    assert attended.dtype == jax.eval_shape(model.local, attended).dtype == jnp.bfloat16
+    kernel, table = model.augmented.conv.kernel[...], model.local.rel_row[...]
+    assert kernel.dtype == table.dtype == jnp.float32
+
+
+def test_vmap_split_and_merge_see_plain_modules(mixed):
+    model, _, x, whole = mixed
+    graphdef, state = nnx.split(model)
+    np.testing.assert_array_equal(call(nnx.merge(graphdef, state), x), whole)
+    one_by_one = jax.jit(jax.vmap(lambda image: model(image[None])[0]))(x)
+    np.testing.assert_allclose(one_by_one, whole, atol=0.05)  # bfloat16
+    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    assert {"augmented.rel_h", "local.qkv", "head.kernel"} <= names
+
+
+def test_a_checkpoint_of_the_users_own_by_orbax(mixed, tmp_path):
+    """Only arrays are saved: nothing of a layer has to be pickled."""
+    model, _, x, whole = mixed
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "mine", nnx.to_pure_dict(nnx.state(model)))
+        checkpointer.wait_until_finished()
+        fresh = Mixed(nnx.Rngs(1))
+        state = nnx.state(fresh)
+        read = checkpointer.restore(tmp_path / "mine", nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, read)
+    nnx.update(fresh, state)
+    np.testing.assert_array_equal(call(fresh, x), whole)
 
 
 @pytest.mark.parametrize(
