@@ -96,6 +96,19 @@ def test_every_layer_is_called_as_it_stands(make, shape, expected):
     assert all(bool((a == b).all()) for a, b in zip(one, other, strict=True))
 
 
+def test_a_layer_can_be_built_inside_a_program():
+    """As Flax users make models that are sharded at once, or shapes without arrays."""
+
+    @nnx.jit
+    def make():
+        return LocalAttention(8, 16, num_heads=2, window=3, rngs=nnx.Rngs(0))
+
+    inside, outside = make(), LocalAttention(8, 16, num_heads=2, window=3, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(inside.qkv[...], outside.qkv[...], atol=1e-6)
+    shapes = nnx.eval_shape(lambda: AugmentedConv(8, 16, num_heads=2, rngs=nnx.Rngs(0)))
+    assert shapes.qkv.get_value().shape == (8, 2 * 40 + 4)
+
+
 def test_relative_positions_need_the_size_of_the_map_and_say_so():
     with pytest.raises(ConfigError, match="size="):
         AugmentedConv(8, 16, num_heads=2, position="relative", rngs=nnx.Rngs(0))

@@ -63,7 +63,10 @@ def _value(
         raise ValueError(f"A weight of shape {shape} needs {len(shape)} logical axes, not {axes}.")
     if rngs is None:
         return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-    return _maker(init, tuple(shape), jnp.dtype(dtype), None)(rngs.params())
+    key = rngs.params()
+    if isinstance(key, jax.core.Tracer):  # inside a program of the caller, which compiles it all
+        return init(key, tuple(shape), jnp.dtype(dtype))
+    return _maker(init, tuple(shape), jnp.dtype(dtype), None)(key)
 
 
 def declare(
