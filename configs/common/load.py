@@ -128,7 +128,7 @@ def _find(name: str) -> Path:
             )
         return path
     if own is not None:
-        for other in (Path(f"{path.stem}.py"), Path("configs", f"{path.stem}.py")):
+        for other in _beside(path):
             if other.is_file() and _differ(other, own):
                 _note(
                     f"--config={shown(name)} is the shipped configuration, not {other} of this "
@@ -136,10 +136,14 @@ def _find(name: str) -> Path:
                 )
         return own
     what = f"it is {what_is(name)}" if os.path.lexists(name) else "there is no such file"
-    raise ConfigError(
-        f"--config={shown(name)}: {what}. {nearest(path.stem, by_stem)}"
-        f"Shipped: {', '.join(f'configs/{stem}.py' for stem in by_stem)}."
-    )
+    meant = [other for other in _beside(path) if other.is_file()]
+    hint = f"Did you mean {shown(meant[0])}? " if meant else nearest(path.stem, by_stem)
+    raise ConfigError(f"--config={shown(name)}: {what}. {hint}Shipped: {', '.join(by_stem)}.")
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Files of the current directory that a bare name may mean."""
+    return Path(f"{path.stem}.py"), Path("configs", f"{path.stem}.py")
 
 
 def _differ(one: Path, other: Path) -> bool:

@@ -43,7 +43,7 @@ LIBRARY = """
 import jax.numpy as jnp, vitattn
 from flax import nnx
 model = vitattn.create_model("aa_resnet50", num_classes=10, image_size=32, rngs=nnx.Rngs(0))
-logits = model(jnp.zeros((1, 32, 32, 3)), train=False)
+logits = nnx.jit(lambda m, images: m(images, train=False))(model, jnp.zeros((1, 32, 32, 3)))
 assert logits.shape == (1, 10), logits.shape
 """
 

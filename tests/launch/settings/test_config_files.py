@@ -255,7 +255,7 @@ def test_a_caller_in_python_gets_what_the_command_line_gets(tmp_path):
         ("aa_resnet50", {"step": 1}, ["configs.load", "Did you mean 'steps'"]),
         ("aa_resnet50", {"steps": "400"}, ["steps='400'", "whole number"]),
         ("aa_resnet50", {"optimizer": {"momentom": 1}}, ["Did you mean 'optimizer.momentum'"]),
-        ("LICENSE", {}, ["LICENSE", "configs/aa_resnet50.py"]),
+        ("LICENSE", {}, ["LICENSE", "aa_resnet50"]),
     ],
 )
 def test_a_caller_in_python_makes_the_same_mistakes(name, values, words):
