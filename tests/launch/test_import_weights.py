@@ -246,6 +246,7 @@ def resnet(tmp_path_factory):
     return tensors, root / "run"
 
 
+@pytest.mark.thorough
 def test_torchvisions_resnet50_computes_the_same(resnet):
     pytest.importorskip("torch", reason="the reference is torch's arithmetic")
     tensors, workdir = resnet

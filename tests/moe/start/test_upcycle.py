@@ -19,11 +19,17 @@ from trainlib.sharding.mesh import make_mesh
 @pytest.mark.parametrize(
     "layout",
     [
-        {"encoder_blocks": 2, "extra_ffn": "after", "expert_bias": "multiplicative"},
+        pytest.param(
+            {"encoder_blocks": 2, "extra_ffn": "after", "expert_bias": "multiplicative"},
+            marks=pytest.mark.thorough,
+        ),
         {"sparse_period": 4, "sparse_offset": 1, "extra_ffn": "before", "kind": "encoder"},
         {"sparse_period": 1, "extra_ffn": "none", "activation": "relu", "kind": "decoder"},
-        {"encoder_blocks": 3, "partial_period": True, "sparse_offset": 0, "decoder_blocks": 1}
-        | {"sparse_stacks": "encoder"},
+        pytest.param(
+            {"encoder_blocks": 3, "partial_period": True, "sparse_offset": 0, "decoder_blocks": 1}
+            | {"sparse_stacks": "encoder"},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_logits_are_those_of_the_dense_model(small, made, text, quick, layout):

@@ -266,7 +266,14 @@ def test_stems():
     ]
 
 
-@pytest.mark.parametrize("config", [TINY | {"stem": "conv"}, TINY_AUGMENTED, TINY | {"depth": 34}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY | {"stem": "conv"}, marks=pytest.mark.thorough),
+        TINY_AUGMENTED,
+        TINY | {"depth": 34},
+    ],
+)
 def test_every_weight_learns_and_statistics_move(config):
     spec, params, state, images = ready(config)
 

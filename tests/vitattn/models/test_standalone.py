@@ -41,7 +41,7 @@ def ready(config, size=8):
 @pytest.mark.parametrize(
     "options",
     [
-        {"attention": LOCAL},
+        pytest.param({"attention": LOCAL}, marks=pytest.mark.thorough),
         {"attention": HALO | {"stages": (3, 4)}, "gate": "se", "gate_ratio": 4},
         pytest.param(
             {

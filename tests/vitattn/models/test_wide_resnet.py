@@ -76,7 +76,13 @@ def test_shortcut_of_an_odd_map_averages_the_pixels_that_exist():
     np.testing.assert_allclose(widen(x, 1, 2)[0, ..., 0], [[2, 3.5], [6.5, 8]])
 
 
-@pytest.mark.parametrize("options", [{"gate": "se", "gate_ratio": 2}, {"attention": AUGMENTED}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"gate": "se", "gate_ratio": 2}, marks=pytest.mark.thorough),
+        {"attention": AUGMENTED},
+    ],
+)
 def test_every_weight_learns_and_statistics_move(options):
     spec = nn.abstract(build(TINY | options))
     rng = np.random.default_rng(0)
