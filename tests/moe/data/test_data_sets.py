@@ -11,7 +11,8 @@ from trainlib.errors import ConfigError
 
 
 def test_each_row_says_how_it_is_asked_for():
-    assert [form.partition(":")[0] for form in usage().split(", ")] == list(KINDS)
+    named = [form.partition(":")[0] for form in usage().split(", ")]
+    assert named == [*KINDS, "module"]  # and those of users
     for name, kind in KINDS.items():
         assert kind_of(kind.usage) is kind_of(name) is kind
     assert kind_of("mixture") is None

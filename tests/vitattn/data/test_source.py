@@ -113,7 +113,8 @@ def test_the_table_of_kinds_makes_the_help_and_the_messages():
     _, meaning = data_defaults()["source"]
     for text in (str(caught.value), meaning):
         assert "imagenet, folder:PATH, cifar100, digits, synthetic, synthetic:CLASSES" in text
-    assert set(catalog.KINDS) == {form.partition(":")[0] for form in catalog.usage().split(", ")}
+    named = {form.partition(":")[0] for form in catalog.usage().split(", ")}
+    assert named == {*catalog.KINDS, "module"}  # and those of users
 
 
 def test_holding_out_divides_the_training_set():
