@@ -8,6 +8,7 @@ of a session, in the order in which its methods stand here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import time
@@ -210,7 +211,9 @@ class Session(Generic[Result]):
         with (
             contextlib.closing(self._trackers),
             contextlib.closing(self.progress),
-            self._profile.run(self.progress.message),
+            self._profile.run(
+                self.progress.message, functools.partial(self.progress.pause, "saving")
+            ),
             watchdog.follow(self.progress.beat),
             StopRequest() as self._stop,
             jax.transfer_guard("disallow"),
@@ -238,7 +241,7 @@ class Session(Generic[Result]):
             with self.progress.waiting():
                 batch = next(batches)
             self.number, self.result = self.number + 1, None
-            with self._profile.step(self.number, self.progress.message):
+            with self._profile.step(self.number):
                 yield self.number, batch
 
     def record(self, number: int, sums: Sums) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,21 @@ class Profile:
         self._running, self._done = False, False
 
     @contextlib.contextmanager
-    def run(self, say: Callable[[str], None]) -> Iterator[None]:
+    def run(
+        self, say: Callable[[str], None], pause: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[None]:
         """Around the loop.
 
         Args:
           say: prints where the trace is, or that it was cut off or is of steps that did not come.
+          pause: around what takes longer than a step.
         """
+        self._say, self._pause = say, pause
         try:
             yield
         finally:
             if self._running:
-                self._write(say)
+                self._write()
             elif self._asked and not self._done:
                 say(
                     f"no profile was written: --profile asks for the steps {self.first} to "
@@ -84,9 +89,9 @@ class Profile:
                 )
 
     @contextlib.contextmanager
-    def step(self, number: int, say: Callable[[str], None]) -> Iterator[None]:
-        """Around a step: starts the trace before its first one, names each, ends it after the last
-        one.
+    def step(self, number: int) -> Iterator[None]:
+        """Around a step, within `run`: starts the trace before the first of its steps, names each,
+        and ends it after the last.
         """
         if number == self.first:
             jax.block_until_ready(self._sums)
@@ -101,20 +106,21 @@ class Profile:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
         if number == self.last:
-            self._write(say)
+            self._write()
 
     def dispatched(self, number: int, sums: Any) -> None:
         """Takes what a step returned, which may still be under way."""
         if self._asked:
             self._number, self._sums = number, sums
 
-    def _write(self, say: Callable[[str], None]) -> None:
+    def _write(self) -> None:
         jax.block_until_ready(self._sums)
-        jax.profiler.stop_trace()
+        with self._pause():
+            jax.profiler.stop_trace()
         self._running, self._done, self._sums = False, True, ()
         newest = max(self._folder.glob("plugins/profile/*/*.trace.json.gz"), default=self._folder)
         cut = "" if self._number == self.last else f" (the run ended before {self.last})"
-        say(
+        self._say(
             f"profile of the steps {self.first} to {self._number}{cut}: open {newest} at "
             f"https://ui.perfetto.dev, or `tensorboard --logdir={self._folder}` (pip install xprof)"
         )
