@@ -46,13 +46,11 @@ Images = Sequence[OneImage]
 
 # ---------------------------------------------------------------- models by name
 def list_models(pattern: str = "") -> list[str]:
-    """Returns the names that `create_model` takes, sorted.
-
-    Args:
-      pattern: with `*` and `?` as in file names; "" lists all.
+    """Returns the names that `create_model` takes and that contain `pattern`, in which `*` and `?`
+    stand for other letters; sorted.
 
     Example:
-      >>> vitattn.list_models("sasa*")
+      >>> vitattn.list_models("sasa")
       ['sasa_resnet26', 'sasa_resnet38', 'sasa_resnet50']
     """
     return named.names(pattern)

@@ -51,8 +51,8 @@ NAMED: dict[str, dict[str, Any]] = {
 
 
 def names(pattern: str = "") -> list[str]:
-    """The names that match `pattern` (with `*` and `?` as in file names; "" is all), sorted."""
-    return sorted(name for name in NAMED if not pattern or fnmatch.fnmatch(name, pattern))
+    """The names that contain `pattern`, in which `*` and `?` stand for other letters; sorted."""
+    return sorted(name for name in NAMED if fnmatch.fnmatchcase(name, f"*{pattern}*"))
 
 
 def section(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
