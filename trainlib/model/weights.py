@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
+from jax.core import Tracer
 from jax.sharding import Sharding
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
@@ -64,7 +65,7 @@ def _value(
     if rngs is None:
         return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
     key = rngs.params()
-    if isinstance(key, jax.core.Tracer):  # inside a program of the caller, which compiles it all
+    if isinstance(key, Tracer):  # inside a program of the caller, which compiles it all
         return init(key, tuple(shape), jnp.dtype(dtype))
     return _maker(init, tuple(shape), jnp.dtype(dtype), None)(key)
 
