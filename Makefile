@@ -53,8 +53,11 @@ compile-32b: $(VENV)/.test
 compile-all: $(VENV)/.test
 	$(BIN)/python -m launch.compile --all
 
+# With the emitter of XLA that users have: tests/compiler.py.
+AS_USERS := VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0
+
 soak: $(VENV)/.docs
-	$(BIN)/python -m pytest -m slow
+	$(AS_USERS) $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m benchmarks.soak_resume
 
 # The wheel and the source distribution, in dist/.
@@ -70,7 +73,7 @@ wheel-check: $(VENV)/.test
 # And the whole suite in the mode that Flax is moving to, with the emitter of XLA that users have.
 nightly: soak wheel-check
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
-	VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(AS_USERS) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # Prints how many damaged files were refused and how many could still be read.
 fuzz: $(VENV)/.test

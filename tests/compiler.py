@@ -2,7 +2,8 @@
 
 Three quarters of the suite's time used to be XLA's. Without its optimisations, without the newer
 emitter of fusions, which builds every loop through MLIR, and with one LLVM module for each program,
-compilation costs a third. `make nightly` sets the variable below to test the other emitter as well.
+compilation costs a third. `make soak` and `make nightly` set the variable below, for the emitter
+that users have.
 """
 
 import os
