@@ -16,6 +16,8 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from trainlib.errors import ConfigError, nearest
 
@@ -187,3 +189,29 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def container_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """(limit, used) in bytes of every control group around this process that limits memory.
+
+    What is used is taken as Docker and Kubernetes do: without file pages that could be dropped.
+    """
+    groups = root / "sys/fs/cgroup"
+    listing = root / "proc/self/cgroup"
+    text = listing.read_text() if listing.exists() else ""
+    lines = [line.split(":", 2) for line in text.splitlines()]
+    # Version 2: one tree, "0::/path". Version 1: a tree for each controller, "4:memory:/path".
+    v2 = groups, "memory.max", "memory.current", "inactive_file"
+    v1 = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    for top, limit, used, cache in (v2, v1):
+        key = "memory" if top != groups else ""
+        below = [path for _, names, path in lines if names == key] or ["/"]
+        folder = top / below[0].lstrip("/")
+        # In a container the path may be the one outside, which is not there; the top always is.
+        for group in dict.fromkeys([folder, *folder.parents]):
+            if group.is_relative_to(top) and (group / limit).exists():
+                bound = (group / limit).read_text().strip()
+                if bound.isdigit():
+                    stat = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.M)
+                    taken = int((group / used).read_text()) - (int(stat[1]) if stat else 0)
+                    yield int(bound), taken

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.doctor.report import FAILED, MACHINE, NOTE, OK, Finding
 from launch.hosts import find, start
-from trainlib.chips import usable_cores
+from trainlib.chips import container_limits, usable_cores
 from trainlib.errors import ConfigError
 from trainlib.files import create
 
@@ -43,32 +43,6 @@ def memory(root: Path = Path("/")) -> Iterator[Finding]:
         size = "none" if shared is None else f"{shared.free / GIB:.2f} GiB free"
         text = f"{size}: data workers need more (docker run --shm-size=8g), or data.workers=0"
         yield Finding("/dev/shm", NOTE, text)
-
-
-def container_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of every control group around this process that limits memory.
-
-    What is used is taken as Docker and Kubernetes do: without file pages that could be dropped.
-    """
-    groups = root / "sys/fs/cgroup"
-    listing = root / "proc/self/cgroup"
-    text = listing.read_text() if listing.exists() else ""
-    lines = [line.split(":", 2) for line in text.splitlines()]
-    # Version 2: one tree, "0::/path". Version 1: a tree for each controller, "4:memory:/path".
-    v2 = groups, "memory.max", "memory.current", "inactive_file"
-    v1 = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    for top, limit, used, cache in (v2, v1):
-        key = "memory" if top != groups else ""
-        below = [path for _, names, path in lines if names == key] or ["/"]
-        folder = top / below[0].lstrip("/")
-        # In a container the path may be the one outside, which is not there; the top always is.
-        for group in dict.fromkeys([folder, *folder.parents]):
-            if group.is_relative_to(top) and (group / limit).exists():
-                bound = (group / limit).read_text().strip()
-                if bound.isdigit():
-                    stat = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(), re.M)
-                    taken = int((group / used).read_text()) - (int(stat[1]) if stat else 0)
-                    yield int(bound), taken
 
 
 def disk(workdir: Path, need: int = 0, probe: int = 32 * 2**20) -> Finding:

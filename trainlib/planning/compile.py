@@ -31,6 +31,7 @@ from trainlib.errors import ConfigError
 from trainlib.model import flops
 from trainlib.planning import hlo
 from trainlib.sharding.mesh import AXES, make_mesh
+from trainlib.step.memory import device_bytes
 from trainlib.step.plan import Plan
 
 # Two processes may compile at once, and no cloud is asked what machine this is.
@@ -237,15 +238,6 @@ def _memory(analysis: Any) -> Memory:
         code=analysis.generated_code_size_in_bytes,
         host=analysis.host_temp_size_in_bytes,
     )
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of abstract arrays on one device, from their shapes and shardings."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        total += math.prod(shape) * leaf.dtype.itemsize
-    return total
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}

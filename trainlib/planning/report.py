@@ -13,8 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib.chips import DCN_BANDWIDTH, GIB, Target
-from trainlib.planning.compile import Memory, Result, device_bytes
+from trainlib.planning.compile import Memory, Result
 from trainlib.run.progress import duration
+from trainlib.step.memory import device_bytes
 from trainlib.step.plan import Plan
 from trainlib.step.train_state import whole_bytes
 

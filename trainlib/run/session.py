@@ -34,6 +34,7 @@ from trainlib.run.summary import report_complete, save_summary
 from trainlib.run.trackers.feed import Trackers
 from trainlib.run.trackers.tracker import classes
 from trainlib.run.workdir import agree_on_workdir, open_workdir, save_config
+from trainlib.step.memory import check_memory
 from trainlib.step.plan import Plan
 from trainlib.step.profile import Profile, Steps
 from trainlib.step.step import Sums
@@ -99,8 +100,8 @@ class Session(Generic[Result]):
       stopping: whether the run was asked to stop: no further step begins.
 
     Raises:
-      ConfigError: another run holds the workdir, a fixed key changed, or `writers.extra` names no
-        tracker.
+      ConfigError: the state does not fit the devices, another run holds the workdir, a fixed key
+        changed, or `writers.extra` names no tracker.
       CheckpointError: no step can be resumed from.
       StorageError: the disk refuses.
     """
@@ -123,6 +124,7 @@ class Session(Generic[Result]):
         values_of: Callable[[Sums], dict[str, float]] = compute,
         profile: Steps | None = None,
     ):
+        check_memory(plan)
         config = plan.config
         self.plan, self.config, self.workdir = plan, config, workdir
         self.main = jax.process_index() == 0

@@ -12,13 +12,10 @@ import os
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from trainlib.chips import GIB, target
 from trainlib.errors import ConfigError
 from trainlib.planning import compile as aot
-from trainlib.sharding.mesh import make_mesh
 
 OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
@@ -39,20 +36,6 @@ def test_the_compilers_verdict_is_read():
 )
 def test_other_errors_are_not_verdicts(message):
     assert aot.read_shortfall(message) is None
-
-
-def test_bytes_on_a_device_follow_the_sharding():
-    mesh = make_mesh(1, 2, 4)
-
-    def struct(spec, shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-    tree = {
-        "split": struct(P("data", "model"), (6, 8), jnp.float32),  # 3 x 2 x 4
-        "both": struct(P(("data", "model")), (16,), jnp.bfloat16),  # 2 x 2
-        "whole": struct(P(), (5,), jnp.int32),  # 20
-    }
-    assert aot.device_bytes(tree) == 3 * 2 * 4 + 2 * 2 + 20
 
 
 def test_largest_values_are_listed_once_each():
