@@ -43,7 +43,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
     objective.check_objective(model.kind, config.data.objective)
     _check_routing(config, model, mesh, rules)
     abstract = weights.abstract(Transformer(model))
-    schedule = schedules.make_schedule(config.schedule, config.steps)
+    schedule = schedules.of_run(config)
     options = dict(config.optimizer.items())
     subset = config.finetune.train, config.finetune.router_with_moe
     options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import stat
 import sys
 import time
@@ -36,6 +37,7 @@ HELP = (
 )
 MOST_BYTES = 2 * 1024**3  # of all entries together; those that were used last stay
 _SUFFIX = ".program"
+_ENTRY = re.compile(r"[0-9a-f]{40}(\.program|\.[0-9a-f]{16}\.tmp)")  # names of files of ours
 _DIGEST = 32  # bytes of SHA-256 before the content
 _TOUCHED = 3600.0  # seconds after which the use of an entry is noted again
 _ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
@@ -190,10 +192,13 @@ _KINDS = frozenset(
 
 def bound(root: Path, most: int = MOST_BYTES) -> None:
     """Deletes the entries below `root` that were not used for longest, until the rest holds at most
-    `most` bytes, and files that a process left unfinished.
+    `most` bytes, and files that a process left unfinished. What else lies there, for a person may
+    name any directory, stays.
     """
     entries: list[tuple[float, int, Path]] = []
-    for path in root.glob("*/*"):
+    for path in root.glob("jax-*/*"):
+        if not _ENTRY.fullmatch(path.name):
+            continue
         with contextlib.suppress(OSError):  # another process deleted it
             status = path.lstat()
             if path.suffix == _SUFFIX:

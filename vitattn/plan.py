@@ -45,7 +45,7 @@ def make_replicated(config: ConfigDict) -> Plan[ModelConfig]:
 
 def _plan(config: ConfigDict, mesh: Mesh, rules: Rules, slots: Rules) -> Plan[ModelConfig]:
     abstract = weights.abstract(build(config.model))
-    schedule = schedules.make_schedule(config.schedule, config.steps)
+    schedule = schedules.of_run(config)
     optimizer = make_optimizer(config.optimizer, schedule, abstract.params)
     shardings = state_shardings(
         abstract,

@@ -11,8 +11,8 @@ from trainlib import commands, paths
 from trainlib import config as settings
 from trainlib.errors import UserError
 
-# They change nothing of the result.
-LEFT_OUT = ("name", "published.", "writers.", "target", "stuck_after")
+# They change nothing of the result; of a run that was trained, `steps` says what `epochs` came to.
+LEFT_OUT = ("name", "published.", "writers.", "target", "stuck_after", "epochs")
 
 
 def training(config: ConfigDict, saved: str = "") -> list[str]:
@@ -29,7 +29,8 @@ def training(config: ConfigDict, saved: str = "") -> list[str]:
     words = [commands.PROGRAM, "train"]  # whoever reads the card installs the package
     try:
         known = any(path.stem == name for path in load.shipped())
-        base = load.from_flags(f"{file}:{variant}", {}).config if known else None
+        # By its name, and not a file of the current directory that is called alike.
+        base = load.from_flags(f"{name}:{variant}", {}).config if known else None
     except UserError:  # a variant of another version
         base = None
     if base is None:

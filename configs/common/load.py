@@ -102,9 +102,11 @@ def shipped() -> list[Path]:
 
 
 def _with_values(loaded: Loaded, values: Mapping[str, Any], where: str) -> Loaded:
-    from trainlib.config import flatten
+    from trainlib.config import flatten, mark_together, set_together
 
+    of_file = set_together(loaded.config)
     config = overrides.apply(loaded.config, values, where, typed=where != COMMAND_LINE)
+    mark_together(config, of_file | set(values))
     paths.check(flatten(config))
     origin = loaded.origin | dict.fromkeys(values, where)
     return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
@@ -179,7 +181,7 @@ def _from_values(values: Mapping[str, Any], source: str) -> Loaded:
 
 
 def _from_file(text: str) -> Loaded:
-    from trainlib.config import assign, flatten
+    from trainlib.config import assign, flatten, mark_together
 
     name, _, variant = text.partition(":")
     path = _find(name)
@@ -192,6 +194,10 @@ def _from_file(text: str) -> Loaded:
     config = overrides.defaults(values, name)
     defaults = flatten(config)
     assign(config, values, text)
+    own = {key for key, value in values.items() if value != defaults.get(key)}
+    if "epochs" in own and "steps" not in own:
+        # Its warm-up was not chosen for the default of `steps`.
+        mark_together(config, own)
     origin = {}
     for key, value in flatten(config).items():
         if key in values and value != plain.get(key, defaults[key]):

@@ -134,6 +134,16 @@ def test_the_layer_runs_on_every_kind_of_mesh(layer_alone, kind):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
 
 
+def test_the_batch_stays_split_however_the_layer_is_called(layer_alone):
+    """By keywords a key comes before x, which it must not be taken for."""
+    make, x, _ = layer_alone
+    mesh = mesh_of(AxisType.Explicit)
+    split = jax.device_put(x, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        y = jax.eval_shape(lambda x: make()(key=jax.random.key(0), x=x)[0], split)
+    assert y.sharding.spec[0] == "data"
+
+
 @pytest.mark.thorough
 @KINDS
 def test_the_layer_runs_on_a_mesh_without_being_compiled(layer_alone, kind):

@@ -170,17 +170,19 @@ def test_many_may_write_one_entry_at_once(folder, capsys):
     assert not capsys.readouterr().err
 
 
-def test_what_was_used_last_stays(tmp_path):
-    for age, name in enumerate("abcd"):
-        path = tmp_path / "machine" / f"{name}.program"
+def test_what_was_used_last_stays_and_what_others_keep_there(tmp_path):
+    """Any directory may be named, one with other things in it as well."""
+    machine, others = tmp_path / "jax-1-x-0", tmp_path / "thesis"
+    names = [f"{letter * 40}.program" for letter in "abcd"]
+    unfinished = machine / f"{'e' * 40}.{'0' * 16}.tmp"
+    foreign = [others / "draft.tmp", others / f"{'e' * 40}.program", machine / "notes.tmp"]
+    for age, path in enumerate([*(machine / name for name in names), unfinished, *foreign]):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(100))
         os.utime(path, (10_000 - age, 10_000 - age))
-    unfinished = tmp_path / "machine" / "e.1.tmp"
-    unfinished.touch()
-    os.utime(unfinished, (1, 1))
     compile_cache.bound(tmp_path, most=250)
-    assert sorted(p.name for p in tmp_path.glob("*/*")) == ["a.program", "b.program"]
+    left = sorted([*(machine / name for name in names[:2]), *foreign])
+    assert sorted(tmp_path.glob("*/*")) == left
 
 
 def test_who_decides_where_it_lies(monkeypatch, tmp_path):

@@ -102,7 +102,9 @@ def automatic_axes(outputs: Callable[[P], Any]) -> Callable[[F], F]:
                 inputs, named = tree.unflatten([arrays.get(n, x) for n, x in enumerate(leaves)])
                 return call(nnx.merge(graphdef, state), *inputs, **named)
 
-            batch = P(*jax.typeof(next(iter(arrays.values()))).sharding.spec[:1])
+            # Of the inputs, and not of a key of random numbers or a scalar among the arguments.
+            widest = max(arrays.values(), key=lambda array: array.ndim)
+            batch = P(*jax.typeof(widest).sharding.spec[:1])
             run: Any = jax.sharding.auto_axes(inner, out_sharding=outputs(batch))
             return run(state, arrays)
 

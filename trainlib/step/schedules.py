@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from trainlib.config import Options, complete, require, set_together
+from trainlib.config import Options, complete, mark_together, require, set_together
 from trainlib.keys import choice, key, many, number, switch, whole
 
 NAMES = ("constant", "step", "cosine", "exponential", "inverse_sqrt")
@@ -110,6 +110,10 @@ def _body(options: dict[str, Any], total_steps: int) -> optax.Schedule:
     return lambda step: rate * jax.lax.rsqrt(jnp.maximum(step, plateau).astype(jnp.float32))
 
 
+# Keys whose values count steps, which `settle_epochs` scales.
+_COUNTED = ("schedule.warmup_steps", "schedule.boundaries", "schedule.decay_steps")
+
+
 def settle_epochs(config: ConfigDict, examples: int) -> bool:
     """Sets `steps` of a configuration whose `epochs` is set, in place. What its schedule counts in
     steps keeps its share of the run, but for keys that were set together with `epochs`. Settling
@@ -120,13 +124,15 @@ def settle_epochs(config: ConfigDict, examples: int) -> bool:
       examples: in the training split.
 
     Returns:
-      Whether anything changed.
+      Whether a plan that was made before has another schedule.
     """
     if not config.epochs:
         return False
+    provisional = _provisional(config)
     before, steps = config.steps, max(1, math.ceil(config.epochs * examples / config.batch_size))
     config.steps, options = steps, config.schedule
     together = set_together(config)
+    mark_together(config, {*together, "steps"})
 
     def share(count: int, least: int) -> int:
         return max(least, round(count * steps / before))
@@ -137,7 +143,25 @@ def settle_epochs(config: ConfigDict, examples: int) -> bool:
         options.boundaries = tuple(share(step, 1) for step in options.boundaries)
     if options.name == "exponential" and "schedule.decay_steps" not in together:
         options.decay_steps = share(options.decay_steps, 1)
-    return steps != before
+    return provisional or steps != before
+
+
+def _provisional(config: ConfigDict) -> bool:
+    """Whether the schedule is meant for steps that only `settle_epochs` will know."""
+    together = set_together(config)
+    return bool(config.epochs) and "steps" not in together and not together.isdisjoint(_COUNTED)
+
+
+def of_run(config: ConfigDict) -> optax.Schedule:
+    """The schedule of a run, by `make_schedule`. Before `settle_epochs`, steps of a warm-up that
+    was set together with `epochs` have no run to fit into: the rate is constant until then.
+
+    Raises:
+      ConfigError: names the key and what it has to be.
+    """
+    if _provisional(config):
+        return optax.constant_schedule(config.schedule.learning_rate)
+    return make_schedule(config.schedule, config.steps)
 
 
 def make_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:

@@ -6,6 +6,7 @@ from configs.common import command, load
 from launch import cli
 from trainlib import paths
 from trainlib.config import flatten
+from trainlib.step import schedules
 
 HOME = "/home/me/a secret"
 RUNS = {
@@ -83,3 +84,19 @@ def test_a_configuration_of_ones_own_is_the_file_that_holds_it():
 )
 def test_paths_are_found_in_text(text, expected):
     assert paths.without_paths(text) == expected
+
+
+def test_a_run_of_epochs_is_trained_again_by_its_steps(tmp_path, monkeypatch):
+    """`steps` and `epochs` of one command line contradict each other; and a file of the current
+    directory that is called as a shipped one is not what the command of others reads.
+    """
+    config = load.from_flags("resnet50:digits", {"epochs": "3"}).config
+    schedules.settle_epochs(config, 1437)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "resnet50.py").write_text("raise RuntimeError('not asked for')")
+    monkeypatch.chdir(tmp_path)
+    words = command.training(config)
+    (tmp_path / "configs" / "resnet50.py").unlink()
+    flags = dict(word.removeprefix("--config.").split("=", 1) for word in words[4:])
+    again = load.from_flags(words[2].removeprefix("--config="), flags).config
+    assert (again.steps, again.schedule.warmup_steps) == (45, config.schedule.warmup_steps)

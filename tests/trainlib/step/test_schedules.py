@@ -169,3 +169,33 @@ def test_a_warm_up_that_is_set_with_the_epochs_stays():
     schedules.settle_epochs(config, 1437)
     assert config.schedule.warmup_steps == 7
     assert config.steps == math.ceil(1437 / config.batch_size)
+
+
+@pytest.mark.parametrize("epochs", [1, 100])
+def test_a_warm_up_may_need_the_steps_that_the_epochs_come_to(epochs):
+    """500 steps are more than the 300 of the file, and fewer than 100 epochs."""
+    values = {"epochs": epochs, "schedule.warmup_steps": 500}
+    config = from_python("configs/resnet50.py:digits", values)
+    assert schedules.of_run(config)(0) == config.schedule.learning_rate
+    assert schedules.settle_epochs(config, 1437)
+    if epochs == 1:
+        with pytest.raises(ConfigError, match="warmup_steps=500"):
+            schedules.of_run(config)
+    else:
+        assert schedules.of_run(config)(250) == pytest.approx(config.schedule.learning_rate / 2)
+
+
+def test_a_file_that_sets_epochs_and_no_steps_means_its_warm_up_as_it_is(tmp_path):
+    """The default of `steps` is nobody's choice, so that the warm-up has no share of it."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from vitattn.config import default_config\n\n\n"
+        "def get_config(variant=''):\n"
+        "    config = default_config('resnet')\n"
+        "    config.epochs, config.batch_size, config.schedule.warmup_steps = 3.0, 10, 5\n"
+        "    return config\n"
+    )
+    for values, steps in (({}, 30), ({"epochs": 6}, 60)):
+        config = from_python(str(file), values)
+        schedules.settle_epochs(config, 97 + 3)
+        assert (config.steps, config.schedule.warmup_steps) == (steps, 5)
