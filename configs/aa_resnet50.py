@@ -12,7 +12,7 @@ Never run on ImageNet with this code: no score of ours stands here, and hours ar
 
 Variants:
   digits: the same network on 1,797 handwritten digits of 8x8 pixels, in minutes on 2 CPU cores.
-    Measured here: see README.md.
+    Measured here: see docs/results.md.
   fraction025, fraction050, fraction075, fraction100: kappa = upsilon; published top-1 77.7, 77.3,
     76.7, 74.8 %. At 1 no 3x3 convolution is left beside the attention.
   position_none, position_sine, position_coord: published top-1 77.5 % each.

@@ -14,8 +14,8 @@ Never run with this code: no score of ours stands here.
 
 Variants: `sample` is a model of 444,032 parameters on the few examples that come with this
 package, scored on what it was trained on: a check that everything fits together and no benchmark.
-Measured here: 100 in every task after 800 steps, 6 CPU minutes (README.md). `dense`; the subsets
-`non_moe`, `moe`, `attention`, `ffn` (figure 5); `no_aux` (table 5); `sentinels` (table 7).
+Measured here: 100 in every task after 800 steps, 6 CPU minutes (docs/results.md). `dense`; the
+subsets `non_moe`, `moe`, `attention`, `ffn` (figure 5); `no_aux` (table 5); `sentinels` (table 7).
 `--config.sweep=grid` prints the 18 settings of table 20, and `--config.sweep=N` trains one of them.
 """
 

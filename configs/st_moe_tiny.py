@@ -6,7 +6,7 @@ Data: the English prose of Python's own documentation topics, as bytes; 4 + 4 bl
 each stack with 4 experts and a dense layer beside them, top-2, capacity factor 1.25 / 2.0. Built
 here: 2,494,720 parameters. Hardware: 2 CPU cores. No paper has a score at this size; the run prints
 the unigram entropy of its targets, 3.55 nats, which a model that learns nothing but frequencies
-reaches. Measured here: see README.md.
+reaches. Measured here: see docs/results.md.
 
 Variant `dense`: the same without experts, 1,707,008 parameters.
 """
