@@ -19,6 +19,7 @@ from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import flatten
+from trainlib.sharding.constrain import with_automatic_axes
 
 _BEAM, _SAMPLE = ("num_beams", "beam_rule", "alpha"), ("temperature", "top_k", "top_p", "seed")
 
@@ -115,8 +116,8 @@ def generate(
       tokens int32 [B, T] and scores float32 [B], see `Generated`.
 
     Raises:
-      ConfigError: an option that cannot work, no max_length, or a model that is no
-        encoder-decoder of ours.
+      ConfigError: an option that cannot work, no max_length, tokens of another shape, or a model
+        that is no encoder-decoder of ours.
     """
     if not isinstance(model, Transformer):
         raise ConfigError(
@@ -129,17 +130,27 @@ def generate(
             "moe.generate needs max_length, the most tokens of an answer, such as max_length=32."
         )
     tokens = jnp.asarray(encoder_inputs, jnp.int32)
+    if tokens.ndim != 2 or not tokens.size:
+        raise ConfigError(
+            "moe.generate takes tokens of the shape [batch, length], and these have "
+            f"{tokens.shape}. A single sequence is encoder_inputs[None]."
+        )
     segments = tokens != 0 if encoder_segments is None else encoder_segments
     batch = {"encoder_inputs": tokens, "encoder_segments": jnp.asarray(segments, jnp.int32)}
     if chosen.method == "sample":
         batch["number"] = jnp.arange(len(tokens)) if numbers is None else jnp.asarray(numbers)
     search = _compiled(model.config, chosen, vocabulary_size or model.config.vocab_size)
     params = flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    result = search(params, {}, batch)
+    result = search(params, batch)
     return Generated(result["words"], result["score"])
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(model: Architecture, options: Decoding, words: int) -> Callable[..., Any]:
     """The jitted search: calls with the same settings share what is compiled."""
-    return jax.jit(make_generate(model, options, options.max_length, words))
+    search = make_generate(model, options, options.max_length, words)
+
+    def run(params: Any, batch: Any) -> Any:
+        return search(params, {}, batch)
+
+    return jax.jit(lambda params, batch: with_automatic_axes(run, lambda b: b, params, batch))

@@ -91,7 +91,7 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
     of D". The automatic partitioner would copy the whole result to every device.
     """
     sharding = active()
-    if sharding is None or sharding[0].shape["model"] == 1:
+    if sharding is None or sharding[0].shape.get("model", 1) == 1:
         return to_residual(jnp.take(table, tokens, axis=0))
     mesh, rules = sharding
 

@@ -152,6 +152,29 @@ def test_the_layer_runs_on_a_mesh_without_being_compiled(layer_alone, kind):
         np.testing.assert_allclose(of_layer(make(), x), expected[0], rtol=1e-5)
 
 
+@pytest.mark.thorough
+@KINDS
+def test_a_whole_model_runs_and_generates_on_a_mesh_that_has_some_axes(kind):
+    """A mesh of a stranger need not have an axis `model`."""
+    routing = {"num_experts": 8, "group_sequences": 1}
+    sizes = {"d_model": 16, "d_ff": 16, "num_heads": 2, "head_dim": 8, "vocab_size": 32}
+    sizes |= {"encoder_blocks": 1, "decoder_blocks": 1, "dtype": "float32", "sparse_period": 1}
+
+    def make():
+        return moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0), routing=routing, **sizes)
+
+    tokens = jax.random.randint(jax.random.key(0), (8, LENGTH), 3, 32)
+    run = nnx.jit(lambda model, tokens: model(tokens, tokens).logits)
+    model, mesh = make(), mesh_of(kind)
+    expected = run(model, tokens), moe.generate(model, tokens, max_length=3).tokens
+    moe.shard_module(model, mesh)
+    split = jax.device_put(tokens, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        found = run(model, split), moe.generate(model, split, max_length=3).tokens
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_mistakes_of_a_mesh_are_named():
     layer = moe.SparseFFN(WIDTH, 32, moe.RoutingConfig(num_experts=6), rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match=r"6 along 'expert'.*8 devices of mesh axis data"):

@@ -158,6 +158,8 @@ def test_options_of_decoding_choose_their_method(model):
     ):
         with pytest.raises(ConfigError, match=message):
             moe.generate(model, inputs, **options)
+    with pytest.raises(ConfigError, match=r"of the shape \[batch, length\], and these have \(3,\)"):
+        moe.generate(model, inputs[0], max_length=2)
     beams, draws = (
         jax.eval_shape(lambda inputs, o=o: moe.generate(model, inputs, max_length=2, **o), inputs)
         for o in ({"num_beams": 3, "num_return_sequences": 2}, {"seed": 1})

@@ -88,8 +88,7 @@ def automatic_axes(outputs: Callable[[P], Any]) -> Callable[[F], F]:
     def decorate(call: F) -> F:
         @functools.wraps(call)
         def wrapped(module: nnx.Module, *args: Any, **options: Any) -> Any:
-            mesh = jax.sharding.get_abstract_mesh()
-            if AxisType.Explicit not in mesh.axis_types or not default_rules(mesh):
+            if not _explicit():
                 return call(module, *args, **options)
             graphdef, state = nnx.split(module)
             leaves, tree = jax.tree.flatten((args, options))
@@ -102,15 +101,30 @@ def automatic_axes(outputs: Callable[[P], Any]) -> Callable[[F], F]:
                 inputs, named = tree.unflatten([arrays.get(n, x) for n, x in enumerate(leaves)])
                 return call(nnx.merge(graphdef, state), *inputs, **named)
 
-            # Of the inputs, and not of a key of random numbers or a scalar among the arguments.
-            widest = max(arrays.values(), key=lambda array: array.ndim)
-            batch = P(*jax.typeof(widest).sharding.spec[:1])
-            run: Any = jax.sharding.auto_axes(inner, out_sharding=outputs(batch))
-            return run(state, arrays)
+            return with_automatic_axes(inner, outputs, state, arrays)
 
         return cast(F, wrapped)
 
     return decorate
+
+
+def with_automatic_axes(
+    function: Callable[[Any, Any], Any], outputs: Callable[[P], Any], weights: Any, inputs: Any
+) -> Any:
+    """The same for a pure function of weights and inputs, trees of arrays, which is called."""
+    if not _explicit():
+        return function(weights, inputs)
+    # Of the inputs, and not of a key of random numbers or a scalar among them.
+    widest = max(jax.tree.leaves(inputs), key=lambda array: array.ndim)
+    batch = P(*jax.typeof(widest).sharding.spec[:1])
+    run: Any = jax.sharding.auto_axes(function, out_sharding=outputs(batch))
+    return run(weights, inputs)
+
+
+def _explicit() -> bool:
+    """Whether the ambient mesh is one of a user, with axes of explicit types."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return AxisType.Explicit in mesh.axis_types and bool(default_rules(mesh))
 
 
 @contextlib.contextmanager
