@@ -8,6 +8,7 @@ become markup.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -147,7 +148,7 @@ def card(subject: Subject, export: Export) -> str:
 def front_matter(subject: Subject, export: Export) -> list[str]:
     """The lines of YAML between the two lines of dashes."""
     shown_figures = _quality(subject, export)
-    metrics = list(dict.fromkeys(_metric(subject, name).hub for name in shown_figures))
+    metrics = list(dict.fromkeys(_metric(subject, export, name).hub for name in shown_figures))
     lines = [f"library_name: {yaml(export.library)}"]
     if subject.pipeline:
         lines.append(f"pipeline_tag: {yaml(subject.pipeline)}")
@@ -177,7 +178,7 @@ def _model_index(subject: Subject, export: Export, figures: Mapping[str, float])
         "    metrics:",
     ]
     for name, value in figures.items():
-        metric = _metric(subject, name)
+        metric = _metric(subject, export, name)
         lines += [
             f"    - type: {yaml(metric.hub)}",
             f"      value: {float(value)!r}",
@@ -186,8 +187,25 @@ def _model_index(subject: Subject, export: Export, figures: Mapping[str, float])
     return lines
 
 
-def _metric(subject: Subject, name: str) -> Metric:
-    return subject.metrics.get(name) or Metric(paths.without_paths(name), paths.without_paths(name))
+def _metric(subject: Subject, export: Export, name: str) -> Metric:
+    label = _labels(export.figures)[name]
+    return subject.metrics.get(name) or Metric(label, label)
+
+
+def _labels(figures: Mapping[str, float]) -> dict[str, str]:
+    """Name of a figure -> the same without paths, and no two alike. A part of a mixture has its
+    source in its names: `part/text:/data/news/accuracy`.
+    """
+    labels: dict[str, str] = {}
+    alike = collections.Counter[str]()
+    for name in figures:
+        source, _, figure = name.rpartition("/")
+        before, colon, _ = source.partition(":")
+        holds = colon and before.rpartition("/")[2] in paths.WITH_PATHS["data.source"]
+        label = f"{before}:PATH/{figure}" if holds else paths.without_paths(name)
+        alike[label] += 1
+        labels[name] = f"{label} ({alike[label]})" if alike[label] > 1 else label
+    return labels
 
 
 def _quality(subject: Subject, export: Export) -> dict[str, float]:
@@ -249,7 +267,7 @@ def _figures(subject: Subject, export: Export) -> list[str]:
         return ["## Figures", "", f"None: {export.note}", ""]
     rows = {}
     for name, value in figures.items():
-        metric = _metric(subject, name)
+        metric = _metric(subject, export, name)
         rows[escaped(metric.label)] = f"{100 * value:.2f} %" if metric.share else f"{value:.6g}"
     left = len([n for n in export.figures if n not in subject.hidden]) - len(figures)
     more = [f"{left} further figures are in the run's metrics.", ""] if left else []

@@ -10,7 +10,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from trainlib.errors import ConfigError, plain
-from trainlib.formats.model_card import Export, Metric, Subject, card, check_license
+from trainlib.formats.model_card import Export, Metric, Subject, card, check_license, escaped
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -68,6 +68,27 @@ def test_the_hub_reads_what_was_measured():
     assert "nan" not in text
     again = huggingface_hub.ModelCard(str(huggingface_hub.ModelCard(text)))
     assert again.data.to_dict() == data.to_dict()
+
+
+def test_figures_of_parts_tell_no_directory_and_stay_apart():
+    sources = ("text:/home/John Smith/a", "text:/home/John Smith/b", "pydoc")
+    names = [f"part/{source}/{figure}" for source in sources for figure in ("accuracy", "loss")]
+    figures = {name: float(number) for number, name in enumerate(names)}
+    text = card(SUBJECT, dataclasses.replace(EXPORT, figures=figures))
+    assert "Smith" not in text
+    shown = {
+        row.metric_name: row.metric_value
+        for row in huggingface_hub.ModelCard(text).data.eval_results
+    }
+    assert shown == {
+        "part/text:PATH/accuracy": 0,
+        "part/text:PATH/loss": 1,
+        "part/text:PATH/accuracy (2)": 2,
+        "part/text:PATH/loss (2)": 3,
+        "part/pydoc/accuracy": 4,
+        "part/pydoc/loss": 5,
+    }
+    assert all(f"| {escaped(name)} | {value:g} |" in text for name, value in shown.items())
 
 
 def test_a_card_without_figures_and_licence_says_so():
