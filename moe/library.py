@@ -204,6 +204,8 @@ class LoadedModel:
         Raises:
           DataError: no list of texts, an empty one, or no candidates for one.
         """
+        if len(texts) == 0:
+            return []
         if candidates and all(isinstance(candidate, str) for candidate in candidates):
             candidates = [candidates] * len(texts)  # pyright: ignore[reportAssignmentType]
         if len(candidates) != len(texts) or not all(candidates):

@@ -268,6 +268,7 @@ def test_several_answers_and_the_scores_of_given_ones(loaded):
     other = loaded.score(TEXTS[:2], [["False"], ["True", "False"]])
     np.testing.assert_allclose(other[0], scores[0][1:2], rtol=1e-4)
     np.testing.assert_allclose(other[1], scores[1][:2], rtol=1e-4)
+    assert loaded.score([], ["True"]) == loaded.answer([]) == []
 
 
 @pytest.mark.thorough
