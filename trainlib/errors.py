@@ -53,6 +53,10 @@ class ConfigError(UserError):
     exit_code = 64
 
 
+class InputError(ConfigError, ValueError):
+    """An array of a shape or type that a layer, a model or a function does not take."""
+
+
 class DataError(UserError):
     """Input data that is missing, unreadable or not what it should be."""
 

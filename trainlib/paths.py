@@ -34,9 +34,11 @@ def resolve(text: str | os.PathLike[str], what: str) -> Path:
       what: the flag or key, to be named.
 
     Raises:
-      ConfigError: it is empty, an address of another machine, longer than a path can be, or names
-        the home of nobody.
+      ConfigError: it is no text or path, empty, an address of another machine, longer than a path
+        can be, or names the home of nobody.
     """
+    if not isinstance(text, (str, os.PathLike)):
+        raise ConfigError(f"{what} is {shown(repr(text), 60)}: give a path, such as 'runs/mine'.")
     given = os.fspath(text)
     if not given.strip():
         raise ConfigError(

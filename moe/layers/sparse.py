@@ -29,11 +29,12 @@ from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
 from moe.layers.exchange import dropless, with_capacity
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
-from moe.routing.config import RoutingConfig, capacity, policy
+from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.metrics import Sums
 from moe.routing.placement import Placement, group_tokens, resolve_placement
 from moe.routing.route import route
 from trainlib.errors import ConfigError, one_of
+from trainlib.model.inputs import check_array
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import active, automatic_axes, constrain
@@ -113,6 +114,7 @@ class SparseFFN(nnx.Module):
         causal: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
+        check_routing("SparseFFN", routing)
         if activation not in ACTIVATIONS:
             raise one_of("activation", activation, ACTIVATIONS)
         if expert_bias not in BIASES:
@@ -165,14 +167,15 @@ class SparseFFN(nnx.Module):
 
         Raises:
           ConfigError: see `resolve_placement`, `group_tokens` and `moe.routing.config.capacity`.
-          ValueError: x has another shape, or a key is needed and missing.
+          InputError: x has another shape or whole numbers, or the mask another shape.
+          ValueError: a key is needed and missing.
         """
         width = self.router.shape[0]
-        if x.ndim != 3 or x.shape[-1] != width:
-            raise ValueError(
-                f"SparseFFN: x has the shape [batch, length, d_model={width}], and this has "
-                f"{x.shape}."
-            )
+        check_array("SparseFFN", x, "batch length d_model", "float", d_model=width)
+        batch, length, _ = x.shape
+        if mask is not None:
+            what = "The mask of SparseFFN"
+            check_array(what, mask, "batch length", batch=batch, length=length)
         if train and key is None and (why := _draws_for(self)):
             raise ValueError(
                 f"SparseFFN needs `key` in training, such as key=jax.random.key(0): {why} draws "
@@ -180,7 +183,6 @@ class SparseFFN(nnx.Module):
             )
         sharding = active()
         placement = resolve_placement(*sharding, self.routing) if sharding else Placement()
-        batch, length, _ = x.shape
         size = group_tokens(self.routing, batch, length, placement)  # S
         tokens = self._tokens(x, mask, key, router_input, train=train)
         hidden_scale = self._hidden_scale(key, x, size, placement, train=train)

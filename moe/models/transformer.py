@@ -15,6 +15,7 @@ from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
 from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
 from moe.models.stack import Stack
+from trainlib.model.inputs import check_array
 from trainlib.sharding.constrain import automatic_axes, constrain
 
 Batch = dict[str, jax.Array]
@@ -186,6 +187,7 @@ class Transformer(nnx.Module):
             second-choice policy, which is the default of `RoutingConfig`.
 
         Raises:
+          InputError: tokens that are no whole numbers [batch, length].
           ValueError: tokens for a stack that the model lacks, or none for one that it has; or no
             key where draws are needed.
           ConfigError: the batch cannot be cut into the groups that `RoutingConfig` asks for.
@@ -201,6 +203,7 @@ class Transformer(nnx.Module):
                     f"{stack}_inputs {'is missing' if tokens is None else 'was given'}."
                 )
             if tokens is not None:
+                check_array(f"{stack}_inputs", tokens, "batch length", "integer")
                 given = segments[stack]
                 batch[f"{stack}_inputs"] = tokens
                 batch[f"{stack}_segments"] = _segments(tokens, stack) if given is None else given

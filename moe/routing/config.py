@@ -12,7 +12,7 @@ from typing import Annotated
 
 from moe.routing.policies import POLICIES, Policy
 from trainlib import extension
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, shown
 from trainlib.keys import check_fields, choice, number, whole
 
 ROUTERS = ("tokens_choose", "experts_choose")
@@ -146,6 +146,16 @@ class RoutingConfig:
                     "see its future (ST-MoE, appendix D). Use it in encoders only; in a decoder "
                     "set batch_prioritized=False and router='tokens_choose'."
                 )
+
+
+def check_routing(what: str, routing: object) -> None:
+    """Raises ConfigError where `what` was given something else in place of a `RoutingConfig`."""
+    if not isinstance(routing, RoutingConfig):
+        raise ConfigError(
+            f"{what} takes a moe.RoutingConfig, such as moe.RoutingConfig(num_experts=8), and was "
+            f"given {shown(repr(routing), 60)}. A mapping becomes one by "
+            "moe.RoutingConfig(**mapping)."
+        )
 
 
 def capacity(config: RoutingConfig, group_size: int, *, train: bool) -> int:

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainlib.model.inputs import check_array
+
 _FILL = lax.GatherScatterMode.FILL_OR_DROP
 _IN_BOUNDS = lax.GatherScatterMode.PROMISE_IN_BOUNDS
 
@@ -110,6 +112,9 @@ def combine(buffer: jax.Array, gates: jax.Array, slot: jax.Array, source: jax.Ar
     Returns:
       [G, S, D] in the type of buffer; zero for a token that has no slot.
     """
+    experts, groups, slots = source.shape
+    sizes = {"experts": experts, "groups": groups, "slots": slots}
+    check_array("moe.combine", buffer, "experts groups slots D", "float", **sizes)
     y = jnp.zeros((), jnp.float32)
     for k in range(slot.shape[-1]):
         y = y + gates[..., k, None] * _by_token(buffer, slot[..., k]).astype(jnp.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from moe.routing.config import RoutingConfig
+from moe.routing.config import RoutingConfig, check_routing
 from moe.routing.metrics import Sums
 
 
@@ -29,6 +29,7 @@ def auxiliary_loss(losses: Sums, config: RoutingConfig) -> jax.Array:
       float32 scalar; NaN when a layer met logits that were not finite, so that the train step
       skips its update and counts it.
     """
+    check_routing("auxiliary_loss", config)
     weights = {"balance": config.balance_loss_weight, "z": config.z_loss_weight}
     total = jnp.zeros((), jnp.float32)
     for name, weight in weights.items():

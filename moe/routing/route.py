@@ -18,11 +18,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moe.routing.config import RoutingConfig, capacity, policy
+from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.losses import balance_loss
 from moe.routing.metrics import Sums, routing_metrics
 from moe.routing.policies import Choices, Policy
 from moe.routing.slots import assign_slots
+from trainlib.model.inputs import check_array
 
 _GATE_EPSILON = 1e-9
 
@@ -134,16 +135,15 @@ def route(
 
     Raises:
       ConfigError: capacity below 1, or a group too large for 32-bit positions.
-      ValueError: logits of another shape, or draws are needed and missing.
+      InputError: logits or a mask of another shape.
+      ValueError: draws are needed and missing.
     """
-    if logits.ndim != 3 or logits.shape[-1] != config.num_experts:
-        raise ValueError(
-            f"Router logits have the shape [groups, tokens of a group, {config.num_experts} "
-            f"experts], and these have {logits.shape}. A single group is logits[None]."
-        )
+    check_routing("route", config)
+    check_array("moe.route", logits, "groups tokens experts", experts=config.num_experts)
     groups, size, experts = logits.shape
     logits = logits.astype(jnp.float32)
     mask = jnp.ones((groups, size), bool) if mask is None else mask
+    check_array("The mask of moe.route", mask, "groups tokens", groups=groups, tokens=size)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)  # [G, S]
     valid = mask & finite
     logits = jnp.where(valid[..., None], logits, 0.0)

@@ -183,7 +183,7 @@ def test_mistakes_of_a_mesh_are_named():
         moe.shard_module(layer, jax.make_mesh((8,), ("x",)))
     with pytest.raises(ValueError, match=r"SparseFFN needs `key`.*second_policy='random'"):
         layer(jnp.zeros((1, 4, WIDTH)), train=True)
-    with pytest.raises(ValueError, match=r"x has the shape \[batch, length, d_model=16\]"):
+    with pytest.raises(ValueError, match=r"takes .* \[batch, length, d_model=16\]"):
         layer(jnp.zeros((4, 8)))
 
 
@@ -275,9 +275,7 @@ def test_gates_learn_through_the_dense_form():
 
 
 def test_a_router_tells_its_mistakes():
-    with pytest.raises(
-        ValueError, match=r"\[groups, tokens of a group, 4 experts\].*logits\[None\]"
-    ):
+    with pytest.raises(ValueError, match=r"\[groups, tokens, experts=4\].*one is x\[None\]"):
         moe.route(jnp.zeros((6, 4)), moe.RoutingConfig(4))
     with pytest.raises(ValueError, match=r"'random' needs draws.*jax\.random\.uniform"):
         moe.route(jnp.zeros((1, 6, 4)), moe.RoutingConfig(4), train=True)

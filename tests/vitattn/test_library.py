@@ -205,6 +205,9 @@ def test_a_prediction_has_names_and_probabilities(trained, pictures):
     assert answer.probability == pytest.approx(float(answer.probabilities.max()))
     top = answer.top(3)
     assert [c.probability for c in top] == sorted(answer.probabilities.tolist())[:-4:-1]
+    for most in (-1, 1.5):
+        with pytest.raises(ConfigError, match=r"most=.*It takes a whole number"):
+            answer.top(most)
     assert answer.class_name in repr(answer)
     assert "10 classes" in repr(trained)
 
@@ -268,6 +271,10 @@ def test_an_export_answers_as_its_run(run, trained, pictures, tmp_path):
 def test_a_directory_without_a_run_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"There is no directory .*Did you mean 'run'"):
         vitattn.load(run.parent / "ran")
+    with pytest.raises(ConfigError, match="is a file: give the directory of the run"):
+        vitattn.load(run / "config.json")
+    with pytest.raises(ConfigError, match="directory is None: give a path"):
+        vitattn.load(None)
     with pytest.raises(ConfigError, match=r"there is no config\.json in it"):
         vitattn.load(tmp_path)
     (tmp_path / "config.json").write_text('{"family": "moe"}')

@@ -18,11 +18,6 @@ from trainlib.formats.weight_source import is_export, open_weights
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.train_state import TrainState
 
-_GIVE = (
-    "Give the --workdir of a training, an export in our own names (`launch.export --names=own`), "
-    "or an import."
-)
-
 
 class Loaded(NamedTuple):
     """Weights of one step.
@@ -56,14 +51,16 @@ def saved_config(
         or names code that nobody trusts.
     """
     path = directory / "config.json"
+    if directory.is_file():
+        raise ConfigError(f"{shown(directory)} is a file: give the directory of the run.")
     if not directory.is_dir():
         beside = [entry.name for entry in directory.parent.glob("*") if entry.is_dir()]
         raise ConfigError(
-            f"There is no directory {shown(directory)}. {nearest(directory.name, beside)}{_GIVE}"
+            f"There is no directory {shown(directory)}. {nearest(directory.name, beside)}{_give()}"
         )
     if not path.is_file():
         raise ConfigError(
-            f"{shown(directory)} holds no run: there is no config.json in it. {_GIVE}"
+            f"{shown(directory)} holds no run: there is no config.json in it. {_give()}"
         )
     values = read_json(path, follow=False)
     if "family" not in values:
@@ -83,6 +80,13 @@ def saved_config(
     assign(config, values, str(path))
     paths.check(flatten(config))
     return config
+
+
+def _give() -> str:
+    return (
+        "Give the workdir of a training, an export in our own names "
+        f"(`{commands.name('export')} --names=own`), or an import."
+    )
 
 
 def load_weights(

@@ -15,13 +15,16 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from numbers import Integral
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax.core import Tracer
 from jax.sharding import Sharding
+
+from trainlib.errors import ConfigError, shown
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 Arrays = dict[str, jax.Array]
@@ -57,13 +60,38 @@ class Fixed:
         return self.value
 
 
+class Declared(jax.ShapeDtypeStruct):
+    """The value of a weight without an array. Layers read weights as `self.kernel[...]`."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        raise ConfigError(
+            f"This layer was built with rngs=None, so its weights, here one of the shape "
+            f"{self.shape}, are declared and have no arrays. Build it with rngs=nnx.Rngs(0) to "
+            "call it, or make sharded arrays with `trainlib.model.weights.abstract`, `initialise` "
+            "and `bind`."
+        )
+
+
 def _value(
     shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, rngs: nnx.Rngs | None, dtype
-) -> jax.ShapeDtypeStruct | jax.Array:
+) -> Declared | jax.Array:
     if len(shape) != len(axes):
         raise ValueError(f"A weight of shape {shape} needs {len(shape)} logical axes, not {axes}.")
+    if not all(isinstance(size, Integral) and size > 0 for size in shape):
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape, strict=True))
+        raise ConfigError(
+            f"A layer needs a weight with the dimensions {sizes}: each has to be a whole number of "
+            "at least 1. Change the widths that the layer is built with."
+        )
     if rngs is None:
-        return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+        return Declared(tuple(shape), jnp.dtype(dtype))
+    if not hasattr(rngs, "params"):
+        raise ConfigError(
+            f"rngs={shown(repr(rngs), 60)} has no keys for weights: give nnx.Rngs(0), with a seed "
+            "of yours, or None to declare the weights without making arrays."
+        )
     key = rngs.params()
     if isinstance(key, Tracer):  # inside a program of the caller, which compiles it all
         return init(key, tuple(shape), jnp.dtype(dtype))
@@ -86,6 +114,9 @@ def declare(
       rngs: keys of a module that is to be used at once, as any Flax module is; None where
         `initialise` makes the array later, on its devices.
       dtype: what is stored; layers cast to their compute type on use.
+
+    Raises:
+      ConfigError: a dimension that is no whole number of at least 1, or rngs without keys.
     """
     return nnx.Param(_value(shape, axes, init, rngs, dtype), axes=tuple(axes), init=init)
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from trainlib.errors import shown
+from trainlib.keys import fit, whole
 
 TOP = 5  # classes that are printed
 
@@ -59,7 +60,12 @@ class Prediction:
     image: Path | None = None
 
     def top(self, most: int = TOP) -> list[ClassProbability]:
-        """Returns the likeliest classes, the likeliest first, at most `most` of them."""
+        """Returns the likeliest classes, the likeliest first, at most `most` of them.
+
+        Raises:
+          ConfigError: `most` is no whole number of at least 1.
+        """
+        fit("most", most, whole(1))
         return [
             ClassProbability(n, self.class_names[n], float(self.probabilities[n]))
             for n in likeliest(self.probabilities, most)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from trainlib.errors import ConfigError
+from trainlib.model.inputs import check_array
 
 Array = jax.Array
 Bias = jax.Array | None
@@ -44,6 +45,17 @@ def scaled(q: Array, scale: float | None) -> Array:
     """Queries [.., d] times `scale`, which is d**-0.5 where it is None, in their own type."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return q if scale == 1 else q * jnp.asarray(scale, q.dtype)
+
+
+def check_heads(what: str, q: Array, k: Array | None, v: Array) -> None:
+    """Raises InputError where queries [B, H, W, N, d], keys of the same shape (None without any)
+    and values [B, H, W, N, e] of floats do not go together; `what` is the function that takes them.
+    """
+    check_array(f"q of {what}", q, "B H W N d", "float")
+    sizes = dict(zip("BHWN", q.shape[:4], strict=True))
+    if k is not None:
+        check_array(f"k of {what}", k, "B H W N d", "float", **sizes, d=q.shape[4])
+    check_array(f"v of {what}", v, "B H W N e", "float", **sizes)
 
 
 def checked_tables(

@@ -28,7 +28,7 @@ import numpy as np
 
 from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import batch_local
-from vitattn.kernels.attend import MASK_BIAS, checked_tables, scaled
+from vitattn.kernels.attend import MASK_BIAS, check_heads, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
@@ -108,6 +108,7 @@ def local_attention(
 
     Raises:
       ConfigError: a window without a centre, or tables that do not fit.
+      InputError: q, k and v of shapes that do not go together, or of whole numbers.
 
     Example:
       >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
@@ -116,6 +117,7 @@ def local_attention(
     """
     if window < 1 or window % 2 == 0:
         raise ConfigError(f"window={window} has no centre: use an odd number of pixels.")
+    check_heads("local_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, window)
     sides = block or _block(*q.shape[1:3])
     rows, cols = (
@@ -157,6 +159,7 @@ def halo_attention(
 
     Raises:
       ConfigError: a block without a pixel, a negative halo, or tables that do not fit.
+      InputError: q, k and v of shapes that do not go together, or of whole numbers.
 
     Example:
       >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
@@ -168,6 +171,7 @@ def halo_attention(
             f"block={block}, halo={halo}: a block has at least one pixel, and a halo is not "
             "negative."
         )
+    check_heads("halo_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, 2 * (block + halo) - 1)
     rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
     return _blocked(q, k, v, tables, rows, cols, scale)

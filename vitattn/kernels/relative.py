@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.constrain import batch_local
-from vitattn.kernels.attend import attention_weights, checked_tables, scaled
+from vitattn.kernels.attend import attention_weights, check_heads, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
 Array = jax.Array
@@ -59,12 +59,14 @@ def relative_attention_2d(
 
     Raises:
       ConfigError: tables of another size than the map, or one table of the two.
+      InputError: q, k and v of shapes that do not go together, or of whole numbers.
 
     Example:
       >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 8, 32))
       >>> relative_attention_2d(q, k, v).shape  # [B, H, W, N, d]
       (2, 14, 14, 8, 32)
     """
+    check_heads("relative_attention_2d", q, k, v)
     offsets = (2 * q.shape[1] - 1, 2 * q.shape[2] - 1)
     tables = checked_tables(rel_h, rel_w, offsets, (q.shape[-1], q.shape[-1]))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
+from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
 from vitattn.kernels.local import halo_attention
 from vitattn.kernels.query_map import block_axis, query_map
@@ -102,6 +103,7 @@ class AttentionStem(AttentionLayer):
 
     def __call__(self, x: Array) -> Array:
         """Any image size; blocks at the lower and right edge may be cut off."""
+        check_array("An attention stem", x, "B H W C", C=self.in_channels)
         self.offer(x)
         x = x.astype(self.dtype)
         q, k = self._queries_and_keys(x)

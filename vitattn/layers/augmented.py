@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError, InputError, one_of
 from trainlib.keys import whole
+from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
 from vitattn.images.size import Size, sides, strided
 from vitattn.kernels.relative import relative_attention_2d, relative_attention_maps
@@ -241,10 +242,10 @@ class AugmentedConv(AttentionLayer):
         """[B, H*stride, W*stride, F_in] -> [B, H, W, F_out], in `dtype`.
 
         Raises:
-          ConfigError: when x is not of the size that the layer was built for.
+          InputError: when x is not of the size that the layer was built for.
         """
-        self.offer(x)
         self._check_input(x)
+        self.offer(x)
         x = x.astype(self.dtype)
         attended = self._attend(x)
         if self.value_depth == self.out_channels:
@@ -287,15 +288,11 @@ class AugmentedConv(AttentionLayer):
         return bilinear_resize(out, *self._output_size(x))
 
     def _check_input(self, x: Array) -> None:
-        got = " x ".join(map(str, x.shape[1:]))
-        if x.shape[-1] != self.in_channels:
-            raise ConfigError(
-                f"An attention-augmented convolution built for {self.in_channels} input channels "
-                f"got {got}."
-            )
+        check_array("An attention-augmented convolution", x, "B H W C", C=self.in_channels)
         if self.size is not None and self._output_size(x) != self.size:
+            got = " x ".join(map(str, x.shape[1:]))
             height, width = (side * self.stride for side in self.size)
-            raise ConfigError(
+            raise InputError(
                 "An attention-augmented convolution built for an input of "
                 f"{height} x {width} x {self.in_channels} (it is tied to the size of the map) got "
                 f"{got}. Build the model for the size of the images that it is given."

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import ConfigError
+from trainlib.model.inputs import check_array
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
@@ -177,7 +178,7 @@ class Conv(nnx.Module):
             raise ConfigError(
                 f"A depthwise convolution keeps its channels: {in_channels} -> {out_channels}."
             )
-        self.stride = stride
+        self.in_channels, self.stride = in_channels, stride
         self.dtype = jnp.dtype(dtype)
         filters, axis, default = in_channels, in_axis, HE_NORMAL
         if depthwise:
@@ -190,6 +191,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F], in `dtype`."""
+        check_array("A convolution", x, "B H W C", C=self.in_channels)
         y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
         return y + self.bias[...].astype(self.dtype) if self.has_bias else y
 
@@ -217,4 +219,5 @@ class Classifier(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, features] of any float type -> f32 [B, classes]."""
+        check_array("A classifier", x, "B features", features=self.kernel.shape[0])
         return x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]

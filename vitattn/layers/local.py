@@ -18,6 +18,7 @@ from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
 from trainlib.keys import whole
+from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
 from vitattn.kernels.local import HALO_BLOCK, halo_attention, local_attention
 from vitattn.kernels.query_map import KeyAxis, block_axis, query_map, window_axis
@@ -165,6 +166,8 @@ class BlockAttention(AttentionLayer):
 
     def __call__(self, x: Array) -> Array:
         """Any map size; the result is in `dtype`."""
+        channels = self.qkv.shape[0]
+        check_array("A layer of local or halo attention", x, "B H W C", C=channels)
         self.offer(x)
         out = self._attend(*self._project(x.astype(self.dtype)))  # [B, H, W, N, d]
         out = out.reshape(*x.shape[:3], self.out_channels)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.model import statistics
+from trainlib.model.inputs import check_array
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Initializer, Observed, declare, declare_stat
 from vitattn.layers.init import ONES, ZEROS
@@ -159,6 +160,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, .., C] -> the same; `weights` [B] are for the statistics of training."""
+        check_array("BatchNorm", x, "... C", "float", C=self.scale.shape[0])
         scale, bias = self.scale[...], self.bias[...]
         if not train:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.eps)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.errors import one_of
+from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
 from vitattn.layers.conv import Conv
 from vitattn.layers.init import HE_FAN_IN, ZEROS
@@ -64,6 +65,7 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> the same, alike in training and without."""
+        check_array("SqueezeExcite", x, "B H W C", "float", C=self.excite.down.shape[0])
         gate = self.excite(jnp.mean(x, (1, 2), dtype=jnp.float32))  # [B, C]
         return x * jax.nn.sigmoid(gate).astype(x.dtype)[:, None, None, :]
 
@@ -108,6 +110,7 @@ class Cbam(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> the same; `weights` [B] are for the statistics of training."""
+        check_array("Cbam", x, "B H W C", "float", C=self.excite.down.shape[0])
         mean = jnp.mean(x, (1, 2), dtype=jnp.float32)  # [B, C]
         pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, HW, C]
         largest = _largest(pixels, 1)[:, 0].astype(jnp.float32)  # [B, C]
@@ -123,6 +126,7 @@ class GatherExcite(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> the same, alike in training and without."""
+        check_array("GatherExcite", x, "B H W C", "float")
         mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
         return x * jax.nn.sigmoid(mean).astype(x.dtype)
 

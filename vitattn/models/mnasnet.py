@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.keys import check_fields, choice, many, whole
+from trainlib.model.inputs import check_array
 from vitattn.images.size import sides, strided
 from vitattn.layers.attention import Site
 from vitattn.layers.augmented import AugmentedConfig
@@ -213,8 +214,10 @@ class MnasNet(nnx.Module):
           weights: f32 [B], what each image counts in the statistics of training; None: all 1.
 
         Raises:
+          InputError: images of another shape.
           ValueError: training with dropout and without a key.
         """
+        check_array("An image model", images, "B H W C", C=3)
         x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         for number in range(1, len(ROWS) + 1):
             for block in getattr(self, f"blocks{number}"):

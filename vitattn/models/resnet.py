@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trainlib.errors import InputError
+from trainlib.model.inputs import check_array
 from vitattn.images.size import strided
 from vitattn.layers.attention import Site
 from vitattn.layers.attention_stem import AttentionStem
@@ -32,6 +34,7 @@ from vitattn.models.config import (
     ResNetConfig,
 )
 
+STEM_POOL = 4  # window and stride of the pool behind an attention stem
 Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
 
 
@@ -204,10 +207,16 @@ class Stem(nnx.Module):
     ) -> jax.Array:
         """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), C], or [B, H, W, C]."""
         attends = self.kind in ATTENTION_STEMS
+        if attends and min(images.shape[1:3]) < STEM_POOL:
+            raise InputError(
+                f"A network with an attention stem takes images of at least {STEM_POOL} x "
+                f"{STEM_POOL} pixels, the window of its first pool, and was given the shape "
+                f"{images.shape}."
+            )
         x = self.attention(images) if attends else self.conv(images)
         x = jax.nn.relu(self.norm(x, train=train, weights=weights))
         if attends:
-            return max_pool(x, 4, 4)
+            return max_pool(x, STEM_POOL, STEM_POOL)
         return x if self.kind == "small_image" else max_pool(x, 3, 2)
 
 
@@ -243,6 +252,7 @@ class ResNet(nnx.Module):
         """Images [B, H, W, 3] -> outputs of conv2_x .. conv5_x, each [B, H', W', C] in the compute
         type.
         """
+        check_array("An image model", images, "B H W C", C=3)
         x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         outputs = []
         for stage in STAGES:
@@ -266,6 +276,9 @@ class ResNet(nnx.Module):
           train: normalise by the batch, and move or leave its statistics.
           key: of models that draw at random (`MnasNet`); nothing here does.
           weights: f32 [B], what each image counts in the statistics of training; None: all 1.
+
+        Raises:
+          InputError: images of another shape.
         """
         x = self.features(images, train=train, weights=weights)[-1]
         return self.head(global_average_pool(x.astype(jnp.float32)))

@@ -20,6 +20,7 @@ from flax import nnx
 
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, whole
+from trainlib.model.inputs import check_array
 from vitattn.images.size import sides, strided
 from vitattn.layers.attention import Site
 from vitattn.layers.augmented import AugmentedConfig
@@ -187,7 +188,11 @@ class WideResNet(nnx.Module):
           train: normalise by the batch, and move or leave its statistics.
           key: of models that draw at random (`MnasNet`); nothing here does.
           weights: f32 [B], what each image counts in the statistics of training; None: all 1.
+
+        Raises:
+          InputError: images of another shape.
         """
+        check_array("An image model", images, "B H W C", C=3)
         x = self.stem(images.astype(self.config.dtype))
         for group in GROUPS:
             for block in getattr(self, f"conv{group}_x"):
