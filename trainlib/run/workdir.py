@@ -29,6 +29,8 @@ CLASS_NAMES, PICTURES = "class_names.txt", ("curves.png", "expert_load.png")
 # What a run writes into its workdir, and what says that a workdir is one.
 _FILES = (LOCK_NAME, CONFIG, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
 _FOLDERS = ("checkpoints", "tensorboard", profile.FOLDER)
+_BESIDE = (".log", ".out", ".err", ".txt", ".md", ".sh")
+_NAMED = 3  # files that an error lists
 _EXPORTED = ("export.json", "model.safetensors", "model.safetensors.index.json")
 
 
@@ -65,8 +67,19 @@ def _not_a_run(workdir: Path) -> str:
         return "" if "family" in values else f"its {CONFIG} is of another program, without `family`"
     if (workdir / LOCK_NAME).exists():  # a run that was stopped before it had written more
         return ""
-    there = [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]
-    return f"it holds {', '.join(there)}, and no {CONFIG} of a run" if there else ""
+    with os.scandir(workdir) as entries:
+        there = sorted(entry.name for entry in entries if not _is_beside(entry))
+    if not there:
+        return ""
+    more = f" and {len(there) - _NAMED:,} more" if len(there) > _NAMED else ""
+    return f"it holds {shown(', '.join(there[:_NAMED]))}{more}, and no {CONFIG} of a run"
+
+
+def _is_beside(entry: os.DirEntry[str]) -> bool:
+    """Whether a file may lie in a new workdir: hidden ones, and logs and notes of a launcher."""
+    name = entry.name
+    hidden_or_note = name.startswith(".") or Path(name).suffix in _BESIDE
+    return hidden_or_note and name not in (*_FILES, *_FOLDERS) and entry.is_file()
 
 
 def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Checkpoints:

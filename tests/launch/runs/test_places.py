@@ -78,6 +78,8 @@ def test_keys_that_hold_paths_are_looked_at_when_they_are_loaded(config, key, va
         {"config.json": "no JSON"},
         {"config.json": '{"family": "moe"}', "model.safetensors": "x"},
         {"metrics.jsonl": "of another program"},
+        {"cat.png": "a picture", "dog.png": "another"},
+        {"answers.json": "[]", "train.log": "of whoever started it"},
     ],
 )
 def test_a_directory_of_another_program_is_not_written(tmp_path, files):
@@ -89,7 +91,8 @@ def test_a_directory_of_another_program_is_not_written(tmp_path, files):
 
 
 @pytest.mark.parametrize(
-    "files", [(), ("slurm.out",), ("run.lock",), ("run.lock", "metrics.jsonl")]
+    "files",
+    [(), ("slurm.out", "train.log", ".gitkeep"), ("run.lock",), ("run.lock", "metrics.jsonl")],
 )
 def test_new_directories_and_runs_that_were_stopped_early_are_ours(tmp_path, files):
     for name in files:
