@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -138,7 +138,7 @@ class LoadedModel:
         return f"LoadedModel({str(self._origin)!r}, step={self.step})"
 
     def answer(
-        self, texts: Sequence[str], *, batch_size: int = 0, **options: Unpack[DecodingOptions]
+        self, texts: Iterable[str], *, batch_size: int = 0, **options: Unpack[DecodingOptions]
     ) -> list[Answer]:
         """Answers texts, in their order: those that `launch.predict` gives to the same lines.
 
@@ -164,6 +164,7 @@ class LoadedModel:
           ConfigError: an option that cannot work, or a model without a decoder.
           NumericAbort: the model gives NaN.
         """
+        texts = _texts(texts)
         if self.config.task != "finetune" and not self._warned:
             self._warned = True
             warnings.warn(
@@ -181,7 +182,7 @@ class LoadedModel:
 
     def score(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         *,
         batch_size: int = 0,
@@ -206,6 +207,7 @@ class LoadedModel:
         """
         if len(texts) == 0:
             return []
+        texts = _texts(texts)
         if candidates and all(isinstance(candidate, str) for candidate in candidates):
             candidates = [candidates] * len(texts)  # pyright: ignore[reportAssignmentType]
         if len(candidates) != len(texts) or not all(candidates):
@@ -233,24 +235,35 @@ class LoadedModel:
         return self._answerers[key]
 
 
-def _questions(
-    answerer: Answerer, texts: Sequence[str], candidates: Sequence[Any]
-) -> list[Question]:
-    """Texts as tokens.
+def _texts(given: Iterable[str]) -> list[str]:
+    """Texts as a list, whatever they come in.
 
     Raises:
       DataError: see `LoadedModel.answer`.
     """
-    if isinstance(texts, str):
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise DataError(
-            f"Texts come as a list: give [{shown(repr(texts), 60)}], not a single text."
+            f"Texts come as a list, such as ['rte hypothesis: ..'], and not as "
+            f"{shown(repr(given), 60)}."
         )
+    texts = list(given)
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise DataError(
                 f"texts[{number}] is {shown(repr(text), 60)}: every entry is a text that is not "
                 "empty."
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(
+                f"texts[{number}] is {shown(repr(text), 60)}: it holds half of a character."
+            )
+    return texts
+
+
+def _questions(
+    answerer: Answerer, texts: Sequence[str], candidates: Sequence[Any]
+) -> list[Question]:
+    """Texts as tokens."""
     pairs = zip(texts, candidates, strict=True)
     return [answerer.question(text, n, answers) for n, (text, answers) in enumerate(pairs)]
 
