@@ -164,7 +164,7 @@ class LoadedModel:
           ConfigError: an option that cannot work, or a model without a decoder.
           NumericAbort: the model gives NaN.
         """
-        texts = _texts(texts)
+        given = _texts(texts)
         if self.config.task != "finetune" and not self._warned:
             self._warned = True
             warnings.warn(
@@ -173,7 +173,7 @@ class LoadedModel:
                 stacklevel=2,
             )
         answerer = self._answerer(batch_size, options)
-        questions = _questions(answerer, texts, [()] * len(texts))
+        questions = _questions(answerer, given, [()] * len(given))
         found = answerer.search(self._weights, questions)
         return [
             Answer(answers[0].text, answers[0].score, question.cut, answers[0].cut, tuple(answers))
@@ -205,18 +205,18 @@ class LoadedModel:
         Raises:
           DataError: no list of texts, an empty one, or no candidates for one.
         """
-        if len(texts) == 0:
+        given = _texts(texts)
+        if not given:
             return []
-        texts = _texts(texts)
         if candidates and all(isinstance(candidate, str) for candidate in candidates):
-            candidates = [candidates] * len(texts)  # pyright: ignore[reportAssignmentType]
-        if len(candidates) != len(texts) or not all(candidates):
+            candidates = [candidates] * len(given)  # pyright: ignore[reportAssignmentType]
+        if len(candidates) != len(given) or not all(candidates):
             raise DataError(
-                f"{len(texts)} texts and {len(candidates)} lists of candidates: give every text a "
+                f"{len(given)} texts and {len(candidates)} lists of candidates: give every text a "
                 "list of at least one, or one list of texts that serves all."
             )
         answerer = self._answerer(batch_size, {})
-        questions = _questions(answerer, texts, candidates)
+        questions = _questions(answerer, given, candidates)
         return list(answerer.scores(self._weights, questions))
 
     def _answerer(self, batch_size: int, options: Mapping[str, Any]) -> Answerer:

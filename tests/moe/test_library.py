@@ -318,9 +318,9 @@ def test_mistakes_in_loading_and_asking_are_named(run, loaded, tmp_path):
         loaded.answer("copa")
     with pytest.raises(DataError, match=r"texts\[1\] is ' '"):
         loaded.answer(["copa", " "])
-    with pytest.raises(DataError, match="texts.0. is .*half of a character"):
+    with pytest.raises(DataError, match=r"texts\[0\] is .*half of a character"):
         loaded.answer(text for text in ["copa \ud800"])
-    with pytest.raises(DataError, match="come as a list, .* not as None"):
+    with pytest.raises(DataError, match=r"come as a list, .* not as None"):
         loaded.answer(None)
     with pytest.raises(DataError, match="2 texts and 1 lists of candidates"):
         loaded.score(["a", "b"], [["c"]])
