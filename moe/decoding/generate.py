@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moe.decoding.model import Decoding, make_generate
+from moe.decoding.model import METHODS, Decoding, make_generate
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from trainlib.errors import ConfigError, one_of
@@ -58,8 +58,8 @@ def with_options(base: Decoding, given: Mapping[str, Any]) -> Decoding:
     above 1, beam_rule or alpha choose "beam"; temperature, top_k, top_p or seed choose "sample".
 
     Raises:
-      ConfigError: an unknown option (names the nearest), a value that cannot work, or options of
-        two methods.
+      ConfigError: an unknown option (names the nearest), a value that cannot work, options of
+        two methods, or of another method than the one that is given.
     """
     names = [field.name for field in dataclasses.fields(Decoding)]
     for name in given:
@@ -76,6 +76,13 @@ def with_options(base: Decoding, given: Mapping[str, Any]) -> Decoding:
             )
         if beam or sample:
             options["method"] = "beam" if beam else "sample"
+    method = options.get("method", base.method)
+    for other, theirs in (("beam", _BEAM), ("sample", _SAMPLE)):
+        if method in METHODS and method != other and (found := [n for n in theirs if n in given]):
+            raise ConfigError(
+                f"{found[0]} is an option of method='{other}' and has no effect with "
+                f"method='{method}'. Give method='{other}', or leave it out."
+            )
     return dataclasses.replace(base, **options)
 
 

@@ -322,6 +322,8 @@ def test_mistakes_in_loading_and_asking_are_named(run, loaded, tmp_path):
         loaded.answer(text for text in ["copa \ud800"])
     with pytest.raises(DataError, match=r"come as a list, .* not as None"):
         loaded.answer(None)
+    with pytest.raises(ConfigError, match="num_beams is an option of method='beam' and has no eff"):
+        loaded.answer(["copa"], method="greedy", num_beams=4)
     with pytest.raises(DataError, match="2 texts and 1 lists of candidates"):
         loaded.score(["a", "b"], [["c"]])
     with pytest.raises(ConfigError, match="Did you mean 'num_beams'"):
