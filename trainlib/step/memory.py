@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def check_memory(plan: Plan[Any]) -> None:
     )
 
 
-def device_memory(devices: list[jax.Device]) -> int | None:
+def device_memory(devices: Sequence[Any]) -> int | None:
     """Bytes that one of these devices of this process has; CPU devices share the host's memory.
 
     None where the platform does not say.
