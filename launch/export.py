@@ -22,13 +22,15 @@ import json
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.common import command, load
 from launch import cli, families
 from trainlib import compile_cache, paths
-from trainlib.errors import ConfigError, one_of
+from trainlib.errors import ConfigError, UserError, one_of, shown
 from trainlib.formats import model_card
+from trainlib.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -135,6 +137,7 @@ def _run(args: Any, config: ConfigDict) -> None:
             f"--out={args.out} already holds a {model_card.NAME} that no export wrote, and an "
             "export writes its model card there. Give a directory that is new or empty."
         )
+    replaced = "" if share.parts > 1 else _there(args.out / RECORD)
     extra[model_card.NAME] = _card(args, config, layout, source, abstract, name).encode()
     to_write = {"dtypes": dtypes, "share": share}
     if args.format == "t5x":
@@ -150,7 +153,18 @@ def _run(args: Any, config: ConfigDict) -> None:
             source, layout, args.out, **to_write, shard_size=args.shard_size, extra=extra
         )
     source.close()
-    _report(args, config, layout, written, source, share)
+    _report(args, config, layout, written, source, share, replaced)
+
+
+def _there(record: Path) -> str:
+    """What an earlier export left in the target: "step 30 of resnet50 as t5x"; "" if nothing."""
+    if not record.is_file():
+        return ""
+    try:
+        about = read_json(record)
+        return shown(f"step {about['step']} of {about['name']} as {about['format']}")
+    except (UserError, KeyError):
+        return "an export whose record cannot be read"
 
 
 def _program(
@@ -198,7 +212,13 @@ def _card(
 
 
 def _report(
-    args: Any, config: ConfigDict, layout: Any, written: Written, source: Any, share: Any
+    args: Any,
+    config: ConfigDict,
+    layout: Any,
+    written: Written,
+    source: Any,
+    share: Any,
+    replaced: str,
 ) -> None:
     from trainlib.run.progress import summary
 
@@ -210,6 +230,8 @@ def _report(
         ("in", args.out),
         ("card", model_card.NAME if args.license else f"{model_card.NAME}; it names no licence"),
     ]
+    if replaced:
+        rows.append(("replaced", replaced))
     rows += [("note", note) for note in layout.notes]
     if private := _private(config) if layout.form == "own" else "":
         rows.append(("note", f"config.json holds paths of this machine: {private}"))

@@ -141,6 +141,9 @@ def test_bfloat16_keeps_statistics(runs, tmp_path, capsys):
     assert kinds["stem.norm.mean"] == kinds["stem.norm.var"] == "float32"
     expected = values["ema/head.kernel"].astype(jax.numpy.bfloat16)
     np.testing.assert_array_equal(reader.read("head.kernel"), expected)
+    again = exported(capsys, workdir, tmp_path / "out", "--format=safetensors")
+    assert again[0] == 0
+    assert re.search(r"replaced +step 3 of \S+ as safetensors", again[1])
 
 
 @pytest.mark.parametrize("form", ["safetensors", pytest.param("t5x", marks=pytest.mark.slow)])
