@@ -42,7 +42,9 @@ FLOORS = (
     ("trainlib.checkpoint",),
     ("trainlib.run.trackers",),
     ("trainlib.run",),
-    ("trainlib.formats", "trainlib.planning"),
+    ("trainlib.formats", "trainlib.planning.hlo"),
+    ("trainlib.planning.ledger",),
+    ("trainlib.planning",),
 )
 FILES_A_FOLDER = 12
 LARGER_FOLDERS = {  # folder -> (how many, why)

@@ -1,4 +1,4 @@
-"""Compilation from shapes alone: messages of the compiler, errors of targets, bytes of shardings.
+"""Compilation from shapes alone: messages of the compiler, what a program needs.
 
 Programs are compiled for the simulated CPU devices here; `tests/launch/test_compile.py` compiles
 for TPUs.
@@ -6,15 +6,11 @@ for TPUs.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from trainlib.chips import GIB, target
-from trainlib.errors import ConfigError
+from trainlib.chips import GIB
 from trainlib.planning import compile as aot
 
 OUT_OF_MEMORY = (
@@ -48,25 +44,6 @@ def test_largest_values_are_listed_once_each():
     assert size == 100 * 100 * 4
     assert text.startswith("float32[100, 100] of ")
     assert all(smaller < size for smaller, _ in rest)
-
-
-def test_without_libtpu_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"\[aot\]"):
-        aot.devices(target("v5e-4"))
-
-
-def test_gpus_are_compiled_for_where_they_are():
-    with pytest.raises(ConfigError, match="GPU"):
-        aot.devices(target("gpu:h200x8"))
-
-
-def test_standard_error_is_taken_and_given_back(capfd):
-    with aot._captured() as log:
-        os.write(2, b"from the compiler\n")
-    os.write(2, b"after\n")
-    assert log == ["from the compiler\n"]
-    assert capfd.readouterr().err == "after\n"
 
 
 def test_what_must_fit_is_the_larger_figure():
