@@ -123,7 +123,7 @@ def compiled_report(plan: Plan[Any], target: Target, mfu: float = 0.5) -> dict[s
     facts = family.describe.describe(plan.config)
     _progress(f"compiling {plan.config.name} for {target.name} ...")
     train_step = compile_train(family.objective.make_loss(plan), plan)
-    result = compile_plan(plan, train_step, family.plan.abstract_batch(plan))
+    result = compile_plan(plan, train_step, family.plan.abstract_batch(plan), target)
     report = make_report(plan, target, facts, result, mfu)
     _progress("")
     return report

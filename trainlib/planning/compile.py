@@ -25,6 +25,7 @@ from trainlib.chips import GIB, Target
 from trainlib.errors import ConfigError
 from trainlib.model import flops
 from trainlib.planning import hlo
+from trainlib.planning.ledger import Ledger, ledger_of_compiled
 from trainlib.sharding.mesh import AXES, make_mesh
 from trainlib.sharding.topology import captured_errors, devices
 from trainlib.step.memory import device_bytes
@@ -78,6 +79,7 @@ class Result:
       memory: of a program that fits.
       shortfall: of one that does not.
       program: the compiled HLO; None when it does not fit.
+      ledger: of the operations of the program; None when it does not fit.
       flops: of one step on all devices, recomputation included.
       batch_bytes: of a batch, on one device.
       seconds: of tracing, lowering and compiling.
@@ -89,6 +91,7 @@ class Result:
     memory: Memory | None
     shortfall: Shortfall | None
     program: hlo.Program | None
+    ledger: Ledger | None
     flops: float
     batch_bytes: int
     seconds: float
@@ -119,7 +122,10 @@ def mesh(config: ConfigDict, target: Target) -> Mesh:
 
 
 def compile_plan(
-    plan: Plan[Any], train_step: Any, batch: dict[str, jax.ShapeDtypeStruct]
+    plan: Plan[Any],
+    train_step: Any,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    target: Target | None = None,
 ) -> Result:
     """Traces, lowers and compiles the train step of a plan; a step that does not fit is a result.
 
@@ -127,6 +133,7 @@ def compile_plan(
       plan: on the mesh of the target.
       train_step: the jitted step that trains, from `step.compile_train`.
       batch: a global batch as shapes with shardings.
+      target: whose devices the mesh is made of; without it, operations have no times.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler fails for another reason.
@@ -135,7 +142,7 @@ def compile_plan(
     traced = train_step.trace(plan.abstract_state(), batch)
     body = traced.jaxpr.jaxpr
     work = 2.0 * flops.multiply_adds(body)
-    memory = shortfall = program = None
+    memory = shortfall = ledger = None
     with captured_errors() as log:
         try:
             compiled = traced.lower().compile()
@@ -145,7 +152,7 @@ def compile_plan(
                 raise
         else:
             memory = _memory(compiled.memory_analysis())
-            program = hlo.Program(compiled.as_text(), plan.mesh.shape)
+            ledger = ledger_of_compiled(compiled, plan.mesh.shape, target)
     unit = 1 if sys.platform == "darwin" else 1024  # a Mac counts bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     seconds = time.monotonic() - start
@@ -154,7 +161,8 @@ def compile_plan(
     return Result(
         memory=memory,
         shortfall=shortfall,
-        program=program,
+        program=ledger.program if ledger else None,
+        ledger=ledger,
         flops=work,
         batch_bytes=device_bytes(batch),
         seconds=seconds,

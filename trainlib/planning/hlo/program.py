@@ -21,36 +21,34 @@ from functools import cached_property
 
 import numpy as np
 
+from trainlib.planning.hlo.frames import Frames
+from trainlib.planning.hlo.layout import Array, arrays
+
 KINDS = (
     *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"),
     *("ragged-all-to-all", "collective-broadcast"),
 )
+# What runs the instructions of the computations that it names, one by one.
+_STEPPED = ("while", "conditional", "call", "async-start")
 OTHER = "other"  # groups along no set of whole mesh axes
 
-_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|select|scatter)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
     r"\b(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
 )
 
 
-def _bits(kind: str) -> int:
-    if kind in _BITS:
-        return _BITS[kind]
-    digits = re.search(r"\d+", kind)
-    return int(digits[0]) if digits else 8
-
-
 def array_bytes(text: str) -> list[int]:
     """Bytes of every array type in a piece of HLO text, without padding of layouts."""
-    return [
-        math.prod(int(n) for n in shape.split(",") if n) * _bits(kind) // 8
-        for kind, shape in _ARRAY.findall(text)
-    ]
+    return [array.bytes for array in arrays(text)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +59,54 @@ class Instruction:
     type: str
     opcode: str
     rest: str  # operands and attributes
+    root: bool = False
 
     @cached_property
     def operands(self) -> list[str]:
         """Names of its operands."""
-        depth, end = 1, len(self.rest)
+        end = self.rest.find(")")
+        if "(" in self.rest[:end] or "{" in self.rest[:end]:
+            end = self._end_of_operands()
+        return _NAME.findall(self.rest[:end])
+
+    def _end_of_operands(self) -> int:
+        depth = 1
         for position, letter in enumerate(self.rest):
             depth += (letter in "({") - (letter in ")}")
             if not depth:
-                end = position
-                break
-        return re.findall(r"%([\w.\-]+)", self.rest[:end])
+                return position
+        return len(self.rest)
 
     @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Of its result, with layouts; several where it is a tuple."""
+        return arrays(self.type)
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from; "" where it does not say."""
+        found = _OP_NAME.search(self.rest)
+        return found[1] if found else ""
+
+    @property
+    def frame(self) -> int:
+        """Number of the innermost frame in `Program.frames`; 0 where it does not say."""
+        found = _FRAME.search(self.rest)
+        return int(found[1]) if found else 0
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate of one run."""
+        found = _CYCLES.search(self.rest)
+        return int(found[1]) if found else None
+
+    @property
+    def custom_call_target(self) -> str:
+        """What a custom call calls, or ""."""
+        found = _TARGET.search(self.rest) if self.opcode.startswith("custom-call") else None
+        return found[1] if found else ""
+
+    @cached_property
     def called(self) -> list[str]:
         """Computations it names, loops and conditionals apart from others included."""
         names = _CALLED.findall(self.rest)
@@ -98,7 +131,10 @@ def _instruction(line: str) -> Instruction | None:
     opcode = _OPCODE.search(body, start)
     if not opcode:
         return None
-    return Instruction(counted[1], body[: opcode.start()], opcode[1], body[opcode.end() :])
+    rest = body[opcode.end() :]
+    return Instruction(
+        counted[1], body[: opcode.start()], opcode[1], rest, line.startswith("ROOT ")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +189,7 @@ class Program:
         self.mesh = dict(mesh)
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
+        head_lines: list[str] = []
         current: list[Instruction] = []
         for raw in text.splitlines():
             line = raw.strip()
@@ -162,27 +199,51 @@ class Program:
                     current = self.computations.setdefault(head[1], [])
                     if line.startswith("ENTRY"):
                         self.entry = head[1]
+                elif not self.computations:
+                    head_lines.append(line)
                 continue
             parsed = _instruction(line)
             if parsed:
                 current.append(parsed)
+        self.frames = Frames(head_lines)
 
     # ------------------------------------------------------------------ how often things run
     @cached_property
     def times(self) -> dict[str, int]:
         """Computation -> how often it runs in one execution of the program."""
-        counted: Counter[str] = Counter()
-
-        def visit(name: str, times: int) -> None:
-            counted[name] += times
+        counted: Counter[str] = Counter({self.entry: 1})
+        # A computation is printed before those that call it.
+        for name in reversed(self.computations):
+            if not counted[name]:
+                continue
             for instruction in self.computations[name]:
                 trips = self.trips(instruction) if instruction.opcode == "while" else 1
+                if instruction.opcode in ("async-update", "async-done"):
+                    continue  # they name what their start has run
                 for called in instruction.called:
                     if called in self.computations:
-                        visit(called, times * trips)
+                        counted[called] += counted[name] * trips
+        return {name: times for name, times in counted.items() if times}
 
-        visit(self.entry, 1)
-        return dict(counted)
+    @cached_property
+    def by_name(self) -> dict[str, dict[str, Instruction]]:
+        """Computation -> name -> instruction."""
+        return {
+            name: {line.name: line for line in lines} for name, lines in self.computations.items()
+        }
+
+    @cached_property
+    def executed(self) -> list[str]:
+        """The computations whose instructions run one by one, the entry first: it, bodies and
+        conditions of loops, branches, calls. What is fused or applied to elements is not among
+        them.
+        """
+        found = [self.entry]
+        for name in found:
+            for instruction in self.computations[name]:
+                if instruction.opcode in _STEPPED:
+                    found += [c for c in instruction.called if c in self.computations]
+        return list(dict.fromkeys(found))
 
     def trips(self, loop: Instruction) -> int:
         """Trips of a loop; 1 where its condition compares with no constant."""
@@ -261,8 +322,8 @@ class Program:
             types = {line.name: line.type for line in lines}
             for line in lines:
                 if line.opcode in ("convolution", "dot"):
-                    arrays = [line.type, *(types.get(operand, "") for operand in line.operands)]
-                    total += self.times.get(name, 0) * sum(sum(array_bytes(a)) for a in arrays)
+                    texts = [line.type, *(types.get(operand, "") for operand in line.operands)]
+                    total += self.times.get(name, 0) * sum(sum(array_bytes(t)) for t in texts)
         return total
 
     def _groups(self, line: Instruction) -> tuple[np.ndarray | None, int]:

@@ -1,0 +1,85 @@
+"""What operations are called: from stacks of names and frames as JAX writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainlib.planning.hlo.frames import Frame, Frames
+from trainlib.planning.ledger import names
+
+
+@pytest.mark.parametrize(
+    ("op", "layer"),
+    [
+        ("jit(step)/transpose(jvp(stage1))/conv1/conv_general_dilated", "stage1/conv1"),
+        ("jit(f)/while/body/closed_call/block/dot_general", "block"),
+        ("jit(f)/jvp(block)/rematted_computation/mlp/mul", "block/mlp"),
+        ("jit(f)/transpose(jvp(a))/checkpoint/transpose(jvp(b))/shard_map/c/mul", "a/b/c"),
+        ("jit(f)/attention/bqd,bkd->bqk/dot_general", "attention"),
+        ("jit(f)/jvp(jit(take_along_axis))/select_n", ""),
+        ("jit(f)/cond/branch_1_fun/head/add", "head"),
+        ("jit(f)/jit(_take)/gather", ""),
+        ("jit(f)/vmap(jvp(outer/inner))/mul", "outer/inner"),
+        ("x", ""),
+    ],
+)
+def test_layers_are_named_scopes(op, layer):
+    assert names.layer(op, []) == layer
+
+
+def test_without_scopes_a_layer_is_the_classes_that_call_each_other():
+    frames = [
+        Frame("/code/net.py", 5, "matmul"),
+        Frame("/code/net.py", 9, "Dense.__call__"),
+        Frame("/code/net.py", 20, "Net.features"),
+        Frame("/code/net.py", 30, "Net.__call__"),
+        Frame("/lib/site-packages/optax/base.py", 3, "Chain.update"),
+    ]
+    assert names.layer("jit(f)/jvp()/dot_general", frames) == "Net/Dense"
+
+
+def test_phases():
+    assert names.phase("jit(f)/jvp(a)/mul") == "forward"
+    assert names.phase("jit(f)/transpose(jvp(a))/mul") == "backward"
+    assert names.phase("jit(f)/transpose(jvp())/rematted_computation/mul") == "recomputed"
+    assert names.phase("jit(f)/mul") == ""
+
+
+HEAD = """FileNames
+1 "/home/me/net.py"
+2 "/lib/python3/site-packages/optax/_src/update.py"
+
+FunctionNames
+1 "<module>"
+2 "Net.__call__"
+3 "apply_updates"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=17 end_line=17 column=4 end_column=72}
+2 {file_name_id=1 function_name_id=2 line=15 end_line=15 column=11 end_column=57}
+3 {file_name_id=2 function_name_id=3 line=43 end_line=43 column=4 end_column=7}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=3}
+"""
+
+
+def test_frames_are_read_from_the_head_of_a_program():
+    frames = Frames(HEAD.splitlines())
+    assert [(f.line, f.function) for f in frames.stack(3)] == [
+        (43, "apply_updates"),
+        (15, "Net.__call__"),
+        (17, "<module>"),
+    ]
+    assert frames.stack(0) == frames.stack(9) == []
+
+
+def test_the_source_is_the_innermost_line_of_the_users_code():
+    frames = Frames(HEAD.splitlines())
+    assert names.source(frames.stack(3)) == "/home/me/net.py:15"
+    assert names.source(frames.stack(2)) == "/home/me/net.py:15"
+    # Nothing but a library: its own line is better than that of the script.
+    assert names.source([frames.stack(3)[0], frames.stack(3)[2]]) == "optax/_src/update.py:43"
+    assert names.source([]) == ""

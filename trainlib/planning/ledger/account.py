@@ -1,0 +1,177 @@
+"""The operations of a compiled program, one for each instruction that runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from trainlib.chips import Chip
+from trainlib.planning.hlo import KINDS as COLLECTIVES
+from trainlib.planning.hlo import Instruction, Program
+from trainlib.planning.ledger import names
+from trainlib.planning.ledger.arithmetic import Arithmetic
+from trainlib.planning.ledger.operation import Operation
+from trainlib.planning.ledger.traffic import FREE, FREE_CALLS, Movement
+
+_COPIES = {
+    *("copy", "copy-start", "slice", "slice-start", "transpose", "reshape", "pad", "concatenate"),
+    *("broadcast", "reverse", "dynamic-slice", "dynamic-update-slice", "bitcast-convert", "iota"),
+    *("dynamic-slice-start", "dynamic-update-slice-start", "bitcast"),
+}
+_REDUCTIONS = {"reduce", "reduce-window"}
+_RANDOM = {"rng", "rng-bit-generator", "rng-get-and-update-state"}
+_QUIET = FREE | {"parameter"}
+
+
+def kind_of(opcode: str) -> str:
+    """One of `operation.KINDS`, of an opcode that is no fusion."""
+    base = opcode.removesuffix("-start").removesuffix("-done")
+    if base in COLLECTIVES:
+        return "collective"
+    if opcode in ("convolution", "dot"):
+        return "product"
+    if opcode in _COPIES:
+        return "copy"
+    if opcode in _REDUCTIONS:
+        return "reduction"
+    if opcode in _RANDOM:
+        return "random"
+    if opcode in ("convert", "gather", "sort"):
+        return opcode
+    if opcode in ("scatter", "select-and-scatter"):
+        return "scatter"
+    return "other" if opcode == "custom-call" else "elementwise"
+
+
+# What a fusion is called after, when it holds several: the first of these.
+_WEIGHT = (
+    *("collective", "product", "sort", "scatter", "gather", "random", "reduction", "elementwise"),
+    *("convert", "copy", "other"),
+)
+
+
+class Account:
+    """Makes the operations of a program.
+
+    Args:
+      program: that was compiled.
+      chip: that it was compiled for; None where it has no clock to speak of.
+    """
+
+    def __init__(self, program: Program, chip: Chip | None):
+        self._program, self._chip = program, chip
+        self._movement, self._arithmetic = Movement(program), Arithmetic(program)
+        self._kinds: dict[str, str] = {}
+
+    def operations(self) -> Iterable[Operation]:
+        """In the order of the schedule, computation by computation, the entry first."""
+        times = self._program.times
+        for computation in self._program.executed:
+            attribution = Attribution(self._program, computation)
+            for line in self._program.computations[computation]:
+                if line.opcode in FREE or line.custom_call_target in FREE_CALLS:
+                    continue
+                yield self._operation(line, computation, times.get(computation, 1), attribution)
+
+    def _operation(
+        self, line: Instruction, computation: str, times: int, attribution: Attribution
+    ) -> Operation:
+        traffic = self._movement.traffic(line, computation)
+        cycles = line.cycles
+        seconds, basis = 0.0, "bytes"
+        if self._chip is not None:
+            seconds = traffic.hbm / self._chip.hbm_bandwidth
+            if cycles is not None and self._chip.clock:
+                seconds, basis = cycles / self._chip.clock, "compiler"
+        op, layer, source = attribution.of(line)
+        return Operation(
+            name=line.name,
+            opcode=line.opcode,
+            kind=self.kind(line),
+            computation=computation,
+            times=times,
+            seconds=seconds,
+            basis=basis,
+            cycles=cycles,
+            hbm_bytes=traffic.hbm,
+            vmem_bytes=traffic.vmem,
+            flops=self._arithmetic.flops(line, computation),
+            op=op,
+            layer=layer,
+            source=source,
+        )
+
+    def kind(self, line: Instruction) -> str:
+        """One of `operation.KINDS`."""
+        if line.custom_call_target == "tpu_custom_call":
+            return "kernel"
+        if line.opcode not in ("fusion", "async-start"):
+            return kind_of(line.opcode)
+        body = next((c for c in line.called if c in self._program.computations), "")
+        if body not in self._kinds:
+            inner = {
+                self.kind(part)
+                for part in self._program.computations.get(body, ())
+                if part.opcode not in _QUIET and part.opcode != "broadcast"
+            }
+            self._kinds[body] = next((kind for kind in _WEIGHT if kind in inner), "copy")
+        return self._kinds[body]
+
+
+class Attribution:
+    """Says where instructions of one computation come from; those without a name of their own
+    belong to what they are made for, else to what made them.
+    """
+
+    def __init__(self, program: Program, computation: str):
+        self._program = program
+        self._lines = program.by_name[computation]
+        self._users: dict[str, list[str]] = defaultdict(list)
+        for line in self._lines.values():
+            for name in line.operands:
+                self._users[name].append(line.name)
+        self._own: dict[str, tuple[str, int]] = {}
+
+    def of(self, line: Instruction) -> tuple[str, str, str]:
+        """(op, layer, source)."""
+        op, frame = self._found(line)
+        frames = self._program.frames.stack(frame)
+        return op, names.layer(op, frames) or names.UNNAMED, names.source(frames)
+
+    def _found(self, line: Instruction) -> tuple[str, int]:
+        own = self._named(line)
+        if own[0]:
+            return own
+        for neighbours in (self._users.get, lambda name: self._lines[name].operands):
+            waiting, seen = [line.name], {line.name}
+            for name in waiting:
+                for other in neighbours(name) or ():
+                    if other in seen or other not in self._lines or len(seen) > 64:
+                        continue
+                    seen.add(other)
+                    found = self._named(self._lines[other])
+                    if found[0]:
+                        return found
+                    waiting.append(other)
+        return "", 0
+
+    def _named(self, line: Instruction) -> tuple[str, int]:
+        """(op, frame) that an instruction or, for a fusion, its root or its largest part states."""
+        if line.name not in self._own:
+            self._own[line.name] = self._stated(line)
+        return self._own[line.name]
+
+    def _stated(self, line: Instruction) -> tuple[str, int]:
+        # The name of a parameter is that of an argument, which is no operation.
+        if line.opcode in ("parameter", "constant"):
+            return "", 0
+        if op := line.op_name:
+            return op, line.frame
+        if line.opcode != "fusion":
+            return "", 0
+        parts = self._program.computations.get(next(iter(line.called), ""), [])
+        named = [part for part in parts if part.op_name and part.opcode != "parameter"]
+        if not named:
+            return "", 0
+        chosen = max(named, key=lambda part: (part.root, sum(a.bytes for a in part.arrays)))
+        return chosen.op_name, chosen.frame

@@ -1,0 +1,197 @@
+"""The ledger of a compiled program: what each operation takes, and sums of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainlib import chips
+from trainlib.chips import Chip, Target
+from trainlib.planning.hlo import Program
+from trainlib.planning.ledger.account import Account
+from trainlib.planning.ledger.operation import Finding, Group, Operation
+from trainlib.sharding.topology import devices
+
+GROUPINGS = ("layer", "op", "source", "kind")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """What a compiled program does on one device, by the compiler's own account.
+
+    Attributes:
+      target: name of what it was compiled for.
+      chip: None where it is not known, as for a CPU: then no operation has a time.
+      operations: every instruction that runs, in the order of its schedule.
+      temporaries: bytes of memory for what lives between operations.
+      compiler: version of libtpu; figures of two versions are not to be compared.
+      program: the text that was read.
+    """
+
+    target: str
+    chip: Chip | None
+    operations: tuple[Operation, ...]
+    temporaries: int
+    compiler: str
+    program: Program = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        """The time of all operations, one after the other."""
+        return sum(one.total_seconds for one in self.operations)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Read and written through HBM, with the padding of tiles."""
+        return sum(one.total_hbm_bytes for one in self.operations)
+
+    @property
+    def vmem_bytes(self) -> int:
+        """Read and written in memory on the chip, padded likewise."""
+        return sum(one.times * one.vmem_bytes for one in self.operations)
+
+    @property
+    def flops(self) -> float:
+        """Of arithmetic; multiply-adds count two."""
+        return sum(one.times * one.flops for one in self.operations)
+
+    @cached_property
+    def schedule(self) -> float:
+        """Predicted seconds: copies that run beside the core are no time of its own."""
+        return sum(
+            one.total_seconds for one in self.operations if not one.opcode.endswith("-start")
+        )
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the program does without need, the longest first."""
+        return ()
+
+    @property
+    def uncounted(self) -> tuple[Operation, ...]:
+        """Operations that the compiler makes no estimate of, bounded by their bytes."""
+        kinds = ("gather", "scatter", "sort", "random", "kernel", "other")
+        return tuple(o for o in self.operations if o.basis == "bytes" and o.kind in kinds)
+
+    def by(self, what: str) -> list[Group]:
+        """Operations added up by their "layer", "op", "source" or "kind", the longest first.
+
+        Raises:
+          ValueError: another grouping.
+        """
+        if what not in GROUPINGS:
+            raise ValueError(f"by={what!r}; known: {', '.join(GROUPINGS)}")
+        members: dict[str, list[Operation]] = defaultdict(list)
+        for one in self.operations:
+            members[getattr(one, what) or "(unnamed)"].append(one)
+        whole = self.seconds or 1.0
+        groups = []
+        for name, found in members.items():
+            seconds = sum(one.total_seconds for one in found)
+            groups.append(
+                Group(
+                    name=name,
+                    operations=len(found),
+                    seconds=seconds,
+                    hbm_bytes=sum(one.total_hbm_bytes for one in found),
+                    flops=sum(one.times * one.flops for one in found),
+                    share=seconds / whole,
+                )
+            )
+        return sorted(groups, key=lambda group: (-group.seconds, -group.hbm_bytes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the program, as JSON holds it."""
+        return {
+            "target": self.target,
+            "chip": self.chip.name if self.chip else None,
+            "compiler": self.compiler,
+            "seconds": self.seconds,
+            "schedule": self.schedule,
+            "hbm_bytes": self.hbm_bytes,
+            "vmem_bytes": self.vmem_bytes,
+            "flops": self.flops,
+            "temporaries": self.temporaries,
+            "operations": [dataclasses.asdict(one) for one in self.operations],
+            "findings": [dataclasses.asdict(one) for one in self.findings],
+        }
+
+
+def compiler_version() -> str:
+    """Of libtpu; "" where it is not installed."""
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def ledger_of_compiled(
+    compiled: Any, mesh_shape: Mapping[str, int], target: Target | None, text: str | None = None
+) -> Ledger:
+    """The ledger of a `jax.stages.Compiled`.
+
+    Args:
+      compiled: the program.
+      mesh_shape: axis -> size, in the order in which devices are numbered.
+      target: that it was compiled for; None for what is no accelerator.
+      text: `compiled.as_text()`, where it was already made.
+    """
+    program = Program(compiled.as_text() if text is None else text, mesh_shape)
+    return ledger_of_program(program, target, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def ledger_of_program(program: Program, target: Target | None, temporaries: int = 0) -> Ledger:
+    """The ledger of a parsed program; `temporaries` are bytes that its text does not tell."""
+    chip = target.chip if target else None
+    return Ledger(
+        target=target.name if target else "",
+        chip=chip,
+        operations=tuple(Account(program, chip).operations()),
+        temporaries=temporaries,
+        compiler=compiler_version(),
+        program=program,
+    )
+
+
+def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Ledger:
+    """Compiles a function for a target that need not be here, and counts what it does.
+
+    Args:
+      fn: a function of arrays, jitted or not.
+      *shapes: pytrees of `jax.ShapeDtypeStruct`, or of arrays; on targets of several devices with
+        shardings on a mesh of `trainlib.sharding.topology.devices(target)`.
+      target: as in `trainlib.chips.target`; "v5e-1" is one chip.
+
+    Raises:
+      ConfigError: an unknown target, or libtpu is not installed.
+      jax.errors.JaxRuntimeError: the program does not compile, or does not fit.
+    """
+    wanted = chips.target(target)
+    mesh = _mesh_of(shapes) or Mesh(np.array(devices(wanted)[:1]), ("data",))
+    arguments = jax.tree.map(lambda shape: _placed(shape, mesh), shapes)
+    jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
+    return ledger_of_compiled(jitted.lower(*arguments).compile(), mesh.shape, wanted)
+
+
+def _mesh_of(shapes: Any) -> Mesh | None:
+    for leaf in jax.tree.leaves(shapes):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(leaf, jax.ShapeDtypeStruct) and isinstance(sharding, NamedSharding):
+            return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
+    return None
+
+
+def _placed(shape: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    sharding = shape.sharding if isinstance(shape, jax.ShapeDtypeStruct) else None
+    return jax.ShapeDtypeStruct(
+        shape.shape, shape.dtype, sharding=sharding or NamedSharding(mesh, P())
+    )
