@@ -275,12 +275,13 @@ class Program:
                 # The same asynchronous collective stands in every fusion that it overlaps with.
                 if "chain_id=" in line.rest and not starts:
                     continue
-                parsed = self._collective(name, line, times)
+                parsed = self.collective(name, line, times)
                 if parsed:
                     counted.append(parsed)
         return counted
 
-    def _collective(self, computation: str, line: Instruction, times: int) -> Collective | None:
+    def collective(self, computation: str, line: Instruction, times: int) -> Collective | None:
+        """A line of a computation as a collective that runs `times` times; None if it is none."""
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
             return None
@@ -288,7 +289,7 @@ class Program:
         size = max(sizes) if line.opcode.endswith("-start") else sum(sizes)
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
-        groups, number = self._groups(line)
+        groups, number = self.groups(line)
         if kind == "reduce-scatter" and line.opcode.startswith("reduce-scatter"):
             size *= number
         if number < 2:
@@ -326,9 +327,9 @@ class Program:
                     total += self.times.get(name, 0) * sum(sum(array_bytes(t)) for t in texts)
         return total
 
-    def _groups(self, line: Instruction) -> tuple[np.ndarray | None, int]:
+    def groups(self, line: Instruction) -> tuple[np.ndarray | None, int]:
         """Groups of devices [groups, members], or None where the text names them in no known way,
-        and the number of members.
+        and the number of members. Of a permute: its pairs (from, to) [pairs, 2].
         """
         devices = math.prod(self.mesh.values())
         pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", line.rest)
