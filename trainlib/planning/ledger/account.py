@@ -10,6 +10,7 @@ from trainlib.planning.hlo import KINDS as COLLECTIVES
 from trainlib.planning.hlo import Instruction, Program
 from trainlib.planning.ledger import names
 from trainlib.planning.ledger.arithmetic import Arithmetic
+from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Operation
 from trainlib.planning.ledger.traffic import FREE, FREE_CALLS, Movement
 
@@ -56,10 +57,12 @@ class Account:
     Args:
       program: that was compiled.
       chip: that it was compiled for; None where it has no clock to speak of.
+      links: between its devices; None where they are not known, and then collectives are bound by
+        their bytes.
     """
 
-    def __init__(self, program: Program, chip: Chip | None):
-        self._program, self._chip = program, chip
+    def __init__(self, program: Program, chip: Chip | None, links: Links | None = None):
+        self._program, self._chip, self._links = program, chip, links
         self._movement, self._arithmetic = Movement(program), Arithmetic(program)
         self._kinds: dict[str, str] = {}
 
@@ -83,6 +86,9 @@ class Account:
             seconds = traffic.hbm / self._chip.hbm_bandwidth
             if cycles is not None and self._chip.clock:
                 seconds, basis = cycles / self._chip.clock, "compiler"
+        transfer = self._links.transfer(self._program, line) if self._links else None
+        if transfer is not None:
+            seconds, basis = max(seconds, transfer.seconds), "links"
         op, layer, source = attribution.of(line)
         return Operation(
             name=line.name,
@@ -99,6 +105,8 @@ class Account:
             op=op,
             layer=layer,
             source=source,
+            axes=transfer.axes if transfer else (),
+            wire_bytes=transfer.wire_bytes if transfer else 0.0,
         )
 
     def kind(self, line: Instruction) -> str:

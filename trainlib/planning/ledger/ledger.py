@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,9 @@ from trainlib import chips
 from trainlib.chips import Chip, Target
 from trainlib.planning.hlo import Program
 from trainlib.planning.ledger.account import Account
+from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Finding, Group, Operation
+from trainlib.planning.ledger.schedule import Schedule, schedule
 from trainlib.sharding.topology import devices
 
 GROUPINGS = ("layer", "op", "source", "kind")
@@ -35,6 +37,7 @@ class Ledger:
       temporaries: bytes of memory for what lives between operations.
       compiler: version of libtpu; figures of two versions are not to be compared.
       program: the text that was read.
+      links: between its devices; None where they are not known.
     """
 
     target: str
@@ -43,6 +46,7 @@ class Ledger:
     temporaries: int
     compiler: str
     program: Program = dataclasses.field(repr=False, compare=False)
+    links: Links | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def seconds(self) -> float:
@@ -65,11 +69,12 @@ class Ledger:
         return sum(one.times * one.flops for one in self.operations)
 
     @cached_property
-    def schedule(self) -> float:
-        """Predicted seconds: copies that run beside the core are no time of its own."""
-        return sum(
-            one.total_seconds for one in self.operations if not one.opcode.endswith("-start")
-        )
+    def schedule(self) -> Schedule:
+        """When each operation runs; its `seconds` are the prediction. Without a chip, all 0."""
+        if self.chip is None or self.links is None:
+            return Schedule(0.0, 0.0, {}, {}, {}, ())
+        by_name = {one.name: one for one in self.operations}
+        return schedule(self.program, by_name, self.links, self.chip)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -116,7 +121,7 @@ class Ledger:
             "chip": self.chip.name if self.chip else None,
             "compiler": self.compiler,
             "seconds": self.seconds,
-            "schedule": self.schedule,
+            "schedule": self.schedule.to_dict(),
             "hbm_bytes": self.hbm_bytes,
             "vmem_bytes": self.vmem_bytes,
             "flops": self.flops,
@@ -135,7 +140,11 @@ def compiler_version() -> str:
 
 
 def ledger_of_compiled(
-    compiled: Any, mesh_shape: Mapping[str, int], target: Target | None, text: str | None = None
+    compiled: Any,
+    mesh_shape: Mapping[str, int],
+    target: Target | None,
+    text: str | None = None,
+    placed_on: Sequence[Any] | None = None,
 ) -> Ledger:
     """The ledger of a `jax.stages.Compiled`.
 
@@ -144,21 +153,32 @@ def ledger_of_compiled(
       mesh_shape: axis -> size, in the order in which devices are numbered.
       target: that it was compiled for; None for what is no accelerator.
       text: `compiled.as_text()`, where it was already made.
+      placed_on: the devices of the mesh, in its order.
     """
     program = Program(compiled.as_text() if text is None else text, mesh_shape)
-    return ledger_of_program(program, target, compiled.memory_analysis().temp_size_in_bytes)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return ledger_of_program(program, target, temporaries, placed_on)
 
 
-def ledger_of_program(program: Program, target: Target | None, temporaries: int = 0) -> Ledger:
-    """The ledger of a parsed program; `temporaries` are bytes that its text does not tell."""
+def ledger_of_program(
+    program: Program,
+    target: Target | None,
+    temporaries: int = 0,
+    placed_on: Sequence[Any] | None = None,
+) -> Ledger:
+    """The ledger of a parsed program; `temporaries` are bytes that its text does not tell, and
+    `placed_on` are the devices of its mesh, without which a collective has all links to itself.
+    """
     chip = target.chip if target else None
+    links = Links(target, placed_on) if target else None
     return Ledger(
         target=target.name if target else "",
         chip=chip,
-        operations=tuple(Account(program, chip).operations()),
+        operations=tuple(Account(program, chip, links).operations()),
         temporaries=temporaries,
         compiler=compiler_version(),
         program=program,
+        links=links,
     )
 
 
@@ -179,7 +199,8 @@ def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Le
     mesh = _mesh_of(shapes) or Mesh(np.array(devices(wanted)[:1]), ("data",))
     arguments = jax.tree.map(lambda shape: _placed(shape, mesh), shapes)
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
-    return ledger_of_compiled(jitted.lower(*arguments).compile(), mesh.shape, wanted)
+    compiled = jitted.lower(*arguments).compile()
+    return ledger_of_compiled(compiled, mesh.shape, wanted, placed_on=list(mesh.devices.flat))
 
 
 def _mesh_of(shapes: Any) -> Mesh | None:

@@ -19,6 +19,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from trainlib.chips import Chip
 from trainlib.planning.hlo import Instruction, Program, array_bytes
@@ -81,6 +82,11 @@ class Schedule:
         """Share of the time in which the core waits for other devices."""
         waits = sum(t for name, t in self.exposed.items() if name not in (COPIES, HOST))
         return waits / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the spans, as JSON holds it."""
+        names = ("seconds", "core_seconds", "bounds", "exposed", "in_flight", "assumptions")
+        return {name: getattr(self, name) for name in names}
 
 
 COPIES, HOST, CORE = "copies", "host", "core"
