@@ -105,7 +105,8 @@ def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
         logits = model.logits(hidden)
         return token_sums(logits, batch["decoder_targets"], batch["decoder_weights"])
 
-    return jax.checkpoint(sums)(hidden)
+    with jax.named_scope("loss"):
+        return jax.checkpoint(sums)(hidden)
 
 
 def router_metrics(reports: Reports) -> Sums:

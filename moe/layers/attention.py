@@ -20,6 +20,7 @@ from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
+from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import constrain
@@ -87,7 +88,7 @@ def attend(
     return keep(SCORES, constrain(mixed, "layer_batch", None, "head", None)), normaliser
 
 
-class Attention(nnx.Module):
+class Attention(Layer):
     """Self- or cross-attention, [B, Q, D] -> [B, Q, D]; heads lie over the mesh axis `model`.
 
     Args:

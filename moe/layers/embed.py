@@ -14,11 +14,12 @@ from jax.typing import DTypeLike
 from moe.layers.init import NORMAL, scaled_fan_in
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
+from trainlib.model.layer import Layer, named
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import active, constrain
 
 
-class Embedding(nnx.Module):
+class Embedding(Layer):
     """The input table [V, D], shared by encoder and decoder; D lies over the mesh axis `model`.
 
     Args:
@@ -46,6 +47,7 @@ class Embedding(nnx.Module):
         """
         return lookup(self.table[...], tokens).astype(dtype)
 
+    @named
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
         scaled = to_layer(x) * x.shape[-1] ** -0.5
@@ -53,7 +55,7 @@ class Embedding(nnx.Module):
         return constrain(logits, "layer_batch", None, "vocab")
 
 
-class Output(nnx.Module):
+class Output(Layer):
     """The output matrix [D, V] of an untied model; V lies over the mesh axis `model`.
 
     Args:

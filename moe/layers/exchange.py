@@ -43,7 +43,8 @@ def with_capacity(
     Returns:
       [G, S, D] in the type of x.
     """
-    buffer = dispatch(x, routed.slot, routed.source)  # [E, G, C, D]
+    with jax.named_scope("dispatch"):
+        buffer = dispatch(x, routed.slot, routed.source)  # [E, G, C, D]
     arrived = keep(EXCHANGED, _to_experts(buffer, placement))  # [E/n, G*n, C, D]
     experts, _, _, width = arrived.shape
     ready = arrived.reshape(experts, -1, width)  # [E/n, N, D]
@@ -53,14 +54,17 @@ def with_capacity(
         ready = lax.all_gather(ready, axis).swapaxes(0, 1).reshape(experts, -1, width)
     if hidden_scale is not None:
         hidden_scale = _as_arrived(hidden_scale, placement)
-    out = batched(ready, weights, bias_form, hidden_scale)
+    with jax.named_scope("products"):
+        out = batched(ready, weights, bias_form, hidden_scale)
     if axis:
         parts = out.reshape(experts, placement.size(axis), -1, width).swapaxes(0, 1)
         out = lax.psum_scatter(parts, axis)
     returned = keep(EXCHANGED, _from_experts(out.reshape(arrived.shape), placement))
-    return combine(returned, routed.gates, routed.slot, routed.source)
+    with jax.named_scope("combine"):
+        return combine(returned, routed.gates, routed.slot, routed.source)
 
 
+@jax.named_scope("exchange")
 def _to_experts(buffer: jax.Array, placement: Placement) -> jax.Array:
     """This device's tokens for all experts [E, G, C, D] -> all tokens for this device's experts
     [E/n, G*n, C, D].
@@ -73,6 +77,7 @@ def _to_experts(buffer: jax.Array, placement: Placement) -> jax.Array:
     return lax.all_to_all(buffer, axis, 0, 1, tiled=True) if axis else buffer
 
 
+@jax.named_scope("exchange")
 def _from_experts(buffer: jax.Array, placement: Placement) -> jax.Array:
     """The inverse of `_to_experts`."""
     axis = placement.expert_axis
@@ -131,13 +136,16 @@ def dropless(
         expert = jnp.where((local >= 0) & (local < experts), local, experts)
     blocks = routing.dispatch == "dropless"
     layout = segments(expert, experts, ALIGN if blocks else 1, multiple=ALIGN if blocks else TILE)
-    buffer: jax.Array = dispatch(tokens[None], layout.slot, layout.source)[0, 0]  # [R, D]
-    if blocks:
-        buffer = blocked(buffer, layout.starts, layout.sizes, weights, bias_form)
-    else:
-        buffer = grouped(buffer, layout.sizes, weights, bias_form)
-    buffer = keep(PRODUCT, buffer)
-    y = combine(buffer[None, None], gates[None], layout.slot, layout.source)[0]  # [T, D]
+    with jax.named_scope("dispatch"):
+        buffer: jax.Array = dispatch(tokens[None], layout.slot, layout.source)[0, 0]  # [R, D]
+    with jax.named_scope("products"):
+        if blocks:
+            buffer = blocked(buffer, layout.starts, layout.sizes, weights, bias_form)
+        else:
+            buffer = grouped(buffer, layout.sizes, weights, bias_form)
+        buffer = keep(PRODUCT, buffer)
+    with jax.named_scope("combine"):
+        y = combine(buffer[None, None], gates[None], layout.slot, layout.source)[0]  # [T, D]
     if axes:
         y = keep(EXCHANGED, lax.psum_scatter(y.reshape(parts, -1, y.shape[-1]), axes))
     return y

@@ -15,12 +15,13 @@ from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
+from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import constrain
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Layer):
     """[B, L, D] -> [B, L, D]; hidden units lie over the mesh axis `model`.
 
     Args:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe.layers.init import ONES
+from trainlib.model.layer import Layer
 from trainlib.model.weights import declare
 
 
@@ -22,7 +23,7 @@ def rms_normalise(x: jax.Array, scale: jax.Array | None, eps: float = 1e-6) -> j
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
-class RMSNorm(nnx.Module):
+class RMSNorm(Layer):
     """Normalises [..., D] over its last dimension.
 
     Args:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import constrain
 
@@ -56,7 +57,7 @@ def _table_init(scale: float) -> Initializer:
     return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
-class RelativeBias(nnx.Module):
+class RelativeBias(Layer):
     """Bias [1, N, Q, K] float32 that is added to attention logits.
 
     Args:

@@ -35,6 +35,7 @@ from moe.routing.placement import Placement, group_tokens, resolve_placement
 from moe.routing.route import route
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import active, automatic_axes, constrain
@@ -65,7 +66,7 @@ class SparseOutput:
     metrics: Sums
 
 
-class SparseFFN(nnx.Module):
+class SparseFFN(Layer):
     """A sparse feed-forward layer: a router and experts, in place of the feed-forward layer of a
     transformer (ST-MoE, arXiv 2202.08906, section 2; Switch, 2101.03961).
 
@@ -327,19 +328,21 @@ def _local(
     """
     grouped = {name: v.reshape(-1, size, *v.shape[2:]) for name, v in tokens.items()}  # [G, S, ..]
     x = grouped["x"]
-    seen = grouped.get("router_input", x).astype(routing.router_dtype)
-    if "noise" in tokens:
-        seen = seen * grouped["noise"].astype(seen.dtype)
-    # HIGHEST: a TPU would otherwise round the float32 operands to bfloat16.
-    logits = jnp.einsum(
-        "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
-    )
-    logits = keep(PRODUCT, logits)
+    with jax.named_scope("router"):
+        seen = grouped.get("router_input", x).astype(routing.router_dtype)
+        if "noise" in tokens:
+            seen = seen * grouped["noise"].astype(seen.dtype)
+        # HIGHEST: a TPU would otherwise round the float32 operands to bfloat16.
+        logits = jnp.einsum(
+            "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
+        )
+        logits = keep(PRODUCT, logits)
     # Here and not before the shard_map, whose transpose adds gradients up over replicas in the type
     # of what it was given: float32 (ST-MoE, section 3.4).
     weights = {name: value.astype(x.dtype) for name, value in weights.items()}
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
-    routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)
+    with jax.named_scope("route"):
+        routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)
     if routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
     else:

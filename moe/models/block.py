@@ -28,6 +28,7 @@ from moe.layers.residual import to_layer
 from moe.layers.sparse import SparseFFN
 from moe.models.architecture import Architecture
 from moe.routing.config import RoutingConfig
+from trainlib.model.layer import Layer
 from trainlib.sharding.constrain import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
@@ -56,7 +57,7 @@ class Context:
     words: jax.Array | None = None
 
 
-class Block(nnx.Module):
+class Block(Layer):
     """[B, L, D] -> [B, L, D].
 
     Args:

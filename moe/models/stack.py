@@ -26,10 +26,11 @@ from moe.layers.sparse import evaluation_key
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.block import Aux, Block, Cache, Context
 from moe.models.stacked import Stacked, Step, fold, stack
+from trainlib.model.layer import Layer, named
 from trainlib.sharding.constrain import constrain
 
 
-class Stack(nnx.Module):
+class Stack(Layer):
     """An encoder or a decoder: relative bias, blocks, final norm.
 
     Args:
@@ -111,6 +112,7 @@ class Stack(nnx.Module):
 
         return self._fold(None, step)[1]
 
+    @named
     def decode_step(
         self,
         x: jax.Array,

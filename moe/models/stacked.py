@@ -111,10 +111,11 @@ def fold(
     def period(x: Any, parts: dict[str, tuple[Any, ...]]) -> tuple[Any, dict[str, Any]]:
         reports = {}
         for kind in pieces:
-            if single(kind):
-                x, reports[kind] = body(x, parts[kind])
-            else:
-                x, reports[kind] = _loop(body, x, parts[kind], scan)
+            with jax.named_scope(kind):
+                if single(kind):
+                    x, reports[kind] = body(x, parts[kind])
+                else:
+                    x, reports[kind] = _loop(body, x, parts[kind], scan)
         return x, reports
 
     return _loop(period, x, dict(pieces), scan)

@@ -16,12 +16,13 @@ from moe.models.block import Aux, Cache
 from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
 from moe.models.stack import Stack
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer, named
 from trainlib.sharding.constrain import automatic_axes, constrain
 
 Batch = dict[str, jax.Array]
 
 
-class Transformer(nnx.Module):
+class Transformer(Layer):
     """A T5 v1.1-style model, dense or sparse (arXiv 1910.10683, 2002.05202, 2202.08906).
 
     It is used as any module of Flax, under `nnx.jit`, `nnx.value_and_grad` and `nnx.Optimizer`.
@@ -56,6 +57,7 @@ class Transformer(nnx.Module):
                 config.d_model, config.vocab_size, config.init_scale, config.reduce_dtype, rngs=rngs
             )
 
+    @named
     def encode(
         self,
         tokens: jax.Array,
@@ -68,6 +70,7 @@ class Transformer(nnx.Module):
         x = self.embedding(tokens, self.config.dtype)
         return self.encoder(x, segments, key=key, train=train)
 
+    @named
     def decode(
         self,
         tokens: jax.Array,
@@ -95,6 +98,7 @@ class Transformer(nnx.Module):
         """
         return self.decoder.init_cache(batch, length, self.config.dtype, encoded)
 
+    @named
     def decode_step(
         self,
         tokens: jax.Array,
@@ -120,6 +124,7 @@ class Transformer(nnx.Module):
         x, cache = self.decoder.decode_step(x, cache, position, mask)
         return self.logits(x)[:, 0], cache
 
+    @named
     def hidden(
         self, batch: Batch, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, Reports]:
@@ -155,6 +160,7 @@ class Transformer(nnx.Module):
         assert x is not None
         return x, reports
 
+    @named
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, L, D] -> float32 [B, L, V]."""
         if self.config.tie_word_embeddings:

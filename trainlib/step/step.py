@@ -139,17 +139,21 @@ def make_train_step(
             return loss_fn(learned | fixed, *rest)
 
         loss, grads, out = _gradients(loss_of, learned, state.model_state, batch, key, microbatches)
-        moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
-        norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("gradient_norm"):
+            norm = optax.global_norm(grads)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         if_finite = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        params = if_finite(params, state.params)
-        moved, counts = if_finite((moved, counts), (state.model_state, state.counts))
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = if_finite(optax.apply_updates(state.params, updates), state.params)
+            opt_state = if_finite(opt_state, state.opt_state)
+        with jax.named_scope("running_statistics"):
+            moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
+            moved, counts = if_finite((moved, counts), (state.model_state, state.counts))
         ema = state.ema
         if ema_decay:
-            ema = if_finite(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
+            with jax.named_scope("weight_average"):
+                ema = if_finite(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
         bad = (~finite).astype(jnp.int32)
         skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
         one = jnp.ones((), jnp.float32)
@@ -163,7 +167,7 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             model_state=moved,
-            opt_state=if_finite(opt_state, state.opt_state),
+            opt_state=opt_state,
             ema=ema,
             skipped=skipped,
             counts=counts,

@@ -62,8 +62,9 @@ def loss_function(abstract: Abstract, label_smoothing: float) -> LossFn:
         model = abstract.bind(params, model_state)
         labels, weights = batch["label"], batch["weight"]
         logits = model(batch["image"], train=True, key=key, weights=weights)  # [B, C]
-        total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
-        correct = metrics.top_k_correct(logits, labels, weights)
+        with jax.named_scope("loss"):
+            total, count = losses.softmax_cross_entropy(logits, labels, weights, label_smoothing)
+            correct = metrics.top_k_correct(logits, labels, weights)
         out = LossOutput(count, model_state, {"top1": correct}, observed(model))
         return losses.mean(total, count), out
 

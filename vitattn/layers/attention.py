@@ -19,6 +19,7 @@ import jax
 from flax import nnx
 
 from trainlib.keys import choice, many, number, whole
+from trainlib.model.layer import Layer
 
 Pair = tuple[int, int]  # row, column
 
@@ -41,7 +42,7 @@ class Site:
     width: int
 
 
-class AttentionLayer(nnx.Module):
+class AttentionLayer(Layer):
     """A layer [B, H, W, F_in] -> [B, ., ., F_out] whose attention can be looked at.
 
     Attributes:

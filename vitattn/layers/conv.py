@@ -16,6 +16,7 @@ from flax import nnx
 
 from trainlib.errors import ConfigError
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
@@ -138,7 +139,7 @@ def _depthwise_backward(stride, residuals, g):
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-class Conv(nnx.Module):
+class Conv(Layer):
     """k x k convolution [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F] in `dtype`.
 
     Args:
@@ -196,7 +197,7 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(self.dtype) if self.has_bias else y
 
 
-class Classifier(nnx.Module):
+class Classifier(Layer):
     """Last layer [B, features] -> logits [B, classes], always in float32.
 
     Args:

@@ -25,6 +25,7 @@ from flax import nnx
 
 from trainlib.model import statistics
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Initializer, Observed, declare, declare_stat
 from vitattn.layers.init import ONES, ZEROS
@@ -121,7 +122,7 @@ def affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> j
     return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(Layer):
     """Normalises [B, .., C] over all axes but the last.
 
     With `train` it uses the statistics of the batch, without it the running ones. Who moves the

@@ -34,6 +34,7 @@ def _taps(
     return slices, inside
 
 
+@jax.named_scope("average_pool")
 def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C] for odd windows; sums in float32.
 
@@ -49,6 +50,7 @@ def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     return y.astype(x.dtype)
 
 
+@jax.named_scope("max_pool")
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C] for odd windows.
 
@@ -61,11 +63,13 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     return x
 
 
+@jax.named_scope("global_average_pool")
 def global_average_pool(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, C], mean in float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
+@jax.named_scope("bilinear_resize")
 def bilinear_resize(x: jax.Array, height: int, width: int) -> jax.Array:
     """[B, H, W, C] -> [B, height, width, C] with half-pixel centres, edge pixels repeated."""
     if x.shape[1:3] == (height, width):

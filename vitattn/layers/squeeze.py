@@ -18,6 +18,7 @@ from flax import nnx
 
 from trainlib.errors import one_of
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from trainlib.model.weights import declare
 from vitattn.layers.conv import Conv
 from vitattn.layers.init import HE_FAN_IN, ZEROS
@@ -35,7 +36,7 @@ class Gate(Protocol):
         ...
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(Layer):
     """C -> hidden -> C with a ReLU between, on averages [B, C] in float32."""
 
     def __init__(self, channels: int, hidden: int, *, rngs: Rngs = None):
@@ -51,7 +52,7 @@ class Bottleneck(nnx.Module):
         return hidden @ self.up[...] + self.up_bias[...]
 
 
-class SqueezeExcite(nnx.Module):
+class SqueezeExcite(Layer):
     """x * sigmoid(W_2 relu(W_1 mean(x))), one number for each image and channel.
 
     Args:
@@ -80,7 +81,7 @@ def _largest(x: jax.Array, axis: int) -> jax.Array:
     return jnp.take_along_axis(x, index, axis)
 
 
-class Cbam(nnx.Module):
+class Cbam(Layer):
     """A gate on channels from average and maximum, then a gate on pixels from the same two.
 
     The spatial gate is a 7x7 convolution of [mean over C, max over C] to one map, normalised.
@@ -121,7 +122,7 @@ class Cbam(nnx.Module):
         return x * jax.nn.sigmoid(self.norm(self.spatial(pooled), train=train, weights=weights))
 
 
-class GatherExcite(nnx.Module):
+class GatherExcite(Layer):
     """x * sigmoid(mean(x)) without parameters, gathered over the whole map."""
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:

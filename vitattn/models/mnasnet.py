@@ -19,6 +19,7 @@ from flax import nnx
 
 from trainlib.keys import check_fields, choice, many, whole
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from vitattn.images.size import sides, strided
 from vitattn.layers.attention import Site
 from vitattn.layers.augmented import AugmentedConfig
@@ -112,7 +113,7 @@ class MnasNetConfig:
         return BatchNorm(channels, decay=self.bn_decay, eps=self.bn_eps, rngs=rngs)
 
 
-class InvertedBlock(nnx.Module):
+class InvertedBlock(Layer):
     """1x1 to e C with ReLU, depthwise k x k with ReLU, gate, 1x1; plus the input where equal."""
 
     def __init__(
@@ -155,7 +156,7 @@ class InvertedBlock(nnx.Module):
         return x + y if self.adds else y
 
 
-class ConvNorm(nnx.Module):
+class ConvNorm(Layer):
     """Convolution, normalisation, ReLU."""
 
     def __init__(self, conv: Conv, norm: BatchNorm):
@@ -166,7 +167,7 @@ class ConvNorm(nnx.Module):
         return jax.nn.relu(self.norm(self.conv(x), train=train, weights=weights))
 
 
-class MnasNet(nnx.Module):
+class MnasNet(Layer):
     """MnasNet-A1; `blocks1` .. `blocks7` are the rows of the paper's figure.
 
     Args:

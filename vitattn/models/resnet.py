@@ -19,6 +19,7 @@ from flax import nnx
 
 from trainlib.errors import InputError
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from vitattn.images.size import strided
 from vitattn.layers.attention import Site
 from vitattn.layers.attention_stem import AttentionStem
@@ -58,7 +59,7 @@ def spatial_layer(
     return Conv(in_channels, channels, 3, site.stride, dtype=config.dtype, rngs=rngs)
 
 
-class Branch(nnx.Module):
+class Branch(Layer):
     """What blocks share: the gate at the end of the residual branch, and the shortcut."""
 
     def __init__(
@@ -96,7 +97,7 @@ class Branch(nnx.Module):
         return jax.nn.relu(y + x)
 
 
-class Shortcut(nnx.Module):
+class Shortcut(Layer):
     """1x1 convolution and normalisation, where a block changes width or resolution."""
 
     def __init__(
@@ -175,7 +176,7 @@ class BasicBlock(Branch):
         return self.close(x, y, train=train, weights=weights)
 
 
-class Stem(nnx.Module):
+class Stem(Layer):
     """Image -> first map, at 1/4 of the image, or at full size for small images."""
 
     def __init__(self, config: ResNetConfig, channels: int, *, rngs: Rngs = None):
@@ -220,7 +221,7 @@ class Stem(nnx.Module):
         return x if self.kind == "small_image" else max_pool(x, 3, 2)
 
 
-class ResNet(nnx.Module):
+class ResNet(Layer):
     """Residual network; its stages are the attributes conv2_x .. conv5_x, lists of blocks.
 
     Args:

@@ -21,6 +21,7 @@ from flax import nnx
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, whole
 from trainlib.model.inputs import check_array
+from trainlib.model.layer import Layer
 from vitattn.images.size import sides, strided
 from vitattn.layers.attention import Site
 from vitattn.layers.augmented import AugmentedConfig
@@ -101,7 +102,7 @@ def widen(x: jax.Array, channels: int, stride: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
-class WideBlock(nnx.Module):
+class WideBlock(Layer):
     """Normalise, ReLU, 3x3 (with the stride, and the attention), and again without; plus the input.
 
     Where the width changes, the shortcut starts after the first ReLU (shared pre-activation).
@@ -148,7 +149,7 @@ class WideBlock(nnx.Module):
         return y + (widen(active, self.channels, self.stride) if self.changes else x)
 
 
-class WideResNet(nnx.Module):
+class WideResNet(Layer):
     """Wide residual network; its groups are the attributes conv2_x .. conv4_x, lists of blocks.
 
     Args:
