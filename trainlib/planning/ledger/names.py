@@ -47,18 +47,24 @@ def _components(text: str) -> list[str]:
 def scopes(op: str) -> list[str]:
     """The named scopes of `jit(step)/transpose(jvp(stage1))/conv1/dot_general`: stage1, conv1."""
     *outer, _ = _components(op)
-    found = []
+    found: list[str] = []
     for part in outer:
         if _JIT.match(part):
             continue
         inner = part
         while match := _WRAPPER.match(inner):
             inner = "" if _JIT.match(inner) else match[1]
-        if inner != part and "/" in inner:
-            found += scopes(inner + "/")
-        elif inner not in _ADDED and not _BRANCH.match(inner) and "->" not in inner:
-            found.append(inner)
+        here = [name for name in inner.split("/") if not _is_added(name)]
+        # What is computed again says twice where it stands: both times from the outermost scope.
+        if inner != part and found and here[:1] == found[:1]:
+            found = []
+        found += here
     return found
+
+
+def _is_added(name: str) -> bool:
+    """Whether JAX wrote a component, not the user."""
+    return name in _ADDED or "->" in name or "<locals>" in name or bool(_BRANCH.match(name))
 
 
 def classes(frames: Sequence[Frame]) -> list[str]:
@@ -74,6 +80,15 @@ def classes(frames: Sequence[Frame]) -> list[str]:
 def layer(op: str, frames: Sequence[Frame]) -> str:
     """Named scopes; the classes that called each other where there are none; or ""."""
     return "/".join(scopes(op) or classes(frames))
+
+
+_ARGUMENT = re.compile(r"\['([\w.]+)'\]$")
+
+
+def layer_of_argument(op: str) -> str:
+    """The layer that a weight is of, `state.params['conv1.0.kernel']`; "" for what is none."""
+    match = _ARGUMENT.search(op)
+    return "/".join(match[1].split(".")[:-1]) if match else ""
 
 
 def phase(op: str) -> str:

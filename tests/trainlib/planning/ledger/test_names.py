@@ -20,6 +20,16 @@ from trainlib.planning.ledger import names
         ("jit(f)/cond/branch_1_fun/head/add", "head"),
         ("jit(f)/jit(_take)/gather", ""),
         ("jit(f)/vmap(jvp(outer/inner))/mul", "outer/inner"),
+        ("jit(f)/jvp(conv2_x/0)/jit(relu)/max", "conv2_x/0"),
+        ("jit(f)/transpose(jvp(conv2_x/0))/conv1/add_any", "conv2_x/0/conv1"),
+        (
+            "jit(f)/transpose(jvp(encoder))/sparse/jvp(encoder)/sparse/checkpoint/"
+            "rematted_computation/experts/shard_map/route/mul",
+            "encoder/sparse/experts/route",
+        ),
+        ("jit(f)/transpose(jvp(encoder))/while/body/closed_call/checkpoint/ffn/mul", "encoder/ffn"),
+        ("jit(f)/norm/make.<locals>.forward/mul", "norm"),
+        ("jit(f)/block/block/mul", "block/block"),
         ("x", ""),
     ],
 )
@@ -36,6 +46,11 @@ def test_without_scopes_a_layer_is_the_classes_that_call_each_other():
         Frame("/lib/site-packages/optax/base.py", 3, "Chain.update"),
     ]
     assert names.layer("jit(f)/jvp()/dot_general", frames) == "Net/Dense"
+
+
+def test_a_weight_names_its_layer():
+    assert names.layer_of_argument("state.params['conv2_x.0.conv1.kernel']") == "conv2_x/0/conv1"
+    assert names.layer_of_argument("batch['image']") == names.layer_of_argument("x") == ""
 
 
 def test_phases():
