@@ -205,6 +205,7 @@ class Program:
             parsed = _instruction(line)
             if parsed:
                 current.append(parsed)
+        self.has_gradients = "transpose(jvp(" in text
         self.frames = Frames(head_lines)
 
     # ------------------------------------------------------------------ how often things run

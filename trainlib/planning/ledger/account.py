@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from trainlib.chips import Chip
 from trainlib.planning.hlo import KINDS as COLLECTIVES
@@ -21,7 +21,7 @@ _COPIES = {
 }
 _REDUCTIONS = {"reduce", "reduce-window"}
 _RANDOM = {"rng", "rng-bit-generator", "rng-get-and-update-state"}
-_QUIET = FREE | {"parameter"}
+_REACH = 64  # instructions that are asked for the name of one without
 
 
 def kind_of(opcode: str) -> str:
@@ -65,12 +65,18 @@ class Account:
         self._program, self._chip, self._links = program, chip, links
         self._movement, self._arithmetic = Movement(program), Arithmetic(program)
         self._kinds: dict[str, str] = {}
+        self._arguments = {
+            line.op_name
+            for line in program.computations.get(program.entry, ())
+            if line.opcode == "parameter"
+        }
+        self._rest = "update" if program.has_gradients else "forward"
 
     def operations(self) -> Iterable[Operation]:
         """In the order of the schedule, computation by computation, the entry first."""
         times = self._program.times
         for computation in self._program.executed:
-            attribution = Attribution(self._program, computation)
+            attribution = Attribution(self._program, computation, self._arguments)
             for line in self._program.computations[computation]:
                 if line.opcode in FREE or line.custom_call_target in FREE_CALLS:
                     continue
@@ -105,6 +111,7 @@ class Account:
             op=op,
             layer=layer,
             source=source,
+            phase=names.phase(op) or self._rest,
             axes=transfer.axes if transfer else (),
             wire_bytes=transfer.wire_bytes if transfer else 0.0,
         )
@@ -120,48 +127,59 @@ class Account:
             inner = {
                 self.kind(part)
                 for part in self._program.computations.get(body, ())
-                if part.opcode not in _QUIET and part.opcode != "broadcast"
+                if part.opcode not in FREE and part.opcode != "broadcast"
             }
             self._kinds[body] = next((kind for kind in _WEIGHT if kind in inner), "copy")
         return self._kinds[body]
 
 
 class Attribution:
-    """Says where instructions of one computation come from; those without a name of their own
-    belong to what they are made for, else to what made them.
+    """Says where instructions of one computation come from.
+
+    One without a name of its own belongs to what it is made for, else to what made it, else to the
+    layer whose weight it is of.
+
+    Args:
+      program: that the computation is part of.
+      computation: its name.
+      arguments: names of arguments of the program, which name no operation.
     """
 
-    def __init__(self, program: Program, computation: str):
-        self._program = program
+    def __init__(self, program: Program, computation: str, arguments: set[str]):
+        self._program, self._arguments = program, arguments
         self._lines = program.by_name[computation]
         self._users: dict[str, list[str]] = defaultdict(list)
         for line in self._lines.values():
             for name in line.operands:
                 self._users[name].append(line.name)
+        self._makers = {line.name: line.operands for line in self._lines.values()}
         self._own: dict[str, tuple[str, int]] = {}
 
     def of(self, line: Instruction) -> tuple[str, str, str]:
         """(op, layer, source)."""
-        op, frame = self._found(line)
+        op, frame = self._named(line)
+        if not op:
+            op, frame = self._near(line, self._users) or self._near(line, self._makers) or ("", 0)
         frames = self._program.frames.stack(frame)
-        return op, names.layer(op, frames) or names.UNNAMED, names.source(frames)
+        layer = names.layer(op, frames)
+        if not op:
+            made_of = (self._lines[name].op_name for name in line.operands if name in self._lines)
+            layer = next(filter(None, map(names.layer_of_argument, made_of)), "")
+        return op, layer or names.UNNAMED, names.source(frames)
 
-    def _found(self, line: Instruction) -> tuple[str, int]:
-        own = self._named(line)
-        if own[0]:
-            return own
-        for neighbours in (self._users.get, lambda name: self._lines[name].operands):
-            waiting, seen = [line.name], {line.name}
-            for name in waiting:
-                for other in neighbours(name) or ():
-                    if other in seen or other not in self._lines or len(seen) > 64:
-                        continue
-                    seen.add(other)
-                    found = self._named(self._lines[other])
-                    if found[0]:
-                        return found
-                    waiting.append(other)
-        return "", 0
+    def _near(self, line: Instruction, edges: Mapping[str, list[str]]) -> tuple[str, int] | None:
+        """What the nearest instruction with a name states, along users or operands."""
+        waiting, seen = [line.name], {line.name}
+        for name in waiting:
+            for other in edges.get(name) or ():
+                if other in seen or other not in self._lines or len(seen) > _REACH:
+                    continue
+                seen.add(other)
+                found = self._named(self._lines[other])
+                if found[0]:
+                    return found
+                waiting.append(other)
+        return None
 
     def _named(self, line: Instruction) -> tuple[str, int]:
         """(op, frame) that an instruction or, for a fusion, its root or its largest part states."""
@@ -170,10 +188,10 @@ class Attribution:
         return self._own[line.name]
 
     def _stated(self, line: Instruction) -> tuple[str, int]:
-        # The name of a parameter is that of an argument, which is no operation.
         if line.opcode in ("parameter", "constant"):
             return "", 0
-        if op := line.op_name:
+        op = line.op_name
+        if op and op not in self._arguments:
             return op, line.frame
         if line.opcode != "fusion":
             return "", 0

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from trainlib.chips import Chip
 from trainlib.planning.hlo import Instruction, Program
 from trainlib.planning.hlo.layout import HBM, Array
+from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.ledger.operation import Finding, Operation
 
 # A finding takes at least this share of the program's time, or of its bytes where it has no time.
@@ -56,32 +57,36 @@ def find(
       chip: that it was compiled for; without one, only bytes tell what counts.
     """
     by_name = program.by_name
-    members: dict[tuple[str, str], list[tuple[Operation, float, int]]] = defaultdict(list)
+    members: dict[tuple[str, str, str], list[tuple[Operation, float, int]]] = defaultdict(list)
     for one in operations:
         line = by_name[one.computation][one.name]
+        # What is in no layer is told by its line.
+        place = one.layer, one.source if one.layer == UNNAMED else ""
         for kind in _kinds(program, one, line):
-            members[kind, one.layer].append((one, one.total_seconds, one.total_hbm_bytes))
+            members[kind, *place].append((one, one.total_seconds, one.total_hbm_bytes))
         wasted = one.times * _waste(program, one, line)
         if wasted:
             seconds = wasted / chip.hbm_bandwidth if chip else 0.0
-            members["padding", one.layer].append((one, seconds, wasted))
+            members["padding", *place].append((one, seconds, wasted))
     whole_seconds = sum(one.total_seconds for one in operations)
     whole_bytes = sum(one.total_hbm_bytes for one in operations)
     found = []
-    for (kind, layer), parts in members.items():
+    for (kind, layer, source), parts in members.items():
         seconds, size = sum(p[1] for p in parts), sum(p[2] for p in parts)
         share = seconds / whole_seconds if whole_seconds else size / max(1, whole_bytes)
         if share >= LEAST_SHARE:
-            found.append(_finding(kind, layer, [p[0] for p in parts], seconds, size))
+            found.append(_finding(kind, layer, source, [p[0] for p in parts], seconds, size))
     return tuple(sorted(found, key=lambda f: (-f.seconds, -f.hbm_bytes)))
 
 
 def _finding(
-    kind: str, layer: str, operations: list[Operation], seconds: float, size: int
+    kind: str, layer: str, source: str, operations: list[Operation], seconds: float, size: int
 ) -> Finding:
     number = sum(one.times for one in operations)
     one, several = _NOUNS.get(kind, ("operation", "operations"))
-    text = _TEXTS[kind].format(layer=layer, count=f"{number:,} {one if number == 1 else several}")
+    text = _TEXTS[kind].format(
+        layer=source or layer, count=f"{number:,} {one if number == 1 else several}"
+    )
     return Finding(
         kind=kind,
         seconds=seconds,

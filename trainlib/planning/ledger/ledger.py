@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from trainlib import chips
 from trainlib.chips import Chip, Target
 from trainlib.planning.hlo import Program
+from trainlib.planning.ledger import findings
 from trainlib.planning.ledger.account import Account
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Finding, Group, Operation
@@ -79,13 +80,12 @@ class Ledger:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """What the program does without need, the longest first."""
-        return ()
+        return findings.find(self.program, self.operations, self.chip)
 
     @property
     def uncounted(self) -> tuple[Operation, ...]:
         """Operations that the compiler makes no estimate of, bounded by their bytes."""
-        kinds = ("gather", "scatter", "sort", "random", "kernel", "other")
-        return tuple(o for o in self.operations if o.basis == "bytes" and o.kind in kinds)
+        return tuple(filter(findings.is_uncounted, self.operations))
 
     def by(self, what: str) -> list[Group]:
         """Operations added up by their "layer", "op", "source" or "kind", the longest first.

@@ -40,6 +40,8 @@ class Operation:
       op: the name in the traced program, `jit(step)/transpose(jvp(stage1))/conv_general_dilated`.
       layer: the named scopes of `op`, without those that JAX adds: `stage1/block0/conv1`.
       source: file:line of the user's code that it comes from; "" where it is not known.
+      phase: of a training step, "forward", "backward", "recomputed" or "update" (the rest); all
+        of a program without gradients is "forward".
       axes: mesh axes of a collective.
       wire_bytes: that one device sends.
     """
@@ -58,6 +60,7 @@ class Operation:
     op: str = ""
     layer: str = ""
     source: str = ""
+    phase: str = "forward"
     axes: tuple[str, ...] = ()
     wire_bytes: float = 0.0
 
@@ -98,7 +101,7 @@ class Finding:
     """Something that a program does without need, as a person would name it.
 
     Attributes:
-      kind: "layout copy", "unfused convert", "rematerialised", "uncounted".
+      kind: "layout copy", "copy", "unfused convert", "rematerialised", "padding", "uncounted".
       seconds: that it takes.
       hbm_bytes: that it moves.
       operations: names of the instructions.
