@@ -207,6 +207,10 @@ class Program:
                 current.append(parsed)
         self.has_gradients = "transpose(jvp(" in text
         self.frames = Frames(head_lines)
+        # Numbers of results that take the place of an argument.
+        self.donated = {
+            int(number) for number in re.findall(r"\{(\d+)\}: \(\d+, \{", "".join(head_lines[:1]))
+        }
 
     # ------------------------------------------------------------------ how often things run
     @cached_property

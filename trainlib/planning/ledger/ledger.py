@@ -20,6 +20,7 @@ from trainlib.planning.hlo import Program
 from trainlib.planning.ledger import findings
 from trainlib.planning.ledger.account import Account
 from trainlib.planning.ledger.links import Links
+from trainlib.planning.ledger.memory import MemoryOverTime, over_time
 from trainlib.planning.ledger.operation import Finding, Group, Operation
 from trainlib.planning.ledger.schedule import Schedule, schedule
 from trainlib.sharding.topology import devices
@@ -81,6 +82,11 @@ class Ledger:
     def findings(self) -> tuple[Finding, ...]:
         """What the program does without need, the longest first."""
         return findings.find(self.program, self.operations, self.chip)
+
+    @cached_property
+    def memory(self) -> MemoryOverTime:
+        """What is alive in HBM along the schedule."""
+        return over_time(self.program)
 
     @property
     def uncounted(self) -> tuple[Operation, ...]:
