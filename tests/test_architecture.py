@@ -44,6 +44,7 @@ FLOORS = (
     ("trainlib.run",),
     ("trainlib.formats", "trainlib.planning.hlo"),
     ("trainlib.planning.ledger",),
+    ("trainlib.planning.profile",),
     ("trainlib.planning",),
 )
 FILES_A_FOLDER = 12

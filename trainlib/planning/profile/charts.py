@@ -1,13 +1,9 @@
-"""The smaller pictures: what the step is made of, its bounds, memory over time, collectives."""
+"""Bars: what the step is made of, its bounds, what is under way between devices."""
 
 from __future__ import annotations
 
 from trainlib.planning.profile.figures import Profile, percent, size, time
-from trainlib.planning.profile.markup import CLASSES, name, number, text, tip
-from trainlib.planning.profile.memory import Memory
-
-POINTS = 600  # of the curve of memory
-LISTED = 6  # arrays at the peak
+from trainlib.planning.profile.markup import CLASSES, number, text, tip
 
 
 def composition(profile: Profile) -> str:
@@ -67,79 +63,3 @@ def collectives(profile: Profile) -> str:
         for one in profile.collectives
     ]
     return _bars(rows)
-
-
-def memory(profile: Profile) -> tuple[str, str]:
-    """The curve of what is alive between operations, and what is alive at its peak.
-
-    Returns:
-      HTML, and the sentence below the title.
-    """
-    found = Memory(profile.ledger)
-    moment, most = found.peak
-    if not most:
-        return "", ""
-    planned = profile.ledger.temporaries
-    top = 1.06 * max(most, planned)
-    whole = profile.seconds or 1.0
-    path, held = ["M0 1000"], 0
-    for at, after in _thinned(found.curve, whole):
-        x = number(1000 * at / whole)
-        path.append(f"L{x} {number(1000 - 1000 * held / top)}")
-        path.append(f"L{x} {number(1000 - 1000 * after / top)}")
-        held = after
-    path.append(f"L1000 {number(1000 - 1000 * held / top)}L1000 1000Z")
-    line = ""
-    if planned:
-        y = number(1000 - 1000 * planned / top)
-        line = f'<path class="planned" d="M0 {y}H1000"/>'
-    marks = [(most, f"peak {size(most)}, at {time(moment)}")]
-    if planned:
-        marks.append((planned, f"planned by the compiler {size(planned)}"))
-    near = abs(planned - most) < 0.09 * top
-    labels = "".join(
-        f'<span class="{"below" if near and value == most else ""}" '
-        f'style="top:{number(100 - 100 * value / top)}%">{text(label)}</span>'
-        for value, label in marks
-    )
-    cross = f'<i class="peak" style="left:{number(100 * moment / whole)}%"></i>'
-    drawn = (
-        f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none">'
-        f'<path class="alive" d="{"".join(path)}"/>{line}</svg>{cross}{labels}</div>'
-        f'<div class="axis still">{_axis(whole)}</div>'
-    )
-    largest = found.at(moment)[:LISTED]
-    items = "".join(
-        f"<tr><td>{text(size(one.bytes))}</td><td>{text(one.what)}</td>"
-        f"<td>{name(one.layer or one.name)}</td><td>{text(time(one.end - one.start))}</td></tr>"
-        for one in largest
-    )
-    table = (
-        "<table class=plain><thead><tr><th>largest at the peak</th><th>array</th><th>made in</th>"
-        f"<th>alive for</th></tr></thead><tbody>{items}</tbody></table>"
-    )
-    note = (
-        "What is alive in HBM between operations, arguments (weights, optimiser, batch) and results"
-        " left out. Read from the schedule; the compiler's own plan also holds what lies between "
-        "arrays."
-    )
-    return drawn + table, note
-
-
-def _thinned(curve: list[tuple[float, int]], whole: float) -> list[tuple[float, int]]:
-    """At most two changes in each of `POINTS` equal stretches: the highest value and the last."""
-    if len(curve) <= 2 * POINTS:
-        return curve
-    kept: dict[int, list[tuple[float, int]]] = {}
-    for point in curve:
-        stretch = kept.setdefault(int(POINTS * point[0] / whole), [point, point])
-        stretch[0] = max(stretch[0], point, key=lambda one: one[1])
-        stretch[1] = point
-    return [point for pair in kept.values() for point in sorted(set(pair))]
-
-
-def _axis(seconds: float, count: int = 6) -> str:
-    return "".join(
-        f'<span style="left:{number(100 * at / count)}%">{text(time(seconds * at / count))}</span>'
-        for at in range(count)
-    )

@@ -16,7 +16,6 @@ from typing import Any
 
 from trainlib.chips import Chip
 from trainlib.planning.ledger import Ledger, Operation
-from trainlib.planning.ledger.names import phase
 from trainlib.planning.ledger.schedule import COPIES, CORE, HOST
 
 GROUPINGS = ("layer", "op", "source")
@@ -222,7 +221,7 @@ class Profile:
         """(forward, backward, recomputed or update; seconds of the core)."""
         sums = dict.fromkeys(("forward", "backward", "recomputed", "update"), 0.0)
         for one in self.ledger.operations:
-            sums[phase(one.op) or "update"] += self.seconds_of(one)
+            sums[one.phase] += self.seconds_of(one)
         return tuple((name, seconds) for name, seconds in sums.items() if seconds > 0)
 
     @cached_property

@@ -11,6 +11,7 @@ from importlib import resources
 from trainlib.planning.profile import charts, headline
 from trainlib.planning.profile.figures import FAMILIES, Profile, percent, size, time
 from trainlib.planning.profile.markup import legend, section, text
+from trainlib.planning.profile.memory import memory
 from trainlib.planning.profile.roofline import roofline
 from trainlib.planning.profile.table import ROWS, table
 from trainlib.planning.profile.timeline import timeline
@@ -136,7 +137,7 @@ def _roofline(profile: Profile) -> str:
 
 
 def _memory(profile: Profile) -> str:
-    drawn, note = charts.memory(profile)
+    drawn, note = memory(profile)
     return section("memory", "Memory over time", text(note), drawn) if drawn else ""
 
 

@@ -9,7 +9,7 @@ from trainlib.planning.profile.figures import FAMILY_OF, Profile, arithmetic, pe
 from trainlib.planning.profile.markup import CLASSES, name, number, text
 
 WIDTH, HEIGHT = 680, 400
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 20, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 26, 20, 44
 MOST_POINTS = 400
 DECADES = 5.0  # the lowest point that is shown, below the peak
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trainlib.planning.ledger.names import phase
 from trainlib.planning.profile.figures import (
     FAMILY_OF,
     Profile,
@@ -36,7 +35,7 @@ def table(profile: Profile) -> tuple[str, int]:
         limit = bound(peak, share, family) if seconds else "beside the core"
         whole = seconds / profile.seconds if profile.seconds else 0.0
         rows.append(
-            f"<tr><td>{name(one.layer)}</td><td>{phase(one.op)}</td>"
+            f"<tr><td>{name(one.layer)}</td><td>{one.phase}</td>"
             f'<td><i class="{CLASSES[family]}"></i>{name(one.name)}{runs}</td>'
             + _number(seconds, time(seconds))
             + _number(seconds, percent(whole))

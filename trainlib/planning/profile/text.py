@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trainlib.errors import shown
+import textwrap
+
+from trainlib.errors import plain
 from trainlib.planning.profile import headline
 from trainlib.planning.profile.figures import Profile, Row, percent, size, time
 
@@ -59,7 +61,7 @@ def _cells(name: str, seconds: float, share: float, count: int) -> str:
 def _cut(name: str, times: str) -> str:
     """A name of a program, whose end says most, in its column."""
     room = _NAME - 1 - len(times)
-    name = shown(name, 1000)
+    name = plain(name)
     return (name if len(name) <= room else f"...{name[-room + 3 :]}") + times
 
 
@@ -71,12 +73,7 @@ def _bar(share: float) -> str:
 
 
 def _wrapped(text: str, first: str = "") -> list[str]:
-    import textwrap
-
+    rest = " " * len(first)
     return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_on_hyphens=False,
+        plain(text), WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
     )

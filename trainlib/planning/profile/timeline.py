@@ -8,6 +8,7 @@ from trainlib.planning.ledger import Operation
 from trainlib.planning.ledger.schedule import Span
 from trainlib.planning.profile.figures import FAMILY_OF, Profile, size, time
 from trainlib.planning.profile.markup import CLASSES, name, number, text, tip
+from trainlib.planning.profile.memory import ticks
 from trainlib.planning.profile.tree import sections
 
 WIDTH = 20_000  # units of the drawing; a stretch narrower than one is drawn with its neighbours
@@ -36,7 +37,7 @@ def timeline(profile: Profile) -> tuple[str, int]:
             f'<svg class="lane" viewBox="0 0 {WIDTH} 10" preserveAspectRatio="none">{rects}</svg>'
         )
     column = "".join(f"<div>{text(label)}</div>" for label in labels)
-    axis = f'<div class="axis" data-seconds="{profile.seconds:.9g}">{_ticks(profile.seconds)}</div>'
+    axis = f'<div class="axis" data-seconds="{profile.seconds:.9g}">{ticks(profile.seconds)}</div>'
     return (
         f'<div class="timeline"><div class="labels">{column}<div class="axis"></div></div>'
         f'<div class="scroll"><div class="track">{"".join(drawn)}{axis}</div></div></div>',
@@ -96,11 +97,3 @@ def _rect(start: float, end: float, scale: float, one: Operation | None, about: 
     said = "&#10;".join(name(line) for line in lines if line)
     place = f'x="{number(start * scale)}" width="{number(max(0.5, (end - start) * scale))}"'
     return f'<rect class="{kind}" {place} height="10"><title>{said}</title></rect>'
-
-
-def _ticks(seconds: float, count: int = 6) -> str:
-    marks = [
-        f'<span style="left:{number(100 * at / count)}%">{text(time(seconds * at / count))}</span>'
-        for at in range(count)
-    ]
-    return "".join(marks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trainlib.planning.ledger import Operation
-from trainlib.planning.ledger.names import phase
 from trainlib.planning.profile.figures import (
     FAMILY_OF,
     WAITING,
@@ -85,7 +84,7 @@ def tree(profile: Profile) -> Node:
         if not seconds and not one.hbm_bytes:
             continue
         path = [part for part in (one.layer or "(unnamed)").split("/") if part]
-        pass_ = phase(one.op)
+        pass_ = one.phase if one.phase in PASSES else ""
         node = root
         node.add(one, seconds)
         for part in [*path[: DEEPEST - 2], *([PASSES[pass_]] if pass_ else [])]:
@@ -166,7 +165,7 @@ def sections(profile: Profile, columns: int) -> Iterator[tuple[float, float, str
         if span.lane != "core" or one is None:
             continue
         layer = one.layer.partition("/")[0] or "(unnamed)"
-        pass_ = phase(one.op)
+        pass_ = one.phase if one.phase in PASSES else ""
         title = f"{layer} ({pass_})" if pass_ else layer
         first, last = columns * span.start / whole, columns * span.end / whole
         for column in range(int(first), min(columns, int(last) + 1)):
