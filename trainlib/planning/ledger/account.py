@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -12,7 +13,7 @@ from trainlib.planning.ledger import names
 from trainlib.planning.ledger.arithmetic import Arithmetic
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Operation
-from trainlib.planning.ledger.traffic import FREE, FREE_CALLS, Movement
+from trainlib.planning.ledger.traffic import FREE, FREE_CALLS, Movement, Traffic
 
 _COPIES = {
     *("copy", "copy-start", "slice", "slice-start", "transpose", "reshape", "pad", "concatenate"),
@@ -21,6 +22,10 @@ _COPIES = {
 }
 _REDUCTIONS = {"reduce", "reduce-window"}
 _RANDOM = {"rng", "rng-bit-generator", "rng-get-and-update-state"}
+# Bandwidth of the memory of a core over that of HBM: about 18 TB/s on v5e, as others measured
+# (jax-ml.github.io/scaling-book, "How to think about TPUs").
+_VMEM_SPEED = 20
+_DIMENSION = re.compile(r"\bdimensions=\{(\d+)\}")
 _REACH = 64  # instructions that are asked for the name of one without
 
 
@@ -49,6 +54,19 @@ _WEIGHT = (
     *("collective", "product", "sort", "scatter", "gather", "random", "reduction", "elementwise"),
     *("convert", "copy", "other"),
 )
+
+
+def _bound(line: Instruction, traffic: Traffic, chip: Chip) -> float:
+    """Seconds that what an instruction moves takes at least.
+
+    A sort compares and exchanges in place, [k (k + 1)] / 2 times for 2^k elements.
+    """
+    passes = 1
+    if line.opcode == "sort" and (found := _DIMENSION.search(line.rest)):
+        depth = max(1, line.arrays[0].shape[int(found[1])] - 1).bit_length()
+        passes = depth * (depth + 1) // 2
+    on_chip = passes * traffic.vmem / (_VMEM_SPEED * chip.hbm_bandwidth)
+    return max(traffic.hbm / chip.hbm_bandwidth, on_chip)
 
 
 class Account:
@@ -89,7 +107,7 @@ class Account:
         cycles = line.cycles
         seconds, basis = 0.0, "bytes"
         if self._chip is not None:
-            seconds = traffic.hbm / self._chip.hbm_bandwidth
+            seconds = _bound(line, traffic, self._chip)
             if cycles is not None and self._chip.clock:
                 seconds, basis = cycles / self._chip.clock, "compiler"
         transfer = self._links.transfer(self._program, line) if self._links else None

@@ -27,7 +27,12 @@ _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("site-packages/", "dist-packages/")
 # Files of this package that only carry calls on: an operation is of what they call, or of who
 # called them.
-_PLUMBING = ("trainlib/step/", "trainlib/sharding/", "trainlib/model/weights.py")
+_PLUMBING = (
+    "trainlib/step/",
+    "trainlib/sharding/",
+    "trainlib/planning/",
+    "trainlib/model/weights.py",
+)
 
 
 def _components(text: str) -> list[str]:

@@ -1,0 +1,169 @@
+"""The ledger of a program: sums, groups, and functions of one's own compiled for TPUs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.trainlib.planning.ledger.programs import (
+    BF16,
+    PROGRAMS,
+    compile_for_v5e,
+    compiled_bytes,
+    recorded,
+    shape,
+)
+from trainlib.chips import CHIPS, target
+from trainlib.errors import ConfigError
+from trainlib.planning.ledger import ledger_of, ledger_of_compiled
+from trainlib.planning.ledger.names import UNNAMED
+from trainlib.planning.ledger.operation import BASES, KINDS
+from trainlib.sharding.topology import devices
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
+)
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_every_operation_is_accounted_for(name):
+    ledger = recorded(name)
+    for one in ledger.operations:
+        assert one.kind in KINDS
+        assert one.basis in BASES
+        assert one.seconds > 0 or not one.hbm_bytes
+        assert one.layer
+    assert len({one.name for one in ledger.operations}) == len(ledger.operations)
+
+
+@pytest.mark.parametrize("what", ["layer", "op", "source", "kind"])
+def test_groups_hold_everything_once(what):
+    ledger = recorded("residual_block")
+    groups = ledger.by(what)
+    assert sum(g.hbm_bytes for g in groups) == ledger.hbm_bytes
+    assert sum(g.seconds for g in groups) == pytest.approx(ledger.seconds)
+    assert sum(g.flops for g in groups) == pytest.approx(ledger.flops)
+    assert sum(g.share for g in groups) == pytest.approx(1)
+    assert sum(g.operations for g in groups) == len(ledger.operations)
+    assert groups == sorted(groups, key=lambda g: -g.seconds)
+
+
+def test_an_unknown_grouping_is_an_error():
+    with pytest.raises(ValueError, match="layer, op, source, kind"):
+        recorded("matmul").by("colour")
+
+
+def test_layers_of_a_block_with_gradients():
+    """All that runs has a layer; prefetches have that of what they are made for."""
+    ledger = recorded("residual_block")
+    layers = {g.name: g for g in ledger.by("layer")}
+    assert set(layers) <= {"block", "block/conv1", "block/conv2", UNNAMED}
+    assert layers["block/conv1"].flops + layers["block/conv2"].flops > 0.99 * ledger.flops
+    assert layers.get(UNNAMED) is None
+    phases = {one.phase for one in ledger.operations if one.kind == "product"}
+    assert phases == {"forward", "backward"}
+    assert {o.source.split(":")[0] for o in ledger.operations} == {
+        "/home/me/project/tests/trainlib/planning/ledger/programs.py"
+    }
+
+
+def test_times_are_the_compilers_cycles():
+    (product,) = (o for o in recorded("matmul").operations if o.kind == "product")
+    assert product.basis == "compiler"
+    assert product.seconds == product.cycles / CHIPS["v5e"].clock
+    peak = 2 * 4096**3 / CHIPS["v5e"].flops
+    assert 0.9 < peak / product.seconds < 1
+
+
+def test_a_ledger_is_json():
+    ledger = recorded("scan")
+    read = json.loads(json.dumps(ledger.to_dict()))
+    assert read["target"] == "v5e-1"
+    assert read["hbm_bytes"] == ledger.hbm_bytes
+    assert sum(o["times"] * o["flops"] for o in read["operations"]) == ledger.flops
+
+
+def test_without_a_chip_there_are_bytes_and_no_times():
+    """A program for the simulated CPU devices, as the tests of the report compile it."""
+    fn = jax.jit(lambda x: jnp.sin(x) @ x)
+    compiled = fn.lower(jax.ShapeDtypeStruct((64, 64), jnp.float32)).compile()
+    ledger = ledger_of_compiled(compiled, {"data": 1}, None)
+    assert ledger.seconds == 0
+    assert ledger.schedule.seconds == 0
+    assert ledger.hbm_bytes >= 2 * 64 * 64 * 4
+    assert ledger.flops >= 2 * 64**3
+    assert ledger.findings == ()
+    json.dumps(ledger.to_dict())
+
+
+# ---------------------------------------------------------------------- with the TPU's compiler
+def test_an_unknown_target_is_an_error():
+    with pytest.raises(ConfigError, match="not known"):
+        ledger_of(lambda x: x, shape(8, 128), target="v9-1")
+
+
+@pytest.mark.thorough
+@needs_libtpu
+@pytest.mark.parametrize("name", ["matmul_odd", "depthwise", "chain", "row_sums", "batched"])
+def test_totals_are_those_of_the_installed_compiler(name):
+    """Within 5 %, whichever libtpu is installed."""
+    compiled = compile_for_v5e(name)
+    ledger = ledger_of_compiled(compiled, {"data": 1}, target("v5e-1"))
+    cost = compiled.cost_analysis()
+    assert ledger.flops == pytest.approx(cost["flops"], rel=0.05)
+    assert compiled_bytes(ledger) == pytest.approx(cost["bytes accessed"], rel=0.05)
+    assert ledger.memory.peak == pytest.approx(ledger.temporaries, rel=0.1, abs=2**16)
+
+
+@pytest.mark.thorough
+@needs_libtpu
+@pytest.mark.parametrize("chip", ["v4:1x1x1", "v5p:1x1x1", "v6e-1", "tpu7x:1x1x1"])
+def test_every_chip_has_a_clock(chip):
+    """A product of 2048 cubed runs at 50 to 100 % of the peak by the compiler's account."""
+    ledger = ledger_of(jnp.dot, shape(2048, 2048), shape(2048, 2048), target=chip)
+    (product,) = (o for o in ledger.operations if o.kind == "product")
+    assert product.basis == "compiler"
+    peak = 2 * 2048**3 / CHIPS[chip.split(":")[0].split("-")[0]].flops
+    assert 0.5 < peak / product.seconds <= 1
+
+
+@pytest.mark.thorough
+@needs_libtpu
+def test_functions_of_ones_own():
+    """Plain, jitted or partial; of pytrees; the same ledger each time."""
+
+    def fn(weights, x, scale):
+        with jax.named_scope("dense"):
+            return {"y": scale * (x @ weights["w"])}
+
+    arguments = ({"w": shape(512, 512)}, shape(1024, 512))
+    plain = ledger_of(functools.partial(fn, scale=2.0), *arguments)
+    jitted = ledger_of(jax.jit(functools.partial(fn, scale=2.0)), *arguments)
+    assert plain.operations == jitted.operations
+    assert plain.target == "v5e-1"
+    assert [g.name for g in plain.by("layer")] == ["dense"]
+
+
+@pytest.mark.thorough
+@needs_libtpu
+def test_several_chips_by_the_shardings_of_shapes():
+    mesh = Mesh(np.array(devices(target("v5e-4"))).reshape(2, 2), ("data", "model"))
+
+    def placed(*spec):
+        return jax.ShapeDtypeStruct((4096, 4096), BF16, sharding=NamedSharding(mesh, P(*spec)))
+
+    ledger = ledger_of(
+        lambda x, w: x @ w, placed("data", "model"), placed("model", None), target="v5e-4"
+    )
+    collectives = [o for o in ledger.operations if o.basis == "links"]
+    assert {o.axes for o in collectives} == {("model",)}
+    # Every device multiplies half of the rows by half of the depth.
+    assert ledger.flops == pytest.approx(2 * 4096**3 / 4, rel=0.05)
