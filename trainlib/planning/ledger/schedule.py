@@ -35,6 +35,7 @@ ASSUMPTIONS = (
     "the core takes the operations in the compiler's order, each for as long as it takes alone",
     "copies between HBM and the chip's memory run beside them, with the bandwidth they leave",
     "collectives run beside them at full speed; those along one torus axis run one after the other",
+    "weights that the compiler fetches before a step starts are there: the step before hides it",
     "waiting for other devices that are slower, and the launch of a step, are not counted",
     *OF_LINKS,
 )
@@ -253,6 +254,8 @@ class _Walk:
             self.ends[line.name] = end, HOST
             return
         size = operation.hbm_bytes if operation else 0
+        if "cross_program_prefetch_index=" in line.rest:
+            size = 0  # fetched while the step before still ran
         copy = _Copy(line.name, float(size), self.run.seconds)
         self.run.in_flight[COPIES] += size / self.of.hbm_bandwidth
         self.copies[line.name] = copy

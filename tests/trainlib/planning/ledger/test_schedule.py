@@ -99,6 +99,10 @@ def test_a_done_waits_for_what_is_left():
     assert found.seconds == pytest.approx(WORK + 3 * MS)
 
 
+def test_what_is_fetched_before_the_step_is_there():
+    assert run(entry(START + ", cross_program_prefetch_index=0", DONE)).seconds == 0.0
+
+
 def test_copies_take_turns():
     second = [line.replace("%s)", "%t)") for line in (START.replace("s =", "t ="), "e" + DONE[1:])]
     found = run(entry(START, second[0], DONE, second[1]))

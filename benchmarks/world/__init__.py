@@ -1,0 +1,1 @@
+"""Programs whose times others have published, rebuilt in plain JAX to be predicted."""

@@ -1,0 +1,300 @@
+"""Train steps of decoders as MaxText runs them, in plain JAX: Llama2-70B and Mixtral-8x7B.
+
+B sequences of L tokens, D model, N query heads and K key heads of H, F hidden, E experts with C
+slots a sequence. All layers are one scan; weights are float32 (or bfloat16), split over `data`,
+cast and gathered where they are used. Attention is JAX's splash kernel. The optimiser is AdamW.
+
+What MaxText computes is taken from its public sources: the dropping sparse layer is two einsums
+with a one-hot mask [B, L, E, C] (its `dense_matmul`); the dropless one sorts tokens by expert and
+multiplies groups of rows (`megablox`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Sizes of a decoder and how it is trained.
+
+    Attributes:
+      experts: 0 for a dense model.
+      capacity_factor: of the dropping sparse layer; 0 for the dropless one.
+      batch: sequences on one device.
+      saved: names of values that are kept for the backward pass, all others are recomputed.
+      offloaded: names that are kept in the memory of the host.
+      weights: what weights are stored in.
+      blocks: rows of q in the kernel's forward, dk dv and dq passes.
+    """
+
+    layers: int
+    d_model: int
+    d_ff: int
+    heads: int
+    key_heads: int
+    batch: int
+    vocabulary: int = 32_000
+    length: int = 4096
+    head_dim: int = 128
+    experts: int = 0
+    choices: int = 2
+    capacity_factor: float = 0.0
+    saved: tuple[str, ...] = ()
+    offloaded: tuple[str, ...] = ()
+    weights: str = "float32"
+    blocks: tuple[int, int, int] = (1024, 1024, 1024)
+
+    @property
+    def tokens(self) -> int:
+        """On one device in a step."""
+        return self.batch * self.length
+
+    @property
+    def weights_used(self) -> int:
+        """Weights that a token is multiplied with, as MaxText counts them: no input table."""
+        attention = self.d_model * self.head_dim * (2 * self.heads + 2 * self.key_heads)
+        ffn = 3 * self.d_model * self.d_ff * (self.choices if self.experts else 1)
+        return self.layers * (attention + ffn + self.d_model * self.experts) + (
+            self.d_model * self.vocabulary
+        )
+
+    @property
+    def model_flops(self) -> float:
+        """Of a step on one device, as MaxText reports them: attention without its causal half,
+        recomputation not counted.
+        """
+        attention = 12 * self.batch * self.length**2 * self.heads * self.head_dim * self.layers
+        return 6.0 * self.weights_used * self.tokens + attention
+
+
+def shapes(config: Decoder, mesh: Mesh) -> tuple[Params, Params]:
+    """(parameters, batch) as shapes with shardings; every matrix is split over `data`."""
+    d, f, heads = config.d_model, config.d_ff, config.heads * config.head_dim
+    keys, layers, experts = config.key_heads * config.head_dim, config.layers, config.experts
+    ffn = (experts,) if experts else ()
+
+    def weight(shape: tuple[int, ...], split: int) -> jax.ShapeDtypeStruct:
+        spec: list[str | None] = [None] * len(shape)
+        spec[split] = "data"
+        sharding = NamedSharding(mesh, P(*spec))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(config.weights), sharding=sharding)
+
+    stack = {
+        "norm1": weight((layers, d), 1),
+        "norm2": weight((layers, d), 1),
+        "query": weight((layers, d, heads), 1),
+        "key": weight((layers, d, keys), 1),
+        "value": weight((layers, d, keys), 1),
+        "out": weight((layers, heads, d), 2),
+        "gate": weight((layers, *ffn, d, f), 1 + len(ffn)),
+        "up": weight((layers, *ffn, d, f), 1 + len(ffn)),
+        "down": weight((layers, *ffn, f, d), 2 + len(ffn)),
+    }
+    if experts:
+        stack["router"] = weight((layers, d, experts), 1)
+    params = {
+        "embedding": weight((config.vocabulary, d), 1),
+        "output": weight((d, config.vocabulary), 0),
+        "norm": weight((d,), 0),
+        "stack": stack,
+    }
+    tokens = jax.ShapeDtypeStruct(
+        (config.batch * mesh.size, config.length),
+        jnp.int32,
+        sharding=NamedSharding(mesh, P("data", None)),
+    )
+    return params, {"tokens": tokens, "targets": tokens}
+
+
+def train_step(config: Decoder, mesh: Mesh) -> Callable[..., Any]:
+    """A jitted step: (params, first moments, second moments, batch) -> the same and the loss."""
+    specs, _ = shapes(config, mesh)
+    shardings = jax.tree.map(lambda one: one.sharding, specs)
+
+    def step(params: Params, first: Params, second: Params, batch: Params) -> Any:
+        loss, grads = jax.value_and_grad(_loss)(params, batch, config, mesh)
+        grads = jax.lax.with_sharding_constraint(grads, shardings)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g, second, grads)
+        params = jax.tree.map(
+            lambda w, m, v: w - 1e-4 * (m / (jnp.sqrt(v) + 1e-8) + 0.1 * w), params, first, second
+        )
+        return params, first, second, loss
+
+    out = (shardings, shardings, shardings, None)
+    return jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=out)
+
+
+def arguments(config: Decoder, mesh: Mesh) -> tuple[Any, ...]:
+    """Shapes that `train_step` takes."""
+    params, batch = shapes(config, mesh)
+    return params, params, params, batch
+
+
+# -------------------------------------------------------------------------------------- the model
+def _loss(params: Params, batch: Params, config: Decoder, mesh: Mesh) -> jax.Array:
+    kept = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(config.saved),
+        names_which_can_be_offloaded=list(config.offloaded),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    x = jnp.take(_whole(params["embedding"], mesh), batch["tokens"], axis=0)  # [B, L, D]
+    x = _split(x, mesh)
+    attend = _attention(config, mesh)
+
+    def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        x = checkpoint_name(_split(x, mesh), "decoder_layer_input")
+        return _layer(x, weights, config, mesh, attend), None
+
+    x, _ = jax.lax.scan(jax.checkpoint(layer, policy=kept, prevent_cse=False), x, params["stack"])
+    x = _rms_norm(x, params["norm"])
+    logits = (x @ _whole(params["output"], mesh)).astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    return (jax.nn.logsumexp(logits, -1) - chosen).mean()
+
+
+def _layer(
+    x: jax.Array, weights: Params, config: Decoder, mesh: Mesh, attend: Callable[..., Any]
+) -> jax.Array:
+    b, length, _ = x.shape
+    h = _rms_norm(x, weights["norm1"])
+    query, key, value = (
+        checkpoint_name(h @ _whole(weights[name], mesh), f"{name}_proj").reshape(
+            b, length, -1, config.head_dim
+        )
+        for name in ("query", "key", "value")
+    )
+    context = attend(_rotated(query), _rotated(key), value)
+    context = checkpoint_name(context, "context").reshape(b, length, -1)
+    x = x + checkpoint_name(context @ _whole(weights["out"], mesh), "out_proj")
+    h = _rms_norm(x, weights["norm2"])
+    if not config.experts:
+        return x + _gated(h, weights, mesh)
+    return x + (_dropping if config.capacity_factor else _dropless)(h, weights, config, mesh)
+
+
+def _gated(h: jax.Array, weights: Params, mesh: Mesh) -> jax.Array:
+    gate = checkpoint_name(h @ _whole(weights["gate"], mesh), "mlpwi_0")
+    up = checkpoint_name(h @ _whole(weights["up"], mesh), "mlpwi_1")
+    return checkpoint_name((jax.nn.silu(gate) * up) @ _whole(weights["down"], mesh), "mlpwo")
+
+
+def _dropping(h: jax.Array, weights: Params, config: Decoder, mesh: Mesh) -> jax.Array:
+    """One-hot dispatch into C slots an expert and sequence, products, combination."""
+    experts, length = config.experts, h.shape[1]
+    slots = int(length * config.choices / experts * config.capacity_factor)
+    logits = (h @ _whole(weights["router"], mesh)).astype(jnp.float32)
+    top, chosen = jax.lax.top_k(logits, config.choices)  # [B, L, k]
+    gates = jax.nn.softmax(top, -1).astype(h.dtype)
+    picked = jax.nn.one_hot(chosen, experts, dtype=jnp.int32)  # [B, L, k, E]
+    flat = picked.reshape(h.shape[0], -1, experts)
+    place = (jnp.cumsum(flat, 1) * flat).reshape(picked.shape)
+    # [B, L, k, E, C] summed over the choices: 1 where a token has a slot.
+    slot = jax.nn.one_hot(place - 1, slots, dtype=h.dtype)
+    dispatch, combine = slot.sum(2), jnp.einsum("blkec,blk->blec", slot, gates)
+    rows = jnp.einsum("bld,blec->ebcd", h, dispatch)
+    gate, up = (
+        jnp.einsum("ebcd,edf->ebcf", rows, _whole(weights[name], mesh)) for name in ("gate", "up")
+    )
+    gate, up = checkpoint_name(gate, "mlpwi_0"), checkpoint_name(up, "mlpwi_1")
+    y = jnp.einsum("ebcf,efd->ebcd", jax.nn.silu(gate) * up, _whole(weights["down"], mesh))
+    return jnp.einsum("ebcd,blec->bld", checkpoint_name(y, "mlpwo"), combine)
+
+
+def _dropless(h: jax.Array, weights: Params, config: Decoder, mesh: Mesh) -> jax.Array:
+    """Rows sorted by expert on each device, multiplied in groups."""
+    names = ("router", "gate", "up", "down")
+
+    def local(h: jax.Array, router: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array):
+        b, length, d = h.shape
+        rows = h.reshape(-1, d)
+        top, chosen = jax.lax.top_k((rows @ router).astype(jnp.float32), config.choices)
+        order = jnp.argsort(chosen.reshape(-1))
+        sizes = jnp.bincount(chosen.reshape(-1), length=config.experts).astype(jnp.int32)
+        spread = rows[order // config.choices]
+        hidden = jax.nn.silu(jax.lax.ragged_dot(spread, gate, sizes))
+        hidden = hidden * jax.lax.ragged_dot(spread, up, sizes)
+        y = jax.lax.ragged_dot(hidden, down, sizes)
+        y = jnp.zeros_like(y).at[order].set(y).reshape(-1, config.choices, d)
+        gates = jax.nn.softmax(top, -1).astype(h.dtype)
+        return jnp.einsum("tkd,tk->td", y, gates).reshape(b, length, d)
+
+    specs = (P("data"), *(P() for _ in names))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+    return mapped(h, *(_whole(weights[name], mesh) for name in names))
+
+
+def _attention(config: Decoder, mesh: Mesh) -> Callable[..., Any]:
+    """Causal attention of [B, L, N, H], [B, L, K, H] by the splash kernel on each device."""
+    length = config.length
+    forward, dkv, dq = (min(rows, length) for rows in config.blocks)
+    small = min(512, length)
+    blocks = splash.BlockSizes(
+        block_q=forward,
+        block_kv=small,
+        block_kv_compute=small,
+        block_q_dkv=dkv,
+        block_kv_dkv=small,
+        block_kv_dkv_compute=small,
+        block_q_dq=dq,
+        block_kv_dq=small,
+    )
+    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * config.heads)
+    kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)
+    scale = 1 / math.sqrt(config.head_dim)
+    group = config.heads // config.key_heads
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query * scale, key, value))
+        key, value = (jnp.repeat(x, group, axis=1) for x in (key, value))
+        return jax.vmap(kernel)(query, key, value).transpose(0, 2, 1, 3)
+
+    spec = P("data")
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+    )
+
+
+def _rotated(x: jax.Array) -> jax.Array:
+    """Rotary positions of [B, L, N, H]."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] / 10_000.0 ** (np.arange(half) / half)
+    sine, cosine = (jnp.asarray(f(angles), x.dtype)[:, None] for f in (np.sin, np.cos))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-5)
+    return normal.astype(jnp.bfloat16) * scale.astype(jnp.bfloat16)
+
+
+def _whole(weight: jax.Array, mesh: Mesh) -> jax.Array:
+    """A weight in bfloat16, gathered from all devices."""
+    spec = NamedSharding(mesh, P())
+    return jax.lax.with_sharding_constraint(weight.astype(jnp.bfloat16), spec)
+
+
+def _split(x: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P("data")))
