@@ -27,12 +27,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("site-packages/", "dist-packages/")
 # Files of this package that only carry calls on: an operation is of what they call, or of who
 # called them.
-_PLUMBING = (
-    "trainlib/step/",
-    "trainlib/sharding/",
-    "trainlib/planning/",
-    "trainlib/model/weights.py",
-)
+_PLUMBING = re.compile(r"(?<!/tests)/trainlib/(?:step/|sharding/|planning/|model/weights\.py)")
 
 
 def _components(text: str) -> list[str]:
@@ -126,7 +121,7 @@ def source(frames: Sequence[Frame]) -> str:
     if not frames:
         return ""
     own = [f for f in frames if not _packaged(f.file)]
-    told = [f for f in own if not any(part in f.file for part in _PLUMBING)]
+    told = [f for f in own if not _PLUMBING.search(f.file)]
     # An optimiser's update is called by plumbing alone: its own line says more.
     chosen = told[0] if told and told[0].function != "<module>" else frames[0]
     return f"{shortened(chosen.file)}:{chosen.line}"
