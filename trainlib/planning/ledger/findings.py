@@ -67,7 +67,9 @@ def find(
         wasted = one.times * _waste(program, one, line)
         if wasted:
             seconds = wasted / chip.hbm_bandwidth if chip else 0.0
-            members["padding", *place].append((one, seconds, wasted))
+            # It comes from the sizes of a whole stage.
+            stage = one.layer.split("/")[0]
+            members["padding", stage, place[1]].append((one, seconds, wasted))
     whole_seconds = sum(one.total_seconds for one in operations)
     whole_bytes = sum(one.total_hbm_bytes for one in operations)
     found = []

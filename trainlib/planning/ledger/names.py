@@ -68,12 +68,18 @@ def _is_added(name: str) -> bool:
 
 
 def classes(frames: Sequence[Frame]) -> list[str]:
-    """The classes whose methods called each other, from the outermost: ResNet, Bottleneck, Conv."""
+    """The classes whose methods called each other, from the outermost: ResNet, Bottleneck, Conv.
+
+    One that comes again, as a model whose stack of blocks calls it back, goes on where it was.
+    """
     found: list[str] = []
     for frame in reversed(frames):
         match = _METHOD.search(frame.function)
-        if match and found[-1:] != [match[1]] and not _packaged(frame.file):
-            found.append(match[1])
+        if not match or _packaged(frame.file):
+            continue
+        if match[1] in found:
+            del found[found.index(match[1]) :]
+        found.append(match[1])
     return found
 
 

@@ -46,6 +46,13 @@ def test_without_scopes_a_layer_is_the_classes_that_call_each_other():
         Frame("/lib/site-packages/optax/base.py", 3, "Chain.update"),
     ]
     assert names.layer("jit(f)/jvp()/dot_general", frames) == "Net/Dense"
+    called_back = [
+        Frame("/code/net.py", 9, "Dense.__call__"),
+        Frame("/code/net.py", 40, "Net._block.<locals>.body"),
+        Frame("/code/net.py", 7, "Stack.fold"),
+        Frame("/code/net.py", 30, "Net.__call__"),
+    ]
+    assert names.layer("jit(f)/jvp()/dot_general", called_back) == "Net/Dense"
 
 
 def test_a_weight_names_its_layer():
