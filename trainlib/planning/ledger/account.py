@@ -142,11 +142,16 @@ class Account:
             return kind_of(line.opcode)
         body = next((c for c in line.called if c in self._program.computations), "")
         if body not in self._kinds:
+            lines = self._program.computations.get(body, ())
             inner = {
                 self.kind(part)
-                for part in self._program.computations.get(body, ())
+                for part in lines
                 if part.opcode not in FREE and part.opcode != "broadcast"
             }
+            # A fusion that a collective goes on beside does what else it does.
+            starts = any(part.custom_call_target == "AsyncCollectiveStart" for part in lines)
+            if not starts and any("chain_id=" in part.rest for part in lines):
+                inner = inner - {"collective", "other"} or {"collective"}
             self._kinds[body] = next((kind for kind in _WEIGHT if kind in inner), "copy")
         return self._kinds[body]
 

@@ -18,6 +18,7 @@ from trainlib.planning.hlo.layout import HBM, Array
 _INDEX = re.compile(r"\bindex=(\d+)")
 # Operands that lie where a result does, numbered one after the other, the results last.
 _SHARED = re.compile(r'"indices":\[([^\]]*)\]')
+_PASSED = re.compile(r"\{(\d+)\}: \((\d+), \{\}(?:, may-alias|, must-alias)?\)")
 # Their results are the memory of their first operand; that of a while, of all of it.
 _RENAMED = {
     *("bitcast", "while", "copy-done", "slice-done", "optimization-barrier", "opt-barrier"),
@@ -173,6 +174,8 @@ class _Computation:
             at = int(last) - len(line.operands)
             if at >= 0 and int(first) < len(operands):
                 shared[at] = operands[int(first)]
+        for result, operand in _PASSED.findall(line.rest):
+            shared[int(result)] = operands[int(operand)] if int(operand) < len(operands) else []
         made = []
         for index, array in enumerate(line.arrays):
             leaves = shared.get(index, [])

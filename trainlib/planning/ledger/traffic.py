@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from trainlib.planning.hlo import KINDS as COLLECTIVES
 from trainlib.planning.hlo import Instruction, Program
 from trainlib.planning.hlo.layout import HBM, ON_CHIP, Array
 
@@ -76,6 +77,14 @@ def _sliced(line: Instruction, table: Array) -> int:
         rows = int(sizes[1].split(",")[table.order[1]])
         return size * table.tiles[-1][0] if rows == 1 else size
     return size
+
+
+def _goes_on(line: Instruction) -> bool:
+    """Whether it stands for a collective that another fusion has started and this one overlaps
+    with, or for its end: all is moved by the start.
+    """
+    chained = line.opcode in COLLECTIVES and "chain_id=" in line.rest
+    return chained or line.custom_call_target == "AsyncCollectiveDone"
 
 
 class Movement:
@@ -148,6 +157,11 @@ class Movement:
         body = next((c for c in line.called if c in self._program.computations), None)
         if body is None:
             return [*_whole(line.arrays), *(p for arrays in operands for p in _whole(arrays))]
+        if self._starts_collective(body):
+            # Its result holds the operands again, then what is gathered, then flags.
+            given = [array for arrays in operands for array in arrays]
+            made = line.arrays[len(given) : 2 * len(given)]
+            return [*_whole(given), *_whole(made)]
         parts = self._written(body, line.arrays)
         for number, arrays in enumerate(operands):
             sizes = self._read(body, number)
@@ -156,6 +170,10 @@ class Movement:
             else:
                 parts.append((arrays[0].space, sizes))
         return parts
+
+    def _starts_collective(self, body: str) -> bool:
+        root = next((line for line in self._program.computations[body] if line.root), None)
+        return root is not None and root.custom_call_target == "AsyncCollectiveStart"
 
     def _parameter(self, body: str, number: int) -> Instruction | None:
         wanted = f"{number})"
@@ -180,7 +198,7 @@ class Movement:
 
     def _used(self, body: str, line: Instruction) -> int | None:
         """Bytes of a value that its users read; None where one of them reads all."""
-        if line.root:
+        if line.root and not _goes_on(line):
             return None
         read = 0
         for user in self._users_in(body)[line.name]:
@@ -188,6 +206,8 @@ class Movement:
             alone = user.operands.count(line.name) == 1
             if user.opcode in _SAME:
                 part = self._used(body, user)
+            elif (user.opcode == "tuple" and line.opcode == "parameter") or _goes_on(user):
+                part = 0  # It only passes through.
             elif user.opcode in _SLICES and first and alone:
                 part = _sliced(user, line.arrays[0])
             elif user.opcode == "dynamic-update-slice" and first and alone:
@@ -236,7 +256,9 @@ class Movement:
         parts = []
         for line, array in zip(made, arrays, strict=True):
             size = array.padded_bytes
-            if line is not None and line.opcode in ("dynamic-update-slice", "scatter"):
+            if line is not None and (line.opcode == "parameter" or _goes_on(line)):
+                size = 0  # It lies there already.
+            elif line is not None and line.opcode in ("dynamic-update-slice", "scatter"):
                 index = 1 if line.opcode == "dynamic-update-slice" else 2
                 size = self._size(body, line.operands[index])
             parts.append((array.space, size))

@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainlib.planning.ledger.programs import PROGRAMS, compiled_bytes, costs, recorded
 from trainlib.planning.hlo import Program
+from trainlib.planning.ledger.account import Account
 from trainlib.planning.ledger.traffic import Movement
 
 ROWS = ("gather", "scatter")  # The compiler's analysis takes whole tiles and whole tables.
@@ -117,3 +118,57 @@ def test_fusions_and_memories_by_hand(name, hbm, vmem):
     program = Program(FUSIONS, {})
     traffic = Movement(program).traffic(program.by_name["main"][name], "main")
     assert (traffic.hbm, traffic.vmem) == (hbm, vmem)
+
+
+# A gather that starts in one fusion, goes on beside a product in the next, and ends in the third.
+CHAIN = """HloModule jit_f, is_scheduled=true
+
+%started (p: f32[8,128]) -> (f32[8,128], f32[16,128], u32[]) {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %g = f32[16,128]{1,0:T(8,128)} all-gather(%p), frontend_attributes={chain_id="2"}
+  ROOT %c = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) \
+custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (p.1: f32[8,128], q.1: f32[16,128], w: f32[8,128]) -> (f32[8,128], f32[16,128]) {
+  %p.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %q.1 = f32[16,128]{1,0:T(8,128)S(1)} parameter(1)
+  %w = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %g.1 = f32[16,128]{1,0:T(8,128)S(1)} all-gather(%p.1), frontend_attributes={chain_id="2"}
+  %m = f32[8,128]{1,0:T(8,128)} convolution(%w, %w), dim_labels=bf_io->bf
+  ROOT %t = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}) tuple(%m, %q.1)
+}
+
+%ended (p.2: f32[8,128], q.2: f32[16,128]) -> f32[16,128] {
+  %p.2 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %q.2 = f32[16,128]{1,0:T(8,128)S(1)} parameter(1)
+  %g.2 = f32[16,128]{1,0:T(8,128)} all-gather(%p.2), frontend_attributes={chain_id="2"}
+  ROOT %d = f32[16,128]{1,0:T(8,128)S(1)} custom-call(%p.2, %q.2, %g.2), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[16,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %s = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) fusion(%x), \
+kind=kCustom, calls=%started
+  %x.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%s), index=0
+  %y.1 = f32[16,128]{1,0:T(8,128)S(1)} get-tuple-element(%s), index=1
+  %b = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}) fusion(%x.1, %y.1, %x), \
+kind=kOutput, calls=%beside
+  %y.2 = f32[16,128]{1,0:T(8,128)S(1)} get-tuple-element(%b), index=1
+  ROOT %e = f32[16,128]{1,0:T(8,128)S(1)} fusion(%x.1, %y.2), kind=kCustom, calls=%ended
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "hbm", "vmem"),
+    [
+        ("s", "collective", ROW, 2 * ROW),
+        ("b", "product", 2 * ROW, 0),  # its operand, which it reads once, and its result
+        ("e", "collective", 0, 0),
+    ],
+)
+def test_what_a_collective_moves_counts_where_it_starts(name, kind, hbm, vmem):
+    (one,) = (o for o in Account(Program(CHAIN, {"data": 2}), None).operations() if o.name == name)
+    assert (one.kind, one.hbm_bytes, one.vmem_bytes) == (kind, hbm, vmem)
