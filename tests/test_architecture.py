@@ -280,6 +280,7 @@ def test_a_loop_is_read_in_one_go():
         "prepare",
         "doctor",
         "report",
+        "compile",
         "export",
         "import_weights",
     ],

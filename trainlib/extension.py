@@ -186,6 +186,29 @@ def load(reference: str, key: str, kind: type[T] | None = None, what: str = "") 
     """
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key} is not among the keys that may name code (trainlib.extension).")
+    value = _named(reference, key)
+    if kind is not None and not isinstance(value, kind):
+        raise misfit(reference, key, value, what or f"a {kind.__name__}")
+    return value
+
+
+def load_from_flag(reference: str, flag: str) -> Any:
+    """What MODULE:NAME of a command line stands for: the person who types it asks for the import.
+
+    Args:
+      reference: MODULE:NAME.
+      flag: that it is the value of, such as "--function".
+
+    Raises:
+      ConfigError: see `load`; or it cannot be called.
+    """
+    value = _named(reference, flag)
+    if not callable(value):
+        raise misfit(reference, flag, value, "a function")
+    return value
+
+
+def _named(reference: str, key: str) -> Any:
     if not is_reference(reference):
         raise ConfigError(f"{key}={brief(reference)} is not {FORM}, two names of Python.")
     name, _, attribute = reference.partition(":")
@@ -196,10 +219,7 @@ def load(reference: str, key: str, kind: type[T] | None = None, what: str = "") 
             f"{key}='{reference}': the module '{name}' ({shown(_file(module))}) has no "
             f"'{attribute}'. {nearest(attribute, public)}"
         )
-    value = getattr(module, attribute)
-    if kind is not None and not isinstance(value, kind):
-        raise misfit(reference, key, value, what or f"a {kind.__name__}")
-    return value
+    return getattr(module, attribute)
 
 
 def misfit(reference: str, key: str, value: object, what: str) -> ConfigError:

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from launch import compile as command
+from launch.planning import plans
 from trainlib.errors import run_command
 
 needs_libtpu = pytest.mark.skipif(
@@ -57,7 +58,7 @@ def small():
     made.add_argument("--config")
     args, overrides = cli.parse(made, [a for a in SMALL if not a.startswith("--target")])
     config = load.from_flags(args.config, overrides).config
-    report = command.compiled_report(*command.planned(config, "v5e:2x2"))
+    report = plans.compiled_report(*plans.planned(config, "v5e:2x2"))
     return report, to_text(report)
 
 
@@ -104,44 +105,63 @@ def test_collectives_of_the_sparse_step(small):
 
 @pytest.mark.thorough
 @needs_libtpu
-def test_arithmetic_and_bounds_follow_from_each_other(small):
+def test_arithmetic_time_and_throughput_follow_from_each_other(small):
     report, text = small
-    flops, bounds = report["flops"], report["bounds"]
+    flops, times = report["flops"], report["step_time"]
+    bounds = times["bounds"]
     # Full recomputation is a fourth forward pass; the loss recomputes its logits too.
     assert 1.2 < flops["executed_per_step"] / flops["model_per_step"] < 4 / 3
     assert bounds["arithmetic_at_peak"] == pytest.approx(flops["executed_per_device"] / 197e12)
-    assert bounds["arithmetic_at_mfu"] == pytest.approx(2 * bounds["arithmetic_at_peak"])
-    assert bounds["step"] == max(v for k, v in bounds.items() if k != "step")
-    assert report["examples_per_second"] == pytest.approx(32 / bounds["step"])
-    assert report["tokens_per_second"] == pytest.approx(48 * 32 / bounds["step"])
+    assert times["predicted"]
+    assert max(bounds.values()) < times["seconds"] <= 1.01 * times["sum"]
+    assert sum(times["made_of"].values()) == pytest.approx(times["seconds"])
+    assert sum(times["waits"].values()) == pytest.approx(times["seconds"] - times["core"])
+    assert report["mfu"] == pytest.approx(flops["model_per_step"] / 4 / 197e12 / times["seconds"])
+    assert report["examples_per_second"] == pytest.approx(32 / times["seconds"])
+    assert report["tokens_per_second"] == pytest.approx(48 * 32 / times["seconds"])
     assert text.startswith("st_moe_tiny on v5e:2x2: fits")
     assert "all-to-all over data" in text
+    assert f"expected by the compiler (libtpu {times['compiler']}), not measured" in text
 
 
 @pytest.mark.thorough
 @needs_libtpu
-def test_a_comparison_has_a_line_for_each_value(small, monkeypatch, capsys, tmp_path):
+def test_a_comparison_has_a_line_for_each_value_by_time(small, monkeypatch, capsys, tmp_path):
     asked = []
 
     def report(plan, target, mfu):
         asked.append(plan.config.microbatches)
         missing = {"fits": False, "shortfall": {"missing": 2**31}}
-        return small[0] if plan.config.microbatches < 4 else missing
+        faster = {"step_time": {**small[0]["step_time"], "seconds": 1e-3 / asked[-1]}}
+        return small[0] | faster if plan.config.microbatches < 4 else missing
 
-    monkeypatch.setattr(command, "compiled_report", report)
+    monkeypatch.setattr(plans, "compiled_report", report)
     arguments = [*SMALL, "--compare=microbatches", f"--cache={tmp_path}"]
     assert command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["microbatches", "1", "2", "4"]
-    assert lines[2].endswith(f"{1e3 * small[0]['bounds']['step']:.3g} ms")
+    assert [line.split()[0] for line in lines[1:]] == ["microbatches", "2", "1", "4"]
+    assert lines[2].split()[1:3] == ["500", "us"]
     assert lines[4].endswith("does not fit: 2.00 GiB too much")
     assert command.main([*arguments, "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"1", "2", "4"}
+    assert list(json.loads(capsys.readouterr().out)) == ["2", "1", "4"]
     assert asked == [1, 2, 4]  # what was kept is not compiled again
     # The flags of the compiler are part of the question.
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_some_flag=true")
     assert command.main([*arguments[:-2], "--compare=microbatches=4", arguments[-1]]) == 70
     assert asked == [1, 2, 4, 4]
+
+
+@pytest.mark.thorough
+@needs_libtpu
+def test_a_key_that_lists_its_values_needs_none(small, monkeypatch, capsys, tmp_path):
+    """Those that do not go with the rest of the configuration are named and left out."""
+    monkeypatch.setattr(plans, "compiled_report", lambda plan, target, mfu: small[0])
+    arguments = [*SMALL, "--compare=model.kind", f"--cache={tmp_path}"]
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("decoder ")
+    left_out = [line.split()[0] for line in lines if "left out: " in line]
+    assert "encoder_decoder" in left_out
 
 
 @needs_libtpu
@@ -174,6 +194,11 @@ def test_what_does_not_fit_is_a_verdict(capsys):
         ([DIGITS[0], "--target=v5e-4", "--serch"], "Did you mean '--search'"),
         ([DIGITS[0], "--target=v5e-4", "--compare=seed=0,"], "names no values"),
         ([DIGITS[0], "--target=v5e-4", "--compare=microbatch"], "Did you mean 'microbatches'"),
+        ([DIGITS[0], "--target=v5e-4", "--compare=batch_size"], "takes a whole number from 1"),
+        ([DIGITS[0], "--target=v5e-4", "--by=op"], "pass --profile"),
+        ([DIGITS[0], "--target=v5e-4", "--profile", "--top=0"], "no number of rows"),
+        ([DIGITS[0], "--target=v5e-4", "--shapes=f32[]"], "pass it as well"),
+        ([DIGITS[0], "--profile", "--compare=remat"], "conflicts with"),
         ([DIGITS[0], "--compare=remat", "--search"], "conflicts with"),
         ([DIGITS[0], "--target=v5e-4", "--search=remat"], "Search for: slice, batch."),
     ],
@@ -200,6 +225,7 @@ def test_mistakes(arguments, said, capsys):
             "4 rows",
         ),
         ([DIGITS[0], "--target=v5e:3x5x7"], "v5e:4x4"),
+        ([DIGITS[0], "--target=v5e-4", "--mfu=0.4"], "leave --mfu out"),
         ([*SMALL, "--compare=remat=full,fulll"], "Did you mean 'full'"),
     ],
 )
@@ -220,7 +246,7 @@ def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
     config = load.from_flags("configs/sasa_resnet26.py:digits", arguments).config
 
     def program() -> str:
-        plan, _ = command.planned(config, "v5e:1x1")
+        plan, _ = plans.planned(config, "v5e:1x1")
         train_step = step.compile_train(objective.make_loss(plan), plan)
         traced = train_step.trace(plan.abstract_state(), abstract_batch(plan))
         return re.sub(r"0x[0-9a-f]+|TpuDevice.*", "", str(traced.jaxpr))

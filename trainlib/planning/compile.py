@@ -152,7 +152,9 @@ def compile_plan(
                 raise
         else:
             memory = _memory(compiled.memory_analysis())
-            ledger = ledger_of_compiled(compiled, plan.mesh.shape, target)
+            ledger = ledger_of_compiled(
+                compiled, plan.mesh.shape, target, placed_on=list(plan.mesh.devices.flat)
+            )
     unit = 1 if sys.platform == "darwin" else 1024  # a Mac counts bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     seconds = time.monotonic() - start

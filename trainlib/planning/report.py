@@ -1,8 +1,6 @@
 """What a compiled train step will need and can reach on its target, as data and as text.
 
-Step times are bounds, not predictions: arithmetic at the chip's peak, matrix products through
-memory once, and every byte between devices over all links at once. `--mfu` says which share of the
-peak the arithmetic is assumed to reach; the longest of the bounds is the step.
+For TPUs the time of a step is predicted, see `trainlib.planning.ledger`; for GPUs it is a bound.
 """
 
 from __future__ import annotations
@@ -12,8 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from trainlib.chips import DCN_BANDWIDTH, GIB, Target
+from trainlib.chips import GIB, Target
 from trainlib.planning.compile import Memory, Result
+from trainlib.planning.profile import figures
+from trainlib.planning.step_time import BOUNDS, step_time
 from trainlib.run.progress import duration
 from trainlib.step.memory import device_bytes
 from trainlib.step.plan import Plan
@@ -25,7 +25,11 @@ Report = dict[str, Any]
 
 
 def make_report(
-    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: Result, mfu: float = 0.5
+    plan: Plan[Any],
+    target: Target,
+    facts: Mapping[str, Any],
+    result: Result,
+    mfu: float | None = None,
 ) -> Report:
     """Everything that a report says, as plain data.
 
@@ -34,7 +38,7 @@ def make_report(
       target: for what.
       facts: of the family's `describe`: params, active_params, flops_per_example and so on.
       result: of the compilation.
-      mfu: assumed share of the chip's peak that the arithmetic of a step reaches, in (0, 1].
+      mfu: see `step_time`.
 
     Returns:
       Keys in the order in which they are shown; bytes are on one device unless said otherwise,
@@ -153,27 +157,18 @@ def advice(config: ConfigDict, target: Target, missing: float) -> list[str]:
 
 
 def _traffic(
-    plan: Plan[Any], target: Target, facts: Mapping[str, Any], result: Result, mfu: float
+    plan: Plan[Any],
+    target: Target,
+    facts: Mapping[str, Any],
+    result: Result,
+    mfu: float | None,
 ) -> Report:
-    """Collectives, bounds on the time of a step, and the throughput at them."""
+    """Collectives, the time of a step, and the throughput at it."""
     assert result.program is not None
-    assert result.memory is not None
-    chip, config = target.chip, plan.config
-    totals = result.program.totals()
-    slow = [one for one in totals if target.slices > 1 and "replica" in one.axes]
-    fast = [one for one in totals if one not in slow]
-    through_memory = result.program.product_bytes() + 2 * result.memory.arguments
-    peak_time = result.flops / target.devices / chip.flops
-    bounds = {
-        "arithmetic_at_peak": peak_time,
-        "arithmetic_at_mfu": peak_time / mfu,
-        "memory": through_memory / chip.hbm_bandwidth,
-        "links": sum(one.wire_bytes for one in fast) / chip.ici_bandwidth,
-        "between_slices": sum(one.wire_bytes for one in slow) / DCN_BANDWIDTH,
-    }
-    step = max(value for name, value in bounds.items() if name != "arithmetic_at_peak")
+    config = plan.config
+    times = step_time(target, result, mfu)
     model_flops = 3.0 * facts["flops_per_example"] * config.batch_size
-    examples = config.batch_size / step
+    examples = config.batch_size / times["seconds"]
     report: Report = {
         "collectives": [
             {
@@ -184,11 +179,10 @@ def _traffic(
                 "largest_bytes": one.largest,
                 "wire_bytes": one.wire_bytes,
             }
-            for one in totals
+            for one in result.program.totals()
         ],
-        "assumed_mfu": mfu,
-        "bounds": bounds | {"step": step},
-        "mfu_of_model_at_bound": model_flops / target.devices / chip.flops / step,
+        "step_time": times,
+        "mfu": model_flops / target.devices / target.chip.flops / times["seconds"],
         "examples_per_second": examples,
     }
     if "tokens_per_example" in facts:
@@ -203,17 +197,6 @@ def amount(size: float) -> str:
         if size >= scale:
             return f"{size / scale:,.2f} {unit}"
     return f"{size / 2**10:,.2f} KiB"
-
-
-def _flop(count: float) -> str:
-    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12)):
-        if count >= scale:
-            return f"{count / scale:,.2f} {unit}"
-    return f"{count / 1e9:,.2f} GFLOP"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def verdict(report: Report) -> str:
@@ -234,20 +217,19 @@ def verdict(report: Report) -> str:
 
 
 def columns(name: str, report: Report | None = None) -> str:
-    """One line of a comparison, or its heading: what is kept, what is computed, what is sent, and
-    the bound on the step.
-    """
+    """One line of a comparison, or its heading: time, what it moves, what is kept and computed."""
     if report is None:
-        cells = ["state", "temporaries", "together", "of memory", "computed", "sent", "step bound"]
+        cells = ["step", "MFU", "through HBM", "temporaries", "together", "of memory", "sent"]
     elif not report["fits"]:
-        return f"{name:<14}does not fit: {amount(report['shortfall']['missing'])} too much"
+        return f"{name:<16}does not fit: {amount(report['shortfall']['missing'])} too much"
     else:
-        size, flops = report["bytes_per_device"], report["flops"]
+        size, times = report["bytes_per_device"], report["step_time"]
         sent = sum(one["wire_bytes"] for one in report["collectives"])
-        cells = [amount(size["arguments"]), amount(size["temporaries"]), amount(size["total"])]
-        cells += [f"{size['used_share']:.0%}", _flop(flops["executed_per_device"]), amount(sent)]
-        cells.append(_seconds(report["bounds"]["step"]))
-    return f"{name:<14}" + "".join(f"{cell:>14}" for cell in cells)
+        moved = times.get("hbm_bytes")
+        cells = [figures.time(times["seconds"]), figures.percent(report["mfu"])]
+        cells += [amount(moved) if moved is not None else "-", amount(size["temporaries"])]
+        cells += [amount(size["total"]), f"{size['used_share']:.0%}", amount(sent)]
+    return f"{name:<16}" + "".join(f"{cell:>12}" for cell in cells)
 
 
 def to_text(report: Report) -> str:
@@ -277,10 +259,15 @@ def to_text(report: Report) -> str:
     lines += [_row(f"  {name.replace('_', ' ')}", amount(n)) for name, n in _sizes(size) if n]
     lines += _misfit_text(report) if not report["fits"] else []
     lines += ["", "arithmetic of one step"]
-    lines.append(_row("  model", f"{_flop(flops['model_per_step'])}, three times the forward pass"))
-    executed = f"{_flop(flops['executed_per_step'])}, recomputation included"
+    lines.append(
+        _row(
+            "  model",
+            f"{figures.arithmetic(flops['model_per_step'])}, three times the forward pass",
+        )
+    )
+    executed = f"{figures.arithmetic(flops['executed_per_step'])}, recomputation included"
     lines.append(_row("  executed", executed))
-    lines.append(_row("  one device", _flop(flops["executed_per_device"])))
+    lines.append(_row("  one device", figures.arithmetic(flops["executed_per_device"])))
     lines += _traffic_text(report) if report["fits"] else []
     for warning in report["rematerialization_warnings"]:
         lines.append(f"warning: {warning[:200]}")
@@ -322,20 +309,41 @@ def _traffic_text(report: Report) -> list[str]:
         name = f"  {one['kind']} over {'+'.join(one['axes'])}"
         sizes = f"{one['times']:>7,}  {amount(one['bytes']):>12}  {amount(one['wire_bytes']):>14}"
         lines.append(f"{name:<38}{sizes}")
-    bounds, share = report["bounds"], report["assumed_mfu"]
-    lines += ["", "step time: bounds, not measured"]
-    for name, what in (
-        ("arithmetic_at_peak", "arithmetic, peak"),
-        ("arithmetic_at_mfu", f"  at {share:.0%} of it"),
-        ("memory", "memory"),
-        ("links", "links"),
-        ("between_slices", "between slices"),
-    ):
-        if bounds[name]:
-            lines.append(_row(f"  {what}", _seconds(bounds[name])))
-    mfu = f"MFU {report['mfu_of_model_at_bound']:.0%} (recomputation not counted)"
-    lines.append(_row("  the longest", f"{_seconds(bounds['step'])}, {mfu}"))
+    lines += ["", *_time_text(report["step_time"], report["mfu"])]
     speed = f"{report['examples_per_second']:,.0f} examples/s"
     if "tokens_per_second" in report:
         speed += f", {report['tokens_per_second']:,.0f} tokens/s"
     return [*lines, _row("  throughput", speed)]
+
+
+def _time_text(times: Mapping[str, Any], mfu: float) -> list[str]:
+    """The prediction and what it is made of, or the bounds; `mfu` is that of the model."""
+    seconds, bounds = times["seconds"], times["bounds"]
+    reached = f"{figures.time(seconds)}, MFU {figures.percent(mfu)} (recomputation not counted)"
+    assumed = figures.percent(times.get("assumed_mfu", 1.0))
+    shown = [
+        _row(f"  {what.format(assumed=assumed)}", figures.time(value))
+        for name, what in BOUNDS.items()
+        if (value := bounds.get(name))
+    ]
+    if not times["predicted"]:
+        heading = "step time: bounds, not measured"
+        return [heading, *shown, _row("  the longest", reached)]
+    moved = f"{amount(times['hbm_bytes'])} through HBM, {figures.percent(times['of_bandwidth'])}"
+    lines = [
+        f"step time: expected by the compiler (libtpu {times['compiler']}), not measured",
+        _row("  predicted", reached),
+        _row("  one by one", f"{figures.time(times['sum'])}, nothing beside anything else"),
+        _row("  traffic", f"{moved} of its bandwidth"),
+        "  made of",
+    ]
+    for name, value in times["made_of"].items():
+        if name != "(waiting)":
+            lines.append(_row(f"    {name}", _part(value, seconds)))
+    for name, value in times["waits"].items():
+        lines.append(_row("    waiting", f"{_part(value, seconds)} for {name}"))
+    return [*lines, "  no step takes less than", *(f"  {line}" for line in shown)]
+
+
+def _part(value: float, whole: float) -> str:
+    return f"{figures.time(value)}, {figures.percent(value / whole)}"

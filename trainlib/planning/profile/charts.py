@@ -12,7 +12,7 @@ def composition(profile: Profile) -> str:
     for family, seconds in profile.families:
         share = seconds / profile.seconds
         title = family.strip("()")
-        about = tip(title, f"{time(seconds)}, {percent(share)} of the step")
+        about = tip(title, f"{time(seconds)}, {percent(share)} of the time")
         kind, width = CLASSES[family], number(100 * share)
         label = text(f"{title} {percent(share)}") if share > 0.07 else ""
         parts.append(f'<div class="{kind}" style="width:{width}%" {about}>{label}</div>')

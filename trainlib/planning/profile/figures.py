@@ -16,6 +16,7 @@ from typing import Any
 
 from trainlib.chips import Chip
 from trainlib.planning.ledger import Ledger, Operation
+from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.ledger.schedule import COPIES, CORE, HOST
 
 GROUPINGS = ("layer", "op", "source")
@@ -122,6 +123,11 @@ class Profile:
         return self.ledger.flops if self.subject.flops is None else self.subject.flops
 
     @property
+    def is_named(self) -> bool:
+        """Whether a layer has a name; a plain function has none."""
+        return any(one.layer not in ("", UNNAMED) for one in self.ledger.operations)
+
+    @property
     def mfu(self) -> float:
         """Share of the chip's peak at the predicted time."""
         return self.flops / self.chip.flops / self.seconds if self.seconds else 0.0
@@ -211,7 +217,7 @@ class Profile:
             raise ValueError(f"by={by!r}; known: {', '.join(GROUPINGS)}")
         members: dict[str, list[Operation]] = defaultdict(list)
         for one in self.ledger.operations:
-            name = getattr(one, by) or "(unnamed)"
+            name = getattr(one, by) or UNNAMED
             members[_NUMBERED.sub("*", name) if alike else name].append(one)
         rows = [self.row(name, found) for name, found in members.items()]
         return sorted(rows, key=lambda row: (-row.seconds, -row.hbm_bytes, row.name))
@@ -245,6 +251,22 @@ class Profile:
             for (kind, axes), (n, sent, seconds) in found.items()
         ]
         return sorted(totals, key=lambda total: -total["seconds"])
+
+    def to_dict(self, by: str = "layer") -> dict[str, Any]:
+        """Everything but the program, as JSON holds it; rows grouped as `rows` does."""
+        return {
+            "subject": dataclasses.asdict(self.subject),
+            "seconds": self.seconds,
+            "mfu": self.mfu,
+            "of_bandwidth": self.hbm_share,
+            "made_of": dict(self.families),
+            "waits": dict(self.waits),
+            "passes": dict(self.phases),
+            "by": by,
+            "rows": [dataclasses.asdict(row) for row in self.rows(by)],
+            "collectives": self.collectives,
+            "ledger": self.ledger.to_dict(),
+        }
 
 
 # ---------------------------------------------------------------------------------------- as text

@@ -83,7 +83,7 @@ def findings(profile: Profile, count: int = 3) -> list[str]:
 
 
 def _part(profile: Profile, seconds: float) -> str:
-    return f"{time(seconds)} ({percent(seconds / profile.seconds)} of the step)"
+    return f"{time(seconds)} ({percent(seconds / profile.seconds)} of the time)"
 
 
 def uncounted(profile: Profile) -> str:
@@ -104,6 +104,6 @@ def honest(profile: Profile) -> str:
     return (
         f"All of this is what the TPU compiler expects (libtpu {profile.ledger.compiler}); nothing "
         "was run on a device. Figures of two versions of libtpu are not to be compared. On a chip "
-        "one would have to measure the time of the step, that of the longest operations "
-        "(`--config.profile_steps=...` of training writes a trace), and the memory at the peak."
+        "one would have to measure the time as a whole, that of the longest operations (training "
+        "writes a trace with --profile), and the memory at the peak."
     )

@@ -18,6 +18,7 @@ from trainlib.planning.profile.timeline import timeline
 from trainlib.planning.profile.tree import icicle, tree
 
 FILE = "profile.html"
+MARK = "<!doctype html>\n<!-- a profile by vitattn-moe -->\n"  # how a page of ours begins
 # Nothing is loaded from anywhere, and no script runs but that of the page.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
@@ -39,7 +40,7 @@ def to_html(profile: Profile) -> str:
     ]
     style, script = (_asset(name) for name in ("style.css", "script.js"))
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'{MARK}<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         f"<title>{text(title)}: {text(time(profile.seconds))}</title>\n<style>\n{style}</style>"

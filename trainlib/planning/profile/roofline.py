@@ -113,7 +113,7 @@ def _circle(profile: Profile, plot: _Plot, seconds: float, one: Operation) -> st
     lines = (
         one.layer,
         one.name,
-        f"{time(seconds)}, {percent(share)} of the step",
+        f"{time(seconds)}, {percent(share)} of the time",
         f"{size(one.total_hbm_bytes)}, {arithmetic(flops)}",
         f"{percent(peak)} of the peak, {percent(bandwidth)} of the bandwidth",
     )

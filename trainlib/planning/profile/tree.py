@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trainlib.planning.ledger import Operation
+from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.profile.figures import (
     FAMILY_OF,
     WAITING,
@@ -83,7 +84,7 @@ def tree(profile: Profile) -> Node:
         seconds = profile.seconds_of(one)
         if not seconds and not one.hbm_bytes:
             continue
-        path = [part for part in (one.layer or "(unnamed)").split("/") if part]
+        path = [part for part in (one.layer or UNNAMED).split("/") if part]
         pass_ = one.phase if one.phase in PASSES else ""
         node = root
         node.add(one, seconds)
@@ -140,7 +141,7 @@ def icicle(profile: Profile, root: Node, by: str) -> tuple[str, int]:
 
 def _about(profile: Profile, node: Node, path: str) -> str:
     share = node.seconds / profile.seconds if profile.seconds else 0.0
-    lines = [path, f"{time(node.seconds)}, {percent(share)} of the step"]
+    lines = [path, f"{time(node.seconds)}, {percent(share)} of the time"]
     if node.bytes:
         lines.append(f"{size(node.bytes)} through HBM")
     if node.seconds and node.count:
@@ -164,7 +165,7 @@ def sections(profile: Profile, columns: int) -> Iterator[tuple[float, float, str
         one = by_name.get(span.name)
         if span.lane != "core" or one is None:
             continue
-        layer = one.layer.partition("/")[0] or "(unnamed)"
+        layer = one.layer.partition("/")[0] or UNNAMED
         pass_ = one.phase if one.phase in PASSES else ""
         title = f"{layer} ({pass_})" if pass_ else layer
         first, last = columns * span.start / whole, columns * span.end / whole
