@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from launch.planning import plans
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from trainlib.planning.profile.figures import Profile
 
 
-def profile_plan(args: Any, config: Any) -> int:
+def profile_plan(args: Any, config: ConfigDict) -> int:
     """Compiles the train step of a configuration and shows its profile.
 
     Raises:

@@ -225,7 +225,8 @@ class Profile:
     @cached_property
     def phases(self) -> tuple[tuple[str, float], ...]:
         """(forward, backward, recomputed or update; seconds of the core)."""
-        sums = dict.fromkeys(("forward", "backward", "recomputed", "update"), 0.0)
+        names: tuple[str, ...] = ("forward", "backward", "recomputed", "update")
+        sums = dict.fromkeys(names, 0.0)
         for one in self.ledger.operations:
             sums[one.phase] += self.seconds_of(one)
         return tuple((name, seconds) for name, seconds in sums.items() if seconds > 0)

@@ -50,7 +50,7 @@ def to_html(profile: Profile) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    return resources.files("trainlib.planning.profile").joinpath(name).read_text("utf-8")
 
 
 def _head(profile: Profile, title: str) -> str:

@@ -78,20 +78,20 @@ class Node:
 
 def tree(profile: Profile) -> Node:
     """The whole step: layers, at last their forward and backward passes, and the waits."""
-    root = Node(profile.subject.name)
+    root, trained = Node(profile.subject.name), len(profile.phases) > 1
     begins = {span.name: span.start for span in profile.schedule.spans if span.lane == "core"}
     for one in profile.ledger.operations:
         seconds = profile.seconds_of(one)
         if not seconds and not one.hbm_bytes:
             continue
         path = [part for part in (one.layer or UNNAMED).split("/") if part]
-        pass_ = one.phase if one.phase in PASSES else ""
+        pass_ = one.phase if trained and one.phase in PASSES else ""
         node = root
         node.add(one, seconds)
         for part in [*path[: DEEPEST - 2], *([PASSES[pass_]] if pass_ else [])]:
             node = node.part(part)
             node.add(one, seconds)
-            if pass_ == "forward" and seconds:
+            if one.phase == "forward" and seconds:
                 node.moments.append((seconds, begins[one.name]))
     if profile.waits:
         waiting = root.part(WAITING)
@@ -160,21 +160,21 @@ def sections(profile: Profile, columns: int) -> Iterator[tuple[float, float, str
     """
     by_name = {one.name: one for one in profile.ledger.operations}
     found: list[dict[str, float]] = [{} for _ in range(columns)]
-    whole = profile.seconds or 1.0
+    whole, trained = profile.seconds or 1.0, len(profile.phases) > 1
     for span in profile.schedule.spans:
         one = by_name.get(span.name)
         if span.lane != "core" or one is None:
             continue
         layer = one.layer.partition("/")[0] or UNNAMED
-        pass_ = one.phase if one.phase in PASSES else ""
+        pass_ = one.phase if trained and one.phase in PASSES else ""
         title = f"{layer} ({pass_})" if pass_ else layer
         first, last = columns * span.start / whole, columns * span.end / whole
         for column in range(int(first), min(columns, int(last) + 1)):
             part = min(last, column + 1) - max(first, column)
             found[column][title] = found[column].get(title, 0.0) + part
     start, names = 0, [""]
-    for column in found:  # where the core waits, what it did before goes on
-        names.append(max(column, key=lambda key: column[key], default=names[-1]))
+    for parts in found:  # where the core waits, what it did before goes on
+        names.append(max(parts, key=lambda key: parts[key], default=names[-1]))
     del names[0]
     for column in range(1, columns + 1):
         if column == columns or names[column] != names[start]:
