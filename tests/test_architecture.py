@@ -43,6 +43,7 @@ FLOORS = (
     ("trainlib.run.trackers",),
     ("trainlib.run",),
     ("trainlib.formats", "trainlib.planning.hlo"),
+    ("trainlib.planning.kernels",),
     ("trainlib.planning.ledger",),
     ("trainlib.planning.profile",),
     ("trainlib.planning",),
