@@ -29,7 +29,7 @@ TYPES = {
 }
 NAMES = {*TYPES.values()}
 VALUES = {"true": True, "false": False, "none": None}
-MOST = 10_000  # characters
+MOST, DEEPEST = 10_000, 32  # characters, and values in one another
 _TOKEN = re.compile(r"\s*([\w.+-]+|[\[\](){},:=])")
 
 
@@ -81,7 +81,7 @@ class _Reader:
                 raise self._error(at, "is not expected")
             self.tokens.append((match[1], match.start(1)))
             at = match.end()
-        self.next = 0
+        self.next = self.depth = 0
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         positional: list[Any] = []
@@ -117,12 +117,15 @@ class _Reader:
         return self._constant(word, at)
 
     def _list(self, end: str, item: Callable[[], Any]) -> list[Any]:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self._error(self.tokens[self.next - 1][1], f"is nested more than {DEEPEST} deep")
         found = []
         while self._peek() != end:
             found.append(item())
             if self._peek() != end:
                 self._take(",")
-        self.next += 1
+        self.next, self.depth = self.next + 1, self.depth - 1
         return found
 
     def _entry(self) -> tuple[str, Any]:

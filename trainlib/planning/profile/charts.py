@@ -9,7 +9,7 @@ from trainlib.planning.profile.markup import CLASSES, number, text, tip
 def composition(profile: Profile) -> str:
     """One bar: families of operations, and waits, by their part of the step."""
     parts, names = [], []
-    for family, seconds in profile.families:
+    for family, seconds in profile.visible:
         share = seconds / profile.seconds
         title = family.strip("()")
         about = tip(title, f"{time(seconds)}, {percent(share)} of the time")

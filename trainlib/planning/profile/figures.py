@@ -168,6 +168,11 @@ class Profile:
         waiting = sum(seconds for _, seconds in self.waits)
         return (*found, (WAITING, waiting)) if waiting else tuple(found)
 
+    @property
+    def visible(self) -> tuple[tuple[str, float], ...]:
+        """Those of `families` that a picture can show."""
+        return tuple(part for part in self.families if part[1] >= 5e-4 * self.seconds)
+
     @cached_property
     def hbm_share(self) -> float:
         """Of the bandwidth of HBM, at the predicted time."""
@@ -225,8 +230,9 @@ class Profile:
     @cached_property
     def phases(self) -> tuple[tuple[str, float], ...]:
         """(forward, backward, recomputed or update; seconds of the core)."""
-        names: tuple[str, ...] = ("forward", "backward", "recomputed", "update")
-        sums = dict.fromkeys(names, 0.0)
+        sums: dict[str, float] = {}
+        for name in ("forward", "backward", "recomputed", "update"):
+            sums[name] = 0.0
         for one in self.ledger.operations:
             sums[one.phase] += self.seconds_of(one)
         return tuple((name, seconds) for name, seconds in sums.items() if seconds > 0)
@@ -296,5 +302,7 @@ def arithmetic(flops: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in hundredths: 13 %, 0.4 %."""
+    """A share of 1 in hundredths: 13 %, 0.4 %, <0.1 %."""
+    if 0 < share < 0.0005:
+        return "<0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or not share else f"{100 * share:.1f} %"

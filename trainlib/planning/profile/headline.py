@@ -74,8 +74,8 @@ def findings(profile: Profile, count: int = 3) -> list[str]:
             (
                 row.lost,
                 f"{row.name} takes {_part(profile, row.seconds)}, {time(row.lost)} more than its "
-                f"roofs allow: {percent(row.of_peak)} of the peak, {percent(row.of_bandwidth)} of "
-                "the bandwidth of HBM.",
+                f"arithmetic and its bytes need: {percent(row.of_peak)} of the peak, "
+                f"{percent(row.of_bandwidth)} of HBM's bandwidth.",
             )
         )
     notable = [one for one in found if one[0] >= NOTABLE * profile.seconds]

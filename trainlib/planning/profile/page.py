@@ -105,7 +105,7 @@ def _layers(profile: Profile) -> str:
         '<input type="radio" name="by" id="by-bytes"><label for="by-bytes">bytes through HBM'
         "</label>"
     )
-    shown = [family for family, _ in profile.families]
+    shown = [family for family, _ in profile.visible]
     body = (
         f'<div class="switch">{switch}{legend(shown)}'
         f'<div class="of-time">{by_time}</div><div class="of-bytes">{by_bytes}</div></div>'
@@ -133,7 +133,7 @@ def _roofline(profile: Profile) -> str:
         "An operation is a point, as large as its time. What lies far below the line loses time; "
         f"left of the corner it is memory that limits. {text(left_out)}"
     )
-    families = [family for family, _ in profile.families if family in FAMILIES]
+    families = [family for family, _ in profile.visible if family in FAMILIES]
     return section("roofline", "Roofline", note, legend(families) + drawn)
 
 

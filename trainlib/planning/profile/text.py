@@ -22,7 +22,7 @@ def to_text(profile: Profile, by: str = "layer", top: int = 20) -> str:
     """
     rows = profile.rows(by)
     heads = f"{'time':>9} {'share':>6} {'':{_BAR}} {'through HBM':>11} {'of peak':>8} {'of HBM':>7}"
-    lines = [headline.summary(profile), *_wrapped(headline.limits(profile)), ""]
+    lines = [*_wrapped(headline.summary(profile)), *_wrapped(headline.limits(profile)), ""]
     lines.append(f"{by:<{_NAME}}{heads}  bound by")
     lines += [_line(row) for row in rows[:top]]
     if left := rows[top:]:

@@ -1,0 +1,83 @@
+"""Functions of one's own, compiled for a chip that is not here: text, page, JSON, mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from launch import compile as command
+from trainlib.errors import run_command
+from trainlib.planning.profile.page import FILE, MARK
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
+)
+
+CODE = """
+import jax, jax.numpy as jnp
+
+@jax.jit
+def product(a, b):
+    with jax.named_scope("tower/product"):
+        return a @ b
+
+def wrong(a):
+    return a @ jnp.ones(3)
+
+LIMIT = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.thorough
+@needs_libtpu
+def test_a_function_is_profiled(module, capsys):
+    arguments = ["--function=of_mine:product", "--shapes=bf16[1024,2048],bf16[2048,512]"]
+    assert command.main([*arguments, "--out=pages"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("of_mine:product on v5e-1: ")
+    assert "tower/product" in text
+    page = module / "pages" / FILE
+    assert f"The page: {page}" in text
+    assert page.read_text().startswith(MARK)
+
+    # Over a page of ours it writes again, over one of others it does not.
+    assert command.main([*arguments, "--out=pages", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["profile"]
+    assert found["ledger"]["flops"] == 2 * 1024 * 2048 * 512
+    assert found["seconds"] == pytest.approx(sum(found["made_of"].values()))
+    page.write_text("somebody else's")
+    assert run_command(lambda: command.main([*arguments, "--out=pages"])) == 64
+    assert "that no profile wrote" in " ".join(capsys.readouterr().err.split())
+    assert page.read_text() == "somebody else's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--function=of_mine:prodct"], "Did you mean 'product'"),
+        (["--function=of_mine:LIMIT"], "must be a function, and it is 3"),
+        (["--function=nowhere:x"], "there is no module 'nowhere'"),
+        (["--function=of_mine"], "is not MODULE:NAME"),
+        (["--function=of_mine:product", "--shapes=bf17[8]"], "Did you mean 'bf16'"),
+        (["--function=of_mine:wrong", "--shapes=f32[4,4]"], "cannot be traced"),
+        (["--function=of_mine:product", "--shapes=f32[4,4]"], "missing 1 required"),
+        (["--function=of_mine:product", "--target=gpu:h200x8"], "Give a TPU target"),
+        (["--function=of_mine:product", "--config=aa_resnet50"], "leave --config out"),
+        (["--function=of_mine:product", "--mfu=0.3"], "leave --mfu out"),
+        (["--function=of_mine:product", "--out=of_mine.py"], "is a file"),
+        (["--function=of_mine:product", "--search"], "conflicts with"),
+    ],
+)
+def test_mistakes(module, arguments, said, capsys):
+    assert run_command(lambda: command.main(arguments)) == 64
+    assert said in " ".join(capsys.readouterr().err.split())
