@@ -16,11 +16,12 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
+from trainlib.planning.hlo import loops
 from trainlib.planning.hlo.frames import Frames
 from trainlib.planning.hlo.layout import Array, arrays
 
@@ -250,23 +251,25 @@ class Program:
                     found += [c for c in instruction.called if c in self.computations]
         return list(dict.fromkeys(found))
 
-    def trips(self, loop: Instruction) -> int:
-        """Trips of a loop; 1 where its condition compares with no constant."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if known:
-            return int(known[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        lines = self.computations.get(condition[1], []) if condition else []
-        return max((value for value in self._constants(lines)), default=1) or 1
+    @cached_property
+    def _trips(self) -> dict[str, int | None]:
+        """Loop -> its trips; None where they depend on data."""
+        return {
+            line.name: loops.trips(line, lines, self.by_name)
+            for lines in self.by_name.values()
+            for line in lines.values()
+            if line.opcode == "while"
+        }
 
-    def _constants(self, lines: list[Instruction]) -> Iterator[int]:
-        for line in lines:
-            if line.opcode == "constant":
-                counted = re.match(r"(-?\d+)\)", line.rest)
-                if counted and int(counted[1]) > 0:
-                    yield int(counted[1])
-            for called in line.called:
-                yield from self._constants(self.computations.get(called, []))
+    def trips(self, loop: Instruction) -> int:
+        """Trips of a loop; 1 where they are not known."""
+        known = self._trips[loop.name]
+        return 1 if known is None else known
+
+    @property
+    def unknown_loops(self) -> list[str]:
+        """Loops whose trips depend on data; their bodies are counted once."""
+        return [name for name, trips in self._trips.items() if trips is None]
 
     # ------------------------------------------------------------------ collectives
     @cached_property

@@ -7,7 +7,8 @@ Kinds:
 - "rematerialised": a block is computed again for its gradient, as `jax.checkpoint` asks for or as
   the compiler decided, for want of memory;
 - "padding": arrays whose tiles take at least twice the bytes of their elements move through HBM;
-- "uncounted": the compiler makes no estimate, and the time is a bound by bytes.
+- "uncounted": the compiler makes no estimate, and the time is a bound by bytes; or how often a
+  loop turns depends on data, and its body is counted once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trainlib.planning.ledger.operation import Finding, Operation
 LEAST_SHARE = 0.002
 _PADDED = 2.0
 _UNCOUNTED = ("gather", "scatter", "sort", "random", "kernel", "other")
+_LARGE = 2**20  # bytes
 _MOVES = {"copy", "transpose", "reshape", "bitcast", "parameter", "constant"}
 _TEXTS = {
     "layout copy": "{layer}: {count} of arrays into another layout",
@@ -42,8 +44,13 @@ _NOUNS = {
 
 
 def is_uncounted(operation: Operation) -> bool:
-    """Whether an operation is one of those that the compiler makes no estimate of."""
-    return operation.basis == "bytes" and operation.kind in _UNCOUNTED
+    """Whether the compiler makes no estimate of an operation that is more than a copy beside
+    others or a few numbers.
+    """
+    if operation.basis != "bytes" or not operation.seconds:
+        return False
+    large = operation.hbm_bytes + operation.vmem_bytes >= _LARGE
+    return operation.kind in _UNCOUNTED or (large and not operation.opcode.endswith("-start"))
 
 
 def find(
@@ -78,7 +85,23 @@ def find(
         share = seconds / whole_seconds if whole_seconds else size / max(1, whole_bytes)
         if share >= LEAST_SHARE:
             found.append(_finding(kind, layer, source, [p[0] for p in parts], seconds, size))
+    found += _unknown_loops(program, operations)
     return tuple(sorted(found, key=lambda f: (-f.seconds, -f.hbm_bytes)))
+
+
+def _unknown_loops(program: Program, operations: Sequence[Operation]) -> Iterable[Finding]:
+    for lines in program.by_name.values():
+        for name in program.unknown_loops:
+            if name in lines:
+                inside = [one for one in operations if one.computation in lines[name].called]
+                yield Finding(
+                    kind="uncounted",
+                    seconds=sum(one.total_seconds for one in inside),
+                    hbm_bytes=sum(one.total_hbm_bytes for one in inside),
+                    operations=(name,),
+                    layer=inside[0].layer if inside else UNNAMED,
+                    text=f"{name}: a loop that turns as often as data say, counted once.",
+                )
 
 
 def _finding(
@@ -104,7 +127,7 @@ def _kinds(program: Program, operation: Operation, line: Instruction) -> Iterabl
         yield "rematerialised"
     if is_uncounted(operation):
         yield "uncounted"
-    elif operation.kind == "convert":
+    if operation.kind == "convert":
         yield "unfused convert"
     elif moved := _moved(program, line, operation.computation):
         before, after = moved
