@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from trainlib.chips import Chip
 from trainlib.planning.hlo import KINDS as COLLECTIVES
 from trainlib.planning.hlo import Instruction, Program
+from trainlib.planning.kernels import Kernel, kernels
 from trainlib.planning.ledger import names
 from trainlib.planning.ledger.arithmetic import Arithmetic
 from trainlib.planning.ledger.links import Links
@@ -103,13 +105,14 @@ class Account:
     def _operation(
         self, line: Instruction, computation: str, times: int, attribution: Attribution
     ) -> Operation:
-        traffic = self._movement.traffic(line, computation)
-        cycles = line.cycles
-        seconds, basis = 0.0, "bytes"
-        if self._chip is not None:
-            seconds = _bound(line, traffic, self._chip)
-            if cycles is not None and self._chip.clock:
-                seconds, basis = cycles / self._chip.clock, "compiler"
+        kernel = self._kernels.get(line.name)
+        if kernel is not None:
+            traffic = Traffic(kernel.hbm_bytes, kernel.vmem_bytes)
+            seconds, cycles = kernel.seconds, kernel.bundles
+            basis = "bytes" if cycles is None else "bundles"
+        else:
+            traffic = self._movement.traffic(line, computation)
+            seconds, cycles, basis = self._estimate(line, traffic)
         transfer = self._links.transfer(self._program, line) if self._links else None
         if transfer is not None:
             seconds, basis = max(seconds, transfer.seconds), "links"
@@ -125,14 +128,28 @@ class Account:
             cycles=cycles,
             hbm_bytes=traffic.hbm,
             vmem_bytes=traffic.vmem,
-            flops=self._arithmetic.flops(line, computation),
+            flops=kernel.flops if kernel else self._arithmetic.flops(line, computation),
             op=op,
             layer=layer,
             source=source,
             phase=names.phase(op) or self._rest,
             axes=transfer.axes if transfer else (),
             wire_bytes=transfer.wire_bytes if transfer else 0.0,
+            notes=kernel.notes if kernel else (),
         )
+
+    @cached_property
+    def _kernels(self) -> dict[str, Kernel]:
+        return kernels(self._program, self._chip) if self._chip and self._chip.clock else {}
+
+    def _estimate(self, line: Instruction, traffic: Traffic) -> tuple[float, int | None, str]:
+        """(seconds, cycles, basis) of what is no kernel, alone on its device."""
+        cycles = line.cycles
+        if self._chip is None:
+            return 0.0, cycles, "bytes"
+        if cycles is not None and self._chip.clock:
+            return cycles / self._chip.clock, cycles, "compiler"
+        return _bound(line, traffic, self._chip), cycles, "bytes"
 
     def kind(self, line: Instruction) -> str:
         """One of `operation.KINDS`."""

@@ -85,7 +85,7 @@ def find(
         share = seconds / whole_seconds if whole_seconds else size / max(1, whole_bytes)
         if share >= LEAST_SHARE:
             found.append(_finding(kind, layer, source, [p[0] for p in parts], seconds, size))
-    found += _unknown_loops(program, operations)
+    found += [*_unknown_loops(program, operations), *_notes(operations)]
     return tuple(sorted(found, key=lambda f: (-f.seconds, -f.hbm_bytes)))
 
 
@@ -102,6 +102,20 @@ def _unknown_loops(program: Program, operations: Sequence[Operation]) -> Iterabl
                     layer=inside[0].layer if inside else UNNAMED,
                     text=f"{name}: a loop that turns as often as data say, counted once.",
                 )
+
+
+def _notes(operations: Sequence[Operation]) -> Iterable[Finding]:
+    """What figures of kernels leave out, whatever their share."""
+    for one in operations:
+        for note in one.notes:
+            yield Finding(
+                kind="uncounted",
+                seconds=one.total_seconds,
+                hbm_bytes=one.total_hbm_bytes,
+                operations=(one.name,),
+                layer=one.layer,
+                text=f"{one.layer}: {one.name}: {note}",
+            )
 
 
 def _finding(

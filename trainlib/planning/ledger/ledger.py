@@ -205,7 +205,9 @@ def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Le
     mesh = _mesh_of(shapes) or Mesh(np.array(devices(wanted)[:1]), ("data",))
     arguments = jax.tree.map(lambda shape: _placed(shape, mesh), shapes)
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
-    compiled = jitted.lower(*arguments).compile()
+    # Layers choose what to compute by the devices of the ambient mesh.
+    with jax.set_mesh(mesh):
+        compiled = jitted.lower(*arguments).compile()
     return ledger_of_compiled(compiled, mesh.shape, wanted, placed_on=list(mesh.devices.flat))
 
 

@@ -44,6 +44,7 @@ class Operation:
         of a program without gradients is "forward".
       axes: mesh axes of a collective.
       wire_bytes: that one device sends.
+      notes: what its figures assume or leave out, a sentence each.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Operation:
     phase: str = "forward"
     axes: tuple[str, ...] = ()
     wire_bytes: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def total_seconds(self) -> float:

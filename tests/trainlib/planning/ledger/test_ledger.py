@@ -154,6 +154,38 @@ def test_functions_of_ones_own():
 
 @pytest.mark.thorough
 @needs_libtpu
+def test_a_pallas_kernel_is_counted_by_its_blocks_and_bundles():
+    """Over a grid of 4 x 4 the rows are fetched once each, the columns once for every row of
+    blocks.
+    """
+    from jax.experimental import pallas as pl
+
+    def kernel(a, b, out):
+        out[...] = jnp.dot(a[...], b[...], preferred_element_type=jnp.float32).astype(BF16)
+
+    def product(a, b):
+        return pl.pallas_call(
+            kernel,
+            grid=(4, 4),
+            in_specs=[
+                pl.BlockSpec((1024, 512), lambda i, j: (i, 0)),
+                pl.BlockSpec((512, 1024), lambda i, j: (0, j)),
+            ],
+            out_specs=pl.BlockSpec((1024, 1024), lambda i, j: (i, j)),
+            out_shape=jax.ShapeDtypeStruct((4096, 4096), BF16),
+        )(a, b)
+
+    ledger = ledger_of(product, shape(4096, 512), shape(512, 4096))
+    (found,) = (one for one in ledger.operations if one.kind == "kernel")
+    assert found.basis == "bundles"
+    assert found.flops == 2 * 4096 * 4096 * 512
+    blocks = 2 * 4096 * (512 + 4 * 512 + 4096)
+    assert found.hbm_bytes + found.vmem_bytes == blocks
+    assert 0.5 < found.flops / CHIPS["v5e"].flops / found.seconds <= 1
+
+
+@pytest.mark.thorough
+@needs_libtpu
 def test_several_chips_by_the_shardings_of_shapes():
     mesh = Mesh(np.array(devices(target("v5e-4"))).reshape(2, 2), ("data", "model"))
 
