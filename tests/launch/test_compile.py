@@ -121,6 +121,7 @@ def test_arithmetic_time_and_throughput_follow_from_each_other(small):
     assert report["tokens_per_second"] == pytest.approx(48 * 32 / times["seconds"])
     assert text.startswith("st_moe_tiny on v5e:2x2: fits")
     assert "all-to-all over data" in text
+    assert all(sentence in text for sentence in times["assumptions"])
     assert f"expected by the compiler (libtpu {times['compiler']}), not measured" in text
 
 

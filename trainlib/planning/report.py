@@ -342,7 +342,9 @@ def _time_text(times: Mapping[str, Any], mfu: float) -> list[str]:
             lines.append(_row(f"    {name}", _part(value, seconds)))
     for name, value in times["waits"].items():
         lines.append(_row("    waiting", f"{_part(value, seconds)} for {name}"))
-    return [*lines, "  no step takes less than", *(f"  {line}" for line in shown)]
+    sentences = [f"    {sentence}" for sentence in times["assumptions"]]
+    bounds_of_step = ["  no step takes less than", *(f"  {line}" for line in shown)]
+    return [*lines, *bounds_of_step, "  assumed", *sentences]
 
 
 def _part(value: float, whole: float) -> str:

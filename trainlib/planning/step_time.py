@@ -38,8 +38,8 @@ def step_time(target: Target, result: Result, mfu: float | None) -> dict[str, An
       Seconds, as plain data: "seconds" of a step; "predicted", whether by a schedule; "bounds",
       below which no step can be. A prediction also has "sum" (one operation after the other),
       "core" (of it the core computes), "waits" by what for, "made_of" by kind of operation,
-      "passes", "hbm_bytes" and its share "of_bandwidth", "uncounted" operations, "compiler". A
-      bound has "assumed_mfu".
+      "passes", "hbm_bytes" and its share "of_bandwidth", "uncounted" operations, "compiler", and
+      "assumptions", a sentence each. A bound has "assumed_mfu".
     """
     if is_predicted(target) and result.ledger is not None:
         return _predicted(target, result)
@@ -67,6 +67,7 @@ def _predicted(target: Target, result: Result) -> dict[str, Any]:
         "of_bandwidth": profile.hbm_share,
         "uncounted": len(ledger.uncounted),
         "compiler": ledger.compiler,
+        "assumptions": list(ledger.schedule.assumptions),
         "bounds": _bounds(target, result) | _of_schedule(ledger.schedule.bounds),
     }
 
