@@ -26,7 +26,6 @@ from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import number
-from trainlib.model import losses
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput, Sums
@@ -65,48 +64,32 @@ def check_objective(kind: str, objective: str) -> None:
         )
 
 
-def token_sums(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Cross-entropy, squared logsumexp and correct tokens, as (weighted sum, sum of weights).
-
-    Nothing is gathered along V, which may be split over devices; equal logits rank by word number,
-    so a model that says the same for all words is right for one of V.
+def token_loss(
+    model: Transformer, batch: Batch, hidden: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array, Sums]:
+    """The loss of the output, and what is measured of it.
 
     Args:
-      logits: float32 [B, L, V].
-      targets: int32 [B, L]; what stands where the weight is 0 does not matter.
-      weights: float32 [B, L], 0 at padding, which adds nothing even where its logits are NaN.
+      model: bound to its weights.
+      batch: `decoder_targets` int32 [B, L], `decoder_weights` float32 [B, L]: 0 at padding, which
+        adds nothing even where its logits are NaN.
+      hidden: [B, L, D].
+      z_loss: see `Objective`.
+
+    Returns:
+      (mean of cross-entropy and z-loss over the tokens, sum of their weights, "cross_entropy" and
+      "accuracy" as sums of weighted values and weights).
     """
-    counted = weights > 0
-    logits = jnp.where(counted[..., None], logits, 0.0)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    words = jnp.arange(logits.shape[-1])
-    of_target = jnp.sum(jnp.where(words == targets[..., None], logits, 0.0), axis=-1)
-    ahead = ~(logits <= of_target[..., None]) | (
-        (logits == of_target[..., None]) & (words < targets[..., None])
-    )
-    right = ~jnp.any(ahead, axis=-1)
+    weights = batch["decoder_weights"]
     count = jnp.sum(weights)
-
-    def summed(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.sum(jnp.where(counted, weights * values, 0.0)), count
-
-    return {
-        "cross_entropy": summed(total - of_target),
-        "z": summed(jnp.square(total)),
-        "accuracy": summed(right.astype(jnp.float32)),
+    # As shares of the whole, so that the gradient of the mean needs no further pass.
+    shares = weights / jnp.where(count > 0, count, 1.0)
+    loss, values = model.token_loss(hidden, batch["decoder_targets"], shares, z_loss=z_loss)
+    sums = {
+        "cross_entropy": (jnp.sum(weights * values.cross_entropy), count),
+        "accuracy": (jnp.sum(weights * values.right), count),
     }
-
-
-def _measure(model: Transformer, batch: Batch, hidden: jax.Array) -> Sums:
-    # Recomputed in the backward pass: float32 logits are the largest array of a step.
-    def sums(hidden: jax.Array) -> Sums:
-        logits = model.logits(hidden)
-        return token_sums(logits, batch["decoder_targets"], batch["decoder_weights"])
-
-    with jax.named_scope("loss"):
-        return jax.checkpoint(sums)(hidden)
+    return loss, count, sums
 
 
 def router_metrics(reports: Reports) -> Sums:
@@ -156,9 +139,7 @@ def loss_function(
     ) -> tuple[jax.Array, LossOutput]:
         model = _bound(abstract, params, model_state)
         hidden, reports = model.hidden(batch, train=True, key=key)
-        sums = _measure(model, batch, hidden)
-        z, weight = sums.pop("z")
-        loss = losses.mean(*sums["cross_entropy"]) + objective.z_loss * losses.mean(z, weight)
+        loss, weight, sums = token_loss(model, batch, hidden, objective.z_loss)
         if objective.attention_z_loss:
             loss += objective.attention_z_loss * _attention_z(reports)
         if routing is not None:
@@ -176,8 +157,7 @@ def evaluate_function(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], S
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
         model = _bound(abstract, params, model_state)
         hidden, reports = model.hidden(batch, train=False)
-        sums = _measure(model, batch, hidden)
-        del sums["z"]
+        _, _, sums = token_loss(model, batch, hidden)
         return sums | router_metrics(reports)
 
     return evaluate

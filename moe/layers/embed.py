@@ -48,9 +48,13 @@ class Embedding(Layer):
         return lookup(self.table[...], tokens).astype(dtype)
 
     @named
+    def scaled(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] times 1/sqrt(D), as T5 does before a product with the table as output."""
+        return x * x.shape[-1] ** -0.5
+
     def attend(self, x: jax.Array) -> jax.Array:
-        """[B, L, D] -> logits [B, L, V] float32 of a tied output, scaled by 1/sqrt(D) as in T5."""
-        scaled = to_layer(x) * x.shape[-1] ** -0.5
+        """[B, L, D] -> logits [B, L, V] float32 of a tied output."""
+        scaled = to_layer(self.scaled(x))
         logits = product(scaled, self.table, self.reduce, out=jnp.float32, transposed=True)
         return constrain(logits, "layer_batch", None, "vocab")
 

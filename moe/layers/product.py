@@ -33,20 +33,20 @@ def product(
       transposed: the matrix is stored as [out, in].
     """
     dtype = jnp.dtype(out or x.dtype)
-    axes, value = _axes(weight), weight[...]
+    axes, value = axes_of(weight), weight[...]
     if transposed:
         axes, value = axes[::-1], value.T
     if reduce == "float32":
         return _product(axes, dtype, x, value)
-    return jnp.matmul(x, _gathered(value, axes, x.dtype), preferred_element_type=dtype)
+    return jnp.matmul(x, gathered(value, axes, x.dtype), preferred_element_type=dtype)
 
 
-def _axes(weight: nnx.Param) -> tuple[str, ...]:
+def axes_of(weight: nnx.Param) -> tuple[str, ...]:
     """Logical axes of what the module sees: the slice of a stack has lost the stack's."""
     return weight.get_metadata()["axes"][-weight[...].ndim :]
 
 
-def _gathered(value: jax.Array, axes: tuple[str, ...], dtype: DTypeLike) -> jax.Array:
+def gathered(value: jax.Array, axes: tuple[str, ...], dtype: DTypeLike) -> jax.Array:
     """The matrix in the compute type, whole along `embed`."""
     # Under FSDP `embed` is split over the data axis. Pinning the cast weight first as it is stored
     # and then whole makes the gather move half the bytes.
@@ -59,7 +59,7 @@ def _pin_whole(value: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(axes: tuple[str, ...], dtype: DTypeLike, x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.matmul(x, _gathered(weight, axes, x.dtype), preferred_element_type=dtype)
+    return jnp.matmul(x, gathered(weight, axes, x.dtype), preferred_element_type=dtype)
 
 
 def _product_forward(
@@ -75,11 +75,18 @@ def _product_backward(
     dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, weight = residuals
-    dx = jnp.matmul(dy, _gathered(weight, axes, x.dtype).T).astype(x.dtype)  # [..., in]
+    dx = jnp.matmul(dy, gathered(weight, axes, x.dtype).T).astype(x.dtype)  # [..., in]
     dw = jnp.einsum("...i,...o->io", x, dy, preferred_element_type=jnp.float32)  # [in, out]
+    return dx, whole_gradient(dw, axes).astype(weight.dtype)
+
+
+def whole_gradient(dw: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The gradient of a matrix, a sum over the batch that crosses devices here, split as the matrix
+    is stored.
+    """
     # First whole, as a sum over the batch: pinned at once as it is stored, the partitioner would
     # split dy along the same dimension and move the activations instead.
-    return dx, constrain(_pin_whole(dw, axes), *axes).astype(weight.dtype)
+    return constrain(_pin_whole(dw, axes), *axes)
 
 
 _product.defvjp(_product_forward, _product_backward)

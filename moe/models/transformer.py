@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from moe.kernels.cross_entropy import TokenValues
 from moe.layers.embed import Embedding, Output
+from moe.layers.token_loss import token_loss
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
 from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
@@ -166,6 +168,21 @@ class Transformer(Layer):
         if self.config.tie_word_embeddings:
             return self.embedding.attend(hidden)
         return self.output(hidden)
+
+    def token_loss(
+        self, hidden: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+    ) -> tuple[jax.Array, TokenValues]:
+        """The loss of `logits(hidden)`, which are never all there; see
+        `moe.layers.token_loss.token_loss`.
+        """
+        reduce = self.config.reduce_dtype
+        if self.config.tie_word_embeddings:
+            hidden, table = self.embedding.scaled(hidden), self.embedding.table
+            return token_loss(
+                hidden, table, targets, weights, z_loss=z_loss, reduce=reduce, transposed=True
+            )
+        matrix = self.output.kernel
+        return token_loss(hidden, matrix, targets, weights, z_loss=z_loss, reduce=reduce)
 
     @automatic_axes(lambda batch: ModelOutput(batch, P(), P()))  # pyright: ignore
     def __call__(

@@ -20,46 +20,6 @@ def logsumexp(x):
     return np.log(np.exp(x - top).sum(-1)) + top[..., 0]
 
 
-def test_token_sums_are_their_formulas():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 5, 11)).astype(np.float32) * 4
-    targets, weights = rng.integers(0, 11, (3, 5)), rng.integers(0, 2, (3, 5)).astype(np.float32)
-    sums = pretrain.token_sums(jnp.asarray(logits), targets, weights)
-    wide = logits.astype(np.float64)
-    total = logsumexp(wide)
-    own = np.take_along_axis(wide, targets[..., None], -1)[..., 0]
-    for name, values in (
-        ("cross_entropy", total - own),
-        ("z", total**2),
-        ("accuracy", wide.argmax(-1) == targets),
-    ):
-        np.testing.assert_allclose(sums[name][0], (weights * values).sum(), rtol=1e-5)
-        assert float(sums[name][1]) == weights.sum()
-
-
-def test_equal_logits_are_right_for_one_word_and_nan_for_none():
-    targets = np.arange(4)[None]
-    flat = pretrain.token_sums(jnp.zeros((1, 4, 4)), targets, np.ones((1, 4)))
-    assert float(flat["accuracy"][0]) == 1
-    broken = pretrain.token_sums(jnp.full((1, 4, 4), jnp.nan), targets, np.ones((1, 4)))
-    assert float(broken["accuracy"][0]) == 0
-
-
-def test_padding_adds_nothing_even_where_its_logits_are_nan():
-    logits = np.random.default_rng(1).normal(size=(1, 3, 5)).astype(np.float32)
-    logits[0, 2] = np.nan
-    targets, weights = np.array([[1, 2, 9]]), np.array([[1.0, 1.0, 0.0]])
-
-    def loss(logits):
-        return pretrain.token_sums(logits, targets, weights)["cross_entropy"][0]
-
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
-    expected = loss(jnp.asarray(logits[:, :2].repeat(2, 1)[:, [0, 2, 1]]))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    assert np.all(gradient[0, 2] == 0)
-    assert np.all(np.isfinite(gradient))
-
-
 def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     """Every weight is put on a scale of its own, so that a part left out or doubled is seen."""
     config = small(

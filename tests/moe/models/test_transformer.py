@@ -224,7 +224,9 @@ def test_gradients_of_weights_are_added_up_in_float32_over_devices(small, made, 
     assert {"tensor<2x16x12xf32>", "tensor<2x12x16xf32>"} <= set(reduced)  # gate and up, down
     assert not [kind for kind in reduced if "bf16" in kind]
     matrices = re.findall(r"stablehlo\.dot_general .* -> tensor<(\d+x\d+x(?:bf16|f32))>", program)
-    assert {"16x48xf32", "16x24xf32"} <= set(matrices)  # the tied table, a dense layer
+    # A dense layer, and of the tied table what one device adds up: half of its words.
+    assert matrices.count("16x24xf32") > 1
+    assert "(tensor<4x16x48xf32>" in program  # these parts, added up over devices
     assert not [kind for kind in matrices if "bf16" in kind]
 
 
