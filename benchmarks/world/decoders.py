@@ -1,9 +1,10 @@
-"""Train steps of decoders as MaxText runs them, in plain JAX: Llama2-70B and Mixtral-8x7B.
+"""The layers of decoders as MaxText trains them, in plain JAX: Llama2-70B and Mixtral-8x7B.
 
 B sequences of L tokens, D model, N query heads and K key heads of H, F hidden, E experts with C
 slots a sequence. All layers are one scan; weights are float32 (or bfloat16), split over `data`,
 cast and gathered where they are used. The attention kernel is left out of the program and priced
-apart (`attention_flops`). The optimiser is AdamW.
+apart (`attention_flops`). Input table, output matrix and optimiser, about a hundredth of the work,
+are left out, of the program and of its FLOPs.
 
 What MaxText computes is taken from its public sources: the dropping sparse layer is two einsums
 with a one-hot mask [B, L, E, C] (its `dense_matmul`); the dropless one sorts tokens by expert and
@@ -46,7 +47,6 @@ class Decoder:
     heads: int
     key_heads: int
     batch: int
-    vocabulary: int = 32_000
     length: int = 4096
     head_dim: int = 128
     experts: int = 0
@@ -64,12 +64,10 @@ class Decoder:
 
     @property
     def weights_used(self) -> int:
-        """Weights that a token is multiplied with, as MaxText counts them: no input table."""
+        """Weights that a token is multiplied with in the layers, as MaxText counts them."""
         attention = self.d_model * self.head_dim * (2 * self.heads + 2 * self.key_heads)
         ffn = 3 * self.d_model * self.d_ff * (self.choices if self.experts else 1)
-        return self.layers * (attention + ffn + self.d_model * self.experts) + (
-            self.d_model * self.vocabulary
-        )
+        return self.layers * (attention + ffn + self.d_model * self.experts)
 
     @property
     def model_flops(self) -> float:
@@ -91,8 +89,8 @@ class Decoder:
         return product * (2 + 2 + 3 + 4) * self.unmasked
 
 
-def shapes(config: Decoder, mesh: Mesh) -> tuple[Params, Params]:
-    """(parameters, batch) as shapes with shardings; every matrix is split over `data`."""
+def shapes(config: Decoder, mesh: Mesh) -> tuple[Params, jax.ShapeDtypeStruct]:
+    """(weights, x [B, L, D]) as shapes with shardings; every matrix is split over `data`."""
     d, f, heads = config.d_model, config.d_ff, config.heads * config.head_dim
     keys, layers, experts = config.key_heads * config.head_dim, config.layers, config.experts
     ffn = (experts,) if experts else ()
@@ -116,65 +114,43 @@ def shapes(config: Decoder, mesh: Mesh) -> tuple[Params, Params]:
     }
     if experts:
         stack["router"] = weight((layers, d, experts), 1)
-    params = {
-        "embedding": weight((config.vocabulary, d), 1),
-        "output": weight((d, config.vocabulary), 0),
-        "norm": weight((d,), 0),
-        "stack": stack,
-    }
-    tokens = jax.ShapeDtypeStruct(
-        (config.batch * mesh.size, config.length),
-        jnp.int32,
-        sharding=NamedSharding(mesh, P("data", None)),
-    )
-    return params, {"tokens": tokens, "targets": tokens}
+    size = config.batch * mesh.size, config.length, d
+    sharding = NamedSharding(mesh, P("data"))
+    return stack, jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=sharding)
 
 
-def train_step(config: Decoder, mesh: Mesh) -> Callable[..., Any]:
-    """A jitted step: (params, first moments, second moments, batch) -> the same and the loss."""
-    specs, _ = shapes(config, mesh)
-    shardings = jax.tree.map(lambda one: one.sharding, specs)
+def gradients(config: Decoder, mesh: Mesh) -> Callable[..., Any]:
+    """A jitted function: (weights, x, cotangent) -> gradients of the weights and of x."""
+    weights, x = shapes(config, mesh)
+    out = jax.tree.map(lambda one: one.sharding, (weights, x))
 
-    def step(params: Params, first: Params, second: Params, batch: Params) -> Any:
-        loss, grads = jax.value_and_grad(_loss)(params, batch, config, mesh)
-        grads = jax.lax.with_sharding_constraint(grads, shardings)
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
-        second = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g, second, grads)
-        params = jax.tree.map(
-            lambda w, m, v: w - 1e-4 * (m / (jnp.sqrt(v) + 1e-8) + 0.1 * w), params, first, second
-        )
-        return params, first, second, loss
+    def step(weights: Params, x: jax.Array, cotangent: jax.Array) -> Any:
+        _, pull = jax.vjp(lambda w, x: _stack(w, x, config, mesh), weights, x)
+        return pull(cotangent)
 
-    out = (shardings, shardings, shardings, None)
-    return jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=out)
+    return jax.jit(step, out_shardings=out)
 
 
 def arguments(config: Decoder, mesh: Mesh) -> tuple[Any, ...]:
-    """Shapes that `train_step` takes."""
-    params, batch = shapes(config, mesh)
-    return params, params, params, batch
+    """Shapes that `gradients` takes."""
+    weights, x = shapes(config, mesh)
+    return weights, x, x
 
 
 # -------------------------------------------------------------------------------------- the model
-def _loss(params: Params, batch: Params, config: Decoder, mesh: Mesh) -> jax.Array:
+def _stack(weights: Params, x: jax.Array, config: Decoder, mesh: Mesh) -> jax.Array:
     kept = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=list(config.saved),
         names_which_can_be_offloaded=list(config.offloaded),
         offload_src="device",
         offload_dst="pinned_host",
     )
-    x = jnp.take(_whole(params["embedding"], mesh), batch["tokens"], axis=0)  # [B, L, D]
-    x = _split(x, mesh)
 
     def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         x = checkpoint_name(_split(x, mesh), "decoder_layer_input")
         return _layer(x, weights, config, mesh), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(layer, policy=kept, prevent_cse=False), x, params["stack"])
-    x = _rms_norm(x, params["norm"])
-    logits = (x @ _whole(params["output"], mesh)).astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
-    return (jax.nn.logsumexp(logits, -1) - chosen).mean()
+    return jax.lax.scan(jax.checkpoint(layer, policy=kept, prevent_cse=False), x, weights)[0]
 
 
 def _layer(x: jax.Array, weights: Params, config: Decoder, mesh: Mesh) -> jax.Array:
