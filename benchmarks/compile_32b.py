@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -25,17 +26,24 @@ from typing import Any
 CONFIG = "configs/st_moe_32b.py"
 VARIANTS = ("", "v5p_1024", "v5p_2048", "v6e_256")
 PARAMS = 269_104_613_376
-SECONDS, HOST_GB = 300, 8  # on two idle cores; printed, not a gate
+CPU_SECONDS, HOST_GB = 180, 6  # user and system; printed, not a gate: others' work lengthens both
 
 
 def compiled(variant: str) -> dict[str, Any]:
-    """The report of one variant, from a process of its own."""
+    """The report of one variant, from a process of its own, and the CPU seconds of that."""
     config = f"{CONFIG}:{variant}" if variant else CONFIG
     command = [sys.executable, "-m", "launch.compile", f"--config={config}", "--json"]
+    before = _cpu_seconds()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 70):
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"cpu_seconds": _cpu_seconds() - before}
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def dense_elements() -> int:
@@ -85,7 +93,7 @@ def row(report: dict[str, Any]) -> list[str]:
         f"{sent['data'] / 1e9:.1f} + {sent['model'] / 1e9:.1f}",
         f"{report['step_time']['seconds']:.2f}",
         f"{report['tokens_per_second'] / 1e6:.2f} M",
-        f"{report['compile_seconds']:.0f} s, {report['host_peak_bytes'] / 1e9:.1f} GB",
+        f"{report['cpu_seconds']:.0f} CPU s, {report['host_peak_bytes'] / 1e9:.1f} GB",
     ]
 
 
@@ -110,10 +118,10 @@ def main() -> int:
         print("| " + " | ".join(row(report)) + " |", flush=True)
         held = gates(report, dense)
         failed += [f"{report['target']}: {name}" for name, holds in held.items() if not holds]
-        slow = report["compile_seconds"] > SECONDS
+        slow = report["cpu_seconds"] > CPU_SECONDS
         heavy = report["host_peak_bytes"] > HOST_GB * 1e9
         if slow or heavy:
-            print(f"  above {SECONDS} s or {HOST_GB} GB; the limits are for two idle cores")
+            print(f"  above {CPU_SECONDS} CPU s or {HOST_GB} GB; the limits are for two idle cores")
     print(f"missed: {', '.join(failed)}" if failed else "all of the gates hold")
     return 1 if failed else 0
 

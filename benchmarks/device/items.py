@@ -181,16 +181,27 @@ def t5_textbook(tiny: bool) -> Work:
     return Work(_trained(block.apply, 3), (weights, x, bias, segments, x))
 
 
-def cross_entropy(tiny: bool) -> Work:
-    """Loss of 16,384 tokens over 32,128 words from their vectors, forward and backward."""
+def cross_entropy(whole: bool, tiny: bool) -> Work:
+    """Loss of 128 x 128 tokens over 32,128 words from their vectors, and all gradients: by tiles of
+    words, or from the `whole` logits.
+    """
+    from moe.layers.embed import Output
+    from moe.layers.token_loss import token_loss
     from trainlib.model.losses import softmax_cross_entropy
 
-    def loss(x: jax.Array, table: jax.Array, labels: jax.Array) -> jax.Array:
-        return softmax_cross_entropy(x @ table.astype(x.dtype).T, labels)[0]
+    length, d_model, words = (4, 32, 128) if tiny else (128, 1024, 32128)
+    spec = _abstract(Output(d_model, words))
 
-    tokens, d_model, words = (16, 32, 128) if tiny else (16384, 1024, 32128)
-    x, table = shape(tokens, d_model), shape(words, d_model, dtype=jnp.float32)
-    return Work(_trained(loss, 2), (x, table, shape(tokens, dtype=jnp.int32), np.float32(1)))
+    def loss(matrices: Any, x: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        output = spec.bind(matrices, {})
+        if whole:
+            return softmax_cross_entropy(output(x), targets, weights)[0]
+        return token_loss(x, output.kernel, targets, weights)[0]
+
+    targets = shape(length, length, dtype=jnp.int32)
+    weights = np.full((length, length), length**-2.0, np.float32)
+    x = shape(length, length, d_model)
+    return Work(_trained(loss, 2), (_weights(spec), x, targets, weights, np.float32(1)))
 
 
 # ------------------------------------------------------------------ experts
@@ -307,7 +318,8 @@ ITEMS = (
     Item("T5 block, textbook", 20, t5_textbook),
     Item("AA-ResNet-50 b64 step", 80, functools.partial(train_step, "aa_resnet50", 64)),
     Item("grouped products E=8", 25, grouped_products, "bare experts E=8"),
-    Item("loss of 32,128 words", 15, cross_entropy),
+    Item("loss of 32,128 words", 15, functools.partial(cross_entropy, False), "loss, whole logits"),
+    Item("loss, whole logits", 15, functools.partial(cross_entropy, True)),
     *_sparse(32),
     *_sparse(64),
     *_network("WRN-28-10 b128", "wrn28_10", "wrn28_10", 128, 32, 60),

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from trainlib.chips import GIB
+from trainlib.chips import GIB, target
 from trainlib.planning import compile as aot
+from trainlib.sharding.topology import devices
 
 OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
@@ -44,6 +45,26 @@ def test_largest_values_are_listed_once_each():
     assert size == 100 * 100 * 4
     assert text.startswith("float32[100, 100] of ")
     assert all(smaller < size for smaller, _ in rest)
+
+
+@pytest.mark.thorough
+def test_shared_code_changes_nothing_of_the_program():
+    """What is predicted of the program with it holds of the one that trains, compiled without."""
+    pytest.importorskip("libtpu")
+    one = jax.sharding.SingleDeviceSharding(devices(target("v5e-1"))[0])
+    matrix = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=one)
+
+    def chain(x, weights):
+        for weight in weights:  # the barrier keeps the first product from having a form of its own
+            x = jnp.tanh(jax.lax.optimization_barrier(x) @ weight)
+        return x
+
+    lowered = jax.jit(chain).lower(matrix, [matrix] * 6)
+    plain, shared = lowered.compile(), lowered.compile(compiler_options=aot._SHARED_CODE)
+    assert shared.as_text() == plain.as_text()
+    sizes = [one.memory_analysis().generated_code_size_in_bytes for one in (shared, plain)]
+    assert sizes[0] < sizes[1] / 2
+    assert aot._memory(shared.memory_analysis()).total == aot._memory(plain.memory_analysis()).total
 
 
 def test_what_must_fit_is_the_larger_figure():
