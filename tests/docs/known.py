@@ -69,11 +69,12 @@ def check(command: Command, *, runs: bool) -> None:
     elif command.kind == "make":
         _check_make(command)
     elif command.kind == "benchmark":
-        path = ROOT / "benchmarks" / f"{command.name}.py"
-        assert path.is_file(), f"there is no {path.name} in benchmarks"
+        places = [f"{command.name}.py", f"{command.name}/__main__.py"]
+        path = next((p for name in places if (p := ROOT / "benchmarks" / name).is_file()), None)
+        assert path is not None, f"there is no {places[0]} in benchmarks"
         for word in command.arguments:
             flag = word.partition("=")[0]
-            assert f'"{flag}"' in path.read_text(), f"{path.name} has no flag {flag}"
+            assert f'"{flag}"' in path.read_text(), f"{command.name} has no flag {flag}"
 
 
 def _check_launch(command: Command, runs: bool) -> None:
