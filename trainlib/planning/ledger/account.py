@@ -34,7 +34,7 @@ _REACH = 64  # instructions that are asked for the name of one without
 def kind_of(opcode: str) -> str:
     """One of `operation.KINDS`, of an opcode that is no fusion."""
     base = opcode.removesuffix("-start").removesuffix("-done")
-    if base in COLLECTIVES:
+    if base in COLLECTIVES or base in ("send", "recv"):
         return "collective"
     if opcode in ("convolution", "dot"):
         return "product"

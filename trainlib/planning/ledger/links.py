@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from trainlib.chips import DCN_BANDWIDTH, Target
-from trainlib.planning.hlo import KINDS, Instruction, Program
+from trainlib.planning.hlo import KINDS, Instruction, Program, array_bytes
 
 # One-way bytes/s of a link over its nominal 50 or 100 GB/s, as measured on v4, v5e, v5p and v6e:
 # 45 and 90 GB/s (How to Scale Your Model, jax-ml.github.io/scaling-book/tpus, its table of chips).
@@ -36,6 +36,15 @@ DCN = "dcn"
 DIE = "die"  # between the two devices of a chip of tpu7x
 _AXES = "xyz"
 # How the compiler names an algorithm that is one ring, whatever the axes of its group.
+# The part of a collective that runs between slices, as send and recv of the runtime.
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([^}]*)\}')
+_OF_RUNTIME = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ONE_TO_ONE": "collective-permute",
+}
 _ONE_RING = re.compile(r'"emitter":"1D|"strategy":"StrategyRing"|"SinglePhaseRing')
 
 ASSUMPTIONS = (
@@ -127,6 +136,8 @@ class Links:
         Returns None for everything else, also for the end of a collective and for the fusions that
         one which is under way stands in.
         """
+        if instruction.opcode == "send" and (kind := _BETWEEN.search(instruction.rest)):
+            return self._between_slices(program, instruction, kind[1])
         found = collective_line(program, instruction)
         if found is None:
             return None
@@ -146,6 +157,34 @@ class Links:
             seconds=seconds,
             lanes=lanes,
         )
+
+    def _between_slices(self, program: Program, line: Instruction, kind: str) -> Transfer:
+        """What a device sends to its peers in other slices; `kind` as the runtime names it."""
+        size = max(array_bytes(line.type), default=0)
+        named = _SLICES.search(line.rest)
+        slices = len(named[1].split(",")) if named else self.target.slices
+        share = {
+            "ALL_REDUCE": 2 * (slices - 1) / slices,
+            "ALL_GATHER": slices - 1.0,
+            "ONE_TO_ONE": 1.0,
+        }.get(kind, (slices - 1) / slices)
+        return Transfer(
+            kind=_OF_RUNTIME.get(kind, "all-to-all"),
+            axes=self._axes_of_slices(program),
+            size=slices,
+            bytes=size,
+            wire_bytes=share * size,
+            seconds=share * size / DCN_BANDWIDTH,
+            lanes=(DCN,),
+        )
+
+    def _axes_of_slices(self, program: Program) -> tuple[str, ...]:
+        """The mesh axes along which devices lie in different slices."""
+        if self._slices is None or len(self._slices) != math.prod(program.mesh.values()):
+            return (DCN,)
+        numbers = self._slices.reshape(list(program.mesh.values()))
+        varying = [name for i, name in enumerate(program.mesh) if np.ptp(numbers, axis=i).any()]
+        return tuple(varying) or (DCN,)
 
     def seconds(
         self, kind: str, groups: np.ndarray | None, size: float, one_ring: bool = False

@@ -185,6 +185,7 @@ class _Walk:
         self.queue: list[_Copy] = []  # first in, first out
         self.copies: dict[str, _Copy] = {}  # start -> copy
         self.ends: dict[str, tuple[float, str]] = {}  # start -> when it ends, what it is
+        self.received: dict[str, str] = {}  # recv -> what it has in common with its send
 
     # ------------------------------------------------------------------ one line
     def take(self, line: Instruction) -> None:
@@ -192,6 +193,8 @@ class _Walk:
             self._inside(line)
         elif transfer := self.of.links.transfer(self.of.program, line):
             self._collective(line, transfer)
+        elif line.opcode == "recv":
+            self.received[line.name] = _rendezvous(line)
         elif _ends(line, self.of.program):
             self._wait(line)
         elif line.opcode.endswith("-start"):
@@ -269,6 +272,7 @@ class _Walk:
     def _wait(self, line: Instruction) -> None:
         """At a done: idles until what it ends has ended."""
         key = _key(line, self.of.program)
+        key = self.received.get(key, key)
         if key in self.ends:
             end, what = self.ends[key]
             self._idle(max(0.0, end - self.run.seconds), what)
@@ -324,6 +328,12 @@ def _chain(line: Instruction, program: Program) -> str:
     return ""
 
 
+def _rendezvous(line: Instruction) -> str:
+    """What the send and the recv of a transfer between slices have in common."""
+    name = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', line.rest)
+    return name[1] if name else line.name
+
+
 def _has(line: Instruction, program: Program, target: str) -> bool:
     return line.opcode == "fusion" and any(
         target in inner.rest for name in line.called for inner in program.computations.get(name, [])
@@ -332,7 +342,7 @@ def _has(line: Instruction, program: Program, target: str) -> bool:
 
 def _goes_on(line: Instruction, program: Program) -> bool:
     """Whether a collective is only started here."""
-    return line.opcode.endswith("-start") or _has(line, program, '"AsyncCollectiveStart"')
+    return line.opcode.endswith(("-start", "send")) or _has(line, program, '"AsyncCollectiveStart"')
 
 
 def _ends(line: Instruction, program: Program) -> bool:
@@ -341,6 +351,8 @@ def _ends(line: Instruction, program: Program) -> bool:
 
 def _key(line: Instruction, program: Program) -> str:
     """What a start and its done have in common."""
+    if line.opcode == "send":
+        return _rendezvous(line)
     if line.opcode.endswith("-done"):
         return line.operands[0]
     chain = _chain(line, program)

@@ -218,6 +218,22 @@ def test_a_collective_in_fusions_runs_from_its_first_to_its_last():
     assert found.in_flight["model"] == pytest.approx(transfer)
 
 
+def test_between_slices_the_runtime_sends_beside_the_core():
+    common = '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_target="{1,2}x{0:3}"'
+    kind = '_xla_megascale_transfer_type="ALL_REDUCE"'
+    pair = [
+        f"{name} = (f32[1048576]{{0}}, u32[], token[]) {name}(%p), is_host_transfer=true, "
+        f"frontend_attributes={{{common},{kind}}}"
+        for name in ("send", "recv")
+    ]
+    ends = ["e = token[] send-done(%send)", "r = (f32[1048576]{0}, token[]) recv-done(%recv)"]
+    sent = 2**22 / chips.DCN_BANDWIDTH  # of two slices, each sends half of it and gets half back
+    alone = run(entry(*pair, *ends))
+    assert alone.seconds == pytest.approx(sent)
+    assert alone.exposed == {"dcn": pytest.approx(sent)}
+    assert run(entry(*pair, work("a"), *ends)).seconds == pytest.approx(max(WORK, sent))
+
+
 def test_what_goes_to_the_host_has_a_lane_of_its_own():
     start = "s = (f32[1048576]{0:S(5)}, f32[1048576]{0}, u32[]{:S(2)}) copy-start(%p)"
     found = run(entry(start, "d = f32[1048576]{0:S(5)} copy-done(%s)"))
