@@ -14,12 +14,14 @@ from jax import lax
 from moe.kernels.batched import Weights, batched
 from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.grouped import TILE, grouped
+from moe.kernels.tiled import fits, tiled
 from moe.routing.config import RoutingConfig
-from moe.routing.dispatch import combine, dispatch
+from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.placement import Placement
 from moe.routing.route import Routing
 from moe.routing.slots import segments
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep
+from trainlib.sharding.constrain import platform
 
 
 def with_capacity(
@@ -35,7 +37,7 @@ def with_capacity(
     Args:
       x: [G, S, D].
       routed: of these tokens.
-      weights: of the experts, in the type of x.
+      weights: of the experts, float32 or in the type of x.
       bias_form: see `moe.kernels.batched`.
       hidden_scale: [E, G, C, F] factor of the hidden vectors (dropout), or None.
       placement: the mesh axes.
@@ -44,7 +46,7 @@ def with_capacity(
       [G, S, D] in the type of x.
     """
     with jax.named_scope("dispatch"):
-        buffer = dispatch(x, routed.slot, routed.source)  # [E, G, C, D]
+        buffer = copy_to_slots(x, routed.slot, routed.source)  # [E, G, C, D]
     arrived = keep(EXCHANGED, _to_experts(buffer, placement))  # [E/n, G*n, C, D]
     experts, _, _, width = arrived.shape
     ready = arrived.reshape(experts, -1, width)  # [E/n, N, D]
@@ -55,7 +57,11 @@ def with_capacity(
     if hidden_scale is not None:
         hidden_scale = _as_arrived(hidden_scale, placement)
     with jax.named_scope("products"):
-        out = batched(ready, weights, bias_form, hidden_scale)
+        if platform() == "tpu" and not placement.automatic and fits(ready, weights):
+            out = tiled(ready, weights, hidden_scale)
+        else:
+            rounded = {name: value.astype(x.dtype) for name, value in weights.items()}
+            out = batched(ready, rounded, bias_form, hidden_scale)
     if axis:
         parts = out.reshape(experts, placement.size(axis), -1, width).swapaxes(0, 1)
         out = lax.psum_scatter(parts, axis)
@@ -115,7 +121,7 @@ def dropless(
     Args:
       x: [G, S, D].
       routed: of these tokens.
-      weights: of the experts, in the type of x.
+      weights: of the experts, float32 or in the type of x.
       routing: chooses the kernel.
       bias_form: see `moe.kernels.batched`.
       placement: the mesh axes.
@@ -124,6 +130,7 @@ def dropless(
       [G, S, D] in the type of x.
     """
     axes = tuple(axis for axis in (placement.expert_axis, placement.mlp_axis) if axis)
+    weights = {name: value.astype(x.dtype) for name, value in weights.items()}
     parts, experts = placement.size(*axes), weights["up"].shape[0]
     tokens = x.reshape(-1, x.shape[-1])  # [T, D] with T = G * S
     gates, expert = (v.reshape(len(tokens), -1) for v in (routed.gates, routed.expert))  # [T, K]
@@ -137,7 +144,7 @@ def dropless(
     blocks = routing.dispatch == "dropless"
     layout = segments(expert, experts, ALIGN if blocks else 1, multiple=ALIGN if blocks else TILE)
     with jax.named_scope("dispatch"):
-        buffer: jax.Array = dispatch(tokens[None], layout.slot, layout.source)[0, 0]  # [R, D]
+        buffer: jax.Array = copy_to_slots(tokens[None], layout.slot, layout.source)[0, 0]  # [R, D]
     with jax.named_scope("products"):
         if blocks:
             buffer = blocked(buffer, layout.starts, layout.sizes, weights, bias_form)

@@ -337,9 +337,8 @@ def _local(
             "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
         )
         logits = keep(PRODUCT, logits)
-    # Here and not before the shard_map, whose transpose adds gradients up over replicas in the type
-    # of what it was given: float32 (ST-MoE, section 3.4).
-    weights = {name: value.astype(x.dtype) for name, value in weights.items()}
+    # The experts round the weights to the type of x: after the shard_map, whose transpose adds
+    # gradients up over replicas in the type of what it was given, float32 (ST-MoE, section 3.4).
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
     with jax.named_scope("route"):
         routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from trainlib.errors import ConfigError
+from trainlib.sharding.constrain import platform
 
 
 def sort_by_expert(expert: jax.Array, experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -23,8 +24,9 @@ def sort_by_expert(expert: jax.Array, experts: int) -> tuple[jax.Array, jax.Arra
       experts: E.
 
     Returns:
-      int32: order [N], the choice at each position of the sorted order; rank [N], the position of
-      each choice; bounds [E + 1], the first position of each expert and of what goes nowhere.
+      int32: order [N], the choice at each place of the sorted order; position [N], of each choice
+      that goes somewhere among those of its expert; bounds [E + 1], the first place of each expert
+      and of what goes nowhere.
 
     Raises:
       ConfigError: (E + 1) * N does not fit 32 bits.
@@ -36,14 +38,21 @@ def sort_by_expert(expert: jax.Array, experts: int) -> tuple[jax.Array, jax.Arra
             "(experts + 1) * choices must be below 2**31, that is at most "
             f"{(2**31 - 1) // (experts + 1)} choices. Use a smaller routing.group_size."
         )
-    position = jnp.arange(count, dtype=jnp.int32)
-    # Expert and position in one number: a plain sort is then stable, and carries no second array.
-    packed = jnp.sort(expert * count + position)
+    place = jnp.arange(count, dtype=jnp.int32)
+    # Expert and place in one number: a plain sort is then stable, and carries no second array.
+    packed = jnp.sort(expert * count + place)
     order = packed % count
     edges = jnp.arange(experts + 1, dtype=jnp.int32) * count
     bounds = jnp.searchsorted(packed, edges, method="compare_all").astype(jnp.int32)
-    rank = jnp.zeros((count,), jnp.int32).at[order].set(position, unique_indices=True)
-    return order, rank, bounds
+    if platform() == "tpu":
+        # Which scatters and gathers scalars one by one: counting is a fifth of the time.
+        hit = expert[:, None] == jnp.arange(experts, dtype=jnp.int32)  # [N, E]
+        counted = jnp.cumsum(hit, axis=0, dtype=jnp.int32)
+        position = jnp.sum(jnp.where(hit, counted, 0), axis=1, dtype=jnp.int32) - 1
+    else:
+        rank = jnp.zeros((count,), jnp.int32).at[order].set(place, unique_indices=True)
+        position = rank - bounds[expert]
+    return order, position, bounds
 
 
 def assign_slots(
@@ -66,8 +75,7 @@ def assign_slots(
     def one_group(expert: jax.Array, priority: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         ordered = expert if priority is None else expert[priority]  # [S, K]
         flat = ordered.T.reshape(count)  # [K * S], choice-major
-        order, rank, starts = sort_by_expert(flat, experts)
-        position = rank - starts[flat]  # [K * S], among the choices of the same expert
+        order, position, starts = sort_by_expert(flat, experts)
         fits = (flat < experts) & (position < capacity)
         none = experts * capacity
         slot = jnp.where(fits, flat * capacity + position, none).reshape(choices, size).T  # [S, K]
@@ -114,16 +122,16 @@ def segments(expert: jax.Array, experts: int, align: int, multiple: int) -> Segm
     """
     tokens, choices = expert.shape
     flat = expert.T.reshape(-1)  # [K * T], choice-major
-    order, rank, bounds = sort_by_expert(flat, experts)
+    order, position, bounds = sort_by_expert(flat, experts)
     sizes = bounds[1:] - bounds[:-1]  # [E]
     padded = -(-sizes // align) * align
     starts = jnp.cumsum(padded) - padded
     total = -(-(tokens * choices + experts * (align - 1)) // multiple) * multiple
-    shift = jnp.append(starts - bounds[:-1], 0)
-    slot = jnp.where(flat < experts, rank + shift[flat], total).reshape(choices, tokens).T
+    first = jnp.append(starts, 0)[flat]
+    slot = jnp.where(flat < experts, first + position, total).reshape(choices, tokens).T
     index = jnp.arange(total, dtype=jnp.int32)  # [R]
     owner = jnp.sum(index[:, None] >= starts, axis=1) - 1  # the expert of each slot
-    position = index - shift[owner]  # in the sorted order
-    filled = position < bounds[owner + 1]
-    source = jnp.where(filled, order[jnp.where(filled, position, 0)], tokens * choices)
+    place = index - (starts - bounds[:-1])[owner]  # in the sorted order
+    filled = place < bounds[owner + 1]
+    source = jnp.where(filled, order[jnp.where(filled, place, 0)], tokens * choices)
     return Segments(slot[None], source[None, None], starts, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.kernels.activation import gelu as our_gelu
 from moe.layers.dropout import dropout
 from moe.layers.ffn import FeedForward
 from moe.layers.init import scaled_fan_in
@@ -17,6 +19,19 @@ from trainlib.model import weights as nn
 
 def gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def test_the_derivative_of_gelu_is_as_exact_as_that_of_jax():
+    """By the largest error against float64, 4e-6 to 1e-5; the values are equal to the bit."""
+    x = jnp.linspace(-12, 12, 2001)
+    plain = functools.partial(jax.nn.gelu, approximate=True)
+    np.testing.assert_array_equal(our_gelu(x), plain(x))
+    wide = np.float64(x)
+    scale, cubic = math.sqrt(2 / math.pi), 0.044715
+    t = np.tanh(scale * (wide + cubic * wide**3))
+    want = 0.5 * (1 + t) + 0.5 * wide * (1 - t**2) * scale * (1 + 3 * cubic * wide**2)
+    ours, theirs = (np.abs(jax.vmap(jax.grad(f))(x) - want).max() for f in (our_gelu, plain))
+    assert ours <= 1.5 * theirs <= 2e-5
 
 
 def reference(weights, x, activation):

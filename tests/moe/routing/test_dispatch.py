@@ -17,7 +17,7 @@ from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.grouped import TILE, check_platform, grouped
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
-from moe.routing.dispatch import combine, dispatch
+from moe.routing.dispatch import combine, copy_to_slots, dispatch
 from moe.routing.route import route
 from moe.routing.slots import segments
 from tests.moe.routing import oracle
@@ -109,6 +109,66 @@ def test_dispatch_and_combine_equal_one_hot_einsums(groups, size, experts, facto
         QUICK(jax.value_and_grad(f, (0, 1, 2)))(x, router, scale) for f in (by_index, by_einsum)
     )
     close(got, want, 2e-5)
+
+
+def test_an_empty_slot_copies_a_token_that_has_one():
+    """So that what padding holds, even if it is no number, reaches no gradient of weights."""
+    config = RoutingConfig(4, second_policy="all", min_capacity=1, capacity_factor=4.0)
+    rng = np.random.default_rng(0)
+    mask = np.arange(16) % 3 == 1  # [S]; neither the first nor the last token of the group
+    x = rng.normal(size=(2, 16, 6)).astype(np.float32)
+    x = np.where(mask[:, None], x, np.nan)
+    routed = route(rng.normal(size=(2, 16, 4)), config, train=True, mask=np.stack([mask] * 2))
+    filled = np.asarray(routed.source) < 32
+    assert not filled.all()
+    slots = np.asarray(copy_to_slots(x, routed.slot, routed.source))  # [E, G, C, D]
+    assert np.isfinite(slots).all()
+    zeros = np.asarray(dispatch(x, routed.slot, routed.source))
+    np.testing.assert_array_equal(zeros, np.where(filled[..., None], slots, 0))
+
+    def loss(scale):
+        rows = copy_to_slots(x, routed.slot, routed.source) * scale[:, None, None]
+        return jnp.sum(combine(rows, routed.gates, routed.slot, routed.source))
+
+    assert np.isfinite(jax.grad(loss)(jnp.ones((4, 6)))).all()
+
+
+@pytest.mark.parametrize("router", ["tokens_choose", "experts_choose"])
+def test_a_tpu_counts_and_adds_up_in_another_way_to_the_same_end(router):
+    """Slots without a scatter, gradients of gates slot by slot; run here on what is at hand."""
+    config = RoutingConfig(
+        5, second_policy="all", min_capacity=1, capacity_factor=0.7, router=router
+    )
+    rng = np.random.default_rng(1)
+    logits, x, dy = (
+        rng.normal(size=(2, 19, n)).astype(np.float32) for n in (config.num_experts, 6, 6)
+    )
+    mask = rng.random((2, 19)) < 0.9
+
+    def step(logits, x):
+        routed = route(logits, config, train=True, mask=mask)
+        rows = jnp.sin(copy_to_slots(x, routed.slot, routed.source))
+        y = combine(rows, routed.gates, routed.slot, routed.source)
+        return jnp.vdot(y, dy), (routed.slot, routed.source)
+
+    def run(logits, x):  # a new function for each platform: traces are kept
+        return jax.jit(jax.value_and_grad(step, (0, 1), has_aux=True))(logits, x)
+
+    want = run(logits, x)
+    jax.clear_caches()
+    with lowered_for("tpu"):
+        got = run(logits, x)
+    for a, b in zip(got[0][1], want[0][1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    close((got[0][0], got[1]), (want[0][0], want[1]), 1e-5)
+
+
+def test_segments_are_the_same_on_a_tpu():
+    expert = jnp.asarray(np.random.default_rng(2).integers(0, 6, (37, 2)), jnp.int32)
+    want = segments(expert, 5, 8, multiple=32)
+    with lowered_for("tpu"):
+        got = segments(expert, 5, 8, multiple=32)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_bfloat16_rows_are_added_in_float32():

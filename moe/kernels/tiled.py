@@ -1,0 +1,364 @@
+"""The products of the experts on a TPU, with what lies between them done where a product ends.
+
+Letters: E experts, N tokens of each, D model width, F hidden width.
+
+    forward    gate, up, h = x Wg, x Wu, hidden(gate, up)                    one kernel
+               y = h Wd                                                      one
+    backward   dgate, dup, h = pull back of hidden at (gate, up), dy Wd^T    one
+               dx = dgate Wg^T + dup Wu^T                                    one
+               dWg, dWu = x^T dgate, x^T dup                                 one
+               dWd = h^T dy                                                  one
+
+Left to XLA these are nine products. What lies between them is then computed anew for every tile at
+the start of the products that read it, or costs passes over arrays [E, N, F]. Here tokens are read
+once for both projections, weights are rounded on the way in, and gradients of weights leave in
+float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from moe.kernels.batched import Weights, hidden
+from trainlib.model.remat import PRODUCT, keep
+
+_LANES, _SUBLANES = 128, 16  # of a tile of bfloat16
+_CHUNK = 256  # rows computed on at a time; the code of a kernel grows with them
+_MOST = 2048  # rows and columns of a block
+_LEAST_DEPTH = 256  # with less, adding to the sums takes longer than the products
+_MIB = 2**20
+_VMEM = {"TPU v4": 16, "TPU v5 lite": 128, "TPU v5": 64, "TPU v6 lite": 128, "TPU7x": 64}  # MiB
+_SHARE = 0.6  # of that memory, for blocks: the rest is for registers and the program around
+
+# Contracted dimensions of the left and the right block: product, by the transpose, of the transpose
+_FORMS = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
+
+
+class Tiles(NamedTuple):
+    """Rows and columns of a block of the results, and how much is contracted at a time."""
+
+    rows: int
+    columns: int
+    depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Of one kernel and one expert: rows, columns, depth; and bytes, for an element of the left
+    and right operands, and of what lies over the results.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    left: int
+    right: int
+    results: int
+    sums: int
+
+    def memory(self, tiles: Tiles) -> int:
+        """Bytes of VMEM."""
+        area = tiles.rows * tiles.columns
+        right = tiles.depth * tiles.columns
+        # Blocks are fetched while others are computed on.
+        blocks = 2 * (tiles.depth * tiles.rows * self.left + right * self.right)
+        blocks += 2 * area * self.results
+        parts = 4 * self.sums * (0 if tiles.depth == self.depth else area)
+        rounded = right * self.right // 2
+        chunk = 4 * min(tiles.rows, _CHUNK) * tiles.columns * (self.sums + 3)
+        return blocks + parts + rounded + chunk
+
+    def traffic(self, tiles: Tiles) -> int:
+        """Bytes that the operands move; results are written once, whatever the tiles."""
+        whole = tiles.depth == self.depth
+        over_rows, over_columns = self.rows // tiles.rows, self.columns // tiles.columns
+        # Rows turn faster than columns: a whole block of the right operand stays meanwhile.
+        right = self.columns * self.depth * self.right * (1 if whole else over_rows)
+        stays = whole and over_rows == 1
+        left = self.rows * self.depth * self.left * (1 if stays else over_columns)
+        return left + right
+
+
+def _parts(size: int, unit: int, most: int) -> list[int]:
+    """Divisors of a size up to `most` that are multiples of the unit."""
+    return [n for n in range(unit, min(size, most) + 1, unit) if size % n == 0]
+
+
+@functools.cache
+def _tiles(sizes: _Sizes, form: str, memory: int) -> Tiles | None:
+    """The tiles that move the fewest bytes, the largest of equal ones; None if none fit."""
+    rows, depth = (_LANES, _SUBLANES) if form == "tn" else (_SUBLANES, _LANES)
+    found = itertools.product(
+        _parts(sizes.rows, rows, _MOST),
+        _parts(sizes.columns, _LANES, _MOST),
+        _parts(sizes.depth, depth, sizes.depth),
+    )
+    fitting = [tiles for tiles in map(Tiles._make, found) if sizes.memory(tiles) <= memory]
+
+    def cost(tiles: Tiles) -> tuple[bool, int, int]:
+        shallow = tiles.depth < min(sizes.depth, _LEAST_DEPTH)
+        return shallow, sizes.traffic(tiles), -math.prod(tiles)
+
+    return min(fitting, key=cost, default=None)
+
+
+def _memory() -> int:
+    """Bytes of VMEM that the blocks of a kernel may take, on the device traced for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device else jax.devices()[0].device_kind
+    return int(_SHARE * _MIB * _VMEM.get(kind, min(_VMEM.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """A product, or several of the same sizes, with what is made of the results.
+
+    Attributes:
+      form: one of `_FORMS`.
+      sums: of each result, the pairs of operands whose products it adds up, by position.
+      finish: float32 results and what lies over them, all [rows, columns] -> what is written.
+      outputs: types of what is written.
+    """
+
+    form: str
+    sums: tuple[tuple[tuple[int, int], ...], ...]
+    finish: Callable[..., Sequence[jax.Array]]
+    outputs: tuple[jnp.dtype, ...]
+
+    def sizes(self, left: jax.Array, right: jax.Array, over: Sequence[jax.Array]) -> _Sizes:
+        depth, rows = left.shape[1:] if self.form == "tn" else left.shape[:0:-1]
+        columns = right.shape[1 if self.form == "nt" else 2]
+        pairs = [pair for pairs in self.sums for pair in pairs]
+        lefts, rights = (len({pair[side] for pair in pairs}) for side in (0, 1))
+        results = sum(jnp.dtype(kind).itemsize for kind in self.outputs)
+        results += sum(value.dtype.itemsize for value in over)
+        per_left, per_right = left.dtype.itemsize, right.dtype.itemsize
+        return _Sizes(
+            rows, columns, depth, lefts * per_left, rights * per_right, results, len(self.sums)
+        )
+
+    def body(self, tiles: Tiles, steps: int, counts: tuple[int, int, int], rounds: bool):
+        """The function of one block; `steps` are the parts of the depth, `counts` the operands on
+        the left, on the right and over the results, `rounds` says that those on the right are
+        wider than those on the left.
+        """
+        from jax.experimental import pallas as pl
+
+        lefts, rights, over = counts
+        chunk = _parts(tiles.rows, _LANES if self.form == "tn" else _SUBLANES, _CHUNK)[-1]
+        contracted = tuple((axis,) for axis in _FORMS[self.form])
+
+        def run(*refs):
+            refs = list(refs)
+            take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
+            left, right, above, out = (take(n) for n in (lefts, rights, over, len(self.outputs)))
+            rounded = take(rights) if rounds else right
+            parts = take(len(self.sums) if steps > 1 else 0)
+            step = pl.program_id(3)
+            if rounds:
+
+                @pl.when((pl.program_id(2) == 0) | (steps > 1))
+                def _():
+                    for wide, narrow in zip(right, rounded, strict=True):
+                        narrow[...] = wide[...].astype(narrow.dtype)
+
+            def one_chunk(i, _):
+                at = pl.ds(pl.multiple_of(i * chunk, chunk), chunk)
+                side = (slice(None), at) if self.form == "tn" else (at, slice(None))
+
+                def product(pair):
+                    return lax.dot_general(
+                        left[pair[0]][side],
+                        rounded[pair[1]][...],
+                        (contracted, ((), ())),
+                        preferred_element_type=jnp.float32,
+                    )
+
+                sums = [functools.reduce(jnp.add, map(product, pairs)) for pairs in self.sums]
+
+                def write(sums):
+                    values = self.finish(*sums, *(ref[at, :] for ref in above))
+                    for ref, value in zip(out, values, strict=True):
+                        ref[at, :] = value.astype(ref.dtype)
+
+                if steps == 1:
+                    write(sums)
+                    return
+
+                @pl.when(step == 0)
+                def _():
+                    for ref, value in zip(parts, sums, strict=True):
+                        ref[at, :] = value
+
+                @pl.when(step > 0)
+                def _():
+                    for ref, value in zip(parts, sums, strict=True):
+                        ref[at, :] += value
+
+                @pl.when(step == steps - 1)
+                def _():
+                    write([ref[at, :] for ref in parts])
+
+            lax.fori_loop(0, tiles.rows // chunk, one_chunk, None)
+
+        return run
+
+    def __call__(
+        self,
+        lefts: Sequence[jax.Array],
+        rights: Sequence[jax.Array],
+        over: Sequence[jax.Array] = (),
+        *,
+        interpret: bool,
+    ) -> list[jax.Array]:
+        """Runs it for every expert: operands and results [E, .., ..]."""
+        from jax.experimental import pallas as pl
+        from jax.experimental.pallas import tpu as pltpu
+
+        sizes = self.sizes(lefts[0], rights[0], over)
+        memory = _memory()
+        tiles = _tiles(sizes, self.form, memory)
+        assert tiles is not None  # `fits` was asked
+        steps = sizes.depth // tiles.depth
+        rounds = rights[0].dtype != lefts[0].dtype
+        left, right = (tiles.rows, tiles.depth), (tiles.depth, tiles.columns)
+        specs = {
+            "n_": pl.BlockSpec((None, *left), lambda e, j, i, k: (e, i, k)),
+            "t_": pl.BlockSpec((None, *left[::-1]), lambda e, j, i, k: (e, k, i)),
+            "_n": pl.BlockSpec((None, *right), lambda e, j, i, k: (e, k, j)),
+            "_t": pl.BlockSpec((None, *right[::-1]), lambda e, j, i, k: (e, j, k)),
+        }
+        block = (tiles.rows, tiles.columns)
+        result = pl.BlockSpec((None, *block), lambda e, j, i, k: (e, i, j))
+        transposed = self.form[1] == "t"
+        scratch = []
+        if rounds:
+            shape = right[::-1] if transposed else right
+            scratch += [pltpu.VMEM(shape, lefts[0].dtype)] * len(rights)
+        if steps > 1:
+            scratch += [pltpu.VMEM(block, jnp.float32)] * len(self.sums)
+        shape = (lefts[0].shape[0], sizes.rows, sizes.columns)
+        return pl.pallas_call(
+            self.body(tiles, steps, (len(lefts), len(rights), len(over)), rounds),
+            grid=(
+                shape[0],
+                sizes.columns // tiles.columns,
+                sizes.rows // tiles.rows,
+                steps,
+            ),
+            in_specs=[
+                *[specs[self.form[0] + "_"]] * len(lefts),
+                *[specs["_" + self.form[1]]] * len(rights),
+                *[result] * len(over),
+            ],
+            out_specs=[result] * len(self.outputs),
+            out_shape=[jax.ShapeDtypeStruct(shape, kind) for kind in self.outputs],
+            scratch_shapes=scratch,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+                vmem_limit_bytes=int(memory / _SHARE * 0.9),
+            ),
+            interpret=interpret,
+        )(*lefts, *rights, *over)
+
+
+def fits(x: jax.Array, weights: Weights) -> bool:
+    """Whether `tiled` computes these: bfloat16 tokens, no bias, and sizes that tiles divide.
+
+    Args:
+      x: [E, N, D].
+      weights: of the experts, see `tiled`.
+    """
+    tokens, width = x.shape[1:]
+    hidden_width = weights["up"].shape[-1]
+    if x.dtype != jnp.bfloat16 or "bias" in weights or 0 in x.shape:
+        return False
+    return tokens % _SUBLANES == 0 and width % _LANES == 0 and hidden_width % _LANES == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def tiled(
+    x: jax.Array, weights: Weights, hidden_scale: jax.Array | None, interpret: bool = False
+) -> jax.Array:
+    """Every expert on its own tokens, as `moe.kernels.batched.batched` without a bias.
+
+    Args:
+      x: bfloat16 [E, N, D]; see `fits`.
+      weights: bfloat16, or float32: they are then rounded to the type of x in the kernels, and
+        their gradients are not.
+      hidden_scale: [E, N, F] factor of the hidden vectors (dropout), or None.
+      interpret: run the kernels step by step on any backend, for tests.
+
+    Returns:
+      [E, N, D] in the type of x; with F split over devices, the part that this one contributes.
+    """
+    return _forward(x, weights, hidden_scale, interpret, kept=False)[0]
+
+
+def _projections(weights: Weights) -> list[str]:
+    return [name for name in ("gate", "up") if name in weights]
+
+
+def _scaled(names: Sequence[str], values: Sequence[jax.Array], scale: Sequence[jax.Array]):
+    """The hidden vectors from float32 projections, in float32."""
+    h = hidden(dict(zip(names, values, strict=True)), None, "none")
+    return h * scale[0].astype(h.dtype) if scale else h
+
+
+def _forward(x, weights, hidden_scale, interpret, kept=True):
+    names, count = _projections(weights), len(_projections(weights))
+    over = [] if hidden_scale is None else [hidden_scale]
+
+    def project(*values):
+        h = _scaled(names, values[:count], values[count:])
+        return (*values[:count], h) if kept else (h,)
+
+    into = _Kernel(
+        form="nn",
+        sums=tuple(((0, i),) for i in range(count)),
+        finish=project,
+        outputs=(x.dtype,) * (count * kept + 1),
+    )
+    *projected, h = into([x], [weights[name] for name in names], over, interpret=interpret)
+    down = _Kernel("nn", (((0, 0),),), lambda y: (y,), (x.dtype,))
+    (y,) = down([h], [weights["down"]], interpret=interpret)
+    projected = [keep(PRODUCT, value) for value in projected]
+    return y, (x, projected, weights, hidden_scale)
+
+
+def _backward(interpret, residuals, dy):
+    x, projected, weights, hidden_scale = residuals
+    names, count = _projections(weights), len(_projections(weights))
+    over = [] if hidden_scale is None else [hidden_scale]
+
+    def pull_back(dh, *values):
+        values, scale = [v.astype(jnp.float32) for v in values[:count]], values[count:]
+        h, pull = jax.vjp(lambda *values: _scaled(names, values, scale), *values)
+        return (*pull(dh), h)
+
+    out = _Kernel("nt", (((0, 0),),), pull_back, (x.dtype,) * (count + 1))
+    *dprojected, h = out([dy], [weights["down"]], [*projected, *over], interpret=interpret)
+    pairs = tuple((i, i) for i in range(count))
+    back = _Kernel("nt", (pairs,), lambda dx: (dx,), (x.dtype,))
+    (dx,) = back(dprojected, [weights[name] for name in names], interpret=interpret)
+
+    def gradient(right: Sequence[jax.Array], kinds: Sequence[jnp.dtype]) -> _Kernel:
+        sums = tuple(((0, i),) for i in range(len(right)))
+        return _Kernel("tn", sums, lambda *sums: sums, tuple(kinds))
+
+    kinds = [weights[name].dtype for name in names]
+    into = gradient(dprojected, kinds)([x], dprojected, interpret=interpret)
+    (down,) = gradient([dy], [weights["down"].dtype])([h], [dy], interpret=interpret)
+    return dx, dict(zip((*names, "down"), (*into, down), strict=True)), None
+
+
+tiled.defvjp(_forward, _backward)
