@@ -83,9 +83,9 @@ def padded(batch, filler):
 def test_every_normalisation_of_a_model_is_told_which_rows_count(name, monkeypatch):
     told, plain = [], norm.batch_normalise
 
-    def listen(x, scale, bias, eps, weights=None):
+    def listen(x, scale, bias, eps, weights=None, *rest):
         told.append(weights)
-        return plain(x, scale, bias, eps, weights)
+        return plain(x, scale, bias, eps, weights, *rest)
 
     monkeypatch.setattr(norm, "batch_normalise", listen)
     abstract = nn.abstract(build(MODELS[name]))

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trainlib.model.weights import Arrays
 
@@ -96,13 +97,22 @@ def follow(
     Returns:
       The new statistics and counts.
     """
-    moved, index = dict(running), {layer: i for i, layer in enumerate(layers(running))}
-    for layer, seen in moments.items():
-        at, prefix = index[layer], f"{layer}." if layer else ""
-        mean, var = f"{prefix}mean", f"{prefix}var"
-        moved[mean], moved[var], count = move(running[mean], running[var], counts[at], seen)
-        counts = counts.at[at].set(count)
-    return moved, counts
+    if not moments:
+        return dict(running), counts
+    # One vector of all layers: a scalar of each would be an operation of each on an accelerator.
+    names = layers(running)
+    some = jnp.stack([moments[n].count > 0 if n in moments else jnp.asarray(False) for n in names])
+    decays = np.asarray([moments[n].decay if n in moments else 0.0 for n in names])
+    shares = _share(counts, decays)
+    moved = dict(running)
+    for number, layer in enumerate(names):
+        if layer in moments:
+            prefix = f"{layer}." if layer else ""
+            mean, var = f"{prefix}mean", f"{prefix}var"
+            moved[mean], moved[var] = _moved(
+                running[mean], running[var], shares[number], moments[layer]
+            )
+    return moved, counts + (some & (counts != UNCOUNTED)).astype(counts.dtype)
 
 
 def move(
@@ -119,12 +129,18 @@ def move(
     Returns:
       The new mean, variance and count.
     """
-    some = seen.count > 0
-    share = jnp.where(some, _share(count, seen.decay), 0.0)
+    mean, var = _moved(mean, var, _share(count, seen.decay), seen)
+    counted = (seen.count > 0) & (count != UNCOUNTED)
+    return mean, var, count + counted.astype(count.dtype)
+
+
+def _moved(
+    mean: jax.Array, var: jax.Array, share: jax.Array, seen: Moments
+) -> tuple[jax.Array, jax.Array]:
+    """Running mean and variance, a share of the way to those of a batch."""
+    share = jnp.where(seen.count > 0, share, 0.0)
     unbiased = seen.var * (seen.count / jnp.maximum(seen.count - 1.0, 1.0))
-    mean = mean + share * (seen.mean - mean)
-    var = var + share * (unbiased - var)
-    return mean, var, count + (some & (count != UNCOUNTED)).astype(count.dtype)
+    return mean + share * (seen.mean - mean), var + share * (unbiased - var)
 
 
 def left_after(steps: int, count: int, decay: float) -> float:
@@ -133,7 +149,7 @@ def left_after(steps: int, count: int, decay: float) -> float:
     return float(jnp.exp(jnp.sum(jnp.log1p(-_share(later, decay)))))
 
 
-def _share(count: jax.Array, decay: float) -> jax.Array:
-    """What one batch counts for after `count - 1` updates."""
+def _share(count: jax.Array, decay: float | np.ndarray) -> jax.Array:
+    """What one batch counts for after `count - 1` updates; alike of many layers."""
     share = jnp.maximum(1.0 - decay, WARM_UP / (WARM_UP + count.astype(jnp.float32) - FRESH))
     return jnp.where(count == UNCOUNTED, 1.0 - decay, share)

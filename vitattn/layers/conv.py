@@ -1,4 +1,4 @@
-"""Convolutions in NHWC: k x k by XLA's convolution, 1x1 as one 2-D matrix product.
+"""Convolutions in NHWC by XLA, which a CPU has in three forms of our own beside it.
 
 Letters: B batch, H W map, C input channels, F output channels, k kernel size.
 
@@ -21,6 +21,7 @@ from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
+FEW = 4  # channels at most of what is an image, not a map
 CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)
 
 
@@ -63,10 +64,17 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     The result is [B, ceil(H / stride), ceil(W / stride), F].
 
-    Maps smaller than the kernel (the last stages of small images) are one matrix product: XLA's
-    convolution runs them in a scalar loop on CPU, up to 50 times slower.
+    On CPU, XLA's convolution runs in a scalar loop where it is depthwise (there a sum of shifted
+    maps is 5 to 50 times as fast) and where maps are smaller than the kernel, as the last ones of
+    small images (there one matrix product is up to 50 times as fast). A TPU lays maps out as its
+    convolutions want them, and a 2-D product of a narrow map costs copies.
     """
     size = kernel.shape[0]
+    if platform() != "cpu":
+        image = kernel.shape[2] == x.shape[-1] <= FEW
+        if image and size > stride == 2 and not any(n % 2 for n in x.shape[1:3]):
+            return _convolve_in_squares(x, kernel)
+        return _xla_convolution(x, kernel, stride)
     if kernel.shape[2] == 1 and x.shape[-1] > 1:
         return _depthwise(x, kernel, stride)
     if size == 1:
@@ -76,16 +84,38 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return _xla_convolution(x, kernel, stride)
 
 
-def _xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _xla_convolution(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int] | None = None
+) -> jax.Array:
     side = (kernel.shape[0] - 1) // 2
+    pads = pads or (side, side)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=((side, side), (side, side)),
+        padding=(pads, pads),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    """[B, 2 h, 2 w, C] -> [B, h, w, 4 C]: squares of 2 x 2 pixels become channels."""
+    _, height, width, channels = x.shape
+    x = x.reshape(-1, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
+    return x.reshape(-1, height // 2, width // 2, 4 * channels)
+
+
+def _convolve_in_squares(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolve` with stride 2 of a map of even size, as one of stride 1 over squares of 2 x 2
+    pixels: the few channels of an image fill a matrix unit four times as well.
+    """
+    size = kernel.shape[0]
+    before = (size - 1) // 2 % 2  # taps of zero that make the kernel even and begin in a square
+    kernel = jnp.pad(kernel, ((before, 1 - before), (before, 1 - before), (0, 0), (0, 0)))
+    taps = jnp.moveaxis(_squares(jnp.moveaxis(kernel, 3, 0)), 0, 3)
+    first = ((size - 1) // 2 + before) // 2
+    return _xla_convolution(_squares(x), taps, 1, (first, len(taps) - 1 - first))
 
 
 def _windows(x: jax.Array, size: int, stride: int) -> list[tuple[int, int, jax.Array]]:
@@ -117,7 +147,9 @@ def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Depthwise, on CPU by taps: 5 to 50 times as fast as XLA's grouped convolution there."""
+    """Depthwise on CPU; the convolution that it stands for stays in the program for those who count
+    multiply-adds (`trainlib.model.flops`).
+    """
     taps = functools.partial(_depthwise_taps, stride=stride)
     xla = functools.partial(_xla_convolution, stride=stride)
     return jax.lax.platform_dependent(x, kernel, cpu=taps, default=xla)

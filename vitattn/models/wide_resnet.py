@@ -96,8 +96,10 @@ def widen(x: jax.Array, channels: int, stride: int) -> jax.Array:
     pixels that exist, so the size is that of a strided convolution.
     """
     if stride > 1:
-        odd = [(0, 0), *((0, -size % stride) for size in x.shape[1:3]), (0, 0)]
-        x = average_pool(jnp.pad(x, odd, mode="edge"), stride, stride)
+        missing = [-size % stride for size in x.shape[1:3]]
+        if any(missing):  # the gradient of a pad by nothing is not nothing
+            x = jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, 0)), mode="edge")
+        x = average_pool(x, stride, stride)
     missing = channels - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 

@@ -7,7 +7,7 @@ import pytest
 
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from vitattn.layers import conv
+from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.conv import Classifier, Conv, convolve
 
 
@@ -52,18 +52,26 @@ CASES = [  # height, width, kernel size, stride
 ]
 
 
-@pytest.mark.parametrize(("height", "width", "size", "stride"), CASES)
-def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride):
-    x, kernel = random(0, 2, height, width, 3), random(1, size, size, 3, 4)
-    expected = reference(x, kernel, stride)
-    g = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
+def forward_and_back(x, kernel, stride, g, platform):
+    """y, dx and dw as the program of a platform computes them."""
 
     @jax.jit
     def run(x, kernel, g):
         y, pull = jax.vjp(lambda x, w: convolve(x, w, stride), x, kernel)
         return y, *pull(g)
 
-    y, dx, dw = run(x, kernel, g)
+    with lowered_for(platform):
+        return run(x, kernel, g)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(("height", "width", "size", "stride"), CASES)
+def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride, platform):
+    x, kernel = random(0, 2, height, width, 3), random(1, size, size, 3, 4)
+    expected = reference(x, kernel, stride)
+    g = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
+
+    y, dx, dw = forward_and_back(x, kernel, stride, g, platform)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     # The layer is bilinear, so its gradients are the coefficients of the reference.
     rng = np.random.default_rng(0)
@@ -77,20 +85,13 @@ def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride):
         )
 
 
-@pytest.mark.parametrize("through_xla", [False, True])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("size", "stride", "height"), [(3, 1, 6), (3, 2, 7), (5, 2, 6), (5, 1, 3)])
-def test_depthwise_equals_the_direct_sum(size, stride, height, through_xla):
+def test_depthwise_equals_the_direct_sum(size, stride, height, platform):
     x, kernel = random(0, 2, height, 5, 4), random(1, size, size, 1, 4)
     expected = reference(x, kernel, stride)
     g = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
-    function = conv._xla_convolution if through_xla else convolve
-
-    @jax.jit
-    def run(x, kernel, g):
-        y, pull = jax.vjp(lambda x, w: function(x, w, stride), x, kernel)
-        return y, *pull(g)
-
-    y, dx, dw = run(x, kernel, g)
+    y, dx, dw = forward_and_back(x, kernel, stride, g, platform)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     rng = np.random.default_rng(0)
     tx, tw = rng.normal(size=x.shape), rng.normal(size=kernel.shape)

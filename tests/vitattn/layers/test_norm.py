@@ -7,7 +7,9 @@ import pytest
 
 from trainlib.model import statistics
 from trainlib.model import weights as nn
+from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.norm import ZEROS, BatchNorm, batch_normalise
+from vitattn.layers.pool import max_pool
 
 EPS = 1e-3
 
@@ -66,6 +68,92 @@ def test_a_large_mean_does_not_cancel():
     x = np.asarray(x, np.float32)
     result = batch_normalise(*to_float32(x, scale, bias), EPS)[2]
     np.testing.assert_allclose(result, np.asarray(x, np.float64).var(0), rtol=1e-4)
+
+
+def shifted(mean, near, spread=2.0):
+    """(error of the mean in standard deviations, relative error of the variance) in one pass."""
+    x = np.float32(np.random.default_rng(3).normal(mean, spread, (64, 8, 8, 16)))
+    scale, bias = jnp.ones(16), jnp.zeros(16)
+    with lowered_for("tpu"):
+        _, found, var = batch_normalise(
+            jnp.asarray(x), scale, bias, EPS, None, jnp.full(16, near, jnp.float32)
+        )
+    exact = np.float64(x)
+    axes = (0, 1, 2)
+    return (
+        np.max(abs(found - exact.mean(axes))) / spread,
+        np.max(abs(var / exact.var(axes) - 1)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "near", "error"),
+    [
+        (0.0, 0.0, 1e-6),
+        (20.0, 0.0, 2e-5),  # 10 standard deviations, as no first step has them
+        (200.0, 180.0, 2e-5),  # after 10 % of drift
+        (6000.0, 6000.0, 1e-6),  # 3000 of them, well known
+    ],
+)
+def test_one_pass_is_exact_near_the_running_mean(mean, near, error):
+    of_mean, of_var = shifted(mean, near)
+    assert of_mean < 1e-6 * max(1, mean / 10)
+    assert of_var < error
+
+
+def test_one_pass_far_from_the_running_mean_stays_finite_and_is_exact_one_step_later():
+    spec = nn.abstract(BatchNorm(8, eps=EPS))
+    params = nn.initialise(spec.params, jax.random.key(0))
+    state = nn.initialise(spec.model_state, jax.random.key(0))
+    x = jnp.asarray(sample((512, 8), offset=3000.0)[0], jnp.float32)  # 1500 standard deviations
+    counts = statistics.fresh(state)
+    with lowered_for("tpu"):
+        for _ in range(2):
+            model = spec.bind(params, state)
+            y = model(x, train=True)
+            assert np.isfinite(y).all()
+            assert np.abs(y).max() < 10
+            (seen,) = nn.observed(model).values()
+            state, counts = statistics.follow(state, counts, nn.observed(model))
+    np.testing.assert_allclose(seen.var, np.float64(x).var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pool", [(3, 2), (4, 4)])
+def test_a_pool_before_the_normalisation_is_one_behind_it(train, dtype, pool):
+    spec = nn.abstract(BatchNorm(6, eps=EPS))
+    rng = np.random.default_rng(4)
+    state = {"mean": to_float32(rng.normal(size=6))[0], "var": jnp.ones(6)}
+    params = {"scale": jnp.asarray([1.0, -1, 0.5, -2, 3, 1]), "bias": jnp.arange(6.0) / 10}
+    x = jnp.asarray(sample((4, 8, 8, 6), offset=1.0)[0], dtype)
+    weights = jnp.asarray([1.0, 1, 0, 2])
+
+    def loss(params, x):
+        model = spec.bind(params, state)
+        y = model(x, train=train, weights=weights, pool=pool)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, nn.observed(model))
+
+    def behind(params, x):
+        model = spec.bind(params, state)
+        y = max_pool(model(x, train=train, weights=weights), *pool)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, nn.observed(model))
+
+    results = []
+    for function in (loss, behind):
+        with lowered_for("tpu"):
+            results.append(jax.value_and_grad(function, (0, 1), has_aux=True)(params, x))
+    ((_, (y, seen)), gradients), ((_, (wanted, moments)), others) = results
+    np.testing.assert_allclose(
+        np.float32(y), np.float32(wanted), rtol=1e-6 if dtype == "float32" else 1e-2, atol=1e-6
+    )
+    for one, other in zip(jax.tree.leaves(seen), jax.tree.leaves(moments), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    rounding = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 3e-2, "atol": 3e-2}
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
+        # Values that tie in bfloat16 may share a window, and then another pixel may win.
+        close = np.isclose(np.float32(one), np.float32(other), **rounding)
+        assert close.mean() > (0.98 if dtype == "bfloat16" else 1.0) - 1e-9
 
 
 def test_training_leaves_moments_and_evaluation_uses_running_statistics():

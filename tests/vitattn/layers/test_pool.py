@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.pool import average_pool, bilinear_resize, global_average_pool, max_pool
 
 SIZES = [(6, 7), (5, 5), (4, 8), (2, 1), (1, 1)]
@@ -33,23 +34,26 @@ def sample(height, width, dtype=np.float32):
     return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(dtype)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 2), (1, 2)])
-def test_pools_equal_loops_over_the_pixels_inside(height, width, window, stride):
+def test_pools_equal_loops_over_the_pixels_inside(height, width, window, stride, platform):
     x = sample(height, width)
-    average, largest = average_pool(x, window, stride), max_pool(x, window, stride)
+    with lowered_for(platform):
+        average, largest = average_pool(x, window, stride), max_pool(x, window, stride)
     assert average.shape[1:3] == (-(-height // stride), -(-width // stride))
     np.testing.assert_allclose(average, reference(x, window, stride, np.mean), atol=1e-6)
     np.testing.assert_array_equal(largest, reference(x, window, stride, np.max))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (4, 4), (2, 1)])
-def test_even_windows_have_no_padding(window, stride):
+def test_even_windows_have_no_padding(window, stride, platform):
     x = sample(8, 6)
-    np.testing.assert_allclose(
-        average_pool(x, window, stride), reference(x, window, stride, np.mean), atol=1e-6
-    )
-    np.testing.assert_array_equal(max_pool(x, window, stride), reference(x, window, stride, np.max))
+    with lowered_for(platform):
+        average, largest = average_pool(x, window, stride), max_pool(x, window, stride)
+    np.testing.assert_allclose(average, reference(x, window, stride, np.mean), atol=1e-6)
+    np.testing.assert_array_equal(largest, reference(x, window, stride, np.max))
 
 
 def test_average_gradient_spreads_evenly_over_the_pixels_inside():
@@ -62,14 +66,26 @@ def test_average_gradient_spreads_evenly_over_the_pixels_inside():
     np.testing.assert_allclose(dx, expected, atol=1e-6)
 
 
-def test_maximum_gradient_goes_to_the_largest_pixel():
+def pool_gradient(x, platform):
+    with lowered_for(platform):
+        return jax.grad(lambda x: jnp.sum(max_pool(x)))(jnp.asarray(x))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_maximum_gradient_goes_to_the_largest_pixel(platform):
     x = sample(6, 5)
-    dx = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x))))(jnp.asarray(x))
+    dx = pool_gradient(x, platform)
     expected = np.zeros(x.shape)
     for (i, j, part), (_, _, target) in zip(windows(x, 3, 2), windows(expected, 3, 2), strict=True):
         del i, j
         target += part == part.max(axis=(1, 2), keepdims=True)
     np.testing.assert_array_equal(dx, expected)
+
+
+def test_pixels_that_tie_share_the_gradient_on_cpu_and_the_first_has_it_elsewhere():
+    x = np.zeros((1, 2, 2, 1))  # one window
+    np.testing.assert_allclose(pool_gradient(x, "cpu")[0, :, :, 0], np.full((2, 2), 0.25))
+    np.testing.assert_array_equal(pool_gradient(x, "tpu")[0, :, :, 0], [[1, 0], [0, 0]])
 
 
 def test_averages_of_bfloat16_are_summed_in_float32():

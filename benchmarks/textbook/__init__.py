@@ -1,0 +1,1 @@
+"""Our networks beside what a textbook writes for the same, compiled for TPUs."""
