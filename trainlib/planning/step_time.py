@@ -78,19 +78,18 @@ def _of_schedule(bounds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _bounds(target: Target, result: Result) -> dict[str, float]:
-    """Arithmetic at the chip's peak, matrix products through memory once, and every byte between
-    devices over all links at once.
+    """Arithmetic at the chip's peak, every byte through memory at its bandwidth, and every byte
+    between devices over all links at once.
     """
     assert result.program is not None
-    assert result.memory is not None
+    assert result.ledger is not None
     chip = target.chip
     totals = result.program.totals()
     slow = [one for one in totals if target.slices > 1 and "replica" in one.axes]
     fast = [one for one in totals if one not in slow]
-    through_memory = result.program.product_bytes() + 2 * result.memory.arguments
     return {
         "arithmetic_at_peak": result.flops / target.devices / chip.flops,
-        "memory": through_memory / chip.hbm_bandwidth,
+        "memory": result.ledger.hbm_bytes / chip.hbm_bandwidth,
         "links": sum(one.wire_bytes for one in fast) / chip.ici_bandwidth,
         "between_slices": sum(one.wire_bytes for one in slow) / DCN_BANDWIDTH,
     }

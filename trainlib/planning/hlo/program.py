@@ -322,19 +322,6 @@ class Program:
         ]
         return sorted(totals, key=lambda total: -total.bytes)
 
-    def product_bytes(self) -> int:
-        """Bytes that matrix products and convolutions read and write on one device in a step, each
-        operand and result once: the least that goes through memory, wherever it is fused.
-        """
-        total = 0
-        for name, lines in self.computations.items():
-            types = {line.name: line.type for line in lines}
-            for line in lines:
-                if line.opcode in ("convolution", "dot"):
-                    texts = [line.type, *(types.get(operand, "") for operand in line.operands)]
-                    total += self.times.get(name, 0) * sum(sum(array_bytes(t)) for t in texts)
-        return total
-
     def groups(self, line: Instruction) -> tuple[np.ndarray | None, int]:
         """Groups of devices [groups, members], or None where the text names them in no known way,
         and the number of members. Of a permute: its pairs (from, to) [pairs, 2].
