@@ -1,10 +1,10 @@
 """What a compiled program says in the text of its optimised HLO."""
 
+from trainlib.planning.hlo.instruction import Instruction
 from trainlib.planning.hlo.program import (
     KINDS,
     OTHER,
     Collective,
-    Instruction,
     Program,
     Total,
     array_bytes,

@@ -9,8 +9,9 @@ where it compares with none, the count is not known.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+
+from trainlib.planning.hlo.instruction import Instruction
 
 _WHOLE = re.compile(r"^[su]\d+\[\]")
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -20,26 +21,10 @@ _NAMED = {part: re.compile(rf"\b{part}=%?([\w.\-]+)") for part in ("condition", 
 _SAME = ("copy", "bitcast", "copy-done", "copy-start")
 
 
-class Line(Protocol):
-    """What this file reads of an instruction."""
-
-    name: str
-    type: str
-    opcode: str
-    rest: str
-    root: bool
-
-    @property
-    def operands(self) -> Sequence[str]: ...
-
-    @property
-    def called(self) -> Sequence[str]: ...
+Lines = Mapping[str, Instruction]
 
 
-Lines = Mapping[str, Line]
-
-
-def trips(loop: Line, caller: Lines, computations: Mapping[str, Lines]) -> int | None:
+def trips(loop: Instruction, caller: Lines, computations: Mapping[str, Lines]) -> int | None:
     """Trips of a loop; None where they depend on data.
 
     Args:
@@ -75,18 +60,18 @@ def _count(start: int, bound: int, step: int, direction: str) -> int:
     return max(0, -((start - bound) // step)) if step > 0 else max(0, -((bound - start) // -step))
 
 
-def _root(lines: Lines) -> Line | None:
+def _root(lines: Lines) -> Instruction | None:
     return next((line for line in lines.values() if line.root), None)
 
 
-def _followed(lines: Lines, line: Line | None) -> Line | None:
+def _followed(lines: Lines, line: Instruction | None) -> Instruction | None:
     """What a value is a copy of."""
     while line is not None and line.opcode in _SAME and line.operands:
         line = lines.get(line.operands[0])
     return line
 
 
-def _element(lines: Lines, line: Line | None) -> int | None:
+def _element(lines: Lines, line: Instruction | None) -> int | None:
     """Number of the element of the loop's state that a value is."""
     line = _followed(lines, line)
     if line is None or line.opcode != "get-tuple-element":
@@ -96,13 +81,13 @@ def _element(lines: Lines, line: Line | None) -> int | None:
     return int(index[1]) if index and state is not None and state.opcode == "parameter" else None
 
 
-def _is_made(lines: Lines, line: Line | None) -> bool:
+def _is_made(lines: Lines, line: Instruction | None) -> bool:
     """Whether a condition computes a value, and does not take it from the state."""
     line = _followed(lines, line)
     return line is not None and line.opcode not in ("get-tuple-element", "parameter")
 
 
-def _constant(lines: Lines, line: Line | None) -> int | None:
+def _constant(lines: Lines, line: Instruction | None) -> int | None:
     line = _followed(lines, line)
     if line is None or line.opcode != "constant" or not _WHOLE.match(line.type):
         return None
@@ -110,7 +95,7 @@ def _constant(lines: Lines, line: Line | None) -> int | None:
     return int(value[1]) if value else None
 
 
-def _start(loop: Line, caller: Lines, index: int) -> int | None:
+def _start(loop: Instruction, caller: Lines, index: int) -> int | None:
     given = caller.get(loop.operands[0]) if loop.operands else None
     if given is None or given.opcode != "tuple" or index >= len(given.operands):
         return None

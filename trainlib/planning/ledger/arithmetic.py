@@ -48,11 +48,11 @@ class Arithmetic:
             each = sum(self._body(called) for called in line.called)
             return each * (line.arrays[0].elements if opcode == "map" else 1)
         if opcode in ("convolution", "dot"):
-            arrays = [self._result(name, computation) for name in line.operands[:2]]
-            if None in arrays or not line.arrays:
+            left, right = (self._result(name, computation) for name in line.operands[:2])
+            if left is None or right is None or not line.arrays:
                 return 0.0
             count = _convolution if opcode == "convolution" else _dot
-            return count(line.arrays[0], *arrays, line.rest)
+            return count(line.arrays[0], left, right, line.rest)
         if opcode in ("reduce", "reduce-window", "select-and-scatter"):
             return self._reduction(line, computation)
         if opcode == "scatter" and len(line.operands) == 3:
