@@ -1,4 +1,4 @@
-"""Convolutions in NHWC by XLA, which a CPU has in three forms of our own beside it.
+"""Convolutions in NHWC by XLA's convolution, and in other forms where a platform is faster by them.
 
 Letters: B batch, H W map, C input channels, F output channels, k kernel size.
 
@@ -21,7 +21,6 @@ from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
-FEW = 4  # channels at most of what is an image, not a map
 CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)
 
 
@@ -46,7 +45,7 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution [.., C] x [C, F] -> [.., F] as one matrix product.
 
     On CPU a 2-D product is about 1.4 times as fast as a 1x1 convolution, above all in its weight
-    gradient.
+    gradient; on a TPU `convolve` is the faster one.
     """
     y = _product(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -64,16 +63,14 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     The result is [B, ceil(H / stride), ceil(W / stride), F].
 
-    On CPU, XLA's convolution runs in a scalar loop where it is depthwise (there a sum of shifted
-    maps is 5 to 50 times as fast) and where maps are smaller than the kernel, as the last ones of
-    small images (there one matrix product is up to 50 times as fast). A TPU lays maps out as its
-    convolutions want them, and a 2-D product of a narrow map costs copies.
+    A TPU lays maps out as its convolutions want them: there 1x1 is one of them too, for a 2-D
+    product of a narrow map costs copies. On CPU, XLA's convolution runs in a scalar loop where it
+    is depthwise (there a sum of shifted maps is 5 to 50 times as fast) and where maps are smaller
+    than the kernel, as the last ones of small images (there one matrix product is up to 50 times as
+    fast).
     """
     size = kernel.shape[0]
-    if platform() != "cpu":
-        image = kernel.shape[2] == x.shape[-1] <= FEW
-        if image and size > stride == 2 and not any(n % 2 for n in x.shape[1:3]):
-            return _convolve_in_squares(x, kernel)
+    if platform() == "tpu":
         return _xla_convolution(x, kernel, stride)
     if kernel.shape[2] == 1 and x.shape[-1] > 1:
         return _depthwise(x, kernel, stride)
@@ -84,38 +81,16 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return _xla_convolution(x, kernel, stride)
 
 
-def _xla_convolution(
-    x: jax.Array, kernel: jax.Array, stride: int, pads: tuple[int, int] | None = None
-) -> jax.Array:
+def _xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     side = (kernel.shape[0] - 1) // 2
-    pads = pads or (side, side)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=(pads, pads),
+        padding=((side, side), (side, side)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    """[B, 2 h, 2 w, C] -> [B, h, w, 4 C]: squares of 2 x 2 pixels become channels."""
-    _, height, width, channels = x.shape
-    x = x.reshape(-1, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
-    return x.reshape(-1, height // 2, width // 2, 4 * channels)
-
-
-def _convolve_in_squares(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolve` with stride 2 of a map of even size, as one of stride 1 over squares of 2 x 2
-    pixels: the few channels of an image fill a matrix unit four times as well.
-    """
-    size = kernel.shape[0]
-    before = (size - 1) // 2 % 2  # taps of zero that make the kernel even and begin in a square
-    kernel = jnp.pad(kernel, ((before, 1 - before), (before, 1 - before), (0, 0), (0, 0)))
-    taps = jnp.moveaxis(_squares(jnp.moveaxis(kernel, 3, 0)), 0, 3)
-    first = ((size - 1) // 2 + before) // 2
-    return _xla_convolution(_squares(x), taps, 1, (first, len(taps) - 1 - first))
 
 
 def _windows(x: jax.Array, size: int, stride: int) -> list[tuple[int, int, jax.Array]]:
@@ -147,8 +122,8 @@ def _depthwise_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Depthwise on CPU; the convolution that it stands for stays in the program for those who count
-    multiply-adds (`trainlib.model.flops`).
+    """Depthwise, on CPU by taps; there XLA's convolution stays in the traced program, for those who
+    count its multiply-adds (`trainlib.model.flops`).
     """
     taps = functools.partial(_depthwise_taps, stride=stride)
     xla = functools.partial(_xla_convolution, stride=stride)
