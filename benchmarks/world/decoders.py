@@ -36,7 +36,6 @@ class Decoder:
       capacity_factor: of the dropping sparse layer; 0 for the dropless one.
       batch: sequences on one device.
       saved: names of values that are kept for the backward pass, all others are recomputed.
-      offloaded: names that are kept in the memory of the host.
       weights: what weights are stored in.
       unmasked: share of the blocks of the attention kernel that are computed.
     """
@@ -53,7 +52,6 @@ class Decoder:
     choices: int = 2
     capacity_factor: float = 0.0
     saved: tuple[str, ...] = ()
-    offloaded: tuple[str, ...] = ()
     weights: str = "float32"
     unmasked: float = 0.75
 
@@ -139,16 +137,10 @@ def arguments(config: Decoder, mesh: Mesh) -> tuple[Any, ...]:
 
 # -------------------------------------------------------------------------------------- the model
 def _stack(weights: Params, x: jax.Array, config: Decoder, mesh: Mesh) -> jax.Array:
-    kept = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=list(config.saved),
-        names_which_can_be_offloaded=list(config.offloaded),
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
+    kept = jax.checkpoint_policies.save_only_these_names(*config.saved)
 
     def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        x = checkpoint_name(_split(x, mesh), "decoder_layer_input")
-        return _layer(x, weights, config, mesh), None
+        return _layer(_split(x, mesh), weights, config, mesh), None
 
     return jax.lax.scan(jax.checkpoint(layer, policy=kept, prevent_cse=False), x, weights)[0]
 
