@@ -127,12 +127,14 @@ class _Kernel:
       sums: of each result, the pairs of operands whose products it adds up, by position.
       finish: float32 results and what lies over them, all [rows, columns] -> what is written.
       outputs: types of what is written.
+      replaces: so many of what lies over the results are overwritten by the first outputs.
     """
 
     form: str
     sums: tuple[tuple[tuple[int, int], ...], ...]
     finish: Callable[..., Sequence[jax.Array]]
     outputs: tuple[jnp.dtype, ...]
+    replaces: int = 0
 
     def sizes(self, left: jax.Array, right: jax.Array, over: Sequence[jax.Array]) -> _Sizes:
         depth, rows = left.shape[1:] if self.form == "tn" else left.shape[:0:-1]
@@ -263,6 +265,7 @@ class _Kernel:
             out_specs=[result] * len(self.outputs),
             out_shape=[jax.ShapeDtypeStruct(shape, kind) for kind in self.outputs],
             scratch_shapes=scratch,
+            input_output_aliases={len(lefts) + len(rights) + n: n for n in range(self.replaces)},
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
                 vmem_limit_bytes=int(memory / _SHARE * 0.9),
@@ -345,7 +348,7 @@ def _backward(interpret, residuals, dy):
         h, pull = jax.vjp(lambda *values: _scaled(names, values, scale), *values)
         return (*pull(dh), h)
 
-    out = _Kernel("nt", (((0, 0),),), pull_back, (x.dtype,) * (count + 1))
+    out = _Kernel("nt", (((0, 0),),), pull_back, (x.dtype,) * (count + 1), replaces=count)
     *dprojected, h = out([dy], [weights["down"]], [*projected, *over], interpret=interpret)
     pairs = tuple((i, i) for i in range(count))
     back = _Kernel("nt", (pairs,), lambda dx: (dx,), (x.dtype,))

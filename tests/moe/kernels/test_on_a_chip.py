@@ -1,0 +1,76 @@
+"""What the sparse layer takes on a TPU, by the account of its compiler; nothing is run."""
+
+import importlib.metadata
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.moe import chip
+from moe.routing.config import RoutingConfig
+from moe.routing.dispatch import combine, copy_to_slots
+from moe.routing.route import route
+from trainlib.planning.ledger import ledger_of
+
+LIBTPU = "0.0.42"  # with which the figures below were taken
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None or importlib.metadata.version("libtpu") != LIBTPU,
+    reason=f"the figures are those of libtpu {LIBTPU} (extra aot)",
+)
+
+
+@needs_libtpu
+@pytest.mark.thorough
+def test_tokens_are_moved_by_six_gathers_and_passes_that_compute():
+    """Without a pad to [G, S + 1, D], a scatter, or a pass that only changes a type or a layout.
+
+    In arrays of all tokens, [G, S, D], 33.1 are read and written: by two gathers of slots and four
+    of tokens, by the passes of combine (3), of its gradient (5) and of dx (3), and by the experts
+    of this test, which scale.
+    """
+    groups, size, width = 2, 2048, 1024
+    config = RoutingConfig(8, second_policy="all")
+
+    def step(x, logits, scale, dy):
+        def layer(x, logits, scale):
+            routed = route(logits, config, train=True)
+            slots = copy_to_slots(x, routed.slot, routed.source)
+            slots = jax.lax.optimization_barrier(slots) * scale
+            return combine(slots, routed.gates, routed.slot, routed.source)
+
+        y, pull = jax.vjp(layer, x, logits, scale)
+        y, dy = jax.lax.optimization_barrier((y, dy))
+        return y, pull(dy)[:2]
+
+    x = jax.ShapeDtypeStruct((groups, size, width), jnp.bfloat16)
+    logits = jax.ShapeDtypeStruct((groups, size, 8), jnp.float32)
+    ledger = ledger_of(step, x, logits, jax.ShapeDtypeStruct((width,), jnp.bfloat16), x)
+    tokens = 2 * groups * size * width  # bytes
+    moved = {
+        one.name: (one.hbm_bytes + one.vmem_bytes) / tokens
+        for one in ledger.operations
+        if not one.opcode.endswith(("-start", "-done"))  # into memory on the chip, meanwhile
+    }
+    large = [one for one in ledger.operations if moved.get(one.name, 0) >= 1]
+    assert sum(one.kind == "gather" for one in large) == 6
+    assert {one.kind for one in large} == {"gather", "elementwise", "reduction"}
+    assert all(one.opcode == "fusion" for one in large)
+    assert not any(one.kind == "scatter" for one in ledger.operations)
+    assert sum(moved.values()) <= 34  # 33.1
+    assert ledger.seconds <= 0.44e-3  # 0.426 ms
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experts", "target", "share", "ratio"),
+    [
+        (8, "v5e-1", 0.9, 1.35),
+    ],
+)
+def test_a_layer_is_its_products_and_little_else(experts, target, share, ratio):
+    """The products at `share` of the peak or more, the layer at most `ratio` times them."""
+    row = chip.measure(experts, target)
+    assert row.arithmetic / row.products >= share
+    assert row.layer / row.products <= ratio
