@@ -49,6 +49,7 @@ def segment_mask(
     return mask[:, None]
 
 
+@jax.named_scope("attend")
 def attend(
     query: jax.Array,
     key: jax.Array,

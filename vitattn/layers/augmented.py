@@ -282,7 +282,9 @@ class AugmentedConv(AttentionLayer):
 
     def _attend(self, x: Array) -> Array:
         """[B, H*stride, W*stride, F_in] -> [B, H, W, d_v]."""
-        per_head = relative_attention_2d(*self._project(x), *self._tables())  # [B, H', W', N, .]
+        projected = self._project(x)
+        with jax.named_scope("attend"):
+            per_head = relative_attention_2d(*projected, *self._tables())  # [B, H', W', N, .]
         joined = per_head.reshape(*per_head.shape[:3], -1)  # [B, H', W', d_v]
         out = pointwise(joined, self.out[...].astype(self.dtype))
         return bilinear_resize(out, *self._output_size(x))

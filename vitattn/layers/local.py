@@ -169,7 +169,9 @@ class BlockAttention(AttentionLayer):
         channels = self.qkv.shape[0]
         check_array("A layer of local or halo attention", x, "B H W C", C=channels)
         self.offer(x)
-        out = self._attend(*self._project(x.astype(self.dtype)))  # [B, H, W, N, d]
+        projected = self._project(x.astype(self.dtype))
+        with jax.named_scope("attend"):
+            out = self._attend(*projected)  # [B, H, W, N, d]
         out = out.reshape(*x.shape[:3], self.out_channels)
         return out if self.stride == 1 else _halve(out)
 

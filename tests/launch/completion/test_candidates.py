@@ -75,6 +75,12 @@ def test_keys_of_the_configuration_and_their_values():
     assert {"--config.steps=", "--config.model.d_ff="} <= set(after("train --config."))
 
 
+def test_keys_to_compare_and_what_a_profile_is_of():
+    line = "compile --config=aa_resnet50 --compare=model.att"
+    assert "--compare=model.attention.kind" in after(line)
+    assert after("compile --by=s") == ["--by=source"]
+
+
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
