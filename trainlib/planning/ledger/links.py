@@ -278,11 +278,13 @@ class Links:
         return _factor(kind) * (members - 1) * seconds, lanes
 
     def _nearest(self, group: np.ndarray) -> list[int]:
-        assert self._places is not None
+        """The members of a group, each followed by the nearest that is left."""
+        places = self._places
+        assert places is not None
         left, way = group.tolist()[1:], [int(group[0])]
         while left:
-            here = self._places[way[-1]]
-            way.append(min(left, key=lambda one: len(self._way(here, self._places[one]))))
+            here = places[way[-1]]
+            way.append(min(left, key=lambda one: len(self._way(here, places[one]))))
             left.remove(way[-1])
         return way
 

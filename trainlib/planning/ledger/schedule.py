@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,9 +128,9 @@ class _Run:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.hbm_bytes = 0.0  # of the operations, without copies that run beside them
-        self.exposed: Counter[str] = Counter()
-        self.in_flight: Counter[str] = Counter()
-        self.lanes: Counter[str] = Counter()  # seconds in which links are busy
+        self.exposed: dict[str, float] = defaultdict(float)
+        self.in_flight: dict[str, float] = defaultdict(float)
+        self.lanes: dict[str, float] = defaultdict(float)  # seconds in which links are busy
         self.spans: list[Span] = []
 
     def add(self, run: _Run, times: int) -> None:
@@ -181,7 +181,9 @@ class _Walk:
     def __init__(self, scheduler: _Scheduler) -> None:
         self.of = scheduler
         self.run = _Run()
-        self.free: Counter[str] = Counter()  # lane of links or of the host -> when it is free
+        self.free: dict[str, float] = defaultdict(
+            float
+        )  # lane of links or of the host -> when it is free
         self.queue: list[_Copy] = []  # first in, first out
         self.copies: dict[str, _Copy] = {}  # start -> copy
         self.ends: dict[str, tuple[float, str]] = {}  # start -> when it ends, what it is
