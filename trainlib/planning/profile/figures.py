@@ -150,7 +150,7 @@ class Profile:
         """(what for, seconds) in which the core does nothing, the longest first."""
         named = {COPIES: "copies from and to HBM", HOST: "the host"}
         waits = [
-            (named.get(what, f"other devices over {what}"), seconds)
+            (named.get(what, f"links over {what}"), seconds)
             for what, seconds in self.schedule.exposed.items()
             if seconds > 0
         ]

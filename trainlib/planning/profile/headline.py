@@ -69,7 +69,8 @@ def findings(profile: Profile, count: int = 3) -> list[str]:
     ]
     for what, seconds in profile.waits:
         found.append((seconds, f"The core waits {_part(profile, seconds)} for {what}."))
-    for row in sorted(profile.rows("layer", alike=True), key=lambda row: -row.lost)[:count]:
+    by = "layer" if profile.is_named else "op"
+    for row in sorted(profile.rows(by, alike=True), key=lambda row: -row.lost)[:count]:
         found.append(
             (
                 row.lost,

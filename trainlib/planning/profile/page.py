@@ -145,7 +145,7 @@ def _memory(profile: Profile) -> str:
 def _collectives(profile: Profile) -> str:
     if not profile.collectives:
         return ""
-    exposed = [one for one in profile.waits if one[0].startswith("other devices")]
+    exposed = [one for one in profile.waits if one[0].startswith("links")]
     said = ", ".join(f"{time(seconds)} for {what}" for what, seconds in exposed)
     wait = f"The core waits {said}." if said else "All of it runs beside the core."
     note = f"Time under way between devices, by mesh axis. {wait}"

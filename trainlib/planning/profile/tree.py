@@ -84,7 +84,8 @@ def tree(profile: Profile) -> Node:
         seconds = profile.seconds_of(one)
         if not seconds and not one.hbm_bytes:
             continue
-        path = [part for part in (one.layer or UNNAMED).split("/") if part]
+        named = one.layer if profile.is_named else one.op.rpartition("/")[2]
+        path = [part for part in (named or UNNAMED).split("/") if part]
         pass_ = one.phase if trained and one.phase in PASSES else ""
         node = root
         node.add(one, seconds)
