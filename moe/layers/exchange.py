@@ -28,6 +28,7 @@ def with_capacity(
     x: jax.Array,
     routed: Routing,
     weights: Weights,
+    routing: RoutingConfig,
     bias_form: str,
     hidden_scale: jax.Array | None,
     placement: Placement,
@@ -38,6 +39,7 @@ def with_capacity(
       x: [G, S, D].
       routed: of these tokens.
       weights: of the experts, float32 or in the type of x.
+      routing: whether kernels are taken.
       bias_form: see `moe.kernels.batched`.
       hidden_scale: [E, G, C, F] factor of the hidden vectors (dropout), or None.
       placement: the mesh axes.
@@ -57,7 +59,8 @@ def with_capacity(
     if hidden_scale is not None:
         hidden_scale = _as_arrived(hidden_scale, placement)
     with jax.named_scope("products"):
-        if platform() == "tpu" and not placement.automatic and fits(ready, weights):
+        allowed = routing.kernels == "auto" and not placement.automatic
+        if allowed and platform() == "tpu" and fits(ready, weights):
             out = tiled(ready, weights, hidden_scale)
         else:
             rounded = {name: value.astype(x.dtype) for name, value in weights.items()}

@@ -141,6 +141,7 @@ RULES = {
     ("kernels", "routing", "options"),
     [
         (6, {}, {}),
+        (0, {"kernels": "plain"}, {}),
         (0, {"partitioner": "automatic"}, {}),  # which cannot split a kernel
         (0, {}, {"expert_bias": "multiplicative"}),
         (0, {"capacity_factor": 1.25}, {}),  # 4 groups of 10 slots of an expert
