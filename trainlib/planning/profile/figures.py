@@ -122,7 +122,7 @@ class Profile:
         """Of the model on one device, or all that is executed; see `Subject`."""
         return self.ledger.flops if self.subject.flops is None else self.subject.flops
 
-    @property
+    @cached_property
     def is_named(self) -> bool:
         """Whether a layer has a name; a plain function has none."""
         return any(one.layer not in ("", UNNAMED) for one in self.ledger.operations)
