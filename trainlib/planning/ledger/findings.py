@@ -126,13 +126,14 @@ def _finding(
     text = _TEXTS[kind].format(
         layer=source or layer, count=f"{number:,} {one if number == 1 else several}"
     )
+    moved = f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
     return Finding(
         kind=kind,
         seconds=seconds,
         hbm_bytes=size,
         operations=tuple(one.name for one in operations),
         layer=layer,
-        text=f"{text} ({1e3 * seconds:.3g} ms, {size / 1e6:,.3g} MB through HBM).",
+        text=f"{text} ({1e3 * seconds:.3g} ms, {moved} through HBM).",
     )
 
 
