@@ -333,6 +333,10 @@ def _time_text(times: Mapping[str, Any], mfu: float) -> list[str]:
     lines = [
         f"step time: expected by the compiler (libtpu {times['compiler']}), not measured",
         _row("  predicted", reached),
+        _row(
+            "  at the least",
+            f"{figures.time(times['at_bandwidth'])}, if what only streams ran at the bandwidth",
+        ),
         _row("  one by one", f"{figures.time(times['sum'])}, nothing beside anything else"),
         _row("  traffic", f"{moved} of its bandwidth"),
         "  made of",

@@ -37,6 +37,7 @@ def step_time(target: Target, result: Result, mfu: float | None) -> dict[str, An
     Returns:
       Seconds, as plain data: "seconds" of a step; "predicted", whether by a schedule; "bounds",
       below which no step can be. A prediction also has "sum" (one operation after the other),
+      "at_bandwidth" (if what only streams ran at the bandwidth of the memory),
       "core" (of it the core computes), "waits" by what for, "made_of" by kind of operation,
       "passes", "hbm_bytes" and its share "of_bandwidth", "uncounted" operations, "compiler", and
       "assumptions", a sentence each. A bound has "assumed_mfu".
@@ -58,6 +59,7 @@ def _predicted(target: Target, result: Result) -> dict[str, Any]:
         "seconds": profile.seconds,
         "predicted": True,
         "sum": ledger.seconds,
+        "at_bandwidth": ledger.seconds_at_bandwidth,
         "core": ledger.schedule.core_seconds,
         "waits": dict(profile.waits),
         "exposed_communication": ledger.schedule.exposed_communication,

@@ -22,7 +22,7 @@ from trainlib.planning.ledger.account import Account
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.memory import MemoryOverTime, over_time
 from trainlib.planning.ledger.operation import Finding, Group, Operation
-from trainlib.planning.ledger.schedule import Schedule, schedule
+from trainlib.planning.ledger.schedule import Schedule, at_bandwidth, schedule
 from trainlib.sharding.topology import devices
 
 GROUPINGS = ("layer", "op", "source", "kind")
@@ -77,6 +77,16 @@ class Ledger:
             return Schedule(0.0, 0.0, {}, {}, {}, ())
         by_name = {one.name: one for one in self.operations}
         return schedule(self.program, by_name, self.links, self.chip)
+
+    @cached_property
+    def seconds_at_bandwidth(self) -> float:
+        """Predicted seconds if operations that only stream ran at the bandwidth of the memory: the
+        least that `schedule.seconds` may turn out to be for what the compiler prices too high.
+        """
+        if self.chip is None or self.links is None:
+            return 0.0
+        faster = at_bandwidth(self.operations, self.chip)
+        return schedule(self.program, faster, self.links, self.chip).seconds
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:

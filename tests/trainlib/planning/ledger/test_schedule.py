@@ -15,7 +15,7 @@ from trainlib import chips
 from trainlib.planning.hlo import Program
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Operation
-from trainlib.planning.ledger.schedule import Schedule, Span, schedule
+from trainlib.planning.ledger.schedule import Schedule, Span, at_bandwidth, schedule
 
 V5E = chips.CHIPS["v5e"]
 MS = 1e-3
@@ -238,6 +238,17 @@ def test_what_goes_to_the_host_has_a_lane_of_its_own():
     start = "s = (f32[1048576]{0:S(5)}, f32[1048576]{0}, u32[]{:S(2)}) copy-start(%p)"
     found = run(entry(start, "d = f32[1048576]{0:S(5)} copy-done(%s)"))
     assert found.exposed["host"] == pytest.approx(2**22 / 16e9)
+
+
+def test_what_only_streams_can_be_taken_at_the_bandwidth():
+    def operation(kind: str, hbm_bytes: int) -> Operation:
+        times = {"times": 1, "seconds": WORK, "basis": "compiler", "hbm_bytes": hbm_bytes}
+        return Operation(f"{kind}{hbm_bytes}", "fusion", kind, "main", **times)
+
+    cases = [("elementwise", COPY), ("elementwise", 0), ("product", COPY), ("copy", 9 * COPY)]
+    found = at_bandwidth([operation(*case) for case in cases], V5E)
+    # Only the first is longer than its 4 ms of bytes; what stays on the chip has none.
+    assert [one.seconds for one in found.values()] == pytest.approx([4 * MS, WORK, WORK, WORK])
 
 
 def test_bounds_are_below_the_schedule():
