@@ -159,14 +159,16 @@ class _Kernel:
 
         lefts, rights, over = counts
         chunk = _parts(tiles.rows, _LANES if self.form == "tn" else _SUBLANES, _CHUNK)[-1]
-        contracted = tuple((axis,) for axis in _FORMS[self.form])
+        rows, columns = _FORMS[self.form]
+        contracted = ((rows,), (columns,))
 
         def run(*refs):
-            refs = list(refs)
-            take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
-            left, right, above, out = (take(n) for n in (lefts, rights, over, len(self.outputs)))
-            rounded = take(rights) if rounds else right
-            parts = take(len(self.sums) if steps > 1 else 0)
+            refs = iter(refs)
+            left, right, above, out = (
+                list(itertools.islice(refs, n)) for n in (lefts, rights, over, len(self.outputs))
+            )
+            rounded = list(itertools.islice(refs, rights)) if rounds else right
+            parts = list(refs)
             step = pl.program_id(3)
             if rounds:
 
@@ -187,30 +189,16 @@ class _Kernel:
                         preferred_element_type=jnp.float32,
                     )
 
-                sums = [functools.reduce(jnp.add, map(product, pairs)) for pairs in self.sums]
-
                 def write(sums):
                     values = self.finish(*sums, *(ref[at, :] for ref in above))
                     for ref, value in zip(out, values, strict=True):
                         ref[at, :] = value.astype(ref.dtype)
 
+                sums = [functools.reduce(jnp.add, map(product, pairs)) for pairs in self.sums]
                 if steps == 1:
                     write(sums)
-                    return
-
-                @pl.when(step == 0)
-                def _():
-                    for ref, value in zip(parts, sums, strict=True):
-                        ref[at, :] = value
-
-                @pl.when(step > 0)
-                def _():
-                    for ref, value in zip(parts, sums, strict=True):
-                        ref[at, :] += value
-
-                @pl.when(step == steps - 1)
-                def _():
-                    write([ref[at, :] for ref in parts])
+                else:
+                    _add_up(parts, sums, step, step == steps - 1, at, write)
 
             lax.fori_loop(0, tiles.rows // chunk, one_chunk, None)
 
@@ -274,6 +262,25 @@ class _Kernel:
             ),
             interpret=interpret,
         )(*lefts, *rights, *over)
+
+
+def _add_up(parts, sums, step: jax.Array, last: jax.Array, at, write: Callable) -> None:
+    """Adds the sums of one step over the depth to those before it; the last one writes them."""
+    from jax.experimental import pallas as pl
+
+    @pl.when(step == 0)
+    def _():
+        for ref, value in zip(parts, sums, strict=True):
+            ref[at, :] = value
+
+    @pl.when(step > 0)
+    def _():
+        for ref, value in zip(parts, sums, strict=True):
+            ref[at, :] += value
+
+    @pl.when(last)
+    def _():
+        write([ref[at, :] for ref in parts])
 
 
 def fits(x: jax.Array, weights: Weights) -> bool:
