@@ -117,31 +117,34 @@ def all_reduce(tiny: bool) -> Work | None:
 
 # ------------------------------------------------------------------ networks of images
 def train_step(config: str, batch: int, tiny: bool) -> Work:
-    """The train step of a configuration, as `launch.train` runs it, on one device."""
-    import configs
+    """The train step of a configuration on one device, with the recipe of the textbook form."""
+    from benchmarks.textbook.networks import RECIPE
+    from configs.common import load
     from launch import families
     from trainlib.sharding.mesh import make_mesh
     from trainlib.step.step import compile_train
 
-    loaded = configs.load(f"{config}:digits" if tiny else config, batch_size=4 if tiny else batch)
+    values = RECIPE | {"batch_size": "4" if tiny else str(batch)}
+    loaded = load.from_flags(f"{config}:digits" if tiny else config, values).config
     family = families.of(loaded)
     plan = family.plan.make(loaded, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     step = compile_train(family.objective.make_loss(plan), plan)
     return Work(step, (plan.abstract_state(), family.plan.abstract_batch(plan)), state=True)
 
 
-def textbook_step(name: str, batch: int, pixels: int, tiny: bool) -> Work:
+def textbook_step(name: str, tiny: bool) -> Work:
     """The train step of the same network in textbook flax.linen."""
-    from benchmarks.harness import linen_peers
+    from benchmarks.textbook import linen_peers
+    from benchmarks.textbook.networks import NETWORKS
 
-    step, arguments = linen_peers.train_step(
-        name, 2 if tiny else batch, min(pixels, 32) if tiny else pixels
-    )
+    size = NETWORKS[name]
+    batch, pixels = (2, 32) if tiny else (size.batch, size.pixels)
+    step, arguments = linen_peers.train_step(name, batch, pixels)
     return Work(jax.jit(step, donate_argnums=0), arguments, state=True)
 
 
 # ------------------------------------------------------------------ language
-def _sizes(tiny: bool) -> dict[str, int]:
+def _sizes(tiny: bool) -> dict[str, Any]:
     """Of a T5 block of size large."""
     if tiny:
         return {"d_model": 32, "d_ff": 64, "num_heads": 2, "head_dim": 16}
@@ -297,13 +300,11 @@ def _sparse(experts: int) -> list[Item]:
     ]
 
 
-def _network(
-    name: str, config: str, key: str, batch: int, pixels: int, seconds: float
-) -> list[Item]:
+def _network(name: str, config: str, batch: int) -> list[Item]:
     peer = f"{name}, textbook"
     return [
-        Item(f"{name} step", seconds, functools.partial(train_step, config, batch), peer),
-        Item(peer, seconds, functools.partial(textbook_step, key, batch, pixels)),
+        Item(f"{name} step", 60, functools.partial(train_step, config, batch), peer),
+        Item(peer, 60, functools.partial(textbook_step, config)),
     ]
 
 
@@ -312,7 +313,7 @@ ITEMS = (
     Item("memory chain 512 MiB", 8, memory_chain),
     Item("convolution 3x3 C=256", 12, convolution),
     Item("all-reduce", 10, all_reduce),
-    *_network("ResNet-50 b64", "resnet50", "resnet50", 64, 224, 60),
+    *_network("ResNet-50 b64", "resnet50", 64),
     *_sparse(8),
     Item("T5 block", 25, t5_block, "T5 block, textbook"),
     Item("T5 block, textbook", 20, t5_textbook),
@@ -322,6 +323,6 @@ ITEMS = (
     Item("loss, whole logits", 15, functools.partial(cross_entropy, True)),
     *_sparse(32),
     *_sparse(64),
-    *_network("WRN-28-10 b128", "wrn28_10", "wrn28_10", 128, 32, 60),
-    *_network("MnasNet b64", "mnasnet", "mnasnet", 64, 224, 60),
+    *_network("WRN-28-10 b128", "wrn28_10", 128),
+    *_network("MnasNet b64", "mnasnet", 64),
 )

@@ -15,7 +15,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend import backend
 
 from benchmarks.device.items import ITEMS, Work
 from trainlib import chips
@@ -58,7 +60,7 @@ def machine() -> dict[str, Any]:
         "hbm_bytes": _memory(device).get("bytes_limit", 0),
         "python": platform.python_version(),
         "versions": versions,
-        "runtime": jax.extend.backend.get_backend().platform_version.splitlines()[0],
+        "runtime": backend.get_backend().platform_version.splitlines()[0],
     }
 
 
@@ -80,11 +82,11 @@ def measured(work: Work | None) -> dict[str, Any]:
     arithmetic = 2.0 * flops.multiply_adds(traced.jaxpr.jaxpr)
     compiled = traced.lower().compile()
     compile_seconds = time.monotonic() - start
-    device = jax.devices()[0]
+    device, planned = jax.devices()[0], compiled.memory_analysis()
     result = {
         "status": "measured",
         "compile_seconds": compile_seconds,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": planned.temp_size_in_bytes if planned else 0,
         "flops": arithmetic,
         "peak_flops": (chips.chip_of(device.device_kind) or _NO_CHIP).flops,
     }
@@ -149,9 +151,9 @@ def _filled(arguments: Any) -> Any:
     def fill(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.device_put(leaf)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
-        source = normal if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else whole
+        source = normal if jnp.issubdtype(leaf.dtype, jnp.floating) else whole
         values = np.resize(source.astype(leaf.dtype), leaf.shape)
         return jax.device_put(values, leaf.sharding)
 

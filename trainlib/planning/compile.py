@@ -34,7 +34,7 @@ from trainlib.step.plan import Plan
 # Operations that are alike share their machine code. The optimised program is the same to the last
 # letter, but to link it takes less than half of the memory: the compiler of TPUs otherwise writes
 # the code of an operation as often as it stands in the program.
-_SHARED_CODE = {"xla_tpu_enable_deduplicated_calls": True}
+_SHARED_CODE: dict[str, str | bool] = {"xla_tpu_enable_deduplicated_calls": True}
 
 
 @dataclasses.dataclass(frozen=True)
