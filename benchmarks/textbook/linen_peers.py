@@ -20,6 +20,7 @@ from flax import linen as nn
 
 Conv = functools.partial(nn.Conv, use_bias=False, dtype=jnp.bfloat16)
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
+AROUND: Any = ((1, 1), (1, 1))  # Flax declares a string
 
 
 def _conv(features: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv:
@@ -39,7 +40,7 @@ class Stem(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
         """7x7 with stride 2, normalisation, ReLU, 3x3 maximum with stride 2."""
         x = nn.relu(_norm(train)(_conv(64, 7, 2)(x)))
-        return nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        return nn.max_pool(x, (3, 3), (2, 2), AROUND)
 
 
 class Bottleneck(nn.Module):
@@ -100,13 +101,14 @@ class WideResNet28x10(nn.Module):
     """Images [B, 32, 32, 3] -> f32 logits [B, classes]."""
 
     classes: int = 100
+    blocks: int = 4  # of each of the three groups: (depth - 4) / 6
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
-        """Three groups of four blocks."""
+        """A convolution, three groups of blocks, a classifier."""
         x = _conv(16, 3)(x)
         for group in range(3):
-            for block in range(4):
+            for block in range(self.blocks):
                 x = WideBlock(160 * 2**group, 2 if group and not block else 1)(x, train=train)
         x = nn.relu(_norm(train)(x))
         return nn.Dense(self.classes)(jnp.mean(x, (1, 2), dtype=jnp.float32))

@@ -1,18 +1,10 @@
-"""Plain networks against their textbook forms, by the account of the TPU's compiler.
+"""Train steps of plain networks on one chip, ours and the textbook's, as the ledger has them.
 
-    python -m benchmarks.textbook.networks [--networks=resnet50,mnasnet] [--targets=v5e-1,v6e-1]
-
-Compiles the train step of each network and that of its peer in flax.linen and optax.sgd
-(`benchmarks.textbook.linen_peers`) in one process, and prints what the ledger
-(`trainlib.planning.ledger`) says of both and their ratios: time of all operations one after
-another, predicted time of the schedule, bytes through HBM, temporaries. Target: no ratio above 1.
-Ours also checks that its gradients are finite, weighs its examples, and counts its metrics. No TPU
-is needed; each compilation takes minutes of one core. Nothing is measured on a device.
+Ours also checks that its gradients are finite, weighs its examples, and counts its metrics.
 """
 
 from __future__ import annotations
 
-import argparse
 from typing import NamedTuple
 
 import jax
@@ -24,7 +16,6 @@ from trainlib import chips
 from trainlib.chips import Target
 from trainlib.planning import compile as planning
 from trainlib.planning.ledger import Ledger, ledger_of
-from trainlib.planning.ledger.ledger import compiler_version
 from trainlib.step.step import compile_train
 
 
@@ -65,25 +56,3 @@ def figures(ledger: Ledger) -> dict[str, float]:
         "HBM GB": ledger.hbm_bytes / 1e9,
         "temporaries GiB": (ledger.temporaries or 0) / 2**30,
     }
-
-
-def main() -> None:
-    """Prints a table, a row for each network and target."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--targets", default=",".join(TARGETS))
-    options = parser.parse_args()
-    print(f"{compiler_version()}, jax {jax.__version__}: the compiler's account, nothing measured")
-    print("| network | target | figure | ours | textbook | ratio |\n|---|---|---|---|---|---|")
-    for network in options.networks.split(","):
-        for target in options.targets.split(","):
-            one = figures(ours(network, chips.target(target)))
-            other = figures(textbook(network, target))
-            for name, value in one.items():
-                ratio = value / other[name]
-                row = (network, target, name, f"{value:.2f}", f"{other[name]:.2f}", f"{ratio:.3f}")
-                print(f"| {' | '.join(row)} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -216,7 +216,8 @@ class BatchNorm(Layer):
         scale, running = self.scale[...], self.mean[...]
         sign = jnp.where(scale < 0, -1.0, 1.0) if pool else 1.0
         if pool:
-            x, scale, running = x * sign.astype(x.dtype), scale * sign, running * sign
+            x = x * jnp.asarray(sign, x.dtype)
+        scale, running = scale * sign, running * sign
         if not train:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.eps)
             return affine(max_pool(x, *pool) if pool else x, running, gain, self.bias[...])
