@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(TARGETS))
     options = parser.parse_args()
     print(
-        f"libtpu {compiler_version()}, jax {jax.__version__}: the compiler's account, nothing measured"
+        f"By the account of libtpu {compiler_version()} (jax {jax.__version__}), nothing measured"
     )
     print("| network | target | figure | ours | textbook | ratio |\n|---|---|---|---|---|---|")
     for network in options.networks.split(","):

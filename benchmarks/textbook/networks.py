@@ -12,7 +12,6 @@ import jax
 from benchmarks.textbook import linen_peers
 from configs.common import load
 from launch import families
-from trainlib import chips
 from trainlib.chips import Target
 from trainlib.planning import compile as planning
 from trainlib.planning.ledger import Ledger, ledger_of
