@@ -4,6 +4,7 @@ Counted as papers count them: 2 for each multiply-add of a convolution or a matr
 the zeros around a map among them; normalisation, activations and pooling are free. They come from
 the traced program, so they are what runs, recomputation included. XLA's own count agrees on each
 product, but it counts the body of a loop once whatever its length, and leaves out taps on padding.
+A Pallas kernel counts as often as its grid has steps.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def _repeats(equation: core.JaxprEqn) -> int:
         return equation.params["length"]
     if equation.primitive.name == "shard_map":  # its body has the shapes of one device
         return math.prod(equation.params["mesh"].shape.values())
+    if equation.primitive.name == "pallas_call":  # a grid of unknown size counts once
+        return math.prod(n for n in equation.params["grid_mapping"].grid if isinstance(n, int))
     return 1
 
 
