@@ -62,6 +62,11 @@ def _bound(line: Instruction, traffic: Traffic, chip: Chip) -> float:
     """Seconds that what an instruction moves takes at least.
 
     A sort compares and exchanges in place, [k (k + 1)] / 2 times for 2^k elements.
+
+    Against the final bundles that libtpu 0.0.42 makes for v5e, the bound is the whole time of the
+    select-and-scatter of a max pool (0.565 of 0.56 ms), 0.75 to 1.1 of gathers of 1,024 to 5,120
+    numbers a row, a quarter of sorts, and next to nothing of a scatter of single numbers, of which
+    each takes 6.7 cycles.
     """
     passes = 1
     if line.opcode == "sort" and (found := _DIMENSION.search(line.rest)):
