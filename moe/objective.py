@@ -139,7 +139,8 @@ def loss_function(
     ) -> tuple[jax.Array, LossOutput]:
         model = _bound(abstract, params, model_state)
         hidden, reports = model.hidden(batch, train=True, key=key)
-        loss, weight, sums = token_loss(model, batch, hidden, objective.z_loss)
+        with jax.named_scope("loss"):
+            loss, weight, sums = token_loss(model, batch, hidden, objective.z_loss)
         if objective.attention_z_loss:
             loss += objective.attention_z_loss * _attention_z(reports)
         if routing is not None:

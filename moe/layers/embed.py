@@ -47,11 +47,11 @@ class Embedding(Layer):
         """
         return lookup(self.table[...], tokens).astype(dtype)
 
-    @named
     def scaled(self, x: jax.Array) -> jax.Array:
         """[B, L, D] times 1/sqrt(D), as T5 does before a product with the table as output."""
         return x * x.shape[-1] ** -0.5
 
+    @named
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> logits [B, L, V] float32 of a tied output."""
         scaled = to_layer(self.scaled(x))
