@@ -5,6 +5,8 @@ Letters: B batch, L length, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,10 +15,10 @@ from jax.typing import DTypeLike
 
 from moe.layers.init import NORMAL, scaled_fan_in
 from moe.layers.product import product
-from moe.layers.residual import to_layer, to_residual
+from moe.layers.residual import to_layer
 from trainlib.model.layer import Layer, named
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import active, constrain
+from trainlib.sharding.constrain import active, constrain, platform
 
 
 class Embedding(Layer):
@@ -41,11 +43,8 @@ class Embedding(Layer):
         self.table = declare((vocab_size, d_model), ("tokens", "table"), NORMAL, rngs)
 
     def __call__(self, tokens: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """int32 [B, L] -> [B, L, D] in `dtype`.
-
-        The cast comes after the lookup, so that the gradients of a word are added in float32.
-        """
-        return lookup(self.table[...], tokens).astype(dtype)
+        """int32 [B, L] -> [B, L, D] in `dtype`; see `lookup`."""
+        return lookup(self.table[...], tokens, dtype)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """[B, L, D] times 1/sqrt(D), as T5 does before a product with the table as output."""
@@ -89,20 +88,27 @@ class Output(Layer):
         return constrain(logits, "layer_batch", None, "vocab")
 
 
-def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Vectors [B, L, D] of tokens int32 [B, L] from a table [V, D], in its type.
+def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Vectors [B, L, D] in `dtype` of tokens int32 [B, L] from a table float32 [V, D].
 
-    Where the mesh axis `model` splits D, each device looks its part of D up for all sequences of
-    its data index, and one all-to-all turns "all sequences, part of D" into "some sequences, all
-    of D". The automatic partitioner would copy the whole result to every device.
+    Gradients of a word are added in float32, whatever `dtype` is. A token that the table does not
+    have gives NaN, and on a TPU, where that would take a pass over the result, the last word.
+
+    On a mesh each device looks up its own sequences. Where the mesh axis `model` splits D, it looks
+    its part of D up for all sequences of its data index, and one all-to-all turns "all sequences,
+    part of D" into "some sequences, all of D". The automatic partitioner would copy the whole
+    result to every device.
     """
+    rows = _rows if platform() == "tpu" else _plain_rows
     sharding = active()
-    if sharding is None or sharding[0].shape.get("model", 1) == 1:
-        return to_residual(jnp.take(table, tokens, axis=0))
+    if sharding is None or sharding[0].size == 1:
+        return rows(table, tokens, dtype)
     mesh, rules = sharding
 
     def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        parts = jnp.take(table, tokens, axis=0)  # [b, L, D / model]
+        parts = rows(table, tokens, dtype)  # [b, L, D / model]
+        if mesh.shape.get("model", 1) == 1:
+            return parts
         return jax.lax.all_to_all(parts, "model", split_axis=0, concat_axis=2, tiled=True)
 
     specs = P(None, rules["table"]), P(rules["layer_batch"])
@@ -110,3 +116,38 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
         local, mesh=mesh, in_specs=specs, out_specs=P(rules["batch"]), check_vma=False
     )
     return gathered(table, tokens)
+
+
+def _plain_rows(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return jnp.take(table, tokens, axis=0).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
+
+
+def _rows_forward(
+    table: jax.Array, tokens: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rows(table, tokens, dtype), (table, tokens)
+
+
+def _rows_backward(
+    _dtype: DTypeLike, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, None]:
+    # A TPU adds rows in the order of their words. Left to the compiler, it sorts them in float32,
+    # twice the bytes.
+    table, tokens = residuals
+    words = jnp.clip(tokens.reshape(-1), 0, table.shape[0] - 1)
+    order = jnp.argsort(words)
+    rows = dy.reshape(-1, table.shape[1])[order].astype(table.dtype)
+    added = (
+        jnp.zeros_like(table)
+        .at[words[order]]
+        .add(rows, indices_are_sorted=True, mode="promise_in_bounds")
+    )
+    return added, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)

@@ -9,7 +9,7 @@ import pytest
 
 from moe.layers.embed import Embedding, Output, lookup
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
+from trainlib.sharding.constrain import activate, lowered_for
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding, resolve
 
@@ -23,8 +23,9 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4)])
-def test_lookup_is_indexing_on_every_mesh(shape):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 4)])
+def test_lookup_is_indexing_on_every_mesh(shape, platform):
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     table = jax.random.normal(jax.random.key(0), (13, 8))
     tokens = jax.random.randint(jax.random.key(1), (8, 5), 0, 13)
@@ -33,7 +34,7 @@ def test_lookup_is_indexing_on_every_mesh(shape):
 
     @jax.jit
     def run(table, tokens, upstream):
-        with activate(mesh, RULES):
+        with lowered_for(platform), activate(mesh, RULES):
             found, pull = jax.vjp(lambda table: lookup(table, tokens), table)
             return found, pull(upstream)[0]
 
@@ -45,12 +46,16 @@ def test_lookup_is_indexing_on_every_mesh(shape):
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
-def test_gradients_of_a_word_are_added_in_float32_whatever_the_compute_type():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_of_a_word_are_added_in_float32_whatever_the_compute_type(platform):
     model = nn.abstract(Embedding(3, 2))
     tokens = jnp.zeros((1, 4096), jnp.int32)  # bfloat16 sums of ones end at 256
 
     def total(table):
-        return model.bind({"table": table}, {})(tokens, jnp.bfloat16).astype(jnp.float32).sum()
+        with lowered_for(platform):
+            words = model.bind({"table": table}, {})(tokens, jnp.bfloat16)
+        assert words.dtype == jnp.bfloat16
+        return words.astype(jnp.float32).sum()
 
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones((3, 2)))[0], [4096, 4096])
 
