@@ -23,7 +23,8 @@ from tests.trainlib.planning.ledger.programs import (
 )
 from trainlib.chips import CHIPS, target
 from trainlib.errors import ConfigError
-from trainlib.planning.ledger import ledger_of, ledger_of_compiled
+from trainlib.planning.hlo import Program
+from trainlib.planning.ledger import ledger_of, ledger_of_compiled, ledger_of_program
 from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.ledger.operation import BASES, KINDS
 from trainlib.sharding.topology import devices
@@ -82,6 +83,32 @@ def test_times_are_the_compilers_cycles():
     assert product.seconds == product.cycles / CHIPS["v5e"].clock
     peak = 2 * 4096**3 / CHIPS["v5e"].flops
     assert 0.9 < peak / product.seconds < 1
+
+
+SCATTER = """HloModule m
+
+%stored (t: s32[32768], i: s32[16384], u: s32[16384]) -> s32[32768] {
+  %t = s32[32768]{0:T(1024)} parameter(0)
+  %i = s32[16384]{0:T(1024)S(1)} parameter(1)
+  %u = s32[16384]{0:T(1024)S(1)} parameter(2)
+  ROOT %s = s32[32768]{0:T(1024)} scatter(%t, %i, %u), update_window_dims={}, \
+inserted_window_dims={0}, to_apply=%second
+}
+
+ENTRY %main (x: s32[32768], j: s32[16384], v: s32[16384]) -> s32[32768] {
+  %x = s32[32768]{0:T(1024)} parameter(0)
+  %j = s32[16384]{0:T(1024)S(1)} parameter(1)
+  %v = s32[16384]{0:T(1024)S(1)} parameter(2)
+  ROOT %f = s32[32768]{0:T(1024)} fusion(%x, %j, %v), kind=kCustom, calls=%stored
+}
+"""
+
+
+def test_single_numbers_are_scattered_one_after_the_other():
+    """Of 65 x 1,722 bundles on v5e, whatever the bytes."""
+    ledger = ledger_of_program(Program(SCATTER, {}), target("v5e-1"))
+    assert ledger.seconds == pytest.approx(65 * 1722 / 1.5e9, rel=0.03)
+    assert [f.kind for f in ledger.findings] == ["uncounted"]
 
 
 def test_a_ledger_is_json():
