@@ -93,7 +93,6 @@ class Movement:
     def __init__(self, program: Program):
         self._program = program
         self._users: dict[str, dict[str, list[Instruction]]] = {}
-        self._roots: dict[str, Instruction] = {}
 
     def traffic(self, line: Instruction, computation: str) -> Traffic:
         """Of one run of an instruction."""
@@ -121,9 +120,6 @@ class Movement:
         """The result of a start holds its operands, its results and flags."""
         opcode = line.opcode.removesuffix("-start")
         if opcode == "async":
-            called = next((c for c in line.called if c in self._program.computations), None)
-            if called is None:
-                return []
             return []  # its computation runs as any other
         if not operands or not operands[0]:
             return []
