@@ -131,7 +131,10 @@ class Movement:
         elif opcode == "dynamic-update-slice":
             return self._update(opcode, operands)
         else:
-            return [*_whole(operands[0]), *_whole(line.arrays[1:2])]
+            # A collective: an all-reduce holds its results alone.
+            given = [array for arrays in operands for array in arrays]
+            made = line.arrays[len(given) : 2 * len(given)] or line.arrays
+            return [*_whole(given), *_whole(made)]
         return [(source.space, target.padded_bytes), (target.space, target.padded_bytes)]
 
     @staticmethod

@@ -95,6 +95,8 @@ ENTRY %main (x: f32[64,128], y: f32[8,128], n: s32[]) -> f32[8,128] {
 kind=kLoop, calls=%updated
   %start = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%y)
   %done = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %sum = f32[8,128]{1,0:T(8,128)} all-reduce-start(%y), to_apply=%add
+  %all = (f32[8,128]{1,0:T(8,128)}, f32[16,128]{1,0:T(8,128)S(1)}) all-gather-start(%y)
   %host = f32[8,128]{1,0:T(8,128)S(5)} copy(%y)
   ROOT %r = f32[8,128]{1,0:T(8,128)} copy(%done)
 }
@@ -110,6 +112,8 @@ ROW = 8 * 128 * 4
         ("start", ROW, ROW),
         ("done", 0, 0),
         ("host", ROW, 0),
+        ("sum", 2 * ROW, 0),
+        ("all", ROW, 2 * ROW),
         ("r", ROW, ROW),
         ("x", 0, 0),
     ],
