@@ -69,7 +69,8 @@ def check(command: Command, *, runs: bool) -> None:
     elif command.kind == "make":
         _check_make(command)
     elif command.kind == "benchmark":
-        places = [f"{command.name}.py", f"{command.name}/__main__.py"]
+        module = command.name.replace(".", "/")
+        places = [f"{module}.py", f"{module}/__main__.py"]
         path = next((p for name in places if (p := ROOT / "benchmarks" / name).is_file()), None)
         assert path is not None, f"there is no {places[0]} in benchmarks"
         for word in command.arguments:
