@@ -31,7 +31,8 @@ from trainlib.planning.ledger import ledger_of
 from trainlib.planning.ledger.ledger import compiler_version
 from trainlib.sharding.constrain import lowered_for
 
-SIZES = {
+Size = dict[str, Any]
+SIZES: dict[str, Size] = {
     "base": {"d_model": 768, "d_ff": 2048, "num_heads": 12, "head_dim": 64},
     "large": {"d_model": 1024, "d_ff": 2816, "num_heads": 16, "head_dim": 64},
 }
@@ -93,21 +94,21 @@ def of_textbook(module: Any, inputs: tuple, fixed: tuple = ()) -> Program:
 Pair = tuple[Program, Program]  # ours, the textbook's
 
 
-def norm(size: dict[str, int], sequences: int) -> Pair:
+def norm(size: Size, sequences: int) -> Pair:
     """RMSNorm of the encoder's stream."""
     x = (shape(sequences, ENCODER, size["d_model"]),)
     module = RMSNorm(size["d_model"])
     return of_ours(module, lambda m, x: m(x), x), of_textbook(textbook.LayerNorm(), x)
 
 
-def ffn(size: dict[str, int], sequences: int) -> Pair:
+def ffn(size: Size, sequences: int) -> Pair:
     """GEGLU."""
     x = (shape(sequences, ENCODER, size["d_model"]),)
     module = FeedForward(size["d_model"], size["d_ff"])
     return of_ours(module, lambda m, x: m(x), x), of_textbook(textbook.MlpBlock(size["d_ff"]), x)
 
 
-def encoder(size: dict[str, int], sequences: int) -> Pair:
+def encoder(size: Size, sequences: int) -> Pair:
     """A dense block of an encoder, the bias made from its table once outside."""
     x = shape(sequences, ENCODER, size["d_model"])
     bias = (1, size["num_heads"], ENCODER, ENCODER)
@@ -122,7 +123,7 @@ def encoder(size: dict[str, int], sequences: int) -> Pair:
     return mine, of_textbook(textbook.EncoderBlock(**_sizes(size)), (x, shape(*bias)), segments)
 
 
-def decoder(size: dict[str, int], sequences: int) -> Pair:
+def decoder(size: Size, sequences: int) -> Pair:
     """A dense block of a decoder."""
     x, y = (shape(sequences, length, size["d_model"]) for length in (DECODER, ENCODER))
     bias = (1, size["num_heads"], DECODER, DECODER)
@@ -140,11 +141,11 @@ def decoder(size: dict[str, int], sequences: int) -> Pair:
     return mine, of_textbook(peer, (x, y, shape(*bias)), segments)
 
 
-def _sizes(size: dict[str, int]) -> dict[str, int]:
+def _sizes(size: Size) -> Size:
     return {name: size[name] for name in ("num_heads", "head_dim", "d_ff")}
 
 
-def bias(size: dict[str, int], sequences: int) -> Pair:
+def bias(size: Size, sequences: int) -> Pair:
     """The relative bias of an encoder from its table."""
     module = RelativeBias(size["num_heads"], bidirectional=True)
     mine = of_ours(module, lambda m: m(ENCODER, ENCODER), ())
@@ -153,24 +154,24 @@ def bias(size: dict[str, int], sequences: int) -> Pair:
     return mine, program(lambda w, i, f: peer.apply(w, ENCODER, ENCODER), weights, ())
 
 
-def embedding(size: dict[str, int], sequences: int) -> Pair:
+def embedding(size: Size, sequences: int) -> Pair:
     """Words to vectors, against a product with a one-hot matrix (T5X's setting)."""
     return _embedding(size, sequences, True)
 
 
-def embedding_take(size: dict[str, int], sequences: int) -> Pair:
+def embedding_take(size: Size, sequences: int) -> Pair:
     """Words to vectors, against indexing."""
     return _embedding(size, sequences, False)
 
 
-def _embedding(size: dict[str, int], sequences: int, one_hot: bool) -> Pair:
+def _embedding(size: Size, sequences: int, one_hot: bool) -> Pair:
     words = (tokens(sequences, ENCODER),)
     module = Embedding(WORDS, size["d_model"])
     mine = of_ours(module, lambda m, words: m(words, jnp.bfloat16), (), words)
     return mine, of_textbook(textbook.Embed(WORDS, size["d_model"], one_hot), (), words)
 
 
-def loss(size: dict[str, int], sequences: int) -> Pair:
+def loss(size: Size, sequences: int) -> Pair:
     """Logits of 32,128 words, cross-entropy with z-loss, accuracy."""
     x = (shape(sequences, DECODER, size["d_model"]),)
     fixed = tokens(sequences, DECODER), shape(sequences, DECODER, dtype=jnp.float32)
@@ -184,7 +185,7 @@ def loss(size: dict[str, int], sequences: int) -> Pair:
     return of_ours(module, call, x, fixed), of_textbook(textbook.Loss(WORDS), x, fixed)
 
 
-PARTS: dict[str, Callable[[dict[str, int], int], Pair]] = {
+PARTS: dict[str, Callable[[Size, int], Pair]] = {
     part.__name__: part
     for part in (norm, ffn, encoder, decoder, bias, embedding, embedding_take, loss)
 }
@@ -206,7 +207,7 @@ def figures(program: Program, target: str) -> tuple[tuple[float, ...], str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", nargs="*", default=["v5e-1", "v6e-1"])
     parser.add_argument("--size", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))

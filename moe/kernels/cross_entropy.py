@@ -106,7 +106,7 @@ def token_values(
         start = jnp.zeros(matrix.shape, jnp.float32) if gradients else None
         dmatrix, (values, dx) = jax.lax.scan(body, start, parts)
     values = jax.tree.map(joined, values)
-    return values, (joined(dx), dmatrix) if gradients else None
+    return values, None if dmatrix is None else (joined(dx), dmatrix)
 
 
 def _tile(

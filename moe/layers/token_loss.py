@@ -10,7 +10,7 @@ states are scattered back. Only the gradient of the matrix crosses the other axe
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,8 @@ def token_loss(
     axes, matrix = axes_of(weight), weight[...]
     if transposed:
         axes, matrix = axes[::-1], matrix.T
-    loss, values = _loss(_Static(axes, reduce, z_loss), x, matrix, targets, weights)
+    static = _Static(axes, reduce, z_loss)
+    loss, values = cast(Any, _loss(static, x, matrix, targets, weights))
     return loss, jax.lax.stop_gradient(values)
 
 
