@@ -150,6 +150,16 @@ def platform() -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
+def device_kind() -> str:
+    """What JAX calls the devices that the program being traced will run on (`Device.device_kind`);
+    "" where only a platform was named, by `lowered_for`.
+    """
+    if _PLATFORM.get() is not None:
+        return ""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains an activation by logical axis names; does nothing without an ambient mesh."""
     ambient = active()
