@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from benchmarks.grouped_products import SIZES, ceilings
@@ -43,9 +45,11 @@ def test_gradients_of_weights_are_sums_over_rows():
 
 
 def test_a_tile_with_two_experts_is_multiplied_twice():
-    shape = Shape(1024, 256, 256, 8)
-    assert cost("forward", shape, (128, 256, 256)).flops == shape.flops * (8 + 7) / 8
-    assert tiling("forward", shape, "v5e")[0] == 128
+    shape = Shape(32768, 1024, 2816, 8)
+    assert cost("forward", shape, (512, 1024, 1408)).flops == shape.flops * (64 + 7) / 64
+    # So many experts take smaller tiles than one.
+    alone = dataclasses.replace(shape, experts=1)
+    assert tiling("forward", shape, "v5e")[0] < tiling("forward", alone, "v5e")[0]
 
 
 @pytest.mark.parametrize("sides", [(8, 12), (64, 128), (200, 1000)])
