@@ -1,6 +1,6 @@
 """Grouped products of the sparse configurations on TPUs: `python -m benchmarks.grouped_products`.
 
-For each size and chip what the tiles of `moe.kernels.tiles` can reach at most: the share of the
+For each size and chip what the tiles of `moe.kernels.grouped_tiles` can reach at most: the share of the
 peak that blocks fetched and whole tiles leave, the lowest of up and down projections, each with
 both of its gradients. Beside it the ceiling of tiles of 128 in all directions.
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 
 import configs
-from moe.kernels.tiles import MIB, PRODUCTS, VMEM, Shape, Tiling, cost, tilings
+from moe.kernels.grouped_tiles import MIB, PRODUCTS, VMEM, Shape, Tiling, cost, tilings
 from trainlib import chips
 from trainlib.chips import CHIPS
 

@@ -4,8 +4,8 @@ Letters: E experts, R slots of the buffer of tokens, D model width, F hidden wid
 
 TPU: the Pallas kernel that comes with JAX (megablox). GPU: tokamax, when it is installed. Which one
 follows from the platform that the program is for, wherever it is compiled; the tiles of the TPU's
-kernels follow from its chip and from the shapes (`moe.kernels.tiles`), for the product and for each
-of its gradients.
+kernels follow from its chip and from the shapes (`moe.kernels.grouped_tiles`), for the product and
+for each of its gradients.
 `jax.lax.ragged_dot` is not used: on CPU, and on NVIDIA GPUs with the released jaxlib, it multiplies
 every token by every expert, E times the work.
 """
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe.kernels.batched import Weights, hidden
-from moe.kernels.tiles import Tilings, tilings
+from moe.kernels.grouped_tiles import Tilings, tilings
 from trainlib.chips import chip_of
 from trainlib.errors import ConfigError
 from trainlib.model.remat import PRODUCT, keep

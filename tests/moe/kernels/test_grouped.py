@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe.kernels.grouped import tiled
-from moe.kernels.tiles import Tilings, tilings
+from moe.kernels.grouped_tiles import Tilings, tilings
 
 DEPTH, COLUMNS, ROWS = 256, 384, 512
 # Another for each product, sums over depth and over rows among them.

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from benchmarks.grouped_products import SIZES, ceilings
-from moe.kernels.tiles import MIB, VMEM, Shape, cost, tiling
+from moe.kernels.grouped_tiles import MIB, VMEM, Shape, cost, tiling
 from trainlib.chips import CHIPS
 
 EXPERT = Shape(32768, 5120, 2560, 1)  # one of ST-MoE-32B on its pod
