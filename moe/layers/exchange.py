@@ -61,7 +61,7 @@ def with_capacity(
     with jax.named_scope("products"):
         allowed = routing.kernels == "auto" and not placement.automatic
         if allowed and platform() == "tpu" and fits(ready, weights):
-            out = tiled(ready, weights, hidden_scale)
+            out: jax.Array = tiled(ready, weights, hidden_scale)
         else:
             rounded = {name: value.astype(x.dtype) for name, value in weights.items()}
             out = batched(ready, rounded, bias_form, hidden_scale)
