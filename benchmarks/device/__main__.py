@@ -30,6 +30,10 @@ PATIENCE, LEAST_LIMIT = 2.5, 40.0  # an item may take so many times, and seconds
 CPU_SHARE = 0.3  # of the expected seconds, with tiny sizes
 
 
+class _Lost(Exception):
+    """The process that holds the accelerator is gone; in words, why."""
+
+
 class Worker:
     """The process that holds the accelerator; it is started anew after an item has ended it.
 
@@ -51,27 +55,42 @@ class Worker:
         )
         self._process.start()
         other.close()
-        machine = self._answer(seconds)
-        return machine if "platform" in machine else None
+        try:
+            return self._received(seconds)
+        except _Lost:
+            return None
 
     def measure(self, name: str, seconds: float) -> dict[str, Any]:
-        """The results of an item; what it did instead, where it gives none in `seconds`."""
+        """The results of an item, as far as it gives any in `seconds`, and what it did instead."""
+        end, results = time.monotonic() + seconds, {"status": "failed"}
         if self._process is None and self.start(min(seconds, START_SECONDS)) is None:
-            return {"status": "failed", "words": "no device answers any more"}
-        return self._answer(seconds, name)
-
-    def _answer(self, seconds: float, question: str | None = None) -> dict[str, Any]:
+            return results | {"words": "no device answers any more"}
         try:
-            if question is not None:
-                self._pipe.send(question)
-            if self._pipe.poll(seconds):
+            self._pipe.send(name)
+            while (part := self._received(end - time.monotonic())) is not None:
+                results |= part
+        except _Lost as lost:
+            results |= {"words": str(lost)}
+        except OSError:  # it ended between two items
+            self.stop()
+            results |= {"words": "its process had ended"}
+        return results
+
+    def _received(self, seconds: float) -> dict[str, Any] | None:
+        """What the process sends next.
+
+        Raises:
+          _Lost: it has ended, or sends nothing in time and was ended.
+        """
+        try:
+            if self._pipe.poll(max(seconds, 0)):
                 return self._pipe.recv()
-            words = f"not done after {seconds:.0f} s"
+            words = "not done in its time"
         except (EOFError, OSError):
             self._process.join(5)
             words = f"its process ended with exit code {self._process.exitcode}"
         self.stop()
-        return {"status": "failed", "words": words}
+        raise _Lost(words)
 
     def stop(self) -> None:
         """Ends the process and gives the accelerator back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,14 +29,19 @@ PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "tokamax")
 
 
 def serve(pipe: Connection, tiny: bool) -> None:
-    """Says what machine this is, then answers the name of an item by its results, until None."""
+    """Says what machine this is, then answers the name of an item by its results, until None.
+
+    Results come in parts, the measurement before the prediction, and None ends them.
+    """
     pipe.send(machine())
     work = {item.name: item.make for item in ITEMS}
     while (name := pipe.recv()) is not None:
         try:
-            pipe.send(measured(work[name](tiny)))
+            for part in measured(work[name](tiny)):
+                pipe.send(part)
         except Exception as error:  # whatever it is, the next item is tried
             pipe.send({"status": "failed", "words": _words(error)})
+        pipe.send(None)
 
 
 def _words(error: Exception) -> str:
@@ -72,10 +77,13 @@ def _memory(device: Any) -> Mapping[str, int]:
         return {}
 
 
-def measured(work: Work | None) -> dict[str, Any]:
-    """Compiles and runs a program; see `benchmarks.device.report` for what the entries are."""
+def measured(work: Work | None) -> Iterator[dict[str, Any]]:
+    """Compiles and runs a program, then predicts it; see `benchmarks.device.report` for what the
+    entries are.
+    """
     if work is None:
-        return {"status": "skipped", "words": "this machine has not what it needs"}
+        yield {"status": "skipped", "words": "this machine has not what it needs"}
+        return
     start = time.monotonic()
     jitted = work.function if hasattr(work.function, "trace") else jax.jit(work.function)
     traced = jitted.trace(*work.arguments)
@@ -83,17 +91,17 @@ def measured(work: Work | None) -> dict[str, Any]:
     compiled = traced.lower().compile()
     compile_seconds = time.monotonic() - start
     device, planned = jax.devices()[0], compiled.memory_analysis()
-    result = {
+    yield timed(compiled, _filled(work.arguments), work.state) | {
         "status": "measured",
         "compile_seconds": compile_seconds,
         "temporary_bytes": planned.temp_size_in_bytes if planned else 0,
+        "device_peak_bytes": _memory(device).get("peak_bytes_in_use", 0),
         "flops": arithmetic,
         "peak_flops": (chips.chip_of(device.device_kind) or _NO_CHIP).flops,
+        "predicted_seconds": None,
+        "how": "no prediction in time",
     }
-    result |= predicted(compiled, arithmetic, device, work.devices)
-    result |= timed(compiled, _filled(work.arguments), work.state)
-    result["device_peak_bytes"] = _memory(device).get("peak_bytes_in_use", 0)
-    return result
+    yield predicted(compiled, arithmetic, device, work.devices)
 
 
 _NO_CHIP = chips.Chip("", (), 0.0, 0.0, 0.0, 0.0)

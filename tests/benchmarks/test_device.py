@@ -53,7 +53,8 @@ def test_ratios_say_what_was_predicted():
 
 
 def test_an_item_is_compiled_and_timed():
-    result = worker.measured(Work(jnp.matmul, (shape(8, 8), shape(8, 8))))
+    measurement, prediction = worker.measured(Work(jnp.matmul, (shape(8, 8), shape(8, 8))))
+    result = measurement | prediction
     assert result["status"] == "measured"
     assert result["flops"] == 2 * 8**3
     assert 0 < result["least_seconds"] <= result["median_seconds"]
@@ -65,7 +66,7 @@ def test_a_state_is_donated_and_handed_on():
         return state + x, state.sum()
 
     work = Work(worker.jax.jit(step, donate_argnums=0), (shape(8), shape(8)), state=True)
-    assert worker.measured(work)["status"] == "measured"
+    assert next(worker.measured(work))["status"] == "measured"
 
 
 def test_names_are_unique_and_what_stands_beside_is_there():
@@ -85,6 +86,9 @@ def serve(pipe, tiny):
         if name == "hangs":
             time.sleep(600)
         pipe.send({"status": "measured"})
+        if name == "is never predicted":
+            time.sleep(600)
+        pipe.send(None)
 
 
 @pytest.mark.thorough
@@ -95,6 +99,8 @@ def test_an_item_that_crashes_or_hangs_does_not_end_the_others():
     assert process.measure("works", 60) == {"status": "measured"}
     assert "not done" in process.measure("hangs", 0.5)["words"]
     assert process.measure("works", 60) == {"status": "measured"}
+    late = process.measure("is never predicted", 1)
+    assert late == {"status": "measured", "words": "not done in its time"}
     process.stop()
 
 
