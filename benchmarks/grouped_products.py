@@ -1,7 +1,7 @@
 """Grouped products of the sparse configurations on TPUs: `python -m benchmarks.grouped_products`.
 
-For each size and chip what the tiles of `moe.kernels.grouped_tiles` can reach at most: the share of the
-peak that blocks fetched and whole tiles leave, the lowest of up and down projections, each with
+For each size and chip what the tiles of `moe.kernels.grouped_tiles` can reach at most: the share of
+the peak that blocks fetched and whole tiles leave, the lowest of up and down projections, each with
 both of its gradients. Beside it the ceiling of tiles of 128 in all directions.
 
     --compile [--chip=v5e] [--size=l]    compiles them too (seconds each), and prints the memory
