@@ -89,7 +89,7 @@ def _operands(program: Program, computation: str, line: Instruction) -> list[Any
 def _call(program: Program, computation: str, line: Instruction) -> str:
     """What is compiled alone, as JSON; equal kernels have equal calls."""
     config = config_of(line)
-    kept = {name: config[name] for name in ("custom_call_config", "scoped_memory_configs")}
+    kept = {n: config[n] for n in ("custom_call_config", "scoped_memory_configs") if n in config}
     operands = _operands(program, computation, line)
     described = {
         "operands": [(array.kind, array.shape) for array in operands],
@@ -117,10 +117,15 @@ def _kernel(
     program: Program, computation: str, line: Instruction, chip: Chip, dumped: tuple[str, str]
 ) -> Kernel:
     config = config_of(line)
-    module = Module(config)
-    done = work(module, _operands(program, computation, line), line.arrays)
     cores = _CORES.get(chip.name, 1)
-    sharing = cores if any(module.parallel) else 1
+    name, sharing = line.name, 1
+    try:
+        module = Module(config)
+        name, sharing = module.name, cores if any(module.parallel) else 1
+        done = work(module, _operands(program, computation, line), line.arrays)
+    except ValueError as error:
+        said = str(error).split("\n")[0]
+        done = Work(notes=(f"Its blocks and products are not counted: {said}",))
     count, notes = _bundles(done, sharing, dumped)
     scoped = [
         int(one["size"])
@@ -129,7 +134,7 @@ def _kernel(
     ]
     return Kernel(
         name=line.name,
-        function=module.name,
+        function=name,
         bundles=count,
         bundle_seconds=(count or 0) / chip.clock,
         product_seconds=done.passes / (chip.flops * sharing / cores),

@@ -75,6 +75,9 @@ class Module:
 
     Args:
       config: of the custom call, see `config_of`.
+
+    Raises:
+      ValueError: it cannot be read, as one of another version.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -85,8 +88,11 @@ class Module:
         context.allow_unregistered_dialects = True
         tpu.register_dialect(context)  # pyright: ignore[reportAttributeAccessIssue] of C++
         body = base64.b64decode(config["custom_call_config"]["body"])
-        with context, ir.Location.unknown(context):
-            self._module = ir.Module.parse(body, context)
+        try:
+            with context, ir.Location.unknown(context):
+                self._module = ir.Module.parse(body, context)
+        except ir.MLIRError as error:
+            raise ValueError(f"its module cannot be read: {error}") from error
         self._functions = {
             self._symbol(f): f for f in self._module.body.operations if "sym_name" in f.attributes
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -87,3 +89,9 @@ def test_what_only_the_run_knows_is_assumed_and_said():
         "A loop without a constant bound is counted once.",
     }
     assert None in done.loops
+
+
+def test_a_module_of_another_kind_is_an_error_that_says_so():
+    body = base64.b64encode(b"something else").decode()
+    with pytest.raises(ValueError, match="its module cannot be read"):
+        Module({"custom_call_config": {"body": body}})
