@@ -90,6 +90,10 @@ def _call(program: Program, computation: str, line: Instruction) -> str:
     """What is compiled alone, as JSON; equal kernels have equal calls."""
     config = config_of(line)
     kept = {n: config[n] for n in ("custom_call_config", "scoped_memory_configs") if n in config}
+    # Memories that arrays lie in, in the whole program; alone they lie elsewhere.
+    kept["custom_call_config"] = {
+        name: value for name, value in kept["custom_call_config"].items() if "colors" not in name
+    }
     operands = _operands(program, computation, line)
     described = {
         "operands": [(array.kind, array.shape) for array in operands],
