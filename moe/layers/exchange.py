@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from moe.kernels.batched import Weights, batched
 from moe.kernels.blocked import ALIGN, blocked
@@ -55,7 +56,8 @@ def with_capacity(
     axis = placement.mlp_axis
     if axis:
         # The parts lead: scattering over another dimension compiles to a whole all-reduce.
-        ready = lax.all_gather(ready, axis).swapaxes(0, 1).reshape(experts, -1, width)
+        gathered = _in_order(lax.all_gather(ready, axis))
+        ready = gathered.swapaxes(0, 1).reshape(experts, -1, width)
     if hidden_scale is not None:
         hidden_scale = _as_arrived(hidden_scale, placement)
     with jax.named_scope("products"):
@@ -67,10 +69,21 @@ def with_capacity(
             out = batched(ready, rounded, bias_form, hidden_scale)
     if axis:
         parts = out.reshape(experts, placement.size(axis), -1, width).swapaxes(0, 1)
-        out = lax.psum_scatter(parts, axis)
+        out = lax.psum_scatter(_in_order(parts), axis)
     returned = keep(EXCHANGED, _from_experts(out.reshape(arrived.shape), placement))
     with jax.named_scope("combine"):
         return combine(returned, routed.gates, routed.slot, routed.source)
+
+
+def _in_order(parts: jax.Array) -> jax.Array:
+    """The same array and cotangent, with the leading dimension outermost in memory.
+
+    A kernel fixes the layout of its results, and swapped axes are then a name only. What is
+    scattered would lie inside, and the TPU compiler sums all of it on every device for that.
+    """
+    if platform() != "tpu":
+        return parts
+    return with_layout_constraint(parts, Layout(tuple(range(parts.ndim))))
 
 
 @jax.named_scope("exchange")
