@@ -25,7 +25,9 @@ from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
 from trainlib.sharding.constrain import constrain
 
-MASKED = -1e9  # finite, so that a query without any key gets an even mixture and no NaN
+# Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
+# added to the logit of such a key away.
+MASKED = -1e9
 
 
 def segment_mask(
@@ -76,7 +78,9 @@ def attend(
     if bias is not None:
         logits = logits + bias
     if mask is not None:
-        logits = jnp.where(mask, logits, MASKED)
+        # Added, not chosen: XLA for TPUs then takes the maximum of a row with the product, and
+        # not in a pass of its own.
+        logits = logits + jnp.where(mask, 0.0, MASKED)
     # Here and below: without it the backward pass splits the scores by batch, not by heads, and
     # gathers whole projections for that.
     logits = constrain(logits, "layer_batch", "head", None, None)
