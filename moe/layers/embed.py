@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike = jnp.float32) 
     part of D" into "some sequences, all of D". The automatic partitioner would copy the whole
     result to every device.
     """
-    rows: Callable[..., Any] = _rows if platform() == "tpu" else _plain_rows
+    rows = cast(Callable[..., jax.Array], _rows) if platform() == "tpu" else _plain_rows
     sharding = active()
     if sharding is None or sharding[0].size == 1:
         return rows(table, tokens, dtype)
