@@ -26,6 +26,13 @@ def product(a, b):
 def wrong(a):
     return a @ jnp.ones(3)
 
+def leaving(a):
+    raise SystemExit(0)
+
+def talking(a):
+    print("\\x1b[31mhere")
+    return a + 1
+
 LIMIT = 3
 """
 
@@ -70,6 +77,7 @@ def test_a_function_is_profiled(module, capsys):
         (["--function=of_mine"], "is not MODULE:NAME"),
         (["--function=of_mine:product", "--shapes=bf17[8]"], "Did you mean 'bf16'"),
         (["--function=of_mine:wrong", "--shapes=f32[4,4]"], "cannot be traced"),
+        (["--function=of_mine:leaving", "--shapes=f32[4,4]"], "cannot be traced"),
         (["--function=of_mine:product", "--shapes=f32[4,4]"], "missing 1 required"),
         (["--function=of_mine:product", "--target=gpu:h200x8"], "Give a TPU target"),
         (["--function=of_mine:product", "--config=aa_resnet50"], "leave --config out"),
@@ -81,3 +89,11 @@ def test_a_function_is_profiled(module, capsys):
 def test_mistakes(module, arguments, said, capsys):
     assert run_command(lambda: command.main(arguments)) == 64
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@needs_libtpu
+def test_what_a_function_prints_stays_out_of_the_report(module, capsys):
+    assert command.main(["--function=of_mine:talking", "--shapes=f32[8,128]", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["function"] == "of_mine:talking"
+    assert printed.err == "\\x1b[31mhere\n"
