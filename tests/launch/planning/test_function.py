@@ -97,3 +97,12 @@ def test_what_a_function_prints_stays_out_of_the_report(module, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out)["function"] == "of_mine:talking"
     assert printed.err == "\\x1b[31mhere\n"
+
+
+@needs_libtpu
+def test_sizes_past_64_bits_are_refused_in_words(module, capsys):
+    huge = "--shapes=f32[2147483647,2147483647]"
+    assert run_command(lambda: command.main(["--function=of_mine:talking", huge])) == 64
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the compiler for v5e-1 refuses it" in said
+    assert "overflow" in said
