@@ -116,7 +116,7 @@ def compiled(one: Product, chip: str) -> str:
     kinds = ((left, jnp.bfloat16), (right, jnp.bfloat16), ((experts,), jnp.int32))
     arguments = [jax.ShapeDtypeStruct(*kind, sharding=place) for kind in kinds]
     try:
-        text = jax.jit(run).lower(*arguments).compile().as_text()
+        text = jax.jit(run).lower(*arguments).compile().as_text() or ""
     except jax.errors.JaxRuntimeError as error:
         return f"does not compile: {str(error).splitlines()[0][:120]}"
     (kernel,) = kernels(Program(text, {"data": 1}), CHIPS[chip]).values()

@@ -6,8 +6,7 @@ Letters: B batch, L length, D model width, V vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,14 +93,15 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike = jnp.float32) 
     """Vectors [B, L, D] in `dtype` of tokens int32 [B, L] from a table float32 [V, D].
 
     Gradients of a word are added in float32, whatever `dtype` is. A token that the table does not
-    have gives NaN, and on a TPU, where that would take a pass over the result, the last word.
+    have gives NaN; on a TPU, where that would take a pass over the result, its sequence begins
+    with a NaN instead, which every later position sees.
 
     On a mesh each device looks up its own sequences. Where the mesh axis `model` splits D, it looks
     its part of D up for all sequences of its data index, and one all-to-all turns "all sequences,
     part of D" into "some sequences, all of D". The automatic partitioner would copy the whole
     result to every device.
     """
-    rows = cast(Callable[..., jax.Array], _rows) if platform() == "tpu" else _plain_rows
+    rows: Any = _rows if platform() == "tpu" else _plain_rows
     sharding = active()
     if sharding is None or sharding[0].size == 1:
         return rows(table, tokens, dtype)
@@ -126,7 +126,9 @@ def _plain_rows(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rows(table: jax.Array, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
+    x = jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
+    unknown = jnp.any((tokens < 0) | (tokens >= len(table)), axis=-1)
+    return x.at[:, :1, 0].add(jnp.where(unknown, jnp.nan, 0).astype(dtype)[:, None])
 
 
 def _rows_forward(

@@ -78,3 +78,14 @@ def test_logits_are_float32_and_tied_ones_are_scaled():
     expected = wide @ np.asarray(table, np.float64).T
     np.testing.assert_allclose(untied, expected, atol=1e-4)
     np.testing.assert_allclose(tied, expected / np.sqrt(8), atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_a_tpu_a_sequence_with_an_unknown_token_begins_with_nan(dtype):
+    table, tokens = jnp.ones((5, 3)), jnp.array([[1, 2, 4], [1, 5, 2], [-1, 0, 0]])
+    with lowered_for("tpu"):
+        x = lookup(table, tokens, dtype)
+        gradient = jax.grad(lambda table: lookup(table, tokens[:1], dtype).sum())(table)
+    np.testing.assert_array_equal(np.isnan(x[:, 0, 0]), [False, True, True])
+    assert np.isfinite(x[0]).all()
+    np.testing.assert_array_equal(gradient[:, 0], [0, 1, 1, 0, 1])
