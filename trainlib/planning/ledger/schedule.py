@@ -35,7 +35,8 @@ ASSUMPTIONS = (
     "the core takes the operations in the compiler's order, each for as long as it takes alone",
     "copies between HBM and the chip's memory run beside them, with the bandwidth they leave",
     "collectives run beside them at full speed; those along one torus axis run one after the other",
-    "weights that the compiler fetches before a step starts are there: the step before hides it",
+    "weights that the compiler fetches before a step starts are there: the step before it fetches "
+    "them with the bandwidth that it leaves, and takes longer where that is too little",
     "waiting for other devices that are slower, and the launch of a step, are not counted",
     *OF_LINKS,
 )
@@ -91,6 +92,7 @@ class Schedule:
 
 
 COPIES, HOST, CORE = "copies", "host", "core"
+FOR_THE_NEXT = "what the next step needs"  # in place of the name of an operation
 
 
 def schedule(
@@ -105,7 +107,7 @@ def schedule(
       chip: which they are.
     """
     scheduler = _Scheduler(program, operations, links, chip)
-    run = scheduler.run(program.entry)
+    run = scheduler.whole()
     every = operations.values()
     bounds = {
         "arithmetic": sum(one.times * one.flops for one in every) / chip.flops,
@@ -146,7 +148,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.hbm_bytes = 0.0  # of the operations, without copies that run beside them
+        self.hbm_bytes = 0.0  # of all that runs, also beside the core
         self.exposed: dict[str, float] = defaultdict(float)
         self.in_flight: dict[str, float] = defaultdict(float)
         self.lanes: dict[str, float] = defaultdict(float)  # seconds in which links are busy
@@ -181,6 +183,19 @@ class _Scheduler:
         self.host_bandwidth = HOST_BANDWIDTH.get(chip.name, USUAL_HOST_BANDWIDTH)
         self._runs: dict[str, _Run] = {}
 
+    def whole(self) -> _Run:
+        """The step. In a row of steps each fetches what the next needs before it starts: beside the
+        core, but through the same memory, so that no step is shorter than all its bytes take.
+        """
+        run = self.run(self.program.entry)
+        missing = run.hbm_bytes / self.hbm_bandwidth - run.seconds
+        if missing > 0:
+            end = run.seconds + missing
+            run.spans.append(Span(COPIES, run.seconds, end, FOR_THE_NEXT))
+            run.exposed[COPIES] += missing
+            run.seconds = end
+        return run
+
     def run(self, computation: str) -> _Run:
         if computation not in self._runs:
             walk = _Walk(self)
@@ -210,6 +225,8 @@ class _Walk:
 
     # ------------------------------------------------------------------ one line
     def take(self, line: Instruction) -> None:
+        if operation := self.of.operations.get(line.name):
+            self.run.hbm_bytes += operation.hbm_bytes
         if line.opcode in ("while", "call", "conditional"):
             self._inside(line)
         elif transfer := self.of.links.transfer(self.of.program, line):
@@ -220,7 +237,7 @@ class _Walk:
             self._wait(line)
         elif line.opcode.endswith("-start"):
             self._start_copy(line)
-        elif operation := self.of.operations.get(line.name):
+        elif operation:
             self._compute(operation)
 
     def finish(self) -> _Run:
@@ -240,6 +257,7 @@ class _Walk:
             names, trips = [body[1]] if body else [], program.trips(line)
         inner = self.of.longest(names)
         self.run.add(inner, trips)
+        self.run.hbm_bytes += trips * inner.hbm_bytes
         self._advance(trips * inner.seconds, trips * inner.hbm_bytes)
 
     def _compute(self, operation: Operation) -> None:
@@ -278,10 +296,10 @@ class _Walk:
             self.ends[line.name] = end, HOST
             return
         size = operation.hbm_bytes if operation else 0
-        if "cross_program_prefetch_index=" in line.rest:
-            size = 0  # fetched while the step before still ran
-        copy = _Copy(line.name, float(size), self.run.seconds)
         self.run.in_flight[COPIES] += size / self.of.hbm_bandwidth
+        if "cross_program_prefetch_index=" in line.rest:
+            size = 0  # has come beside the step before, as in `_Scheduler.whole`
+        copy = _Copy(line.name, float(size), self.run.seconds)
         self.copies[line.name] = copy
         self.queue.append(copy)
 
@@ -321,7 +339,6 @@ class _Walk:
         if self.queue:
             self.queue[0].left -= spare
         self.run.seconds += seconds
-        self.run.hbm_bytes += hbm_bytes
 
 
 @dataclasses.dataclass(eq=False)

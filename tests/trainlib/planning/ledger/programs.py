@@ -131,6 +131,7 @@ def _mlp_gradients(checkpoint: bool, w, x):
 PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "matmul_odd": (matmul, (shape(1000, 777), shape(777, 333))),
     "matmul": (matmul, (shape(4096, 4096), shape(4096, 4096))),
+    "few_rows": (matmul, (shape(8, 4096), shape(4096, 8192))),
     "convolution": (
         functools.partial(convolve, stride=2),
         (shape(32, 56, 56, 64), shape(3, 3, 64, 128)),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.trainlib.planning.ledger.programs import FOLDER, PROGRAMS, recorded
 from trainlib import chips
 from trainlib.planning.hlo import Program
 from trainlib.planning.ledger.links import Links
@@ -99,8 +100,35 @@ def test_a_done_waits_for_what_is_left():
     assert found.seconds == pytest.approx(WORK + 3 * MS)
 
 
-def test_what_is_fetched_before_the_step_is_there():
-    assert run(entry(START + ", cross_program_prefetch_index=0", DONE)).seconds == 0.0
+PREFETCH = START + ", cross_program_prefetch_index=0"
+
+
+def test_what_is_fetched_before_the_step_is_there_when_it_starts():
+    found = run(entry(PREFETCH, DONE, work("a")))
+    assert found.seconds == pytest.approx(WORK)
+    assert not found.exposed
+    assert found.in_flight["copies"] == pytest.approx(4 * MS)
+
+
+def test_a_step_fetches_for_the_next_one_with_the_bandwidth_that_it_leaves():
+    alone = run(entry(PREFETCH, DONE))
+    assert alone.seconds == alone.exposed["copies"] == pytest.approx(4 * MS)
+    found = run(entry(PREFETCH, DONE, work("a")), bytes_of_work=int(9 * MS * V5E.hbm_bandwidth))
+    assert found.exposed["copies"] == pytest.approx(3 * MS)
+    assert found.seconds == pytest.approx(found.bounds["memory"]) == pytest.approx(13 * MS)
+    assert found.core_seconds == pytest.approx(WORK)
+    assert found.spans[-1] == Span("copies", WORK, found.seconds, "what the next step needs")
+
+
+def test_a_copy_beside_a_loop_has_what_the_copies_in_the_loop_leave():
+    line = "w = (s32[], f32[8]) while(%p), condition=%cond, body=%body"
+    outer = [START.replace("s =", "o ="), line, DONE.replace("d =", "e =").replace("%s", "%o")]
+    nine = int(9 * MS * V5E.hbm_bandwidth)
+    # Of 5 times 14 ms the copies inside take 4 and the work 9: 5 ms are left.
+    assert not run(LOOP + entry(*outer), bytes_of_work=nine).exposed.keys() - {"copies"}
+    assert run(LOOP + entry(*outer), bytes_of_work=nine).seconds == pytest.approx(70 * MS)
+    ten = int(10 * MS * V5E.hbm_bandwidth)
+    assert run(LOOP + entry(*outer), bytes_of_work=ten).seconds == pytest.approx(74 * MS)
 
 
 def test_copies_take_turns():
@@ -255,3 +283,17 @@ def test_bounds_are_below_the_schedule():
     found = run(entry(START, work("a"), DONE, work("b")), bytes_of_work=COPY)
     assert found.bounds["memory"] == pytest.approx(12 * MS)
     assert max(found.bounds.values()) <= found.seconds
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_recorded_program_is_faster_than_its_bounds(name):
+    found = recorded(name)
+    for seconds in (found.schedule.seconds, found.seconds_at_bandwidth):
+        assert max(found.schedule.bounds.values()) <= seconds * (1 + 1e-9)
+
+
+def test_a_product_of_few_rows_takes_as_long_as_its_weights():
+    found = recorded("few_rows")
+    weights = 2 * 4096 * 8192
+    assert "cross_program_prefetch_index=" in (FOLDER / "few_rows.txt").read_text()
+    assert found.schedule.seconds >= weights / V5E.hbm_bandwidth
