@@ -9,8 +9,8 @@ another lane and the core goes on; its done waits until that lane has finished. 
     host            to and from the memory of the host
     ici x, y, z     the links along a torus axis; dcn: between slices
 
-A loop is the schedule of its body times its trips: a start and its done stand in one body. Of a
-conditional the longer branch counts.
+A loop is the schedules of its condition and its body times its trips: a start and its done stand in
+one body. Of a conditional the longer branch counts.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Schedule:
 
 
 COPIES, HOST, CORE = "copies", "host", "core"
+_PARTS_OF_LOOP = tuple(re.compile(rf"\b{part}=%?([\w.\-]+)") for part in ("condition", "body"))
 FOR_THE_NEXT = "what the next step needs"  # in place of the name of an operation
 
 
@@ -250,15 +251,18 @@ class _Walk:
         return self.run
 
     def _inside(self, line: Instruction) -> None:
-        program = self.of.program
-        names, trips = line.called, 1
         if line.opcode == "while":
-            body = re.search(r"body=%?([\w.\-]+)", line.rest)
-            names, trips = [body[1]] if body else [], program.trips(line)
-        inner = self.of.longest(names)
-        self.run.add(inner, trips)
-        self.run.hbm_bytes += trips * inner.hbm_bytes
-        self._advance(trips * inner.seconds, trips * inner.hbm_bytes)
+            trips = self.of.program.trips(line)
+            for part in _PARTS_OF_LOOP:  # drawn one after the other, each with all its trips
+                if found := part.search(line.rest):
+                    self._repeat(self.of.longest([found[1]]), trips)
+        else:
+            self._repeat(self.of.longest(line.called), 1)
+
+    def _repeat(self, inner: _Run, times: int) -> None:
+        self.run.add(inner, times)
+        self.run.hbm_bytes += times * inner.hbm_bytes
+        self._advance(times * inner.seconds, times * inner.hbm_bytes)
 
     def _compute(self, operation: Operation) -> None:
         if operation.seconds:

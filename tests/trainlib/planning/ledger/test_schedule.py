@@ -203,6 +203,13 @@ def test_a_loop_is_its_body_times_its_trips():
     assert spans["work.b"] == pytest.approx((WORK + 20 * MS, WORK + 70 * MS))
 
 
+def test_the_condition_of_a_loop_takes_its_time_at_every_turn():
+    test = "  ROOT %lt ="
+    slow = LOOP.replace(test, "  %work.c = f32[8]{0} fusion(%c), kind=kLoop, calls=%f\n" + test)
+    found = run(slow + entry("w = (s32[], f32[8]) while(%p), condition=%cond, body=%body"))
+    assert found.seconds == pytest.approx(5 * (2 * WORK + 4 * MS))
+
+
 def test_a_conditional_takes_the_longer_branch():
     branches = "".join(
         f"%{name} (q: f32[8]) -> f32[8] {{\n  %q = f32[8]{{0}} parameter(0)\n"
