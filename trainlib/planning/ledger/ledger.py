@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainlib import chips
 from trainlib.chips import Chip, Target
+from trainlib.errors import ConfigError
 from trainlib.planning.hlo import Program
 from trainlib.planning.ledger import findings
 from trainlib.planning.ledger.account import Account
@@ -208,11 +209,13 @@ def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Le
       target: as in `trainlib.chips.target`; "v5e-1" is one chip.
 
     Raises:
-      ConfigError: an unknown target, or libtpu is not installed.
+      ConfigError: an unknown target, shapes on a mesh of other devices, or libtpu is not installed.
       jax.errors.JaxRuntimeError: the program does not compile, or does not fit.
     """
     wanted = chips.target(target)
-    mesh = _mesh_of(shapes) or Mesh(np.array(devices(wanted)[:1]), ("data",))
+    described = devices(wanted)
+    mesh = _mesh_of(shapes) or Mesh(np.array(described[:1]), ("data",))
+    _check_mesh(mesh, described, wanted)
     arguments = jax.tree.map(lambda shape: _placed(shape, mesh), shapes)
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
     # Layers choose what to compute by the devices of the ambient mesh.
@@ -227,6 +230,34 @@ def _mesh_of(shapes: Any) -> Mesh | None:
         if isinstance(leaf, jax.ShapeDtypeStruct) and isinstance(sharding, NamedSharding):
             return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
     return None
+
+
+def _check_mesh(mesh: Mesh, described: Sequence[Any], target: Target) -> None:
+    """Refuses a mesh of other devices: the program would be compiled for those, and its times be
+    told of the target.
+
+    Raises:
+      ConfigError: what the mesh is of, and which devices it should have.
+    """
+    first = mesh.devices.flat[0]
+    if _places(first.client.devices()) == _places(described):
+        return
+    raise ConfigError(
+        f"The shapes are on a mesh of {first.client.device_count()} x {first.device_kind} that is "
+        f"not {target.name}, {len(described)} x {described[0].device_kind}. Make the mesh of "
+        f"trainlib.sharding.topology.devices(chips.target('{target.name}')), or name the target "
+        "that it is of."
+    )
+
+
+def _places(found: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """What tells two slices apart: a description that is asked for again has equal devices, not the
+    same ones.
+    """
+    return [
+        (one.device_kind, one.id, tuple(getattr(one, "coords", None) or ()))
+        for one in sorted(found, key=lambda one: one.id)
+    ]
 
 
 def _placed(shape: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -227,3 +227,14 @@ def test_several_chips_by_the_shardings_of_shapes():
     assert {o.axes for o in collectives} == {("model",)}
     # Every device multiplies half of the rows by half of the depth.
     assert ledger.flops == pytest.approx(2 * 4096**3 / 4, rel=0.05)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("of", ["cpu", "v5e-8"])
+def test_a_mesh_of_other_devices_is_an_error(of):
+    """Nothing says otherwise that the times are of another chip, or the links of another slice."""
+    found = jax.devices()[:1] if of == "cpu" else devices(target(of))
+    sharding = NamedSharding(Mesh(np.array(found), ("data",)), P())
+    argument = jax.ShapeDtypeStruct((8, 128), BF16, sharding=sharding)
+    with pytest.raises(ConfigError, match=r"not v5e-4, 4 x TPU v5 lite.*devices\("):
+        ledger_of(jnp.tanh, argument, target="v5e-4")
