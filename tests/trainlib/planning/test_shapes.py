@@ -41,6 +41,11 @@ def test_a_key_of_random_numbers():
     ("text", "said"),
     [
         ("bf17[3]", "Did you mean 'bf16'"),
+        (
+            "f32[4],f64[4]",
+            r"'f64\[4\]' \(character 8\) is of 64 bits, which JAX narrows to float32",
+        ),
+        ("u64[4]", "JAX_ENABLE_X64=1"),
         ("bf16[4,", "ends"),
         ("bf16[4", "ends"),
         ("f32[-1]", "no size"),
@@ -70,3 +75,9 @@ def test_values_of_python_are_bound():
     called, shapes = bound(function, *read("f32[2],3,weights={w:f32[2,3]},scale=2"))
     assert shapes == [array("float32", 2), array("float32", 2, 3)]
     assert jax.eval_shape(called, *shapes).shape == (3,)
+
+
+def test_types_of_64_bits_are_those_of_jax_with_64_bits():
+    with jax.enable_x64(True):
+        (found,), _ = read("s64[2]")
+    assert found.dtype == "int64"
