@@ -5,6 +5,7 @@ runs over and the bytes of its whole buffer: the gathered, the not yet scattered
 TPU programs hides:
 
 - loops carry no trip count: it is the constant that their condition compares with;
+- which branch of a conditional runs is for data to say: all count until one is chosen (`taking`);
 - groups are printed in three ways; all become sets of device numbers, compared with the mesh axes;
 - a reduce-scatter may be an all-reduce with a slice, inside a fusion called all-reduce-scatter;
 - an asynchronous collective stands in several fusions, of which only the first starts it.
@@ -12,6 +13,7 @@ TPU programs hides:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -92,6 +94,7 @@ class Program:
 
     def __init__(self, text: str, mesh: Mapping[str, int]):
         self.mesh = dict(mesh)
+        self.taken: Mapping[str, str] = {}  # conditional -> the branch that counts
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         head_lines: list[str] = []
@@ -118,6 +121,18 @@ class Program:
         }
 
     # ------------------------------------------------------------------ how often things run
+    def taking(self, branches: Mapping[str, str]) -> Program:
+        """The same program, where of each of these conditionals one branch counts.
+
+        Args:
+          branches: name of a conditional -> name of the computation.
+        """
+        chosen = copy.copy(self)
+        chosen.taken = dict(branches)
+        for counted in ("times", "collectives"):
+            chosen.__dict__.pop(counted, None)
+        return chosen
+
     @cached_property
     def times(self) -> dict[str, int]:
         """Computation -> how often it runs in one execution of the program."""
@@ -130,7 +145,8 @@ class Program:
                 trips = self.trips(instruction) if instruction.opcode == "while" else 1
                 if instruction.opcode in ("async-update", "async-done"):
                     continue  # they name what their start has run
-                for called in instruction.called:
+                taken = self.taken.get(instruction.name)
+                for called in [taken] if taken else instruction.called:
                     if called in self.computations:
                         counted[called] += counted[name] * trips
         return {name: times for name, times in counted.items() if times}

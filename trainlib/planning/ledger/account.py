@@ -114,7 +114,7 @@ class Account:
             for line in self._program.computations[computation]:
                 if line.opcode in FREE or line.custom_call_target in FREE_CALLS:
                     continue
-                yield self._operation(line, computation, times.get(computation, 1), attribution)
+                yield self._operation(line, computation, times.get(computation, 0), attribution)
 
     def _operation(
         self, line: Instruction, computation: str, times: int, attribution: Attribution

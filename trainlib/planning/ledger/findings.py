@@ -8,7 +8,7 @@ Kinds:
   the compiler decided, for want of memory;
 - "padding": arrays whose tiles take at least twice the bytes of their elements move through HBM;
 - "uncounted": the compiler makes no estimate, and the time is a bound by bytes; or how often a
-  loop turns depends on data, and its body is counted once.
+  loop turns depends on data, and its body is counted once; or one branch of several is counted.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def find(
         if share >= LEAST_SHARE:
             found.append(_finding(kind, layer, source, [p[0] for p in parts], seconds, size))
     found += [*_unknown_loops(program, operations), *_notes(operations)]
+    found += _branches(program, operations)
     return tuple(sorted(found, key=lambda f: (-f.seconds, -f.hbm_bytes)))
 
 
@@ -101,6 +102,26 @@ def _unknown_loops(program: Program, operations: Sequence[Operation]) -> Iterabl
                     operations=(name,),
                     layer=inside[0].layer if inside else UNNAMED,
                     text=f"{name}: a loop that turns as often as data say, counted once.",
+                )
+
+
+def _branches(program: Program, operations: Sequence[Operation]) -> Iterable[Finding]:
+    """Conditionals that run and do something in a branch that is not counted."""
+    for computation, lines in program.by_name.items():
+        for name, taken in program.taken.items() if program.times.get(computation) else ():
+            if name not in lines:
+                continue
+            branches = {*lines[name].called}
+            inside = [one for one in operations if one.computation == taken]
+            if any(one.computation in branches - {taken} for one in operations):
+                yield Finding(
+                    kind="uncounted",
+                    seconds=sum(one.total_seconds for one in inside),
+                    hbm_bytes=sum(one.total_hbm_bytes for one in inside),
+                    operations=(name,),
+                    layer=inside[0].layer if inside else UNNAMED,
+                    text=f"{name}: data choose one of {len(branches)} branches; "
+                    "the longest is counted, the others count nothing.",
                 )
 
 

@@ -23,7 +23,12 @@ from trainlib.planning.ledger.account import Account
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.memory import MemoryOverTime, over_time
 from trainlib.planning.ledger.operation import Finding, Group, Operation
-from trainlib.planning.ledger.schedule import Schedule, at_bandwidth, schedule
+from trainlib.planning.ledger.schedule import (
+    Schedule,
+    at_bandwidth,
+    of_longest_branches,
+    schedule,
+)
 from trainlib.sharding.topology import devices
 
 GROUPINGS = ("layer", "op", "source", "kind")
@@ -36,7 +41,8 @@ class Ledger:
     Attributes:
       target: name of what it was compiled for.
       chip: None where it is not known, as for a CPU: then no operation has a time.
-      operations: every instruction that runs, in the order of its schedule.
+      operations: every instruction that may run, in the order of its schedule; those of branches
+        that are not the longest of their conditional 0 times.
       temporaries: bytes of memory for what lives between operations.
       compiler: version of libtpu; figures of two versions are not to be compared.
       program: the text that was read.
@@ -188,10 +194,13 @@ def ledger_of_program(
     """
     chip = target.chip if target else None
     links = Links(target, placed_on) if target else None
+    operations = {one.name: one for one in Account(program, chip, links).operations()}
+    if chip and links:
+        program, operations = of_longest_branches(program, operations, links, chip)
     return Ledger(
         target=target.name if target else "",
         chip=chip,
-        operations=tuple(Account(program, chip, links).operations()),
+        operations=tuple(operations.values()),
         temporaries=temporaries,
         compiler=compiler_version(),
         program=program,

@@ -10,7 +10,7 @@ another lane and the core goes on; its done waits until that lane has finished. 
     ici x, y, z     the links along a torus axis; dcn: between slices
 
 A loop is the schedules of its condition and its body times its trips: a start and its done stand in
-one body. Of a conditional the longer branch counts.
+one body. Of a conditional the longest branch counts.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ ASSUMPTIONS = (
     "collectives run beside them at full speed; those along one torus axis run one after the other",
     "weights that the compiler fetches before a step starts are there: the step before it fetches "
     "them with the bandwidth that it leaves, and takes longer where that is too little",
+    "of a conditional the longest branch counts, in time, bytes and FLOPs, and no other",
     "waiting for other devices that are slower, and the launch of a step, are not counted",
     *OF_LINKS,
 )
@@ -125,6 +126,22 @@ def schedule(
     )
 
 
+def of_longest_branches(
+    program: Program, operations: Mapping[str, Operation], links: Links, chip: Chip
+) -> tuple[Program, dict[str, Operation]]:
+    """A program and its operations, where of each conditional the branch counts that takes longest;
+    what stands in the others runs 0 times. Arguments are those of `schedule`.
+    """
+    branches = _Scheduler(program, operations, links, chip).branches()
+    chosen = program.taking(branches)
+    if not branches:
+        return program, dict(operations)
+    return chosen, {
+        name: dataclasses.replace(one, times=chosen.times.get(one.computation, 0))
+        for name, one in operations.items()
+    }
+
+
 # Operations that do nothing but pass over memory.
 _STREAMING = ("elementwise", "reduction", "copy", "convert")
 
@@ -205,9 +222,20 @@ class _Scheduler:
             self._runs[computation] = walk.finish()
         return self._runs[computation]
 
-    def longest(self, names: list[str]) -> _Run:
-        runs = [self.run(name) for name in names if name in self.program.computations]
-        return max(runs, key=lambda run: run.seconds, default=_Run())
+    def longest(self, names: list[str]) -> str:
+        """Which of these computations takes longest; "" where the program has none of them."""
+        known = [name for name in names if name in self.program.computations]
+        return max(known, key=lambda name: self.run(name).seconds, default="")
+
+    def branches(self) -> dict[str, str]:
+        """Conditional -> its longest branch."""
+        found = {
+            line.name: self.longest(line.called)
+            for name in self.program.executed
+            for line in self.program.computations[name]
+            if line.opcode == "conditional"
+        }
+        return {conditional: branch for conditional, branch in found.items() if branch}
 
 
 class _Walk:
@@ -255,11 +283,15 @@ class _Walk:
             trips = self.of.program.trips(line)
             for part in _PARTS_OF_LOOP:  # drawn one after the other, each with all its trips
                 if found := part.search(line.rest):
-                    self._repeat(self.of.longest([found[1]]), trips)
+                    self._repeat(found[1], trips)
         else:
-            self._repeat(self.of.longest(line.called), 1)
+            taken = self.of.program.taken.get(line.name)
+            self._repeat(taken or self.of.longest(line.called), 1)
 
-    def _repeat(self, inner: _Run, times: int) -> None:
+    def _repeat(self, computation: str, times: int) -> None:
+        if computation not in self.of.program.computations:
+            return
+        inner = self.of.run(computation)
         self.run.add(inner, times)
         self.run.hbm_bytes += times * inner.hbm_bytes
         self._advance(times * inner.seconds, times * inner.hbm_bytes)

@@ -14,6 +14,7 @@ import pytest
 from tests.trainlib.planning.ledger.programs import FOLDER, PROGRAMS, recorded
 from trainlib import chips
 from trainlib.planning.hlo import Program
+from trainlib.planning.ledger import ledger_of_program
 from trainlib.planning.ledger.links import Links
 from trainlib.planning.ledger.operation import Operation
 from trainlib.planning.ledger.schedule import Schedule, Span, at_bandwidth, schedule
@@ -210,7 +211,8 @@ def test_the_condition_of_a_loop_takes_its_time_at_every_turn():
     assert found.seconds == pytest.approx(5 * (2 * WORK + 4 * MS))
 
 
-def test_a_conditional_takes_the_longer_branch():
+def branches_and_a_conditional() -> str:
+    """A branch of one operation and one of three."""
     branches = "".join(
         f"%{name} (q: f32[8]) -> f32[8] {{\n  %q = f32[8]{{0}} parameter(0)\n"
         + "".join(f"  %work.{name}{i} = f32[8]{{0}} fusion(%q), calls=%f\n" for i in range(count))
@@ -218,7 +220,26 @@ def test_a_conditional_takes_the_longer_branch():
         for name, count in (("short", 1), ("long", 3))
     )
     line = "c = f32[8]{0} conditional(%p, %p, %p), branch_computations={%short, %long}"
-    assert run(branches + entry(line)).seconds == pytest.approx(3 * WORK)
+    return branches + entry(line)
+
+
+def test_a_conditional_takes_the_longest_branch():
+    assert run(branches_and_a_conditional()).seconds == pytest.approx(3 * WORK)
+
+
+def test_the_branch_that_takes_longest_counts_everywhere():
+    text = branches_and_a_conditional()
+    text = text.replace("calls=%f", 'calls=%f, backend_config={"estimated_cycles":"15000000"}')
+    ledger = ledger_of_program(Program(text, {"data": 1}), chips.target("v5e-1"))
+    assert {one.name: one.times for one in ledger.operations} == {
+        "work.short0": 0,
+        **{f"work.long{i}": 1 for i in range(3)},
+    }
+    assert ledger.seconds == ledger.schedule.seconds == pytest.approx(3 * WORK)
+    assert max(ledger.schedule.bounds.values()) <= ledger.schedule.seconds
+    (said,) = (found.text for found in ledger.findings if "branches" in found.text)
+    assert said.startswith("c: data choose one of 2 branches; the longest is counted")
+    assert ledger.program.times.keys() == {"main", "long"}
 
 
 CHAIN = """%start (x: f32[16]) -> f32[64,1048576] {

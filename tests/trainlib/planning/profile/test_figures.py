@@ -11,6 +11,7 @@ from trainlib.planning.profile.text import WIDTH, to_text
 CLOCK, BANDWIDTH, PEAK = 1.5e9, 819e9, 197e12
 ARRAY = 2 * N * N  # bytes
 COPY = ARRAY / BANDWIDTH
+TEST = 3 * 512 / BANDWIDTH  # the condition of the loop: two numbers and a truth value, a tile each
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def made():
 
 
 def core():
-    return (CYCLES["product"] + 3 * CYCLES["turn"] + CYCLES["pass"]) / CLOCK
+    return (CYCLES["product"] + 3 * CYCLES["turn"] + CYCLES["pass"]) / CLOCK + 3 * TEST
 
 
 def test_rows_and_waits_add_up_to_the_prediction(made):
