@@ -27,7 +27,10 @@ _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("site-packages/", "dist-packages/")
 # Files of this package that only carry calls on: an operation is of what they call, or of who
 # called them.
-_PLUMBING = re.compile(r"(?<!/tests)/trainlib/(?:step/|sharding/|planning/|model/weights\.py)")
+_PLUMBING = re.compile(
+    r"(?<!/tests)/(?:trainlib/(?:step/|sharding/|planning/|model/weights\.py|errors\.py)"
+    r"|launch/(?:planning/|compile\.py|cli\.py))|^<frozen runpy>"
+)
 
 
 def _components(text: str) -> list[str]:

@@ -105,3 +105,21 @@ def test_the_source_is_the_innermost_line_of_the_users_code():
     # Nothing but a library: its own line is better than that of the script.
     assert names.source([frames.stack(3)[0], frames.stack(3)[2]]) == "optax/_src/update.py:43"
     assert names.source([]) == ""
+
+
+def test_the_source_is_never_the_command_that_compiles():
+    """What plumbing alone calls, an optimiser's update, is of its own line there as well."""
+    frames = [
+        Frame("/lib/site-packages/optax/tree.py", 5, "update"),
+        Frame("/work/trainlib/step/step.py", 80, "train_step"),
+        Frame("/work/launch/planning/plans.py", 66, "compiled"),
+        Frame("/work/launch/compile.py", 54, "main"),
+        Frame("/work/launch/cli.py", 194, "run.<locals>.<lambda>"),
+        Frame("/work/trainlib/errors.py", 60, "run_command"),
+        Frame("/work/launch/cli.py", 194, "run"),
+        Frame("/work/launch/compile.py", 171, "<module>"),
+        Frame("<frozen runpy>", 88, "_run_code"),
+    ]
+    assert names.source(frames) == "optax/tree.py:5"
+    mine = Frame("/home/me/launch/net.py", 7, "block")
+    assert names.source([frames[0], mine, *frames[2:]]).endswith("launch/net.py:7")
