@@ -65,7 +65,7 @@ def _check_traced(args: Any, called: Callable[..., Any], given: Sequence[Any]) -
 
     try:
         with contextlib.redirect_stdout(_Aside()):
-            jax.eval_shape(called, *given)
+            jax.eval_shape(lambda *arrays: called(*arrays), *given)  # NumPy's as well
     except (Exception, SystemExit) as error:
         text = str(error).strip().splitlines() or [""]
         raise ConfigError(

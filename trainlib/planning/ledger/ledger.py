@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -208,14 +210,16 @@ def ledger_of_program(
     )
 
 
-def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Ledger:
+def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1", **named: Any) -> Ledger:
     """Compiles a function for a target that need not be here, and counts what it does.
 
     Args:
       fn: a function of arrays, jitted or not.
       *shapes: pytrees of `jax.ShapeDtypeStruct`, or of arrays; on targets of several devices with
-        shardings on a mesh of `trainlib.sharding.topology.devices(target)`.
+        shardings on a mesh of `trainlib.sharding.topology.devices(target)`. Values of Python are
+        given on as they are: `jax.jit` makes scalars of them, or knows them as static.
       target: as in `trainlib.chips.target`; "v5e-1" is one chip.
+      **named: arguments by name, like `shapes`.
 
     Raises:
       ConfigError: an unknown target, shapes on a mesh of other devices, or libtpu is not installed.
@@ -223,14 +227,24 @@ def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1") -> Le
     """
     wanted = chips.target(target)
     described = devices(wanted)
-    mesh = _mesh_of(shapes) or Mesh(np.array(described[:1]), ("data",))
+    mesh = _mesh_of((shapes, named)) or Mesh(np.array(described[:1]), ("data",))
     _check_mesh(mesh, described, wanted)
-    arguments = jax.tree.map(lambda shape: _placed(shape, mesh), shapes)
-    jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
+    arguments, by_name = jax.tree.map(lambda leaf: _placed(leaf, mesh), (shapes, named))
     # Layers choose what to compute by the devices of the ambient mesh.
     with jax.set_mesh(mesh):
-        compiled = jitted.lower(*arguments).compile()
+        compiled = _jitted(fn).lower(*arguments, **by_name).compile()
     return ledger_of_compiled(compiled, mesh.shape, wanted, placed_on=list(mesh.devices.flat))
+
+
+def _jitted(fn: Callable[..., Any]) -> Any:
+    """A function that can be lowered; JAX keeps weak references, which NumPy's functions refuse."""
+    if hasattr(fn, "lower"):
+        return fn
+    try:
+        weakref.ref(fn)
+    except TypeError:
+        return jax.jit(functools.partial(fn))
+    return jax.jit(fn)
 
 
 def _mesh_of(shapes: Any) -> Mesh | None:
@@ -269,7 +283,9 @@ def _places(found: Sequence[Any]) -> list[tuple[Any, ...]]:
     ]
 
 
-def _placed(shape: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _placed(shape: Any, mesh: Mesh) -> Any:
+    if not (hasattr(shape, "shape") and hasattr(shape, "dtype")):
+        return shape
     sharding = shape.sharding if isinstance(shape, jax.ShapeDtypeStruct) else None
     return jax.ShapeDtypeStruct(
         shape.shape, shape.dtype, sharding=sharding or NamedSharding(mesh, P())

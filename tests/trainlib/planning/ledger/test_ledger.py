@@ -238,3 +238,13 @@ def test_a_mesh_of_other_devices_is_an_error(of):
     argument = jax.ShapeDtypeStruct((8, 128), BF16, sharding=sharding)
     with pytest.raises(ConfigError, match=r"not v5e-4, 4 x TPU v5 lite.*devices\("):
         ledger_of(jnp.tanh, argument, target="v5e-4")
+
+
+@needs_libtpu
+def test_arguments_are_those_of_a_call():
+    """Values of Python by place, static or by name, and functions of NumPy that take JAX's."""
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    times = jax.jit(lambda a, n: sum(a * k for k in range(1, n)), static_argnums=1)
+    assert ledger_of(times, x, 4).flops > 0
+    assert ledger_of(lambda a, s, *, b: a * s + b, x, 2.0, b=x).flops == 2 * 8 * 128
+    assert ledger_of(np.sum, x).flops == 8 * 128 - 1
