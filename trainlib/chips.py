@@ -13,6 +13,10 @@ The clock of v4 is published (arXiv 2304.01433, table 4). Those of the others ar
 over what the matrix units of a device do in a cycle, 4 units of 128 x 128 for v5e, twice that for
 the two cores of v5p, 4 of 256 x 256 for v6e and for half a tpu7x. At these clocks the compiler's
 estimates of a product of 4096 x 4096 x 4096 are 83 to 97 % of the peak.
+
+Products of 8-bit integers have twice the peak on v5e, v5p and v6e, those of 8-bit floats on tpu7x,
+and on these GPUs both have (the same pages). For the others libtpu 0.0.42 estimates no more than
+the bf16 peak: int8 on v4 and tpu7x, fp8 on v5e, v5p and v6e.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ class Chip:
       cores_named: how many of what a target's number counts one device is.
       per_chip: devices in a chip.
       clock: cycles a second of a TPU's core, in which its compiler counts; 0 for GPUs.
+      int8: its peak for products of integers of 8 bits or fewer over that for bf16.
+      fp8: likewise for floats of 8 bits.
     """
 
     name: str
@@ -55,18 +61,24 @@ class Chip:
     cores_named: int = 1
     per_chip: int = 1
     clock: float = 0.0
+    int8: int = 1
+    fp8: int = 1
+
+    def peak(self, narrow: str) -> float:
+        """FLOP/s of products of "int8" or "fp8", and of all others, ""."""
+        return self.flops * {"int8": self.int8, "fp8": self.fp8}.get(narrow, 1)
 
 
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9, 2, 1, 1.05e9),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 1, 1, 1.5e9),
-        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 2, 1, 1.75e9),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 1, 1, 1.75e9),
-        Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 1, 2, 2.2e9),
-        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9),
-        Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 1, 1, 1.5e9, 2),
+        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 2, 1, 1.75e9, 2),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 1, 1, 1.75e9, 2),
+        Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 1, 2, 2.2e9, 1, 2),
+        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, int8=2, fp8=2),
+        Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, int8=2, fp8=2),
     )
 }
 GPUS = ("h100", "h200")

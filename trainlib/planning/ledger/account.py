@@ -150,6 +150,7 @@ class Account:
             axes=transfer.axes if transfer else (),
             wire_bytes=transfer.wire_bytes if transfer else 0.0,
             notes=kernel.notes if kernel else (),
+            narrow="" if kernel else self._arithmetic.narrow(line, computation),
         )
 
     @cached_property

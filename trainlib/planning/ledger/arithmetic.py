@@ -38,6 +38,7 @@ class Arithmetic:
     def __init__(self, program: Program):
         self._program = program
         self._bodies: dict[str, float] = {}
+        self._narrow: dict[str, str] = {}
 
     def flops(self, line: Instruction, computation: str) -> float:
         """Of one run of an instruction, with all that is fused into it."""
@@ -61,6 +62,22 @@ class Arithmetic:
             elements = line.arrays[0].elements
             return float(elements * max(1, elements - 1).bit_length())
         return 0.0
+
+    def narrow(self, line: Instruction, computation: str) -> str:
+        """Of which numbers of 8 bits or fewer an instruction, or what is fused into it, makes
+        products, "int8" or "fp8"; "" where of none.
+        """
+        if line.opcode in ("convolution", "dot"):
+            sides = {_family(self._result(name, computation)) for name in line.operands[:2]}
+            return sides.pop() if len(sides) == 1 else ""
+        if line.opcode not in ("fusion", "call"):
+            return ""
+        for name in line.called:
+            if name not in self._narrow:
+                parts = self._program.computations.get(name, ())
+                found = (self.narrow(part, name) for part in parts)
+                self._narrow[name] = next(filter(None, found), "")
+        return next(filter(None, (self._narrow[name] for name in line.called)), "")
 
     def _body(self, name: str) -> float:
         if name not in self._bodies:
@@ -91,6 +108,13 @@ class Arithmetic:
     def _scatter(self, line: Instruction, computation: str) -> float:
         updates = self._result(line.operands[2], computation)
         return sum(map(self._body, line.called)) * updates.elements if updates else 0.0
+
+
+def _family(array: Array | None) -> str:
+    kind = array.kind if array else ""
+    if kind.startswith("f8"):
+        return "fp8"
+    return "int8" if kind in ("s8", "u8", "s4", "u4", "s2", "u2") else ""
 
 
 def _dot(result: Array, left: Array, right: Array, rest: str) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from trainlib.chips import Chip
+
 # What an operation does, the coarsest division of a step.
 KINDS = (
     *("product", "elementwise", "reduction", "copy", "convert", "gather", "scatter", "sort"),
@@ -37,6 +39,8 @@ class Operation:
       hbm_bytes: read and written through HBM, with the padding of its tiles.
       vmem_bytes: read and written in memory on the chip, padded likewise.
       flops: multiply-adds count two.
+      narrow: "int8" or "fp8" where its products are of such numbers, which have a peak of their
+        own (`Chip.peak`).
       op: the name in the traced program, `jit(step)/transpose(jvp(stage1))/conv_general_dilated`.
       layer: the named scopes of `op`, without those that JAX adds: `stage1/block0/conv1`.
       source: file:line of the user's code that it comes from; "" where it is not known.
@@ -65,6 +69,7 @@ class Operation:
     axes: tuple[str, ...] = ()
     wire_bytes: float = 0.0
     notes: tuple[str, ...] = ()
+    narrow: str = ""
 
     @property
     def total_seconds(self) -> float:
@@ -75,6 +80,10 @@ class Operation:
     def total_hbm_bytes(self) -> int:
         """Of all its runs."""
         return self.times * self.hbm_bytes
+
+    def at_peak(self, chip: Chip) -> float:
+        """Seconds of the FLOPs of all its runs at the peak of a chip."""
+        return self.times * self.flops / chip.peak(self.narrow)
 
 
 @dataclasses.dataclass(frozen=True)

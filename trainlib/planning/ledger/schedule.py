@@ -112,7 +112,7 @@ def schedule(
     run = scheduler.whole()
     every = operations.values()
     bounds = {
-        "arithmetic": sum(one.times * one.flops for one in every) / chip.flops,
+        "arithmetic": sum(one.at_peak(chip) for one in every),
         "memory": sum(one.total_hbm_bytes for one in every) / chip.hbm_bandwidth,
         "links": max(run.lanes.values(), default=0.0),
     }

@@ -129,7 +129,11 @@ class Profile:
 
     @property
     def mfu(self) -> float:
-        """Share of the chip's peak at the predicted time."""
+        """Share of the chip's peak at the predicted time: of a model the one for bf16, of what is
+        executed the one for its numbers.
+        """
+        if self.subject.flops is None:
+            return self.schedule.bounds["arithmetic"] / self.seconds if self.seconds else 0.0
         return self.flops / self.chip.flops / self.seconds if self.seconds else 0.0
 
     @cached_property
@@ -180,7 +184,7 @@ class Profile:
 
     def row(self, name: str, operations: Iterable[Operation]) -> Row:
         """A row of operations."""
-        seconds, hbm_bytes, flops, count = 0.0, 0, 0.0, 0
+        seconds, hbm_bytes, flops, count, at_peak = 0.0, 0, 0.0, 0, 0.0
         families: dict[str, float] = defaultdict(float)
         times: set[int] = set()
         for one in operations:
@@ -188,10 +192,11 @@ class Profile:
             families[FAMILY_OF[one.kind]] += taken or 1e-15 * one.total_seconds
             seconds, count = seconds + taken, count + 1
             hbm_bytes, flops = hbm_bytes + one.total_hbm_bytes, flops + one.times * one.flops
+            at_peak += one.at_peak(self.chip)
             if taken:
                 times.add(one.times)
         family = max(families, key=lambda key: families[key], default="other")
-        of_peak = flops / self.chip.flops / seconds if seconds else 0.0
+        of_peak = at_peak / seconds if seconds else 0.0
         of_bandwidth = hbm_bytes / self.chip.hbm_bandwidth / seconds if seconds else 0.0
         return Row(
             name=name,

@@ -20,7 +20,10 @@ def roofline(profile: Profile) -> tuple[str, str]:
     Returns:
       SVG, and a sentence on what is not shown, or "".
     """
-    chip, plot = profile.chip, _Plot(profile.chip.flops, profile.chip.hbm_bandwidth)
+    chip = profile.chip
+    # Products of 8-bit numbers may have a roof of their own: the highest is drawn.
+    peak = max((chip.peak(one.narrow) for one in profile.ledger.operations), default=chip.flops)
+    plot = _Plot(peak, chip.hbm_bandwidth)
     points: list[tuple[float, Operation]] = []
     no_bytes, no_flops = 0.0, 0.0
     for one in profile.ledger.operations:
@@ -36,15 +39,15 @@ def roofline(profile: Profile) -> tuple[str, str]:
     points.sort(key=lambda point: (-point[0], point[1].name))
     shown, small = points[:MOST_POINTS], points[MOST_POINTS:]
     circles = "".join(_circle(profile, plot, seconds, one) for seconds, one in shown)
-    ridge = chip.flops / chip.hbm_bandwidth
-    x, y = plot.x(ridge), plot.y(chip.flops)
+    ridge = peak / chip.hbm_bandwidth
+    x, y = plot.x(ridge), plot.y(peak)
     low = plot.y(plot.lowest * chip.hbm_bandwidth)
     roofs = (
         f'<path class="roof" d="M{number(plot.x(plot.lowest))} {number(low)}L{number(x)} '
         f'{number(y)}L{WIDTH - RIGHT} {number(y)}"/>'
         f'<text class="end" x="{WIDTH - RIGHT}" y="{number(y - 6)}">'
-        f"{text(arithmetic(chip.flops))}/s</text>"
-        f'<text x="{number(plot.x(ridge / 30))}" y="{number(plot.y(chip.flops / 30) - 12)}" '
+        f"{text(arithmetic(peak))}/s</text>"
+        f'<text x="{number(plot.x(ridge / 30))}" y="{number(plot.y(peak / 30) - 12)}" '
         f'class="end">{text(size(chip.hbm_bandwidth))}/s</text>'
     )
     parts = []
@@ -108,7 +111,7 @@ def _circle(profile: Profile, plot: _Plot, seconds: float, one: Operation) -> st
     flops = one.times * one.flops
     share = seconds / profile.seconds
     radius = min(16.0, 2.5 + 60 * math.sqrt(share) / 2)
-    peak = flops / seconds / profile.chip.flops
+    peak = one.at_peak(profile.chip) / seconds
     bandwidth = one.total_hbm_bytes / seconds / profile.chip.hbm_bandwidth
     lines = (
         one.layer,

@@ -28,7 +28,7 @@ def table(profile: Profile) -> tuple[str, int]:
     rows = []
     for seconds, one in timed[:ROWS]:
         flops, count = one.times * one.flops, one.total_hbm_bytes
-        peak = flops / profile.chip.flops / seconds if seconds else 0.0
+        peak = one.at_peak(profile.chip) / seconds if seconds else 0.0
         share = count / profile.chip.hbm_bandwidth / seconds if seconds else 0.0
         family = FAMILY_OF[one.kind]
         runs = f" \u00d7{one.times}" if one.times > 1 else ""

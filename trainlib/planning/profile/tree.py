@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from trainlib.chips import Chip
 from trainlib.planning.ledger import Operation
 from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.profile.figures import (
@@ -30,17 +31,19 @@ class Node:
     def __init__(self, name: str):
         self.name = name
         self.seconds, self.bytes, self.flops, self.count = 0.0, 0, 0.0, 0
+        self.at_peak = 0.0  # seconds
         self.families: dict[str, float] = {}
         self.times: set[int] = set()
         self.moments: list[tuple[float, float]] = []  # (seconds, when) of its forward pass
         self.parts: dict[str, Node] = {}
 
-    def add(self, operation: Operation, seconds: float) -> None:
+    def add(self, operation: Operation, seconds: float, chip: Chip) -> None:
         """Counts an operation of this layer or of a part of it."""
         family = FAMILY_OF[operation.kind]
         self.seconds += seconds
         self.bytes += operation.total_hbm_bytes
         self.flops += operation.times * operation.flops
+        self.at_peak += operation.at_peak(chip)
         self.count += 1
         self.families[family] = self.families.get(family, 0.0) + seconds
         if seconds:
@@ -88,10 +91,10 @@ def tree(profile: Profile) -> Node:
         path = [part for part in (named or UNNAMED).split("/") if part]
         pass_ = one.phase if trained and one.phase in PASSES else ""
         node = root
-        node.add(one, seconds)
+        node.add(one, seconds, profile.chip)
         for part in [*path[: DEEPEST - 2], *([PASSES[pass_]] if pass_ else [])]:
             node = node.part(part)
-            node.add(one, seconds)
+            node.add(one, seconds, profile.chip)
             if one.phase == "forward" and seconds:
                 node.moments.append((seconds, begins[one.name]))
     if profile.waits:
@@ -146,7 +149,7 @@ def _about(profile: Profile, node: Node, path: str) -> str:
     if node.bytes:
         lines.append(f"{size(node.bytes)} through HBM")
     if node.seconds and node.count:
-        peak = node.flops / profile.chip.flops / node.seconds
+        peak = node.at_peak / node.seconds
         bandwidth = node.bytes / profile.chip.hbm_bandwidth / node.seconds
         lines.append(f"{percent(peak)} of the peak, {percent(bandwidth)} of the bandwidth of HBM")
         lines.append(f"{node.count:,} operations, {arithmetic(node.flops)}")

@@ -44,6 +44,10 @@ def matmul(a, b):
     return a @ b
 
 
+def matmul_int8(a, b):
+    return jax.lax.dot(a, b, preferred_element_type=I32)
+
+
 def chain(x):
     return jnp.tanh(x.astype(F32) * 2 + 1).astype(BF16)
 
@@ -131,6 +135,7 @@ def _mlp_gradients(checkpoint: bool, w, x):
 PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "matmul_odd": (matmul, (shape(1000, 777), shape(777, 333))),
     "matmul": (matmul, (shape(4096, 4096), shape(4096, 4096))),
+    "matmul_int8": (matmul_int8, (shape(2048, 2048, dtype=jnp.int8),) * 2),
     "few_rows": (matmul, (shape(8, 4096), shape(4096, 8192))),
     "convolution": (
         functools.partial(convolve, stride=2),

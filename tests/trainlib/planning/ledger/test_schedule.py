@@ -320,6 +320,17 @@ def test_no_recorded_program_is_faster_than_its_bounds(name):
         assert max(found.schedule.bounds.values()) <= seconds * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("name", "narrow", "peak"), [("matmul", "", 197e12), ("matmul_int8", "int8", 394e12)]
+)
+def test_products_of_8_bit_integers_have_a_peak_of_their_own(name, narrow, peak):
+    found = recorded(name)
+    product = max(found.operations, key=lambda one: one.flops)
+    assert product.narrow == narrow
+    assert found.schedule.bounds["arithmetic"] == pytest.approx(found.flops / peak)
+    assert 0.6 < found.schedule.bounds["arithmetic"] / found.schedule.seconds <= 1
+
+
 def test_a_product_of_few_rows_takes_as_long_as_its_weights():
     found = recorded("few_rows")
     weights = 2 * 4096 * 8192

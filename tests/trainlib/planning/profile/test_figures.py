@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.trainlib.planning.ledger.programs import recorded
 from tests.trainlib.planning.profile.programs import CYCLES, EVIL, N, profile
-from trainlib.planning.profile import figures, headline
+from trainlib.planning.profile import figures, headline, roofline
 from trainlib.planning.profile.text import WIDTH, to_text
 
 CLOCK, BANDWIDTH, PEAK = 1.5e9, 819e9, 197e12
@@ -46,6 +47,15 @@ def test_a_row_knows_its_turns_and_its_roofs(made):
     assert (product.bound, product.family) == ("neither", "products")
     assert product.lost == pytest.approx(product.seconds - 2 * N**3 / PEAK)
     assert made.mfu == pytest.approx(2 * N**3 / PEAK / made.seconds)
+
+
+def test_products_of_8_bit_integers_are_measured_by_their_own_peak():
+    made = figures.Profile(recorded("matmul_int8"), figures.Subject("a product", "v5e-1"))
+    (row,) = (row for row in made.rows() if row.flops)
+    at_peak = row.flops / (2 * PEAK)
+    assert row.of_peak == pytest.approx(at_peak / row.seconds)
+    assert made.mfu == pytest.approx(at_peak / made.seconds)
+    assert "394 TFLOP/s" in roofline.roofline(made)[0]
 
 
 @pytest.mark.parametrize(
