@@ -4,7 +4,7 @@ Every collective is counted as often as it runs (loops by their trip counts), wi
 runs over and the bytes of its whole buffer: the gathered, the not yet scattered. What the text of
 TPU programs hides:
 
-- loops carry no trip count: it is the constant that their condition compares with;
+- loops carry no trip count: `hlo.loops` finds it;
 - which branch of a conditional runs is for data to say: all count until one is chosen (`taking`);
 - groups are printed in three ways; all become sets of device numbers, compared with the mesh axes;
 - a reduce-scatter may be an all-reduce with a slice, inside a fusion called all-reduce-scatter;
@@ -172,8 +172,7 @@ class Program:
         return list(dict.fromkeys(found))
 
     @cached_property
-    def _trips(self) -> dict[str, int | None]:
-        """Loop -> its trips; None where they depend on data."""
+    def _trips(self) -> dict[str, loops.Trips]:
         return {
             line.name: loops.trips(line, lines, self.by_name)
             for lines in self.by_name.values()
@@ -183,13 +182,16 @@ class Program:
 
     def trips(self, loop: Instruction) -> int:
         """Trips of a loop; 1 where they are not known."""
-        known = self._trips[loop.name]
+        known = self._trips[loop.name].count
         return 1 if known is None else known
 
     @property
-    def unknown_loops(self) -> list[str]:
-        """Loops whose trips depend on data; their bodies are counted once."""
-        return [name for name, trips in self._trips.items() if trips is None]
+    def doubtful_loops(self) -> dict[str, loops.Trips]:
+        """Loops whose trips depend on data, and that run; the bodies of those without a count are
+        counted once.
+        """
+        runs = {line.name for name in self.times for line in self.computations[name]}
+        return {name: one for name, one in self._trips.items() if one.doubt and name in runs}
 
     # ------------------------------------------------------------------ collectives
     @cached_property

@@ -7,8 +7,9 @@ Kinds:
 - "rematerialised": a block is computed again for its gradient, as `jax.checkpoint` asks for or as
   the compiler decided, for want of memory;
 - "padding": arrays whose tiles take at least twice the bytes of their elements move through HBM;
-- "uncounted": the compiler makes no estimate, and the time is a bound by bytes; or how often a
-  loop turns depends on data, and its body is counted once; or one branch of several is counted.
+- "uncounted": the compiler makes no estimate, and the time is a bound by bytes;
+- "left out": what the figures leave out or assume: how often a loop turns, which branch is taken,
+  or what a kernel does.
 """
 
 from __future__ import annotations
@@ -85,24 +86,34 @@ def find(
         share = seconds / whole_seconds if whole_seconds else size / max(1, whole_bytes)
         if share >= LEAST_SHARE:
             found.append(_finding(kind, layer, source, [p[0] for p in parts], seconds, size))
-    found += [*_unknown_loops(program, operations), *_notes(operations)]
-    found += _branches(program, operations)
+    found += left_out(program, operations)
     return tuple(sorted(found, key=lambda f: (-f.seconds, -f.hbm_bytes)))
 
 
-def _unknown_loops(program: Program, operations: Sequence[Operation]) -> Iterable[Finding]:
-    for lines in program.by_name.values():
-        for name in program.unknown_loops:
-            if name in lines:
-                inside = [one for one in operations if one.computation in lines[name].called]
-                yield Finding(
-                    kind="uncounted",
-                    seconds=sum(one.total_seconds for one in inside),
-                    hbm_bytes=sum(one.total_hbm_bytes for one in inside),
-                    operations=(name,),
-                    layer=inside[0].layer if inside else UNNAMED,
-                    text=f"{name}: a loop that turns as often as data say, counted once.",
-                )
+def left_out(program: Program, operations: Sequence[Operation]) -> tuple[Finding, ...]:
+    """What figures leave out or assume, whatever its share."""
+    return (
+        *_loops(program, operations),
+        *_branches(program, operations),
+        *_notes(operations),
+    )
+
+
+def _loops(program: Program, operations: Sequence[Operation]) -> Iterable[Finding]:
+    """Loops that may turn more or less often than they are counted."""
+    for name, trips in program.doubtful_loops.items():
+        loop = next(lines[name] for lines in program.by_name.values() if name in lines)
+        inside = [one for one in operations if one.computation in loop.called]
+        layer = next((one.layer for one in inside if one.layer != UNNAMED), UNNAMED)
+        place = next((one.source for one in inside if one.source), "") if layer == UNNAMED else ""
+        yield Finding(
+            kind="left out",
+            seconds=sum(one.total_seconds for one in inside),
+            hbm_bytes=sum(one.total_hbm_bytes for one in inside),
+            operations=(name,),
+            layer=layer,
+            text=f"{place or layer}: the loop {name} {trips.doubt}.",
+        )
 
 
 def _branches(program: Program, operations: Sequence[Operation]) -> Iterable[Finding]:
@@ -115,7 +126,7 @@ def _branches(program: Program, operations: Sequence[Operation]) -> Iterable[Fin
             inside = [one for one in operations if one.computation == taken]
             if any(one.computation in branches - {taken} for one in operations):
                 yield Finding(
-                    kind="uncounted",
+                    kind="left out",
                     seconds=sum(one.total_seconds for one in inside),
                     hbm_bytes=sum(one.total_hbm_bytes for one in inside),
                     operations=(name,),
@@ -126,17 +137,22 @@ def _branches(program: Program, operations: Sequence[Operation]) -> Iterable[Fin
 
 
 def _notes(operations: Sequence[Operation]) -> Iterable[Finding]:
-    """What figures of kernels leave out, whatever their share."""
+    """What figures of kernels leave out: the same of several in one sentence."""
+    noted: dict[str, list[Operation]] = defaultdict(list)
     for one in operations:
         for note in one.notes:
-            yield Finding(
-                kind="uncounted",
-                seconds=one.total_seconds,
-                hbm_bytes=one.total_hbm_bytes,
-                operations=(one.name,),
-                layer=one.layer,
-                text=f"{one.layer}: {one.name}: {note}",
-            )
+            noted[note].append(one)
+    for note, kernels in noted.items():
+        first = kernels[0]
+        others = f" and {len(kernels) - 1:,} more" if len(kernels) > 1 else ""
+        yield Finding(
+            kind="left out",
+            seconds=sum(one.total_seconds for one in kernels),
+            hbm_bytes=sum(one.total_hbm_bytes for one in kernels),
+            operations=tuple(one.name for one in kernels),
+            layer=first.layer,
+            text=f"{first.layer}: {first.name}{others}: {note}",
+        )
 
 
 def _finding(

@@ -112,7 +112,8 @@ class Finding:
     """Something that a program does without need, as a person would name it.
 
     Attributes:
-      kind: "layout copy", "copy", "unfused convert", "rematerialised", "padding", "uncounted".
+      kind: "layout copy", "copy", "unfused convert", "rematerialised", "padding", "uncounted",
+        "left out".
       seconds: that it takes.
       hbm_bytes: that it moves.
       operations: names of the instructions.

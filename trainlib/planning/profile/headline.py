@@ -65,7 +65,9 @@ def findings(profile: Profile, count: int = 3) -> list[str]:
     for, and the layers that lose most against their roofs; the dearest first.
     """
     found: list[tuple[float, str]] = [
-        (one.seconds, one.text) for one in profile.ledger.findings if one.kind != "uncounted"
+        (one.seconds, one.text)
+        for one in profile.ledger.findings
+        if one.kind not in ("uncounted", "left out")
     ]
     for what, seconds in profile.waits:
         found.append((seconds, f"The core waits {_part(profile, seconds)} for {what}."))
@@ -98,6 +100,11 @@ def uncounted(profile: Profile) -> str:
         f"{len(operations)} operations ({', '.join(kinds)}) carry no estimate of the compiler; "
         f"their {time(seconds)} are a bound from their bytes."
     )
+
+
+def left_out(profile: Profile) -> list[str]:
+    """What the figures leave out or assume, a sentence each, the dearest first."""
+    return [one.text for one in profile.ledger.findings if one.kind == "left out"]
 
 
 def honest(profile: Profile) -> str:

@@ -80,6 +80,13 @@ def _head(profile: Profile, title: str) -> str:
     found = headline.findings(profile)
     items = "".join(f"<li>{text(one)}</li>" for one in found)
     mend = f"<ol>{items}</ol>" if items else "<p>Nothing stands out.</p>"
+    left = len(headline.left_out(profile))
+    doubt = (
+        f'<p class="note">The figures leave something out, or assume it, in {left:,} '
+        f'{"place" if left == 1 else "places"}: see <a href="#assumed">what is assumed</a>.</p>'
+        if left
+        else ""
+    )
     return (
         f"<header><h1>{text(title)}</h1><p>Expected by the TPU compiler, libtpu "
         f"{text(ledger.compiler)}. Nothing was run on a device.</p></header>\n"
@@ -87,7 +94,7 @@ def _head(profile: Profile, title: str) -> str:
         f'<section class="made"><div><h2>What the time is made of</h2>'
         f'<p class="note">{text(headline.limits(profile))}</p>'
         f"{charts.composition(profile)}{charts.bounds(profile)}</div>"
-        f'<div class="mend"><h2>What to look at first</h2>{mend}</div></section>\n'
+        f'<div class="mend"><h2>What to look at first</h2>{mend}{doubt}</div></section>\n'
     )
 
 
@@ -168,6 +175,7 @@ def _assumptions(profile: Profile) -> str:
     lines = [
         headline.honest(profile),
         headline.uncounted(profile),
+        *headline.left_out(profile),
         *(f"{one[0].upper()}{one[1:]}." for one in profile.schedule.assumptions),
     ]
     items = "".join(f"<li>{text(line)}</li>" for line in lines if line)

@@ -9,6 +9,7 @@ from trainlib.planning.profile import headline
 from trainlib.planning.profile.figures import Profile, Row, percent, size, time
 
 WIDTH = 100
+LEFT_OUT = 8  # sentences about what the figures leave out
 _NAME, _BAR = 36, 8
 
 
@@ -38,6 +39,12 @@ def to_text(profile: Profile, by: str = "layer", top: int = 20) -> str:
         lines += ["", "what to look at first"]
         for number, text in enumerate(found, 1):
             lines += _wrapped(text, f"{number:>2}. ")
+    if left := headline.left_out(profile):
+        lines += ["", "what these figures leave out"]
+        for text in left[:LEFT_OUT]:
+            lines += _wrapped(text, "  - ")
+        if len(left) > LEFT_OUT:
+            lines.append(f"  - and {len(left) - LEFT_OUT:,} more, all in the page and in --json")
     lines.append("")
     for text in (headline.uncounted(profile), headline.honest(profile)):
         lines += _wrapped(text)

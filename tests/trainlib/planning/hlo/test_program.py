@@ -64,7 +64,7 @@ metadata={op_name="jit(step)/while/body/shard_map/all_to_all"}
   %fusion.2 = (f32[8,64]{1,0}, f32[16,64]{1,0}, u32[]{:S(2)}) fusion(%state.3), calls=%started
   %fusion.3 = f32[16,64]{1,0} fusion(%fusion.2), kind=kCustom, calls=%done
   ROOT %while.1 = (s32[]{:T(128)}, f32[16,8]{1,0}) while(%state.3), condition=%inner_condition, \
-body=%inner_body
+body=%inner_body, backend_config={"known_trip_count":{"n":"3"}}
 }
 
 %outer_condition (state.4: (s32[], f32[16,8])) -> pred[] {
@@ -76,7 +76,7 @@ body=%inner_body
 ENTRY %main (x: f32[16,8]) -> f32[16,8] {
   %x = f32[16,8]{1,0:T(8,128)} parameter(0)
   %while.2 = (s32[]{:T(128)}, f32[16,8]{1,0}) while(%x), condition=%outer_condition, \
-body=%outer_body
+body=%outer_body, backend_config={"known_trip_count":{"n":"6"}}
   %permute = f32[5]{0:T(128)} collective-permute(%x), channel_id=4, \
 source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}
   %reduce = f32[]{:T(128)} all-reduce(%x), channel_id=5, replica_groups=[1,8]<=[8], to_apply=%add

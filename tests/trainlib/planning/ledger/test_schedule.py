@@ -180,7 +180,8 @@ def test_a_synchronous_collective_holds_the_core():
 LOOP = """%cond (c: (s32[], f32[8])) -> pred[] {
   %c = (s32[], f32[8]) parameter(0)
   %n = s32[] constant(5)
-  ROOT %lt = pred[] compare(%c, %n), direction=LT
+  %i = s32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
 %body (q: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -188,7 +189,10 @@ LOOP = """%cond (c: (s32[], f32[8])) -> pred[] {
   %s = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%q)
   %d = f32[8]{0:S(1)} copy-done(%s)
   %work.b = f32[8]{0} fusion(%d), kind=kLoop, calls=%f
-  ROOT %t = (s32[], f32[8]) tuple(%q, %work.b)
+  %j = s32[] get-tuple-element(%q), index=0
+  %one = s32[] constant(1)
+  %k = s32[] add(%j, %one)
+  ROOT %t = (s32[], f32[8]) tuple(%k, %work.b)
 }
 
 """

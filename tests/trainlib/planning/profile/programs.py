@@ -25,6 +25,7 @@ def _of(name: str, op: str) -> str:
 _PRODUCT = _of("product", "jvp(stem)/conv1/dot_general")
 _DIMENSIONS = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
 _TURN = _of("turn", "transpose(jvp(deep))/while/body/block/norm/add")
+_TURNS = 'backend_config={"known_trip_count":{"n":"3"}}'
 _PASS = _of("pass", f"{EVIL}/mul")
 
 TEXT = f"""HloModule jit_step, is_scheduled=true
@@ -52,7 +53,7 @@ ENTRY %main (a: bf16[{N},{N}], b: bf16[{N},{N}]) -> bf16[{N},{N}] {{
   %copy-done = {_NEAR} copy-done(%copy-start)
   %zero = s32[]{{:T(128)}} constant(0)
   %start = (s32[]{{:T(128)}}, {_A}) tuple(%zero, %product)
-  %loop = (s32[]{{:T(128)}}, {_A}) while(%start), condition=%condition, body=%body
+  %loop = (s32[]{{:T(128)}}, {_A}) while(%start), condition=%condition, body=%body, {_TURNS}
   %deep = {_A} get-tuple-element(%loop), index=1
   %copy-start.1 = ({_NEAR}, {_A}, {_CONTEXT}) copy-start(%deep)
   %copy-done.1 = {_NEAR} copy-done(%copy-start.1)

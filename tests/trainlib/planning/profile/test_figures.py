@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.trainlib.planning.ledger.programs import recorded
-from tests.trainlib.planning.profile.programs import CYCLES, EVIL, N, profile
+from tests.trainlib.planning.profile.programs import CYCLES, EVIL, TEXT, N, profile
 from trainlib.planning.profile import figures, headline, roofline
+from trainlib.planning.profile.page import to_html
 from trainlib.planning.profile.text import WIDTH, to_text
 
 CLOCK, BANDWIDTH, PEAK = 1.5e9, 819e9, 197e12
@@ -94,6 +95,17 @@ def test_the_dearest_comes_first(made):
     first, *_ = headline.findings(made)
     assert first.startswith("stem/conv* takes 1 ms")
     assert EVIL not in to_text(made).replace("...", "") or len(EVIL) < 36
+
+
+def test_what_the_figures_leave_out_is_in_the_text_and_in_the_page(made):
+    """The loop without its number of turns: nothing counts them."""
+    said = "the loop loop turns as often as data say; it is counted once"
+    endless = profile(TEXT.replace("known_trip_count", "unknown"))
+    assert said in " ".join(to_text(endless).split())
+    assert said in to_html(endless)
+    assert "leave something out" in to_html(endless)
+    assert "leave" not in to_text(made)
+    assert "leave something out" not in to_html(made)
 
 
 @pytest.mark.parametrize(
