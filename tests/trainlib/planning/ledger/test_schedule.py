@@ -227,6 +227,14 @@ def branches_and_a_conditional() -> str:
     return branches + entry(line)
 
 
+def test_a_loop_that_never_turns_takes_and_counts_nothing():
+    never = 'backend_config={"known_trip_count":{"n":"0"}}'
+    line = "w = (s32[], f32[8]) while(%p), condition=%cond, body=%body, " + never
+    ledger = ledger_of_program(Program(LOOP + entry(line), {"data": 1}), chips.target("v5e-1"))
+    assert {one.times for one in ledger.operations} == {0}
+    assert ledger.seconds == ledger.schedule.seconds == ledger.hbm_bytes == 0
+
+
 def test_a_conditional_takes_the_longest_branch():
     assert run(branches_and_a_conditional()).seconds == pytest.approx(3 * WORK)
 
