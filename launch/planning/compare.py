@@ -93,7 +93,7 @@ def _listed(args: Any, key: str, name: str) -> list[str]:
 def _no_values(given: str, name: str, words: str = "", keys: Any = ()) -> Exception:
     from trainlib.errors import ConfigError, nearest
 
-    close = nearest(name, (*COMPARED, *keys)) if name not in keys else ""
+    close = "" if name in {*COMPARED, *keys} else nearest(name, (*COMPARED, *keys))
     takes = f"{name} takes {words}. " if words else ""
     return ConfigError(
         f"--compare={given} names no values. {close}{takes}Write --compare=KEY=VALUE,VALUE with "

@@ -194,6 +194,7 @@ def test_what_does_not_fit_is_a_verdict(capsys):
         ([DIGITS[0], "--target=v5e-4", "--search=batches"], "Did you mean 'batch'"),
         ([DIGITS[0], "--target=v5e-4", "--serch"], "Did you mean '--search'"),
         ([DIGITS[0], "--target=v5e-4", "--compare=seed=0,"], "names no values"),
+        ([DIGITS[0], "--target=v5e-4", "--compare=remat="], "names no values. Write"),
         ([DIGITS[0], "--target=v5e-4", "--compare=microbatch"], "Did you mean 'microbatches'"),
         ([DIGITS[0], "--target=v5e-4", "--compare=batch_size"], "takes a whole number from 1"),
         ([DIGITS[0], "--target=v5e-4", "--by=op"], "pass --profile"),

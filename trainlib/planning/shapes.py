@@ -6,9 +6,10 @@
     {w: a, b: c}         a dictionary
     name=...             an argument by its name; those by place come first
 
-Types: f16 f32 f64 bf16, s8 s16 s32 s64 (or i8 ...), u8 u16 u32 u64, pred (or bool), f8e4m3fn,
-f8e5m2, and `key` for a key of random numbers. The names of NumPy, float32 or bfloat16, do as well.
-Those of 64 bits are for JAX_ENABLE_X64=1; without it JAX would take half as many, unasked.
+Types: f16 f32 f64 bf16, s4 s8 s16 s32 s64 (or i8 ...), u4 u8 u16 u32 u64, pred (or bool), c64 c128,
+f8e4m3fn, f8e5m2 and the other f8..., f4e2m1fn, and `key` for a key of random numbers. The names of
+NumPy, float32 or bfloat16, do as well. Those of 64 bits are for JAX_ENABLE_X64=1; without it JAX
+would take half as many, unasked.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import jax.numpy as jnp
 
 from trainlib.errors import ConfigError, nearest, shown
 
+_FLOAT8 = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 TYPES = {
     **{f"f{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{letter}{bits}": f"int{bits}" for letter in "si" for bits in (8, 16, 32, 64)},
-    **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{"bf16": "bfloat16", "pred": "bool", "f8e4m3fn": "float8_e4m3fn", "f8e5m2": "float8_e5m2"},
+    **{f"{letter}{bits}": f"int{bits}" for letter in "si" for bits in (4, 8, 16, 32, 64)},
+    **{f"u{bits}": f"uint{bits}" for bits in (4, 8, 16, 32, 64)},
+    **{f"f8{kind}": f"float8_{kind}" for kind in _FLOAT8},
+    **{"bf16": "bfloat16", "pred": "bool", "f4e2m1fn": "float4_e2m1fn"},
+    **{"c64": "complex64", "c128": "complex128"},
 }
 NAMES = {*TYPES.values()}
 VALUES = {"true": True, "false": False, "none": None}
@@ -108,7 +112,7 @@ class _Reader:
         if word == "(":
             return tuple(self._list(")", self._value))
         if word == "{":
-            return dict(self._list("}", self._entry))
+            return self._dictionary()
         if self._peek() == "[":
             self.next += 1
             shape = tuple(self._list("]", self._size))
@@ -129,10 +133,18 @@ class _Reader:
         self.next, self.depth = self.next + 1, self.depth - 1
         return found
 
-    def _entry(self) -> tuple[str, Any]:
-        word, _ = self._word()
-        self._take(":")
-        return word, self._value()
+    def _dictionary(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def entry() -> None:
+            word, at = self._word()
+            if word in found:
+                raise self._error(at, "is a key for the second time")
+            self._take(":")
+            found[word] = self._value()
+
+        self._list("}", entry)
+        return found
 
     def _size(self) -> int:
         word, at = self._word()
@@ -147,7 +159,7 @@ class _Reader:
         if jax.dtypes.canonicalize_dtype(name) != name:
             narrow = jax.dtypes.canonicalize_dtype(name).name
             raise self._error(
-                at, f"is of 64 bits, which JAX narrows to {narrow} unless JAX_ENABLE_X64=1 is set"
+                at, f"would be {narrow}: JAX narrows it, unless JAX_ENABLE_X64=1 is set"
             )
         return jnp.dtype(name)
 

@@ -21,6 +21,8 @@ def array(dtype, *shape):
         ("bf16[8,128]", [array("bfloat16", 8, 128)], {}),
         ("f32[], s32[3],", [array("float32"), array("int32", 3)], {}),
         ("float32[2],bool[4]", [array("float32", 2), array("bool", 4)], {}),
+        ("c64[2],s4[8]", [array("complex64", 2), array("int4", 8)], {}),
+        ("f8e4m3b11fnuz[2]", [array("float8_e4m3b11fnuz", 2)], {}),
         ("(u8[2],f32[])", [(array("uint8", 2), array("float32"))], {}),
         ("{w:f32[2],b:{c:pred[]}}", [{"w": array("float32", 2), "b": {"c": array("bool")}}], {}),
         ("f32[2],scale=0.5,train=true", [array("float32", 2)], {"scale": 0.5, "train": True}),
@@ -43,7 +45,12 @@ def test_a_key_of_random_numbers():
         ("bf17[3]", "Did you mean 'bf16'"),
         (
             "f32[4],f64[4]",
-            r"'f64\[4\]' \(character 8\) is of 64 bits, which JAX narrows to float32",
+            r"'f64\[4\]' \(character 8\) would be float32",
+        ),
+        ("c128[4]", "would be complex64"),
+        (
+            "{a:f32[2],b:f32[2],a:f32[3]}",
+            r"'a:f32\[3\]\}' \(character 20\) is a key for the second",
         ),
         ("u64[4]", "JAX_ENABLE_X64=1"),
         ("bf16[4,", "ends"),

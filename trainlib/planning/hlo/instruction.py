@@ -11,7 +11,7 @@ from trainlib.planning.hlo.layout import Array, arrays
 _LINE = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
@@ -56,7 +56,7 @@ class Instruction:
     def op_name(self) -> str:
         """Where in the traced program it comes from; "" where it does not say."""
         found = _OP_NAME.search(self.rest)
-        return found[1] if found else ""
+        return re.sub(r'\\(["\\\'])', r"\1", found[1]) if found else ""
 
     @property
     def frame(self) -> int:

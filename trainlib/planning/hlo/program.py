@@ -224,8 +224,7 @@ class Program:
             size *= number
         if number < 2:
             return None
-        op = re.search(r'op_name="([^"]*)"', line.rest)
-        return Collective(kind, self._axes(groups), number, size, times, op[1] if op else "")
+        return Collective(kind, self._axes(groups), number, size, times, line.op_name)
 
     def totals(self) -> list[Total]:
         """Collectives added up by kind and axes, the most bytes first."""

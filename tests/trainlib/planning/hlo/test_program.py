@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainlib.planning import hlo
 from trainlib.planning.hlo import Program
+from trainlib.planning.hlo.instruction import parse
 from trainlib.sharding.mesh import make_mesh
 
 MESH = {"replica": 1, "data": 2, "model": 4}
@@ -165,3 +166,11 @@ def test_the_partitioners_warning_is_found():
     log = "I0 something\n... [SPMD] Involuntary full rematerialization. The compiler ...\n"
     assert len(hlo.involuntary(log)) == 1
     assert hlo.involuntary("all is well") == []
+
+
+def test_a_quotation_mark_in_a_scope_ends_no_name():
+    line = r'%a = f32[] tanh(%b), metadata={op_name="jit(f)/a\"b\\c/tanh" stack_frame_id=4}'
+    found = parse(line)
+    assert found is not None
+    assert found.op_name == r'jit(f)/a"b\c/tanh'
+    assert found.frame == 4
