@@ -27,8 +27,10 @@ _RANDOM = {"rng", "rng-bit-generator", "rng-get-and-update-state"}
 # Bandwidth of the memory of a core over that of HBM: about 18 TB/s on v5e, as others measured
 # (jax-ml.github.io/scaling-book, "How to think about TPUs").
 _VMEM_SPEED = 20
-# Bundles for each number of a scatter of single numbers: 65 x 1,722 for 16,384 of them on v5e.
-_CYCLES_A_NUMBER = 6.7
+# Cycles for each of single numbers, by the final bundles of v5e: 65 x 1,722 for a scatter of
+# 16,384 of them, 0.067 ms for a gather of 20,480.
+_CYCLES_A_NUMBER = {"scatter": 6.7, "gather": 4.9}
+_ONE_BY_ONE = re.compile(r"\bslice_sizes=\{1(?:,1)*\}")
 _DIMENSION = re.compile(r"\bdimensions=\{(\d+)\}")
 _REACH = 64  # instructions that are asked for the name of one without
 
@@ -60,11 +62,11 @@ _WEIGHT = (
 )
 
 
-def _bound(line: Instruction, traffic: Traffic, chip: Chip, single: int) -> float:
+def _bound(line: Instruction, traffic: Traffic, chip: Chip, single: float) -> float:
     """Seconds that what an instruction moves takes at least.
 
-    A sort compares and exchanges in place, [k (k + 1)] / 2 times for 2^k elements. A scatter of
-    single numbers stores one after the other.
+    A sort compares and exchanges in place, [k (k + 1)] / 2 times for 2^k elements. A scatter and a
+    gather of single numbers move one after the other.
 
     Against the final bundles that libtpu 0.0.42 makes for v5e, the bound is the whole time of the
     select-and-scatter of a max pool (0.565 of 0.56 ms), 0.75 to 1.1 of gathers of 1,024 to 5,120
@@ -74,15 +76,23 @@ def _bound(line: Instruction, traffic: Traffic, chip: Chip, single: int) -> floa
       line: the instruction.
       traffic: of it.
       chip: that runs it.
-      single: how many single numbers it scatters.
+      single: cycles in which it scatters and gathers single numbers.
     """
     passes = 1
     if line.opcode == "sort" and (found := _DIMENSION.search(line.rest)):
         depth = max(1, line.arrays[0].shape[int(found[1])] - 1).bit_length()
         passes = depth * (depth + 1) // 2
     on_chip = passes * traffic.vmem / (_VMEM_SPEED * chip.hbm_bandwidth)
-    stores = single * _CYCLES_A_NUMBER / chip.clock if chip.clock else 0.0
-    return max(traffic.hbm / chip.hbm_bandwidth, on_chip, stores)
+    numbers = single / chip.clock if chip.clock else 0.0
+    return max(traffic.hbm / chip.hbm_bandwidth, on_chip, numbers)
+
+
+def _opaque(line: Instruction, basis: str, seconds: float) -> tuple[str, ...]:
+    """What the figures of a custom call leave out, which no text of the program tells."""
+    target = line.custom_call_target
+    if not target or basis != "bytes" or not seconds:
+        return ()
+    return (f"What {target} computes is not counted: it takes at least what its bytes need.",)
 
 
 class Account:
@@ -149,7 +159,7 @@ class Account:
             phase=names.phase(op) or self._rest,
             axes=transfer.axes if transfer else (),
             wire_bytes=transfer.wire_bytes if transfer else 0.0,
-            notes=kernel.notes if kernel else (),
+            notes=kernel.notes if kernel else _opaque(line, basis, seconds),
             narrow="" if kernel else self._arithmetic.narrow(line, computation),
         )
 
@@ -168,15 +178,21 @@ class Account:
             return cycles / self._chip.clock, cycles, "compiler"
         return _bound(line, traffic, self._chip, self._single(line, computation)), cycles, "bytes"
 
-    def _single(self, line: Instruction, computation: str) -> int:
-        """How many single numbers an instruction scatters, itself or in its fusion."""
-        name = next(iter(line.called), "") if line.opcode == "fusion" else computation
-        lines = self._program.by_name.get(name, {})
-        for part in lines.values() if line.opcode == "fusion" else [line]:
-            if part.opcode == "scatter" and "update_window_dims={}" in part.rest:
-                updates = lines.get(part.operands[-1])
-                return updates.arrays[0].elements if updates else 0
-        return 0
+    def _single(self, line: Instruction, computation: str) -> float:
+        """Cycles of the single numbers that an instruction scatters and gathers, itself or in its
+        fusion, however deep.
+        """
+        if line.opcode == "fusion":
+            body = next(iter(line.called), "")
+            lines = self._program.by_name.get(body, {})
+            return sum(self._single(part, body) for part in lines.values())
+        if line.opcode == "scatter" and "update_window_dims={}" in line.rest:
+            moved = self._program.by_name[computation].get(line.operands[-1])
+        elif line.opcode == "gather" and _ONE_BY_ONE.search(line.rest):
+            moved = line
+        else:
+            return 0.0
+        return _CYCLES_A_NUMBER[line.opcode] * moved.arrays[0].elements if moved else 0.0
 
     def kind(self, line: Instruction) -> str:
         """One of `operation.KINDS`."""

@@ -35,7 +35,7 @@ _TEXTS = {
     "unfused convert": "{layer}: {count} of arrays into another type, on their own",
     "rematerialised": "{layer}: {count}, computed again for the gradient",
     "padding": "{layer}: {count} on arrays that tiles pad to twice their size or more",
-    "uncounted": "{layer}: {count} that the compiler makes no estimate of, bounded by their bytes",
+    "uncounted": "{layer}: {count} that the compiler makes no estimate of, at least",
 }
 _NOUNS = {
     "layout copy": ("copy", "copies"),
@@ -144,6 +144,7 @@ def _notes(operations: Sequence[Operation]) -> Iterable[Finding]:
             noted[note].append(one)
     for note, kernels in noted.items():
         first = kernels[0]
+        place = first.source if first.layer == UNNAMED and first.source else first.layer
         others = f" and {len(kernels) - 1:,} more" if len(kernels) > 1 else ""
         yield Finding(
             kind="left out",
@@ -151,7 +152,7 @@ def _notes(operations: Sequence[Operation]) -> Iterable[Finding]:
             hbm_bytes=sum(one.total_hbm_bytes for one in kernels),
             operations=tuple(one.name for one in kernels),
             layer=first.layer,
-            text=f"{first.layer}: {first.name}{others}: {note}",
+            text=f"{place}: {first.name}{others}: {note}",
         )
 
 

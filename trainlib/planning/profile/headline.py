@@ -96,9 +96,10 @@ def uncounted(profile: Profile) -> str:
         return ""
     seconds = sum(profile.seconds_of(one) for one in operations)
     kinds = sorted({one.kind for one in operations})
+    carry = "operation carries" if len(operations) == 1 else "operations carry"
     return (
-        f"{len(operations)} operations ({', '.join(kinds)}) carry no estimate of the compiler; "
-        f"their {time(seconds)} are a bound from their bytes."
+        f"{len(operations)} {carry} no estimate of the compiler ({', '.join(kinds)}): at least "
+        f"{time(seconds)}, a bound from bytes and single numbers; a chip may take longer."
     )
 
 
