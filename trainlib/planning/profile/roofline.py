@@ -18,7 +18,7 @@ def roofline(profile: Profile) -> tuple[str, str]:
     """Draws the roofs and the points, as large as their time.
 
     Returns:
-      SVG, and a sentence on what is not shown, or "".
+      SVG, and sentences on what is not shown and what is not where it belongs, or "".
     """
     chip = profile.chip
     # Products of 8-bit numbers may have a roof of their own: the highest is drawn.
@@ -59,6 +59,9 @@ def roofline(profile: Profile) -> tuple[str, str]:
         seconds = sum(point[0] for point in small)
         parts.append(f"{time(seconds)} of {len(small):,} short ones")
     left_out = f"Not shown: {'; '.join(parts)}." if parts else ""
+    beyond = sum(not plot.holds(one, seconds) for seconds, one in shown)
+    if beyond:
+        left_out += f" Points that lie beyond the picture, and are drawn at its edge: {beyond:,}."
     label = f"Roofline of {len(shown)} operations"
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
@@ -84,6 +87,12 @@ class _Plot:
     def y(self, flops: float) -> float:
         share = (self.top - math.log10(max(flops, 10**self.bottom))) / (self.top - self.bottom)
         return TOP + share * (HEIGHT - TOP - BOTTOM)
+
+    def holds(self, one: Operation, seconds: float) -> bool:
+        """Whether an operation is drawn where it belongs."""
+        flops = one.times * one.flops
+        inside = self.lowest <= flops / one.total_hbm_bytes <= self.highest
+        return inside and flops / seconds >= 10**self.bottom
 
     def grid(self) -> str:
         """Lines and labels of the decades, and the names of the axes."""

@@ -16,6 +16,7 @@ from trainlib.planning.ledger.schedule import Span
 from trainlib.planning.profile import memory, timeline
 from trainlib.planning.profile.figures import Profile
 from trainlib.planning.profile.page import MARK, to_html
+from trainlib.planning.profile.roofline import roofline
 from trainlib.planning.profile.tree import icicle, sections, tree
 
 VOID = {"meta", "input", "br", "img", "path", "rect"}
@@ -132,3 +133,13 @@ def test_memory_follows_the_clock_of_the_loop():
     drawn, note = memory.memory(made)
     assert "peak" in drawn
     assert "come on top" in note
+
+
+def test_points_beyond_the_roofline_are_told():
+    made = profile()
+    # Of a whole program the condition of its loop alone: one comparison for 1,536 bytes.
+    assert roofline(made)[1].endswith("drawn at its edge: 1.")
+    least = [dataclasses.replace(one, flops=min(one.flops, 1.0)) for one in made.ledger.operations]
+    ledger = dataclasses.replace(made.ledger, operations=tuple(least))
+    drawn, said = roofline(Profile(ledger, made.subject))
+    assert said.endswith(f"drawn at its edge: {drawn.count('<circle')}.")
