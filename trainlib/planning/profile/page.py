@@ -102,7 +102,8 @@ def _layers(profile: Profile) -> str:
     root = tree(profile)
     by_time, narrow = icicle(profile, root, "seconds")
     by_bytes, _ = icicle(profile, root, "bytes")
-    left = f" {narrow:,} parts are too narrow to be drawn." if narrow else ""
+    parts = "1 part is" if narrow == 1 else f"{narrow:,} parts are"
+    left = f" {parts} too narrow to be drawn." if narrow else ""
     note = (
         "As wide as what a layer takes, its parts below it, in the order of the program; the last "
         f"row tells the passes apart.{left} <span class=js>Click to enlarge.</span>"
@@ -122,7 +123,8 @@ def _layers(profile: Profile) -> str:
 
 def _timeline(profile: Profile) -> str:
     drawn, together = timeline(profile)
-    joined = f" {together:,} short operations are drawn with their neighbours." if together else ""
+    short = "1 short operation is" if together == 1 else f"{together:,} short operations are"
+    joined = f" {short} drawn with their neighbours." if together else ""
     note = (
         "What the core, the copies beside it and the links do when; a loop is drawn once, as long "
         f"as all its turns.{joined}"

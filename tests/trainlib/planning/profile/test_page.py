@@ -62,6 +62,12 @@ def test_the_page_is_well_formed_and_says_what_it_should(page):
     assert page.startswith(MARK)
 
 
+def test_one_of_a_kind_is_told_as_one(page):
+    said = "".join(Reader(page).words)
+    assert "1 part is too narrow" in said
+    assert "1 short operation is drawn" in said
+
+
 def test_names_are_text_and_nothing_else(page):
     """A layer called `</script><img ...>` opens no element, here and in what the browser runs."""
     read = Reader(page)
