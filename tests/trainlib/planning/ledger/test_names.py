@@ -111,13 +111,13 @@ def test_the_source_is_never_the_command_that_compiles():
     """What plumbing alone calls, an optimiser's update, is of its own line there as well."""
     frames = [
         Frame("/lib/site-packages/optax/tree.py", 5, "update"),
-        Frame("/work/trainlib/step/step.py", 80, "train_step"),
-        Frame("/work/launch/planning/plans.py", 66, "compiled"),
-        Frame("/work/launch/compile.py", 54, "main"),
-        Frame("/work/launch/cli.py", 194, "run.<locals>.<lambda>"),
-        Frame("/work/trainlib/errors.py", 60, "run_command"),
-        Frame("/work/launch/cli.py", 194, "run"),
-        Frame("/work/launch/compile.py", 171, "<module>"),
+        Frame("/home/me/project/trainlib/step/step.py", 80, "train_step"),
+        Frame("/home/me/project/launch/planning/plans.py", 66, "compiled"),
+        Frame("/home/me/project/launch/compile.py", 54, "main"),
+        Frame("/home/me/project/launch/cli.py", 194, "run.<locals>.<lambda>"),
+        Frame("/home/me/project/trainlib/errors.py", 60, "run_command"),
+        Frame("/home/me/project/launch/cli.py", 194, "run"),
+        Frame("/home/me/project/launch/compile.py", 171, "<module>"),
         Frame("<frozen runpy>", 88, "_run_code"),
     ]
     assert names.source(frames) == "optax/tree.py:5"
