@@ -8,7 +8,7 @@ from trainlib import paths
 from trainlib.config import flatten
 from trainlib.step import schedules
 
-HOME = "/home/me/a secret"
+HOME = "/users/me/a secret"
 RUNS = {
     "digits": (
         "configs/aa_resnet50.py:digits",
@@ -74,8 +74,8 @@ def test_a_configuration_of_ones_own_is_the_file_that_holds_it():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("/home/me/x", "PATH"),
-        ("part/text:/home/me/x/loss", "part/text:PATH"),
+        ("/users/me/x", "PATH"),
+        ("part/text:/users/me/x/loss", "part/text:PATH"),
         ("see ~/x and ~me/y, then", "see PATH and PATH, then"),
         ("C:\\Users\\me", "PATH"),
         ("eval/top1", "eval/top1"),

@@ -232,7 +232,7 @@ def _record() -> None:
     found: dict[str, Any] = {"libtpu": importlib.metadata.version("libtpu")}
     for name in PROGRAMS:
         compiled = compile_for_v5e(name)
-        text = compiled.as_text().replace(str(ROOT), "/home/me/project")
+        text = compiled.as_text().replace(str(ROOT), "/project")
         (FOLDER / f"{name}.txt").write_text(text)
         found[name] = said(compiled)
         print(name, found[name])

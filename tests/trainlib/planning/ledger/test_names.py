@@ -68,7 +68,7 @@ def test_phases():
 
 
 HEAD = """FileNames
-1 "/home/me/net.py"
+1 "/users/me/net.py"
 2 "/lib/python3/site-packages/optax/_src/update.py"
 
 FunctionNames
@@ -100,8 +100,8 @@ def test_frames_are_read_from_the_head_of_a_program():
 
 def test_the_source_is_the_innermost_line_of_the_users_code():
     frames = Frames(HEAD.splitlines())
-    assert names.source(frames.stack(3)) == "/home/me/net.py:15"
-    assert names.source(frames.stack(2)) == "/home/me/net.py:15"
+    assert names.source(frames.stack(3)) == "/users/me/net.py:15"
+    assert names.source(frames.stack(2)) == "/users/me/net.py:15"
     # Nothing but a library: its own line is better than that of the script.
     assert names.source([frames.stack(3)[0], frames.stack(3)[2]]) == "optax/_src/update.py:43"
     assert names.source([]) == ""
@@ -111,15 +111,15 @@ def test_the_source_is_never_the_command_that_compiles():
     """What plumbing alone calls, an optimiser's update, is of its own line there as well."""
     frames = [
         Frame("/lib/site-packages/optax/tree.py", 5, "update"),
-        Frame("/home/me/project/trainlib/step/step.py", 80, "train_step"),
-        Frame("/home/me/project/launch/planning/plans.py", 66, "compiled"),
-        Frame("/home/me/project/launch/compile.py", 54, "main"),
-        Frame("/home/me/project/launch/cli.py", 194, "run.<locals>.<lambda>"),
-        Frame("/home/me/project/trainlib/errors.py", 60, "run_command"),
-        Frame("/home/me/project/launch/cli.py", 194, "run"),
-        Frame("/home/me/project/launch/compile.py", 171, "<module>"),
+        Frame("/project/trainlib/step/step.py", 80, "train_step"),
+        Frame("/project/launch/planning/plans.py", 66, "compiled"),
+        Frame("/project/launch/compile.py", 54, "main"),
+        Frame("/project/launch/cli.py", 194, "run.<locals>.<lambda>"),
+        Frame("/project/trainlib/errors.py", 60, "run_command"),
+        Frame("/project/launch/cli.py", 194, "run"),
+        Frame("/project/launch/compile.py", 171, "<module>"),
         Frame("<frozen runpy>", 88, "_run_code"),
     ]
     assert names.source(frames) == "optax/tree.py:5"
-    mine = Frame("/home/me/launch/net.py", 7, "block")
+    mine = Frame("/users/me/launch/net.py", 7, "block")
     assert names.source([frames[0], mine, *frames[2:]]).endswith("launch/net.py:7")
