@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from benchmarks import t5_block
-from trainlib.planning.ledger.ledger import compiler_version
+from tests.tpu_compiler import needs_figures
 
-LIBTPU = "0.0.42"  # that figures were taken with: estimates of two versions are not to be compared
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None or compiler_version() != LIBTPU,
-    reason=f"the figures are those of libtpu {LIBTPU} (extra aot)",
-)
+pytestmark = needs_figures
 
 
 def check(part, size, target):

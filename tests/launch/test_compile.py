@@ -4,7 +4,6 @@ model by hand, verdicts, mistakes.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 
@@ -13,11 +12,8 @@ import pytest
 
 from launch import compile as command
 from launch.planning import plans
+from tests.tpu_compiler import needs_libtpu
 from trainlib.errors import run_command
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
-)
 
 # One decoder block with 4 experts on 2 rows x 2 columns; gathers over rows and columns, the
 # exchange with the experts and the split table all happen.

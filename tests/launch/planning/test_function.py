@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 
 from launch import compile as command
+from tests.tpu_compiler import needs_libtpu
 from trainlib.errors import run_command
 from trainlib.planning.profile.page import FILE, MARK
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
-)
 
 CODE = """
 import jax, jax.numpy as jnp

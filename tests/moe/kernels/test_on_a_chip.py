@@ -1,8 +1,5 @@
 """What the sparse layer takes on a TPU, by the account of its compiler; nothing is run."""
 
-import importlib.metadata
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,16 +8,11 @@ from benchmarks.moe import chip
 from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.route import route
+from tests.tpu_compiler import needs_figures
 from trainlib.planning.ledger import ledger_of
 
-LIBTPU = "0.0.42"  # with which the figures below were taken
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None or importlib.metadata.version("libtpu") != LIBTPU,
-    reason=f"the figures are those of libtpu {LIBTPU} (extra aot)",
-)
 
-
-@needs_libtpu
+@needs_figures
 @pytest.mark.thorough
 def test_tokens_are_moved_by_six_gathers_and_passes_that_compute():
     """Without a pad to [G, S + 1, D], a scatter, or a pass that only changes a type or a layout.
@@ -65,7 +57,7 @@ def test_tokens_are_moved_by_six_gathers_and_passes_that_compute():
     assert ledger.seconds - taken <= 0.44e-3  # 0.426 ms
 
 
-@needs_libtpu
+@needs_figures
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts", "target", "share", "ratio"),

@@ -7,16 +7,14 @@ apart, for it may cost either side something else.
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks.textbook import linen_peers
+from tests.tpu_compiler import needs_figures
 from trainlib.model.weights import abstract, observed
 from trainlib.planning.ledger import ledger_of
-from trainlib.planning.ledger.ledger import compiler_version
 from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.attention import Site
 from vitattn.models.config import ResNetConfig
@@ -24,11 +22,7 @@ from vitattn.models.mnasnet import InvertedBlock, MnasNetConfig, Row
 from vitattn.models.resnet import Bottleneck, Stem
 from vitattn.models.wide_resnet import WideBlock, WideResNetConfig
 
-LIBTPU = "0.0.42"  # that the gates were taken with
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu (extra aot)"),
-    pytest.mark.skipif(compiler_version() not in ("", LIBTPU), reason=f"taken with {LIBTPU}"),
-]
+pytestmark = needs_figures
 SLACK = 1.005  # statistics of a batch are stored, which the peer's moves are fused with
 
 RESNET = ResNetConfig(dtype="bfloat16", zero_init=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.tpu_compiler import LIBTPU, needs_libtpu
 from tests.trainlib.planning.kernels import programs
 from tests.trainlib.planning.kernels.programs import F32, I32, shape
 from trainlib import chips
@@ -18,13 +18,7 @@ from trainlib.planning.hlo import Program
 from trainlib.planning.kernels import Kernel, kernels
 from trainlib.sharding.topology import devices
 
-pytestmark = [
-    pytest.mark.thorough,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
-    ),
-]
-LIBTPU = "0.0.42"  # that figures were taken with
+pytestmark = [pytest.mark.thorough, needs_libtpu]
 
 
 def everything(a, b, x, index, turns):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 
 import jax
@@ -13,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.tpu_compiler import needs_libtpu
 from tests.trainlib.planning.ledger.programs import (
     BF16,
     PROGRAMS,
@@ -30,9 +30,6 @@ from trainlib.planning.ledger.operation import BASES, KINDS
 from trainlib.sharding.topology import devices
 
 V5E = target("v5e-1")
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu (extra aot) is not installed"
-)
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))

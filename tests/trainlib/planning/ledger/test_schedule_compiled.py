@@ -6,7 +6,6 @@ The limits were taken with libtpu 0.0.42; of another version the tests of figure
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 
 import jax
@@ -15,20 +14,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.tpu_compiler import needs_figures, needs_libtpu
 from trainlib import chips
 from trainlib.planning.ledger import Ledger, ledger_of
-from trainlib.planning.ledger.ledger import compiler_version
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.topology import devices
 
-LIBTPU = "0.0.42"
-pytestmark = [
-    pytest.mark.thorough,
-    pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu"),
-]
-needs_version = pytest.mark.skipif(
-    compiler_version() != LIBTPU, reason=f"figures of libtpu {LIBTPU}"
-)
+pytestmark = [pytest.mark.thorough, needs_libtpu]
 LAYERS = 4
 
 
@@ -88,7 +80,7 @@ def test_spans_of_a_lane_do_not_overlap():
         assert all(end <= start + 1e-12 for (_, end), (start, _) in itertools.pairwise(own))
 
 
-@needs_version
+@needs_figures
 @pytest.mark.parametrize("target", ["v5e:1x1", "v5p:1x1x1", "v4:1x1x1"])
 def test_a_product_takes_the_time_of_the_matrix_unit(target):
     left = jax.ShapeDtypeStruct((2048, 8192), jnp.bfloat16)
