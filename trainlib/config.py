@@ -110,6 +110,12 @@ COMMON: dict[str, tuple[Any, str]] = {
         "chips that the mesh is meant for; the command `compile` compiles the step for them",
         Text(0, 100, "the name of a target, such as v5e-16,", _is_target),
     ),
+    "kernels": key(
+        "auto",
+        "kernels written for accelerators: auto takes them where the step runs on their platform, "
+        "plain leaves everything to the compiler, for comparison",
+        choice("auto", "plain"),
+    ),
     "mesh.replica": key(
         1,
         "mesh axis over which the whole model is copied; -1 = the rest",

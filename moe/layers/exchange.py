@@ -23,13 +23,13 @@ from moe.routing.route import Routing
 from moe.routing.slots import segments
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep
 from trainlib.sharding.constrain import platform
+from trainlib.sharding.kernels import kernel_mode
 
 
 def with_capacity(
     x: jax.Array,
     routed: Routing,
     weights: Weights,
-    routing: RoutingConfig,
     bias_form: str,
     hidden_scale: jax.Array | None,
     placement: Placement,
@@ -40,7 +40,6 @@ def with_capacity(
       x: [G, S, D].
       routed: of these tokens.
       weights: of the experts, float32 or in the type of x.
-      routing: whether kernels are taken.
       bias_form: see `moe.kernels.batched`.
       hidden_scale: [E, G, C, F] factor of the hidden vectors (dropout), or None.
       placement: the mesh axes.
@@ -61,9 +60,9 @@ def with_capacity(
     if hidden_scale is not None:
         hidden_scale = _as_arrived(hidden_scale, placement)
     with jax.named_scope("products"):
-        allowed = routing.kernels == "auto" and not placement.automatic
-        if allowed and platform() == "tpu" and fits(ready, weights):
-            out: jax.Array = tiled(ready, weights, hidden_scale)
+        mode = None if placement.automatic else kernel_mode()
+        if mode and fits(ready, weights):
+            out: jax.Array = tiled(ready, weights, hidden_scale, mode == "interpret")
         else:
             rounded = {name: value.astype(x.dtype) for name, value in weights.items()}
             out = batched(ready, rounded, bias_form, hidden_scale)

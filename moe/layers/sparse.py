@@ -345,5 +345,5 @@ def _local(
     if routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
     else:
-        y = with_capacity(x, routed, weights, routing, bias_form, hidden_scale, placement)
+        y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement)
     return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics)

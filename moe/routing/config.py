@@ -71,9 +71,6 @@ class RoutingConfig:
       loss_reduction: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
       dispatch: "index" (capacity, gathers), "dropless" (no capacity, any backend) or "grouped"
         (no capacity, grouped-matmul kernels of TPU or GPU).
-      kernels: with dispatch "index" on a TPU: "auto" computes the products of the experts in
-        kernels of our own where their sizes allow it (`moe.kernels.tiled.fits`), "plain" leaves
-        them to the compiler. The kernels were compiled and interpreted, and not yet run on a TPU.
       partitioner: "shard_map", or "automatic": the compiler partitions, led by constraints. The
         same results and, with dispatch "index", the same collectives.
 
@@ -107,7 +104,6 @@ class RoutingConfig:
     z_loss_weight: Annotated[float, number(0)] = 1e-3
     loss_reduction: Annotated[str, choice("sum", "mean")] = "sum"
     dispatch: Annotated[str, choice(*DISPATCHES)] = "index"
-    kernels: Annotated[str, choice("auto", "plain")] = "auto"
     partitioner: Annotated[str, choice("shard_map", "automatic")] = "shard_map"
 
     def __post_init__(self):

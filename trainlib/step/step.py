@@ -25,6 +25,7 @@ from trainlib.model import statistics
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Arrays
 from trainlib.sharding.constrain import activate
+from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.rules import Rules, batch_sharding
 from trainlib.step.ema import ema_update
 from trainlib.step.plan import Plan
@@ -192,7 +193,7 @@ def compile_train(loss_fn: LossFn, plan: Plan[Any]) -> Any:
         ema_decay=config.get("ema_decay", 0.0),
         trained=None if plan.trained == set(plan.abstract.params) else plan.trained,
     )
-    return compile_step(train_step, plan.shardings, plan.mesh, plan.rules)
+    return compile_step(train_step, plan.shardings, plan.mesh, plan.rules, config.kernels)
 
 
 def compile_step(
@@ -200,11 +201,15 @@ def compile_step(
     shardings: TrainState,
     mesh: Mesh,
     rules: Rules,
+    kernels: str = "auto",
 ) -> Any:
-    """Jits a train step: pinned shardings, donated state, activation constraints on `mesh`."""
+    """Jits a train step: pinned shardings, donated state, activation constraints on `mesh`.
+
+    For `kernels` see `trainlib.sharding.kernels.use_kernels`.
+    """
 
     def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        with activate(mesh, rules):
+        with activate(mesh, rules), use_kernels(kernels):
             return step(state, batch)
 
     split, whole = batch_sharding(rules, mesh), NamedSharding(mesh, P())
@@ -220,7 +225,7 @@ def compile_eval(evaluate: Callable[[Arrays, Arrays, Batch], Any], plan: Plan[An
     """Jits `(params, model_state, batch) -> sums`, or any tree of arrays, on the mesh of a plan."""
 
     def on_mesh(params: Arrays, model_state: Arrays, batch: Batch) -> Any:
-        with activate(plan.mesh, plan.rules):
+        with activate(plan.mesh, plan.rules), use_kernels(plan.config.kernels):
             return evaluate(params, model_state, batch)
 
     return jax.jit(

@@ -17,6 +17,7 @@ from moe.routing.config import RoutingConfig
 from trainlib import chips
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate, lowered_for
+from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.mesh import make_mesh
 
 MIB = 2**20
@@ -141,7 +142,6 @@ RULES = {
     ("kernels", "routing", "options"),
     [
         (6, {}, {}),
-        (0, {"kernels": "plain"}, {}),
         (0, {"partitioner": "automatic"}, {}),  # which cannot split a kernel
         (0, {}, {"expert_bias": "multiplicative"}),
         (0, {"capacity_factor": 1.25}, {}),  # 4 groups of 10 slots of an expert
@@ -161,6 +161,9 @@ def test_a_layer_takes_the_kernels_where_they_fit_on_a_tpu(kernels, routing, opt
 
     with lowered_for("tpu"):
         program = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(spec.params, x))
+        with use_kernels("plain"):
+            plain = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(spec.params, x))
     assert program.count("pallas_call[") == kernels
+    assert "pallas_call" not in plain
     with_cpu = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(spec.params, x))
     assert "pallas_call" not in with_cpu
