@@ -1,0 +1,1 @@
+"""Kernels of attention for TPUs, taken where a program is traced for one; see docs/kernels.md."""
