@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import textbook_t5 as textbook
-from moe.layers.attention import segment_mask
+from moe.layers.attention_bias import AttentionBias
 from moe.layers.embed import Embedding, Output
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
-from moe.layers.position import RelativeBias
+from moe.layers.position import BUCKETS, RelativeBias
 from moe.layers.token_loss import token_loss
 from moe.models.architecture import Architecture
 from moe.models.block import Block, Context
@@ -109,17 +109,17 @@ def ffn(size: Size, sequences: int) -> Pair:
 
 
 def encoder(size: Size, sequences: int) -> Pair:
-    """A dense block of an encoder, the bias made from its table once outside."""
-    x = shape(sequences, ENCODER, size["d_model"])
+    """A dense block of an encoder; the textbook's is given the bias, ours its table."""
+    x, table = shape(sequences, ENCODER, size["d_model"]), _table(size)
     bias = (1, size["num_heads"], ENCODER, ENCODER)
     segments = (tokens(sequences, ENCODER),)
 
-    def call(block: Block, x: Any, bias: Any, segments: Any) -> Any:
-        mask = segment_mask(segments, segments)
-        return block(x, Context(bias, mask, segments > 0), train=True)[0]
+    def call(block: Block, x: Any, table: Any, segments: Any) -> Any:
+        bias = AttentionBias(table, segments, segments)
+        return block(x, Context(bias, segments > 0), train=True)[0]
 
     module = Block(Architecture(**size))
-    mine = of_ours(module, call, (x, shape(*bias, dtype=jnp.float32)), segments)
+    mine = of_ours(module, call, (x, table), segments)
     return mine, of_textbook(textbook.EncoderBlock(**_sizes(size)), (x, shape(*bias)), segments)
 
 
@@ -129,16 +129,19 @@ def decoder(size: Size, sequences: int) -> Pair:
     bias = (1, size["num_heads"], DECODER, DECODER)
     segments = tokens(sequences, DECODER), tokens(sequences, ENCODER)
 
-    def call(block: Block, x: Any, source: Any, bias: Any, own: Any, others: Any) -> Any:
-        context = Context(
-            bias, segment_mask(own, own, causal=True), own > 0, source, segment_mask(own, others)
-        )
-        return block(x, context, train=True)[0]
+    def call(block: Block, x: Any, source: Any, table: Any, own: Any, others: Any) -> Any:
+        bias = AttentionBias(table, own, own, bidirectional=False, causal=True)
+        source_bias = AttentionBias(None, own, others)
+        return block(x, Context(bias, own > 0, source, source_bias), train=True)[0]
 
     module = Block(Architecture(**size), causal=True, cross=True)
-    mine = of_ours(module, call, (x, y, shape(*bias, dtype=jnp.float32)), segments)
+    mine = of_ours(module, call, (x, y, _table(size)), segments)
     peer = textbook.DecoderBlock(**_sizes(size))
     return mine, of_textbook(peer, (x, y, shape(*bias)), segments)
+
+
+def _table(size: Size) -> jax.ShapeDtypeStruct:
+    return shape(BUCKETS, size["num_heads"], dtype=jnp.float32)
 
 
 def _sizes(size: Size) -> Size:

@@ -153,7 +153,8 @@ def _sizes(tiny: bool) -> dict[str, Any]:
 
 def t5_block(tiny: bool) -> Work:
     """A dense encoder block on [32, 512, D], forward and backward."""
-    from moe.layers.attention import segment_mask
+    from moe.layers.attention_bias import AttentionBias
+    from moe.layers.position import BUCKETS
     from moe.models.architecture import Architecture
     from moe.models.block import Block, Context
 
@@ -161,13 +162,13 @@ def t5_block(tiny: bool) -> Work:
     spec = _abstract(Block(Architecture(**size)))
     batch, length = (2, 8) if tiny else (32, 512)
 
-    def forward(weights: Any, x: Any, bias: Any, segments: Any) -> Any:
-        context = Context(bias, segment_mask(segments, segments), segments > 0)
+    def forward(weights: Any, x: Any, table: Any, segments: Any) -> Any:
+        context = Context(AttentionBias(table, segments, segments), segments > 0)
         return spec.bind(weights, {})(x, context, train=True)[0]
 
-    x, bias = shape(batch, length, size["d_model"]), (1, size["num_heads"], length, length)
+    x, table = shape(batch, length, size["d_model"]), (BUCKETS, size["num_heads"])
     segments = np.ones((batch, length), np.int32)
-    arguments = (_weights(spec), x, shape(*bias, dtype=jnp.float32), segments, x)
+    arguments = (_weights(spec), x, shape(*table, dtype=jnp.float32), segments, x)
     return Work(_trained(forward, 3), arguments)
 
 

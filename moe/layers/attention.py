@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
+from moe.layers.position import MAX_DISTANCE
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
 from trainlib.model.layer import Layer
@@ -28,27 +30,7 @@ from trainlib.sharding.constrain import constrain
 # Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
 # added to the logit of such a key away.
 MASKED = -1e9
-
-
-def segment_mask(
-    queries: jax.Array, keys: jax.Array, *, causal: bool = False, first_query: int = 0
-) -> jax.Array:
-    """Which keys a query may see: those of its own segment, and with `causal` none after it.
-
-    Args:
-      queries: int32 [B, Q] segment numbers; 0 is padding.
-      keys: int32 [B, K].
-      causal: compares positions in the array.
-      first_query: position of the first query in the array of the keys.
-
-    Returns:
-      bool [B, 1, Q, K].
-    """
-    mask = (queries[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None, :]  # [B, Q, K]
-    if causal:
-        positions = first_query + jnp.arange(queries.shape[1])
-        mask &= positions[:, None] >= jnp.arange(keys.shape[1])[None, :]
-    return mask[:, None]
+Bias = AttentionBias | BiasArrays | None
 
 
 @jax.named_scope("attend")
@@ -93,6 +75,78 @@ def attend(
     return keep(SCORES, constrain(mixed, "layer_batch", None, "head", None)), normaliser
 
 
+def t5_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    bias_table: jax.Array | None = None,
+    bidirectional: bool = True,
+    max_distance: int = MAX_DISTANCE,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    causal: bool = False,
+    first_query: int = 0,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of T5: logits q . k + bias(distance), which are not scaled, and a float32 softmax.
+
+    Args:
+      query: [B, Q, N, H].
+      key: [B, K, N, H].
+      value: [B, K, N, H].
+      bias_table: float32 [R, N], the bias of each bucket of distances; None: no bias, as in
+        cross-attention.
+      bidirectional: of the buckets, see `moe.layers.position.relative_buckets`: True in an encoder.
+      max_distance: of the buckets; farther keys share the last one.
+      query_segments: int32 [B, Q]. A query sees the keys of its own segment, and 0 is padding: what
+        such a query gives is not to be read. None: all tokens are of one segment.
+      key_segments: int32 [B, K]; needed with `query_segments`.
+      causal: a query sees no key after it, by positions in the array of the keys.
+      first_query: position of the first query in that array.
+      dropout_rate: share of keys that is dropped, one draw for all queries of a sequence and head.
+      dropout_key: random key; None switches dropout off.
+
+    Returns:
+      ([B, Q, N, H] in the type of `value`, logsumexp of the logits float32 [B, N, Q]).
+
+    Raises:
+      ValueError: segments of queries without those of keys, or the reverse.
+    """
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError("Segments of queries and of keys: give both, or neither.")
+    bias = AttentionBias(
+        table=bias_table,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        bidirectional=bidirectional,
+        max_distance=max_distance,
+        causal=causal,
+        first_query=first_query,
+    )
+    return attend_by(query, key, value, bias, dropout_rate=dropout_rate, dropout_key=dropout_key)
+
+
+def attend_by(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: Bias,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The same with what is added to the logits as one object; see `t5_attention`."""
+    drop = None
+    if dropout_key is not None and dropout_rate:
+        drop = functools.partial(dropout, rate=dropout_rate, key=dropout_key)
+    if isinstance(bias, AttentionBias):
+        bias = bias.arrays(query.shape[1], key.shape[1])
+    added = bias or BiasArrays()
+    return attend(query, key, value, added.bias, added.mask, drop=drop)
+
+
 class Attention(Layer):
     """Self- or cross-attention, [B, Q, D] -> [B, Q, D]; heads lie over the mesh axis `model`.
 
@@ -131,8 +185,7 @@ class Attention(Layer):
         x: jax.Array,
         source: jax.Array | None = None,
         *,
-        bias: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        bias: Bias = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Attends from `x` to `source`.
@@ -140,8 +193,7 @@ class Attention(Layer):
         Args:
           x: [B, Q, D].
           source: [B, K, D]; None is self-attention.
-          bias: float32 [1 or B, N, Q, K], or None.
-          mask: bool [B, 1, Q, K], or None.
+          bias: what is added to the logits, as rules or as arrays; None: nothing.
           dropout_key: random key of the dropout; None switches it off.
 
         Returns:
@@ -149,7 +201,7 @@ class Attention(Layer):
         """
         x = to_layer(x)
         keys, values = self.keys_values(x if source is None else to_layer(source))
-        return self.attend_to(x, keys, values, bias=bias, mask=mask, dropout_key=dropout_key)
+        return self.attend_to(x, keys, values, bias=bias, dropout_key=dropout_key)
 
     def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, N, H] of a source [B, K, D]."""
@@ -161,18 +213,16 @@ class Attention(Layer):
         keys: jax.Array,
         values: jax.Array,
         *,
-        bias: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        bias: Bias = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Attends from `x` [B, Q, D] to ready keys and values [B, K, N, H]; for the other arguments
         and the result see `__call__`.
         """
         query = self._project(x, self.query)
-        drop = None
-        if dropout_key is not None and self.dropout_rate:
-            drop = functools.partial(dropout, rate=self.dropout_rate, key=dropout_key)
-        mixed, normaliser = attend(query, keys, values, bias, mask, drop=drop)
+        mixed, normaliser = attend_by(
+            query, keys, values, bias, dropout_rate=self.dropout_rate, dropout_key=dropout_key
+        )
         mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)  # [B, Q, N*H]
         return keep(PRODUCT, to_residual(product(mixed, self.out, self.reduce))), normaliser
 

@@ -52,6 +52,52 @@ def relative_buckets(
     return (first + np.where(distance < exact, distance, far_bucket)).astype(np.int32)
 
 
+def relative_bias(
+    table: jax.Array,
+    queries: int,
+    keys: int,
+    *,
+    bidirectional: bool,
+    max_distance: int = MAX_DISTANCE,
+    first_query: int = 0,
+) -> jax.Array:
+    """The bias of all pairs, from the table.
+
+    Args:
+      table: float32 [R, N].
+      queries: Q, the places first_query to first_query + Q - 1 of an array.
+      keys: K, the places 0 to K - 1 of the same array.
+      bidirectional: True in an encoder.
+      max_distance: see `relative_buckets`.
+      first_query: position of the first query in the array of the keys.
+
+    Returns:
+      float32 [1, N, Q, K].
+    """
+    query = np.arange(first_query, first_query + queries)
+    return _read(table, _pairs(query, keys, len(table), bidirectional, max_distance))
+
+
+def _pairs(
+    query: np.ndarray, keys: int, buckets: int, bidirectional: bool, max_distance: int
+) -> np.ndarray:
+    """Bucket of each pair, int32 [Q, K]."""
+    offsets = np.arange(keys)[None, :] - query[:, None]
+    return relative_buckets(
+        offsets, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance
+    )
+
+
+def _read(table: jax.Array, buckets: np.ndarray | jax.Array) -> jax.Array:
+    """int32 [Q, K] -> [1, N, Q, K]."""
+    # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
+    # into R. Full precision, because the matrix units of a TPU would round the table.
+    chosen = jax.nn.one_hot(jnp.asarray(buckets), len(table), dtype=jnp.float32)  # [Q, K, R]
+    bias = jnp.einsum("qkr,rn->nqk", chosen, table, precision="highest")
+    # By heads, as attention reads it: its gradient is then added up over the data axis alone.
+    return constrain(bias[None], None, "head", None, None)
+
+
 @functools.cache
 def _table_init(scale: float) -> Initializer:
     return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
@@ -90,29 +136,18 @@ class RelativeBias(Layer):
         Positions in the array serve packed sequences too: inside one segment the difference of two
         array positions is that of the segment's own, and other pairs are masked.
         """
-        query = np.arange(first_query, first_query + queries)
-        return self._read(self._buckets(query, keys))
+        return relative_bias(
+            self.table[...],
+            queries,
+            keys,
+            bidirectional=self.bidirectional,
+            max_distance=self.max_distance,
+            first_query=first_query,
+        )
 
     def at(self, position: jax.Array, keys: int) -> jax.Array:
         """Bias [1, N, 1, K] of one query at `position`, an int32 scalar that may be traced."""
-        buckets = jnp.asarray(self._buckets(np.arange(keys), keys))  # [K, K]
-        return self._read(jax.lax.dynamic_slice_in_dim(buckets, position, 1))
-
-    def _buckets(self, query: np.ndarray, keys: int) -> np.ndarray:
-        """int32 [Q, K]."""
-        offsets = np.arange(keys)[None, :] - query[:, None]
-        return relative_buckets(
-            offsets,
-            bidirectional=self.bidirectional,
-            buckets=self.buckets,
-            max_distance=self.max_distance,
-        )
-
-    def _read(self, buckets: np.ndarray | jax.Array) -> jax.Array:
-        """int32 [Q, K] -> [1, N, Q, K]."""
-        # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
-        # into R. Full precision, because the matrix units of a TPU would round the table.
-        chosen = jax.nn.one_hot(jnp.asarray(buckets), self.buckets, dtype=jnp.float32)  # [Q, K, R]
-        bias = jnp.einsum("qkr,rn->nqk", chosen, self.table[...], precision="highest")
-        # By heads, as attention reads it: its gradient is then added up over the data axis alone.
-        return constrain(bias[None], None, "head", None, None)
+        every = np.arange(keys)
+        pairs = _pairs(every, keys, self.buckets, self.bidirectional, self.max_distance)
+        one = jax.lax.dynamic_slice_in_dim(jnp.asarray(pairs), position, 1)  # [1, K]
+        return _read(self.table[...], one)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from moe.layers.attention import Attention
+from moe.layers.attention import Attention, Bias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
@@ -41,19 +41,17 @@ class Context:
     """What all blocks of a stack see beside the residual stream.
 
     Attributes:
-      bias: float32 [1, N, Q, L] relative position bias; Q = L, or 1 in decoding.
-      mask: bool [B or 1, 1, Q, L] of self-attention.
+      bias: what self-attention adds to its logits: relative positions, segments, causality.
       valid: bool [B, L], False at padding: such tokens are routed nowhere and counted nowhere.
       source: [B, K, D] encoder output, or None.
-      source_mask: bool [B, 1, L, K], or None.
+      source_bias: what cross-attention adds to its logits: segments.
       words: [B, L, D] embeddings of the words, where routers see them, or None.
     """
 
-    bias: jax.Array
-    mask: jax.Array
+    bias: Bias
     valid: jax.Array
     source: jax.Array | None = None
-    source_mask: jax.Array | None = None
+    source_bias: Bias = None
     words: jax.Array | None = None
 
 
@@ -157,7 +155,7 @@ class Block(Layer):
         keys = split_key(key, 8) if train else [*(None,) * 6, key, None]
         aux: Aux = {}
         y, normaliser = self.attention(
-            self.attention_norm(x), bias=context.bias, mask=context.mask, dropout_key=keys[0]
+            self.attention_norm(x), bias=context.bias, dropout_key=keys[0]
         )
         aux["attention_z"] = _mean_square(normaliser, context.valid)
         x = self._add(x, y, keys[1])
@@ -165,7 +163,7 @@ class Block(Layer):
             if context.source is None:  # to attention, None means self-attention
                 raise ValueError("A decoder with cross-attention needs the output of the encoder.")
             y, normaliser = self.cross_attention(
-                self.cross_norm(x), context.source, mask=context.source_mask, dropout_key=keys[2]
+                self.cross_norm(x), context.source, bias=context.source_bias, dropout_key=keys[2]
             )
             aux["cross_attention_z"] = _mean_square(normaliser, context.valid)
             x = self._add(x, y, keys[3])
@@ -210,7 +208,7 @@ class Block(Layer):
           x: [B, 1, D].
           cache: of the tokens before, see `init_cache`.
           position: int32 scalar, number of tokens before.
-          context: of this token; `mask` and `bias` span the length of the cache.
+          context: of this token; its bias spans the length of the cache.
           key: of a policy that is random in evaluation too, or None.
 
         Returns:
@@ -222,12 +220,12 @@ class Block(Layer):
             jax.lax.dynamic_update_slice_in_dim(cache[name], value, position, axis=1)
             for name, value in zip(("key", "value"), new, strict=True)
         )
-        y, _ = self.attention.attend_to(y, keys, values, bias=context.bias, mask=context.mask)
+        y, _ = self.attention.attend_to(y, keys, values, bias=context.bias)
         x = self._add(x, y, None)
         if self.cross:
             y = to_layer(self.cross_norm(x))
             y, _ = self.cross_attention.attend_to(
-                y, cache["cross_key"], cache["cross_value"], mask=context.source_mask
+                y, cache["cross_key"], cache["cross_value"], bias=context.source_bias
             )
             x = self._add(x, y, None)
         x, _ = self._feed_forward(x, context, [None, None, key, None], train=False)

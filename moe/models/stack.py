@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from moe.layers.attention import segment_mask
+from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
 from moe.layers.position import RelativeBias
@@ -132,11 +132,11 @@ class Stack(Layer):
           ([B, 1, D], the cache with this token).
         """
         length = next(iter(cache.values()))["key"].shape[-3]
+        seen = (jnp.arange(length) <= position)[None, None, None]  # [1, 1, 1, L]
         context = Context(
-            bias=self.bias.at(position, length),
-            mask=(jnp.arange(length) <= position)[None, None, None],  # [1, 1, 1, L]
+            bias=BiasArrays(self.bias.at(position, length), seen),
             valid=jnp.ones(x.shape[:2], bool),
-            source_mask=source_mask,
+            source_bias=BiasArrays(mask=source_mask),
             words=None if self.config.router_input == "hidden" else x,
         )
 
@@ -157,16 +157,18 @@ class Stack(Layer):
         source_segments: jax.Array | None,
     ) -> Context:
         # Masks are made where attention reads them, so that segments travel and not their pairs.
-        seen = constrain(segments, "layer_batch", None)
-        source_mask = None
-        if source_segments is not None:
-            source_mask = segment_mask(seen, constrain(source_segments, "layer_batch", None))
+        own = constrain(segments, "layer_batch", None)
+        source_bias = None
+        if source is not None and source_segments is not None:
+            others = constrain(source_segments, "layer_batch", None)
+            source_bias = AttentionBias.of(None, own, others)
+            source_bias = source_bias.arrays(x.shape[1], source.shape[1])
+        bias = AttentionBias.of(self.bias, own, causal=self.causal)
         return Context(
-            bias=self.bias(x.shape[1], x.shape[1]),
-            mask=segment_mask(seen, seen, causal=self.causal),
+            bias=bias.arrays(x.shape[1], x.shape[1]),
             valid=segments > 0,
             source=source,
-            source_mask=source_mask,
+            source_bias=source_bias,
             words=None if self.config.router_input == "hidden" else x,
         )
 

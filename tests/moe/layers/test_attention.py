@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from moe.layers.attention import Attention, attend, segment_mask
+from moe.layers.attention import Attention, attend
+from moe.layers.attention_bias import BiasArrays, segment_mask
 from trainlib.model import weights as nn
 
 
@@ -77,7 +78,7 @@ def test_layer_is_its_formula(own):
     x = rng.normal(size=(2, 6, 5)).astype(np.float32)
     source = x if own else rng.normal(size=(2, 3, 5)).astype(np.float32)
     mask = np.tri(6, source.shape[1], dtype=bool)[None, None]
-    actual, _ = layer.bind(weights, {})(x, None if own else source, mask=mask)
+    actual, _ = layer.bind(weights, {})(x, None if own else source, bias=BiasArrays(mask=mask))
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     heads = [
         (y @ w[name]).reshape(2, -1, 3, 4)

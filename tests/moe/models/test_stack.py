@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers.attention import segment_mask
+from moe.layers.attention_bias import AttentionBias
 from moe.models.block import Block, Context
 from moe.models.stack import Stack
 from moe.objective import router_metrics
@@ -32,8 +32,7 @@ def one_by_one(config, params, x, segments):
     """The encoder with each block built alone and given its slice of the stacked weights."""
     stack = nn.abstract(Stack(config, "encoder")).bind(pick(params, "encoder."), {})
     context = Context(
-        bias=stack.bias(x.shape[1], x.shape[1]),
-        mask=segment_mask(segments, segments),
+        bias=AttentionBias.of(stack.bias, segments),
         valid=segments > 0,
     )
     places = {
