@@ -1,0 +1,6 @@
+"""Attention of T5 on a TPU, without an array of all queries by all keys."""
+
+from moe.kernels.attention.bias import relative_vector
+from moe.kernels.attention.flash import fits, flash_attention
+
+__all__ = ["fits", "flash_attention", "relative_vector"]

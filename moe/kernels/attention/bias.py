@@ -1,0 +1,117 @@
+"""T5's relative position bias inside the kernels, from one vector a head.
+
+Letters: N heads, R buckets, M distance from which on the bias no longer changes, T rows and columns
+of a tile of logits, C tiles to each side of the diagonal in which the bias is not constant.
+
+The bias of a logit depends on the key's position minus the query's alone. A tile is therefore made
+of 2 T numbers: all rows hold the same ones, and a roll that turns each row one lane further than
+the row above shears them into diagonals. Tiles farther from the diagonal than C have one number.
+The way back, from the gradients of the logits of a tile to sums over diagonals, is a tree: the
+upper half of the rows is rolled over the lower one and added until eight rows are left.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe.layers.position import BUCKETS, MAX_DISTANCE, relative_buckets
+
+_SUBLANES = 8
+FAR = 2  # numbers of a head beside its tiles: the bias of keys far behind, and of those far ahead
+
+
+def relative_vector(
+    table: jax.Array,
+    *,
+    bidirectional: bool,
+    max_distance: int = MAX_DISTANCE,
+    buckets: int = BUCKETS,
+) -> jax.Array:
+    """The bias of each offset, key position minus query position, from a table of buckets.
+
+    Args:
+      table: float32 [R, N].
+      bidirectional: see `relative_buckets`.
+      max_distance: M; see `relative_buckets`.
+      buckets: R.
+
+    Returns:
+      float32 [N, 2 M + 1], for the offsets -M to M; farther ones share the bias of the ends.
+    """
+    offsets = np.arange(-max_distance, max_distance + 1)
+    number = relative_buckets(
+        offsets, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance
+    )
+    # A product, whose gradient is no scatter; at full precision, as in `RelativeBias`.
+    chosen = jax.nn.one_hot(jnp.asarray(number), buckets, dtype=jnp.float32)  # [2 M + 1, R]
+    return jnp.einsum("or,rn->no", chosen, table, precision="highest")
+
+
+def tiles_aside(distance: int, tile: int) -> int:
+    """C for M = `distance`: of tiles farther off, the nearest pair is M or more apart."""
+    return (distance + tile - 2) // tile
+
+
+def near_and_far(
+    vector: jax.Array | None, heads: int, tile: int, aside: int, *, causal: bool, masked: float
+) -> tuple[jax.Array, jax.Array]:
+    """What the kernels read of a bias.
+
+    Args:
+      vector: float32 [N, 2 M + 1], or None where causality is all there is.
+      heads: N.
+      tile: T.
+      aside: C.
+      causal: keys after the query get `masked` in place of a bias.
+      masked: see there.
+
+    Returns:
+      near: float32 [N, 1, (2 C + 2) T], for the offsets 1 - (C + 1) T to (C + 1) T.
+      far: float32 [2 N], for each head those of `FAR`.
+    """
+    length = (2 * aside + 2) * tile
+    offsets = np.arange(length) + 1 - length // 2
+    if vector is None:
+        near, far = jnp.zeros((heads, length), jnp.float32), jnp.zeros(FAR * heads, jnp.float32)
+    else:
+        distance = vector.shape[1] // 2
+        far = vector[:, jnp.array([0, 2 * distance])].reshape(FAR * heads)
+        left = max(length // 2 - 1 - distance, 0)
+        right = max(length // 2 - distance, 0)
+        inner = vector[:, distance - (length // 2 - 1 - left) : distance + length // 2 - right + 1]
+        near = jnp.pad(inner, ((0, 0), (left, right)), mode="edge")
+    if causal:
+        near = jnp.where(jnp.asarray(offsets > 0), masked, near)
+    return near[:, None], far
+
+
+def toeplitz(vector: jax.Array, tile: int) -> jax.Array:
+    """Inside a kernel: the bias [T, T] of a tile, from [1, 2 T] numbers of which the first is that
+    of the last query and the first key.
+    """
+    from jax.experimental.pallas import tpu as pltpu
+
+    alike = jnp.broadcast_to(vector, (tile, 2 * tile))
+    return pltpu.roll(alike, tile + 1, 1, stride=1, stride_axis=0)[:, :tile]
+
+
+def diagonals(gradient: jax.Array, tile: int) -> jax.Array:
+    """Inside a kernel: eight rows [8, 2 T] whose sum, row r rolled 7 - r further, is the gradient
+    of what `toeplitz` reads, from the gradient [T, T] of what it makes.
+    """
+    from jax.experimental.pallas import tpu as pltpu
+
+    rows = jnp.concatenate([gradient, jnp.zeros_like(gradient)], axis=1)
+    half = tile // 2
+    while half >= _SUBLANES:
+        rows = pltpu.roll(rows[:half], half, 1) + rows[half:]
+        half //= 2
+    return rows
+
+
+def sum_of_rows(parts: jax.Array) -> jax.Array:
+    """[N, 8, L] -> [N, 1, L]: what `diagonals` leaves, added up."""
+    rolled = [jnp.roll(parts[:, r], _SUBLANES - 1 - r, axis=1) for r in range(_SUBLANES)]
+    return sum(rolled[1:], rolled[0])[:, None]
