@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import textbook_t5 as textbook
-from moe.layers.attention_bias import AttentionBias
+from moe.kernels.buckets import BUCKETS
+from moe.layers.attention_bias import AttentionBias, RelativeBias
 from moe.layers.embed import Embedding, Output
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
-from moe.layers.position import BUCKETS, RelativeBias
 from moe.layers.token_loss import token_loss
 from moe.models.architecture import Architecture
 from moe.models.block import Block, Context

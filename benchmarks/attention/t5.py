@@ -20,7 +20,7 @@ BATCH, HEADS, WIDTH = 8, 8, 128
 def core(tokens: int) -> Program:
     """Attention of queries, keys and values [B, S, N, H] and the gradient of the bias table too."""
     from moe.layers.attention import attend, segment_mask
-    from moe.layers.position import RelativeBias
+    from moe.layers.attention_bias import RelativeBias
     from trainlib.model.weights import abstract
 
     spec = abstract(RelativeBias(HEADS, bidirectional=True))

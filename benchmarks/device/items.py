@@ -153,8 +153,8 @@ def _sizes(tiny: bool) -> dict[str, Any]:
 
 def t5_block(tiny: bool) -> Work:
     """A dense encoder block on [32, 512, D], forward and backward."""
+    from moe.kernels.buckets import BUCKETS
     from moe.layers.attention_bias import AttentionBias
-    from moe.layers.position import BUCKETS
     from moe.models.architecture import Architecture
     from moe.models.block import Block, Context
 

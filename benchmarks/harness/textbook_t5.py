@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from moe.layers.position import relative_buckets
+from moe.kernels.buckets import relative_buckets
 
 KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 TABLE = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")

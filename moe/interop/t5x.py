@@ -18,7 +18,7 @@ import numpy as np
 
 from moe.interop.hf import blocks
 from moe.interop.placement import placement
-from moe.layers.position import MAX_DISTANCE
+from moe.kernels.buckets import MAX_DISTANCE
 from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.formats.layout import SAME, TRANSPOSED, Entry, Layout, Transform

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe.kernels.buckets import MAX_DISTANCE
 from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
-from moe.layers.position import MAX_DISTANCE
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
 from trainlib.model.layer import Layer
@@ -98,7 +98,7 @@ def t5_attention(
       value: [B, K, N, H].
       bias_table: float32 [R, N], the bias of each bucket of distances; None: no bias, as in
         cross-attention.
-      bidirectional: of the buckets, see `moe.layers.position.relative_buckets`: True in an encoder.
+      bidirectional: of the buckets, see `moe.kernels.buckets.relative_buckets`: True in an encoder.
       max_distance: of the buckets; farther keys share the last one.
       query_segments: int32 [B, Q]. A query sees the keys of its own segment, and 0 is padding: what
         such a query gives is not to be read. None: all tokens are of one segment.

@@ -1,21 +1,29 @@
-"""What is added to the logits of attention: a relative bias, and a mask of segments and causality.
+"""What is added to the logits of attention: T5's relative position bias, and a mask of segments and
+causality.
 
 Letters: B batch, Q queries, K keys, N heads, R buckets.
 
 As rules (`AttentionBias`) it is a table and two rows of segments, and an attention that makes each
 tile of logits on its own never has an array of pairs. As arrays (`BiasArrays`) it is what plain
-attention adds; the layers of a stack share them.
+attention adds; the layers of a stack share them, as they share the table (arXiv 1910.10683, section
+2.1).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from moe.layers.position import MAX_DISTANCE, RelativeBias, relative_bias
+from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
+from trainlib.model.layer import Layer
+from trainlib.model.weights import Initializer, declare
+from trainlib.sharding.constrain import constrain
 
 
 def segment_mask(
@@ -44,6 +52,107 @@ def _causal_mask(queries: int, keys: int, first_query: int) -> jax.Array:
     return positions[:, None] >= jnp.arange(keys)[None, :]
 
 
+def relative_bias(
+    table: jax.Array,
+    queries: int,
+    keys: int,
+    *,
+    bidirectional: bool,
+    max_distance: int = MAX_DISTANCE,
+    first_query: int = 0,
+) -> jax.Array:
+    """The bias of all pairs, from the table.
+
+    Args:
+      table: float32 [R, N].
+      queries: Q, the places first_query to first_query + Q - 1 of an array.
+      keys: K, the places 0 to K - 1 of the same array.
+      bidirectional: True in an encoder.
+      max_distance: see `relative_buckets`.
+      first_query: position of the first query in the array of the keys.
+
+    Returns:
+      float32 [1, N, Q, K].
+    """
+    query = np.arange(first_query, first_query + queries)
+    return _read(table, _pairs(query, keys, len(table), bidirectional, max_distance))
+
+
+def _pairs(
+    query: np.ndarray, keys: int, buckets: int, bidirectional: bool, max_distance: int
+) -> np.ndarray:
+    """Bucket of each pair, int32 [Q, K]."""
+    offsets = np.arange(keys)[None, :] - query[:, None]
+    return relative_buckets(
+        offsets, bidirectional=bidirectional, buckets=buckets, max_distance=max_distance
+    )
+
+
+def _read(table: jax.Array, buckets: np.ndarray | jax.Array) -> jax.Array:
+    """int32 [Q, K] -> [1, N, Q, K]."""
+    # A product with a one-hot matrix: the gradient of a lookup would be a scatter of Q x K rows
+    # into R. Full precision, because the matrix units of a TPU would round the table.
+    chosen = jax.nn.one_hot(jnp.asarray(buckets), len(table), dtype=jnp.float32)  # [Q, K, R]
+    bias = jnp.einsum("qkr,rn->nqk", chosen, table, precision="highest")
+    # By heads, as attention reads it: its gradient is then added up over the data axis alone.
+    return constrain(bias[None], None, "head", None, None)
+
+
+@functools.cache
+def _table_init(scale: float) -> Initializer:
+    return jax.nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
+
+
+class RelativeBias(Layer):
+    """Bias [1, N, Q, K] float32 that is added to attention logits.
+
+    Args:
+      num_heads: N.
+      bidirectional: True in an encoder.
+      init_scale: of the uniform initialiser over the mean of both fans.
+      buckets: R.
+      max_distance: see `relative_buckets`.
+      rngs: see `trainlib.model.weights.declare`.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        bidirectional: bool,
+        init_scale: float = 1.0,
+        buckets: int = BUCKETS,
+        max_distance: int = MAX_DISTANCE,
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
+        init = _table_init(init_scale)
+        self.table = declare((buckets, num_heads), ("buckets", "head"), init, rngs)
+
+    def __call__(self, queries: int, keys: int, first_query: int = 0) -> jax.Array:
+        """[1, N, Q, K] float32 for the queries first_query to first_query + Q - 1 and the keys 0 to
+        K - 1 of one array.
+
+        Positions in the array serve packed sequences too: inside one segment the difference of two
+        array positions is that of the segment's own, and other pairs are masked.
+        """
+        return relative_bias(
+            self.table[...],
+            queries,
+            keys,
+            bidirectional=self.bidirectional,
+            max_distance=self.max_distance,
+            first_query=first_query,
+        )
+
+    def at(self, position: jax.Array, keys: int) -> jax.Array:
+        """Bias [1, N, 1, K] of one query at `position`, an int32 scalar that may be traced."""
+        every = np.arange(keys)
+        pairs = _pairs(every, keys, self.buckets, self.bidirectional, self.max_distance)
+        one = jax.lax.dynamic_slice_in_dim(jnp.asarray(pairs), position, 1)  # [1, K]
+        return _read(self.table[...], one)
+
+
 class BiasArrays(NamedTuple):
     """float32 [1 or B, N, Q, K] and bool [B or 1, 1, Q, K], False where a query does not see a key;
     None where there is nothing to add.
@@ -63,7 +172,7 @@ class AttentionBias:
       query_segments: int32 [B, Q]; a query sees the keys of its own segment, and 0 is padding. Both
         None: it sees all keys.
       key_segments: int32 [B, K].
-      bidirectional: of the buckets; see `moe.layers.position.relative_buckets`.
+      bidirectional: of the buckets; see `moe.kernels.buckets.relative_buckets`.
       max_distance: of the buckets.
       causal: a query sees no key after it.
       first_query: position of the first query in the array of the keys.

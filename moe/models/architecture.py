@@ -9,7 +9,7 @@ import numpy as np
 
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES
-from moe.layers.position import BUCKETS, MAX_DISTANCE
+from moe.kernels.buckets import BUCKETS, MAX_DISTANCE
 from moe.layers.product import REDUCE
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError

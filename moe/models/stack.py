@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from moe.layers.attention_bias import AttentionBias, BiasArrays
+from moe.layers.attention_bias import AttentionBias, BiasArrays, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
-from moe.layers.position import RelativeBias
 from moe.layers.sparse import evaluation_key
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.block import Aux, Block, Cache, Context

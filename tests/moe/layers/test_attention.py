@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from moe.layers.attention import Attention, attend
-from moe.layers.attention_bias import BiasArrays, segment_mask
+from moe.layers.attention_bias import BiasArrays
 from trainlib.model import weights as nn
 
 
@@ -50,16 +50,6 @@ def test_gradients():
     check_grads(
         lambda *args: attend(*args, mask), (q, k, v, bias), 1, ["rev"], atol=2e-2, rtol=2e-2
     )
-
-
-def test_segment_mask_by_hand():
-    queries, keys = np.array([[1, 1, 2, 0]]), np.array([[1, 2, 2, 0, 0]])
-    both = np.array([[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
-    np.testing.assert_array_equal(segment_mask(queries, keys)[0, 0], both)
-    own = segment_mask(np.array([[1, 1, 2]]), np.array([[1, 1, 2]]), causal=True)
-    np.testing.assert_array_equal(own[0, 0], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
-    late = segment_mask(np.array([[1]]), np.array([[1, 1, 1]]), causal=True, first_query=1)
-    np.testing.assert_array_equal(late[0, 0], [[1, 1, 0]])
 
 
 def test_a_query_without_keys_gets_no_nan_and_gives_none():

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from moe.layers.attention import Attention
+from moe.layers.attention_bias import RelativeBias
 from moe.layers.embed import Embedding, Output
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
-from moe.layers.position import RelativeBias
 from moe.layers.sparse import SparseFFN
 from moe.models.block import Block
 from moe.models.stack import Stack

@@ -1,18 +1,13 @@
-"""Relative position buckets against T5's rule written out one distance at a time, and the bias that
-they select.
-"""
+"""Relative position buckets against T5's rule written out one distance at a time."""
 
 from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe.layers.position import BUCKETS, MAX_DISTANCE, RelativeBias, relative_buckets
-from trainlib.model import weights as nn
+from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
 
 
 def t5_bucket(offset: int, bidirectional: bool, epsilon: float = 0.0) -> int:
@@ -73,26 +68,3 @@ def test_other_buckets_and_distances_are_those_of_transformers(bidirectional, di
         )
         np.testing.assert_array_equal(found, expected.numpy())
         assert found.max() < buckets
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_bias_is_a_lookup_and_so_is_its_gradient(bidirectional):
-    module = RelativeBias(3, bidirectional=bidirectional)
-    model = nn.abstract(module)
-    table = np.random.default_rng(0).normal(size=(BUCKETS, 3)).astype(np.float32)
-    queries, keys, first = 5, 150, 140
-    upstream = np.random.default_rng(1).normal(size=(1, 3, queries, keys)).astype(np.float32)
-
-    def bias(table):
-        return model.bind({"table": table}, {})(queries, keys, first)
-
-    actual, pull = jax.vjp(bias, jnp.asarray(table))
-    expected = np.zeros((1, 3, queries, keys), np.float32)
-    gradient = np.zeros_like(table)
-    for query in range(queries):
-        for key in range(keys):
-            bucket = t5_bucket(key - (first + query), bidirectional)
-            expected[0, :, query, key] = table[bucket]
-            gradient[bucket] += upstream[0, :, query, key]
-    np.testing.assert_array_equal(actual, expected)
-    np.testing.assert_allclose(pull(jnp.asarray(upstream))[0], gradient, atol=1e-4)
