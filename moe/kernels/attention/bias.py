@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe.layers.position import BUCKETS, MAX_DISTANCE, relative_buckets
+from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
 
 _SUBLANES = 8
 FAR = 2  # numbers of a head beside its tiles: the bias of keys far behind, and of those far ahead

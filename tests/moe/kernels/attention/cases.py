@@ -11,8 +11,8 @@ import numpy as np
 
 from moe.kernels.attention import flash_attention, relative_vector
 from moe.kernels.attention.dropout import keep_mask
+from moe.kernels.buckets import relative_buckets
 from moe.layers.attention import attend, segment_mask
-from moe.layers.position import relative_buckets
 
 BUCKETS = 32
 
