@@ -81,15 +81,14 @@ def backward(plan: Plan, operands: dict[str, jax.Array], interpret: bool) -> lis
 def _body(plan: Plan, ref, at) -> None:
     from jax.experimental import pallas as pl
 
-    first_of_heads = (at.b == 0) & (at.i == 0) & (at.chunk == 0)
     if plan.tiled:
-        make_tiles(plan, ref, first_of_heads)
-    if plan.bias:
 
-        @pl.when(first_of_heads)
+        @pl.when(at.first_of_heads)
         def _():
-            ref["tile_sums"][...] = jnp.zeros_like(ref["tile_sums"])
-            ref["dfar"][...] = jnp.zeros_like(ref["dfar"])
+            make_tiles(plan, ref)
+            if plan.bias:
+                ref["tile_sums"][...] = jnp.zeros_like(ref["tile_sums"])
+                ref["dfar"][...] = jnp.zeros_like(ref["dfar"])
 
     @pl.when(at.i == 0)
     def _():
@@ -118,8 +117,7 @@ def _body(plan: Plan, ref, at) -> None:
         ref["dvalue"][...] = ref["value_sums"][...].astype(ref["dvalue"].dtype)
 
     if plan.bias:
-        last = (at.b == at.batch - 1) & (at.i == plan.q_blocks - 1) & (at.chunk == plan.chunks - 1)
-        pl.when(last)(lambda: _add_diagonals(plan, ref))
+        pl.when(at.last_of_heads)(lambda: _add_diagonals(plan, ref))
 
 
 class _Head:

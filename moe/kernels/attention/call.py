@@ -34,11 +34,22 @@ class At:
 
     plan: Plan
     ref: dict
-    n: Index
-    b: Index
+    n: jax.Array
+    b: jax.Array
     i: Index
     chunk: Index
     batch: int
+
+    @property
+    def first_of_heads(self) -> jax.Array:
+        """Whether this is the first step of a column of heads."""
+        return (self.b == 0) & (self.i == 0) & (self.chunk == 0)
+
+    @property
+    def last_of_heads(self) -> jax.Array:
+        """Whether this is the last step of a column of heads."""
+        ends = self.i == self.plan.q_blocks - 1, self.chunk == self.plan.chunks - 1
+        return (self.b == self.batch - 1) & ends[0] & ends[1]
 
     def seed(self, g: int) -> jax.Array:
         """Of dropout, for a head of the column."""

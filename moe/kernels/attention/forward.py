@@ -60,16 +60,12 @@ def forward(
     return out, logsumexp
 
 
-def make_tiles(plan: Plan, ref, first: jax.Array) -> None:
-    """Fills the tiles of the heads of a block, where `first` says that they are new."""
-    from jax.experimental import pallas as pl
-
-    @pl.when(first)
-    def _():
-        for g in range(plan.shared):
-            for t in range(plan.tiles):
-                window = ref["near"][g, :, t * plan.rows : (t + 2) * plan.rows]
-                ref["tiles"][g * plan.tiles + t] = toeplitz(window, plan.rows)
+def make_tiles(plan: Plan, ref) -> None:
+    """Fills the tiles of the heads of a block."""
+    for g in range(plan.shared):
+        for t in range(plan.tiles):
+            window = ref["near"][g, :, t * plan.rows : (t + 2) * plan.rows]
+            ref["tiles"][g * plan.tiles + t] = toeplitz(window, plan.rows)
 
 
 def logits_of(plan: Plan, ref, g: int, query, key, tile, mask) -> jax.Array:
@@ -86,7 +82,7 @@ def _body(plan: Plan, ref, at) -> None:
     from jax.experimental import pallas as pl
 
     if plan.tiled:
-        make_tiles(plan, ref, (at.b == 0) & (at.i == 0) & (at.chunk == 0))
+        pl.when(at.first_of_heads)(lambda: make_tiles(plan, ref))
 
     @pl.when(at.chunk == 0)
     def _():

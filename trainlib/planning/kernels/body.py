@@ -58,13 +58,17 @@ class Body:
 
     @property
     def loops(self) -> tuple[float | None, ...]:
-        """Turns of each loop, in order, None where they are not known."""
-        return tuple(share.value for share in self._loops.values())
+        """Turns of each loop, in order, None where they are not known. Those that never turn are
+        left out, as the compiler does: JAX writes a loop of unknown length as one and a rest.
+        """
+        return tuple(s.value for s in self._loops.values() if s.inner or not s.known)
 
     @property
     def branches(self) -> tuple[float | None, ...]:
-        """How often each block under a condition runs, in order, of once; None if not known."""
-        return tuple(share.value for share in self._branches.values())
+        """How often each block under a condition runs, in order, of once; None if not known. Those
+        in loops that never turn are left out.
+        """
+        return tuple(share.value for share in self._branches.values() if share.outer)
 
     def add(self, at: tuple[np.ndarray, ...]) -> None:
         """Adds the steps with these coordinates."""

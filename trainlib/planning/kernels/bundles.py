@@ -175,7 +175,7 @@ def total(
 
     def count(part: Part) -> float:
         share = shares.get(id(part))
-        if part.kind == "loop" and part.turns is not None and part is not grid:
+        if share is None and part.kind == "loop" and part.turns is not None:
             share = part.turns
         elif share is None and part.kind == "loop":
             notes["Bundles of a loop whose turns are not known are counted once."] = None

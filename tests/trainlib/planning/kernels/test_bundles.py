@@ -54,6 +54,12 @@ def test_turns_that_only_the_kernel_knows():
     assert notes == ("Bundles of a loop whose turns are not known are counted once.",)
 
 
+def test_turns_that_are_told_go_before_those_of_the_text():
+    """The text shows the end of a loop, but its start only where that is a number."""
+    told = counted("36", loops=(3,), branches=(1,))[0]
+    assert told == counted("36", branches=(1,))[0] - 4 * 5 * 5
+
+
 def test_conditions_that_are_not_told_are_taken_as_true():
     known, notes = counted("36", branches=(None,))
     assert known == counted("36", branches=(1,))[0]

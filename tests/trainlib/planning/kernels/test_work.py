@@ -69,7 +69,8 @@ def test_arrays_in_memory_on_the_chip_are_told_apart():
 def test_turns_of_loops(turns, mean):
     x, out = array("f32", 8192, 128), array("f32", 128, 128)
     done = count(lambda x: programs.looped(x, turns), [x], [out])
-    assert mean in done.loops
+    # JAX writes a loop of unknown length as one and a rest, here without turns.
+    assert done.loops == (mean,)
     assert not done.notes
 
 
