@@ -11,8 +11,8 @@ import numpy as np
 
 from moe.kernels.attention import flash_attention, relative_vector
 from moe.kernels.attention.dropout import keep_mask
-from moe.kernels.buckets import relative_buckets
-from moe.layers.attention import attend, segment_mask
+from moe.layers.attention import attend
+from moe.layers.attention_bias import relative_bias, segment_mask
 
 BUCKETS = 32
 
@@ -118,11 +118,13 @@ class Arrays:
         case = self.case
         bias, drop = None, None
         if table is not None:
-            offsets = np.arange(case.keys)[None] - np.arange(case.queries)[:, None]
-            buckets = relative_buckets(
-                offsets, bidirectional=not case.causal, max_distance=case.max_distance
+            bias = relative_bias(
+                table,
+                case.queries,
+                case.keys,
+                bidirectional=not case.causal,
+                max_distance=case.max_distance,
             )
-            bias = jnp.take(table, jnp.asarray(buckets), axis=0).transpose(2, 0, 1)[None]
         if case.rate:
             keep = keep_mask(self.seeds, case.queries, case.keys, case.rate)
             drop = functools.partial(dropped, keep=keep, rate=case.rate)
