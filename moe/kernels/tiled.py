@@ -29,16 +29,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.batched import Weights, hidden
-from trainlib.chips import chip_of
 from trainlib.model.remat import PRODUCT, keep
+from trainlib.sharding.kernels import core_memory
 
 _LANES, _SUBLANES = 128, 16  # of a tile of bfloat16
 _CHUNK = 256  # rows computed on at a time; the code of a kernel grows with them
 _MOST = 2048  # rows and columns of a block
 _LEAST_DEPTH = 256  # with less, adding to the sums takes longer than the products
-_MIB = 2**20
-_VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # MiB of a core
-_SHARE = 0.6  # of that memory, for blocks: the rest is for registers and the program around
+_SHARE = 0.6  # of a core's memory, for blocks: the rest is for registers and the program around
 
 # Contracted dimensions of the left and the right block: product, by the transpose, of the transpose
 _FORMS = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
@@ -114,10 +112,7 @@ def _tiles(sizes: _Sizes, form: str, memory: int) -> Tiles | None:
 
 def _memory() -> int:
     """Bytes of VMEM that the blocks of a kernel may take, on the device traced for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    chip = chip_of(device.device_kind if device else jax.devices()[0].device_kind)
-    most = _VMEM.get(chip.name if chip else "", min(_VMEM.values()))
-    return int(_SHARE * _MIB * most)
+    return int(_SHARE * core_memory())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,12 @@ import contextlib
 
 import jax
 
+from trainlib.chips import chip_of
 from trainlib.errors import one_of
 from trainlib.sharding.constrain import platform
 
+# MiB of the memory of a TPU's core, which holds what a kernel computes on.
+CORE_MEMORY = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}
 KERNELS = ("auto", "plain", "interpret")
 
 # JAX keeps what it traced under one choice apart from what it traced under another.
@@ -48,3 +51,12 @@ def kernel_mode(target: str = "tpu") -> str | None:
     if choice == "interpret":
         return "interpret"
     return "compiled" if choice == "auto" and platform() == target else None
+
+
+def core_memory() -> int:
+    """Bytes of the memory (VMEM) of the core that is traced for; of the smallest known where that
+    is not known.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    chip = chip_of(device.device_kind if device else jax.devices()[0].device_kind)
+    return 2**20 * CORE_MEMORY.get(chip.name if chip else "", min(CORE_MEMORY.values()))

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from moe.kernels.attention.bias import FAR, diagonals
 from moe.kernels.attention.blocks import (
-    Plan,
     across,
     added,
     along,
@@ -32,6 +31,7 @@ from moe.kernels.attention.blocks import (
 )
 from moe.kernels.attention.call import Call
 from moe.kernels.attention.forward import logits_of, make_tiles
+from moe.kernels.attention.plan import Plan
 
 _SUBLANES = 8
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.kernels.attention.plan import Plan
 from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
 
 _SUBLANES = 8
@@ -49,40 +50,31 @@ def relative_vector(
     return jnp.einsum("or,rn->no", chosen, table, precision="highest")
 
 
-def tiles_aside(distance: int, tile: int) -> int:
-    """C for M = `distance`: of tiles farther off, the nearest pair is M or more apart."""
-    return (distance + tile - 2) // tile
-
-
 def near_and_far(
-    vector: jax.Array | None, heads: int, tile: int, aside: int, *, causal: bool, masked: float
-) -> tuple[jax.Array, jax.Array]:
+    plan: Plan, vector: jax.Array | None, masked: float
+) -> tuple[jax.Array, jax.Array | None]:
     """What the kernels read of a bias.
 
     Args:
+      plan: of the call.
       vector: float32 [N, 2 M + 1], or None where causality is all there is.
-      heads: N.
-      tile: T.
-      aside: C.
-      causal: keys after the query get `masked` in place of a bias.
-      masked: see there.
+      masked: takes the place of the bias of keys after the query where those are not seen.
 
     Returns:
       near: float32 [N, 1, (2 C + 2) T], for the offsets 1 - (C + 1) T to (C + 1) T.
-      far: float32 [2 N], for each head those of `FAR`.
+      far: float32 [2 N], the bias of keys far behind and of those far ahead, a head after another.
     """
-    length = (2 * aside + 2) * tile
-    offsets = np.arange(length) + 1 - length // 2
+    ahead = (plan.aside + 1) * plan.rows
+    offsets = np.arange(1 - ahead, ahead + 1)
+    far = None
     if vector is None:
-        near, far = jnp.zeros((heads, length), jnp.float32), jnp.zeros(FAR * heads, jnp.float32)
+        near = jnp.zeros((plan.heads, len(offsets)), jnp.float32)
     else:
         distance = vector.shape[1] // 2
-        far = vector[:, jnp.array([0, 2 * distance])].reshape(FAR * heads)
-        left = max(length // 2 - 1 - distance, 0)
-        right = max(length // 2 - distance, 0)
-        inner = vector[:, distance - (length // 2 - 1 - left) : distance + length // 2 - right + 1]
-        near = jnp.pad(inner, ((0, 0), (left, right)), mode="edge")
-    if causal:
+        far = vector[:, jnp.array([0, 2 * distance])].reshape(-1)
+        more = ahead - distance
+        near = jnp.pad(vector, ((0, 0), (more, more)), mode="edge")[:, 1:]
+    if plan.causal:
         near = jnp.where(jnp.asarray(offsets > 0), masked, near)
     return near[:, None], far
 

@@ -1,11 +1,7 @@
-"""How the kernels cut attention into blocks, and which blocks of keys a block of queries visits.
+"""Which blocks of keys a block of queries visits, and what both kernels do with a block.
 
-Letters: B batch, N heads, Q queries, K keys, H width of one head, W lanes of a block, G heads in
-them, C tiles to each side of the diagonal in which the bias is not constant.
-
-Arrays are [B, L, N*H], as projections write them: a block is [rows, W] of one sequence, a column of
-heads. Narrow heads share 128 lanes: a product with the query of one head, zero in the lanes of the
-others, is that head's alone, and costs what its padding would.
+Letters: B batch, N heads, Q queries, K keys, W lanes of a block, C tiles to each side of the
+diagonal in which the bias is not constant; see `plan`.
 
 A block of queries meets up to three runs of blocks of keys: far behind the diagonal, around it, and
 far ahead. A causal one has no third run. Within a run, blocks whose segments cannot meet are passed
@@ -23,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.attention import dropout
+from moe.kernels.attention.plan import LANES, Plan
 
-LANES = 128
 # Added by the plain form to masked logits, and so the logsumexp of a query that sees no key.
 MASKED = -1e9
 # What masked logits become here: that far below, they are exactly zero beside any other, and in a
@@ -33,72 +29,6 @@ GONE = 2 * MASKED
 NOTHING = 2**31 - 1  # the least segment of a block without tokens
 
 Index = int | jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Sizes of one call, all of them after padding.
-
-    Attributes:
-      heads: N.
-      width: H.
-      queries: Q.
-      keys: K.
-      rows: queries of a block.
-      columns: keys of a block; equal to `rows` where there are tiles.
-      chunk: blocks of keys that are held at a time.
-      tiled: there is a bias, or causality: logits near the diagonal have a tile added.
-      aside: C.
-      bias: there is one, and its gradient is wanted.
-      causal: keys after the query are not seen.
-      segments: queries see keys of their own segment alone.
-      rate: of dropout.
-    """
-
-    heads: int
-    width: int
-    queries: int
-    keys: int
-    rows: int
-    columns: int
-    chunk: int
-    tiled: bool = False
-    aside: int = 0
-    bias: bool = False
-    causal: bool = False
-    segments: bool = False
-    rate: float = 0.0
-
-    @property
-    def lanes(self) -> int:
-        """W."""
-        return max(self.width, LANES)
-
-    @property
-    def shared(self) -> int:
-        """G."""
-        return self.lanes // self.width
-
-    @property
-    def columns_of_heads(self) -> int:
-        return self.heads // self.shared
-
-    @property
-    def q_blocks(self) -> int:
-        return self.queries // self.rows
-
-    @property
-    def k_blocks(self) -> int:
-        return self.keys // self.columns
-
-    @property
-    def chunks(self) -> int:
-        return self.k_blocks // self.chunk
-
-    @property
-    def tiles(self) -> int:
-        """Of one head: from C blocks behind the diagonal to C ahead of it, or to the diagonal."""
-        return self.aside + 1 if self.causal else 2 * self.aside + 1
 
 
 @dataclasses.dataclass(frozen=True)

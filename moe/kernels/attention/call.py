@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from moe.kernels.attention.blocks import Index, Plan, Run, meet
+from moe.kernels.attention.blocks import Index, Run, meet
+from moe.kernels.attention.plan import Plan
+from trainlib.sharding.kernels import core_memory
 
+_LIMIT = 0.9  # of a core's memory that a kernel may take; XLA keeps some
 _SCALARS = ("ranges", "seeds", "far")  # in memory for scalars, before the grid starts
 
 
@@ -95,7 +98,7 @@ class Call:
 
         self.plan, self._operands, self._keys_outside = plan, operands, keys_outside
         self.batch = operands["query"].shape[0]
-        self.per_query = (self.batch, plan.columns_of_heads, plan.shared, plan.queries)
+        self.per_query = (self.batch, plan.head_columns, plan.shared, plan.queries)
         self._inputs: list[str] = []
         self._specs, self._out_specs, self._out_shapes, self._scratch = [], [], [], []
         self._outputs: list[str] = []
@@ -169,7 +172,7 @@ class Call:
             kernel,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=len(scalars),
-                grid=(plan.columns_of_heads, self.batch, *inner),
+                grid=(plan.head_columns, self.batch, *inner),
                 in_specs=self._specs,
                 out_specs=self._out_specs,
                 scratch_shapes=self._scratch,
@@ -177,7 +180,7 @@ class Call:
             out_shape=self._out_shapes,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-                vmem_limit_bytes=100 * 2**20,
+                vmem_limit_bytes=int(_LIMIT * core_memory()),
             ),
             name=name,
             interpret=interpret,

@@ -6,44 +6,18 @@ no longer changes.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.attention.backward import backward
-from moe.kernels.attention.bias import near_and_far, sum_of_rows, tiles_aside
-from moe.kernels.attention.blocks import GONE, LANES, Plan, segment_ranges
+from moe.kernels.attention.bias import near_and_far, sum_of_rows
+from moe.kernels.attention.blocks import GONE, segment_ranges
 from moe.kernels.attention.forward import forward
+from moe.kernels.attention.plan import Plan, plan_of
 from trainlib.model.remat import SCORES, keep
-
-_TYPES = (jnp.bfloat16, jnp.float32)
-_BLOCKS = (512, 256, 128)  # rows and columns of a block, best first
-_WASTE = 1.15  # rows with padding over rows in whole tiles of 128, at the most, for a larger block
-
-
-def fits(
-    query: jax.Array,
-    key: jax.Array,
-    bias: jax.Array | None = None,
-    *,
-    causal: bool = False,
-) -> bool:
-    """Whether `flash_attention` computes these: sizes known while tracing, and none of them zero.
-
-    Args:
-      query: [B, Q, N, H].
-      key: [B, K, N, H].
-      bias: see `flash_attention`.
-      causal: see there.
-    """
-    sizes = (*query.shape, *key.shape)
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        return False
-    return query.dtype == key.dtype and query.dtype in _TYPES
 
 
 def flash_attention(
@@ -84,93 +58,58 @@ def flash_attention(
       ([B, Q, N, H] in the type of `value`, logsumexp of the logits float32 [B, N, Q]). Both have
       gradients, of query, key, value and bias.
     """
-    batch, queries, heads, width = query.shape
-    keys = key.shape[1]
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError("Segments of queries and of keys: give both, or neither.")
     rate = dropout_rate if dropout_seeds is not None else 0.0
     masked = query_segments is not None
-    plan = _plan(query, key, bias, masked, causal, rate, block)
-    masked = plan.segments
-    flat = [
-        _flat(x, n, plan) for x, n in ((query, plan.queries), (key, plan.keys), (value, plan.keys))
-    ]
-    operands: dict[str, jax.Array] = {}
-    if masked:
-        if query_segments is None or key_segments is None:
-            query_segments = jnp.ones((batch, queries), jnp.int32)
-            key_segments = jnp.ones((batch, keys), jnp.int32)
-        seen = _padded(jnp.maximum(query_segments, 0), plan.queries)
-        there = _padded(key_segments, plan.keys)
-        operands["ranges"] = segment_ranges(plan, seen, there)
-        operands["query_segments"] = seen[:, None]
-        operands["key_segments"] = jnp.where(there > 0, there, -1)[:, None]
+    plan = plan_of(query, key, bias, causal=causal, segments=masked, rate=rate, block=block)
+    if plan is None:
+        raise ValueError("No block of this attention fits into a core's memory: ask `fits` first.")
+    (batch, queries, heads, width), keys = query.shape, key.shape[1]
+    operands = _segments(plan, query_segments, key_segments, batch, queries, keys)
     if rate and dropout_seeds is not None:
         seeds = jnp.pad(dropout_seeds, ((0, 0), (0, plan.heads - heads)))
         operands["seeds"] = lax.bitcast_convert_type(seeds, jnp.int32).reshape(-1)
     near = far = None
-    if plan.tiled:
-        if bias is not None:
-            bias = jnp.pad(_within(bias, queries, keys), ((0, plan.heads - heads), (0, 0)))
-        near, far = near_and_far(
-            bias, plan.heads, plan.rows, plan.aside, causal=causal, masked=GONE
-        )
-        if bias is None:
-            operands["near"], near, far = near, None, None
-    out, logsumexp = _flash(*flat, near, far, operands, plan, interpret)
+    if bias is not None:
+        near, far = near_and_far(plan, _within(bias, heads, plan.heads, max(queries, keys)), GONE)
+    elif causal:
+        operands["near"], _ = near_and_far(plan, None, GONE)
+    flat = (_flat(plan, x, n) for x, n in zip((query, key, value), plan.lengths, strict=True))
+    results: tuple[jax.Array, jax.Array] = _flash(*flat, near, far, operands, plan, interpret)
+    out, logsumexp = results
     out = out.reshape(batch, plan.queries, plan.heads, plan.width)
     logsumexp = logsumexp.reshape(batch, plan.heads, plan.queries)
     return out[:, :queries, :heads, :width], logsumexp[:, :heads, :queries]
 
 
-def _within(bias: jax.Array, queries: int, keys: int) -> jax.Array:
-    """A bias without the offsets that do not occur."""
-    distance = bias.shape[1] // 2
-    less = max(distance - max(queries, keys), 0)
-    return bias[:, less : bias.shape[1] - less]
+def _segments(
+    plan: Plan,
+    of_queries: jax.Array | None,
+    of_keys: jax.Array | None,
+    batch: int,
+    queries: int,
+    keys: int,
+) -> dict[str, jax.Array]:
+    """What the kernels read of segments; where only padding is to be masked, all are one."""
+    if not plan.segments:
+        return {}
+    if of_queries is None or of_keys is None:
+        of_queries, of_keys = (jnp.ones((batch, n), jnp.int32) for n in (queries, keys))
+    of_queries = _padded(jnp.maximum(of_queries, 0), plan.queries)
+    of_keys = _padded(of_keys, plan.keys)
+    return {
+        "ranges": segment_ranges(plan, of_queries, of_keys),
+        "query_segments": of_queries[:, None],
+        "key_segments": jnp.where(of_keys > 0, of_keys, -1)[:, None],
+    }
 
 
-def _plan(query, key, bias, masked, causal, rate, block) -> Plan:
-    _, queries, heads, width = query.shape
-    keys = key.shape[1]
-    width = _width(width)
-    shared = max(LANES // width, 1)
-    tiled = bias is not None or causal
-    rows, columns = (block or _block(size) for size in (queries, keys))
-    if tiled:
-        rows = columns = min(rows, columns)
-    plan = Plan(
-        heads=_up(heads, shared),
-        width=width,
-        queries=_up(queries, rows),
-        keys=_up(keys, columns),
-        rows=rows,
-        columns=columns,
-        chunk=_up(keys, columns) // columns,
-        tiled=tiled,
-        bias=bias is not None,
-        causal=causal,
-        # Padded keys are to be masked, but where causality does.
-        segments=masked or (keys % columns > 0 and not (causal and queries <= keys)),
-        rate=rate,
-    )
-    if bias is None:
-        return plan
-    distance = min(bias.shape[1] // 2, max(queries, keys))
-    return dataclasses.replace(plan, aside=tiles_aside(distance, rows))
-
-
-def _up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
-
-
-def _width(width: int) -> int:
-    """Lanes of a head: so many that heads divide 128 lanes, or that those divide a head."""
-    return _up(width, LANES) if width > LANES else 2 ** math.ceil(math.log2(width))
-
-
-def _block(size: int) -> int:
-    """The largest that pads little."""
-    least = _up(size, LANES)
-    return next(block for block in _BLOCKS if _up(size, block) <= _WASTE * least)
+def _within(bias: jax.Array, heads: int, padded: int, distance: int) -> jax.Array:
+    """A bias of all heads, without the offsets that do not occur."""
+    less = max(bias.shape[1] // 2 - distance, 0)
+    within = bias[:, less : bias.shape[1] - less].astype(jnp.float32)
+    return jnp.pad(within, ((0, padded - heads), (0, 0)))
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:
@@ -179,7 +118,7 @@ def _padded(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), *rest))
 
 
-def _flat(x: jax.Array, length: int, plan: Plan) -> jax.Array:
+def _flat(plan: Plan, x: jax.Array, length: int) -> jax.Array:
     """[B, L, N, H] -> [B, length, N*H], each padded as the kernels need it."""
     heads, width = plan.heads - x.shape[2], plan.width - x.shape[3]
     if heads or width:

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 from moe.kernels.attention.bias import FAR, toeplitz
 from moe.kernels.attention.blocks import (
     GONE,
-    LANES,
     MASKED,
-    Plan,
     across,
     added,
     along,
@@ -32,6 +30,7 @@ from moe.kernels.attention.blocks import (
     runs,
 )
 from moe.kernels.attention.call import Call
+from moe.kernels.attention.plan import LANES, Plan
 
 
 def forward(

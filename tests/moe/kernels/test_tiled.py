@@ -17,7 +17,7 @@ from moe.routing.config import RoutingConfig
 from trainlib import chips
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate, lowered_for
-from trainlib.sharding.kernels import use_kernels
+from trainlib.sharding.kernels import CORE_MEMORY, use_kernels
 from trainlib.sharding.mesh import make_mesh
 
 MIB = 2**20
@@ -101,7 +101,7 @@ def test_tiles_fit_and_bytes_do_not_limit_what_arithmetic_could(sizes, chip):
     """Over the six kernels: within 5 % of the larger of arithmetic and least bytes; 15 % on v4,
     which has an eighth of the memory.
     """
-    memory = int(module._SHARE * module._VMEM[chip] * MIB)
+    memory = int(module._SHARE * CORE_MEMORY[chip] * MIB)
     spec, taken, least = chips.CHIPS[chip], 0.0, 0.0
     for form, size in kernels_of(*sizes).values():
         tiles = module._tiles(size, form, memory)
