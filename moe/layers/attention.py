@@ -9,13 +9,16 @@ small matrix.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from moe.kernels.attention import fits, flash_attention, relative_vector
+from moe.kernels.attention.dropout import keep_mask
 from moe.kernels.buckets import MAX_DISTANCE
 from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout
@@ -25,12 +28,17 @@ from moe.layers.residual import to_layer, to_residual
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import constrain
+from trainlib.sharding.constrain import active, constrain
+from trainlib.sharding.kernels import kernel_mode
+from trainlib.sharding.rules import resolve
 
 # Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
 # added to the logit of such a key away.
 MASKED = -1e9
+FEW_PAIRS = 512 * 512  # queries x keys, for which the kernel takes longer than the plain form
+_DROPOUT_OF = ("keys", "pairs")
 Bias = AttentionBias | BiasArrays | None
+Shaped = Any  # an array, or a jax.ShapeDtypeStruct
 
 
 @jax.named_scope("attend")
@@ -89,8 +97,14 @@ def t5_attention(
     first_query: int = 0,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_of: str = "keys",
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of T5: logits q . k + bias(distance), which are not scaled, and a float32 softmax.
+
+    On a TPU it is a kernel, forward and backward, that holds tiles of logits alone: nothing of it
+    is [.., Q, K], and blocks of keys that no query of a block sees are passed over. Elsewhere, for
+    few tokens, and with `first_query`, it is the plain form. See `trainlib.sharding.use_kernels`.
+    On a mesh heads lie over the axis `model` and sequences over the others.
 
     Args:
       query: [B, Q, N, H].
@@ -101,21 +115,26 @@ def t5_attention(
       bidirectional: of the buckets, see `moe.kernels.buckets.relative_buckets`: True in an encoder.
       max_distance: of the buckets; farther keys share the last one.
       query_segments: int32 [B, Q]. A query sees the keys of its own segment, and 0 is padding: what
-        such a query gives is not to be read. None: all tokens are of one segment.
+        a query that sees no key gives is not to be read. None: all tokens are of one segment.
       key_segments: int32 [B, K]; needed with `query_segments`.
       causal: a query sees no key after it, by positions in the array of the keys.
       first_query: position of the first query in that array.
-      dropout_rate: share of keys that is dropped, one draw for all queries of a sequence and head.
+      dropout_rate: share of probabilities that is dropped.
       dropout_key: random key; None switches dropout off.
+      dropout_of: "keys" drops a key for all queries of a sequence and head, as T5 does; "pairs"
+        draws for each query and key, by `moe.kernels.attention.dropout`. What is dropped depends
+        neither on the form that is taken nor on the mesh.
 
     Returns:
       ([B, Q, N, H] in the type of `value`, logsumexp of the logits float32 [B, N, Q]).
 
     Raises:
-      ValueError: segments of queries without those of keys, or the reverse.
+      ValueError: segments of queries without those of keys, or the reverse; another `dropout_of`.
     """
     if (query_segments is None) != (key_segments is None):
         raise ValueError("Segments of queries and of keys: give both, or neither.")
+    if dropout_of not in _DROPOUT_OF:
+        raise ValueError(f"dropout_of={dropout_of!r}: it is of {' or '.join(_DROPOUT_OF)}.")
     bias = AttentionBias(
         table=bias_table,
         query_segments=query_segments,
@@ -125,26 +144,152 @@ def t5_attention(
         causal=causal,
         first_query=first_query,
     )
-    return attend_by(query, key, value, bias, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    drop = None
+    if dropout_key is not None and dropout_rate:
+        drop = Drop(dropout_rate, dropout_key, dropout_of)
+    return attend_by(query, key, value, bias, drop)
+
+
+class Drop(NamedTuple):
+    """Dropout of attention; see `t5_attention`."""
+
+    rate: float
+    key: jax.Array
+    of: str = "keys"
+
+    def probabilities(self, x: jax.Array) -> jax.Array:
+        """[B, N, Q, K] without what is dropped, the rest scaled up."""
+        if self.of == "keys":
+            return dropout(x, self.rate, self.key)
+        batch, heads, queries, keys = x.shape
+        kept = keep_mask(self.seeds(batch, heads), queries, keys, self.rate)
+        return jnp.where(kept, x / (1.0 - self.rate), 0).astype(x.dtype)
+
+    def values(self, x: jax.Array) -> jax.Array:
+        """[B, K, N, H] without the dropped keys, the rest scaled up: the same as of probabilities,
+        where a key is dropped for all queries.
+        """
+        # In this order the draws are those for probabilities, [B, N, 1, K].
+        return dropout(x.transpose(0, 2, 3, 1), self.rate, self.key).transpose(0, 3, 1, 2)
+
+    def seeds(self, batch: int, heads: int) -> jax.Array:
+        """uint32 [B, N]."""
+        return jax.random.bits(self.key, (batch, heads))
 
 
 def attend_by(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: Bias, drop: Drop | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`t5_attention` with what is added to the logits as one object."""
+    rules = AttentionBias() if bias is None else bias
+    mode = kernel_for(query, key, rules)
+    if mode and isinstance(rules, AttentionBias):
+        return _by_kernel(query, key, value, rules, drop, mode)
+    if isinstance(rules, AttentionBias):
+        rules = rules.arrays(query.shape[1], key.shape[1])
+    dropped = drop and drop.probabilities
+    return attend(query, key, value, rules.bias, rules.mask, drop=dropped)
+
+
+def kernel_for(query: Shaped, key: Shaped, bias: AttentionBias | BiasArrays) -> str | None:
+    """How the kernel runs for [B, Q, N, H] and [B, K, N, H] in the program that is being traced:
+    see `kernel_mode`; None where it is the plain form.
+    """
+    mode = kernel_mode()
+    if mode is None or isinstance(bias, BiasArrays) or bias.first_query:
+        return None
+    if mode == "compiled" and query.shape[1] * key.shape[1] < FEW_PAIRS:
+        return None
+    vector = None
+    if bias.table is not None:
+        shape = query.shape[2], 2 * bias.max_distance + 1
+        vector = jax.ShapeDtypeStruct(shape, bias.table.dtype)
+    return mode if fits(query, key, vector, causal=bias.causal) else None
+
+
+def shared(bias: AttentionBias, query: Shaped, key: Shaped) -> AttentionBias | BiasArrays:
+    """What the layers of a stack are given: arrays, made once for all of them, where they are to
+    compute the plain form.
+
+    Args:
+      bias: the rules.
+      query: anything with the shape [B, Q, N, H] and the type of the queries.
+      key: of the keys, [B, K, N, H].
+    """
+    if kernel_for(query, key, bias):
+        return bias
+    return bias.arrays(query.shape[1], key.shape[1])
+
+
+_AXES = {
+    **dict.fromkeys(("query", "key", "value"), ("layer_batch", None, "head", None)),
+    **dict.fromkeys(("query_segments", "key_segments"), ("layer_batch", None)),
+    **{"table": (None, "head"), "seeds": ("layer_batch", "head")},
+}
+
+
+@jax.named_scope("attend")
+def _by_kernel(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: Bias,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    bias: AttentionBias,
+    drop: Drop | None,
+    mode: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """The same with what is added to the logits as one object; see `t5_attention`."""
-    drop = None
-    if dropout_key is not None and dropout_rate:
-        drop = functools.partial(dropout, rate=dropout_rate, key=dropout_key)
-    if isinstance(bias, AttentionBias):
-        bias = bias.arrays(query.shape[1], key.shape[1])
-    added = bias or BiasArrays()
-    return attend(query, key, value, added.bias, added.mask, drop=drop)
+    """The kernel on each device's own sequences and heads: the partitioner cannot split it."""
+    seeds = None
+    if drop is not None and drop.of == "keys":
+        value = drop.values(value)
+    elif drop is not None:
+        seeds = drop.seeds(query.shape[0], query.shape[2])
+    given = {
+        **{"query": query, "key": key, "value": value, "table": bias.table, "seeds": seeds},
+        **{"query_segments": bias.query_segments, "key_segments": bias.key_segments},
+    }
+    operands = {name: x for name, x in given.items() if x is not None}
+
+    def local(operands: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        vector = None
+        if "table" in operands:
+            vector = relative_vector(
+                operands["table"],
+                bidirectional=bias.bidirectional,
+                max_distance=bias.max_distance,
+                buckets=len(operands["table"]),
+            )
+        return flash_attention(
+            operands["query"],
+            operands["key"],
+            operands["value"],
+            bias=vector,
+            query_segments=operands.get("query_segments"),
+            key_segments=operands.get("key_segments"),
+            causal=bias.causal,
+            dropout_rate=drop.rate if drop else 0.0,
+            dropout_seeds=operands.get("seeds"),
+            interpret=mode == "interpret",
+        )
+
+    ambient = active()
+    if ambient is None or ambient[0].size == 1:
+        return local(operands)
+    mesh, rules = ambient
+
+    def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
+        return resolve(name, shape, axes, rules, mesh).spec
+
+    batch, queries, heads, _ = query.shape
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=({name: spec(name, x.shape, _AXES[name]) for name, x in operands.items()},),
+        out_specs=(
+            spec("out", query.shape, _AXES["query"]),
+            spec("logsumexp", (batch, heads, queries), ("layer_batch", "head", None)),
+        ),
+        check_vma=False,
+    )(operands)
 
 
 class Attention(Layer):
@@ -220,9 +365,10 @@ class Attention(Layer):
         and the result see `__call__`.
         """
         query = self._project(x, self.query)
-        mixed, normaliser = attend_by(
-            query, keys, values, bias, dropout_rate=self.dropout_rate, dropout_key=dropout_key
-        )
+        drop = None
+        if dropout_key is not None and self.dropout_rate:
+            drop = Drop(self.dropout_rate, dropout_key)
+        mixed, normaliser = attend_by(query, keys, values, bias, drop)
         mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)  # [B, Q, N*H]
         return keep(PRODUCT, to_residual(product(mixed, self.out, self.reduce))), normaliser
 

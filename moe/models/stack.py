@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from moe.layers.attention import shared
 from moe.layers.attention_bias import AttentionBias, BiasArrays, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
@@ -157,19 +158,25 @@ class Stack(Layer):
     ) -> Context:
         # Masks are made where attention reads them, so that segments travel and not their pairs.
         own = constrain(segments, "layer_batch", None)
+        query = self._heads_of(x)
         source_bias = None
         if source is not None and source_segments is not None:
             others = constrain(source_segments, "layer_batch", None)
-            source_bias = AttentionBias.of(None, own, others)
-            source_bias = source_bias.arrays(x.shape[1], source.shape[1])
-        bias = AttentionBias.of(self.bias, own, causal=self.causal)
+            rules = AttentionBias.of(None, own, others)
+            source_bias = shared(rules, query, self._heads_of(source))
+        rules = AttentionBias.of(self.bias, own, causal=self.causal)
         return Context(
-            bias=bias.arrays(x.shape[1], x.shape[1]),
+            bias=shared(rules, query, query),
             valid=segments > 0,
             source=source,
             source_bias=source_bias,
             words=None if self.config.router_input == "hidden" else x,
         )
+
+    def _heads_of(self, x: jax.Array) -> jax.ShapeDtypeStruct:
+        """Shape and type of what attention makes of x [B, L, D]: [B, L, N, H]."""
+        heads = self.config.num_heads, self.config.head_dim
+        return jax.ShapeDtypeStruct((*x.shape[:2], *heads), x.dtype)
 
     def _block_key(self, key: jax.Array | None, number: jax.Array, train: bool) -> jax.Array | None:
         """The key of a block, from its number in the stack."""
