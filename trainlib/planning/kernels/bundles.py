@@ -32,7 +32,7 @@ from trainlib.planning.kernels import dump
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(\w\w)?\s*:\s*([> ]*)\{(\})?")
 _BRANCH = re.compile(r"sbr\.rel \((!?)%(\w+)\) target = \$region(\d+)")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
-_TEST = re.compile(r"%(\w+) = scmp\.ge\.s32\.totalorder %(\w+), (%?)(\w+)")
+_TEST = re.compile(r"%(\w+) = scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%(\w+), (%?)(\w+)")
 _ADD = re.compile(r"%(\w+) = sadd\.s32 (?:\(!?%\w+\), )?(\d+), %(\w+)")
 _PHI = re.compile(r"%(\w+) = sphi %(\w+), %(\w+)")
 _MOVE = re.compile(r"%(\w+) = smov (?:\(!?%\w+\), )?(\d+)\b")

@@ -46,6 +46,12 @@ def test_bundles_run_as_often_as_their_loops_turn(share):
     assert counted("36", loops=(8,), branches=(share,)) == (round(3 + 4 * step), ())
 
 
+def test_an_exit_test_may_itself_run_under_a_condition():
+    dump = DUMP.replace("scmp.ge.s32.totalorder %s52", "scmp.ge.s32.totalorder (%p9), %s52")
+    found = total(parse(dump.replace("BOUND", "36")), 4, (None,), (1,))
+    assert found == counted("36", branches=(1,))
+
+
 def test_turns_that_only_the_kernel_knows():
     known, notes = counted("%s99", loops=(8,), branches=(1,))
     assert (known, notes) == counted("36", branches=(1,))
