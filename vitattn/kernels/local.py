@@ -28,6 +28,7 @@ import numpy as np
 
 from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import batch_local
+from trainlib.sharding.kernels import core_memory, kernel_mode
 from vitattn.kernels.attend import MASK_BIAS, check_heads, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
 
@@ -173,8 +174,45 @@ def halo_attention(
         )
     check_heads("halo_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, 2 * (block + halo) - 1)
+    if _takes_kernel(q, v, block, halo):
+        return _on_matrix_unit(q, k, v, tables, block, halo, scale, mask_border)
     rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
     return _blocked(q, k, v, tables, rows, cols, scale)
+
+
+def _takes_kernel(q: Array, v: Array, block: int, halo: int) -> bool:
+    """Whether halo attention of these is left to the kernels for a TPU."""
+    if kernel_mode() is None or not all(isinstance(size, int) for size in q.shape):
+        return False
+    from vitattn.kernels.tpu.halo.attention import fits, geometry_of
+
+    geometry = geometry_of(q.shape[1:3], block, halo, q.shape[3], max(q.shape[4], v.shape[4]))
+    return fits(geometry, v.dtype, core_memory())
+
+
+def _on_matrix_unit(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    tables: tuple[Array, ...],
+    block: int,
+    halo: int,
+    scale: float | None,
+    mask_border: bool,
+) -> Array:
+    """`halo_attention` by the kernels for a TPU."""
+    from vitattn.kernels.tpu.halo.attention import attention
+
+    keys = () if k is None else (k,)
+    options = {"block": block, "halo": halo, "mask_border": mask_border}
+    interpret = kernel_mode() == "interpret"
+
+    def local(q: Array, v: Array, *rest: Array) -> Array:
+        count = len(rest) - len(tables)
+        key = rest[0] if count else None
+        return attention(scaled(q, scale), key, v, rest[count:], **options, interpret=interpret)
+
+    return batch_local(local)(q, v, *keys, replicated=tables)
 
 
 def _checked(q: Array, row: Table, col: Table, offsets: int) -> tuple[Array, ...]:

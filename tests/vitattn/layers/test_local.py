@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trainlib.errors import ConfigError
 from trainlib.model.weights import abstract, initialise
 from trainlib.sharding.constrain import activate
+from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
 from vitattn.kernels import local as kernels
@@ -119,12 +120,16 @@ def test_every_size_and_block_equals_the_loop(height, width, block):
     compare(attention, inputs(1, height, width, offsets=5), window=5)
 
 
-@pytest.mark.parametrize(("block", "halo"), [(2, 0), (3, 1), (4, 3)])
+@pytest.mark.parametrize(
+    ("block", "halo", "form"),
+    [(2, 0, "plain"), (3, 1, "plain"), (4, 3, "plain"), (3, 1, "interpret")],
+)
 @pytest.mark.parametrize("border", [False, True])
-def test_halo_attention_equals_the_loop(block, halo, border):
+def test_halo_attention_equals_the_loop(block, halo, border, form):
     arrays = inputs(height=7, width=8, offsets=2 * (block + halo) - 1)
     attention = functools.partial(halo_attention, block=block, halo=halo, mask_border=border)
-    compare(attention, arrays, block=block, halo=halo, border=border)
+    with use_kernels(form):
+        compare(attention, arrays, block=block, halo=halo, border=border)
 
 
 def test_position_only_equals_the_loop_with_keys_of_zero():
