@@ -35,7 +35,9 @@ from trainlib.sharding.rules import resolve
 # Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
 # added to the logit of such a key away.
 MASKED = -1e9
-FEW_PAIRS = 512 * 512  # queries x keys, for which the kernel takes longer than the plain form
+# Queries x keys below which the kernel takes longer than the plain form on v5e: its blocks have 128
+# rows, and what is shorter is padded to that (benchmarks/results/2026-11-29_t5_attention.md).
+FEW_PAIRS = 128 * 128
 _DROPOUT_OF = ("keys", "pairs")
 Bias = AttentionBias | BiasArrays | None
 Shaped = Any  # an array, or a jax.ShapeDtypeStruct
@@ -200,7 +202,7 @@ def kernel_for(query: Shaped, key: Shaped, bias: AttentionBias | BiasArrays) -> 
         return None
     if mode == "compiled" and query.shape[1] * key.shape[1] < FEW_PAIRS:
         return None
-    vector = None
+    vector: Any = None
     if bias.table is not None:
         shape = query.shape[2], 2 * bias.max_distance + 1
         vector = jax.ShapeDtypeStruct(shape, bias.table.dtype)
