@@ -30,6 +30,7 @@ from trainlib.keys import whole
 from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
 from vitattn.images.size import Size, sides, strided
+from vitattn.kernels.augmented import augmented_half
 from vitattn.kernels.relative import relative_attention_2d, relative_attention_maps
 from vitattn.layers.attention import (
     AnyPosition,
@@ -255,15 +256,15 @@ class AugmentedConv(AttentionLayer):
     def attention_maps(self, x: Array) -> Array:
         """Probabilities f32 [B, N, H', W', H', W'] (query, then key): for pictures only."""
         self._check_input(x)
-        q, k, _ = self._project(x.astype(self.dtype))
+        q, k, _ = self._project(self._placed(x.astype(self.dtype)))
         return relative_attention_maps(q, k, *self._tables())
 
     def query_map(self, x: Array, query: Pair) -> Array:
         """Probabilities f32 [B, N, H', W'] of the keys of one query; see `AttentionLayer`."""
         return self.attention_maps(x)[:, :, query[0], query[1]].astype(jnp.float32)
 
-    def _project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Queries, keys and values [B, H', W', N, .] at the attention's resolution."""
+    def _placed(self, x: Array) -> Array:
+        """The map [B, H', W', .] that attention runs on, with absolute positions if it has them."""
         rows, cols = self.map_size(x)
         for _ in range((self.stride == 2) + self.downsample):
             x = average_pool(x)  # [B, H', W', F_in] after the last
@@ -272,9 +273,13 @@ class AugmentedConv(AttentionLayer):
         elif self.position == "coord":
             grid = coordinates(rows, cols).astype(self.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(grid, (*x.shape[:3], 2))], -1)
+        return x
+
+    def _project(self, x: Array) -> tuple[Array, Array, Array]:
+        """The map of `_placed` -> queries, keys and values [B, H', W', N, .]."""
         qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H', W', 2 d_k + d_v]
         parts = jnp.split(qkv, (self.key_depth, 2 * self.key_depth), axis=-1)
-        q, k, v = (part.reshape(x.shape[0], rows, cols, self.num_heads, -1) for part in parts)
+        q, k, v = (part.reshape(*x.shape[:3], self.num_heads, -1) for part in parts)
         return q, k, v
 
     def _tables(self) -> tuple[Array, ...]:
@@ -282,12 +287,17 @@ class AugmentedConv(AttentionLayer):
 
     def _attend(self, x: Array) -> Array:
         """[B, H*stride, W*stride, F_in] -> [B, H, W, d_v]."""
-        projected = self._project(x)
+        size, x = self._output_size(x), self._placed(x)
+        weights = self.qkv[...], self.out[...], self._tables()
         with jax.named_scope("attend"):
-            per_head = relative_attention_2d(*projected, *self._tables())  # [B, H', W', N, .]
-        joined = per_head.reshape(*per_head.shape[:3], -1)  # [B, H', W', d_v]
-        out = pointwise(joined, self.out[...].astype(self.dtype))
-        return bilinear_resize(out, *self._output_size(x))
+            out = augmented_half(x, *weights, num_heads=self.num_heads)
+        if out is None:
+            projected = self._project(x)
+            with jax.named_scope("attend"):
+                per_head = relative_attention_2d(*projected, *self._tables())  # [B, H', W', N, .]
+            joined = per_head.reshape(*per_head.shape[:3], -1)  # [B, H', W', d_v]
+            out = pointwise(joined, self.out[...].astype(self.dtype))
+        return bilinear_resize(out, *size)
 
     def _check_input(self, x: Array) -> None:
         check_array("An attention-augmented convolution", x, "B H W C", C=self.in_channels)

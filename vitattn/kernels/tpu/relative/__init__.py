@@ -1,0 +1,7 @@
+"""2-D relative attention on a TPU.
+
+shape  sizes of the tiles, and the constants that stand for positions
+shift  rows moved by another number in every lane, and back
+head   one head, all queries at once: forward and backward, as functions of arrays
+half   the augmented half of a convolution, projections included, a kernel a pass
+"""
