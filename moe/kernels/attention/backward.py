@@ -26,8 +26,10 @@ from moe.kernels.attention.blocks import (
     kept,
     keys_of,
     of_head,
+    over_tiles,
     product,
     runs,
+    window_of,
 )
 from moe.kernels.attention.call import Call
 from moe.kernels.attention.forward import logits_of, make_tiles
@@ -47,9 +49,8 @@ def backward(plan: Plan, operands: dict[str, jax.Array], interpret: bool) -> lis
       interpret: run it step by step on any backend.
 
     Returns:
-      gradients of query, of key and of value, [B, .., N*H] in their types; with a bias also eight
-      rows of gradients of `near`, see `sum_of_rows`, and of `far`, float32 [N, 2, 8, 128] to be
-      added up.
+      gradients of query, of key and of value, [B, .., N*H] in their types; with a bias also that of
+      `near` and, in parts [N, 2 * 8, 128] to be added up, that of `far`.
     """
     query, key, value = (operands[name] for name in ("query", "key", "value"))
     call = Call(plan, operands, keys_outside=True)
@@ -63,9 +64,7 @@ def backward(plan: Plan, operands: dict[str, jax.Array], interpret: bool) -> lis
     call.writes("dkey", key.shape, key.dtype, "key")
     call.writes("dvalue", value.shape, value.dtype, "key")
     if plan.bias:
-        call.writes(
-            "dnear", (plan.heads, 8, operands["near"].shape[2]), jnp.float32, "near_gradient"
-        )
+        call.writes("dnear", operands["near"].shape, jnp.float32, "near")
         call.writes("dfar", (plan.heads, FAR * 8, 128), jnp.float32, "far_gradient")
     call.holds("query_sums", (plan.rows, plan.lanes))
     call.holds("key_sums", (plan.chunk * plan.columns, plan.lanes))
@@ -169,8 +168,9 @@ def _folded(x: jax.Array) -> jax.Array:
 
 def _add_diagonals(plan: Plan, ref) -> None:
     ref["dnear"][...] = jnp.zeros_like(ref["dnear"])
-    for g in range(plan.shared):
-        for t in range(plan.tiles):
-            window = slice(t * plan.rows, (t + 2) * plan.rows)
-            tile = ref["tile_sums"][g * plan.tiles + t]
-            ref["dnear"][g, :, window] += diagonals(tile, plan.rows)
+
+    def tile(g, t) -> None:
+        gradient = ref["tile_sums"][g * plan.tiles + t]
+        ref["dnear"][g, :, window_of(plan, t)] += diagonals(gradient, plan.rows)
+
+    over_tiles(plan, tile)

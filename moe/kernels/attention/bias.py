@@ -7,7 +7,7 @@ The bias of a logit depends on the key's position minus the query's alone. A til
 of 2 T numbers: all rows hold the same ones, and a roll that turns each row one lane further than
 the row above shears them into diagonals. Tiles farther from the diagonal than C have one number.
 The way back, from the gradients of the logits of a tile to sums over diagonals, is a tree: the
-upper half of the rows is rolled over the lower one and added until eight rows are left.
+upper half of the rows is rolled over the lower one and added until one row is left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe.kernels.attention.plan import Plan
 from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
 
 _SUBLANES = 8
-FAR = 2  # numbers of a head beside its tiles: the bias of keys far behind, and of those far ahead
+FAR = 2  # numbers of a head beside its tiles: the bias of keys far behind and far ahead
 
 
 def relative_vector(
@@ -90,8 +90,8 @@ def toeplitz(vector: jax.Array, tile: int) -> jax.Array:
 
 
 def diagonals(gradient: jax.Array, tile: int) -> jax.Array:
-    """Inside a kernel: eight rows [8, 2 T] whose sum, row r rolled 7 - r further, is the gradient
-    of what `toeplitz` reads, from the gradient [T, T] of what it makes.
+    """Inside a kernel: the gradient [1, 2 T] of what `toeplitz` reads, from that of what it makes,
+    [T, T].
     """
     from jax.experimental.pallas import tpu as pltpu
 
@@ -100,10 +100,8 @@ def diagonals(gradient: jax.Array, tile: int) -> jax.Array:
     while half >= _SUBLANES:
         rows = pltpu.roll(rows[:half], half, 1) + rows[half:]
         half //= 2
-    return rows
-
-
-def sum_of_rows(parts: jax.Array) -> jax.Array:
-    """[N, 8, L] -> [N, 1, L]: what `diagonals` leaves, added up."""
-    rolled = [jnp.roll(parts[:, r], _SUBLANES - 1 - r, axis=1) for r in range(_SUBLANES)]
-    return sum(rolled[1:], rolled[0])[:, None]
+    # Of the last eight rows all are added to all: only the last one then holds the whole sum.
+    while half:
+        rows = pltpu.roll(pltpu.roll(rows, half, 1), half, 0) + rows
+        half //= 2
+    return rows[_SUBLANES - 1 :]

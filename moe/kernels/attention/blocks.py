@@ -116,6 +116,18 @@ def keys_of(plan: Plan, j: Index):
     return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, LANES), plan.columns)
 
 
+def over_tiles(plan: Plan, body: Callable[[int, int], None]) -> None:
+    """Calls the body with each head of a block and the number of each of its tiles."""
+    for g in range(plan.shared):
+        for t in range(plan.tiles):
+            body(g, t)
+
+
+def window_of(plan: Plan, tile: int) -> slice:
+    """The numbers of a bias that make a tile."""
+    return slice(tile * plan.rows, (tile + 2) * plan.rows)
+
+
 def across(row: jax.Array) -> jax.Array:
     """[1, L] -> [L, 128]: each number in all lanes of its row."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T

@@ -124,7 +124,6 @@ class Call:
                 (None, None, plan.shared, plan.rows), lambda n, b, i, c: (b, n, 0, i)
             ),
             "near": spec((plan.shared, 1, near), lambda n, b, i, c: (n, 0, 0)),
-            "near_gradient": spec((plan.shared, 8, near), lambda n, b, i, c: (n, 0, 0)),
             "far_gradient": spec((plan.shared, 16, 128), lambda n, b, i, c: (n, 0, 0)),
         }
 

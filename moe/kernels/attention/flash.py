@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.attention.backward import backward
-from moe.kernels.attention.bias import near_and_far, sum_of_rows
+from moe.kernels.attention.bias import near_and_far
 from moe.kernels.attention.blocks import GONE, segment_ranges
 from moe.kernels.attention.forward import forward
 from moe.kernels.attention.plan import Plan, plan_of
@@ -152,7 +152,7 @@ def _backward(plan, interpret, residuals, cotangents):
         return dquery, dkey, dvalue, None, None, None
     near, far = rest
     far = jnp.sum(far.reshape(plan.heads, 2, -1), axis=2).reshape(-1)
-    return dquery, dkey, dvalue, sum_of_rows(near), far, None
+    return dquery, dkey, dvalue, near, far, None
 
 
 _flash.defvjp(_forward, _backward)

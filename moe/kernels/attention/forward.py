@@ -26,8 +26,10 @@ from moe.kernels.attention.blocks import (
     kept,
     keys_of,
     of_head,
+    over_tiles,
     product,
     runs,
+    window_of,
 )
 from moe.kernels.attention.call import Call
 from moe.kernels.attention.plan import LANES, Plan
@@ -61,10 +63,12 @@ def forward(
 
 def make_tiles(plan: Plan, ref) -> None:
     """Fills the tiles of the heads of a block."""
-    for g in range(plan.shared):
-        for t in range(plan.tiles):
-            window = ref["near"][g, :, t * plan.rows : (t + 2) * plan.rows]
-            ref["tiles"][g * plan.tiles + t] = toeplitz(window, plan.rows)
+
+    def tile(g, t) -> None:
+        window = ref["near"][g, :, window_of(plan, t)]
+        ref["tiles"][g * plan.tiles + t] = toeplitz(window, plan.rows)
+
+    over_tiles(plan, tile)
 
 
 def logits_of(plan: Plan, ref, g: int, query, key, tile, mask) -> jax.Array:
