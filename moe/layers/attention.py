@@ -9,6 +9,7 @@ small matrix.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from moe.layers.residual import to_layer, to_residual
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import active, constrain
+from trainlib.sharding.constrain import active, constrain, with_automatic_axes
 from trainlib.sharding.kernels import kernel_mode
 from trainlib.sharding.rules import resolve
 
@@ -239,7 +240,7 @@ def _by_kernel(
     drop: Drop | None,
     mode: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """The kernel on each device's own sequences and heads: the partitioner cannot split it."""
+    """The kernel, on any mesh."""
     seeds = None
     if drop is not None and drop.of == "keys":
         value = drop.values(value)
@@ -251,28 +252,43 @@ def _by_kernel(
     }
     operands = {name: x for name, x in given.items() if x is not None}
 
-    def local(operands: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        vector = None
-        if "table" in operands:
-            vector = relative_vector(
-                operands["table"],
-                bidirectional=bias.bidirectional,
-                max_distance=bias.max_distance,
-                buckets=len(operands["table"]),
-            )
-        return flash_attention(
-            operands["query"],
-            operands["key"],
-            operands["value"],
-            bias=vector,
-            query_segments=operands.get("query_segments"),
-            key_segments=operands.get("key_segments"),
-            causal=bias.causal,
-            dropout_rate=drop.rate if drop else 0.0,
-            dropout_seeds=operands.get("seeds"),
-            interpret=mode == "interpret",
-        )
+    def attention(_: None, operands: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return _on_mesh(functools.partial(_local, bias, drop, mode), operands)
 
+    return with_automatic_axes(attention, lambda batch: (batch, batch), None, operands)
+
+
+def _local(
+    bias: AttentionBias, drop: Drop | None, mode: str, operands: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The kernel on one device; of `bias` and `drop` only what is static is read."""
+    vector = None
+    if "table" in operands:
+        vector = relative_vector(
+            operands["table"],
+            bidirectional=bias.bidirectional,
+            max_distance=bias.max_distance,
+            buckets=len(operands["table"]),
+        )
+    return flash_attention(
+        operands["query"],
+        operands["key"],
+        operands["value"],
+        bias=vector,
+        query_segments=operands.get("query_segments"),
+        key_segments=operands.get("key_segments"),
+        causal=bias.causal,
+        dropout_rate=drop.rate if drop else 0.0,
+        dropout_seeds=operands.get("seeds"),
+        interpret=mode == "interpret",
+    )
+
+
+def _on_mesh(
+    local: Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]],
+    operands: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `local` on each device's own sequences and heads: a kernel is not partitioned."""
     ambient = active()
     if ambient is None or ambient[0].size == 1:
         return local(operands)
@@ -281,6 +297,7 @@ def _by_kernel(
     def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
         return resolve(name, shape, axes, rules, mesh).spec
 
+    query = operands["query"]
     batch, queries, heads, _ = query.shape
     return jax.shard_map(
         local,

@@ -112,11 +112,9 @@ def test_the_kernel_is_the_plain_form(case, quick):
     compare(value_and_gradients(case, "interpret", quick), plain, case.tolerance)
 
 
-def mesh_of(**sizes: int):
+def mesh_of(kind=AxisType.Auto, **sizes: int):
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices
-    )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (kind,) * len(sizes), devices=devices)
 
 
 SIZES = ({"data": 4, "model": 2}, {"replica": 2, "data": 2, "model": 2}, {"data": 4})
@@ -133,6 +131,13 @@ def test_a_mesh_changes_nothing(case, sizes, quick):
     alone = value_and_gradients(case, "plain", quick)
     with jax.set_mesh(mesh_of(**sizes)):
         compare(value_and_gradients(case, "interpret", quick), alone, case.tolerance)
+
+
+@pytest.mark.slow
+def test_axes_of_explicit_types_are_those_of_a_user(quick):
+    alone = value_and_gradients(CASES[4], "plain", quick)
+    with jax.set_mesh(mesh_of(AxisType.Explicit, data=4)):
+        compare(value_and_gradients(CASES[4], "interpret", quick), alone, 2e-6)
 
 
 def test_a_mesh_that_cannot_split_the_heads_is_refused_by_name(quick):
