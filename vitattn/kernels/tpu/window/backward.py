@@ -1,0 +1,237 @@
+"""The backward kernel of windowed attention on packed maps.
+
+Dimension letters: T tiles, H rows of a map, d query/key width a head, e value width a head, K
+window, R = K // 2, S sublanes, L lanes.
+
+A step of the grid is one tile of maps. Probabilities follow from the sums that the forward kernel
+left, so that one pass over the rows of keys is enough:
+
+    each row of queries    position terms - logsumexp, delta = out . dout
+    each row of keys       for the K rows of queries that see it, and each column of the window:
+                           p = exp(q . k + terms), ds = p (dout . v - delta)
+                           dv, dk of the row = sum of p dout, of ds q, shifted back
+                           dq of the K rows += ds k; sums of ds over rows, over columns
+    each row of queries    dq += sums times tables; gradients of tables += sums times q
+
+Gradients of tables are summed over all tiles in the memory of the kernel, a register for each
+number; the sum over its lanes is left to XLA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.tpu.window.rows import (
+    Blocks,
+    Chunks,
+    Ref,
+    Sizes,
+    each_lane_tile,
+    fill,
+    position_terms,
+    products,
+    pull,
+    push,
+    repeat,
+    shift_back,
+    spread,
+    valid_lanes,
+)
+
+Array = jax.Array
+
+
+def backward(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    tables: Sequence[Array],
+    out: Array,
+    logsumexp: Array,
+    dout: Array,
+    sizes: Sizes,
+    interpret: bool,
+) -> tuple[Array, Array | None, Array, list[Array]]:
+    """The kernel.
+
+    Args:
+      q: [T, H, d, S, L].
+      k: [T, H, d, S, L], or None.
+      v: [T, H, e, S, L].
+      tables: float32 [K, d // 2, S, L] and [K, d - d // 2, S, L], the same number in every lane; or
+        none.
+      out: [T, H, e, S, L], of the forward kernel.
+      logsumexp: float32 [T, H, S, L], likewise.
+      dout: [T, H, e, S, L].
+      sizes: of the call.
+      interpret: run it step by step on any backend.
+
+    Returns:
+      Gradients of q, k (None without keys), v in their types, and of the tables as they were
+      given: what the pixels of each lane contribute to them.
+    """
+    from jax.experimental import pallas as pl
+
+    blocks, window, rows = Blocks(sizes), sizes.window, sizes.rows
+    depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
+    keys = () if k is None else (k,)
+    scratch = {
+        "queries": (rows, depth),
+        "douts": (rows, values),
+        "row": (rows, window),
+        "col": (rows, window),
+        "delta": (rows,),
+        "dq": (rows, depth),
+        "row_sums": (rows, window),
+        "col_sums": (rows, window),
+        "keys": (window, depth),
+        "values": (window, values),
+        "p": (window, window),
+        "ds": (window, window),
+    }
+
+    def body(*refs: Ref) -> None:
+        split = len(refs) - len(scratch)
+        _kernel(sizes, refs[:split], dict(zip(scratch, refs[split:], strict=True)))
+
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *keys, v, *tables)]
+    dq, *rest = pl.pallas_call(
+        body,
+        grid=(sizes.packing.tiles,),
+        in_specs=[
+            *map(blocks.whole, tables),
+            *[blocks.tile(x) for x in (q, *keys, v, out, dout)],
+            blocks.statistic(),
+        ],
+        out_specs=[*[blocks.tile(x) for x in (q, *keys, v)], *map(blocks.whole, tables)],
+        out_shape=results,
+        scratch_shapes=[blocks.scratch(*shape) for shape in scratch.values()],
+        compiler_params=blocks.parameters(in_order=True),
+        interpret=interpret,
+        name="window_backward",
+    )(*tables, q, *keys, v, out, dout, logsumexp)
+    dk = rest.pop(0) if keys else None
+    dv, *dtables = rest
+    return dq, dk, dv, dtables
+
+
+def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
+    from jax.experimental import pallas as pl
+
+    split = 2 * sizes.position
+    tables, (q, *rest) = refs[:split], refs[split:]
+    k = rest.pop(0) if sizes.content else None
+    v, out, dout, logsumexp, dq, *rest = rest
+    dk = rest.pop(0) if sizes.content else None
+    dv, *dtables = rest
+    height, reach = sizes.packing.height, sizes.reach
+    valid = valid_lanes(sizes)
+    zeros = jnp.zeros((sizes.window, *sizes.register), jnp.float32)
+
+    def prepare(y: Any) -> None:
+        query = q[0, y].astype(jnp.float32) * sizes.scale
+        cotangent = dout[0, y].astype(jnp.float32)
+        fill(at["queries"], y + reach, query)
+        fill(at["douts"], y + reach, cotangent)
+        fill(at["dq"], y + reach, None)
+        at["delta"][y + reach] = -jnp.sum(cotangent * out[0, y].astype(jnp.float32), axis=0)
+        row, col = position_terms(query, tables, y, sizes)
+        for n in range(sizes.window):
+            # Padding has no probabilities.
+            at["row"][y + reach, n] = jnp.where(valid, row[n] - logsumexp[0, y], MASK_BIAS)
+            at["col"][y + reach, n] = col[n]
+        at["row_sums"][y + reach] = at["col_sums"][y + reach] = zeros
+
+    def beside(y: int) -> None:
+        fill(at["queries"], y, None)
+        fill(at["douts"], y, None)
+        at["delta"][y] = zeros[0]
+        at["row"][y] = zeros + MASK_BIAS
+        at["col"][y] = zeros
+
+    def one_row(y: Any) -> None:
+        if k is not None:
+            spread(k.at[0, y], at["keys"], sizes)
+        spread(v.at[0, y], at["values"], sizes)
+        each_lane_tile(sizes, lambda lanes: _one_row(y, lanes, at, sizes))
+        shift_back(at["values"], dv.at[0, y], valid, sizes)
+        if dk is not None:
+            shift_back(at["keys"], dk.at[0, y], valid, sizes)
+
+    def finish(y: Any) -> None:
+        row = y + reach
+        for part, table, dtable, sums in zip(
+            sizes.parts, tables, dtables, ("row_sums", "col_sums"), strict=False
+        ):
+            if part.stop > part.start:
+                weight = at[sums][row][:, None]
+                at["dq"][row, part] += jnp.sum(weight * table[...], axis=0)
+                dtable[...] += weight * at["queries"][row, part][None]
+        result = at["dq"][row, : sizes.depth] * sizes.scale
+        dq[0, y] = jnp.where(valid, result, 0).astype(dq.dtype)
+
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+        for dtable in dtables:
+            dtable[...] = jnp.zeros(dtable.shape, jnp.float32)
+
+    for b in range(sizes.window):
+        fill(at["keys"], b, None)
+        fill(at["values"], b, None)
+    for n in range(reach):
+        beside(n)
+        beside(height + reach + n)
+    repeat(height, prepare)
+    if tables and not sizes.mask_border:
+        _outside(at, sizes)
+    repeat(height, one_row)
+    repeat(height, finish)
+
+
+def _outside(at: dict[str, Ref], sizes: Sizes) -> None:
+    """Sums of ds over the keys in rows outside the map: zeros, so that ds = -p delta."""
+    reach, height = sizes.reach, sizes.packing.height
+    for y in range(height):
+        for a in range(sizes.window):
+            if not 0 <= y + a - reach < height:
+                row = y + reach
+                ds = jnp.exp(at["row"][row, a] + at["col"][row]) * at["delta"][row]  # [K, S, L]
+                at["col_sums"][row] += ds
+                at["row_sums"][row, a] = jnp.sum(ds, axis=0)
+
+
+def _one_row(y: Any, lanes: Any, at: dict[str, Ref], sizes: Sizes) -> None:
+    """What row y of the keys has to do with the queries that see it."""
+
+    def p(a: int) -> Ref:
+        return at["p"].at[a]
+
+    def ds(a: int) -> Ref:
+        return at["ds"].at[a]
+
+    for a in range(sizes.window):
+        row = y + 2 * sizes.reach - a
+        p(a)[:, :, lanes] = at["row"][row, a, :, lanes] + at["col"][row, :, :, lanes]
+        delta = at["delta"][row, :, lanes]
+        ds(a)[:, :, lanes] = jnp.broadcast_to(delta, (sizes.window, *delta.shape))
+    if sizes.content:
+        products(at["queries"], at["keys"], p, y, lanes, sizes)
+    products(at["douts"], at["values"], ds, y, lanes, sizes)
+    for a in range(sizes.window):
+        row = y + 2 * sizes.reach - a
+        weight = jnp.exp(p(a)[:, :, lanes])
+        p(a)[:, :, lanes] = weight
+        weight *= ds(a)[:, :, lanes]
+        ds(a)[:, :, lanes] = weight
+        if sizes.position:
+            at["row_sums"][row, a, :, lanes] = jnp.sum(weight, axis=0)
+            at["col_sums"][row, :, :, lanes] += weight
+    push(p, at["douts"], at["values"], y, lanes, sizes)
+    if sizes.content:
+        pull(ds, at["keys"], at["dq"], y, lanes, sizes)
+        push(ds, at["queries"], at["keys"], y, lanes, sizes)

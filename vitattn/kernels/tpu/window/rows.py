@@ -1,0 +1,393 @@
+"""What the forward and the backward kernel of windowed attention share: sizes, loops, products.
+
+Dimension letters: H rows of a map, d query/key width a head, e value width a head, c channels of
+either, K window, R = K // 2, S sublanes, L lanes.
+
+Both kernels keep a row of keys (or values) in registers, shifted by each column of the window, and
+bring the K rows of queries that see it past it: the query in row y + R - a sees row y at place a of
+its window. A row of keys is so loaded and rotated once for all rows of the window, and what queries
+give to its gradient is complete when it is left. Rows of queries are numbered from R, and there are
+R more on both sides of the map, which no result comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from trainlib.chips import chip_of
+from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
+
+Array = jax.Array
+Ref = Any  # of an array in the memory of the kernel
+
+_CHUNK = 8  # channels whose registers are held at a time
+_HELD = 32  # registers held, of 64
+_UNROLLED = 16  # channels up to which the loop over chunks is written out
+_MIB = 2**20
+_VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # MiB of a core
+_SHARE = 0.85  # of that memory, for a kernel: the rest is for the program around it
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes and options of one call.
+
+    Attributes:
+      packing: of the maps.
+      depth: d.
+      values: e.
+      content: with keys.
+      position: with tables.
+      mask_border: see `packed_window_attention`.
+      scale: of the logits.
+    """
+
+    packing: Packing
+    depth: int
+    values: int
+    content: bool
+    position: bool
+    mask_border: bool
+    scale: float
+
+    @property
+    def window(self) -> int:
+        """K."""
+        return self.packing.window
+
+    @property
+    def reach(self) -> int:
+        """R."""
+        return self.packing.reach
+
+    @property
+    def rows(self) -> int:
+        """H + 2R rows of queries, with those outside the map."""
+        return self.packing.height + 2 * self.reach
+
+    @property
+    def register(self) -> tuple[int, int]:
+        """[S, L], one number for each pixel of a row."""
+        return SUBLANES, self.packing.lanes
+
+    @property
+    def parts(self) -> tuple[slice, slice]:
+        """Channels of a query that rows of the window contribute to, and columns."""
+        return slice(0, self.depth // 2), slice(self.depth // 2, self.depth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Channels in equal parts, the last of which may reach beyond them.
+
+    Attributes:
+      count: of parts.
+      size: channels of a part.
+    """
+
+    count: int
+    size: int
+
+    @staticmethod
+    def of(channels: int) -> Chunks:
+        """As few parts of at most 8 channels as there are."""
+        count = -(-channels // _CHUNK)
+        return Chunks(count, -(-channels // count))
+
+    @property
+    def total(self) -> int:
+        """Channels with the padding."""
+        return self.count * self.size
+
+    def each(self, body: Callable[[Any], None]) -> None:
+        """Runs body(channels) for every part."""
+        from jax.experimental import pallas as pl
+
+        def part(n: Any) -> None:
+            body(pl.ds(n * self.size, self.size))
+
+        if self.total <= _UNROLLED:
+            for n in range(self.count):
+                part(n)
+        else:
+            repeat(self.count, part)
+
+    def blocks(self, window: int) -> list[slice]:
+        """Columns of the window in blocks whose registers of one part can be held at a time."""
+        size = max(1, _HELD // self.size)
+        size = -(-window // -(-window // size))
+        return [slice(n, min(n + size, window)) for n in range(0, window, size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What a call of a kernel says of its operands; a step of its grid is one tile of maps."""
+
+    sizes: Sizes
+
+    def tile(self, maps: Array) -> Any:
+        """One tile of [T, H, c, S, L]."""
+        from jax.experimental import pallas as pl
+
+        return pl.BlockSpec((1, *maps.shape[1:]), lambda t: (t, 0, 0, 0, 0))
+
+    def statistic(self) -> Any:
+        """One tile of numbers of queries [T, H, S, L]."""
+        from jax.experimental import pallas as pl
+
+        return pl.BlockSpec((1, *self.statistics().shape[1:]), lambda t: (t, 0, 0, 0))
+
+    def statistics(self) -> jax.ShapeDtypeStruct:
+        """float32 [T, H, S, L]."""
+        packing = self.sizes.packing
+        return jax.ShapeDtypeStruct(
+            (packing.tiles, packing.height, *self.sizes.register), jnp.float32
+        )
+
+    def whole(self, table: Any) -> Any:
+        """All of a table [K, c, S, L] in every step."""
+        from jax.experimental import pallas as pl
+
+        return pl.BlockSpec(table.shape, lambda t: (0, 0, 0, 0))
+
+    def scratch(self, *shape: int) -> Any:
+        """float32 [*shape, S, L] in the memory of the kernel."""
+        from jax.experimental.pallas import tpu as pltpu
+
+        return pltpu.VMEM((*shape, *self.sizes.register), jnp.float32)
+
+    def parameters(self, *, in_order: bool) -> Any:
+        """`in_order`: steps of the grid add to the same results."""
+        from jax.experimental.pallas import tpu as pltpu
+
+        return pltpu.CompilerParams(
+            dimension_semantics=("arbitrary" if in_order else "parallel",),
+            vmem_limit_bytes=memory(),
+        )
+
+
+def memory() -> int:
+    """Bytes of VMEM that a kernel may take, on the device traced for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    chip = chip_of(device.device_kind if device else jax.devices()[0].device_kind)
+    return int(_SHARE * _MIB * _VMEM.get(chip.name if chip else "", min(_VMEM.values())))
+
+
+def fits(sizes: Sizes, item: int) -> bool:
+    """Whether the memory of the device traced for holds what the backward kernel keeps.
+
+    Args:
+      sizes: of the call.
+      item: bytes of a number of q.
+    """
+    depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
+    window, rows = sizes.window, sizes.rows
+    kept = rows * (2 * depth + values + 4 * window + 1)
+    kept += window * (depth + values + 2 * window)
+    blocks = sizes.packing.height * (item * (4 * sizes.depth + 4 * sizes.values) + 4)
+    tables = 2 * window * sizes.depth * sizes.position
+    bytes_forward = 4 * rows * (window**2 + depth + values)
+    bytes_backward = 4 * (kept + 2 * tables)
+    registers = math.prod(sizes.register)
+    return registers * (2 * blocks + max(bytes_forward, bytes_backward)) <= 0.9 * memory()
+
+
+def repeat(count: int, body: Callable[[Any], None]) -> None:
+    """Runs body(0), body(1), .. in a loop of the kernel."""
+    lax.fori_loop(0, count, lambda n, _: body(n), None)
+
+
+def each_lane_tile(sizes: Sizes, body: Callable[[Any], None]) -> None:
+    """Runs body(128 lanes) for every lane tile of a row."""
+    from jax.experimental import pallas as pl
+
+    if sizes.packing.lanes == LANES:
+        body(slice(None))
+    else:
+        count = sizes.packing.lanes // LANES
+        repeat(count, lambda n: body(pl.ds(pl.multiple_of(n * LANES, LANES), LANES)))
+
+
+def valid_lanes(sizes: Sizes) -> Array:
+    """Which lanes hold pixels, bool [S, L]."""
+    packing = sizes.packing
+    lane = lax.broadcasted_iota(jnp.int32, sizes.register, 1)
+    used = lane < packing.across * packing.pitch
+    return used & (lax.rem(lane, packing.pitch) < packing.width)
+
+
+def shifted(x: Array, offset: int) -> Array:
+    """[.., L] with lane i + offset at lane i."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.roll(x, -offset % x.shape[-1], x.ndim - 1) if offset else x
+
+
+def spread(row: Ref, into: Ref, sizes: Sizes) -> None:
+    """Writes a row [c, S, L] of keys or values to float32 [K, chunks of c, S, L], shifted by each
+    column of the window; what lies beyond c stays.
+    """
+    channels = row.shape[0]
+
+    def part(at: Any) -> None:
+        x = row[at].astype(jnp.float32)
+        for b in range(sizes.window):
+            into[b, at] = shifted(x, b - sizes.reach)
+
+    if into.shape[1] > channels:
+        part(slice(0, channels))
+    else:
+        Chunks.of(channels).each(part)
+
+
+def fill(into: Ref, row: Any, values: Array | None) -> None:
+    """Writes channels [c, S, L] of a row, None for no channels, and zeros behind them."""
+    channels = 0 if values is None else values.shape[0]
+    if values is not None:
+        into[row, :channels] = values
+    if channels < into.shape[1]:
+        missing = into.shape[1] - channels
+        into[row, channels:] = jnp.zeros((missing, *into.shape[2:]), jnp.float32)
+
+
+def position_terms(
+    query: Array, tables: Sequence[Ref], y: Any, sizes: Sizes
+) -> tuple[list[Array], list[Array]]:
+    """Logits of a row of queries without keys: a term [S, L] for each row of the window, and one
+    for each column.
+
+    Args:
+      query: [d, S, L], scaled.
+      tables: of rows [K, d // 2, S, L] and of columns, the same number in every lane; or none.
+      y: the row of the map.
+      sizes: of the call.
+    """
+    packing = sizes.packing
+    x = lax.rem(lax.broadcasted_iota(jnp.int32, sizes.register, 1), packing.pitch)
+    found: list[list[Array]] = []
+    for axis, (part, place, size) in enumerate(
+        zip(sizes.parts, (y, x), (packing.height, packing.width), strict=True)
+    ):
+        terms = []
+        for n in range(sizes.window):
+            term = jnp.zeros(sizes.register, jnp.float32)
+            if tables and part.stop > part.start:  # a query of one channel has none for rows
+                term = jnp.sum(query[part] * tables[axis][n], axis=0)
+            if sizes.mask_border:
+                key = place + (n - sizes.reach)
+                term += jnp.where((key >= 0) & (key < size), 0.0, MASK_BIAS)
+            terms.append(term)
+        found.append(terms)
+    return found[0], found[1]
+
+
+def products(
+    left: Ref, right: Ref, into: Callable[[int], Ref], y: Any, lanes: Any, sizes: Sizes
+) -> None:
+    """Adds products over channels, of the row of queries that sees row y at a, to into(a)[b].
+
+    Args:
+      left: [H + 2R, c, S, L], of queries.
+      right: [K, c, S, L], row y of the keys shifted by each column of the window.
+      into: a -> [K, S, L].
+      y: the row of keys.
+      lanes: of one lane tile.
+      sizes: of the call.
+    """
+    chunks = Chunks.of(right.shape[1])
+
+    def part(channels: Any) -> None:
+        for block in chunks.blocks(sizes.window):
+            columns = range(sizes.window)[block]
+            held = [right[b, channels, :, lanes] for b in columns]
+            for a in range(sizes.window):
+                x = left[y + 2 * sizes.reach - a, channels, :, lanes]
+                for b, one in zip(columns, held, strict=True):
+                    into(a)[b, :, lanes] += jnp.sum(x * one, axis=0)
+
+    chunks.each(part)
+
+
+def pull(
+    weights: Callable[[int], Ref], right: Ref, into: Ref, y: Any, lanes: Any, sizes: Sizes
+) -> None:
+    """Adds weights(a)[b] right[b], summed over b, to the row of queries that sees row y at a.
+
+    Args:
+      weights: a -> [K, S, L].
+      right: [K, c, S, L], row y of keys or values shifted by each column of the window.
+      into: [H + 2R, c, S, L].
+      y: the row of keys.
+      lanes: of one lane tile.
+      sizes: of the call.
+    """
+    chunks = Chunks.of(right.shape[1])
+
+    def part(channels: Any) -> None:
+        for block in chunks.blocks(sizes.window):
+            held = right[block, channels, :, lanes]
+            for a in range(sizes.window):
+                weight = weights(a)[block, :, lanes]
+                row = y + 2 * sizes.reach - a
+                into[row, channels, :, lanes] += jnp.sum(weight[:, None] * held, axis=0)
+
+    chunks.each(part)
+
+
+def push(
+    weights: Callable[[int], Ref], left: Ref, into: Ref, y: Any, lanes: Any, sizes: Sizes
+) -> None:
+    """Writes to into[b] what the rows of queries that see row y give to it, weights(a)[b] left[a],
+    before it is shifted back.
+
+    Args:
+      weights: a -> [K, S, L].
+      left: [H + 2R, c, S, L], of queries.
+      into: [K, c, S, L].
+      y: the row of keys.
+      lanes: of one lane tile.
+      sizes: of the call.
+    """
+    chunks = Chunks.of(into.shape[1])
+
+    def part(channels: Any) -> None:
+        for block in chunks.blocks(sizes.window):
+            sums = None
+            for a in range(sizes.window):
+                x = left[y + 2 * sizes.reach - a, channels, :, lanes]
+                product = weights(a)[block, :, lanes][:, None] * x[None]
+                sums = product if sums is None else sums + product
+            into[block, channels, :, lanes] = sums
+
+    chunks.each(part)
+
+
+def shift_back(sums: Ref, into: Ref, valid: Array, sizes: Sizes) -> None:
+    """Writes a row [c, S, L] of gradients: what `push` left for each column of the window."""
+    channels = into.shape[0]
+
+    def part(at: Any) -> None:
+        parts = [shifted(sums[b, at], sizes.reach - b) for b in range(sizes.window)]
+        into[at] = jnp.where(valid, tree(jnp.add, parts), 0).astype(into.dtype)
+
+    if sums.shape[1] > channels:
+        part(slice(0, channels))
+    else:
+        Chunks.of(channels).each(part)
+
+
+def tree(operation: Callable[[Array, Array], Array], terms: Sequence[Array]) -> Array:
+    """Combines terms in pairs: a chain of as many operations would wait for each of them."""
+    terms = list(terms)
+    while len(terms) > 1:
+        pairs = [operation(x, y) for x, y in zip(terms[::2], terms[1::2], strict=False)]
+        terms = [*pairs, *terms[2 * len(pairs) :]]
+    return terms[0]
