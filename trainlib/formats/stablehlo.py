@@ -18,6 +18,7 @@ from jax import export as jax_export
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Abstract
 from trainlib.sharding.constrain import lowered_for
+from trainlib.sharding.kernels import use_kernels
 
 PROGRAM, SIGNATURE, LOADER = "forward.jax_export", "signature.json", "load.py"
 FILES = (PROGRAM, SIGNATURE, LOADER)
@@ -36,6 +37,9 @@ def program(
     batch: int = 0,
 ) -> tuple[bytes, dict[str, Any]]:
     """Exports `forward(params, model_state, inputs)`.
+
+    A program for one platform holds the kernels of that platform, where the batch is fixed; one for
+    several platforms has the plain forms.
 
     Args:
       forward: pure; weights in the dtypes that the model declares.
@@ -74,9 +78,13 @@ def program(
         with lowered_for(name):
             return run(*args)
 
+    # JAX lowers the forms of all platforms for each of them, and a kernel for one only.
+    kernels = "auto" if len(platforms) == 1 else "plain"
+
     def portable(*args: Any) -> jax.Array:
         forms = {name: functools.partial(run_on, name) for name in platforms}
-        return jax.lax.platform_dependent(*args, **forms)
+        with use_kernels(kernels):
+            return jax.lax.platform_dependent(*args, **forms)
 
     try:
         exported = jax_export.export(jax.jit(portable), platforms=list(platforms))(weights, given)

@@ -189,3 +189,18 @@ def batch_local(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return local(*batched, *replicated)
 
     return call
+
+
+def batch_is_local() -> bool:
+    """Whether a function in `batch_local` is given arrays of a single device.
+
+    It is not on a mesh of several devices over which no rule splits the batch, such as one whose
+    axes have names that we do not know. Its arrays are the partitioner's there, which has no way to
+    split a kernel: the plain form is to be taken.
+    """
+    ambient = jax.sharding.get_abstract_mesh()
+    sizes = zip(ambient.axis_types, ambient.axis_sizes, strict=True) if not ambient.empty else ()
+    if all(kind == AxisType.Manual or size == 1 for kind, size in sizes):
+        return True
+    known = active()
+    return known is not None and batch_parts(known[1], known[0]) > 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from trainlib.sharding.constrain import batch_local
+from trainlib.sharding.constrain import batch_is_local, batch_local
 from trainlib.sharding.kernels import kernel_mode
 
 Array = jax.Array
@@ -39,13 +39,14 @@ def augmented_half(
     Returns:
       [B, H, W, F] in the type of x; None where the program is traced for no TPU, or the kernel
       cannot do it: a map above 32 x 32 or too much for the memory of the chip, another type, a
-      batch without a fixed size. Gradients of weights are summed in float32.
+      batch without a fixed size, or one that the partitioner has (`batch_is_local`). Gradients of
+      weights are summed in float32.
     """
     # Where no kernel is taken nothing of Pallas is imported.
     mode = kernel_mode()
     if mode is None or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
-    if not all(isinstance(size, int) for size in x.shape):
+    if not all(isinstance(size, int) for size in x.shape) or not batch_is_local():
         return None
     from vitattn.kernels.tpu.relative import half
     from vitattn.kernels.tpu.relative.shape import Shape

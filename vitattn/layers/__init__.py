@@ -8,8 +8,9 @@
 
 Built with `rngs` a layer is a plain `flax.nnx.Module` that holds arrays. The attention functions
 take queries, keys and values as [B, H, W, N, d] (N heads before the depth d of one head), with
-queries that are not scaled: the scale, d**-0.5 unless another is given, is applied inside. Names
-are imported when they are first used.
+queries that are not scaled: the scale, d**-0.5 unless another is given, is applied inside. Layers
+and functions are kernels in programs for a TPU, where a kernel can do what is asked;
+`use_kernels("plain")` takes none. Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainlib.sharding.kernels import use_kernels
     from vitattn.kernels.local import halo_attention, local_attention
     from vitattn.kernels.relative import relative_attention_2d
     from vitattn.layers.attention_stem import AttentionStem
@@ -41,6 +43,7 @@ __all__ = [
     "halo_attention",
     "local_attention",
     "relative_attention_2d",
+    "use_kernels",
 ]
 
 # Public name -> the module that has it.
@@ -58,6 +61,7 @@ _MODULES = {
     "halo_attention": "vitattn.kernels.local",
     "local_attention": "vitattn.kernels.local",
     "relative_attention_2d": "vitattn.kernels.relative",
+    "use_kernels": "trainlib.sharding.kernels",
 }
 
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from trainlib.sharding.constrain import (
     activate,
     active,
+    batch_is_local,
     batch_local,
     constrain,
     lowered_for,
@@ -122,3 +123,23 @@ def test_meshes_of_others_and_the_inside_of_a_shard_map_are_left_alone(mesh):
             x,
         )
     assert inside == [None]
+
+
+def test_where_the_batch_is_local_to_a_device(mesh):
+    """A kernel cannot be split by the partitioner: it needs `batch_local` to have something to do,
+    or nothing to be split.
+    """
+    assert batch_is_local()
+    with activate(mesh, RULES):
+        assert batch_is_local()
+    with activate(make_mesh(1, 1, 8), RULES):  # heads are split, and no rule splits the batch
+        assert not batch_is_local()
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))):
+        assert not batch_is_local()
+    with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))):
+        assert batch_is_local()
+    inside = []
+    with activate(mesh, RULES):
+        local = batch_local(lambda x: inside.append(batch_is_local()) or x)
+        jax.eval_shape(local, jnp.ones((8, 4)))
+    assert inside == [True]

@@ -23,8 +23,9 @@ CASES = {
 }
 
 
-def arguments(images, rows, columns, channels, heads, d, e, width, dtype="float32", relative=True):
+def arguments(case, dtype="float32", relative=True):
     """Map, weights and tables; then a cotangent."""
+    images, rows, columns, channels, heads, d, e, width = case
     keys = iter(jax.random.split(jax.random.key(0), 6))
     x = jax.random.normal(next(keys), (images, rows, columns, channels), dtype)
     qkv = jax.random.normal(next(keys), (channels, heads * (2 * d + e))) * channels**-0.5
@@ -55,7 +56,7 @@ def value_and_gradients(function, given, cotangent, kernels="interpret"):
 
 def check(case, bound, dtype="float32", relative=True, scale=None):
     """The kernels differ from the plain form by at most `bound` of the largest entry, or of 1."""
-    given, cotangent = arguments(*case, dtype, relative)
+    given, cotangent = arguments(case, dtype, relative)
     heads, depth = case[4], case[6]
     kernel = functools.partial(augmented_half, num_heads=heads, scale=scale)
     actual = value_and_gradients(kernel, given, cotangent)
@@ -109,7 +110,7 @@ def test_random_shapes(seed):
 
 
 def test_a_bad_pixel_touches_its_own_image_only():
-    given, cotangent = arguments(*CASES["odd"])
+    given, cotangent = arguments(CASES["odd"])
     x = given[0].at[1, 2, 3].set(jnp.nan)
     kernel = functools.partial(augmented_half, num_heads=2)
     good, (dx, *_) = value_and_gradients(kernel, given, cotangent)
@@ -121,7 +122,7 @@ def test_a_bad_pixel_touches_its_own_image_only():
 
 def test_large_logits_neither_overflow_nor_lose_the_maximum():
     """Logits of some 1e3: one key has all the weight, and the sums stay finite."""
-    (x, qkv, out, tables), cotangent = arguments(*CASES["odd"])
+    (x, qkv, out, tables), cotangent = arguments(CASES["odd"])
     given = (x * 30, qkv, out, tables)
     kernel = functools.partial(augmented_half, num_heads=2)
     actual = value_and_gradients(kernel, given, cotangent)
@@ -132,7 +133,7 @@ def test_large_logits_neither_overflow_nor_lose_the_maximum():
 
 def test_it_can_be_mapped_over_and_recomputed():
     """`jax.vmap` over maps and weights, and `jax.checkpoint`, whose residuals are the inputs."""
-    given, cotangent = arguments(*CASES["odd"])
+    given, cotangent = arguments(CASES["odd"])
     stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1] * 0.5]), (given, cotangent))
     kernel = functools.partial(augmented_half, num_heads=2)
     both = value_and_gradients(jax.vmap(kernel), *stacked)
@@ -144,7 +145,7 @@ def test_it_can_be_mapped_over_and_recomputed():
 
 
 def test_where_no_kernel_is_taken():
-    given, _ = arguments(*CASES["odd"])
+    given, _ = arguments(CASES["odd"])
     assert augmented_half(*given, num_heads=2) is None  # traced for a CPU
     with use_kernels("interpret"):
         assert augmented_half(given[0].astype(jnp.float16), *given[1:], num_heads=2) is None

@@ -37,7 +37,8 @@ Array = jax.Array
 
 IMAGES = SUBLANES  # I: of a block
 _MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
-_SHARE = 0.75  # of VMEM; the rest is for registers and the program around
+_SHARE = 0.75  # of VMEM, for what is counted; the rest is for registers
+_LIMIT = 0.9  # of VMEM, for all of a kernel
 
 
 class Weights(NamedTuple):
@@ -306,7 +307,7 @@ def _options(shape: Shape, heads: int, batch: int, x: Array, width: int) -> dict
         "grid": (filled(batch, IMAGES) // IMAGES,),
         "compiler_params": pltpu.CompilerParams(
             dimension_semantics=("arbitrary",),
-            vmem_limit_bytes=max(2 * need, 16 * 2**20),
+            vmem_limit_bytes=min(max(2 * need, 16 * 2**20), int(_LIMIT * core_memory())),
         ),
     }
 
