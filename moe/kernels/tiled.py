@@ -22,7 +22,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -255,8 +255,25 @@ class _Kernel:
                 dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
                 vmem_limit_bytes=int(memory / _SHARE * 0.9),
             ),
+            cost_estimate=self.cost(sizes, tiles, shape, over),
             interpret=interpret,
         )(*lefts, *rights, *over)
+
+    def cost(
+        self, sizes: _Sizes, tiles: Tiles, shape: tuple[int, ...], over: Sequence[jax.Array]
+    ) -> Any:
+        """What the scheduler of the compiler is told, without which it takes a kernel to cost
+        nothing and lets nothing travel meanwhile.
+        """
+        from jax.experimental import pallas as pl
+
+        pairs = sum(len(pairs) for pairs in self.sums)
+        area = math.prod(shape[1:])
+        return pl.CostEstimate(
+            flops=2 * pairs * shape[0] * area * sizes.depth,
+            transcendentals=shape[0] * area if over else 0,
+            bytes_accessed=shape[0] * (sizes.traffic(tiles) + area * sizes.results),
+        )
 
 
 def _add_up(parts, sums, step: jax.Array, last: jax.Array, at, write: Callable) -> None:

@@ -27,7 +27,8 @@ from jax.sharding import PartitionSpec as P
 
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
-from moe.layers.exchange import dropless, with_capacity
+from moe.layers.dropless import dropless
+from moe.layers.exchange import with_capacity
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.metrics import Sums
@@ -345,5 +346,6 @@ def _local(
     if routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
     else:
-        y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement)
+        asked = routing.exchange_chunks
+        y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement, asked)
     return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics)

@@ -71,6 +71,13 @@ class RoutingConfig:
       loss_reduction: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
       dispatch: "index" (capacity, gathers), "dropless" (no capacity, any backend) or "grouped"
         (no capacity, grouped-matmul kernels of TPU or GPU).
+      dropless_room: without capacity and over several devices, the rows that a device takes from
+        others at once, as a multiple of what it gets when all experts are equally busy. More come
+        in further rounds, which take time and drop nothing.
+      exchange_chunks: with dispatch "index" over several devices, the pieces in which tokens go to
+        their experts, so that one piece is on its way while another is computed; the result is the
+        same. They are parts of the groups of a device or, of one group, of the slots of an expert.
+        With 0, a TPU gets as near to 4 as divides, and everything else 1.
       partitioner: "shard_map", or "automatic": the compiler partitions, led by constraints. The
         same results and, with dispatch "index", the same collectives.
 
@@ -104,6 +111,8 @@ class RoutingConfig:
     z_loss_weight: Annotated[float, number(0)] = 1e-3
     loss_reduction: Annotated[str, choice("sum", "mean")] = "sum"
     dispatch: Annotated[str, choice(*DISPATCHES)] = "index"
+    dropless_room: Annotated[float, number(1)] = 1.5
+    exchange_chunks: Annotated[int, whole(1, also={0: "automatic"})] = 0
     partitioner: Annotated[str, choice("shard_map", "automatic")] = "shard_map"
 
     def __post_init__(self):
@@ -122,6 +131,12 @@ class RoutingConfig:
             raise ConfigError(
                 f"routing.dispatch={self.dispatch!r} sorts the tokens of one device, which needs "
                 "routing.partitioner='shard_map'. Use that, or routing.dispatch='index'."
+            )
+        if self.exchange_chunks > 1 and (self.partitioner == "automatic" or self.dropless):
+            raise ConfigError(
+                f"routing.exchange_chunks={self.exchange_chunks} cuts what "
+                "routing.partitioner='shard_map' exchanges with routing.dispatch='index'. Use "
+                "these, or leave it at 0."
             )
         if self.router == "experts_choose" and self.dispatch != "index":
             raise ConfigError(

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from trainlib.model import statistics
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Arrays
+from trainlib.sharding.compiler import options
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.rules import Rules, batch_sharding
@@ -218,6 +219,7 @@ def compile_step(
         in_shardings=(shardings, split),
         out_shardings=(shardings, whole),
         donate_argnums=0,
+        compiler_options=options(mesh),
     )
 
 
@@ -232,6 +234,7 @@ def compile_eval(evaluate: Callable[[Arrays, Arrays, Batch], Any], plan: Plan[An
         on_mesh,
         in_shardings=(plan.shardings.params, plan.shardings.model_state, plan.batch_sharding),
         out_shardings=NamedSharding(plan.mesh, P()),
+        compiler_options=options(plan.mesh),
     )
 
 

@@ -31,6 +31,7 @@ from trainlib.planning.ledger.schedule import (
     of_longest_branches,
     schedule,
 )
+from trainlib.sharding.compiler import options
 from trainlib.sharding.topology import devices
 
 GROUPINGS = ("layer", "op", "source", "kind")
@@ -232,7 +233,7 @@ def ledger_of(fn: Callable[..., Any], *shapes: Any, target: str = "v5e-1", **nam
     arguments, by_name = jax.tree.map(lambda leaf: _placed(leaf, mesh), (shapes, named))
     # Layers choose what to compute by the devices of the ambient mesh.
     with jax.set_mesh(mesh):
-        compiled = _jitted(fn).lower(*arguments, **by_name).compile()
+        compiled = _jitted(fn).lower(*arguments, **by_name).compile(options(mesh))
     return ledger_of_compiled(compiled, mesh.shape, wanted, placed_on=list(mesh.devices.flat))
 
 
