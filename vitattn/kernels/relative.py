@@ -8,6 +8,9 @@ of `attend`, so the memory is O(HW(H+W)) a head beside one tile of logits. Image
 large images, are looped over; position factors are rebuilt inside the loop. Callers have the heads
 of a pixel together, as a projection makes them; the loop has the pixels of a head together, as
 products of queries and keys want them.
+
+Programs for a TPU take the kernels of `vitattn.kernels.tpu.relative` for maps whose logits fit into
+the memory of the core.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.constrain import batch_local
+from trainlib.sharding.kernels import kernel_mode
 from vitattn.kernels.attend import attention_weights, check_heads, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.tpu.relative.packed import Packing, packed_relative_attention
 
 Array = jax.Array
 Table = jax.Array | None
@@ -52,7 +57,8 @@ def relative_attention_2d(
         None together with rel_w for no position term.
       rel_w: [2W-1, d], the same for columns.
       scale: what content and position terms are multiplied by; None is d**-0.5, as in the paper.
-      rows_per_tile: query rows of one tile, a divisor of H; None chooses by the size of the logits.
+      rows_per_tile: query rows of one tile of the plain form, a divisor of H; None chooses by the
+        size of the logits.
 
     Returns:
       [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are.
@@ -69,6 +75,21 @@ def relative_attention_2d(
     check_heads("relative_attention_2d", q, k, v)
     offsets = (2 * q.shape[1] - 1, 2 * q.shape[2] - 1)
     tables = checked_tables(rel_h, rel_w, offsets, (q.shape[-1], q.shape[-1]))
+
+    mode = kernel_mode()
+    packing = Packing(q.shape[1], q.shape[2], q.shape[-1], v.shape[-1])
+    if mode is not None and packing.fits(q, k, v):
+
+        def kernel(q: Array, k: Array, v: Array, *tables: Array) -> Array:
+            q, k, packed = packing.pack(q), packing.pack(k), packing.pack(v)
+            row, col = tables or (None, None)
+            interpret = mode == "interpret"
+            out = packed_relative_attention(
+                q, k, packed, row, col, packing, scale=scale, interpret=interpret
+            )
+            return packing.unpack(out, v.shape[3])
+
+        return batch_local(kernel)(q, k, v, replicated=tables)
 
     def local(q: Array, k: Array, v: Array, *tables: Array) -> Array:
         q, k, v = scaled(_by_head(q), scale), _by_head(k), _by_head(v)

@@ -3,5 +3,7 @@
 shape  sizes of the tiles, and the constants that stand for positions
 shift  rows moved by another number in every lane, and back
 head   one head, all queries at once: forward and backward, as functions of arrays
+tables both tables in one array, as kernels read them
+packed attention of maps that lie packed: channels on sublanes, pixels on lanes
 half   the augmented half of a convolution, projections included, a kernel a pass
 """

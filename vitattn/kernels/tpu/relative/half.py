@@ -32,6 +32,7 @@ from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.tpu.relative import head
 from vitattn.kernels.tpu.relative.head import Offsets, Positions, product
 from vitattn.kernels.tpu.relative.shape import LANES, SUBLANES, Shape, filled
+from vitattn.kernels.tpu.relative.tables import packed_tables
 
 Array = jax.Array
 
@@ -80,20 +81,13 @@ def packed(
     out = _filled(out.reshape(heads, shape.value_depth, -1), shape.value_rows)
     table = None
     if tables:
-        row, col = (_columns(table.astype(jnp.float32), shape.key_rows) for table in tables)
-        below = (0, shape.offsets - shape.row_offsets - col.shape[0]), (0, 0)
-        above = (0, shape.row_offsets - row.shape[0]), (0, 0)
-        table = jnp.concatenate([jnp.pad(row, above), jnp.pad(col, below)])
+        table = packed_tables(shape, *tables)
     merged = jnp.concatenate(by_head, 1)  # [N, R, C]
     return Weights(merged.reshape(-1, merged.shape[-1]), out.reshape(-1, out.shape[-1]), table)
 
 
 def _filled(x: Array, rows: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)))
-
-
-def _columns(x: Array, columns: int) -> Array:
-    return jnp.pad(x, ((0, 0), (0, columns - x.shape[1])))
 
 
 def fits(shape: Shape, heads: int, channels: int, width: int, dtype: Any) -> bool:

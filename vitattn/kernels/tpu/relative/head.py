@@ -11,20 +11,28 @@ gradients of the terms in its further rows. The logsumexp, in parts that bfloat1
 probabilities of the product without a subtraction; a row of ones beside the values gives the sum of
 the softmax, and delta rides beside their cotangents. Channels are along sublanes and pixels along
 lanes; logits have keys along sublanes, so that the maximum is taken from register to register.
+
+Logits, their maximum and the logsumexp are to base 2, which is what the chip raises to a power; the
+factor goes into the queries, which are few.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.tpu.relative.shape import Shape
-from vitattn.kernels.tpu.relative.shift import gather_rows, scatter_rows
+from trainlib.sharding.constrain import platform
+from vitattn.kernels.tpu.relative.shape import SUBLANES, Shape, filled
+from vitattn.kernels.tpu.relative.shift import gather_rows, rows_of, scatter_rows, tiles_of
 
 Array = jax.Array
+
+_LOG2E = math.log2(math.e)
+_FEW = 3  # channels of values that the vector unit multiplies
 
 
 class Offsets(NamedTuple):
@@ -32,7 +40,7 @@ class Offsets(NamedTuple):
 
     Attributes:
       shifts: int32 [16, L], `Shape.shifts`.
-      table: [R, D], both tables.
+      table: [R, D], both tables (`tables.packed_tables`).
       transposed: [D, R], the same; for the backward pass.
     """
 
@@ -45,7 +53,7 @@ class Positions(NamedTuple):
     """What all heads and images share.
 
     Attributes:
-      places: f32 [A - D, L], `Shape.places`.
+      places: f32 [A, L], `Shape.places`.
       offsets: None without relative terms.
     """
 
@@ -55,6 +63,8 @@ class Positions(NamedTuple):
 
 def product(left: Array, right: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
     """A matrix product in float32; float32 factors are not rounded."""
+    if platform() == "cpu":  # which has no products of bfloat16 for some shapes
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(
@@ -74,30 +84,56 @@ def _parts(x: Array, dtype: jnp.dtype, count: int) -> list[Array]:
 
 def _put_rows(x: Array, rows: Mapping[int, Array | float]) -> Array:
     """x with some of its rows replaced."""
-    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    row = rows_of(x)
     for index, value in rows.items():
         x = jnp.where(row == index, value, x)
     return x
 
 
+def _stacked(pieces: list[tuple[Array, int]], rows: int) -> Array:
+    """One below the other: the first row of a piece is where it says, modulo the 8 of a register,
+    and the piece has other rows, which are not taken, before and after those that count.
+    """
+    tiles: list[Array] = []
+    for x, first in pieces:
+        own = tiles_of(x)
+        if first % SUBLANES:
+            own[0] = jnp.where(rows_of(own[0]) < first % SUBLANES, tiles[first // SUBLANES], own[0])
+        tiles = tiles[: first // SUBLANES] + own
+    return jnp.concatenate(tiles[: rows // SUBLANES], 0)
+
+
 def _with_terms(
-    shape: Shape,
-    positions: Positions,
-    q: Array,
-    last: Mapping[int, Array | float],
-    dtype: jnp.dtype,
+    shape: Shape, positions: Positions, q: Array, last: list[Array | float], dtype: jnp.dtype
 ) -> Array:
     """Queries [D, L] with their terms and the last rows, [A, L]."""
-    parts = [q]
+    pieces = [(q, 0)]
     if positions.offsets is not None:
         shifts, table, _ = positions.offsets
         products = product(table, q.astype(dtype))  # [R, L]
         rows, columns = products[: shape.row_offsets], products[shape.row_offsets :]
         columns = columns[: shape.col_offsets]
-        parts.append(gather_rows(rows, shifts[:8], shape.height))
-        parts.append(gather_rows(columns, shifts[8:], shape.width))
-    parts.append(_put_rows(jnp.zeros((shape.extra, q.shape[1]), jnp.float32), last))
-    return jnp.concatenate(parts, 0).astype(dtype)
+        rows = gather_rows(rows, shifts[:8], shape.height, shape.row_offset)
+        columns = gather_rows(columns, shifts[8:], shape.width, shape.col_offset)
+        pieces += [(rows, shape.row_terms), (columns, shape.col_terms)]
+    first = shape.last % SUBLANES
+    size = shape.augmented - (shape.last - first)
+    ending = jnp.zeros((size, q.shape[1]), jnp.float32)
+    ending = _put_rows(ending, {first + n: row for n, row in enumerate(last)})
+    return _stacked([*pieces, (ending, shape.last)], shape.augmented).astype(dtype)
+
+
+def _with_places(positions: Positions, k: Array, dtype: jnp.dtype) -> Array:
+    """Keys [D, L] with what stands for positions, [A, L]."""
+    places = positions.places
+    above = places[: k.shape[0]] + k
+    return jnp.concatenate([above, places[k.shape[0] :]], 0).astype(dtype)
+
+
+def _kept(x: Array, first: int, size: int) -> Array:
+    """x with zeros but for rows first to first + size."""
+    row = rows_of(x)
+    return jnp.where((row >= first) & (row < first + size), x, 0.0)
 
 
 def _with_ones(shape: Shape, v: Array) -> Array:
@@ -119,24 +155,24 @@ def forward(
       dtype: of the factors of products.
 
     Returns:
-      (f32 [E, L], of which the row after the values is 1; logsumexp f32 [1, L]).
+      (f32 [E, L], of which the row after the values is 1; logsumexp to base 2, f32 [1, L]).
     """
-    queries = _with_terms(shape, positions, q, {3: 1.0}, dtype)  # [A, L]
-    keys = jnp.concatenate([k, positions.places], 0).astype(dtype).T[: shape.keys]  # [K, A]
+    queries = _with_terms(shape, positions, q * _LOG2E, [0.0, 0.0, 0.0, 1.0], dtype)  # [A, L]
+    keys = _with_places(positions, k, dtype).T[: shape.keys]  # [K, A]
     logits = product(keys, queries)  # [K, L]
     top = jnp.max(logits, 0, keepdims=True)
-    p = jnp.exp(logits - top).astype(dtype)
+    p = jnp.exp2(logits - top).astype(dtype)
     values = _with_ones(shape, v)[:, : shape.keys].astype(dtype)
     out = product(values, p)  # [E, L]
     total = out[shape.value_depth : shape.value_depth + 1]
-    return out / total, top + jnp.log(total)
+    return out / total, top + jnp.log2(total)
 
 
 class Gradients(NamedTuple):
     """Of one head, float32.
 
     Attributes:
-      q: [D, L].
+      q: [D, L]; rows beyond the depth hold something else, as those of k.
       k: [D, K].
       v: [E, K]; two rows after the values hold something else.
       table: [R, D], or None.
@@ -163,38 +199,56 @@ def backward(
 
     `out` is what it returned, rounded or not.
     """
-    parts = enumerate(_parts(logsumexp, dtype, 3))
-    last = {index: -part for index, part in parts} | {3: 1.0}
-    queries = _with_terms(shape, positions, q, last, dtype)
-    augmented = jnp.concatenate([k, positions.places], 0).astype(dtype)  # [A, L]
+    scaled = q * _LOG2E
+    last = [*(-part for part in _parts(logsumexp, dtype, 3)), 1.0]
+    queries = _with_terms(shape, positions, scaled, last, dtype)
+    augmented = _with_places(positions, k, dtype)  # [A, L]
     keys = augmented.T[: shape.keys]  # [K, A]
-    values = _with_ones(shape, v).astype(dtype).T[: shape.keys]  # [K, E]
-    delta = _parts(jnp.sum(cotangent * out, 0, keepdims=True), dtype, 2)
-    beside = {shape.value_depth + index: -part for index, part in enumerate(delta)}
-    cotangent = _put_rows(cotangent, beside).astype(dtype)
+    delta = jnp.sum(cotangent * out, 0, keepdims=True)
+    dp = _centred(shape, v, cotangent, delta, dtype)
+    cotangent = cotangent.astype(dtype)
 
-    p = jnp.exp(product(keys, queries))  # [K, L]
-    dlogits = (p * product(values, cotangent)).astype(dtype)
+    p = jnp.exp2(product(keys, queries))  # [K, L]
+    dlogits = (p * dp).astype(dtype)
     dv = product(cotangent, p.astype(dtype), (1, 1))  # [E, K]
-    dk = product(queries[: shape.key_rows], dlogits, (1, 1))  # [D, K]
-    dqueries = product(augmented[:, : shape.keys], dlogits)  # [A, L]
+    dk = product(queries[: shape.key_rows], dlogits, (1, 1)) / _LOG2E  # [D, K]
+    dqueries = product(augmented[: shape.differentiated, : shape.keys], dlogits)
     dq, dtable = dqueries[: shape.key_rows], None
     if positions.offsets is not None:
         shifts, _, transposed = positions.offsets
-        middle = shape.key_rows + shape.row_terms
-        rows = scatter_rows(
-            dqueries[shape.key_rows : middle],
-            shifts[:8],
-            shape.height,
-            shape.row_offsets,
-        )
-        columns = scatter_rows(
-            dqueries[middle : shape.augmented_end],
-            shifts[8:],
-            shape.width,
-            shape.offsets - shape.row_offsets,
-        )
-        dproducts = jnp.concatenate([rows, columns], 0).astype(dtype)  # [R, L]
+        dproducts = _dproducts(shape, shifts, dqueries).astype(dtype)  # [R, L]
         dq = dq + product(transposed, dproducts)
         dtable = product(dproducts, q.astype(dtype), (1, 1))
     return Gradients(dq, dk, dv, dtable)
+
+
+def _centred(shape: Shape, v: Array, cotangent: Array, delta: Array, dtype: jnp.dtype) -> Array:
+    """Gradients of probabilities less their mean, v^T . cotangent - delta: f32 [K, L].
+
+    The matrix unit takes as long for a depth of 1 as for one of 128, and it is what large maps wait
+    for; the vector unit makes a product of few channels in less.
+    """
+    if shape.value_depth <= _FEW:
+        values, total = v.T[: shape.keys], -delta
+        for n in range(shape.value_depth):
+            total = total + values[:, n : n + 1] * cotangent[n : n + 1]
+        return total
+    values = _with_ones(shape, v).astype(dtype).T[: shape.keys]  # [K, E]
+    beside = enumerate(_parts(delta, dtype, 2))
+    rows = {shape.value_depth + index: -part for index, part in beside}
+    return product(values, _put_rows(cotangent, rows).astype(dtype))
+
+
+def _dproducts(shape: Shape, shifts: Array, dqueries: Array) -> Array:
+    """Gradients of queries with their terms -> of the products of table and queries, [R, L]."""
+
+    def terms(start: int, size: int) -> Array:
+        first = start // SUBLANES * SUBLANES
+        rows = dqueries[first : filled(start + size, SUBLANES)]
+        return _kept(rows, start - first, size)
+
+    rows, columns = terms(shape.row_terms, shape.height), terms(shape.col_terms, shape.width)
+    below = shape.offsets - shape.row_offsets
+    of_rows = scatter_rows(rows, shifts[:8], shape.height, shape.row_offsets, shape.row_offset)
+    of_columns = scatter_rows(columns, shifts[8:], shape.width, below, shape.col_offset)
+    return jnp.concatenate([of_rows, of_columns], 0)

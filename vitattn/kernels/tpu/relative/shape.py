@@ -1,7 +1,7 @@
 """Sizes of the tiles of 2-D relative attention, and the constants that stand for positions.
 
 Letters: H W map, P = HW pixels, L and K pixels filled up for lanes and for sublanes, d e depth of
-keys and values, D and E rows that they take.
+keys and values, D and E rows that they take, A rows of a query with its terms, R of both tables.
 """
 
 from __future__ import annotations
@@ -70,58 +70,73 @@ class Shape:
 
     @property
     def row_terms(self) -> int:
-        """Rows that hold the H terms of the rows of a map."""
-        return filled(self.height, SUBLANES) if self.relative else 0
+        """Row of the augmented queries where the H terms of the rows of the map begin: right after
+        the depth, within a register if need be.
+        """
+        return self.key_depth
 
     @property
     def col_terms(self) -> int:
-        """The same for its W columns."""
-        return filled(self.width, SUBLANES) if self.relative else 0
+        """Where the W terms of its columns begin."""
+        return self.row_terms + (self.height if self.relative else 0)
 
     @property
-    def extra(self) -> int:
-        """Rows after them: -logsumexp in three parts, and 1 for keys that are not there."""
-        return filled(self.augmented_end + 4, PACKED) - self.augmented_end
+    def last(self) -> int:
+        """Where those rows begin that have no gradients: -logsumexp in three parts, and 1 for keys
+        that are not there.
+        """
+        return self.col_terms + (self.width if self.relative else 0)
 
     @property
-    def augmented_end(self) -> int:
-        """Where the rows of the query and of its terms end."""
-        return self.key_rows + self.row_terms + self.col_terms
+    def differentiated(self) -> int:
+        """Rows that the gradient of queries with their terms takes."""
+        return filled(self.last, SUBLANES)
 
     @property
     def augmented(self) -> int:
-        """All rows of a query with its terms: what the product of the logits is deep."""
-        return self.augmented_end + self.extra
+        """A, all rows of a query with its terms: what the product of the logits is deep."""
+        return filled(self.last + 4, PACKED)
+
+    @property
+    def row_offset(self) -> int:
+        """Where the table of the 2H-1 offsets of rows begins: as far down in a register as its
+        terms do among the queries.
+        """
+        return self.row_terms % SUBLANES
 
     @property
     def row_offsets(self) -> int:
-        """Rows that hold the table of the 2H-1 offsets of rows."""
-        return filled(2 * self.height - 1, SUBLANES)
+        """Rows that hold that table."""
+        return filled(self.row_offset + 2 * self.height - 1, SUBLANES)
+
+    @property
+    def col_offset(self) -> int:
+        """The same for columns, counted from the end of the table of rows."""
+        return self.col_terms % SUBLANES
 
     @property
     def col_offsets(self) -> int:
-        """The same for columns."""
-        return filled(2 * self.width - 1, SUBLANES)
+        """Rows that hold the table of columns."""
+        return filled(self.col_offset + 2 * self.width - 1, SUBLANES)
 
     @property
     def offsets(self) -> int:
-        """Rows of both tables."""
+        """R, rows of both tables."""
         return filled(self.row_offsets + self.col_offsets, PACKED)
 
     def places(self) -> np.ndarray:
-        """f32 [augmented - D, L]: what is below the keys, so that the terms of a query meet theirs.
+        """f32 [A, L]: what stands with the keys, so that the terms of a query meet theirs.
 
-        Row Y of the first H is 1 for keys in row Y of the map, the same for columns; then three
-        rows of ones, and one that is `ABSENT` for lanes beyond the map.
+        Row Y of the H is 1 for keys in row Y of the map, the same for columns; then three rows of
+        ones, and one that is `ABSENT` for lanes beyond the map. Rows of the depth are 0.
         """
-        places = np.zeros((self.augmented - self.key_rows, self.lanes), np.float32)
+        places = np.zeros((self.augmented, self.lanes), np.float32)
         pixel = np.arange(self.pixels)
         if self.relative:
-            places[pixel // self.width, pixel] = 1
-            places[self.row_terms + pixel % self.width, pixel] = 1
-        last = places[self.row_terms + self.col_terms :]
-        last[:3] = 1
-        last[3, self.pixels :] = ABSENT
+            places[self.row_terms + pixel // self.width, pixel] = 1
+            places[self.col_terms + pixel % self.width, pixel] = 1
+        places[self.last : self.last + 3] = 1
+        places[self.last + 3, self.pixels :] = ABSENT
         return places
 
     def shifts(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from vitattn.kernels.tpu.relative.shape import SUBLANES, filled
 Array = jax.Array
 
 
-def _tiles(x: Array) -> list[Array]:
+def tiles_of(x: Array) -> list[Array]:
     """Registers [8, L] of rows."""
     return [x[i : i + SUBLANES] for i in range(0, x.shape[0], SUBLANES)]
 
@@ -30,14 +30,14 @@ def _roll(tile: Array, rows: int) -> Array:
     return pltpu.roll(tile, rows, 0)
 
 
-def _row(tile: Array) -> Array:
+def rows_of(tile: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0)
 
 
 def _up(tiles: list[Array], rows: int) -> list[Array]:
     """Rows moved up by less than 8; the last tile wraps around."""
     rolled = [_roll(tile, SUBLANES - rows) for tile in tiles]
-    stays = _row(tiles[0]) < SUBLANES - rows
+    stays = rows_of(tiles[0]) < SUBLANES - rows
     following = rolled[1:] + rolled[:1]
     return [jnp.where(stays, one, other) for one, other in zip(rolled, following, strict=True)]
 
@@ -45,49 +45,53 @@ def _up(tiles: list[Array], rows: int) -> list[Array]:
 def _down(tiles: list[Array], rows: int) -> list[Array]:
     """Rows moved down by less than 8; zeros come in above."""
     rolled = [_roll(tile, rows) for tile in tiles]
-    comes = _row(tiles[0]) < rows
+    comes = rows_of(tiles[0]) < rows
     above = [jnp.zeros_like(rolled[0]), *rolled[:-1]]
     return [jnp.where(comes, other, one) for one, other in zip(rolled, above, strict=True)]
 
 
-def gather_rows(x: Array, shifts: Array, size: int) -> Array:
-    """out[r, l] = x[r + shifts[l], l] for r < size.
+def gather_rows(x: Array, shifts: Array, size: int, first: int = 0) -> Array:
+    """out[r, l] = x[r + shifts[l], l] for first <= r < first + size.
 
     Args:
-      x: f32 [R, L] with R a multiple of 8 of at least 2 size - 1.
+      x: f32 [R, L] with R a multiple of 8 of at least first + 2 size - 1.
       shifts: int32 [8, L], the same in all rows, below `size`.
       size: rows that are asked for.
+      first: where they begin, below 8.
 
     Returns:
-      f32 [size filled up to 8, L]; rows beyond `size` hold anything of x.
+      f32 [first + size filled up to 8, L]; other rows hold anything of x.
     """
-    tiles = _tiles(x)
+    tiles = tiles_of(x)
+    end = first + size
     for bit in reversed(range((size - 1).bit_length())):
         rows = 1 << bit
-        keep = min(len(tiles), filled(size + rows - 1, SUBLANES) // SUBLANES)
+        keep = min(len(tiles), filled(end + rows - 1, SUBLANES) // SUBLANES)
         if rows >= SUBLANES:
             moved = [tiles[(i + rows // SUBLANES) % len(tiles)] for i in range(keep)]
         else:
             moved = _up(tiles[: keep + 1], rows)[:keep]
         chosen = _set(shifts, bit)
         tiles = [jnp.where(chosen, one, other) for one, other in zip(moved, tiles, strict=False)]
-    return jnp.concatenate(tiles[: filled(size, SUBLANES) // SUBLANES], 0)
+    return jnp.concatenate(tiles[: filled(end, SUBLANES) // SUBLANES], 0)
 
 
-def scatter_rows(x: Array, shifts: Array, size: int, total: int) -> Array:
-    """The transpose of `gather_rows`: out[r + shifts[l], l] = x[r, l] for r < size, else 0.
+def scatter_rows(x: Array, shifts: Array, size: int, total: int, first: int = 0) -> Array:
+    """The transpose of `gather_rows`: out[r + shifts[l], l] = x[r, l] for first <= r < first +
+    size, else 0.
 
     Args:
-      x: f32 [size filled up to 8, L]; 0 beyond `size`.
+      x: f32 [first + size filled up to 8, L]; 0 in other rows.
       shifts: as there.
       size: rows that are given.
-      total: rows of the result, a multiple of 8 of at least 2 size - 1.
+      total: rows of the result, a multiple of 8 of at least first + 2 size - 1.
+      first: where they begin.
     """
-    tiles = _tiles(x)
+    tiles = tiles_of(x)
     zero = jnp.zeros_like(tiles[0])
     for bit in range((size - 1).bit_length()):
         rows = 1 << bit
-        need = min(total, filled(size + 2 * rows - 1, SUBLANES)) // SUBLANES
+        need = min(total, filled(first + size + 2 * rows - 1, SUBLANES)) // SUBLANES
         tiles = tiles + [zero] * (need - len(tiles))
         if rows >= SUBLANES:
             moved = [zero] * (rows // SUBLANES) + tiles[: -(rows // SUBLANES)]
