@@ -116,9 +116,8 @@ def test_some_random_shapes(seed):
     check(random_case(np.random.default_rng(1000 + seed)), 1e-5)
 
 
-def formula(q, k, v, rel_h, rel_w, cotangent):
+def formula(arrays):
     """Value and all gradients in float64, pair of pixels by pair of pixels."""
-    arrays = (q, k, v, rel_h, rel_w, cotangent)
     q, k, v, rel_h, rel_w, cotangent = (np.asarray(a, np.float64) for a in arrays)
     _, height, width, _, d = q.shape
     rows = rel_h[np.arange(height)[None] - np.arange(height)[:, None] + height - 1]  # [y, Y, d]
@@ -145,7 +144,7 @@ def formula(q, k, v, rel_h, rel_w, cotangent):
 def test_the_float64_formula(name):
     given, cotangent = arguments(CASES[name])
     actual = value_and_gradients(relative_attention_2d, given, cotangent)
-    for one, other in zip(actual, formula(*given, cotangent), strict=True):
+    for one, other in zip(actual, formula([*given, cotangent]), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(np.abs(other).max(), 1))
 
 
