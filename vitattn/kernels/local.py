@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from trainlib.sharding.constrain import batch_local
 from trainlib.sharding.kernels import core_memory, kernel_mode
 from vitattn.kernels.attend import MASK_BIAS, check_heads, checked_tables, scaled
 from vitattn.kernels.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.tpu.window.attention import takes, window_attention
 
 Array = jax.Array
 Table = jax.Array | None
@@ -105,7 +107,8 @@ def local_attention(
       block: rows and columns of a block of queries; results do not depend on it.
 
     Returns:
-      [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are.
+      [B, H, W, N, e] in the type of v; the softmax is float32 whatever the inputs are. On a TPU it
+      is computed by kernels (`vitattn.kernels.tpu.window`) where they take these sizes.
 
     Raises:
       ConfigError: a window without a centre, or tables that do not fit.
@@ -120,6 +123,15 @@ def local_attention(
         raise ConfigError(f"window={window} has no centre: use an odd number of pixels.")
     check_heads("local_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, window)
+    mode = kernel_mode()
+    if mode and takes(q, k, v, window, position=bool(tables)):
+        return _on_vector_unit(
+            *(q, k, v, tables),
+            window=window,
+            scale=scale,
+            mask_border=mask_border,
+            interpret=mode == "interpret",
+        )
     sides = block or _block(*q.shape[1:3])
     rows, cols = (
         _axis(size, side, window // 2, window, mask_border)
@@ -211,6 +223,19 @@ def _on_matrix_unit(
         count = len(rest) - len(tables)
         key = rest[0] if count else None
         return attention(scaled(q, scale), key, v, rest[count:], **options, interpret=interpret)
+
+    return batch_local(local)(q, v, *keys, replicated=tables)
+
+
+def _on_vector_unit(
+    q: Array, k: Array | None, v: Array, tables: tuple[Array, ...], **options: Any
+) -> Array:
+    """`local_attention` by the kernels for TPUs, each device its own images."""
+    keys = () if k is None else (k,)
+
+    def local(q: Array, v: Array, *rest: Array) -> Array:
+        k = rest[0] if keys else None
+        return window_attention(q, k, v, rest[len(keys) :], **options)
 
     return batch_local(local)(q, v, *keys, replicated=tables)
 

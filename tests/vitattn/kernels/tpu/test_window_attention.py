@@ -91,3 +91,36 @@ def compare(shape, seed=0, dtype=jnp.float32, tolerance=1e-5):
 )
 def test_values_and_gradients_are_those_of_the_plain_form(shape):
     compare(shape)
+
+
+def test_local_attention_takes_the_kernels_and_packs_for_them():
+    shape = Shape(heads=3, depth=4, window=5)
+    q, k, v, tables, _ = inputs(shape)
+
+    def run(choice):
+        with use_kernels(choice):
+            fn = functools.partial(local_attention, window=5, scale=1.0)
+            return jax.jit(fn)(q, k, v, *tables), str(jax.make_jaxpr(fn)(q, k, v, *tables))
+
+    (actual, traced), (expected, plainly) = run("interpret"), run("plain")
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert "pallas_call" in traced
+    assert "pallas_call" not in plainly
+
+
+def test_a_pixel_that_is_not_a_number_reaches_only_those_that_see_it():
+    """Forward: the queries whose window it lies in. Backward: what those see; the other maps that
+    share its registers stay as they are."""
+    shape = Shape(batch=3, heads=1, height=4, width=5, depth=2, values=2)
+    q, k, v, tables, g = inputs(shape)
+    k = k.at[1, 1, 0].set(jnp.nan)
+    out, (dq, dk, dv, _) = value_and_gradients(kernel, (q, k, v, tables), g, shape)
+    seen = np.zeros((3, 4, 5), bool)
+    seen[1, :3, :2] = True
+    for one in (out, dq):
+        np.testing.assert_array_equal(np.isnan(one).any((3, 4)), seen)
+    for one in (dk, dv):
+        reached = np.isnan(one).any((3, 4))
+        assert not reached[[0, 2]].any()
+        assert not reached[1, :, 3:].any()
+        assert reached[1, 1, 0]

@@ -14,10 +14,64 @@ import jax.numpy as jnp
 from vitattn.kernels.tpu.window.backward import backward
 from vitattn.kernels.tpu.window.forward import forward
 from vitattn.kernels.tpu.window.packing import Packing
-from vitattn.kernels.tpu.window.rows import Sizes
+from vitattn.kernels.tpu.window.rows import Sizes, fits
 
 Array = jax.Array
 Tables = tuple[Array, ...]
+
+_MOST_WINDOW = 15
+
+
+def takes(q: Array, k: Array | None, v: Array, window: int, *, position: bool) -> bool:
+    """Whether `window_attention` computes these maps on the device traced for.
+
+    Args:
+      q: [B, H, W, N, d].
+      k: [B, H, W, N, d], or None.
+      v: [B, H, W, N, e].
+      window: side of the window; the code of the kernels grows with its square.
+      position: with tables.
+    """
+    maps = [x for x in (q, k, v) if x is not None]
+    # Sizes of an exported program may be unknown.
+    known = all(isinstance(size, int) and size > 0 for x in maps for size in x.shape)
+    if not known or window > _MOST_WINDOW or not (position or k is not None):
+        return False
+    if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in maps):
+        return False
+    batch, height, width, heads, depth = q.shape
+    packing = Packing(batch, heads, height, width, window)
+    sizes = Sizes(
+        packing, depth, v.shape[-1], k is not None, position, mask_border=False, scale=1.0
+    )
+    return fits(sizes, max(x.dtype.itemsize for x in maps))
+
+
+def window_attention(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    tables: Tables,
+    *,
+    window: int,
+    scale: float | None,
+    mask_border: bool,
+    interpret: bool,
+) -> Array:
+    """`packed_window_attention` of maps [B, H, W, N, d], which XLA packs and unpacks."""
+    batch, height, width, heads, _ = q.shape
+    packing = Packing(batch, heads, height, width, window)
+    out = packed_window_attention(
+        packing.pack(q),
+        None if k is None else packing.pack(k),
+        packing.pack(v),
+        *(tables or (None, None)),
+        packing,
+        scale=scale,
+        mask_border=mask_border,
+        interpret=interpret,
+    )
+    return packing.unpack(out)
 
 
 def packed_window_attention(

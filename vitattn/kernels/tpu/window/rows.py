@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainlib.chips import chip_of
+from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.attend import MASK_BIAS
 from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
 
@@ -31,8 +31,6 @@ Ref = Any  # of an array in the memory of the kernel
 _CHUNK = 8  # channels whose registers are held at a time
 _HELD = 32  # registers held, of 64
 _UNROLLED = 16  # channels up to which the loop over chunks is written out
-_MIB = 2**20
-_VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # MiB of a core
 _SHARE = 0.85  # of that memory, for a kernel: the rest is for the program around it
 
 
@@ -170,15 +168,8 @@ class Blocks:
 
         return pltpu.CompilerParams(
             dimension_semantics=("arbitrary" if in_order else "parallel",),
-            vmem_limit_bytes=memory(),
+            vmem_limit_bytes=int(_SHARE * core_memory()),
         )
-
-
-def memory() -> int:
-    """Bytes of VMEM that a kernel may take, on the device traced for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    chip = chip_of(device.device_kind if device else jax.devices()[0].device_kind)
-    return int(_SHARE * _MIB * _VMEM.get(chip.name if chip else "", min(_VMEM.values())))
 
 
 def fits(sizes: Sizes, item: int) -> bool:
@@ -197,7 +188,10 @@ def fits(sizes: Sizes, item: int) -> bool:
     bytes_forward = 4 * rows * (window**2 + depth + values)
     bytes_backward = 4 * (kept + 2 * tables)
     registers = math.prod(sizes.register)
-    return registers * (2 * blocks + max(bytes_forward, bytes_backward)) <= 0.9 * memory()
+    return (
+        registers * (2 * blocks + max(bytes_forward, bytes_backward))
+        <= 0.9 * _SHARE * core_memory()
+    )
 
 
 def repeat(count: int, body: Callable[[Any], None]) -> None:
