@@ -11,6 +11,7 @@ import numpy as np
 
 from moe.kernels.attention import flash_attention, relative_vector
 from moe.kernels.attention.dropout import keep_mask
+from moe.kernels.buckets import relative_buckets
 from moe.layers.attention import attend
 from moe.layers.attention_bias import relative_bias, segment_mask
 
@@ -150,6 +151,53 @@ class Arrays:
         want = jax.jit(run, static_argnums=0)(self.plain, inputs, cotangents)
         names = ("out", "logsumexp", "dquery", "dkey", "dvalue", "dtable")
         return list(zip(names, got, want, strict=False))
+
+
+def random_case(draw: np.random.Generator) -> Case:
+    """Up to 420 tokens in blocks of 128, so that there are blocks near the diagonal and far."""
+    choose = draw.choice
+    queries = int(draw.integers(1, 421))
+    causal = bool(draw.integers(2))
+    width = int(choose([8, 32, 48, 64, 128, 256]))
+    return Case(
+        queries=queries,
+        keys=queries if draw.integers(2) else int(draw.integers(1, 421)),
+        batch=int(draw.integers(1, 3)),
+        heads=int(draw.integers(1, 6 if width < 64 else 3)),
+        width=width,
+        bias=bool(draw.integers(3)),
+        causal=causal,
+        segments=str(choose(["none", "packed", "padded", "empty"])),
+        rate=float(choose([0.0, 0.0, 0.4])),
+        max_distance=int(choose([20, 128, 300])),
+        seed=int(draw.integers(2**31)),
+    )
+
+
+def in_float64(arrays: Arrays) -> list[np.ndarray]:
+    """What `Arrays.compared` names, of one sequence and head without dropout, in float64."""
+    query, key, value, table = (np.asarray(x, np.float64) for x in arrays.inputs)
+    query, key, value = query[0, :, 0], key[0, :, 0], value[0, :, 0]
+    dout, dlogsumexp = (np.asarray(x, np.float64) for x in arrays.cotangents)
+    dout, dlogsumexp = dout[0, :, 0], dlogsumexp[0, 0]
+    offsets = np.arange(len(key)) - np.arange(len(query))[:, None]
+    buckets = relative_buckets(offsets, bidirectional=not arrays.case.causal)
+    logits = query @ key.T + table[:, 0][buckets]
+    assert arrays.mask is not None
+    logits = np.where(arrays.mask[0, 0], logits, -np.inf)
+    sees = arrays.sees[0]
+    top = np.max(logits, axis=1, where=arrays.mask[0, 0], initial=-1e9)
+    p = np.exp(logits - top[:, None])
+    total = np.maximum(p.sum(axis=1), 1e-300)
+    p /= total[:, None]
+    out = p @ value
+    ds = p * (dout @ value.T - np.sum(dout * out, axis=1)[:, None] + dlogsumexp[:, None])
+    dtable = np.zeros_like(table[:, 0])
+    np.add.at(dtable, buckets, ds)
+    results = out, (top + np.log(total)) * sees, ds @ key, ds.T @ query, p.T @ dout
+    out, logsumexp, dquery, dkey, dvalue = results
+    wide = [x[None, :, None] for x in (out, dquery, dkey, dvalue)]
+    return [wide[0], logsumexp[None, None], *wide[1:], dtable[:, None]]
 
 
 def dropped(p, *, keep, rate):
