@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from trainlib.sharding.kernels import core_memory
 
+Shaped = jax.Array | jax.ShapeDtypeStruct
 LANES = 128
 _TYPES = (jnp.bfloat16, jnp.float32)
 _BLOCKS = (512, 256, 128)  # T, best first: what a block takes beside its products is spread thinner
@@ -117,9 +118,9 @@ class Plan:
 
 
 def plan_of(
-    query: jax.Array,
-    key: jax.Array,
-    bias: jax.Array | None,
+    query: Shaped,
+    key: Shaped,
+    bias: Shaped | None,
     *,
     causal: bool,
     segments: bool = False,
@@ -218,9 +219,7 @@ def lanes_of(width: int) -> int:
     return _up(width, LANES) if width > LANES else 2 ** math.ceil(math.log2(width))
 
 
-def fits(
-    query: jax.Array, key: jax.Array, bias: jax.Array | None = None, *, causal: bool = False
-) -> bool:
+def fits(query: Shaped, key: Shaped, bias: Shaped | None = None, *, causal: bool = False) -> bool:
     """Whether `flash_attention` computes these: sizes known while tracing, none of them zero, and
     not too large for the core that is traced for.
 

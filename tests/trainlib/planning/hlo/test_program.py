@@ -174,3 +174,19 @@ def test_a_quotation_mark_in_a_scope_ends_no_name():
     assert found is not None
     assert found.op_name == r'jit(f)/a"b\c/tanh'
     assert found.frame == 4
+
+
+def test_what_a_kernel_says_of_itself_is_no_line_of_its_own():
+    """As splash attention of JAX does; what follows belongs to the same instruction."""
+    text = """HloModule m
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} custom-call(), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, backend_config={"flag_configs":[]}
+  ROOT %b = f32[8]{0} negate(%a)
+}
+"""
+    first, second = hlo.Program(text, {}).computations["main"]
+    assert (first.name, second.name) == ("a", "b")
+    assert "backend_config" in first.rest
