@@ -30,8 +30,8 @@ import numpy as np
 from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import batch_local
 from trainlib.sharding.kernels import core_memory, kernel_mode
-from vitattn.kernels.attend import MASK_BIAS, check_heads, checked_tables, scaled
-from vitattn.kernels.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.plain.attend import MASK_BIAS, check_heads, checked_tables, scaled
+from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
 from vitattn.kernels.tpu.window.attention import takes, window_attention
 
 Array = jax.Array

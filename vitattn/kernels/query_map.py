@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.plain.attend import MASK_BIAS
 
 Array = jax.Array
 

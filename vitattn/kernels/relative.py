@@ -24,8 +24,8 @@ import numpy as np
 
 from trainlib.sharding.constrain import batch_local
 from trainlib.sharding.kernels import kernel_mode
-from vitattn.kernels.attend import attention_weights, check_heads, checked_tables, scaled
-from vitattn.kernels.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.plain.attend import attention_weights, check_heads, checked_tables, scaled
+from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
 from vitattn.kernels.tpu.relative.packed import Packing, packed_relative_attention
 
 Array = jax.Array

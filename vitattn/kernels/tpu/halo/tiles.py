@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.halo.geometry import HALF, LANES, Geometry
 from vitattn.kernels.tpu.halo.shift import move_down, move_up
 

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.window.rows import (
     Blocks,
     Chunks,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from trainlib.sharding.kernels import core_memory
-from vitattn.kernels.attend import MASK_BIAS
+from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
 
 Array = jax.Array

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 
 from trainlib.sharding.constrain import platform
-from vitattn.kernels.attend import attend, keep_outputs
+from vitattn.kernels.plain.attend import attend, keep_outputs
 
 Array = jax.Array
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitattn.kernels.attend import MASK_BIAS, attend, attention_weights
+from vitattn.kernels.plain.attend import MASK_BIAS, attend, attention_weights
 
 # (leading axes, queries, key rows, key columns, d, e)
 SHAPES = [

@@ -1,0 +1,1 @@
+"""Attention in operations of JAX alone, for every platform: what kernels are compared with."""
