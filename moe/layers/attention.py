@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe.kernels.attention import fits, flash_attention, relative_vector
 from moe.kernels.attention.dropout import keep_mask
+from moe.kernels.attention.plan import Shaped
 from moe.kernels.buckets import MAX_DISTANCE
 from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout
@@ -36,12 +37,11 @@ from trainlib.sharding.rules import resolve
 # Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
 # added to the logit of such a key away.
 MASKED = -1e9
-# Queries x keys below which the kernel takes longer than the plain form on v5e: its blocks have 128
-# rows, and what is shorter is padded to that (benchmarks/results/2026-11-29_t5_attention.md).
-FEW_PAIRS = 128 * 128
+# Of queries and keys, the fewer and the more of the two, for the kernel: its blocks have 128 rows,
+# and shorter lengths are padded to that (benchmarks/results/2026-11-29_t5_layers.md).
+LEAST_LENGTHS = 16, 128
 _DROPOUT_OF = ("keys", "pairs")
 Bias = AttentionBias | BiasArrays | None
-Shaped = Any  # an array, or a jax.ShapeDtypeStruct
 
 
 @jax.named_scope("attend")
@@ -201,13 +201,15 @@ def kernel_for(query: Shaped, key: Shaped, bias: AttentionBias | BiasArrays) -> 
     mode = kernel_mode()
     if mode is None or isinstance(bias, BiasArrays) or bias.first_query:
         return None
-    if mode == "compiled" and query.shape[1] * key.shape[1] < FEW_PAIRS:
-        return None
-    vector: Any = None
+    vector = None
     if bias.table is not None:
         shape = query.shape[2], 2 * bias.max_distance + 1
         vector = jax.ShapeDtypeStruct(shape, bias.table.dtype)
-    return mode if fits(query, key, vector, causal=bias.causal) else None
+    if not fits(query, key, vector, causal=bias.causal):
+        return None
+    lengths = query.shape[1], key.shape[1]
+    few = min(lengths) < LEAST_LENGTHS[0] or max(lengths) < LEAST_LENGTHS[1]
+    return None if few and mode == "compiled" else mode
 
 
 def shared(bias: AttentionBias, query: Shaped, key: Shaped) -> AttentionBias | BiasArrays:

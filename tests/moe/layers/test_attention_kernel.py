@@ -162,7 +162,9 @@ def primitives(jaxpr) -> set[str]:
     [
         (1024, 1024, "auto", {}, True),
         (1024, 1024, "plain", {}, False),
-        (16, 1024, "auto", {}, False),  # few pairs
+        (16, 1024, "auto", {}, True),
+        (8, 1024, "auto", {}, False),  # few queries
+        (114, 114, "auto", {}, False),  # short altogether
         (1024, 1024, "auto", {"causal": True, "first_query": 1}, False),
     ],
 )

@@ -111,10 +111,18 @@ def test_kernels_change_nothing(small, made, text, quick, experts, change, only)
 
 @pytest.mark.slow
 def test_bfloat16_comes_as_close_as_it_rounds(small, made, text, quick):
-    config = small(0, encoder_blocks=2, **(FULL | {"dtype": "bfloat16"}))
+    """The plain form in float32 is what both forms in bfloat16 are compared with."""
+    config = small(0, kind="decoder", **(FULL | {"remat": "none"}))
     batch = text(2)
-    plain, kernels = (trained(made, config, batch, quick, form) for form in ("plain", "interpret"))
-    same(kernels, plain, 5e-2)
+    wide = trained(made, config, batch, quick, "plain")[1]
+    config = dataclasses.replace(config, dtype="bfloat16")
+    plain, kernels = (
+        trained(made, config, batch, quick, form)[1] for form in ("plain", "interpret")
+    )
+    for name, gradient in wide.items():
+        scale = np.abs(gradient).max() + 1e-6
+        errors = [np.abs(form[name] - gradient).max() / scale for form in (kernels, plain)]
+        assert errors[0] <= 1.5 * errors[1] + 0.02, name
 
 
 LONG, FEWER = 8192, 1024
@@ -173,4 +181,5 @@ def test_without_kernels_a_program_holds_them(small):
 def test_short_decoders_beside_long_encoders_take_kernels_where_they_pay(small):
     text = program(small, "auto", 512, 16)
     assert not pairs(text, 512, 512)
-    assert "f32[2,2,16,512]" in text
+    assert "f32[2,2,16,512]" not in text
+    assert "f32[2,2,16,16]" in text
