@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainlib.sharding.constrain import batch_local
+from trainlib.sharding.constrain import batch_is_local, batch_local
 from trainlib.sharding.kernels import kernel_mode
 from vitattn.kernels.plain.attend import attention_weights, check_heads, checked_tables, scaled
 from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
@@ -78,7 +78,7 @@ def relative_attention_2d(
 
     mode = kernel_mode()
     packing = Packing(q.shape[1], q.shape[2], q.shape[-1], v.shape[-1])
-    if mode is not None and packing.fits(q, k, v):
+    if mode is not None and batch_is_local() and packing.fits(q, k, v):
 
         def kernel(q: Array, k: Array, v: Array, *tables: Array) -> Array:
             q, k, packed = packing.pack(q), packing.pack(k), packing.pack(v)

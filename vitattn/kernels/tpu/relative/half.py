@@ -23,6 +23,7 @@ the projections from HBM. Gradients of weights are summed in VMEM over the image
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,8 @@ Array = jax.Array
 IMAGES = SUBLANES  # I: of a block
 _MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
 _SHARE = 0.75  # of VMEM, for what is counted; the rest is for registers
+_SMALL = 2**17  # logits of a head of which several are scheduled together
+_TOGETHER = 4
 _LIMIT = 0.9  # of VMEM, for all of a kernel
 
 
@@ -202,9 +205,16 @@ def _split(shape: Shape, rows: Array) -> tuple[Array, Array, Array]:
     return rows[: shape.key_rows], rows[shape.key_rows : keys], rows[keys:]
 
 
-def _forward_kernel(shape, heads, batch, positions, weights, x, y, out, logsumexp, *scratch):
+def _together(shape: Shape, heads: int, interpret: bool) -> int:
+    """Heads that are scheduled as one: products of a small head wait for each other."""
+    small = shape.keys * shape.lanes <= _SMALL
+    return math.gcd(heads, _TOGETHER) if small and not interpret else 1
+
+
+def _forward_kernel(shape, loops, positions, weights, x, y, out, logsumexp, *scratch):
     from jax.experimental import pallas as pl
 
+    heads, together, batch = loops
     images, results, qkv = scratch  # [I, L, C], [I, P, F], [N, R, L]
     dtype, pixels = x.dtype, shape.pixels
 
@@ -223,7 +233,7 @@ def _forward_kernel(shape, heads, batch, positions, weights, x, y, out, logsumex
             out[i * heads + n] = attended.astype(dtype)
             logsumexp[i * heads + n] = statistics
 
-        jax.lax.fori_loop(0, heads, one_head, None)
+        jax.lax.fori_loop(0, heads, one_head, None, unroll=together)
         joined = out[_heads_of(i, heads)].reshape(-1, shape.lanes)  # [N E, L]
         result = product(joined, weights.out[...], (0, 0))  # [L, F]
         results[i] = result[:pixels].astype(dtype)
@@ -232,9 +242,10 @@ def _forward_kernel(shape, heads, batch, positions, weights, x, y, out, logsumex
     y[...] = jnp.swapaxes(results[...], 0, 1)
 
 
-def _backward_kernel(shape, heads, batch, positions, weights, inputs, dx, gradients, *scratch):
+def _backward_kernel(shape, loops, positions, weights, inputs, dx, gradients, *scratch):
     from jax.experimental import pallas as pl
 
+    heads, together, batch = loops
     x, cotangent, out, logsumexp = inputs
     # [I, L, C], [I, L, F], [I, P, C], [N, R, L], [N, R, L], [N, E, L]
     images, cotangents, results, qkv, dqkv, dout = scratch
@@ -263,7 +274,7 @@ def _backward_kernel(shape, heads, batch, positions, weights, inputs, dx, gradie
             if gradients.table is not None:
                 gradients.table[...] += of_head.table
 
-        jax.lax.fori_loop(0, heads, one_head, None)
+        jax.lax.fori_loop(0, heads, one_head, None, unroll=together)
         rows = dqkv[...].reshape(-1, shape.lanes).astype(dtype)  # [N R, L]
         joined = out[_heads_of(i, heads)].reshape(-1, shape.lanes)  # [N E, L]
         gradients.qkv[...] += product(rows, images[i])
@@ -316,8 +327,9 @@ def _forward_call(shape, heads, interpret, x, weights):
     (pixels, batch, channels), dtype = x.shape, x.dtype
     width, many = weights.out.shape[1], filled(batch, IMAGES) * heads
     positions = _constants(shape, weights)
+    loops = heads, _together(shape, heads, interpret), batch
     return pl.pallas_call(
-        functools.partial(_forward_kernel, shape, heads, batch),
+        functools.partial(_forward_kernel, shape, loops),
         in_specs=[
             jax.tree.map(_whole, positions),
             jax.tree.map(_whole, weights),
@@ -353,11 +365,12 @@ def _backward_call(shape, heads, interpret, maps, weights, out, logsumexp):
     (pixels, batch, channels), dtype = x.shape, x.dtype
     width = weights.out.shape[1]
     positions = _constants(shape, weights)
+    loops = heads, _together(shape, heads, interpret), batch
     inputs = (x, cotangent, out, logsumexp)
     gradients = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), weights)
     projected = pltpu.VMEM((heads, shape.rows, shape.lanes), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_backward_kernel, shape, heads, batch),
+        functools.partial(_backward_kernel, shape, loops),
         in_specs=[
             jax.tree.map(_whole, positions),
             jax.tree.map(_whole, weights),
