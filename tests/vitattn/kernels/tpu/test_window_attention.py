@@ -113,6 +113,7 @@ def test_a_pixel_that_is_not_a_number_reaches_only_those_that_see_it():
     share its registers stay as they are."""
     shape = Shape(batch=3, heads=1, height=4, width=5, depth=2, values=2)
     q, k, v, tables, g = inputs(shape)
+    assert k is not None
     k = k.at[1, 1, 0].set(jnp.nan)
     out, (dq, dk, dv, _) = value_and_gradients(kernel, (q, k, v, tables), g, shape)
     seen = np.zeros((3, 4, 5), bool)

@@ -19,6 +19,7 @@ number; the sum over its lanes is left to XLA.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,12 +88,10 @@ def backward(
         "col": (rows, window),
         "delta": (rows,),
         "dq": (rows, depth),
-        "row_sums": (rows, window),
-        "col_sums": (rows, window),
         "keys": (window, depth),
         "values": (window, values),
         "p": (window, window),
-        "ds": (window, window),
+        "ds": (rows, window, window),
     }
 
     def body(*refs: Ref) -> None:
@@ -145,7 +144,6 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
             # Padding has no probabilities.
             at["row"][y + reach, n] = jnp.where(valid, row[n] - logsumexp[0, y], MASK_BIAS)
             at["col"][y + reach, n] = col[n]
-        at["row_sums"][y + reach] = at["col_sums"][y + reach] = zeros
 
     def beside(y: int) -> None:
         fill(at["queries"], y, None)
@@ -165,11 +163,12 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
 
     def finish(y: Any) -> None:
         row = y + reach
-        for part, table, dtable, sums in zip(
-            sizes.parts, tables, dtables, ("row_sums", "col_sums"), strict=False
+        for axis, (part, table, dtable) in enumerate(
+            zip(sizes.parts, tables, dtables, strict=False)
         ):
             if part.stop > part.start:
-                weight = at[sums][row][:, None]
+                # Of a row of the window summed over its columns, and the other way round.
+                weight = jnp.sum(at["ds"][row], axis=1 - axis)[:, None]
                 at["dq"][row, part] += jnp.sum(weight * table[...], axis=0)
                 dtable[...] += weight * at["queries"][row, part][None]
         result = at["dq"][row, : sizes.depth] * sizes.scale
@@ -187,50 +186,50 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
         beside(n)
         beside(height + reach + n)
     repeat(height, prepare)
-    if tables and not sizes.mask_border:
+    if tables:
         _outside(at, sizes)
     repeat(height, one_row)
     repeat(height, finish)
 
 
 def _outside(at: dict[str, Ref], sizes: Sizes) -> None:
-    """Sums of ds over the keys in rows outside the map: zeros, so that ds = -p delta."""
+    """ds of the keys in rows outside the map: they are zeros, so that it is -p delta."""
     reach, height = sizes.reach, sizes.packing.height
-    for y in range(height):
-        for a in range(sizes.window):
-            if not 0 <= y + a - reach < height:
-                row = y + reach
-                ds = jnp.exp(at["row"][row, a] + at["col"][row]) * at["delta"][row]  # [K, S, L]
-                at["col_sums"][row] += ds
-                at["row_sums"][row, a] = jnp.sum(ds, axis=0)
+    for y, a in itertools.product(range(height), range(sizes.window)):
+        if not 0 <= y + a - reach < height:
+            row = y + reach
+            p = jnp.exp(at["row"][row, a] + at["col"][row])  # [K, S, L]
+            at["ds"][row, a] = p * at["delta"][row]
 
 
 def _one_row(y: Any, lanes: Any, at: dict[str, Ref], sizes: Sizes) -> None:
     """What row y of the keys has to do with the queries that see it."""
+    rows = [y + 2 * sizes.reach - a for a in range(sizes.window)]  # of queries
 
     def p(a: int) -> Ref:
         return at["p"].at[a]
 
     def ds(a: int) -> Ref:
-        return at["ds"].at[a]
+        return at["ds"].at[rows[a], a]
 
-    for a in range(sizes.window):
-        row = y + 2 * sizes.reach - a
-        p(a)[:, :, lanes] = at["row"][row, a, :, lanes] + at["col"][row, :, :, lanes]
-        delta = at["delta"][row, :, lanes]
-        ds(a)[:, :, lanes] = jnp.broadcast_to(delta, (sizes.window, *delta.shape))
+    def term(a: int, b: int) -> Array:
+        return at["row"][rows[a], a, :, lanes] + at["col"][rows[a], b, :, lanes]
+
+    def delta(a: int, _: int) -> Array:
+        return at["delta"][rows[a], :, lanes]
+
+    def times_p(a: int, b: int, value: Array) -> Array:
+        return p(a)[b, :, lanes] * value
+
+    def exp(_: int, __: int, value: Array) -> Array:
+        return jnp.exp(value)
+
     if sizes.content:
-        products(at["queries"], at["keys"], p, y, lanes, sizes)
-    products(at["douts"], at["values"], ds, y, lanes, sizes)
-    for a in range(sizes.window):
-        row = y + 2 * sizes.reach - a
-        weight = jnp.exp(p(a)[:, :, lanes])
-        p(a)[:, :, lanes] = weight
-        weight *= ds(a)[:, :, lanes]
-        ds(a)[:, :, lanes] = weight
-        if sizes.position:
-            at["row_sums"][row, a, :, lanes] = jnp.sum(weight, axis=0)
-            at["col_sums"][row, :, :, lanes] += weight
+        products(at["queries"], at["keys"], p, y, lanes, sizes, term, exp)
+    else:
+        for a, b in itertools.product(range(sizes.window), repeat=2):
+            p(a)[b, :, lanes] = jnp.exp(term(a, b))
+    products(at["douts"], at["values"], ds, y, lanes, sizes, delta, times_p)
     push(p, at["douts"], at["values"], y, lanes, sizes)
     if sizes.content:
         pull(ds, at["keys"], at["dq"], y, lanes, sizes)

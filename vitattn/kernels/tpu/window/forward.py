@@ -105,6 +105,7 @@ def _kernel(sizes: Sizes, *refs: Ref) -> None:
         fill(sums, y + reach, None)
 
     def score(y: Any) -> None:
+        assert k is not None
         spread(k.at[0, y], keys, sizes)
         each_lane_tile(sizes, lambda at: products(queries, keys, seen(y), y, at, sizes))
 

@@ -13,6 +13,7 @@ R more on both sides of the map, which no result comes from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -181,8 +182,8 @@ def fits(sizes: Sizes, item: int) -> bool:
     """
     depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
     window, rows = sizes.window, sizes.rows
-    kept = rows * (2 * depth + values + 4 * window + 1)
-    kept += window * (depth + values + 2 * window)
+    kept = rows * (2 * depth + values + window**2 + 2 * window + 1)
+    kept += window * (depth + values + window)
     blocks = sizes.packing.height * (item * (4 * sizes.depth + 4 * sizes.values) + 4)
     tables = 2 * window * sizes.depth * sizes.position
     bytes_forward = 4 * rows * (window**2 + depth + values)
@@ -284,9 +285,16 @@ def position_terms(
 
 
 def products(
-    left: Ref, right: Ref, into: Callable[[int], Ref], y: Any, lanes: Any, sizes: Sizes
+    left: Ref,
+    right: Ref,
+    into: Callable[[int], Ref],
+    y: Any,
+    lanes: Any,
+    sizes: Sizes,
+    begin: Callable[[int, int], Array] | None = None,
+    end: Callable[[int, int, Array], Array] = lambda a, b, value: value,
 ) -> None:
-    """Adds products over channels, of the row of queries that sees row y at a, to into(a)[b].
+    """Products over channels, of the row of queries that sees row y at a, in into(a)[b].
 
     Args:
       left: [H + 2R, c, S, L], of queries.
@@ -295,8 +303,15 @@ def products(
       y: the row of keys.
       lanes: of one lane tile.
       sizes: of the call.
+      begin: (a, b) -> what products are added to; None for what stands in `into`.
+      end: (a, b, sum) -> what is written.
     """
     chunks = Chunks.of(right.shape[1])
+    pairs = list(itertools.product(range(sizes.window), repeat=2))
+    alone = chunks.count == 1
+
+    def start(a: int, b: int) -> Array:
+        return begin(a, b) if begin and alone else into(a)[b, :, lanes]
 
     def part(channels: Any) -> None:
         for block in chunks.blocks(sizes.window):
@@ -305,9 +320,16 @@ def products(
             for a in range(sizes.window):
                 x = left[y + 2 * sizes.reach - a, channels, :, lanes]
                 for b, one in zip(columns, held, strict=True):
-                    into(a)[b, :, lanes] += jnp.sum(x * one, axis=0)
+                    value = start(a, b) + jnp.sum(x * one, axis=0)
+                    into(a)[b, :, lanes] = end(a, b, value) if alone else value
 
+    if begin and not alone:
+        for a, b in pairs:
+            into(a)[b, :, lanes] = begin(a, b)
     chunks.each(part)
+    if not alone:
+        for a, b in pairs:
+            into(a)[b, :, lanes] = end(a, b, into(a)[b, :, lanes])
 
 
 def pull(
