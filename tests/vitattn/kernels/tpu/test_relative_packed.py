@@ -14,6 +14,7 @@ from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
 from vitattn.kernels.relative import relative_attention_2d
+from vitattn.kernels.tpu.relative import packed
 from vitattn.kernels.tpu.relative.packed import MOST_PIXELS, Packing, packed_relative_attention
 
 # images, rows, columns, heads, depth of keys and of values
@@ -77,6 +78,11 @@ def test_values_and_all_gradients_are_those_of_the_plain_form(name):
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_scale_covers_the_relative_terms(scale):
     check(CASES["odd"], 1e-5, scale=scale)
+
+
+def test_maps_in_turn_are_as_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(packed, "_INTERPRETED", 4)
+    check((2, 4, 5, 2, 6, 4), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["odd", "one pixel"])
@@ -176,11 +182,11 @@ def test_packed_maps_need_no_padding_and_go_back():
     case = CASES["odd"]
     (q, k, v, *tables), cotangent = arguments(case)
     packing = Packing(case[1], case[2], case[4], case[5])
-    packed = [packing.pack(x) for x in (q, k, v)]
-    assert [x.shape for x in packed] == [(6, 6, 45), (6, 6, 45), (6, 4, 45)]
-    np.testing.assert_array_equal(packing.unpack(packed[0], 2), q)
+    maps = [packing.pack(x) for x in (q, k, v)]
+    assert [x.shape for x in maps] == [(6, 6, 45), (6, 6, 45), (6, 4, 45)]
+    np.testing.assert_array_equal(packing.unpack(maps[0], 2), q)
     kernel = functools.partial(packed_relative_attention, packing=packing, interpret=True)
-    actual = value_and_gradients(kernel, [*packed, *tables], packing.pack(cotangent))
+    actual = value_and_gradients(kernel, [*maps, *tables], packing.pack(cotangent))
     expected = value_and_gradients(relative_attention_2d, [q, k, v, *tables], cotangent)
     for one, other in zip(actual[:4], expected[:4], strict=True):
         np.testing.assert_array_equal(packing.unpack(one, 2), other)

@@ -229,7 +229,8 @@ def _forward_kernel(shape, loops, positions, weights, x, y, out, logsumexp, *scr
         qkv[...] = _project(weights.qkv[...], images[i], heads)
 
         def one_head(n, _):
-            attended, statistics = head.forward(shape, shared, *_split(shape, qkv[n]), dtype)
+            one = head.forward(shape, shared, *_split(shape, qkv[n]), dtype)
+            ((attended, statistics),) = head.in_turn([one])
             out[i * heads + n] = attended.astype(dtype)
             logsumexp[i * heads + n] = statistics
 
@@ -266,7 +267,8 @@ def _backward_kernel(shape, loops, positions, weights, inputs, dx, gradients, *s
 
         def one_head(n, _):
             given = out[i * heads + n].astype(jnp.float32), logsumexp[i * heads + n], dout[n]
-            of_head = head.backward(shape, shared, *_split(shape, qkv[n]), *given, dtype)
+            one = head.backward(shape, shared, *_split(shape, qkv[n]), *given, dtype)
+            (of_head,) = head.in_turn([one])
             keys = 2 * shape.key_rows
             dqkv[n, : shape.key_rows] = of_head.q
             dqkv[n, shape.key_rows : keys, : shape.keys] = of_head.k

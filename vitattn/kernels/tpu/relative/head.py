@@ -12,6 +12,10 @@ probabilities of the product without a subtraction; a row of ones beside the val
 the softmax, and delta rides beside their cotangents. Channels are along sublanes and pixels along
 lanes; logits have keys along sublanes, so that the maximum is taken from register to register.
 
+Both passes yield between their stages, and `in_turn` runs those of several heads stage by stage:
+the compiler keeps to the order in which operations are written, so that one head after the other
+would wait for each of its products.
+
 Logits, their maximum and the logsumexp are to base 2, which is what the chip raises to a power; the
 factor goes into the queries, which are few.
 """
@@ -19,8 +23,8 @@ factor goes into the queries, which are few.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Generator, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,7 @@ from vitattn.kernels.tpu.relative.shape import SUBLANES, Shape, filled
 from vitattn.kernels.tpu.relative.shift import gather_rows, rows_of, scatter_rows, tiles_of
 
 Array = jax.Array
+T = TypeVar("T")
 
 _LOG2E = math.log2(math.e)
 _FEW = 3  # channels of values that the vector unit multiplies
@@ -141,10 +146,23 @@ def _with_ones(shape: Shape, v: Array) -> Array:
     return _put_rows(v, {shape.value_depth: 1.0, shape.value_depth + 1: 1.0})
 
 
+def in_turn(heads: Iterable[Generator[None, None, T]]) -> list[T]:
+    """Runs the stages of several heads in turn, and gives what each returns."""
+    waiting, results = dict(enumerate(heads)), {}
+    while waiting:
+        for number, stages in list(waiting.items()):
+            try:
+                next(stages)
+            except StopIteration as end:
+                results[number] = end.value
+                del waiting[number]
+    return [results[number] for number in sorted(results)]
+
+
 def forward(
     shape: Shape, positions: Positions, q: Array, k: Array, v: Array, dtype: jnp.dtype
-) -> tuple[Array, Array]:
-    """Attention of one head.
+) -> Generator[None, None, tuple[Array, Array]]:
+    """Attention of one head, in stages.
 
     Args:
       shape: of the map.
@@ -158,10 +176,13 @@ def forward(
       (f32 [E, L], of which the row after the values is 1; logsumexp to base 2, f32 [1, L]).
     """
     queries = _with_terms(shape, positions, q * _LOG2E, [0.0, 0.0, 0.0, 1.0], dtype)  # [A, L]
+    yield
     keys = _with_places(positions, k, dtype).T[: shape.keys]  # [K, A]
     logits = product(keys, queries)  # [K, L]
+    yield
     top = jnp.max(logits, 0, keepdims=True)
     p = jnp.exp2(logits - top).astype(dtype)
+    yield
     values = _with_ones(shape, v)[:, : shape.keys].astype(dtype)
     out = product(values, p)  # [E, L]
     total = out[shape.value_depth : shape.value_depth + 1]
@@ -194,26 +215,30 @@ def backward(
     logsumexp: Array,
     cotangent: Array,
     dtype: jnp.dtype,
-) -> Gradients:
-    """Gradients of `forward` for a cotangent f32 [E, L], 0 beyond the values and beyond the map.
+) -> Generator[None, None, Gradients]:
+    """Gradients of `forward`, in stages, for a cotangent f32 [E, L], 0 beyond values and map.
 
     `out` is what it returned, rounded or not.
     """
     scaled = q * _LOG2E
     last = [*(-part for part in _parts(logsumexp, dtype, 3)), 1.0]
     queries = _with_terms(shape, positions, scaled, last, dtype)
+    yield
     augmented = _with_places(positions, k, dtype)  # [A, L]
     keys = augmented.T[: shape.keys]  # [K, A]
     delta = jnp.sum(cotangent * out, 0, keepdims=True)
     dp = _centred(shape, v, cotangent, delta, dtype)
     cotangent = cotangent.astype(dtype)
 
+    yield
     p = jnp.exp2(product(keys, queries))  # [K, L]
     dlogits = (p * dp).astype(dtype)
+    yield
     dv = product(cotangent, p.astype(dtype), (1, 1))  # [E, K]
     dk = product(queries[: shape.key_rows], dlogits, (1, 1)) / _LOG2E  # [D, K]
     dqueries = product(augmented[: shape.differentiated, : shape.keys], dlogits)
     dq, dtable = dqueries[: shape.key_rows], None
+    yield
     if positions.offsets is not None:
         shifts, _, transposed = positions.offsets
         dproducts = _dproducts(shape, shifts, dqueries).astype(dtype)  # [R, L]

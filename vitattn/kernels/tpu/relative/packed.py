@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +31,8 @@ Array = jax.Array
 
 MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
 _MAPS = 8  # maps of a grid step: what a step costs by itself is paid once for them
-_TOGETHER = 4  # of them scheduled as one, since the products of a map wait for each other
+_AHEAD = 1400  # registers of logits of maps in turn; the more, the more is written to VMEM and back
+_INTERPRETED = 1  # maps in turn where kernels are interpreted: XLA compiles each of them
 _SHARE = 0.75  # of VMEM; the rest is for registers and the program around
 _MIB = 2**20
 
@@ -196,13 +196,15 @@ def _operands(call: _Call, q: Any, k: Any, v: Any, i: Any) -> tuple[Array, Array
 def _forward_kernel(call: _Call, maps: int, positions, q, k, v, out, logsumexp) -> None:
     shared = _read(positions)
 
-    def one_map(i, _):
-        operands = _operands(call, q, k, v, i)
-        attended, statistics = head.forward(call.shape, shared, *operands, q.dtype)
-        out[i] = attended.astype(out.dtype)
-        logsumexp[i] = statistics
+    def some(numbers: list[Any]) -> None:
+        results = head.in_turn(
+            head.forward(call.shape, shared, *_operands(call, q, k, v, i), q.dtype) for i in numbers
+        )
+        for i, (attended, statistics) in zip(numbers, results, strict=True):
+            out[i] = attended.astype(out.dtype)
+            logsumexp[i] = statistics
 
-    _for_maps(call, maps, one_map)
+    _for_maps(call, maps, _AHEAD, some)
 
 
 def _backward_kernel(call: _Call, maps: int, positions, inputs, *gradients) -> None:
@@ -217,31 +219,45 @@ def _backward_kernel(call: _Call, maps: int, positions, inputs, *gradients) -> N
         def _():
             dtable[...] = jnp.zeros_like(dtable)
 
-    def one_map(i, _):
-        operands = _operands(call, q, k, v, i)
+    def one(i: Any) -> Any:
         values = functools.partial(_inside, rows=shape.value_depth, lanes=shape.pixels)
         given = values(out[i]), _inside(logsumexp[i], 1, shape.pixels), values(cotangent[i])
-        of_map = head.backward(shape, shared, *operands, *given, dtype)
-        dq[i] = (of_map.q * call.scale).astype(dtype)
-        dk[i, :, : shape.keys] = of_map.k.astype(dtype)
-        dv[i, :, : shape.keys] = of_map.v.astype(dtype)
+        return head.backward(shape, shared, *_operands(call, q, k, v, i), *given, dtype)
+
+    def some(numbers: list[Any]) -> None:
+        results = head.in_turn(map(one, numbers))
+        for i, of_map in zip(numbers, results, strict=True):
+            dq[i] = (of_map.q * call.scale).astype(dtype)
+            dk[i, :, : shape.keys] = of_map.k.astype(dtype)
+            dv[i, :, : shape.keys] = of_map.v.astype(dtype)
         if dtable is not None:
-            dtable[...] += of_map.table
+            dtable[...] += functools.reduce(jnp.add, [of_map.table for of_map in results])
 
-    _for_maps(call, maps, one_map)
+    _for_maps(call, maps, _AHEAD // 2, some)
 
 
-def _for_maps(call: _Call, maps: int, one_map: Callable[[Any, None], None]) -> None:
-    """Runs it on the maps of the block of this step; the last block may be cut off."""
+def _for_maps(call: _Call, maps: int, most: int, some: Callable[[list[Any]], None]) -> None:
+    """Runs `some` on maps of the block of this step, so many in turn that their logits, all taken
+    together, have up to `most` registers.
+    """
     from jax.experimental import pallas as pl
 
-    block = call.block
-    if maps % block:
-        count = jnp.minimum(block, maps - block * pl.program_id(0))
-        jax.lax.fori_loop(0, count, one_map, None)
+    shape, block = call.shape, call.block
+    if call.interpret:
+        limit = _INTERPRETED
     else:
-        together = 1 if call.interpret else math.gcd(block, _TOGETHER)
-        jax.lax.fori_loop(0, block, one_map, None, unroll=together)
+        limit = max(1, most // (shape.keys // SUBLANES * shape.lanes // LANES))
+    together, count = 1, block
+    if maps % block:  # the last block is cut off
+        count = jnp.minimum(block, maps - block * pl.program_id(0))
+    else:
+        together = max(n for n in range(1, limit + 1) if block % n == 0)
+        count = block // together
+
+    def body(n: Any, _: None) -> None:
+        some([n * together + i for i in range(together)])
+
+    jax.lax.fori_loop(0, count, body, None)
 
 
 def _specs(call: _Call) -> Any:
