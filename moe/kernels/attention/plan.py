@@ -215,8 +215,10 @@ def _up(size: int, unit: int) -> int:
 
 
 def lanes_of(width: int) -> int:
-    """Lanes of a head: so many that heads divide 128 lanes, or that those divide a head."""
-    return _up(width, LANES) if width > LANES else 2 ** math.ceil(math.log2(width))
+    """Lanes of a head: so many that heads divide 128 lanes, or that those divide a head. At most
+    four share them, as the code of a kernel grows with each.
+    """
+    return _up(width, LANES) if width > LANES else max(2 ** math.ceil(math.log2(width)), LANES // 4)
 
 
 def fits(query: Shaped, key: Shaped, bias: Shaped | None = None, *, causal: bool = False) -> bool:
