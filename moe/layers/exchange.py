@@ -59,7 +59,8 @@ def chunks(asked: int, buffer: tuple[int, ...], size: int, placement: Placement)
                 f"nor the {slots} slots that an expert has for each. Use 0, which chooses."
             )
         return asked
-    if platform() != "tpu" or not placement.expert_axis:
+    if platform() != "tpu" or placement.mlp_axis:
+        # Over columns too the core waits for gathers, of chunks as of the whole (libtpu 0.0.42).
         return 1
     most = min(2 * _CHUNKS, math.prod(buffer) * size // _LEAST)
     fitting = [n for n in range(1, most + 1) if not groups % n or not slots % (n * _SUBLANES)]

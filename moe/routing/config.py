@@ -77,7 +77,8 @@ class RoutingConfig:
       exchange_chunks: with dispatch "index" over several devices, the pieces in which tokens go to
         their experts, so that one piece is on its way while another is computed; the result is the
         same. They are parts of the groups of a device or, of one group, of the slots of an expert.
-        With 0, a TPU gets as near to 4 as divides, and everything else 1.
+        With 0, a TPU whose experts lie over rows alone gets as near to 4 as divides, and everything
+        else 1.
       partitioner: "shard_map", or "automatic": the compiler partitions, led by constraints. The
         same results and, with dispatch "index", the same collectives.
 

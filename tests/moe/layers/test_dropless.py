@@ -191,6 +191,8 @@ def test_chunks_of_a_buffer(asked, buffer, placement, count):
 def test_a_tpu_chooses(buffer, count, monkeypatch):
     monkeypatch.setattr("moe.layers.exchange.platform", lambda: "tpu")
     assert chunks(0, buffer, 2, ROWS) == count
+    columns = Placement(AbstractMesh((8, 8), ("data", "model")), ("data",), "data", "model")
+    assert chunks(0, buffer, 2, columns) == 1
 
 
 def test_chunks_that_do_not_divide_are_named():

@@ -1,0 +1,20 @@
+"""What the compiler is told of programs for several devices."""
+
+import jax
+
+from tests.tpu_compiler import needs_libtpu
+from trainlib import chips
+from trainlib.sharding.compiler import options
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.topology import devices
+
+
+def test_a_cpu_is_told_nothing():
+    assert options(make_mesh(data=len(jax.devices()))) is None
+
+
+@needs_libtpu
+def test_several_tpus_are_told_to_exchange_asynchronously():
+    for target, told in (("v5e-1", None), ("v5e-4", {"xla_tpu_enable_async_all_to_all": True})):
+        found = devices(chips.target(target))
+        assert options(make_mesh(data=len(found), devices=found)) == told
