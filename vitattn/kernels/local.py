@@ -240,6 +240,54 @@ def _on_vector_unit(
     return batch_local(local)(q, v, *keys, replicated=tables)
 
 
+def projections_are_packed(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, window: int, *, keys: bool, position: bool
+) -> bool:
+    """Whether `projected_local_attention` has kernels for heads of this shape [B, H, W, N, d] on
+    the device traced for.
+    """
+    heads = jax.ShapeDtypeStruct(shape, dtype)
+    return kernel_mode() is not None and takes(
+        heads, heads if keys else None, heads, window, position=position
+    )
+
+
+def projected_local_attention(
+    x: Array,
+    kernels: Sequence[Array],
+    tables: tuple[Array, ...],
+    *,
+    heads: int,
+    window: int,
+    mask_border: bool = False,
+) -> Array:
+    """`local_attention` with a scale of 1 of what a map is projected to, by kernels that write the
+    projections as those of the attention read them; see `projections_are_packed`.
+
+    Args:
+      x: [B, H, W, C].
+      kernels: [C, N d] of queries, keys (or none of them) and values, in the type of x.
+      tables: [window, d // 2] and [window, d - d // 2], or none.
+      heads: N.
+      window: odd K.
+      mask_border: as of `local_attention`.
+
+    Returns:
+      [B, H, W, N d] in the type of x.
+    """
+    from vitattn.kernels.tpu.window.maps import projected_window_attention
+
+    options: dict[str, Any] = {"heads": heads, "window": window, "mask_border": mask_border}
+    interpret, count = kernel_mode() == "interpret", len(kernels)
+
+    def local(x: Array, *rest: Array) -> Array:
+        return projected_window_attention(
+            x, rest[:count], rest[count:], scale=1.0, **options, interpret=interpret
+        )
+
+    return batch_local(local)(x, replicated=(*kernels, *tables))
+
+
 def _checked(q: Array, row: Table, col: Table, offsets: int) -> tuple[Array, ...]:
     half = q.shape[-1] // 2
     return checked_tables(row, col, (offsets, offsets), (half, q.shape[-1] - half))

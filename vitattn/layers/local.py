@@ -20,7 +20,13 @@ from trainlib.errors import ConfigError, one_of
 from trainlib.keys import whole
 from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
-from vitattn.kernels.local import HALO_BLOCK, halo_attention, local_attention
+from vitattn.kernels.local import (
+    HALO_BLOCK,
+    halo_attention,
+    local_attention,
+    projected_local_attention,
+    projections_are_packed,
+)
 from vitattn.kernels.query_map import KeyAxis, block_axis, query_map, window_axis
 from vitattn.layers.attention import AttentionLayer, Heads, Pair, Position, Site, Stages
 from vitattn.layers.conv import pointwise
@@ -169,15 +175,19 @@ class BlockAttention(AttentionLayer):
         channels = self.qkv.shape[0]
         check_array("A layer of local or halo attention", x, "B H W C", C=channels)
         self.offer(x)
-        projected = self._project(x.astype(self.dtype))
+        out = self._attended(x.astype(self.dtype))  # [B, H, W, F]
+        return out if self.stride == 1 else _halve(out)
+
+    def _attended(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, F] before the stride."""
+        projected = self._project(self._placed(x))
         with jax.named_scope("attend"):
             out = self._attend(*projected)  # [B, H, W, N, d]
-        out = out.reshape(*x.shape[:3], self.out_channels)
-        return out if self.stride == 1 else _halve(out)
+        return out.reshape(*x.shape[:3], self.out_channels)
 
     def query_map(self, x: Array, query: Pair) -> Array:
         """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
-        q, k, _ = self._project(x.astype(self.dtype))
+        q, k, _ = self._project(self._placed(x.astype(self.dtype)))
         size = self.map_size(x)
         rows, cols = (self._key_axis(at, n) for at, n in zip(query, size, strict=True))
         q = q[:, query[0], query[1]]  # [B, N, d]
@@ -192,10 +202,14 @@ class BlockAttention(AttentionLayer):
     def _tables(self) -> tuple[Array, ...]:
         return (self.rel_row[...], self.rel_col[...]) if self.position == "relative" else ()
 
+    def _placed(self, x: Array) -> Array:
+        """x [B, H, W, C] with the sines of its positions, where positions are given by these."""
+        if self.position != "sine":
+            return x
+        return x + sine_positions(*x.shape[1:]).astype(self.dtype)
+
     def _project(self, x: Array) -> tuple[Array, Array | None, Array]:
         """x [B, H, W, C] -> queries, keys (None without any) and values [B, H, W, N, d]."""
-        if self.position == "sine":
-            x = x + sine_positions(*x.shape[1:]).astype(self.dtype)
         qkv = pointwise(x, self.qkv[...].astype(self.dtype))  # [B, H, W, 3F]
         qkv = qkv.reshape(*x.shape[:3], -1, self.num_heads, self.out_channels // self.num_heads)
         q, v = qkv[:, :, :, 0], qkv[:, :, :, -1]
@@ -267,6 +281,23 @@ class LocalAttention(BlockAttention):
             rngs=rngs,
         )
         self.window = window
+
+    def _attended(self, x: Array) -> Array:
+        depth = self.out_channels // self.num_heads
+        shape = (*x.shape[:3], self.num_heads, depth)
+        known = {"keys": not self.position_only, "position": self.position == "relative"}
+        if not projections_are_packed(shape, x.dtype, self.window, **known):
+            return super()._attended(x)
+        kernel = self.qkv[...].astype(self.dtype)
+        with jax.named_scope("attend"):
+            return projected_local_attention(
+                self._placed(x),
+                jnp.split(kernel, kernel.shape[1] // self.out_channels, axis=1),
+                self._tables(),
+                heads=self.num_heads,
+                window=self.window,
+                mask_border=self.mask_border,
+            )
 
     def _attend(self, q: Array, k: Array | None, v: Array) -> Array:
         options: dict[str, Any] = {"window": self.window, "mask_border": self.mask_border}

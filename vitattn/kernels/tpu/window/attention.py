@@ -14,19 +14,21 @@ import jax.numpy as jnp
 from vitattn.kernels.tpu.window.backward import backward
 from vitattn.kernels.tpu.window.forward import forward
 from vitattn.kernels.tpu.window.packing import Packing
+from vitattn.kernels.tpu.window.projection import pack, packing_of, unpack
 from vitattn.kernels.tpu.window.rows import Sizes, fits
 
 Array = jax.Array
 Tables = tuple[Array, ...]
+Shaped = Array | jax.ShapeDtypeStruct
 
 _MOST_WINDOW = 15
 
 
-def takes(q: Array, k: Array | None, v: Array, window: int, *, position: bool) -> bool:
+def takes(q: Shaped, k: Shaped | None, v: Shaped, window: int, *, position: bool) -> bool:
     """Whether `window_attention` computes these maps on the device traced for.
 
     Args:
-      q: [B, H, W, N, d].
+      q: [B, H, W, N, d], or its shape.
       k: [B, H, W, N, d], or None.
       v: [B, H, W, N, e].
       window: side of the window; the code of the kernels grows with its square.
@@ -58,20 +60,27 @@ def window_attention(
     mask_border: bool,
     interpret: bool,
 ) -> Array:
-    """`packed_window_attention` of maps [B, H, W, N, d], which XLA packs and unpacks."""
+    """`packed_window_attention` of maps [B, H, W, N, d]."""
     batch, height, width, heads, _ = q.shape
-    packing = Packing(batch, heads, height, width, window)
+    packing = packing_of(batch, heads, height, width, window)
+    row, col = tables or (None, None)
+
+    def packed(x: Array) -> Array:
+        return pack(x.reshape(*x.shape[:3], -1), heads, packing, interpret)
+
     out = packed_window_attention(
-        packing.pack(q),
-        None if k is None else packing.pack(k),
-        packing.pack(v),
-        *(tables or (None, None)),
+        packed(q),
+        None if k is None else packed(k),
+        packed(v),
+        row,
+        col,
         packing,
         scale=scale,
         mask_border=mask_border,
         interpret=interpret,
     )
-    return packing.unpack(out)
+    maps: Array = unpack(out, heads, batch, packing, interpret)
+    return maps.reshape(v.shape)
 
 
 def packed_window_attention(
