@@ -49,7 +49,6 @@ LAYERS = {
     "plain": (LocalAttention, {"window": 3}),
     "stride and border": (LocalAttention, {"window": 5, "stride": 2, "mask_border": True}),
     "sine": (LocalAttention, {"window": 3, "num_heads": 4, "position": "sine"}),
-    "no position": (LocalAttention, {"window": 3, "position": "none"}),
     "position only": (LocalAttention, {"window": 7, "position_only": True}),
     "halo": (HaloAttention, {"block": 3, "halo": 1, "stride": 2}),
 }

@@ -73,7 +73,7 @@ CASES = {
 def test_value_and_gradients_equal_the_plain_form(case):
     *shape, block, halo, border = case
     fn = functools.partial(halo_attention, **sizes(block, halo), mask_border=border)
-    compare(fn, inputs(*shape, 2 * (block + halo) - 1))
+    compare(fn, inputs(*shape, offsets=2 * (block + halo) - 1))
 
 
 def random_case(seed):
@@ -155,7 +155,9 @@ def test_eight_devices_equal_one():
     with activate(mesh, RULES):
         actual = value_and_gradients("interpret", fn, arrays)
     for name, a, b in zip(NAMES, actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * jnp.abs(b).max(), err_msg=name)
+        np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=1e-5 * jnp.abs(b).max().item(), err_msg=name
+        )
 
 
 def test_what_the_kernels_leave_to_the_plain_form():
@@ -180,7 +182,7 @@ def test_a_program_for_any_batch_takes_the_plain_form():
 @needs_figures
 @pytest.mark.slow
 def test_figures_of_one_stage():
-    """28 px, 8 heads of 16, batch 32, v5e: 0.63 ms in the kernels where 0.49 are products, and
+    """28 px, 8 heads of 16, batch 32, v5e: 0.63 ms in the kernels where 0.38 are products, and
     nothing but operands and results through HBM.
     """
     args = [jax.ShapeDtypeStruct((32, 28, 28, 8, 16), jnp.bfloat16)] * 3
