@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.errors import ConfigError
-from trainlib.sharding.constrain import batch_local
+from trainlib.sharding.constrain import batch_is_local, batch_local
 from trainlib.sharding.kernels import core_memory, kernel_mode
 from vitattn.kernels.plain.attend import MASK_BIAS, check_heads, checked_tables, scaled
 from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
@@ -124,7 +124,7 @@ def local_attention(
     check_heads("local_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, window)
     mode = kernel_mode()
-    if mode and takes(q, k, v, window, position=bool(tables)):
+    if mode and batch_is_local() and takes(q, k, v, window, position=bool(tables)):
         return _on_vector_unit(
             *(q, k, v, tables),
             window=window,
@@ -194,7 +194,8 @@ def halo_attention(
 
 def _takes_kernel(q: Array, v: Array, block: int, halo: int) -> bool:
     """Whether halo attention of these is left to the kernels for a TPU."""
-    if kernel_mode() is None or not all(isinstance(size, int) for size in q.shape):
+    known = all(isinstance(size, int) for size in q.shape)
+    if kernel_mode() is None or not batch_is_local() or not known:
         return False
     from vitattn.kernels.tpu.halo.attention import fits, geometry_of
 
@@ -247,9 +248,9 @@ def projections_are_packed(
     the device traced for.
     """
     heads = jax.ShapeDtypeStruct(shape, dtype)
-    return kernel_mode() is not None and takes(
-        heads, heads if keys else None, heads, window, position=position
-    )
+    if kernel_mode() is None or not batch_is_local():
+        return False
+    return takes(heads, heads if keys else None, heads, window, position=position)
 
 
 def projected_local_attention(
