@@ -63,6 +63,7 @@ def test_layers_equal_the_plain_form(kind, options):
     close(actual, run(fn, params, x), 2e-5)
 
 
+@pytest.mark.thorough
 def test_bfloat16():
     x = image(2, 4, 6, 8)
     fn, params = layer(LocalAttention, x, window=3, dtype=jnp.bfloat16)
@@ -71,6 +72,7 @@ def test_bfloat16():
     close(actual, run(fn, params, x), 2**-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sharded", [False, True], ids=["batch", "fsdp"])
 def test_eight_devices_equal_one(sharded):
     x = image(8, 4, 5, 8)
