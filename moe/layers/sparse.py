@@ -25,10 +25,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from moe.exchange.capacity import with_capacity
+from moe.exchange.dropless import dropless
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
-from moe.layers.dropless import dropless
-from moe.layers.exchange import with_capacity
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.metrics import Sums

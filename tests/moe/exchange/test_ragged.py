@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moe.layers.dropless import Window, placed, rounds, routes, share, window
-from moe.routing.ragged import Slices, Way, collect, exchange, spread
+from moe.exchange.dropless import Window, placed, rounds, routes, share, window
+from moe.exchange.ragged import Slices, Way, collect, exchange, spread
 from trainlib.sharding.mesh import make_mesh
 
 N, E, TOKENS = 4, 3, 11  # devices, experts of each, choices of each

@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe.exchange.ragged import Slices, Way, collect, exchange, is_ragged, spread
 from moe.kernels.batched import Weights
 from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.grouped import TILE, grouped
 from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.placement import Placement
-from moe.routing.ragged import Slices, Way, collect, exchange, is_ragged, spread
 from moe.routing.route import Routing
 from moe.routing.slots import segments
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep

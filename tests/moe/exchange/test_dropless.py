@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-import moe.layers.dropless
-from moe.layers.exchange import chunks
+import moe.exchange.dropless
+from moe.exchange.capacity import chunks
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
@@ -86,7 +86,7 @@ def sent(request, monkeypatch):
     in both.
     """
     ragged = request.param == "ragged"
-    monkeypatch.setattr(moe.layers.dropless, "is_ragged", lambda: ragged)
+    monkeypatch.setattr(moe.exchange.dropless, "is_ragged", lambda: ragged)
     return request.param
 
 
@@ -189,7 +189,7 @@ def test_chunks_of_a_buffer(asked, buffer, placement, count):
     ],
 )
 def test_a_tpu_chooses(buffer, count, monkeypatch):
-    monkeypatch.setattr("moe.layers.exchange.platform", lambda: "tpu")
+    monkeypatch.setattr("moe.exchange.capacity.platform", lambda: "tpu")
     assert chunks(0, buffer, 2, ROWS) == count
     columns = Placement(AbstractMesh((8, 8), ("data", "model")), ("data",), "data", "model")
     assert chunks(0, buffer, 2, columns) == 1
