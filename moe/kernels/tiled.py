@@ -382,6 +382,9 @@ def _backward(interpret, residuals, dy):
     kinds = [weights[name].dtype for name in names]
     into = gradient(dprojected, kinds)([x], dprojected, interpret=interpret)
     (down,) = gradient([dy], [weights["down"].dtype])([h], [dy], interpret=interpret)
+    # In a loop over layers XLA would write them into the stack of all gradients from within the
+    # kernels, in a fusion that has not the memory that the kernels ask for (libtpu 0.0.42).
+    into, down = lax.optimization_barrier((into, down))
     return dx, dict(zip((*names, "down"), (*into, down), strict=True)), None
 
 

@@ -2,14 +2,21 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.moe import chip
+from moe.kernels.tiled import tiled
 from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.route import route
-from tests.tpu_compiler import needs_figures
+from tests.tpu_compiler import needs_figures, needs_libtpu
+from trainlib import chips
 from trainlib.planning.ledger import ledger_of
+from trainlib.sharding.constrain import activate
+from trainlib.sharding.topology import devices
 
 
 @needs_figures
@@ -72,3 +79,32 @@ def test_a_layer_is_its_products_and_little_else(experts, target, share, ratio):
     row = chip.measure(experts, target)
     assert row.arithmetic / row.products >= share
     assert row.layer / row.products <= ratio
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_loop_over_layers_with_the_kernels_compiles():
+    """Gradients of stacked weights, which XLA would write from within the kernels: their memory
+    was then too small ("Ran out of memory in memory space vmem").
+    """
+    mesh = Mesh(
+        np.array(devices(chips.target("v5e-1"))[:1]), ("data",), axis_types=(AxisType.Auto,)
+    )
+    place, layers = NamedSharding(mesh, P()), 6
+
+    def of(*sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+    into, out = of(layers, 1, 1024, 1408), of(layers, 1, 1408, 1024)
+
+    def loss(weights, x):
+        def layer(x, weights):
+            return x + tiled(x, weights, None), None
+
+        with activate(mesh, {"batch": None}):
+            y, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, weights)
+        return jnp.sum(jnp.square(y.astype(jnp.float32)))
+
+    weights = {"gate": into, "up": into, "down": out}
+    x = of(1, 8192, 1024, dtype=jnp.bfloat16)
+    assert jax.jit(jax.grad(loss)).lower(weights, x).compile()
