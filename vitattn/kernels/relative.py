@@ -9,8 +9,8 @@ large images, are looped over; position factors are rebuilt inside the loop. Cal
 of a pixel together, as a projection makes them; the loop has the pixels of a head together, as
 products of queries and keys want them.
 
-Programs for a TPU take the kernels of `vitattn.kernels.tpu.relative` for maps whose logits fit into
-the memory of the core.
+Programs for a TPU take the kernels of `vitattn.kernels.tpu.relative` for maps that fit into the
+memory of the core, 80 x 80 pixels on all of them.
 """
 
 from __future__ import annotations

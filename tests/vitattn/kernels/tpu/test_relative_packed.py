@@ -229,5 +229,6 @@ def test_where_no_kernel_is_taken():
     assert fits(CASES["published"])
     assert MOST_PIXELS == 1024
     assert fits((1, 32, 32, 1, 20, 3), dtype="bfloat16")
-    assert not fits((1, 33, 32, 1, 20, 3))
+    assert fits((1, 33, 32, 1, 20, 3))  # by blocks
+    assert not fits((1, 1, 2000, 1, 20, 3))  # 2,000 terms of columns, for each of 2,000 queries
     assert not fits(CASES["odd"], dtype="float16")

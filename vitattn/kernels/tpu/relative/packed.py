@@ -21,15 +21,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trainlib.errors import InputError
 from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.tpu.relative import head
+from vitattn.kernels.tpu.relative.blocked import blocked_attention
+from vitattn.kernels.tpu.relative.blocks import Blocks, chosen
 from vitattn.kernels.tpu.relative.head import Offsets, Positions
 from vitattn.kernels.tpu.relative.shape import LANES, SUBLANES, Shape, filled
 from vitattn.kernels.tpu.relative.tables import packed_tables
 
 Array = jax.Array
 
-MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
+# All logits of a head are in VMEM, and in the code of the kernel; larger maps go by blocks of keys.
+MOST_PIXELS = 1024
 _MAPS = 8  # maps of a grid step: what a step costs by itself is paid once for them
 _AHEAD = 1400  # registers of logits of maps in turn; the more, the more is written to VMEM and back
 _INTERPRETED = 1  # maps in turn where kernels are interpreted: XLA compiles each of them
@@ -73,8 +77,18 @@ class Packing:
         # Sizes of a program that is exported may be symbols; maps without pixels have no softmax.
         if not all(isinstance(size, int) and size > 0 for x in (q, k, v) for size in x.shape):
             return False
+        return self.at_once(q.dtype) or self.blocks(q.dtype) is not None
+
+    def at_once(self, dtype: Any) -> bool:
+        """Whether a kernel holds all logits of a map."""
         shape = Shape(*dataclasses.astuple(self), relative=True)
-        return shape.pixels <= MOST_PIXELS and _most_maps(shape, q.dtype.itemsize) > 0
+        return shape.pixels <= MOST_PIXELS and _most_maps(shape, jnp.dtype(dtype).itemsize) > 0
+
+    def blocks(self, dtype: Any, relative: bool = True) -> Blocks | None:
+        """The blocks of keys and queries of a map otherwise; None where no kernel can do it."""
+        size, depths = (self.height, self.width), (self.key_depth, self.value_depth)
+        memory = int(_SHARE * core_memory())
+        return chosen(size, *depths, relative, jnp.dtype(dtype).itemsize, memory)
 
 
 def _memory(shape: Shape, itemsize: int, maps: int) -> int:
@@ -122,10 +136,19 @@ def packed_relative_attention(
     Returns:
       [M, e, P] in the type of v; the softmax is float32 whatever the inputs are. Gradients of the
       tables are summed over all maps in float32.
+
+    Raises:
+      InputError: a map that does not fit into the memory of the core.
     """
     sizes = (packing.height, packing.width, packing.key_depth, packing.value_depth)
     shape = Shape(*sizes, relative=rel_h is not None)
     factor = packing.key_depth**-0.5 if scale is None else scale
+    if not packing.at_once(q.dtype):
+        tables = () if rel_h is None or rel_w is None else (rel_h, rel_w)
+        blocks = packing.blocks(q.dtype, relative=bool(tables))
+        if blocks is None:
+            raise InputError(f"Maps of {packing} do not fit into the memory of the core.")
+        return blocked_attention(q, k, v, tables, blocks, scale=factor, interpret=interpret)
     block = max(1, min(_most_maps(shape, q.dtype.itemsize), q.shape[0]))
     call = _Call(shape, factor, interpret, block)
     table = None
