@@ -19,6 +19,7 @@ number; the sum over its lanes is left to XLA.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +28,17 @@ import jax
 import jax.numpy as jnp
 
 from vitattn.kernels.plain.attend import MASK_BIAS
+from vitattn.kernels.tpu.window.packing import LANES
 from vitattn.kernels.tpu.window.rows import (
     Blocks,
     Chunks,
+    Part,
     Ref,
     Sizes,
+    beside,
+    clear_padding,
     each_lane_tile,
+    everywhere,
     fill,
     position_terms,
     products,
@@ -90,6 +96,8 @@ def backward(
         "dq": (rows, depth),
         "keys": (window, depth),
         "values": (window, values),
+        "dkeys": (window, depth),
+        "dvalues": (window, values),
         "p": (window, window),
         "ds": (rows, window, window),
     }
@@ -145,7 +153,7 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
             at["row"][y + reach, n] = jnp.where(valid, row[n] - logsumexp[0, y], MASK_BIAS)
             at["col"][y + reach, n] = col[n]
 
-    def beside(y: int) -> None:
+    def outside(y: int) -> None:
         fill(at["queries"], y, None)
         fill(at["douts"], y, None)
         at["delta"][y] = zeros[0]
@@ -153,13 +161,22 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
         at["col"][y] = zeros
 
     def one_row(y: Any) -> None:
-        if k is not None:
-            spread(k.at[0, y], at["keys"], sizes)
-        spread(v.at[0, y], at["values"], sizes)
-        each_lane_tile(sizes, lambda lanes: _one_row(y, lanes, at, sizes))
-        shift_back(at["values"], dv.at[0, y], valid, sizes)
-        if dk is not None:
-            shift_back(at["keys"], dk.at[0, y], valid, sizes)
+        rows = _Row(
+            keys=None if k is None else spread(k.at[0, y], at["keys"], sizes),
+            values=spread(v.at[0, y], at["values"], sizes),
+            dkeys=None if dk is None else shift_back(at["dkeys"], dk.at[0, y], valid, sizes),
+            dvalues=shift_back(at["dvalues"], dv.at[0, y], valid, sizes),
+        )
+        if sizes.packing.lanes == LANES:
+            _one_row(y, slice(None), at, sizes, rows)
+            return
+        everywhere(rows.values, sizes.values)
+        if rows.keys:
+            everywhere(rows.keys, sizes.depth)
+        each_lane_tile(sizes, lambda lanes: _one_row(y, lanes, at, sizes, rows))
+        everywhere(rows.dvalues, sizes.values)
+        if rows.dkeys:
+            everywhere(rows.dkeys, sizes.depth)
 
     def finish(y: Any) -> None:
         row = y + reach
@@ -179,12 +196,11 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
         for dtable in dtables:
             dtable[...] = jnp.zeros(dtable.shape, jnp.float32)
 
-    for b in range(sizes.window):
-        fill(at["keys"], b, None)
-        fill(at["values"], b, None)
+    clear_padding(at["keys"], sizes.depth)
+    clear_padding(at["values"], sizes.values)
     for n in range(reach):
-        beside(n)
-        beside(height + reach + n)
+        outside(n)
+        outside(height + reach + n)
     repeat(height, prepare)
     if tables:
         _outside(at, sizes)
@@ -202,7 +218,17 @@ def _outside(at: dict[str, Ref], sizes: Sizes) -> None:
             at["ds"][row, a] = p * at["delta"][row]
 
 
-def _one_row(y: Any, lanes: Any, at: dict[str, Ref], sizes: Sizes) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What is done with channels of a row: keys and values are shifted, gradients shifted back."""
+
+    keys: Part | None
+    values: Part
+    dkeys: Part | None
+    dvalues: Part
+
+
+def _one_row(y: Any, lanes: Any, at: dict[str, Ref], sizes: Sizes, work: _Row) -> None:
     """What row y of the keys has to do with the queries that see it."""
     rows = [y + 2 * sizes.reach - a for a in range(sizes.window)]  # of queries
 
@@ -224,13 +250,19 @@ def _one_row(y: Any, lanes: Any, at: dict[str, Ref], sizes: Sizes) -> None:
     def exp(_: int, __: int, value: Array) -> Array:
         return jnp.exp(value)
 
-    if sizes.content:
-        products(at["queries"], at["keys"], p, y, lanes, sizes, term, exp)
+    depth, values = sizes.depth, sizes.values
+    if work.keys:
+        spreads = beside(work.keys, depth, depth, sizes)
+        products(at["queries"], at["keys"], p, y, lanes, sizes, term, exp, spreads)
     else:
         for a, b in itertools.product(range(sizes.window), repeat=2):
             p(a)[b, :, lanes] = jnp.exp(term(a, b))
-    products(at["douts"], at["values"], ds, y, lanes, sizes, delta, times_p)
-    push(p, at["douts"], at["values"], y, lanes, sizes)
-    if sizes.content:
-        pull(ds, at["keys"], at["dq"], y, lanes, sizes)
-        push(ds, at["queries"], at["keys"], y, lanes, sizes)
+    spreads = beside(work.values, values, values, sizes)
+    products(at["douts"], at["values"], ds, y, lanes, sizes, delta, times_p, spreads)
+    push(p, at["douts"], at["dvalues"], y, lanes, sizes)
+    # A row that nothing is added to any more is shifted back beside the products that follow.
+    back = beside(work.dvalues, values, depth if work.dkeys else 0, sizes)
+    if work.dkeys:
+        push(ds, at["queries"], at["dkeys"], y, lanes, sizes, back)
+        back = beside(work.dkeys, depth, depth, sizes)
+        pull(ds, at["keys"], at["dq"], y, lanes, sizes, back)

@@ -24,12 +24,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vitattn.kernels.tpu.window.packing import LANES
 from vitattn.kernels.tpu.window.rows import (
     Blocks,
     Chunks,
     Ref,
     Sizes,
+    beside,
+    clear_padding,
     each_lane_tile,
+    everywhere,
     fill,
     position_terms,
     products,
@@ -92,7 +96,7 @@ def _kernel(sizes: Sizes, *refs: Ref) -> None:
     split = 2 * sizes.position
     tables, (q, *rest) = refs[:split], refs[split:]
     k = rest.pop(0) if sizes.content else None
-    v, out, logsumexp, queries, keys, shifts, logits, sums, inverse = rest
+    v, out, logsumexp, queries, keys, values, logits, sums, inverse = rest
     height, reach = sizes.packing.height, sizes.reach
     valid = valid_lanes(sizes)
 
@@ -106,8 +110,11 @@ def _kernel(sizes: Sizes, *refs: Ref) -> None:
 
     def score(y: Any) -> None:
         assert k is not None
-        spread(k.at[0, y], keys, sizes)
-        each_lane_tile(sizes, lambda at: products(queries, keys, seen(y), y, at, sizes))
+        shifts = spread(k.at[0, y], keys, sizes)
+        work = beside(shifts, sizes.depth, sizes.depth, sizes)
+        if sizes.packing.lanes > LANES:
+            everywhere(shifts, sizes.depth)
+        each_lane_tile(sizes, lambda at: products(queries, keys, seen(y), y, at, sizes, work=work))
 
     def seen(y: Any) -> Callable[[int], Ref]:
         return lambda a: logits.at[y + 2 * reach - a, a]
@@ -121,17 +128,18 @@ def _kernel(sizes: Sizes, *refs: Ref) -> None:
         logsumexp[0, y] = jnp.where(valid, top + jnp.log(weight), 0)
 
     def gather(y: Any) -> None:
-        spread(v.at[0, y], shifts, sizes)
-        each_lane_tile(sizes, lambda at: pull(seen(y), shifts, sums, y, at, sizes))
+        shifts = spread(v.at[0, y], values, sizes)
+        work = beside(shifts, sizes.values, sizes.values, sizes)
+        if sizes.packing.lanes > LANES:
+            everywhere(shifts, sizes.values)
+        each_lane_tile(sizes, lambda at: pull(seen(y), values, sums, y, at, sizes, work))
 
     def write(y: Any) -> None:
         result = sums[y + reach, : sizes.values] * inverse[y]
         # Beside a pixel that is not a number, padding would be none either.
         out[0, y] = jnp.where(valid, result, 0).astype(out.dtype)
 
-    for b in range(sizes.window):
-        fill(keys, b, None)
-        fill(shifts, b, None)
+    clear_padding(keys, sizes.depth)
     repeat(height, prepare)
     if k is not None:
         repeat(height, score)

@@ -28,10 +28,11 @@ from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
 
 Array = jax.Array
 Ref = Any  # of an array in the memory of the kernel
+Part = Callable[[Any], None]  # does something for a slice of channels
 
 _CHUNK = 8  # channels whose registers are held at a time
 _HELD = 32  # registers held, of 64
-_UNROLLED = 16  # channels up to which the loop over chunks is written out
+_UNROLLED = 8  # channels up to which the loop over chunks is written out
 _SHARE = 0.85  # of that memory, for a kernel: the rest is for the program around it
 
 
@@ -98,7 +99,7 @@ class Chunks:
     @staticmethod
     def of(channels: int) -> Chunks:
         """As few parts of at most 8 channels as there are."""
-        count = -(-channels // _CHUNK)
+        count = max(1, -(-channels // _CHUNK))
         return Chunks(count, -(-channels // count))
 
     @property
@@ -106,7 +107,7 @@ class Chunks:
         """Channels with the padding."""
         return self.count * self.size
 
-    def each(self, body: Callable[[Any], None]) -> None:
+    def each(self, body: Part) -> None:
         """Runs body(channels) for every part."""
         from jax.experimental import pallas as pl
 
@@ -183,7 +184,7 @@ def fits(sizes: Sizes, item: int) -> bool:
     depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
     window, rows = sizes.window, sizes.rows
     kept = rows * (2 * depth + values + window**2 + 2 * window + 1)
-    kept += window * (depth + values + window)
+    kept += window * (2 * depth + values + window)
     blocks = sizes.packing.height * (item * (4 * sizes.depth + 4 * sizes.values) + 4)
     tables = 2 * window * sizes.depth * sizes.position
     bytes_forward = 4 * rows * (window**2 + depth + values)
@@ -226,21 +227,24 @@ def shifted(x: Array, offset: int) -> Array:
     return pltpu.roll(x, -offset % x.shape[-1], x.ndim - 1) if offset else x
 
 
-def spread(row: Ref, into: Ref, sizes: Sizes) -> None:
-    """Writes a row [c, S, L] of keys or values to float32 [K, chunks of c, S, L], shifted by each
-    column of the window; what lies beyond c stays.
-    """
-    channels = row.shape[0]
-
-    def part(at: Any) -> None:
-        x = row[at].astype(jnp.float32)
-        for b in range(sizes.window):
-            into[b, at] = shifted(x, b - sizes.reach)
-
+def clear_padding(into: Ref, channels: int) -> None:
+    """Zeros in [K, chunks of c, S, L] beyond `channels`, where a row of keys leaves them."""
     if into.shape[1] > channels:
-        part(slice(0, channels))
-    else:
-        Chunks.of(channels).each(part)
+        shape = (into.shape[0], into.shape[1] - channels, *into.shape[2:])
+        into[:, channels:] = jnp.zeros(shape, jnp.float32)
+
+
+def spread(row: Ref, into: Ref, sizes: Sizes) -> Part:
+    """What writes channels of a row [c, S, L] of keys or values to float32 [K, chunks of c, S, L],
+    shifted by each column of the window.
+    """
+
+    def part(channels: Any) -> None:
+        x = row[channels].astype(jnp.float32)
+        for b in range(sizes.window):
+            into[b, channels] = shifted(x, b - sizes.reach)
+
+    return part
 
 
 def fill(into: Ref, row: Any, values: Array | None) -> None:
@@ -293,6 +297,7 @@ def products(
     sizes: Sizes,
     begin: Callable[[int, int], Array] | None = None,
     end: Callable[[int, int, Array], Array] = lambda a, b, value: value,
+    work: Part | None = None,
 ) -> None:
     """Products over channels, of the row of queries that sees row y at a, in into(a)[b].
 
@@ -305,6 +310,7 @@ def products(
       sizes: of the call.
       begin: (a, b) -> what products are added to; None for what stands in `into`.
       end: (a, b, sum) -> what is written.
+      work: that is done on the same channels before; see `beside`.
     """
     chunks = Chunks.of(right.shape[1])
     pairs = list(itertools.product(range(sizes.window), repeat=2))
@@ -314,6 +320,8 @@ def products(
         return begin(a, b) if begin and alone else into(a)[b, :, lanes]
 
     def part(channels: Any) -> None:
+        if work:
+            work(channels)
         for block in chunks.blocks(sizes.window):
             columns = range(sizes.window)[block]
             held = [right[b, channels, :, lanes] for b in columns]
@@ -333,7 +341,13 @@ def products(
 
 
 def pull(
-    weights: Callable[[int], Ref], right: Ref, into: Ref, y: Any, lanes: Any, sizes: Sizes
+    weights: Callable[[int], Ref],
+    right: Ref,
+    into: Ref,
+    y: Any,
+    lanes: Any,
+    sizes: Sizes,
+    work: Part | None = None,
 ) -> None:
     """Adds weights(a)[b] right[b], summed over b, to the row of queries that sees row y at a.
 
@@ -344,10 +358,13 @@ def pull(
       y: the row of keys.
       lanes: of one lane tile.
       sizes: of the call.
+      work: that is done on the same channels; see `beside`.
     """
     chunks = Chunks.of(right.shape[1])
 
     def part(channels: Any) -> None:
+        if work:
+            work(channels)
         for block in chunks.blocks(sizes.window):
             held = right[block, channels, :, lanes]
             for a in range(sizes.window):
@@ -359,7 +376,13 @@ def pull(
 
 
 def push(
-    weights: Callable[[int], Ref], left: Ref, into: Ref, y: Any, lanes: Any, sizes: Sizes
+    weights: Callable[[int], Ref],
+    left: Ref,
+    into: Ref,
+    y: Any,
+    lanes: Any,
+    sizes: Sizes,
+    work: Part | None = None,
 ) -> None:
     """Writes to into[b] what the rows of queries that see row y give to it, weights(a)[b] left[a],
     before it is shifted back.
@@ -371,10 +394,13 @@ def push(
       y: the row of keys.
       lanes: of one lane tile.
       sizes: of the call.
+      work: that is done on the same channels; see `beside`.
     """
     chunks = Chunks.of(into.shape[1])
 
     def part(channels: Any) -> None:
+        if work:
+            work(channels)
         for block in chunks.blocks(sizes.window):
             sums = None
             for a in range(sizes.window):
@@ -386,18 +412,41 @@ def push(
     chunks.each(part)
 
 
-def shift_back(sums: Ref, into: Ref, valid: Array, sizes: Sizes) -> None:
-    """Writes a row [c, S, L] of gradients: what `push` left for each column of the window."""
-    channels = into.shape[0]
+def shift_back(sums: Ref, into: Ref, valid: Array, sizes: Sizes) -> Part:
+    """What writes channels of a row [c, S, L] of gradients: what `push` left for each column."""
 
-    def part(at: Any) -> None:
-        parts = [shifted(sums[b, at], sizes.reach - b) for b in range(sizes.window)]
-        into[at] = jnp.where(valid, tree(jnp.add, parts), 0).astype(into.dtype)
+    def part(channels: Any) -> None:
+        parts = [shifted(sums[b, channels], sizes.reach - b) for b in range(sizes.window)]
+        into[channels] = jnp.where(valid, tree(jnp.add, parts), 0).astype(into.dtype)
 
-    if sums.shape[1] > channels:
-        part(slice(0, channels))
+    return part
+
+
+def everywhere(work: Part, channels: int) -> None:
+    """Does work for all channels."""
+    chunks = Chunks.of(channels)
+    if chunks.total > channels:
+        work(slice(0, channels))
     else:
-        Chunks.of(channels).each(part)
+        chunks.each(work)
+
+
+def beside(work: Part, channels: int, others: int, sizes: Sizes) -> Part | None:
+    """Rotations take a unit of their own: in the loop over the channels of products they cost
+    little.
+
+    Returns:
+      `work` on `channels` where it can be done in a loop over `others`; None where it cannot and is
+      done at once, or where rows are of several lane tiles, around whose loop it is done.
+    """
+    if sizes.packing.lanes > LANES:
+        return None
+    chunks = Chunks.of(channels)
+    looped = chunks.total > _UNROLLED  # without a loop the compiler finds the order by itself
+    if looped and Chunks.of(others) == chunks and chunks.total == channels:
+        return work
+    everywhere(work, channels)
+    return None
 
 
 def tree(operation: Callable[[Array, Array], Array], terms: Sequence[Array]) -> Array:
