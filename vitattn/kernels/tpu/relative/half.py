@@ -23,7 +23,7 @@ the projections from HBM. Gradients of weights are summed in VMEM over the image
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +40,9 @@ Array = jax.Array
 IMAGES = SUBLANES  # I: of a block
 _MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
 _SHARE = 0.75  # of VMEM, for what is counted; the rest is for registers
-_SMALL = 2**17  # logits of a head of which several are scheduled together
-_TOGETHER = 4
+_AHEAD = (
+    1400  # registers of logits of heads in turn; the more, the more is written to VMEM and back
+)
 _LIMIT = 0.9  # of VMEM, for all of a kernel
 
 
@@ -57,6 +58,14 @@ class Weights(NamedTuple):
     qkv: Array
     out: Array
     table: Array | None
+
+
+class _Loops(NamedTuple):
+    """What the kernels loop over: N heads, B images; and whether they are interpreted."""
+
+    heads: int
+    batch: int
+    interpret: bool
 
 
 def packed(
@@ -205,16 +214,24 @@ def _split(shape: Shape, rows: Array) -> tuple[Array, Array, Array]:
     return rows[: shape.key_rows], rows[shape.key_rows : keys], rows[keys:]
 
 
-def _together(shape: Shape, heads: int, interpret: bool) -> int:
-    """Heads that are scheduled as one: products of a small head wait for each other."""
-    small = shape.keys * shape.lanes <= _SMALL
-    return math.gcd(heads, _TOGETHER) if small and not interpret else 1
+def _for_heads(shape: Shape, loops: _Loops, most: int, some: Callable[[list[Any]], None]) -> None:
+    """Runs `some` on heads, so many in turn (`head.in_turn`) that their logits, all taken together,
+    have up to `most` registers.
+    """
+    registers = shape.keys // SUBLANES * shape.lanes // LANES
+    limit = 2 if loops.interpret else max(1, most // registers)
+    together = max(n for n in range(1, limit + 1) if loops.heads % n == 0)
+
+    def body(n: Any, _: None) -> None:
+        some([n * together + i for i in range(together)])
+
+    jax.lax.fori_loop(0, loops.heads // together, body, None)
 
 
 def _forward_kernel(shape, loops, positions, weights, x, y, out, logsumexp, *scratch):
     from jax.experimental import pallas as pl
 
-    heads, together, batch = loops
+    heads = loops.heads
     images, results, qkv = scratch  # [I, L, C], [I, P, F], [N, R, L]
     dtype, pixels = x.dtype, shape.pixels
 
@@ -228,25 +245,25 @@ def _forward_kernel(shape, loops, positions, weights, x, y, out, logsumexp, *scr
     def one_image(i, _):
         qkv[...] = _project(weights.qkv[...], images[i], heads)
 
-        def one_head(n, _):
-            one = head.forward(shape, shared, *_split(shape, qkv[n]), dtype)
-            ((attended, statistics),) = head.in_turn([one])
-            out[i * heads + n] = attended.astype(dtype)
-            logsumexp[i * heads + n] = statistics
+        def some(numbers):
+            each = (head.forward(shape, shared, *_split(shape, qkv[n]), dtype) for n in numbers)
+            for n, (attended, statistics) in zip(numbers, head.in_turn(each), strict=True):
+                out[i * heads + n] = attended.astype(dtype)
+                logsumexp[i * heads + n] = statistics
 
-        jax.lax.fori_loop(0, heads, one_head, None, unroll=together)
+        _for_heads(shape, loops, _AHEAD, some)
         joined = out[_heads_of(i, heads)].reshape(-1, shape.lanes)  # [N E, L]
         result = product(joined, weights.out[...], (0, 0))  # [L, F]
         results[i] = result[:pixels].astype(dtype)
 
-    jax.lax.fori_loop(0, _count(batch), one_image, None)
+    jax.lax.fori_loop(0, _count(loops.batch), one_image, None)
     y[...] = jnp.swapaxes(results[...], 0, 1)
 
 
 def _backward_kernel(shape, loops, positions, weights, inputs, dx, gradients, *scratch):
     from jax.experimental import pallas as pl
 
-    heads, together, batch = loops
+    heads = loops.heads
     x, cotangent, out, logsumexp = inputs
     # [I, L, C], [I, L, F], [I, P, C], [N, R, L], [N, R, L], [N, E, L]
     images, cotangents, results, qkv, dqkv, dout = scratch
@@ -265,25 +282,29 @@ def _backward_kernel(shape, loops, positions, weights, inputs, dx, gradients, *s
         qkv[...] = _project(weights.qkv[...], images[i], heads)
         dout[...] = _project(weights.out[...], cotangents[i], heads)
 
-        def one_head(n, _):
+        def one(n):
             given = out[i * heads + n].astype(jnp.float32), logsumexp[i * heads + n], dout[n]
-            one = head.backward(shape, shared, *_split(shape, qkv[n]), *given, dtype)
-            (of_head,) = head.in_turn([one])
-            keys = 2 * shape.key_rows
-            dqkv[n, : shape.key_rows] = of_head.q
-            dqkv[n, shape.key_rows : keys, : shape.keys] = of_head.k
-            dqkv[n, keys:, : shape.keys] = of_head.v
-            if gradients.table is not None:
-                gradients.table[...] += of_head.table
+            return head.backward(shape, shared, *_split(shape, qkv[n]), *given, dtype)
 
-        jax.lax.fori_loop(0, heads, one_head, None, unroll=together)
+        def some(numbers):
+            found = head.in_turn(map(one, numbers))
+            keys = 2 * shape.key_rows
+            for n, of_head in zip(numbers, found, strict=True):
+                dqkv[n, : shape.key_rows] = of_head.q
+                dqkv[n, shape.key_rows : keys, : shape.keys] = of_head.k
+                dqkv[n, keys:, : shape.keys] = of_head.v
+            if gradients.table is not None:
+                tables = [of_head.table for of_head in found if of_head.table is not None]
+                gradients.table[...] += functools.reduce(jnp.add, tables)
+
+        _for_heads(shape, loops, _AHEAD // 2, some)
         rows = dqkv[...].reshape(-1, shape.lanes).astype(dtype)  # [N R, L]
         joined = out[_heads_of(i, heads)].reshape(-1, shape.lanes)  # [N E, L]
         gradients.qkv[...] += product(rows, images[i])
         gradients.out[...] += product(joined, cotangents[i])
         results[i] = product(rows, weights.qkv[...], (0, 0))[:pixels].astype(dtype)
 
-    jax.lax.fori_loop(0, _count(batch), one_image, None)
+    jax.lax.fori_loop(0, _count(loops.batch), one_image, None)
     dx[...] = jnp.swapaxes(results[...], 0, 1)
 
 
@@ -329,7 +350,7 @@ def _forward_call(shape, heads, interpret, x, weights):
     (pixels, batch, channels), dtype = x.shape, x.dtype
     width, many = weights.out.shape[1], filled(batch, IMAGES) * heads
     positions = _constants(shape, weights)
-    loops = heads, _together(shape, heads, interpret), batch
+    loops = _Loops(heads, batch, interpret)
     return pl.pallas_call(
         functools.partial(_forward_kernel, shape, loops),
         in_specs=[
@@ -367,7 +388,7 @@ def _backward_call(shape, heads, interpret, maps, weights, out, logsumexp):
     (pixels, batch, channels), dtype = x.shape, x.dtype
     width = weights.out.shape[1]
     positions = _constants(shape, weights)
-    loops = heads, _together(shape, heads, interpret), batch
+    loops = _Loops(heads, batch, interpret)
     inputs = (x, cotangent, out, logsumexp)
     gradients = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), weights)
     projected = pltpu.VMEM((heads, shape.rows, shape.lanes), jnp.float32)
