@@ -186,16 +186,19 @@ def halo_attention(
         )
     check_heads("halo_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, 2 * (block + halo) - 1)
-    if _takes_kernel(q, v, block, halo):
+    if _takes_kernel(q, k, v, block, halo):
         return _on_matrix_unit(q, k, v, tables, block, halo, scale, mask_border)
     rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
     return _blocked(q, k, v, tables, rows, cols, scale)
 
 
-def _takes_kernel(q: Array, v: Array, block: int, halo: int) -> bool:
+def _takes_kernel(q: Array, k: Array | None, v: Array, block: int, halo: int) -> bool:
     """Whether halo attention of these is left to the kernels for a TPU."""
-    known = all(isinstance(size, int) for size in q.shape)
-    if kernel_mode() is None or not batch_is_local() or not known:
+    maps = [x for x in (q, k, v) if x is not None]
+    # Sizes of an exported program may be unknown, and a kernel has operands of one type.
+    known = all(isinstance(size, int) and size > 0 for x in maps for size in x.shape)
+    alike = len({x.dtype for x in maps}) == 1
+    if kernel_mode() is None or not batch_is_local() or not known or not alike:
         return False
     from vitattn.kernels.tpu.halo.attention import fits, geometry_of
 

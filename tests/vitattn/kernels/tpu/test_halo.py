@@ -171,6 +171,19 @@ def test_what_the_kernels_leave_to_the_plain_form():
     assert not fitting(memory=1 << 20)
 
 
+def test_types_that_the_kernels_leave_to_the_plain_form():
+    """float16, and queries of another type than the values: they would be rounded to it."""
+
+    def traced(q, k, v):
+        shapes = (jax.ShapeDtypeStruct((1, 7, 7, 1, 8), dtype) for dtype in (q, k, v))
+        with use_kernels("interpret"):
+            return str(jax.make_jaxpr(halo_attention)(*shapes))
+
+    assert "pallas_call" in traced(*["bfloat16"] * 3)
+    assert "pallas_call" not in traced(*["float16"] * 3)
+    assert "pallas_call" not in traced("float32", "float32", "bfloat16")
+
+
 def test_a_program_for_any_batch_takes_the_plain_form():
     (batch,) = jax.export.symbolic_shape("B")
     shape = jax.ShapeDtypeStruct((batch, 7, 7, 1, 8), jnp.float32)

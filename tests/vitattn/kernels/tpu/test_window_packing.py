@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vitattn.kernels.tpu.window.packing import Packing
+from vitattn.kernels.tpu.window.projection import packing_of
 
 SIZES = [
     (1, 1, 1, 1, 3),
@@ -60,3 +61,16 @@ def test_packing_and_unpacking_transpose_each_other():
     packed = jax.random.normal(jax.random.key(1), packing.shape(4))
     left = jnp.vdot(packing.pack(maps), packed)
     np.testing.assert_allclose(left, jnp.vdot(maps, packing.unpack(packed)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 12, 24, 64])
+@pytest.mark.parametrize("width", [7, 28, 56])
+def test_every_block_of_heads_has_whole_tiles_of_its_own(width, heads):
+    """Also where fewer lanes would be unused if a tile held maps of two blocks, as with 12 heads
+    of 32 images of 56 pixels."""
+    blocks = -(-heads // 8)
+    for batch in range(1, 65):
+        one = Packing(batch, 8, width, width, 7)
+        packing = packing_of(batch, heads, width, width, 7)
+        assert packing.lanes == one.lanes
+        assert packing.tiles == blocks * one.tiles

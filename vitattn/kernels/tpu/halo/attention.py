@@ -40,17 +40,17 @@ def geometry_of(
 
 
 def fits(geometry: Geometry, dtype: jax.typing.DTypeLike, memory: int) -> bool:
-    """Whether the kernels can do it within `memory` bytes of VMEM.
+    """Whether the kernels can do it within `memory` bytes of VMEM, in float32 or bfloat16.
 
     Squares of more than 32 rows and columns together with their padding, heads of more than 64
     channels and maps that are too large for the memory are left to the plain form.
     """
-    item = jnp.dtype(dtype).itemsize
-    if item not in (2, 4) or geometry.depth > HALF or geometry.hot > HALF:
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16) or geometry.depth > HALF or geometry.hot > HALF:
         return False
     if geometry.keys * geometry.lanes * 4 > _LOGITS:
         return False
-    return geometry.vmem(item, arrays=7, images=6, staged=6) <= 0.9 * memory
+    return geometry.vmem(dtype.itemsize, arrays=7, images=6, staged=6) <= 0.9 * memory
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -42,7 +42,7 @@ def takes(q: Shaped, k: Shaped | None, v: Shaped, window: int, *, position: bool
     if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in maps):
         return False
     batch, height, width, heads, depth = q.shape
-    packing = Packing(batch, heads, height, width, window)
+    packing = packing_of(batch, heads, height, width, window)
     sizes = Sizes(
         packing, depth, v.shape[-1], k is not None, position, mask_border=False, scale=1.0
     )

@@ -42,6 +42,7 @@ class Packing:
       height: H.
       width: W.
       window: odd side of the window, which decides how many zeros lie between maps.
+      blocks: parts of equal size, each of which begins a tile; they share the number of lanes.
     """
 
     batch: int
@@ -49,6 +50,7 @@ class Packing:
     height: int
     width: int
     window: int
+    blocks: int = 1
 
     @property
     def reach(self) -> int:
@@ -63,7 +65,7 @@ class Packing:
     @functools.cached_property
     def lanes(self) -> int:
         """L, a multiple of 128: as many lane tiles as leave the fewest unused in all."""
-        groups = -(-self.batch * self.heads // SUBLANES)
+        groups = -(-self.batch * self.heads // (self.blocks * SUBLANES))
 
         def total(lanes: int) -> int:
             return -(-groups // (lanes // self.pitch)) * lanes

@@ -46,7 +46,7 @@ def packing_of(batch: int, heads: int, height: int, width: int, window: int) -> 
     """The packing of head blocks of eight, one after another, each with whole tiles of images."""
     blocks = -(-heads // SUBLANES)
     one = Packing(batch, SUBLANES, height, width, window)
-    return Packing(blocks * one.tiles * one.across, SUBLANES, height, width, window)
+    return Packing(blocks * one.tiles * one.across, SUBLANES, height, width, window, blocks)
 
 
 class _Call:
