@@ -245,15 +245,22 @@ def _on_vector_unit(
 
 
 def projections_are_packed(
-    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, window: int, *, keys: bool, position: bool
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+    window: int,
+    *,
+    channels: int,
+    keys: bool,
+    position: bool,
 ) -> bool:
-    """Whether `projected_local_attention` has kernels for heads of this shape [B, H, W, N, d] on
-    the device traced for.
+    """Whether `projected_local_attention` has kernels for heads of this shape [B, H, W, N, d] of a
+    map of so many channels on the device traced for.
     """
     heads = jax.ShapeDtypeStruct(shape, dtype)
     if kernel_mode() is None or not batch_is_local():
         return False
-    return takes(heads, heads if keys else None, heads, window, position=position)
+    k = heads if keys else None
+    return takes(heads, k, heads, window, position=position, channels=channels)
 
 
 def projected_local_attention(

@@ -286,7 +286,8 @@ class LocalAttention(BlockAttention):
         depth = self.out_channels // self.num_heads
         shape = (*x.shape[:3], self.num_heads, depth)
         known = {"keys": not self.position_only, "position": self.position == "relative"}
-        if not projections_are_packed(shape, x.dtype, self.window, **known):
+        channels = x.shape[-1]
+        if not projections_are_packed(shape, x.dtype, self.window, channels=channels, **known):
             return super()._attended(x)
         kernel = self.qkv[...].astype(self.dtype)
         with jax.named_scope("attend"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitattn.kernels.tpu.window import projection
 from vitattn.kernels.tpu.window.packing import Packing
 from vitattn.kernels.tpu.window.projection import packing_of
 
@@ -74,3 +75,15 @@ def test_every_block_of_heads_has_whole_tiles_of_its_own(width, heads):
         packing = packing_of(batch, heads, width, width, 7)
         assert packing.lanes == one.lanes
         assert packing.tiles == blocks * one.tiles
+
+
+@pytest.mark.parametrize(
+    ("batch", "memory", "taken"), [(32, 128, True), (1024, 128, False), (128, 16, False)]
+)
+def test_projections_of_more_images_than_the_memory_holds_are_left_alone(
+    monkeypatch, batch, memory, taken
+):
+    """A step has a row of all images where these are a multiple of eight and the width is not."""
+    monkeypatch.setattr(projection, "core_memory", lambda: memory << 20)
+    packing = packing_of(batch, 8, 14, 14, 7)
+    assert projection.fits(packing, (batch, 14, 14, 256), (32, 32, 32), 2) == taken

@@ -182,7 +182,7 @@ def ones_of_keys(b: Blocks) -> np.ndarray:
 
 
 def starts_of_queries(b: Blocks) -> np.ndarray:
-    """int32 [16, T tiles]: H-1-y eight times, W-1-x eight times; see `shift.taken`."""
+    """int32 [16, T tiles]: H-1-y eight times, W-1-x eight times; see `shift.gather_rows`."""
     query = np.arange(b.tiles * b.queries) % b.pixels
     rows, columns = b.height - 1 - query // b.width, b.width - 1 - query % b.width
     return np.repeat(np.stack([rows, columns]), SUBLANES, axis=0).astype(np.int32)

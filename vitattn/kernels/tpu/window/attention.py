@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vitattn.kernels.tpu.window import projection
 from vitattn.kernels.tpu.window.backward import backward
 from vitattn.kernels.tpu.window.forward import forward
 from vitattn.kernels.tpu.window.packing import Packing
@@ -24,7 +25,15 @@ Shaped = Array | jax.ShapeDtypeStruct
 _MOST_WINDOW = 15
 
 
-def takes(q: Shaped, k: Shaped | None, v: Shaped, window: int, *, position: bool) -> bool:
+def takes(
+    q: Shaped,
+    k: Shaped | None,
+    v: Shaped,
+    window: int,
+    *,
+    position: bool,
+    channels: int | None = None,
+) -> bool:
     """Whether `window_attention` computes these maps on the device traced for.
 
     Args:
@@ -33,6 +42,8 @@ def takes(q: Shaped, k: Shaped | None, v: Shaped, window: int, *, position: bool
       v: [B, H, W, N, e].
       window: side of the window; the code of the kernels grows with its square.
       position: with tables.
+      channels: C of a map [B, H, W, C] that all three are projected from, in the kernels; None
+        where they are packed as they are.
     """
     maps = [x for x in (q, k, v) if x is not None]
     # Sizes of an exported program may be unknown.
@@ -46,7 +57,11 @@ def takes(q: Shaped, k: Shaped | None, v: Shaped, window: int, *, position: bool
     sizes = Sizes(
         packing, depth, v.shape[-1], k is not None, position, mask_border=False, scale=1.0
     )
-    return fits(sizes, max(x.dtype.itemsize for x in maps))
+    item, depths = max(x.dtype.itemsize for x in maps), [x.shape[-1] for x in maps]
+    if channels is None:
+        depths = [max(depths)]
+    shape = (*q.shape[:3], channels or heads * depths[0])
+    return projection.fits(packing, shape, depths, item) and fits(sizes, item)
 
 
 def window_attention(

@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
 
 Array = jax.Array
@@ -33,6 +36,7 @@ Array = jax.Array
 _ROWS = 16  # of the map in one step of the grid, at most
 _ROWS_OF_ALL = 2  # where a step has all images
 _MEMORY = 64 << 20  # bytes of VMEM of a kernel, at most
+_SHARE = 0.85  # of the memory of a core that has less
 _NN, _NT, _TN = (1, 0), (1, 1), (0, 0)  # contracted dimensions
 
 
@@ -47,6 +51,33 @@ def packing_of(batch: int, heads: int, height: int, width: int, window: int) -> 
     blocks = -(-heads // SUBLANES)
     one = Packing(batch, SUBLANES, height, width, window)
     return Packing(blocks * one.tiles * one.across, SUBLANES, height, width, window, blocks)
+
+
+def _limit() -> int:
+    return min(_MEMORY, int(_SHARE * core_memory()))
+
+
+def fits(packing: Packing, shape: Sequence[int], depths: Sequence[int], item: int) -> bool:
+    """Whether the device traced for holds what the kernel of the gradients keeps, the larger one.
+
+    Args:
+      packing: from `packing_of`.
+      shape: of the map, [B, H, W, C].
+      depths: d of each of the projections.
+      item: bytes of a number of the map.
+    """
+    call = _Call(packing, shape, packing.blocks)
+    wide = LANES * len(call.parts)
+    map_block: Any = call.map_spec().block_shape
+    packed_block: Any = call.packed_spec(sum(depths)).block_shape
+    *outer, pixels, _ = map_block
+    image = math.prod(outer) * -(-pixels // SUBLANES) * SUBLANES * wide
+    weights = packing.blocks * SUBLANES * sum(depths) * wide
+    packed = math.prod(packed_block)
+    rows = 2 * 4 * sum(math.prod(one.shape) for one in call.memory())
+    # Blocks are fetched and written while others are computed on.
+    kept = 2 * item * (2 * image + packed + weights) + 2 * 4 * weights + rows
+    return kept <= 0.9 * _limit()
 
 
 class _Call:
@@ -132,7 +163,7 @@ class _Call:
         from jax.experimental.pallas import tpu as pltpu
 
         order = ("arbitrary", "arbitrary")
-        return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=_MEMORY)
+        return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=_limit())
 
     def put(self, value: Array, ref, at: int = 0) -> None:
         """Rows of float32 [n, C] into memory [parts, .., 128], from row `at` on."""
