@@ -56,7 +56,8 @@ def inputs(shape, seed=0, dtype=jnp.float32):
 
 def kernel(q, k, v, tables, shape):
     packing = Packing(shape.batch, shape.heads, shape.height, shape.width, shape.window)
-    q, k, v = (None if x is None else packing.pack(x) for x in (q, k, v))
+    q, v = packing.pack(q), packing.pack(v)
+    k = None if k is None else packing.pack(k)
     row, col = tables
     out = packed_window_attention(q, k, v, row, col, packing, interpret=True, **shape.options())
     return packing.unpack(out)
@@ -81,8 +82,10 @@ def compare(shape, seed=0, dtype=jnp.float32, tolerance=1e-5):
     expected = value_and_gradients(plain, wide[:-1], wide[-1], shape)
     for one, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == dtype
-        error = np.abs(np.asarray(one, np.float32) - wanted).max()
-        assert error <= tolerance * np.abs(wanted).max(), (shape, one.shape, error)
+        wanted = np.asarray(wanted)
+        # Queries of one channel have a table of none for rows.
+        error = np.abs(np.asarray(one, np.float32) - wanted).max(initial=0)
+        assert error <= tolerance * np.abs(wanted).max(initial=0), (shape, one.shape, error)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,8 @@ def packed_window_attention(
         scale=depth**-0.5 if scale is None else scale,
     )
     tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
+    # Queries of one channel have none for rows; a kernel takes no array without elements.
+    tables = [x if x.size else jnp.zeros((packing.window, 1), x.dtype) for x in tables]
     # Every lane has the number by itself, and a gradient of it: XLA sums those.
     tables = tuple(
         jnp.broadcast_to(
