@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from trainlib.errors import InputError
+
 BUCKETS, MAX_DISTANCE = 32, 128  # of all published models
 
 
@@ -28,7 +30,17 @@ def relative_buckets(
 
     The logarithms are float32 in this order of operations, as in T5: at the seams another order
     falls on the other side.
+
+    Raises:
+      InputError: no bucket is exact, or the exact ones reach `max_distance`.
     """
+    sides = 2 if bidirectional else 1
+    if not 1 <= buckets // sides // 2 < max_distance:
+        raise InputError(
+            f"{buckets} buckets of relative positions and max_distance={max_distance}: there are "
+            f"at least {2 * sides} buckets, and max_distance is more than the exact ones of a "
+            f"direction, {buckets // sides // 2}."
+        )
     first = np.zeros(offsets.shape, np.int32)
     distance = -offsets
     if bidirectional:

@@ -27,6 +27,8 @@ from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
 from moe.layers.product import product
 from moe.layers.residual import to_layer, to_residual
+from trainlib.errors import InputError
+from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
@@ -132,12 +134,21 @@ def t5_attention(
       ([B, Q, N, H] in the type of `value`, logsumexp of the logits float32 [B, N, Q]).
 
     Raises:
+      InputError: arrays of shapes that do not go together, or of whole numbers where floats are
+        needed; a rate that is no share.
       ValueError: segments of queries without those of keys, or the reverse; another `dropout_of`.
     """
+    _check(query, key, value, bias_table)
     if (query_segments is None) != (key_segments is None):
         raise ValueError("Segments of queries and of keys: give both, or neither.")
+    for what, x, like in (("query", query_segments, query), ("key", key_segments, key)):
+        if x is not None:
+            sizes = {"B": like.shape[0], what[0].upper(): like.shape[1]}
+            check_array(f"{what}_segments of t5_attention", x, " ".join(sizes), "real", **sizes)
     if dropout_of not in _DROPOUT_OF:
         raise ValueError(f"dropout_of={dropout_of!r}: it is of {' or '.join(_DROPOUT_OF)}.")
+    if not 0 <= dropout_rate < 1:
+        raise InputError(f"dropout_rate={dropout_rate}: it is a share, at least 0 and below 1.")
     bias = AttentionBias(
         table=bias_table,
         query_segments=query_segments,
@@ -151,6 +162,20 @@ def t5_attention(
     if dropout_key is not None and dropout_rate:
         drop = Drop(dropout_rate, dropout_key, dropout_of)
     return attend_by(query, key, value, bias, drop)
+
+
+def _check(query: jax.Array, key: jax.Array, value: jax.Array, table: jax.Array | None) -> None:
+    """Raises InputError where these are not what `t5_attention` takes: a kernel would pad them, or
+    read what is not there.
+    """
+    check_array("query of t5_attention", query, "B Q N H", "float")
+    batch, _, heads, width = query.shape
+    sizes = {"B": batch, "N": heads, "H": width}
+    check_array("key of t5_attention", key, "B K N H", "float", **sizes)
+    sizes["K"] = key.shape[1]
+    check_array("value of t5_attention", value, "B K N H", "float", **sizes)
+    if table is not None:
+        check_array("bias_table of t5_attention", table, "R N", "float", N=heads)
 
 
 class Drop(NamedTuple):
@@ -185,7 +210,7 @@ def attend_by(
 ) -> tuple[jax.Array, jax.Array]:
     """`t5_attention` with what is added to the logits as one object."""
     rules = AttentionBias() if bias is None else bias
-    mode = kernel_for(query, key, rules)
+    mode = kernel_for(query, key, rules) if value.dtype == query.dtype else None
     if mode and isinstance(rules, AttentionBias):
         return _by_kernel(query, key, value, rules, drop, mode)
     if isinstance(rules, AttentionBias):
@@ -201,9 +226,13 @@ def kernel_for(query: Shaped, key: Shaped, bias: AttentionBias | BiasArrays) -> 
     mode = kernel_mode()
     if mode is None or isinstance(bias, BiasArrays) or bias.first_query:
         return None
+    for segments, of in ((bias.query_segments, query), (bias.key_segments, key)):
+        # Of another batch they are one row for all sequences, which a kernel does not read.
+        if segments is not None and segments.shape != of.shape[:2]:
+            return None
     vector = None
     if bias.table is not None:
-        shape = query.shape[2], 2 * bias.max_distance + 1
+        shape = bias.table.shape[1], 2 * bias.max_distance + 1
         vector = jax.ShapeDtypeStruct(shape, bias.table.dtype)
     if not fits(query, key, vector, causal=bias.causal):
         return None

@@ -222,8 +222,8 @@ def lanes_of(width: int) -> int:
 
 
 def fits(query: Shaped, key: Shaped, bias: Shaped | None = None, *, causal: bool = False) -> bool:
-    """Whether `flash_attention` computes these: sizes known while tracing, none of them zero, and
-    not too large for the core that is traced for.
+    """Whether `flash_attention` computes these: sizes known while tracing, none of them zero, one
+    batch, heads and width, and not too large for the core that is traced for.
 
     Args:
       query: [B, Q, N, H].
@@ -233,6 +233,9 @@ def fits(query: Shaped, key: Shaped, bias: Shaped | None = None, *, causal: bool
     """
     sizes = (*query.shape, *key.shape, *(() if bias is None else bias.shape))
     if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return False
+    (batch, _, *heads), (key_batch, _, *key_heads) = query.shape, key.shape
+    if batch != key_batch or heads != key_heads or (bias is not None and bias.shape[0] != heads[0]):
         return False
     if query.dtype != key.dtype or query.dtype not in _TYPES:
         return False

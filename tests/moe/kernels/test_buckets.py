@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
+from trainlib.errors import InputError
 
 
 def t5_bucket(offset: int, bidirectional: bool, epsilon: float = 0.0) -> int:
@@ -48,6 +49,15 @@ def test_buckets_worked_by_hand():
     # Decoder: keys ahead share bucket 0 with the query itself (they are masked anyway).
     found = relative_buckets(np.array([5, 0, -15, -16, -127, -128]), bidirectional=False)
     np.testing.assert_array_equal(found, [0, 0, 15, 16, 31, 31])
+
+
+@pytest.mark.parametrize(
+    ("bidirectional", "buckets", "distance"), [(True, 3, 128), (False, 1, 128), (True, 32, 8)]
+)
+def test_buckets_without_a_rule_are_refused(bidirectional, buckets, distance):
+    sizes = {"bidirectional": bidirectional, "buckets": buckets, "max_distance": distance}
+    with pytest.raises(InputError, match=f"^{buckets} buckets of relative positions"):
+        relative_buckets(np.arange(3), **sizes)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

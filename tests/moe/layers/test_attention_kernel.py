@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import AxisType
 
 from moe.kernels.buckets import BUCKETS
-from moe.layers.attention import t5_attention
-from trainlib.errors import ConfigError
+from moe.layers.attention import kernel_for, t5_attention
+from moe.layers.attention_bias import AttentionBias
+from trainlib.errors import ConfigError, InputError
 from trainlib.sharding.constrain import lowered_for
 from trainlib.sharding.kernels import use_kernels
 
@@ -181,3 +182,42 @@ def test_what_is_asked_for_wrongly_is_refused():
         t5_attention(**given, query_segments=jnp.ones((BATCH, 10), jnp.int32))
     with pytest.raises(ValueError, match="keys or pairs"):
         t5_attention(**given, dropout_of="heads")
+    with pytest.raises(InputError, match="a share"):
+        t5_attention(**given, dropout_rate=1.0, dropout_key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("kernels", ["plain", "interpret"])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("query", lambda x: x[0]),
+        ("query", lambda x: x.astype(jnp.int32)),
+        ("key", lambda x: x[:1]),
+        ("key", lambda x: x[:, :, :1]),
+        ("key", lambda x: x[:, :0]),
+        ("value", lambda x: x[:, :3]),
+        ("value", lambda x: x[..., :5]),
+        ("bias_table", lambda x: x[:, :1]),
+        ("key_segments", lambda x: x[:1]),
+    ],
+)
+def test_shapes_that_do_not_go_together_are_refused_in_either_form(name, of, kernels):
+    given = operands(CASES[0]) | segments(CASES[0])
+    given[name] = of(given[name])
+    with use_kernels(kernels), pytest.raises(InputError, match=f"{name} of t5_attention takes"):
+        t5_attention(**given)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        AttentionBias(jnp.ones((BUCKETS, 1))),
+        AttentionBias.of(None, jnp.ones((1, 10), jnp.int32)),
+    ],
+    ids=["one head for all", "one row of segments for all"],
+)
+def test_what_is_shared_by_all_takes_the_plain_form(bias):
+    shape = jax.ShapeDtypeStruct((BATCH, 10, HEADS, WIDTH), jnp.float32)
+    with use_kernels("interpret"):
+        assert kernel_for(shape, shape, AttentionBias())
+        assert kernel_for(shape, shape, bias) is None
