@@ -141,9 +141,9 @@ def window(choices: int, most: int, parts: int, room: float, *, by_pair: bool) -
       by_pair: see `Window`.
     """
     if by_pair:
-        rows = math.ceil(min(most, room * choices / parts))
+        rows = min(most, math.ceil(room * choices / parts))
         return Window(rows, by_pair, rows, parts * rows)
-    rows = math.ceil(min(parts * most, room * choices))
+    rows = min(parts * most, math.ceil(room * choices))
     return Window(rows, by_pair, min(most, rows), rows)
 
 

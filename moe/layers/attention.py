@@ -108,7 +108,9 @@ def t5_attention(
 
     On a TPU it is a kernel, forward and backward, that holds tiles of logits alone: nothing of it
     is [.., Q, K], and blocks of keys that no query of a block sees are passed over. Elsewhere, for
-    few tokens, and with `first_query`, it is the plain form. See `trainlib.sharding.use_kernels`.
+    few tokens, for types other than bfloat16 or float32 for all three, and with `first_query`, it
+    is the plain form. The kernel has no derivatives in forward mode (`jax.jvp`, `jax.hessian`): the
+    plain form has, by `moe.layers.use_kernels("plain")`.
     On a mesh heads lie over the axis `model` and sequences over the others.
 
     Args:

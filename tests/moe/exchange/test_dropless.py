@@ -13,7 +13,6 @@ from jax.sharding import AbstractMesh
 
 import moe.exchange.dropless
 from moe.exchange.capacity import chunks
-from moe.exchange.dropless import window
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
@@ -203,9 +202,3 @@ def test_chunks_that_do_not_divide_are_named():
         RoutingConfig(8, exchange_chunks=2, partitioner="automatic")
     with pytest.raises(ConfigError, match="exchange_chunks=2"):
         RoutingConfig(8, exchange_chunks=2, dispatch="dropless")
-
-
-@pytest.mark.parametrize("by_pair", [False, True])
-def test_room_without_end_holds_everything(by_pair):
-    of = window(2**20, 2**19, 4, 1e308, by_pair=by_pair)
-    assert (of.pair, of.arriving) == (2**19, 4 * 2**19)
