@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.tpu_compiler import needs_figures
 from trainlib.planning.ledger import ledger_of
-from trainlib.sharding.constrain import activate
+from trainlib.sharding.constrain import activate, lowered_for
 from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
@@ -190,6 +190,22 @@ def test_a_program_for_any_batch_takes_the_plain_form():
     with use_kernels("interpret"):
         text = jax.export.export(jax.jit(halo_attention))(shape, shape, shape).mlir_module()
     assert "halo_forward" not in text
+
+
+def test_a_program_for_a_tpu_is_written_on_a_machine_without_one():
+    """Several heads to a product, so that every part of the kernels is lowered."""
+    maps = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), jnp.float32)
+    table = jax.ShapeDtypeStruct((9, 4), jnp.float32)
+
+    def both(*args):
+        return jax.value_and_grad(
+            lambda *args: halo_attention(*args, block=4, halo=1).sum(), (0, 1, 2, 3, 4)
+        )(*args)
+
+    with lowered_for("tpu"):
+        program = jax.export.export(jax.jit(both), platforms=["tpu"])
+        text = program(maps, maps, maps, table, table).mlir_module()
+    assert text.count("tpu_custom_call") == 2
 
 
 @needs_figures

@@ -164,6 +164,8 @@ def test_eight_devices_equal_one():
         ({}, True),
         ({"window": 17}, False),  # code grows with the square of the window
         ({"position": False, "content": False}, False),
+        ({"depth": 1}, False),  # tables of rows have no channel
+        ({"depth": 1, "position": False}, True),
         ({"height": 400, "width": 400, "depth": 64, "values": 64}, False),  # memory
     ],
 )

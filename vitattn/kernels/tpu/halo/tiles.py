@@ -31,7 +31,8 @@ def head_lanes(geometry: Geometry) -> Array:
     shape = (geometry.pass_depth, geometry.lanes)
     channel = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return channel // geometry.depth == lane // geometry.queries
+    # `//` of arrays asks for signs, which are only lowered where there is a TPU.
+    return jax.lax.div(channel, geometry.depth) == jax.lax.div(lane, geometry.queries)
 
 
 def on_lanes(block: Array, geometry: Geometry) -> Array:
@@ -47,7 +48,7 @@ def off_lanes(x: Array, geometry: Geometry) -> Array:
     x = x.T  # [L, 128]
     out = x[: geometry.queries]
     channel = jax.lax.broadcasted_iota(jnp.int32, out.shape, 1)
-    slot = channel // geometry.depth % geometry.together
+    slot = jax.lax.rem(jax.lax.div(channel, geometry.depth), geometry.together)
     for n in range(1, geometry.together):
         out = jnp.where(slot == n, x[n * geometry.queries : (n + 1) * geometry.queries], out)
     return out

@@ -53,6 +53,8 @@ def takes(
     if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in maps):
         return False
     batch, height, width, heads, depth = q.shape
+    if position and depth < 2:  # a table without channels
+        return False
     packing = packing_of(batch, heads, height, width, window)
     sizes = Sizes(
         packing, depth, v.shape[-1], k is not None, position, mask_border=False, scale=1.0
