@@ -56,6 +56,13 @@ def test_lane_tiles_hold_as_many_maps_as_fit(width, lanes, across):
     assert (packing.lanes, packing.across) == (lanes, across)
 
 
+@pytest.mark.parametrize("batch", [32, 64, 128, 200])
+@pytest.mark.parametrize("width", [7, 14, 28, 56])
+def test_lanes_of_narrow_maps_do_not_grow_with_the_batch(width, batch):
+    """What the memory of a core holds of a tile does not depend on the batch then."""
+    assert packing_of(batch, 8, width, width, 7).lanes == 128
+
+
 def test_packing_and_unpacking_transpose_each_other():
     packing = Packing(*SIZES[2])
     maps = jax.random.normal(jax.random.key(0), (2, 5, 9, 3, 4))

@@ -64,14 +64,17 @@ class Packing:
 
     @functools.cached_property
     def lanes(self) -> int:
-        """L, a multiple of 128: as many lane tiles as leave the fewest unused in all."""
+        """L, a multiple of 128: as many lane tiles as leave the fewest unused in all, or one where
+        that holds several maps: VMEM of a kernel grows with L.
+        """
         groups = -(-self.batch * self.heads // (self.blocks * SUBLANES))
 
         def total(lanes: int) -> int:
             return -(-groups // (lanes // self.pitch)) * lanes
 
         fewest = -(-self.pitch // LANES)
-        sizes = (n * LANES for n in range(fewest, max(fewest, _MOST_TILES) + 1))
+        most = 1 if 2 * self.pitch <= LANES else max(fewest, _MOST_TILES)
+        sizes = (n * LANES for n in range(fewest, most + 1))
         return min(sizes, key=lambda lanes: (total(lanes), lanes))
 
     @property
