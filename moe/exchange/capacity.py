@@ -135,6 +135,8 @@ def _in_groups(
 
 
 def _pieces(size: int, count: int) -> list[slice]:
+    if count == 1:  # of any size, known or not (`jax.export`)
+        return [slice(None)]
     step = size // count
     return [slice(first, first + step) for first in range(0, size, step)]
 

@@ -12,7 +12,7 @@ from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding
-from vitattn.kernels import tiling
+from vitattn.kernels.plain import tiling
 from vitattn.kernels.relative import (
     relative_attention_2d,
     relative_attention_maps,
