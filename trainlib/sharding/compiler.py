@@ -18,4 +18,5 @@ def options(mesh: Mesh) -> dict[str, bool] | None:
       >>> step = jax.jit(step, compiler_options=trainlib.sharding.compiler.options(mesh))
     """
     several = mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
-    return dict(TPU) if several else None
+    # With columns as well, some programs make this compiler abort, and nothing is gained there.
+    return dict(TPU) if several and mesh.shape.get("model", 1) == 1 else None

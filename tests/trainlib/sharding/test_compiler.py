@@ -18,3 +18,10 @@ def test_several_tpus_are_told_to_exchange_asynchronously():
     for target, told in (("v5e-1", None), ("v5e-4", {"xla_tpu_enable_async_all_to_all": True})):
         found = devices(chips.target(target))
         assert options(make_mesh(data=len(found), devices=found)) == told
+
+
+@needs_libtpu
+def test_meshes_with_columns_are_not():
+    """The step of ST-MoE-L on 32 x 2 chips, encoder 4,096, made libtpu 0.0.42 abort."""
+    found = devices(chips.target("v5e-4"))
+    assert options(make_mesh(data=2, model=2, devices=found)) is None
