@@ -139,7 +139,7 @@ def test_bfloat16_is_nearly_as_exact_as_its_results():
     compare(Shape(batch=3, heads=4, height=3), dtype=jnp.bfloat16, tolerance=2**-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     shape = Shape(batch=8, height=2, width=3, heads=1, depth=2, values=2)
     q, k, v, tables, _ = inputs(shape)
@@ -179,6 +179,7 @@ def test_sizes_that_the_kernels_do_not_take_are_left_to_the_plain_form(change, t
 
 
 @needs_figures
+@pytest.mark.thorough
 def test_time_of_the_kernels_on_a_chip():
     """28 px, 128 channels in 8 heads, batch 32, window 7: the goal with projections is 0.8 ms."""
     packing = Packing(32, 8, 28, 28, 7)
