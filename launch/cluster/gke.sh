@@ -22,6 +22,7 @@ TPU_KIND="tpu-v4-podslice"            # tpu-v5p-slice, tpu-v5-lite-podslice, tpu
 TOPOLOGY="8x8x8"                      # of one slice
 GPU_KIND="nvidia-h200-141gb"          # or nvidia-b200
 NETWORK="rdma"                        # GPUs: rdma (GPUDirect, all 8 GPUs of a node), or plain
+NODE_FOLDER=""                        # rdma: where Google's installers put nvidia and gib on a node
 CLAIM="training-share"                # a ReadWriteMany volume claim (Filestore)
 CONFIG="configs/st_moe_32b.py"
 WORKDIR="/mnt/share/runs/st_moe_32b"  # below the volume: all hosts must see one directory
@@ -131,8 +132,8 @@ folders() {  # what the pods see besides their image: mounts or volumes
                 - {name: gib, mountPath: /usr/local/gib}"
   else
     echo "
-              - {name: nvidia, hostPath: {path: /home/kubernetes/bin/nvidia}}
-              - {name: gib, hostPath: {path: /home/kubernetes/bin/gib}}"
+              - {name: nvidia, hostPath: {path: $NODE_FOLDER/nvidia}}
+              - {name: gib, hostPath: {path: $NODE_FOLDER/gib}}"
   fi
 }
 
@@ -212,6 +213,11 @@ delete() { run kubectl delete jobset "$NAME" "$NAME-doctor" --ignore-not-found; 
 
 if rdma && ((CHIPS != 8)); then
   echo "error: CHIPS=$CHIPS, and GPUDirect needs all 8 GPUs of a node: set CHIPS=8 or NETWORK=plain." >&2
+  exit 64
+fi
+if rdma && [[ -z $NODE_FOLDER ]]; then
+  echo "error: NODE_FOLDER is empty. Set it to the folder of the nodes that holds nvidia and gib, which" \
+    "Google's guide to GPUDirect-RDMA names, or set NETWORK=plain." >&2
   exit 64
 fi
 shown=$NAME

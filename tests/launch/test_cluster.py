@@ -180,6 +180,8 @@ def manifest(tmp_path, **changed):
 @pytest.mark.parametrize("kind", ["tpu", "rdma", "plain"])
 def test_gke_writes_a_jobset(tmp_path, kind):
     changed = {} if kind == "tpu" else {"ACCELERATOR": "gpu", "CHIPS": "8", "NETWORK": kind}
+    if kind == "rdma":
+        changed["NODE_FOLDER"] = "/opt/bin"
     made = manifest(tmp_path, **changed)
     assert made["kind"] == "JobSet"
     job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -198,6 +200,8 @@ def test_gke_writes_a_jobset(tmp_path, kind):
     cards = job["template"].get("metadata", {}).get("annotations", {})
     assert ("source /usr/local/gib" in command) == bool(cards) == (kind == "rdma")
     if kind == "rdma":
+        on_node = {v["name"]: v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v}
+        assert on_node == {"nvidia": "/opt/bin/nvidia", "gib": "/opt/bin/gib"}
         # Google's names: eth0 for all else, eth2 to eth9 beside the eight GPUs.
         found = json.loads(cards["networking.gke.io/interfaces"])
         names = {one["interfaceName"]: one["network"] for one in found}
@@ -247,6 +251,16 @@ def test_gke_refuses_half_a_node_for_gpudirect(tmp_path):
     done = subprocess.run(["bash", str(script), "--dry_run"], capture_output=True, text=True)
     assert done.returncode == 64
     assert "CHIPS=4, and GPUDirect needs all 8 GPUs" in done.stderr
+
+
+def test_gke_asks_for_the_folder_of_the_nodes(tmp_path):
+    script = tmp_path / "gke.sh"
+    text = (FOLDER / "gke.sh").read_text().replace('ACCELERATOR="tpu"', 'ACCELERATOR="gpu"')
+    script.write_text(text.replace("CHIPS=4 ", "CHIPS=8 "))
+    done = subprocess.run(["bash", str(script), "--dry_run"], capture_output=True, text=True)
+    assert done.returncode == 64
+    assert "NODE_FOLDER is empty" in done.stderr
+    assert "NETWORK=plain" in done.stderr
 
 
 def test_gke_replaces_an_earlier_jobset_and_follows_its_first_process(tmp_path):
