@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from vitattn.kernels.tpu.halo.backward import backward
 from vitattn.kernels.tpu.halo.forward import forward
-from vitattn.kernels.tpu.halo.geometry import HALF, LANES, Axis, Geometry, depth_of, round_up
+from vitattn.kernels.tpu.halo.geometry import HALF, Axis, Geometry, depth_of
+from vitattn.kernels.tpu.registers import LANES, filled
 
 Array = jax.Array
 
@@ -34,7 +35,7 @@ def geometry_of(
     """Sizes for a map of `size`; `depth` of a head is the larger of its keys' and values'."""
     depth = depth_of(depth)
     if heads * depth > LANES:
-        heads = round_up(heads, max(1, LANES // depth))
+        heads = filled(heads, max(1, LANES // depth))
     rows, cols = (Axis(n, block, halo) for n in size)
     return Geometry(rows, cols, heads, depth, mask_border)
 

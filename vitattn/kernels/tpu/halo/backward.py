@@ -13,14 +13,16 @@ grid.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from vitattn.kernels.tpu.halo import squares, tiles
 from vitattn.kernels.tpu.halo.forward import scratch, specs
-from vitattn.kernels.tpu.halo.geometry import HALF, LANES, Geometry
+from vitattn.kernels.tpu.halo.geometry import HALF, Geometry
+from vitattn.kernels.tpu.registers import LANES
+from vitattn.kernels.tpu.stages import NT, in_turn, product
 
 Array = jax.Array
 
@@ -64,7 +66,7 @@ def _kernel(
                 _passes(*own, *fixed, tiles.key_mask(geometry, row, col), geometry)
                 for col, own in zip(cols, operands, strict=True)
             ]
-            found = tiles.in_step([work for block in works for work in block])
+            found = in_turn([work for block in works for work in block])
             count = len(geometry.passes)
             for n, col in enumerate(cols):
                 dq, dk, dv, _ = zip(*found[n * count : (n + 1) * count], strict=True)
@@ -93,7 +95,7 @@ def _passes(
     hot_rows: Array,
     mask: Array,
     geometry: Geometry,
-) -> list[Iterator[tuple[Array, Array, Array, Array] | None]]:
+) -> list[Generator[None, None, tuple[Array, Array, Array, Array]]]:
     """Of one block and each product: gradients of q [P, L], of k and v [P, keys], and of the tables
     [R, P].
     """
@@ -104,7 +106,7 @@ def _passes(
     key_rows = k.T  # [128, keys]
     blank = jnp.zeros((HALF, geometry.lanes), dtype)
 
-    def one(first: int) -> Iterator[tuple[Array, Array, Array, Array] | None]:
+    def one(first: int) -> Generator[None, None, tuple[Array, Array, Array, Array]]:
         chosen = slice(first, first + depth)
         query = jnp.where(own, q[chosen], 0)
         cotangent = jnp.where(own, do[chosen], 0)
@@ -112,22 +114,22 @@ def _passes(
         terms = tiles.relative_terms(narrow, table, shifts, mask, geometry)
         yield
         query = tiles.beside_terms(query, terms, first)
-        logits = tiles.product(augmented[first // HALF], query)  # [keys, L]
-        dp = tiles.product(v, tiles.beside_terms(cotangent, blank, first))
+        logits = product(augmented[first // HALF], query)  # [keys, L]
+        dp = product(v, tiles.beside_terms(cotangent, blank, first))
         yield
         p = jnp.exp(logits - jnp.max(logits, 0, keepdims=True))
         p = p * (1 / jnp.sum(p, 0, keepdims=True))
         ds = (p * (dp - jnp.sum(p * dp, 0, keepdims=True))).astype(dtype)
         p = p.astype(dtype)
         yield
-        both = tiles.product(jnp.concatenate([key_rows[chosen], hot_rows], 0), ds)  # [P + hot, L]
-        dk = tiles.product(narrow, ds, tiles.NT)
-        dv = tiles.product(dnarrow, p, tiles.NT)
+        both = product(jnp.concatenate([key_rows[chosen], hot_rows], 0), ds)  # [P + hot, L]
+        dk = product(narrow, ds, NT)
+        dv = product(dnarrow, p, NT)
         yield
         dterms = tiles.table_terms(both[depth:], shifts, geometry).astype(dtype)  # [R, L]
         yield
-        dq = both[:depth] + tiles.product(table.T, dterms)
-        yield dq, dk, dv, tiles.product(dterms, narrow, tiles.NT)
+        dq = both[:depth] + product(table.T, dterms)
+        return dq, dk, dv, product(dterms, narrow, NT)
 
     return [one(first) for first in geometry.passes]
 

@@ -9,13 +9,15 @@ Letters as in `geometry`; P channels of the heads of one product.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
 
 from vitattn.kernels.tpu.halo import squares, tiles
-from vitattn.kernels.tpu.halo.geometry import HALF, LANES, Geometry, constants
+from vitattn.kernels.tpu.halo.geometry import HALF, Geometry, constants
+from vitattn.kernels.tpu.registers import LANES
+from vitattn.kernels.tpu.stages import in_turn, product
 
 Array = jax.Array
 
@@ -39,7 +41,7 @@ def _kernel(table, shifts, hot, _hot_rows, q, k, v, out, *scratch, geometry: Geo
                 _passes(*own, *fixed, tiles.key_mask(geometry, row, col), geometry)
                 for col, own in zip(cols, operands, strict=True)
             ]
-            parts = tiles.in_step([work for block in works for work in block])
+            parts = in_turn([work for block in works for work in block])
             count = len(geometry.passes)
             results = [
                 tiles.off_lanes(jnp.concatenate(parts[at : at + count], 0), geometry)
@@ -64,26 +66,26 @@ def _passes(
     hot,
     mask: Array,
     geometry: Geometry,
-) -> list[Iterator[Array | None]]:
+) -> list[Generator[None, None, Array]]:
     """Results [P, L] of one block with queries [queries, 128], k and v [keys, 128]."""
     dtype, own = k.dtype, tiles.head_lanes(geometry)
     q = tiles.on_lanes(q, geometry)  # [128, L]
     augmented = [tiles.beside_hot(k, hot[half], half) for half in range(geometry.halves)]
     value_rows = v.T  # [128, keys]
 
-    def one(first: int) -> Iterator[Array | None]:
+    def one(first: int) -> Generator[None, None, Array]:
         chosen = slice(first, first + geometry.pass_depth)
         query = jnp.where(own, q[chosen], 0)
         terms = tiles.relative_terms(query.astype(dtype), table, shifts, mask, geometry)
         yield
         query = tiles.beside_terms(query, terms, first)
-        logits = tiles.product(augmented[first // HALF], query)  # [keys, L]
+        logits = product(augmented[first // HALF], query)  # [keys, L]
         yield
         p = jnp.exp(logits - jnp.max(logits, 0, keepdims=True))
         total = jnp.sum(p, 0, keepdims=True)
         p = p.astype(dtype)
         yield
-        yield tiles.product(value_rows[chosen], p) * (1 / total)
+        return product(value_rows[chosen], p) * (1 / total)
 
     return [one(first) for first in geometry.passes]
 

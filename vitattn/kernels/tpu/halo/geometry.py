@@ -17,15 +17,11 @@ import functools
 import jax
 import numpy as np
 
-LANES = 128
+from vitattn.kernels.tpu.registers import LANES, filled
+
 HALF = LANES // 2
 # Products of one turn of the loop; the code of a kernel grows with them.
 _ABREAST = 16
-
-
-def round_up(number: int, unit: int) -> int:
-    """The least multiple of `unit` that is at least `number`."""
-    return -(-number // unit) * unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Axis:
 
     @property
     def table_rows(self) -> int:
-        return round_up(self.offsets, 8)
+        return filled(self.offsets, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +78,18 @@ class Geometry:
     @property
     def block_cols(self) -> int:
         """Columns of a block as it lies in memory."""
-        return round_up(self.cols.block, 8)
+        return filled(self.cols.block, 8)
 
     @property
     def key_rows(self) -> int:
         """Rows of a square, in the one-hot depth."""
-        return round_up(self.rows.keys, 8)
+        return filled(self.rows.keys, 8)
 
     @property
     def key_cols(self) -> int:
         """Columns of a square as it lies in memory; those beyond M are masked."""
-        narrow = round_up(self.cols.keys, 8)
-        return narrow if self.rows.keys * narrow % 16 == 0 else round_up(narrow, 16)
+        narrow = filled(self.cols.keys, 8)
+        return narrow if self.rows.keys * narrow % 16 == 0 else filled(narrow, 16)
 
     @property
     def keys(self) -> int:
@@ -103,19 +99,19 @@ class Geometry:
     @property
     def hot(self) -> int:
         """Depth of the one-hot rows and columns."""
-        return round_up(self.key_rows + self.key_cols, 16)
+        return filled(self.key_rows + self.key_cols, 16)
 
     @property
     def entries(self) -> int:
         """R of both tables."""
-        return round_up(self.rows.table_rows + self.cols.table_rows, 16)
+        return filled(self.rows.table_rows + self.cols.table_rows, 16)
 
     @property
     def queries(self) -> int:
         """Lanes that the queries of a block take."""
         needed = self.rows.block * self.block_cols
         if needed > LANES:
-            return round_up(needed, LANES)
+            return filled(needed, LANES)
         return 1 << (needed - 1).bit_length()
 
     @property
@@ -159,14 +155,14 @@ class Geometry:
 
         def cost(count: int) -> float:
             # The last turn may have blocks that nobody needs; alone, a block takes longer.
-            return round_up(self.cols.blocks, count) * (1 + 0.25 / count)
+            return filled(self.cols.blocks, count) * (1 + 0.25 / count)
 
         return min(range(1, most + 1), key=cost)
 
     @property
     def computed(self) -> int:
         """Blocks of a row of them, with those that only fill a turn."""
-        return round_up(self.cols.blocks, self.abreast)
+        return filled(self.cols.blocks, self.abreast)
 
     @property
     def halves(self) -> int:
@@ -175,7 +171,7 @@ class Geometry:
     @property
     def first_col(self) -> int:
         """Where the map begins in a padded row: aligned, with room for the halo before it."""
-        return round_up(self.cols.halo, 8)
+        return filled(self.cols.halo, 8)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -184,7 +180,7 @@ class Geometry:
         last = self.first_col + (self.cols.blocks - 1) * self.cols.block
         ends = (last - self.cols.halo + self.key_cols, last + self.block_cols)
         ends += (self.first_col + self.cols.size,)
-        return rows, round_up(max(ends), 8)
+        return rows, filled(max(ends), 8)
 
     def shifts(self) -> np.ndarray:
         """i32 [16, L]: b - 1 less the row of a query in the first eight rows, then of columns."""
@@ -221,7 +217,7 @@ class Geometry:
           images: padded float32 images.
           staged: arrays of the squares of a row of blocks.
         """
-        lines = self.rows.size * round_up(self.cols.size, 16)
+        lines = self.rows.size * filled(self.cols.size, 16)
         rows, cols = self.padded
         square = max(self.keys, self.queries) * self.computed
         tiles = 24 * self.keys * self.lanes  # of logits: registers that are put aside

@@ -13,7 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.tpu.halo.geometry import LANES, Geometry
+from vitattn.kernels.tpu.halo.geometry import Geometry
+from vitattn.kernels.tpu.registers import LANES
 
 
 def load(image, padded, geometry: Geometry) -> None:

@@ -5,25 +5,16 @@ Letters: L lanes, R entries of both tables, P depth of the heads of one product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from vitattn.kernels.plain.attend import MASK_BIAS
-from vitattn.kernels.tpu.halo.geometry import HALF, LANES, Geometry
-from vitattn.kernels.tpu.halo.shift import move_down, move_up
+from vitattn.kernels.tpu.halo.geometry import HALF, Geometry
+from vitattn.kernels.tpu.registers import LANES
+from vitattn.kernels.tpu.shift import gather_rows, scatter_rows
+from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
-NN, NT = (1, 0), (1, 1)  # contracted dimensions: of a product, and by a transpose
-
-
-def product(a: Array, b: Array, contracted: tuple[int, int] = NN) -> Array:
-    """a b in float32, or a b^T."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32, precision=precision)
 
 
 def head_lanes(geometry: Geometry) -> Array:
@@ -81,8 +72,9 @@ def relative_terms(q: Array, table: Array, shifts: Array, mask: Array, geometry:
     rows, cols = geometry.rows, geometry.cols
     terms = product(table, q)  # [R, L]
     cut = rows.table_rows, rows.table_rows + cols.table_rows
-    row = move_up(terms[: cut[0]], shifts[:8], rows.block - 1, geometry.key_rows)
-    col = move_up(terms[cut[0] : cut[1]], shifts[8:], cols.block - 1, geometry.key_cols)
+    # Beyond the keys of a square these are terms of others, which the mask is added to.
+    row = gather_rows(terms[: cut[0]], shifts[:8], geometry.key_rows, most=rows.block - 1)
+    col = gather_rows(terms[cut[0] : cut[1]], shifts[8:], geometry.key_cols, most=cols.block - 1)
     terms = jnp.concatenate([row, col], 0) + mask
     rest = jnp.zeros((HALF - terms.shape[0], geometry.lanes), jnp.float32)
     return jnp.concatenate([terms, rest], 0).astype(q.dtype)
@@ -92,9 +84,13 @@ def table_terms(dterms: Array, shifts: Array, geometry: Geometry) -> Array:
     """The transpose of the moves of `relative_terms`, [key_rows + key_cols, L] -> f32 [R, L]."""
     rows, cols = geometry.rows, geometry.cols
     drow, dcol = dterms[: geometry.key_rows], dterms[geometry.key_rows :]
-    drow = move_down(drow, shifts[:8], rows.block - 1, rows.table_rows)
-    dcol = move_down(
-        dcol[: geometry.key_cols], shifts[8:], cols.block - 1, geometry.entries - rows.table_rows
+    drow = scatter_rows(drow, shifts[:8], geometry.key_rows, rows.table_rows, most=rows.block - 1)
+    dcol = scatter_rows(
+        dcol[: geometry.key_cols],
+        shifts[8:],
+        geometry.key_cols,
+        geometry.entries - rows.table_rows,
+        most=cols.block - 1,
     )
     return jnp.concatenate([drow, dcol], 0)
 
@@ -119,20 +115,3 @@ def beside_hot(keys: Array, hot: Array, half: int) -> Array:
     """Keys [keys, 128] in one half of the lanes and one-hot rows and columns in the other."""
     lane = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
     return jnp.where((lane < HALF) == (half == 0), keys, hot)
-
-
-def in_step(works: Sequence[Iterator[Any]]) -> list[Any]:
-    """Runs generators in turns, up to their next `yield` each; what each gave last.
-
-    Products that wait for each other stand far apart in the program then: the compiler moves
-    operations little, and a product has others to run beside it only where they are written.
-    """
-    given: list[Any] = [None] * len(works)
-    running = dict(enumerate(works))
-    while running:
-        for n, work in list(running.items()):
-            try:
-                given[n] = next(work)
-            except StopIteration:
-                del running[n]
-    return given

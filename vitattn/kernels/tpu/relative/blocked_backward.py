@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vitattn.kernels.tpu.registers import LANES, SUBLANES, filled
 from vitattn.kernels.tpu.relative.blocked_call import call
 from vitattn.kernels.tpu.relative.blocked_terms import (
     at_rows,
@@ -33,9 +34,9 @@ from vitattn.kernels.tpu.relative.blocked_terms import (
     within,
 )
 from vitattn.kernels.tpu.relative.blocks import EXTRA, Blocks
-from vitattn.kernels.tpu.relative.head import product
-from vitattn.kernels.tpu.relative.shape import ABSENT, LANES, SUBLANES, filled
-from vitattn.kernels.tpu.relative.shift import scatter_rows
+from vitattn.kernels.tpu.relative.shape import ABSENT
+from vitattn.kernels.tpu.shift import scatter_rows
+from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
 

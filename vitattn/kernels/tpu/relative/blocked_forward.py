@@ -16,6 +16,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from vitattn.kernels.tpu.registers import LANES, filled
 from vitattn.kernels.tpu.relative.blocked_call import call
 from vitattn.kernels.tpu.relative.blocked_terms import (
     at_tile,
@@ -28,8 +29,8 @@ from vitattn.kernels.tpu.relative.blocked_terms import (
     within,
 )
 from vitattn.kernels.tpu.relative.blocks import EXTRA, Blocks
-from vitattn.kernels.tpu.relative.head import product
-from vitattn.kernels.tpu.relative.shape import ABSENT, LANES, filled
+from vitattn.kernels.tpu.relative.shape import ABSENT
+from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
 

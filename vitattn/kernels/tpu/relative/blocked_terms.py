@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vitattn.kernels.tpu.registers import LANES, SUBLANES, filled
 from vitattn.kernels.tpu.relative.blocks import EXTRA, Blocks
-from vitattn.kernels.tpu.relative.head import product
-from vitattn.kernels.tpu.relative.shape import ABSENT, LANES, SUBLANES, filled
-from vitattn.kernels.tpu.relative.shift import gather_rows
+from vitattn.kernels.tpu.relative.shape import ABSENT
+from vitattn.kernels.tpu.shift import gather_rows
+from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
 

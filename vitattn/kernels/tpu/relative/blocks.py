@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitattn.kernels.tpu.relative.shape import LANES, PACKED, SUBLANES, filled
+from vitattn.kernels.tpu.registers import LANES, PACKED, SUBLANES, filled
 
 # Rows beside content and positions: -logsumexp in three parts, and one that masks padding.
 EXTRA = 8

@@ -30,15 +30,16 @@ import jax
 import jax.numpy as jnp
 
 from trainlib.sharding.kernels import core_memory
+from vitattn.kernels.tpu.registers import LANES, SUBLANES, filled
 from vitattn.kernels.tpu.relative import head
-from vitattn.kernels.tpu.relative.head import Offsets, Positions, product
-from vitattn.kernels.tpu.relative.shape import LANES, SUBLANES, Shape, filled
+from vitattn.kernels.tpu.relative.head import Offsets, Positions
+from vitattn.kernels.tpu.relative.shape import MOST_PIXELS, Shape
 from vitattn.kernels.tpu.relative.tables import packed_tables
+from vitattn.kernels.tpu.stages import in_turn, product
 
 Array = jax.Array
 
 IMAGES = SUBLANES  # I: of a block
-_MOST_PIXELS = 1024  # all logits of a head are in VMEM, and in the code of the kernel
 _SHARE = 0.75  # of VMEM, for what is counted; the rest is for registers
 _AHEAD = (
     1400  # registers of logits of heads in turn; the more, the more is written to VMEM and back
@@ -107,7 +108,7 @@ def fits(shape: Shape, heads: int, channels: int, width: int, dtype: Any) -> boo
     if not all(isinstance(n, int) for n in (shape.height, shape.width)):
         return False
     size = _memory(shape, heads, channels, width, jnp.dtype(dtype).itemsize)
-    return shape.pixels <= _MOST_PIXELS and size <= _SHARE * core_memory()
+    return shape.pixels <= MOST_PIXELS and size <= _SHARE * core_memory()
 
 
 def _memory(shape: Shape, heads: int, channels: int, width: int, itemsize: int) -> int:
@@ -215,8 +216,8 @@ def _split(shape: Shape, rows: Array) -> tuple[Array, Array, Array]:
 
 
 def _for_heads(shape: Shape, loops: _Loops, most: int, some: Callable[[list[Any]], None]) -> None:
-    """Runs `some` on heads, so many in turn (`head.in_turn`) that their logits, all taken together,
-    have up to `most` registers.
+    """Runs `some` on heads, so many in turn (`stages.in_turn`) that their logits, all taken
+    together, have up to `most` registers.
     """
     registers = shape.keys // SUBLANES * shape.lanes // LANES
     limit = 2 if loops.interpret else max(1, most // registers)
@@ -247,7 +248,7 @@ def _forward_kernel(shape, loops, positions, weights, x, y, out, logsumexp, *scr
 
         def some(numbers):
             each = (head.forward(shape, shared, *_split(shape, qkv[n]), dtype) for n in numbers)
-            for n, (attended, statistics) in zip(numbers, head.in_turn(each), strict=True):
+            for n, (attended, statistics) in zip(numbers, in_turn(each), strict=True):
                 out[i * heads + n] = attended.astype(dtype)
                 logsumexp[i * heads + n] = statistics
 
@@ -287,7 +288,7 @@ def _backward_kernel(shape, loops, positions, weights, inputs, dx, gradients, *s
             return head.backward(shape, shared, *_split(shape, qkv[n]), *given, dtype)
 
         def some(numbers):
-            found = head.in_turn(map(one, numbers))
+            found = in_turn(map(one, numbers))
             keys = 2 * shape.key_rows
             for n, of_head in zip(numbers, found, strict=True):
                 dqkv[n, : shape.key_rows] = of_head.q

@@ -12,9 +12,9 @@ probabilities of the product without a subtraction; a row of ones beside the val
 the softmax, and delta rides beside their cotangents. Channels are along sublanes and pixels along
 lanes; logits have keys along sublanes, so that the maximum is taken from register to register.
 
-Both passes yield between their stages, and `in_turn` runs those of several heads stage by stage:
-the compiler keeps to the order in which operations are written, so that one head after the other
-would wait for each of its products.
+Both passes yield between their stages, and `stages.in_turn` runs those of several heads stage by
+stage: the compiler keeps to the order in which operations are written, so that one head after the
+other would wait for each of its products.
 
 Logits, their maximum and the logsumexp are to base 2, which is what the chip raises to a power; the
 factor goes into the queries, which are few.
@@ -23,15 +23,16 @@ factor goes into the queries, which are few.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from trainlib.sharding.constrain import platform
-from vitattn.kernels.tpu.relative.shape import SUBLANES, Shape, filled
-from vitattn.kernels.tpu.relative.shift import gather_rows, rows_of, scatter_rows, tiles_of
+from vitattn.kernels.tpu.registers import SUBLANES, filled
+from vitattn.kernels.tpu.relative.shape import Shape
+from vitattn.kernels.tpu.shift import gather_rows, rows_of, scatter_rows, tiles_of
+from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
 T = TypeVar("T")
@@ -64,17 +65,6 @@ class Positions(NamedTuple):
 
     places: Array
     offsets: Offsets | None
-
-
-def product(left: Array, right: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
-    """A matrix product in float32; float32 factors are not rounded."""
-    if platform() == "cpu":  # which has no products of bfloat16 for some shapes
-        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(
-        left, right, dimensions, preferred_element_type=jnp.float32, precision=exact
-    )
 
 
 def _parts(x: Array, dtype: jnp.dtype, count: int) -> list[Array]:
@@ -144,19 +134,6 @@ def _kept(x: Array, first: int, size: int) -> Array:
 def _with_ones(shape: Shape, v: Array) -> Array:
     """Values [E, L] with two rows of ones below them."""
     return _put_rows(v, {shape.value_depth: 1.0, shape.value_depth + 1: 1.0})
-
-
-def in_turn(heads: Iterable[Generator[None, None, T]]) -> list[T]:
-    """Runs the stages of several heads in turn, and gives what each returns."""
-    waiting, results = dict(enumerate(heads)), {}
-    while waiting:
-        for number, stages in list(waiting.items()):
-            try:
-                next(stages)
-            except StopIteration as end:
-                results[number] = end.value
-                del waiting[number]
-    return [results[number] for number in sorted(results)]
 
 
 def forward(

@@ -23,17 +23,17 @@ import jax.numpy as jnp
 
 from trainlib.errors import InputError
 from trainlib.sharding.kernels import core_memory
+from vitattn.kernels.tpu.registers import LANES, SUBLANES, filled
 from vitattn.kernels.tpu.relative import head
 from vitattn.kernels.tpu.relative.blocked import blocked_attention
 from vitattn.kernels.tpu.relative.blocks import Blocks, chosen
 from vitattn.kernels.tpu.relative.head import Offsets, Positions
-from vitattn.kernels.tpu.relative.shape import LANES, SUBLANES, Shape, filled
+from vitattn.kernels.tpu.relative.shape import MOST_PIXELS, Shape
 from vitattn.kernels.tpu.relative.tables import packed_tables
+from vitattn.kernels.tpu.stages import in_turn
 
 Array = jax.Array
 
-# All logits of a head are in VMEM, and in the code of the kernel; larger maps go by blocks of keys.
-MOST_PIXELS = 1024
 _MAPS = 8  # maps of a grid step: what a step costs by itself is paid once for them
 _AHEAD = 1400  # registers of logits of maps in turn; the more, the more is written to VMEM and back
 _INTERPRETED = 1  # maps in turn where kernels are interpreted: XLA compiles each of them
@@ -220,7 +220,7 @@ def _forward_kernel(call: _Call, maps: int, positions, q, k, v, out, logsumexp) 
     shared = _read(positions)
 
     def some(numbers: list[Any]) -> None:
-        results = head.in_turn(
+        results = in_turn(
             head.forward(call.shape, shared, *_operands(call, q, k, v, i), q.dtype) for i in numbers
         )
         for i, (attended, statistics) in zip(numbers, results, strict=True):
@@ -248,7 +248,7 @@ def _backward_kernel(call: _Call, maps: int, positions, inputs, *gradients) -> N
         return head.backward(shape, shared, *_operands(call, q, k, v, i), *given, dtype)
 
     def some(numbers: list[Any]) -> None:
-        results = head.in_turn(map(one, numbers))
+        results = in_turn(map(one, numbers))
         for i, of_map in zip(numbers, results, strict=True):
             dq[i] = (of_map.q * call.scale).astype(dtype)
             dk[i, :, : shape.keys] = of_map.k.astype(dtype)

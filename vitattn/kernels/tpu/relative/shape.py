@@ -10,14 +10,12 @@ import dataclasses
 
 import numpy as np
 
-LANES, SUBLANES, PACKED = 128, 8, 16  # of a register; sublanes of float32 and of bfloat16
+from vitattn.kernels.tpu.registers import LANES, PACKED, SUBLANES, filled
+
+# All logits of a head are in VMEM, and in the code of the kernel; larger maps go by blocks of keys.
+MOST_PIXELS = 1024
 # What is added to the logit of a key that is not there; bfloat16 holds it.
 ABSENT = -1e9
-
-
-def filled(size: int, unit: int) -> int:
-    """The least multiple of `unit` that is at least `size`."""
-    return -(-size // unit) * unit
 
 
 @dataclasses.dataclass(frozen=True)

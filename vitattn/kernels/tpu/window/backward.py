@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from vitattn.kernels.plain.attend import MASK_BIAS
-from vitattn.kernels.tpu.window.packing import LANES
+from vitattn.kernels.tpu.registers import LANES
 from vitattn.kernels.tpu.window.rows import (
     Blocks,
     Chunks,

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.tpu.window.packing import LANES
+from vitattn.kernels.tpu.registers import LANES
 from vitattn.kernels.tpu.window.rows import (
     Blocks,
     Chunks,

@@ -26,9 +26,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vitattn.kernels.tpu.registers import LANES, SUBLANES
+
 Array = jax.Array
 
-LANES, SUBLANES = 128, 8
 _MOST_TILES = 8  # lane tiles of a row, where one map needs fewer
 
 

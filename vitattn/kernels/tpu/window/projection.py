@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.sharding.kernels import core_memory
-from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
+from vitattn.kernels.tpu.registers import LANES, SUBLANES
+from vitattn.kernels.tpu.window.packing import Packing
 
 Array = jax.Array
 

@@ -24,7 +24,8 @@ from jax import lax
 
 from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.plain.attend import MASK_BIAS
-from vitattn.kernels.tpu.window.packing import LANES, SUBLANES, Packing
+from vitattn.kernels.tpu.registers import LANES, SUBLANES
+from vitattn.kernels.tpu.window.packing import Packing
 
 Array = jax.Array
 Ref = Any  # of an array in the memory of the kernel

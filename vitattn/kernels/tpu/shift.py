@@ -1,5 +1,7 @@
 """Rows moved by another number in every lane: a barrel shifter along sublanes, and its transpose.
 
+Letters: R rows, L lanes.
+
 The term of a query for row Y of the map is entry Y-y+H-1 of its products with the table: the same
 products for all queries, moved up by H-1-y. Moved by 1, 2, 4, .. rows where the bit of the number
 is set, that is log2(H) selections; a gather would be a product with a matrix a query.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vitattn.kernels.tpu.relative.shape import SUBLANES, filled
+from vitattn.kernels.tpu.registers import SUBLANES, filled
 
 Array = jax.Array
 
@@ -50,21 +52,25 @@ def _down(tiles: list[Array], rows: int) -> list[Array]:
     return [jnp.where(comes, other, one) for one, other in zip(rolled, above, strict=True)]
 
 
-def gather_rows(x: Array, shifts: Array, size: int, first: int = 0) -> Array:
+def gather_rows(
+    x: Array, shifts: Array, size: int, first: int = 0, most: int | None = None
+) -> Array:
     """out[r, l] = x[r + shifts[l], l] for first <= r < first + size.
 
     Args:
-      x: f32 [R, L] with R a multiple of 8 of at least first + 2 size - 1.
-      shifts: int32 [8, L], the same in all rows, below `size`.
+      x: f32 [R, L] with R a multiple of 8 of at least first + size.
+      shifts: int32 [8, L], the same in all rows.
       size: rows that are asked for.
       first: where they begin, below 8.
+      most: the largest shift; None is size - 1.
 
     Returns:
-      f32 [first + size filled up to 8, L]; other rows hold anything of x.
+      f32 [first + size filled up to 8, L]; other rows, and those that x does not have, hold
+      anything of x.
     """
     tiles = tiles_of(x)
-    end = first + size
-    for bit in reversed(range((size - 1).bit_length())):
+    end, most = first + size, size - 1 if most is None else most
+    for bit in reversed(range(most.bit_length())):
         rows = 1 << bit
         keep = min(len(tiles), filled(end + rows - 1, SUBLANES) // SUBLANES)
         if rows >= SUBLANES:
@@ -76,7 +82,9 @@ def gather_rows(x: Array, shifts: Array, size: int, first: int = 0) -> Array:
     return jnp.concatenate(tiles[: filled(end, SUBLANES) // SUBLANES], 0)
 
 
-def scatter_rows(x: Array, shifts: Array, size: int, total: int, first: int = 0) -> Array:
+def scatter_rows(
+    x: Array, shifts: Array, size: int, total: int, first: int = 0, most: int | None = None
+) -> Array:
     """The transpose of `gather_rows`: out[r + shifts[l], l] = x[r, l] for first <= r < first +
     size, else 0.
 
@@ -84,12 +92,15 @@ def scatter_rows(x: Array, shifts: Array, size: int, total: int, first: int = 0)
       x: f32 [first + size filled up to 8, L]; 0 in other rows.
       shifts: as there.
       size: rows that are given.
-      total: rows of the result, a multiple of 8 of at least first + 2 size - 1.
+      total: rows of the result, a multiple of 8 of at least first + size; what would lie beyond has
+        to be 0.
       first: where they begin.
+      most: as there.
     """
+    most = size - 1 if most is None else most
     tiles = tiles_of(x)
     zero = jnp.zeros_like(tiles[0])
-    for bit in range((size - 1).bit_length()):
+    for bit in range(most.bit_length()):
         rows = 1 << bit
         need = min(total, filled(first + size + 2 * rows - 1, SUBLANES)) // SUBLANES
         tiles = tiles + [zero] * (need - len(tiles))
