@@ -19,8 +19,9 @@ of a block attend to the whole square. Keys outside the map are zeros and stay i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -219,27 +220,34 @@ def _on_matrix_unit(
     """`halo_attention` by the kernels for a TPU."""
     from vitattn.kernels.tpu.halo.attention import attention
 
-    keys = () if k is None else (k,)
     options = {"block": block, "halo": halo, "mask_border": mask_border}
     interpret = kernel_mode() == "interpret"
 
-    def local(q: Array, v: Array, *rest: Array) -> Array:
-        count = len(rest) - len(tables)
-        key = rest[0] if count else None
-        return attention(scaled(q, scale), key, v, rest[count:], **options, interpret=interpret)
+    def local(q: Array, k: Array | None, v: Array, tables: tuple[Array, ...]) -> Array:
+        return attention(scaled(q, scale), k, v, tables, **options, interpret=interpret)
 
-    return batch_local(local)(q, v, *keys, replicated=tables)
+    return _by_images(local, q, k, v, tables)
 
 
 def _on_vector_unit(
     q: Array, k: Array | None, v: Array, tables: tuple[Array, ...], **options: Any
 ) -> Array:
     """`local_attention` by the kernels for TPUs, each device its own images."""
+    return _by_images(functools.partial(window_attention, **options), q, k, v, tables)
+
+
+def _by_images(
+    function: Callable[..., Array],
+    q: Array,
+    k: Array | None,
+    v: Array,
+    tables: tuple[Array, ...],
+) -> Array:
+    """function(q, k, v, tables) on each device's own images; k may be None."""
     keys = () if k is None else (k,)
 
     def local(q: Array, v: Array, *rest: Array) -> Array:
-        k = rest[0] if keys else None
-        return window_attention(q, k, v, rest[len(keys) :], **options)
+        return function(q, rest[0] if keys else None, v, rest[len(keys) :])
 
     return batch_local(local)(q, v, *keys, replicated=tables)
 
@@ -326,13 +334,12 @@ def _blocked(
     scale: float | None,
 ) -> Array:
     """Attention of each block to its square of keys, [B, H, W, N, d] -> [B, H, W, N, e]."""
-    keys = () if k is None else (k,)
 
-    def local(q: Array, v: Array, *rest: Array) -> Array:
-        keys = rest[: len(rest) - len(tables)]
+    def local(q: Array, k: Array | None, v: Array, tables: tuple[Array, ...]) -> Array:
+        keys = () if k is None else (k,)
         axes = (rows, cols)[: len(tables)]
         # [b, M, d // 2] and [b, M, d - d // 2]
-        gathered = [t[a.index] for t, a in zip(rest[len(keys) :], axes, strict=True)]
+        gathered = [t[a.index] for t, a in zip(tables, axes, strict=True)]
         groups = rows.blocks * cols.blocks * q.shape[3]  # R C N
         tiles = plan(q.shape[0], groups, 1, rows.mask[0].size * cols.mask[0].size * 4)
 
@@ -351,7 +358,7 @@ def _blocked(
 
         return map_images(chunk, (q, v, *keys), tiles)
 
-    return batch_local(local)(q, v, *keys, replicated=tables)
+    return _by_images(local, q, k, v, tables)
 
 
 def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:

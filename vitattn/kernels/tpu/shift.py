@@ -9,6 +9,8 @@ is set, that is log2(H) selections; a gather would be a product with a matrix a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +36,14 @@ def _roll(tile: Array, rows: int) -> Array:
 
 def rows_of(tile: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0)
+
+
+def put_rows(x: Array, rows: Mapping[int, Array | float]) -> Array:
+    """x with some of its rows replaced."""
+    row = rows_of(x)
+    for index, value in rows.items():
+        x = jnp.where(row == index, value, x)
+    return x
 
 
 def _up(tiles: list[Array], rows: int) -> list[Array]:

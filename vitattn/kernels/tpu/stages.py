@@ -1,4 +1,4 @@
-"""Products, and their stages in an order in which the compiler of kernels keeps the units busy."""
+"""Products of kernels, their factors, and an order of stages that keeps the units busy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def product(left: Array, right: Array, contracted: tuple[int, int] = NN) -> Arra
     return jax.lax.dot_general(
         left, right, dimensions, preferred_element_type=jnp.float32, precision=exact
     )
+
+
+def parts_of(x: Array, dtype: jax.typing.DTypeLike, count: int) -> list[Array]:
+    """x as a sum of so many float32 arrays of numbers that `dtype` holds, for a product of it."""
+    parts = []
+    for _ in range(count):
+        part = x.astype(dtype).astype(jnp.float32)
+        parts.append(part)
+        x = x - part
+    return parts
 
 
 def in_turn(works: Iterable[Generator[None, None, T]]) -> list[T]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tpu_compiler import needs_figures
+from tests.vitattn.kernels.tpu.test_relative_packed import close
 from trainlib.sharding.kernels import use_kernels
 from vitattn.kernels.augmented import augmented_half
 from vitattn.kernels.relative import relative_attention_2d
@@ -65,13 +66,7 @@ def check(case, bound, dtype="float32", relative=True, scale=None):
     expected = value_and_gradients(
         functools.partial(plain, heads=heads, depth=depth, scale=scale), wide, wide_cotangent
     )
-    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    for number, (one, other) in enumerate(pairs):
-        assert one.shape == other.shape
-        # Gradients of the table of a single row are 0.
-        largest = max(float(np.abs(other).max()), 1.0)
-        error = np.abs(np.asarray(one, np.float32) - np.asarray(other)).max() / largest
-        assert error < bound, (number, error)
+    close(actual, expected, bound)
     assert actual[0].dtype == actual[1][0].dtype == dtype
 
 

@@ -16,6 +16,7 @@ from tests.vitattn.kernels.tpu.test_relative_packed import (
     formula,
     value_and_gradients,
 )
+from tests.vitattn.kernels.tpu.test_relative_packed import check as packed_check
 from trainlib.planning.ledger import ledger_of
 from vitattn.kernels.relative import relative_attention_2d
 from vitattn.kernels.tpu.relative.blocked import blocked_attention
@@ -65,20 +66,8 @@ CASES = {
 
 
 def check(case, bound, dtype="float32", scale=None):
-    """The kernels differ from the plain form by at most `bound` of the largest entry, or of 1."""
-    given, cotangent = arguments(case.sizes, dtype, case.relative)
-    function = functools.partial(case.attention, scale=scale)
-    actual = value_and_gradients(function, given, cotangent)
-    # In float32: bfloat16 is to be compared with what is exact.
-    wide, wide_cotangent = jax.tree.map(lambda a: a.astype(jnp.float32), (given, cotangent))
-    function = functools.partial(relative_attention_2d, scale=scale)
-    expected = value_and_gradients(function, wide, wide_cotangent, "plain")
-    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        assert one.shape == other.shape
-        largest = max(float(np.abs(other).max()), 1.0)
-        error = np.abs(np.asarray(one, np.float32) - np.asarray(other)).max() / largest
-        assert error < bound, (number, error)
-    assert [a.dtype for a in actual[1:]] == [a.dtype for a in given]
+    """The kernels of a case against the plain form."""
+    packed_check(case.sizes, bound, dtype, case.relative, scale, case.attention)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -54,20 +54,27 @@ def value_and_gradients(function, given, cotangent, kernels="interpret"):
     return jax.jit(run)(given, cotangent)
 
 
-def check(case, bound, dtype="float32", relative=True, scale=None):
-    """The kernels differ from the plain form by at most `bound` of the largest entry, or of 1."""
-    given, cotangent = arguments(case, dtype, relative)
-    function = functools.partial(relative_attention_2d, scale=scale)
-    actual = value_and_gradients(function, given, cotangent)
-    # In float32: bfloat16 is to be compared with what is exact.
-    wide, wide_cotangent = jax.tree.map(lambda a: a.astype(jnp.float32), (given, cotangent))
-    expected = value_and_gradients(function, wide, wide_cotangent, "plain")
-    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+def close(actual, expected, bound):
+    """Arrays, or trees of them, differ by less than `bound` of the largest entry, or of 1."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for number, (one, other) in enumerate(pairs):
         assert one.shape == other.shape
         # Gradients that are sums of zeros, as of the table of a single row, have no size.
         largest = max(float(np.abs(other).max()), 1.0)
         error = np.abs(np.asarray(one, np.float32) - np.asarray(other)).max() / largest
         assert error < bound, (number, error)
+
+
+def check(case, bound, dtype="float32", relative=True, scale=None, attention=relative_attention_2d):
+    """The kernels, `attention`, differ from the plain form by less than `bound`; see `close`."""
+    given, cotangent = arguments(case, dtype, relative)
+    function = functools.partial(attention, scale=scale)
+    actual = value_and_gradients(function, given, cotangent)
+    # In float32: bfloat16 is to be compared with what is exact.
+    wide, wide_cotangent = jax.tree.map(lambda a: a.astype(jnp.float32), (given, cotangent))
+    function = functools.partial(relative_attention_2d, scale=scale)
+    expected = value_and_gradients(function, wide, wide_cotangent, "plain")
+    close(actual, expected, bound)
     assert [a.dtype for a in actual[1:]] == [a.dtype for a in given]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.halo.geometry import HALF, Geometry
-from vitattn.kernels.tpu.registers import LANES
+from vitattn.kernels.tpu.registers import LANES, filled
 from vitattn.kernels.tpu.shift import gather_rows, scatter_rows
 from vitattn.kernels.tpu.stages import product
 
@@ -72,26 +72,29 @@ def relative_terms(q: Array, table: Array, shifts: Array, mask: Array, geometry:
     rows, cols = geometry.rows, geometry.cols
     terms = product(table, q)  # [R, L]
     cut = rows.table_rows, rows.table_rows + cols.table_rows
-    # Beyond the keys of a square these are terms of others, which the mask is added to.
-    row = gather_rows(terms[: cut[0]], shifts[:8], geometry.key_rows, most=rows.block - 1)
-    col = gather_rows(terms[cut[0] : cut[1]], shifts[8:], geometry.key_cols, most=cols.block - 1)
+    row = gather_rows(terms[: cut[0]], shifts[:8], rows.keys, most=rows.block - 1)
+    col = gather_rows(terms[cut[0] : cut[1]], shifts[8:], cols.keys, most=cols.block - 1)
+    row, col = _filled_up(row, geometry.key_rows), _filled_up(col, geometry.key_cols)
     terms = jnp.concatenate([row, col], 0) + mask
     rest = jnp.zeros((HALF - terms.shape[0], geometry.lanes), jnp.float32)
     return jnp.concatenate([terms, rest], 0).astype(q.dtype)
+
+
+def _filled_up(x: Array, rows: int) -> Array:
+    """x with so many rows, the rest zeros."""
+    rest = jnp.zeros((rows - x.shape[0], x.shape[1]), x.dtype)
+    return jnp.concatenate([x, rest], 0) if rest.size else x
 
 
 def table_terms(dterms: Array, shifts: Array, geometry: Geometry) -> Array:
     """The transpose of the moves of `relative_terms`, [key_rows + key_cols, L] -> f32 [R, L]."""
     rows, cols = geometry.rows, geometry.cols
     drow, dcol = dterms[: geometry.key_rows], dterms[geometry.key_rows :]
-    drow = scatter_rows(drow, shifts[:8], geometry.key_rows, rows.table_rows, most=rows.block - 1)
-    dcol = scatter_rows(
-        dcol[: geometry.key_cols],
-        shifts[8:],
-        geometry.key_cols,
-        geometry.entries - rows.table_rows,
-        most=cols.block - 1,
-    )
+    # Beyond the keys of a square nothing has a gradient.
+    drow, dcol = drow[: filled(rows.keys, 8)], dcol[: filled(cols.keys, 8)]
+    drow = scatter_rows(drow, shifts[:8], rows.keys, rows.table_rows, most=rows.block - 1)
+    rest = geometry.entries - rows.table_rows
+    dcol = scatter_rows(dcol, shifts[8:], cols.keys, rest, most=cols.block - 1)
     return jnp.concatenate([drow, dcol], 0)
 
 

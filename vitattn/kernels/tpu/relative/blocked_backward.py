@@ -26,17 +26,15 @@ from vitattn.kernels.tpu.relative.blocked_terms import (
     at_tile,
     block_of,
     for_block,
-    in_rows,
     keep_keys,
     keep_queries,
-    parts_of,
     stacked,
     within,
 )
 from vitattn.kernels.tpu.relative.blocks import EXTRA, Blocks
 from vitattn.kernels.tpu.relative.shape import ABSENT
-from vitattn.kernels.tpu.shift import scatter_rows
-from vitattn.kernels.tpu.stages import product
+from vitattn.kernels.tpu.shift import put_rows, scatter_rows
+from vitattn.kernels.tpu.stages import parts_of, product
 
 Array = jax.Array
 
@@ -118,14 +116,12 @@ def _tile(b: Blocks, scale: float, ref, i, _):
     keep_queries(b, q, table, starts, ref["queries"], ref["row_terms"])
     logsumexp = within(ref["logsumexp"][:, at], first, b.pixels)
     extra = [-part for part in parts_of(logsumexp, dtype, 3)]
-    extra = in_rows((EXTRA, b.queries), [*extra, ABSENT])
+    extra = put_rows(jnp.zeros((EXTRA, b.queries), jnp.float32), dict(enumerate([*extra, ABSENT])))
     dout = within(ref["dout"][:, at], first, b.pixels)
     delta = jnp.sum(dout * within(ref["out"][:, at], first, b.pixels), axis=0, keepdims=True)
     dout = stacked([dout], b.sums, jnp.float32)
-    row = jax.lax.broadcasted_iota(jnp.int32, dout.shape, 0)
-    for n, part in enumerate(parts_of(delta, dtype, 2)):
-        dout = jnp.where(row == b.values + n, -part, dout)
-    dout = dout.astype(dtype)
+    below = {b.values + n: -part for n, part in enumerate(parts_of(delta, dtype, 2))}
+    dout = put_rows(dout, below).astype(dtype)
     ref["dqueries"][...] = jnp.zeros_like(ref["dqueries"])
 
     def block(j, _):

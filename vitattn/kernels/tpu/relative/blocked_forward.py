@@ -22,7 +22,6 @@ from vitattn.kernels.tpu.relative.blocked_terms import (
     at_tile,
     block_of,
     for_block,
-    in_rows,
     keep_keys,
     keep_queries,
     stacked,
@@ -30,6 +29,7 @@ from vitattn.kernels.tpu.relative.blocked_terms import (
 )
 from vitattn.kernels.tpu.relative.blocks import EXTRA, Blocks
 from vitattn.kernels.tpu.relative.shape import ABSENT
+from vitattn.kernels.tpu.shift import put_rows
 from vitattn.kernels.tpu.stages import product
 
 Array = jax.Array
@@ -73,7 +73,7 @@ def _body(b: Blocks, scale: float, ref) -> None:
         value = stacked([block_of(b, ref["v"][...], j)], b.sums, jnp.float32)
         row = jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
         ref["values"][j] = jnp.where(row == b.values, 1.0, value).astype(dtype)
-    extra = in_rows((EXTRA, b.queries), [0.0, 0.0, 0.0, ABSENT])
+    extra = put_rows(jnp.zeros((EXTRA, b.queries), jnp.float32), {3: ABSENT})
     chunks = [slice(n, min(n + _CHUNK, b.keys)) for n in range(0, b.keys, _CHUNK)]
 
     def logits_of(j, chunk: slice, queries: Array) -> Array:

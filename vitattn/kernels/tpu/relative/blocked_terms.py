@@ -59,25 +59,6 @@ def stacked(parts: list[Array], rows: int, dtype) -> Array:
     return jnp.concatenate(whole, axis=0).astype(dtype)
 
 
-def in_rows(shape: tuple[int, int], rows: list[Array | float]) -> Array:
-    """float32 of a shape whose first rows are these, [1, L] or numbers, and zero after them."""
-    row = lax.broadcasted_iota(jnp.int32, shape, 0)
-    out = jnp.zeros(shape, jnp.float32)
-    for n, value in enumerate(rows):
-        out = jnp.where(row == n, value, out)
-    return out
-
-
-def parts_of(x: Array, dtype, count: int) -> list[Array]:
-    """float32 as a sum of numbers of a type that may hold fewer digits."""
-    parts = []
-    for _ in range(count):
-        part = x.astype(dtype).astype(jnp.float32)
-        parts.append(part)
-        x = x - part
-    return parts
-
-
 def block_of(b: Blocks, x: Array, j: int) -> Array:
     """float32 [rows, key lanes] of a block of keys; zero in lanes that are no key of it."""
     first = j * b.rows * b.width

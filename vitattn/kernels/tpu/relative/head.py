@@ -23,7 +23,7 @@ factor goes into the queries, which are few.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -31,8 +31,8 @@ import jax.numpy as jnp
 
 from vitattn.kernels.tpu.registers import SUBLANES, filled
 from vitattn.kernels.tpu.relative.shape import Shape
-from vitattn.kernels.tpu.shift import gather_rows, rows_of, scatter_rows, tiles_of
-from vitattn.kernels.tpu.stages import product
+from vitattn.kernels.tpu.shift import gather_rows, put_rows, rows_of, scatter_rows, tiles_of
+from vitattn.kernels.tpu.stages import parts_of, product
 
 Array = jax.Array
 T = TypeVar("T")
@@ -67,24 +67,6 @@ class Positions(NamedTuple):
     offsets: Offsets | None
 
 
-def _parts(x: Array, dtype: jnp.dtype, count: int) -> list[Array]:
-    """x as a sum of numbers that `dtype` holds."""
-    parts = []
-    for _ in range(count):
-        part = x.astype(dtype).astype(jnp.float32)
-        parts.append(part)
-        x = x - part
-    return parts
-
-
-def _put_rows(x: Array, rows: Mapping[int, Array | float]) -> Array:
-    """x with some of its rows replaced."""
-    row = rows_of(x)
-    for index, value in rows.items():
-        x = jnp.where(row == index, value, x)
-    return x
-
-
 def _stacked(pieces: list[tuple[Array, int]], rows: int) -> Array:
     """One below the other: the first row of a piece is where it says, modulo the 8 of a register,
     and the piece has other rows, which are not taken, before and after those that count.
@@ -114,7 +96,7 @@ def _with_terms(
     first = shape.last % SUBLANES
     size = shape.augmented - (shape.last - first)
     ending = jnp.zeros((size, q.shape[1]), jnp.float32)
-    ending = _put_rows(ending, {first + n: row for n, row in enumerate(last)})
+    ending = put_rows(ending, {first + n: row for n, row in enumerate(last)})
     return _stacked([*pieces, (ending, shape.last)], shape.augmented).astype(dtype)
 
 
@@ -133,7 +115,7 @@ def _kept(x: Array, first: int, size: int) -> Array:
 
 def _with_ones(shape: Shape, v: Array) -> Array:
     """Values [E, L] with two rows of ones below them."""
-    return _put_rows(v, {shape.value_depth: 1.0, shape.value_depth + 1: 1.0})
+    return put_rows(v, {shape.value_depth: 1.0, shape.value_depth + 1: 1.0})
 
 
 def forward(
@@ -198,7 +180,7 @@ def backward(
     `out` is what it returned, rounded or not.
     """
     scaled = q * _LOG2E
-    last = [*(-part for part in _parts(logsumexp, dtype, 3)), 1.0]
+    last = [*(-part for part in parts_of(logsumexp, dtype, 3)), 1.0]
     queries = _with_terms(shape, positions, scaled, last, dtype)
     yield
     augmented = _with_places(positions, k, dtype)  # [A, L]
@@ -236,9 +218,9 @@ def _centred(shape: Shape, v: Array, cotangent: Array, delta: Array, dtype: jnp.
             total = total + values[:, n : n + 1] * cotangent[n : n + 1]
         return total
     values = _with_ones(shape, v).astype(dtype).T[: shape.keys]  # [K, E]
-    beside = enumerate(_parts(delta, dtype, 2))
+    beside = enumerate(parts_of(delta, dtype, 2))
     rows = {shape.value_depth + index: -part for index, part in beside}
-    return product(values, _put_rows(cotangent, rows).astype(dtype))
+    return product(values, put_rows(cotangent, rows).astype(dtype))
 
 
 def _dproducts(shape: Shape, shifts: Array, dqueries: Array) -> Array:

@@ -289,6 +289,22 @@ def position_terms(
     return found[0], found[1]
 
 
+def _each_block(
+    chunks: Chunks, sizes: Sizes, part: Callable[[Any, slice], None], work: Part | None
+) -> None:
+    """Calls `part` with every piece of the channels and block of columns of the window, and `work`
+    with the piece before its first block.
+    """
+
+    def piece(channels: Any) -> None:
+        if work:
+            work(channels)
+        for block in chunks.blocks(sizes.window):
+            part(channels, block)
+
+    chunks.each(piece)
+
+
 def products(
     left: Ref,
     right: Ref,
@@ -320,22 +336,19 @@ def products(
     def start(a: int, b: int) -> Array:
         return begin(a, b) if begin and alone else into(a)[b, :, lanes]
 
-    def part(channels: Any) -> None:
-        if work:
-            work(channels)
-        for block in chunks.blocks(sizes.window):
-            columns = range(sizes.window)[block]
-            held = [right[b, channels, :, lanes] for b in columns]
-            for a in range(sizes.window):
-                x = left[y + 2 * sizes.reach - a, channels, :, lanes]
-                for b, one in zip(columns, held, strict=True):
-                    value = start(a, b) + jnp.sum(x * one, axis=0)
-                    into(a)[b, :, lanes] = end(a, b, value) if alone else value
+    def part(channels: Any, block: slice) -> None:
+        columns = range(sizes.window)[block]
+        held = [right[b, channels, :, lanes] for b in columns]
+        for a in range(sizes.window):
+            x = left[y + 2 * sizes.reach - a, channels, :, lanes]
+            for b, one in zip(columns, held, strict=True):
+                value = start(a, b) + jnp.sum(x * one, axis=0)
+                into(a)[b, :, lanes] = end(a, b, value) if alone else value
 
     if begin and not alone:
         for a, b in pairs:
             into(a)[b, :, lanes] = begin(a, b)
-    chunks.each(part)
+    _each_block(chunks, sizes, part, work)
     if not alone:
         for a, b in pairs:
             into(a)[b, :, lanes] = end(a, b, into(a)[b, :, lanes])
@@ -361,19 +374,15 @@ def pull(
       sizes: of the call.
       work: that is done on the same channels; see `beside`.
     """
-    chunks = Chunks.of(right.shape[1])
 
-    def part(channels: Any) -> None:
-        if work:
-            work(channels)
-        for block in chunks.blocks(sizes.window):
-            held = right[block, channels, :, lanes]
-            for a in range(sizes.window):
-                weight = weights(a)[block, :, lanes]
-                row = y + 2 * sizes.reach - a
-                into[row, channels, :, lanes] += jnp.sum(weight[:, None] * held, axis=0)
+    def part(channels: Any, block: slice) -> None:
+        held = right[block, channels, :, lanes]
+        for a in range(sizes.window):
+            weight = weights(a)[block, :, lanes]
+            row = y + 2 * sizes.reach - a
+            into[row, channels, :, lanes] += jnp.sum(weight[:, None] * held, axis=0)
 
-    chunks.each(part)
+    _each_block(Chunks.of(right.shape[1]), sizes, part, work)
 
 
 def push(
@@ -397,20 +406,16 @@ def push(
       sizes: of the call.
       work: that is done on the same channels; see `beside`.
     """
-    chunks = Chunks.of(into.shape[1])
 
-    def part(channels: Any) -> None:
-        if work:
-            work(channels)
-        for block in chunks.blocks(sizes.window):
-            sums = None
-            for a in range(sizes.window):
-                x = left[y + 2 * sizes.reach - a, channels, :, lanes]
-                product = weights(a)[block, :, lanes][:, None] * x[None]
-                sums = product if sums is None else sums + product
-            into[block, channels, :, lanes] = sums
+    def part(channels: Any, block: slice) -> None:
+        sums = None
+        for a in range(sizes.window):
+            x = left[y + 2 * sizes.reach - a, channels, :, lanes]
+            product = weights(a)[block, :, lanes][:, None] * x[None]
+            sums = product if sums is None else sums + product
+        into[block, channels, :, lanes] = sums
 
-    chunks.each(part)
+    _each_block(Chunks.of(into.shape[1]), sizes, part, work)
 
 
 def shift_back(sums: Ref, into: Ref, valid: Array, sizes: Sizes) -> Part:
