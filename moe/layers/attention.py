@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe.kernels.attention import fits, flash_attention, relative_vector
+from moe.kernels.attention.blocks import MASKED
 from moe.kernels.attention.dropout import keep_mask
 from moe.kernels.attention.plan import Shaped
 from moe.kernels.buckets import MAX_DISTANCE
@@ -36,9 +37,6 @@ from trainlib.sharding.constrain import active, constrain, with_automatic_axes
 from trainlib.sharding.kernels import kernel_mode
 from trainlib.sharding.rules import resolve
 
-# Finite, so that a query without any key gets an even mixture and no NaN: float32 rounds what is
-# added to the logit of such a key away.
-MASKED = -1e9
 # Of queries and keys, the fewer and the more of the two, for the kernel: its blocks have 128 rows,
 # and shorter lengths are padded to that (benchmarks/results/2026-11-29_t5_layers.md).
 LEAST_LENGTHS = 16, 128
@@ -137,18 +135,16 @@ def t5_attention(
 
     Raises:
       InputError: arrays of shapes that do not go together, or of whole numbers where floats are
-        needed; a rate that is no share.
-      ValueError: segments of queries without those of keys, or the reverse; another `dropout_of`.
+        needed; segments of queries without those of keys, or the reverse; a rate that is no share;
+        another `dropout_of`.
     """
     _check(query, key, value, bias_table)
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError("Segments of queries and of keys: give both, or neither.")
     for what, x, like in (("query", query_segments, query), ("key", key_segments, key)):
         if x is not None:
             sizes = {"B": like.shape[0], what[0].upper(): like.shape[1]}
             check_array(f"{what}_segments of t5_attention", x, " ".join(sizes), "real", **sizes)
     if dropout_of not in _DROPOUT_OF:
-        raise ValueError(f"dropout_of={dropout_of!r}: it is of {' or '.join(_DROPOUT_OF)}.")
+        raise InputError(f"dropout_of={dropout_of!r}: it is of {' or '.join(_DROPOUT_OF)}.")
     if not 0 <= dropout_rate < 1:
         raise InputError(f"dropout_rate={dropout_rate}: it is a share, at least 0 and below 1.")
     bias = AttentionBias(

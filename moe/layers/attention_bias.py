@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from moe.kernels.buckets import BUCKETS, MAX_DISTANCE, relative_buckets
+from trainlib.errors import InputError
 from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import constrain
@@ -188,7 +189,7 @@ class AttentionBias:
 
     def __post_init__(self):
         if (self.query_segments is None) != (self.key_segments is None):
-            raise ValueError("Segments are those of queries and keys: both are needed, or neither.")
+            raise InputError("Segments are those of queries and keys: both are needed, or neither.")
 
     @classmethod
     def of(

@@ -178,9 +178,9 @@ def test_when_a_tpu_gets_the_kernel(queries, keys, kernels, options, taken):
 
 def test_what_is_asked_for_wrongly_is_refused():
     given = operands(CASES[0])
-    with pytest.raises(ValueError, match="both, or neither"):
+    with pytest.raises(InputError, match="are needed, or neither"):
         t5_attention(**given, query_segments=jnp.ones((BATCH, 10), jnp.int32))
-    with pytest.raises(ValueError, match="keys or pairs"):
+    with pytest.raises(InputError, match="keys or pairs"):
         t5_attention(**given, dropout_of="heads")
     with pytest.raises(InputError, match="a share"):
         t5_attention(**given, dropout_rate=1.0, dropout_key=jax.random.key(0))
