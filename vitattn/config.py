@@ -16,7 +16,7 @@ from trainlib import config as config_lib
 from trainlib import extension, patterns
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
-from vitattn.task import TASKS
+from vitattn.task import TASKS, by_name
 
 # Sharding of the weights -> mesh axis of each logical axis that it decides about.
 RULES = {
@@ -40,15 +40,14 @@ WHOLE_AXES = (
 # All weights but those of batch normalisation decay, as in the public TPU ResNet.
 DECAYED = r"^(?!.*norm)"
 
+DEFAULT_TASK = "classification"
+
 NEWEST = whole(1, also={0: "the newest"})
 
 GENERAL = config_lib.COMMON | {
     # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
-    "task": key("classification", "what the model learns", extension.named(*TASKS)),
-    "label_smoothing": key(
-        0.0, "probability mass spread evenly over all classes", number(0, below=1)
-    ),
+    "task": key(DEFAULT_TASK, "what the model learns", extension.named(*TASKS)),
     "ema_decay": key(
         0.0,
         "decay of the moving average of weights that is evaluated; 0 = off",
@@ -76,6 +75,9 @@ GENERAL = config_lib.COMMON | {
     # What the paper prints.
     "published.top1": key(0.0, "top-1 accuracy of the paper, percent", number(0, 100)),
     "published.top5": key(0.0, "top-5 accuracy of the paper, percent", number(0, 100)),
+    "published.ap": key(0.0, "COCO AP of the paper, percent", number(0, 100)),
+    "published.ap50": key(0.0, "AP at an IoU of 0.5, percent", number(0, 100)),
+    "published.ap75": key(0.0, "AP at an IoU of 0.75, percent", number(0, 100)),
     "published.params": key("", "parameters as the paper prints them", text(0, 200)),
     "published.gflops": key(0.0, "GFLOP of one forward pass as the paper prints them", number(0)),
     "published.source": key("", "paper and table of the published figures", text(0, 200)),
@@ -109,30 +111,30 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
     """All keys: dotted name -> (default, meaning), with what each takes.
 
     Args:
-      values: dotted values known so far; `model.name` and `model.*.kind` decide which model keys
+      values: dotted values known so far; `task`, `model.name` and `model.*.kind` decide which keys
         exist.
     """
-    from vitattn.data import data_defaults
-
+    values = values or {}
     return {
         **GENERAL,
-        **config_lib.prefixed("model", model_schema(values or {})),
-        **config_lib.prefixed("data", data_defaults()),
+        **by_name(values.get("task", DEFAULT_TASK)).settings(),
+        **config_lib.prefixed("model", model_schema(values)),
         **config_lib.prefixed("optimizer", optimizers.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),
     }
 
 
-def default_config(model: str = "resnet", **kinds: str) -> ConfigDict:
+def default_config(model: str = "resnet", task: str = DEFAULT_TASK, **kinds: str) -> ConfigDict:
     """The locked defaults of a model, for a configuration file to fill in.
 
     Args:
       model: a name of `vitattn.models.MODELS`.
+      task: a name of `vitattn.task.TASKS`.
       **kinds: which dataclass a nested field takes, for example `attention="augmented"`, or
         `attention="my_layers:AxialConfig"` of a module of one's own.
     """
     values = {f"model.{field}.kind": kind for field, kind in kinds.items()}
-    config = config_lib.from_schema(schema({"model.name": model, **values}))
+    config = config_lib.from_schema(schema({"task": task, "model.name": model, **values}))
     config.optimizer.decay_pattern = DECAYED
     return config
 
@@ -161,3 +163,4 @@ def check(config: ConfigDict, batch_parts: int) -> None:
     """
     config_lib.check_values(config, schema(config_lib.flatten(config)))
     config_lib.check_common(config, batch_parts)
+    by_name(config.task).check(config)

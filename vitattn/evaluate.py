@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from trainlib.errors import ConfigError, shown
@@ -32,21 +33,26 @@ def run(
       config: the configuration of the run.
       workdir: where its checkpoints are, or a directory that `launch.export` wrote.
       at_step: which step; None is the newest.
-      write_predictions: refused; there is no leader board for these tasks.
+      write_predictions: directory for the files of predictions, of tasks that have any; None is
+        the workdir.
 
     Returns:
       "step", "split" and the names of `Evaluation.flat`.
 
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
-      ConfigError: a step of an export, or a directory for predictions.
+      ConfigError: a step of an export, or a directory for predictions of a task without any.
       DataError: the data have a class that the model was not trained on.
     """
-    if write_predictions is not None:
-        raise ConfigError("--write_predictions is for runs of family moe.")
+    task = task_of(config)
+    if write_predictions is not None and not task.WRITES_PREDICTIONS:
+        raise ConfigError(
+            f"--write_predictions: the task {config.task} has no predictions to write. It is for "
+            "detection, and for runs of family moe."
+        )
     if is_export(workdir):
         check_size(config)
-    plan, task = make(config), task_of(config)
+    plan = make(config)
     at_step, names = class_names.of_model(workdir, at_step, plan.model.num_classes)
     source, matched = task.open_evaluation(plan, names, workdir)
     for line in source.left_out:
@@ -54,6 +60,10 @@ def run(
     loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     eval_step = step.compile_eval(task.make_evaluate(plan), plan)
     result = task.over_split(eval_step, loaded.params, loaded.model_state, source, plan)
-    rows = [("step", loaded.step), *result.rows(config), ("labels", matched)]
+    written = {}
+    if jax.process_index() == 0:
+        written = result.write(write_predictions or workdir)
+    files = [(label, shown(file)) for label, file in written.items()]
+    rows = [("step", loaded.step), *result.rows(config), ("labels", matched), *files]
     print(summary(f"{config.name} on {shown(config.data.source)}", rows))
     return {"step": loaded.step, "split": config.data.eval_split, **result.flat()}

@@ -10,9 +10,8 @@ Letters: B images, H W image, C classes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,14 +29,13 @@ from trainlib.model import statistics, weights
 from vitattn import config as vision
 from vitattn.answers import Answer
 from vitattn.classification.prediction import ClassProbability, Prediction
-from vitattn.data.catalog import statistics as pixel_statistics
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.given import OneImage, gather
 from vitattn.labels import class_names
 from vitattn.models import Model, build, configure, named
 from vitattn.models.counts import check_size
 from vitattn.predict import BATCH, answers, no_answer
-from vitattn.task import Task, task_of
+from vitattn.task import task_of
 
 __all__ = ["ClassProbability", "LoadedModel", "Prediction", "create_model", "list_models", "load"]
 
@@ -171,7 +169,9 @@ class LoadedModel:
     def __init__(self, model: Model, config: ConfigDict, step: int, names: tuple[str, ...]):
         self.model, self.config, self.step, self.class_names = model, config, step, names
         self.image_size = configure(config.model).size
-        self.mean, self.std = pixel_statistics(config.data)
+        self._task = task_of(config)
+        self.mean, self.std = self._task.statistics(config.data)
+        self._apply = jax.jit(_applied(self._task.make_predict(config)), static_argnums=0)
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -188,7 +188,7 @@ class LoadedModel:
     def predict(self, images: Any) -> Any: ...
 
     def predict(self, images: Any) -> Any:
-        """Classifies images, as `launch.predict` does.
+        """Answers images, as `launch.predict` does.
 
         Args:
           images: one image, or a list of them. An image is a path, a picture of Pillow, the bytes
@@ -197,7 +197,8 @@ class LoadedModel:
             below it.
 
         Returns:
-          A `Prediction`, or for a list one for each image, in order.
+          What the task of the run gives for an image: a `Prediction` of a classifier; for a list,
+          one for each image, in order.
 
         Raises:
           DataError: what is no image, or images that cannot be read; it names each.
@@ -208,17 +209,14 @@ class LoadedModel:
         """
         given, single = gather(images)
         size = min(BATCH, 1 << (len(given) - 1).bit_length()) if given else 1
-        task = task_of(self.config)
         graphdef, state = nnx.split(self.model)
 
         def outputs(batch: np.ndarray) -> dict[str, Any]:
-            return {"outputs": jax.device_get(_apply(task, graphdef, state, batch)), "maps": {}}
+            return {"outputs": jax.device_get(self._apply(graphdef, state, batch)), "maps": {}}
 
         results = [
-            Prediction(
-                answer.outputs["probabilities"],
-                self.class_names,
-                image if isinstance(image, Path) else None,
+            self._task.answer(
+                answer.outputs, self.class_names, image if isinstance(image, Path) else None
             )
             for image, answer in zip(given, self._read(given, size, outputs), strict=True)
         ]
@@ -248,7 +246,8 @@ class LoadedModel:
         data = self.config.data.copy_and_resolve_references()
         data.workers = 0  # processes that are started anew would run the caller's script again
         source, unread = Unlabelled(given, self.mean, self.std), []
-        with contextlib.closing(answers(source, data, self.image_size, size, outputs)) as stream:
+        stream = answers(self._task, source, data, self.image_size, size, outputs)
+        with contextlib.closing(stream):
             for answer in stream if given else ():
                 if answer.error:
                     unread.append(f"{source.describe(answer.record)} {answer.error}")
@@ -257,6 +256,8 @@ class LoadedModel:
             raise no_answer(unread, len(given))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(task: Task, graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> Any:
-    return task.predict(nnx.merge(graphdef, state), images)
+def _applied(predict: Callable[..., Any]) -> Callable[[nnx.GraphDef, nnx.State, Any], Any]:
+    def apply(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> Any:
+        return predict(nnx.merge(graphdef, state), images)
+
+    return apply

@@ -7,10 +7,11 @@ Commands of both families ask here. The loss of classification itself is in
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
-from trainlib.step.step import Batch, LossFn, Sums
+from trainlib.step.step import Batch, LossFn
 from vitattn.models import ModelConfig
 from vitattn.task import task_of
 
@@ -25,6 +26,6 @@ def make_loss(plan: Plan[ModelConfig]) -> LossFn:
     return task_of(plan.config).make_loss(plan)
 
 
-def make_evaluate(plan: Plan[ModelConfig]) -> Callable[[Arrays, Arrays, Batch], Sums]:
-    """Returns the metrics of a batch: `(params, model_state, batch) -> sums`."""
+def make_evaluate(plan: Plan[ModelConfig]) -> Callable[[Arrays, Arrays, Batch], Any]:
+    """Returns what evaluation computes of a batch: `(params, model_state, batch) -> arrays`."""
     return task_of(plan.config).make_evaluate(plan)

@@ -28,8 +28,6 @@ from trainlib.step.plan import Plan
 from vitattn.analysis import attention_picture
 from vitattn.analysis.attention_picture import Picture
 from vitattn.answers import Answer, printed, renderer
-from vitattn.data import eval_batches
-from vitattn.data.catalog import statistics
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.files import find_images
 from vitattn.images.size import Size
@@ -98,10 +96,10 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if not request.as_json:
         print(f"{shown(config.name)}, step {loaded.step}")
     size = batch_size(len(paths), plan, picture)
-    mean, std = statistics(config.data)
+    mean, std = task.statistics(config.data)
     source = Unlabelled(paths, mean, std)
     rows, unread = [], []
-    stream = answers(source, config.data, plan.model.size, size, predict)
+    stream = answers(task, source, config.data, plan.model.size, size, predict)
     with contextlib.closing(stream):
         render = renderer(task, paths, names, request.as_json)
         many = len(paths) > max(BATCH, size)
@@ -167,19 +165,21 @@ def make_predict(
 
     Its result is {"outputs": those of the task, [B, ...] each, "maps": {layer: f32 [B, N, h, w]}}.
     """
+    of_images = task.make_predict(plan.config)
 
     def predict(params: Arrays, model_state: Arrays, batch: step.Batch) -> dict[str, Any]:
         model = plan.abstract.bind(params, model_state)
         maps: dict[str, jax.Array] = {}
         if picture is not None:
             picture.watch(model, maps)
-        outputs = task.predict(model, batch["image"])
+        outputs = of_images(model, batch["image"])
         return {"outputs": outputs, "maps": maps}
 
     return predict
 
 
 def answers(
+    task: Task,
     source: Unlabelled,
     data: ConfigDict,
     image_size: Size,
@@ -189,6 +189,7 @@ def answers(
     """Yields an answer for each image of `source`, in order.
 
     Args:
+      task: what the model learned.
       source: the images.
       data: the `data` section of the configuration that the model was trained with.
       image_size: of the model, in pixels.
@@ -199,17 +200,19 @@ def answers(
     data.max_bad_fraction = 1.0  # every image was asked for: all are tried
     if len(source) <= FEW_IMAGES:
         data.workers = 0
-    with eval_batches(source, data, size, 0, 1, image_size) as batches:
+    with task.image_batches(source, data, size, image_size) as batches:
         for batch in batches:
             result = predict(batch["image"])
             reasons = dict(batches.bad)
             for number, record in enumerate(batch["index"].tolist()):
                 if record >= 0:
-                    unread = not batch["weight"][number]
+                    example = {name: array[number] for name, array in batch.items()}
+                    unread = not example["weight"]
+                    outputs = {name: array[number] for name, array in result["outputs"].items()}
                     yield Answer(
                         record,
                         reasons[source.describe(record)] if unread else "",
-                        batch["image"][number],
-                        {name: array[number] for name, array in result["outputs"].items()},
+                        example["image"],
+                        task.finish(outputs, example) if outputs else outputs,
                         {name: array[number] for name, array in result["maps"].items()},
                     )

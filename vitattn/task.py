@@ -20,9 +20,12 @@ from trainlib.data.batches import Batches
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
-from trainlib.step.step import Batch, LossFn, Sums
+from trainlib.step.step import Batch, LossFn
 from vitattn.classification import task as classification
 from vitattn.data import Source
+from vitattn.data.unlabelled import Unlabelled
+from vitattn.images.decode import Rgb
+from vitattn.images.size import Size
 from vitattn.labels.class_names import ModelNames, Names
 from vitattn.models import ModelConfig
 
@@ -40,6 +43,10 @@ class Evaluation(Protocol):
 
     def rows(self, config: ConfigDict) -> list[tuple[str, str]]:
         """Returns the rows of a printed summary: label, text."""
+        ...
+
+    def write(self, directory: Path) -> dict[str, Path]:
+        """Writes what belongs to the result beside its numbers; returns label -> file."""
         ...
 
 
@@ -70,7 +77,37 @@ class Task(Protocol):
         """Names in `Evaluation.flat` by which the best checkpoint can be chosen."""
         ...
 
+    @property
+    def WRITES_PREDICTIONS(self) -> bool:
+        """Whether `Evaluation.write` has files of predictions to write."""
+        ...
+
+    # ---------------------------------------------------------------- configuration
+    def settings(self) -> dict[str, tuple[Any, str]]:
+        """Returns the configuration keys that runs of this task have beside those of all runs, the
+        section `data.` among them: dotted name -> (default, meaning).
+        """
+        ...
+
+    def check(self, config: ConfigDict) -> None:
+        """Refuses a model or settings that this task cannot use.
+
+        Raises:
+          ConfigError: names the key, its value and what is allowed.
+        """
+        ...
+
     # ---------------------------------------------------------------- data
+    def make_source(self, config: ConfigDict, split: str) -> Source:
+        """Opens a split of the data set that the section `data` of a configuration names."""
+        ...
+
+    def statistics(self, config: ConfigDict) -> tuple[Rgb, Rgb]:
+        """Returns mean and standard deviation by which images are normalised, in units of the full
+        range, from the section `data` of a configuration; the data need not be there.
+        """
+        ...
+
     def open_training(self, plan: Plan[ModelConfig]) -> Splits:
         """Opens the splits of a training run, and checks that model and settings fit them."""
         ...
@@ -88,6 +125,14 @@ class Task(Protocol):
         """Returns this process's training batches from number `start` on, without end."""
         ...
 
+    def image_batches(
+        self, source: Unlabelled, config: ConfigDict, batch_size: int, image_size: Size
+    ) -> Batches:
+        """Returns batches of images without labels, once and in order, made as those of evaluation
+        are; `config` is the section `data` of a configuration.
+        """
+        ...
+
     # ---------------------------------------------------------------- training and evaluation
     def fields(self, plan: Plan[ModelConfig]) -> tuple[str, ...]:
         """Returns the names of the arrays of a batch that the loss reads."""
@@ -101,13 +146,15 @@ class Task(Protocol):
         """Returns the training loss as a pure function."""
         ...
 
-    def make_evaluate(self, plan: Plan[ModelConfig]) -> Callable[[Arrays, Arrays, Batch], Sums]:
-        """Returns what is computed on the devices for each batch of an evaluation."""
+    def make_evaluate(self, plan: Plan[ModelConfig]) -> Callable[[Arrays, Arrays, Batch], Any]:
+        """Returns what is computed on the devices for each batch of an evaluation: sums, or other
+        arrays that `over_split` understands.
+        """
         ...
 
     def over_split(
         self,
-        eval_step: Callable[[Arrays, Arrays, Batch], Sums],
+        eval_step: Callable[[Arrays, Arrays, Batch], Any],
         params: Arrays,
         model_state: Arrays,
         source: Source,
@@ -118,8 +165,28 @@ class Task(Protocol):
         ...
 
     # ---------------------------------------------------------------- prediction
-    def predict(self, model: Callable[..., Any], images: jax.Array) -> dict[str, jax.Array]:
-        """Applies a bound model to normalised images f32 [B, H, W, 3]: name -> [B, ...]."""
+    def make_predict(
+        self, config: ConfigDict
+    ) -> Callable[[Callable[..., Any], jax.Array], dict[str, jax.Array]]:
+        """Returns a pure function `(bound model, normalised images f32 [B, H, W, 3]) -> {name:
+        [B, ...]}`, as the whole configuration of the run asks for it.
+        """
+        ...
+
+    def finish(
+        self, outputs: Mapping[str, np.ndarray], example: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Returns what `make_predict`'s function gave for one image in terms of the image that was
+        given; `example` is its part of a batch of `image_batches`.
+        """
+        ...
+
+    def answer(
+        self, outputs: Mapping[str, np.ndarray], names: Sequence[str], image: Path | None
+    ) -> Any:
+        """Returns the finished prediction for one image as an object for callers of the library;
+        `image` is the file that was read, None where it was in memory.
+        """
         ...
 
     def as_lines(self, outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
@@ -135,28 +202,38 @@ class Task(Protocol):
         ...
 
 
-_PARTS = ("MEASURED", *(name for name in vars(Task) if not name.startswith("_") and name.islower()))
+_PARTS = (
+    "MEASURED",
+    "WRITES_PREDICTIONS",
+    *(name for name in vars(Task) if not name.startswith("_") and name.islower()),
+)
 
 TASKS: dict[str, Task] = {"classification": classification}
 
 
 def task_of(config: ConfigDict) -> Task:
-    """Returns the task that a configuration asks for.
+    """Returns the task that a configuration asks for; see `by_name`."""
+    return by_name(config.task)
 
-    `config.task` is a name of `TASKS`, or MODULE:NAME of a task of one's own (for a module that is
-    one itself: PACKAGE:MODULE).
+
+def by_name(name: str) -> Task:
+    """Returns a task.
+
+    Args:
+      name: of `TASKS`, or MODULE:NAME of a task of one's own (for a module that is one itself:
+        PACKAGE:MODULE).
 
     Raises:
       ConfigError: no such task, or not everything of one.
     """
-    if config.task in TASKS:
-        return TASKS[config.task]
-    if not extension.is_reference(config.task):
-        raise one_of("task", config.task, TASKS)
-    task = extension.load(config.task, "task")
-    if missing := [name for name in _PARTS if not hasattr(task, name)]:
+    if name in TASKS:
+        return TASKS[name]
+    if not extension.is_reference(name):
+        raise one_of("task", name, TASKS)
+    task = extension.load(name, "task")
+    if missing := [part for part in _PARTS if not hasattr(task, part)]:
         raise ConfigError(
-            f"task='{config.task}' is no task: it lacks {', '.join(missing)}. A task is a module, "
+            f"task='{name}' is no task: it lacks {', '.join(missing)}. A task is a module, "
             "or an object, with everything in vitattn.task.Task."
         )
     return task

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from trainlib.step import step, train_state
 from trainlib.step.plan import Plan
 from trainlib.step.profile import Steps
 from trainlib.step.schedules import settle_epochs
-from trainlib.step.step import Batch, Sums
+from trainlib.step.step import Batch
 from trainlib.step.train_state import TrainState
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import Names
@@ -115,7 +116,7 @@ def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
 
 def evaluate_state(
     task: Task,
-    eval_step: Callable[[Arrays, Arrays, Batch], Sums],
+    eval_step: Callable[[Arrays, Arrays, Batch], Any],
     splits: Splits,
     plan: Plan[ModelConfig],
     between: Callable[[], object],

@@ -1,7 +1,7 @@
 """Sets dotted keys of a configuration: those of a command line, a Python caller and a variant.
 
-Most keys take a value and that is all. `model.name` and every `*.kind` decide which other keys
-exist, so that setting one builds the configuration anew.
+Most keys take a value and that is all. `task`, `model.name` and every `*.kind` decide which
+other keys exist, so that setting one builds the configuration anew.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _one_length(config: ConfigDict, values: Mapping[str, Any], where: str) -> Ma
 
 
 def _decides(key: str) -> bool:
-    return key == "model.name" or key.endswith(".kind")
+    return key in ("task", "model.name") or key.endswith(".kind")
 
 
 def _rebuilt(

@@ -32,7 +32,7 @@ def checkpoint_bytes(plan: Any) -> int:
 def data(config: ConfigDict) -> Finding:
     """The training split can be opened."""
     start = time.monotonic()
-    source = families.of(config).data.make_source(config.data, "train")
+    source = families.of(config).open_split(config, "train")
     seconds = time.monotonic() - start
     text = f"{config.data.source}: {len(source):,} training records, opened in {seconds:.1f} s"
     return Finding("data", OK, text, DataError.exit_code)

@@ -40,11 +40,10 @@ class Vision:
 
         return objective
 
-    @property
-    def data(self) -> protocol.Data:
-        from vitattn import data
+    def open_split(self, config: ConfigDict, split: str) -> protocol.Source:
+        from vitattn.task import task_of
 
-        return data
+        return task_of(config).make_source(config.data, split)
 
     @property
     def train(self) -> protocol.Training:
@@ -123,11 +122,10 @@ class Language:
 
         return objective
 
-    @property
-    def data(self) -> protocol.Data:
-        from moe import data
+    def open_split(self, config: ConfigDict, split: str) -> protocol.Source:
+        from moe.data import make_source
 
-        return data
+        return make_source(config.data, split)
 
     @property
     def train(self) -> protocol.Training:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainlib.model.weights import Abstract, Arrays
     from trainlib.step.plan import Plan
     from trainlib.step.profile import Steps
-    from trainlib.step.step import Batch, LossFn, Sums
+    from trainlib.step.step import Batch, LossFn
 
 Fail = Callable[[str], NoReturn]  # `argparse.ArgumentParser.error`
 Serving = tuple[Callable[..., Any], dict[str, tuple[tuple, str]], dict[str, Any]]
@@ -59,8 +59,8 @@ class Objective(Protocol):
         """`(params, model_state, batch, key) -> (mean loss, LossOutput)`."""
         ...
 
-    def make_evaluate(self, plan: Plan[Any]) -> Callable[[Arrays, Arrays, Batch], Sums]:
-        """`(params, model_state, batch) -> sums`."""
+    def make_evaluate(self, plan: Plan[Any]) -> Callable[[Arrays, Arrays, Batch], Any]:
+        """`(params, model_state, batch) -> sums`, or other arrays of a batch."""
         ...
 
 
@@ -68,14 +68,6 @@ class Source(Protocol):
     """A split of a data set."""
 
     def __len__(self) -> int: ...
-
-
-class Data(Protocol):
-    """`data`: the data sets."""
-
-    def make_source(self, config: ConfigDict, split: str) -> Source:
-        """Opens a split of a data set; `config` is the section `data` of a configuration."""
-        ...
 
 
 class Training(Protocol):
@@ -100,8 +92,7 @@ class Evaluating(Protocol):
     ) -> dict[str, Any]:
         """Prints and returns what the step (None: the newest) reaches.
 
-        `write_predictions` is a directory for the answers to all tasks; families without such
-        tasks refuse it.
+        `write_predictions` is a directory for the answers; tasks without such files refuse it.
         """
         ...
 
@@ -216,8 +207,9 @@ class Family(Protocol):
     @property
     def objective(self) -> Objective: ...
 
-    @property
-    def data(self) -> Data: ...
+    def open_split(self, config: ConfigDict, split: str) -> Source:
+        """Opens a split of the data set of a configuration."""
+        ...
 
     @property
     def train(self) -> Training: ...

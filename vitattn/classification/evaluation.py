@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from vitattn.models import ModelConfig
 
 # Fields of an `Evaluation` by which the best checkpoint can be chosen.
 MEASURED = ("loss", "top1", "top5")
+WRITES_PREDICTIONS = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Evaluation:
             ("loss", f"{self.loss:.4f}"),
             ("evaluated on", f"{self.examples:,} images ({config.data.eval_split} split)"),
         ]
+
+    def write(self, directory: Path) -> dict[str, Path]:
+        """Writes nothing: the numbers are all there is."""
+        return {}
 
 
 def over_split(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from trainlib.errors import shown
 from trainlib.keys import fit, whole
@@ -19,17 +20,22 @@ from trainlib.keys import fit, whole
 TOP = 5  # classes that are printed
 
 
-def predict(model: Callable[..., jax.Array], images: jax.Array) -> dict[str, jax.Array]:
-    """Applies a bound model.
-
-    Args:
-      model: with its weights and running statistics.
-      images: f32 [B, H, W, 3], normalised.
-
-    Returns:
-      {"probabilities": f32 [B, C]}.
+def make_predict(config: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `(bound model, normalised images f32 [B, H, W, 3]) -> {"probabilities": f32 [B,
+    C]}`, the same for every configuration.
     """
+    return _probabilities
+
+
+def _probabilities(model: Callable[..., jax.Array], images: jax.Array) -> dict[str, jax.Array]:
     return {"probabilities": jax.nn.softmax(model(images, train=False))}
+
+
+def finish(
+    outputs: Mapping[str, np.ndarray], example: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of one image: they are of all of it, however it was resized."""
+    return dict(outputs)
 
 
 def likeliest(probabilities: np.ndarray, most: int = TOP) -> list[int]:
@@ -92,11 +98,18 @@ class Prediction:
         return f"Prediction({words})"
 
 
+def answer(
+    outputs: Mapping[str, np.ndarray], names: Sequence[str], image: Path | None
+) -> Prediction:
+    """Returns the prediction for one image as an object; see `vitattn.task.Task.answer`."""
+    return Prediction(outputs["probabilities"], tuple(names), image)
+
+
 def as_lines(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
     """Returns lines for people.
 
     Args:
-      outputs: what `predict` returned for one image: {"probabilities": f32 [C]}.
+      outputs: of one image, finished: {"probabilities": f32 [C]}.
       names: of the classes, printable.
     """
     probabilities = outputs["probabilities"]
@@ -107,7 +120,7 @@ def as_record(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[s
     """Returns the fields of a JSON object: the likeliest classes with number, name, probability.
 
     Args:
-      outputs: what `predict` returned for one image: {"probabilities": f32 [C]}.
+      outputs: of one image, finished: {"probabilities": f32 [C]}.
       names: of the classes, as Unicode.
     """
     probabilities = outputs["probabilities"]

@@ -9,11 +9,14 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from trainlib.data.batches import Batches
 from trainlib.step.plan import Plan
 from vitattn import data
 from vitattn.data import Source
+from vitattn.data.unlabelled import Unlabelled
+from vitattn.images.size import Size
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import ModelNames, Names
 from vitattn.models import ModelConfig
@@ -81,3 +84,10 @@ def train_batches(plan: Plan[ModelConfig], source: Source, start: int) -> Batche
     return data.train_batches(
         source, config.data, config.batch_size, config.seed, start, *process, plan.model.size
     )
+
+
+def image_batches(
+    source: Unlabelled, config: ConfigDict, batch_size: int, image_size: Size
+) -> Batches:
+    """Returns batches of images without labels, once and in order, of this process alone."""
+    return data.eval_batches(source, config, batch_size, 0, 1, image_size)
