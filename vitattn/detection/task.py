@@ -1,0 +1,45 @@
+"""Detection as a task: boxes with a class. See `vitattn.task.Task`."""
+
+from vitattn.detection.answers.prediction import (
+    answer,
+    as_lines,
+    as_record,
+    caption,
+    finish,
+    make_predict,
+)
+from vitattn.detection.data.catalog import make_source, statistics
+from vitattn.detection.evaluation.evaluation import MEASURED, WRITES_PREDICTIONS, over_split
+from vitattn.detection.input.pipeline import image_batches
+from vitattn.detection.input.splits import open_evaluation, open_training, train_batches
+from vitattn.detection.objective.objective import (
+    abstract_batch,
+    fields,
+    make_evaluate,
+    make_loss,
+)
+from vitattn.detection.settings import check, settings
+
+__all__ = [
+    "MEASURED",
+    "WRITES_PREDICTIONS",
+    "abstract_batch",
+    "answer",
+    "as_lines",
+    "as_record",
+    "caption",
+    "check",
+    "fields",
+    "finish",
+    "image_batches",
+    "make_evaluate",
+    "make_loss",
+    "make_predict",
+    "make_source",
+    "open_evaluation",
+    "open_training",
+    "over_split",
+    "settings",
+    "statistics",
+    "train_batches",
+]
