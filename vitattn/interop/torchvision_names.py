@@ -1,5 +1,6 @@
 """torchvision's ResNets: their names, how a file of weights tells which one it is, and what their
-format cannot hold.
+format cannot hold. The ResNet in its detectors has the same names behind a prefix; `body_entries`
+and `set_body` are of both.
 
 torchvision stores convolutions [out, in, height, width] and matrices [out, in]; ours are
 [height, width, in, out] and [in, out]. Its ResNets have the stride in the 3x3 convolution and
@@ -44,12 +45,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @functools.lru_cache
-def variance(eps: float) -> Transform:
+def variance(eps: float, theirs: float = EPS) -> Transform:
     """Running variances for an epsilon of ours that is another one than torch's."""
-    if eps == EPS:
+    if eps == theirs:
         return SAME
     # In float64: the difference itself must not be rounded to the spacing of a large variance.
-    more = eps - EPS
+    more = eps - theirs
 
     def moved(x: Any, by: float) -> Any:
         return (x.astype(np.float64) + by).astype(x.dtype) if isinstance(x, np.ndarray) else x
@@ -74,24 +75,7 @@ def layout(config: ConfigDict, facts: Mapping[str, Any]) -> Layout:
             f"torchvision's names are those of plain ResNets, which have no {'; no '.join(wrong)}. "
             "Use --names=own."
         )
-    entries: list[Entry] = []
-    forms = {"running_var": variance(model.bn_eps)}
-
-    def normed(conv: str, norm: str, our_conv: str, our_norm: str) -> None:
-        entries.append(Entry(f"{conv}.weight", f"{our_conv}.kernel", (), KERNEL))
-        for theirs, ours in _NORM.items():
-            form = forms.get(theirs, SAME)
-            entries.append(Entry(f"{norm}.{theirs}", f"{our_norm}.{ours}", (), form))
-
-    normed("conv1", "bn1", "stem.conv", "stem.norm")
-    for number, (stage, count) in enumerate(zip(STAGES, _blocks(model), strict=True), 1):
-        for block in range(count):
-            theirs, ours = f"layer{number}.{block}", f"conv{stage}_x.{block}"
-            for i in range(1, 4 if model.bottleneck else 3):
-                normed(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}.conv{i}", f"{ours}.norm{i}")
-            if block == 0 and (model.bottleneck or number > 1):
-                down, shortcut = f"{theirs}.downsample", f"{ours}.shortcut"
-                normed(f"{down}.0", f"{down}.1", f"{shortcut}.conv", f"{shortcut}.norm")
+    entries = body_entries(model, variance(model.bn_eps))
     entries.append(Entry("fc.weight", "head.kernel", (), TRANSPOSED))
     entries.append(Entry("fc.bias", "head.bias", (), SAME))
     image = dict(facts) | {"size": list(model.size), "axes": "[batch, 3, height, width]"}
@@ -103,6 +87,37 @@ def layout(config: ConfigDict, facts: Mapping[str, Any]) -> Layout:
         _notes(model, facts),
         "torchvision",
     )
+
+
+def body_entries(
+    model: ResNetConfig, variances: Transform, theirs: str = "", ours: str = ""
+) -> list[Entry]:
+    """The table of a plain ResNet without its head.
+
+    Args:
+      model: what it is.
+      variances: how their running variances become ours.
+      theirs: what stands before torchvision's names, such as "backbone.body.".
+      ours: what stands before ours.
+    """
+    entries: list[Entry] = []
+
+    def normed(conv: str, norm: str, our_conv: str, our_norm: str) -> None:
+        entries.append(Entry(f"{theirs}{conv}.weight", f"{ours}{our_conv}.kernel", (), KERNEL))
+        for part, our_part in _NORM.items():
+            form = variances if part == "running_var" else SAME
+            entries.append(Entry(f"{theirs}{norm}.{part}", f"{ours}{our_norm}.{our_part}", (), form))
+
+    normed("conv1", "bn1", "stem.conv", "stem.norm")
+    for number, (stage, count) in enumerate(zip(STAGES, _blocks(model), strict=True), 1):
+        for block in range(count):
+            there, here = f"layer{number}.{block}", f"conv{stage}_x.{block}"
+            for i in range(1, 4 if model.bottleneck else 3):
+                normed(f"{there}.conv{i}", f"{there}.bn{i}", f"{here}.conv{i}", f"{here}.norm{i}")
+            if block == 0 and (model.bottleneck or number > 1):
+                down, shortcut = f"{there}.downsample", f"{here}.shortcut"
+                normed(f"{down}.0", f"{down}.1", f"{shortcut}.conv", f"{shortcut}.norm")
+    return entries
 
 
 def _notes(model: ResNetConfig, facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,6 +168,26 @@ def recognise(shapes: Shapes, path: Path, config: ConfigDict) -> None:
     Raises:
       CheckpointError: no ResNet in these names, or one that this package has not; says which.
     """
+    depth = set_body(shapes, path, config)
+    config.name = f"torchvision_resnet{depth or ''}"
+    config.model.num_classes = shapes["fc.weight"][0]
+
+
+def set_body(shapes: Shapes, path: Path, config: ConfigDict, *, head: bool = True) -> int | None:
+    """Sets depth, blocks and width of a configuration to those of a ResNet.
+
+    Args:
+      shapes: of its tensors, in torchvision's names.
+      path: of the file, for messages.
+      config: with the keys `model.depth`, `model.blocks` and `model.width`.
+      head: whether there has to be a classifier.
+
+    Returns:
+      The depth, or None where `model.blocks` says it.
+
+    Raises:
+      CheckpointError: no ResNet in these names, or one that this package has not; says which.
+    """
     names = [re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv1\.weight", name) for name in shapes]
     blocks = [len({m[2] for m in names if m and m[1] == str(number)}) for number in range(1, 5)]
     if not all(blocks) or len(shapes.get("conv1.weight", ())) != 4:
@@ -160,16 +195,15 @@ def recognise(shapes: Shapes, path: Path, config: ConfigDict) -> None:
             f"{shown(path)} holds no ResNet in torchvision's names{_first(shapes)}."
             f"{strip_advice(prefix_before(['layer1.0.conv1.weight', 'conv1.weight'], shapes))}"
         )
-    _check_kind(shapes, path)
+    _check_kind(shapes, path, head)
     bottleneck = "layer1.0.conv3.weight" in shapes
     depths = {value: depth for depth, value in DEPTHS.items()}
     depth = depths.get((bottleneck, tuple(blocks)))
-    config.name = f"torchvision_resnet{depth or ''}"
     config.model.depth = depth or (50 if bottleneck else 18)
     if depth is None:
         config.model.blocks = tuple(blocks)
     config.model.width = shapes["conv1.weight"][0] / STAGE_WIDTHS[0]
-    config.model.num_classes = shapes["fc.weight"][0]
+    return depth
 
 
 def _first(shapes: Shapes) -> str:
@@ -177,11 +211,11 @@ def _first(shapes: Shapes) -> str:
     return f"; it holds {len(shapes)} tensors: {', '.join(names)}, .." if names else ""
 
 
-def _check_kind(shapes: Shapes, path: Path) -> None:
+def _check_kind(shapes: Shapes, path: Path, head: bool) -> None:
     """Refuses relatives of ResNet whose names are the same, by what their shapes say."""
     stem, inner = shapes["conv1.weight"], shapes["layer1.0.conv1.weight"]
     second, problem = shapes.get("layer1.0.conv2.weight", ()), ""
-    if len(shapes.get("fc.weight", ())) != 2:
+    if head and len(shapes.get("fc.weight", ())) != 2:
         problem = (
             "a ResNet without a head: there is no matrix fc.weight [classes, features]. Save the "
             "whole model, or add fc.weight and fc.bias of the number of classes that you want"
