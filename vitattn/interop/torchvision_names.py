@@ -106,7 +106,8 @@ def body_entries(
         entries.append(Entry(f"{theirs}{conv}.weight", f"{ours}{our_conv}.kernel", (), KERNEL))
         for part, our_part in _NORM.items():
             form = variances if part == "running_var" else SAME
-            entries.append(Entry(f"{theirs}{norm}.{part}", f"{ours}{our_norm}.{our_part}", (), form))
+            name = f"{ours}{our_norm}.{our_part}"
+            entries.append(Entry(f"{theirs}{norm}.{part}", name, (), form))
 
     normed("conv1", "bn1", "stem.conv", "stem.norm")
     for number, (stage, count) in enumerate(zip(STAGES, _blocks(model), strict=True), 1):
