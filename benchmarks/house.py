@@ -42,7 +42,7 @@ TOKEN = ("configs/st_moe_tiny.py", {"data.workers": 0, "batch_size": 8})
 # pattern that has to be in it. `extensions` checks that they are there.
 EXTENSIONS = {
     "an attention layer of ResNets": [
-        ("vitattn/models/config.py", r"^Attention = .*LocalConfig"),
+        ("vitattn/models/resnet/config.py", r"^Attention = .*LocalConfig"),
     ],
     "a policy for the choices of routers": [("moe/routing/policies.py", r"^POLICIES = ")],
     "a data set of images": [("vitattn/data/catalog.py", r"^KINDS\b")],

@@ -32,6 +32,8 @@ WHOLE_AXES = (
     "conv_out",
     "channels",
     "classes",
+    "anchors",
+    "sides",
     "offset",
     "head_dim",
     "mixtures",

@@ -16,7 +16,8 @@ from typing import Any
 from trainlib.model import weights
 from vitattn.images.size import strided
 from vitattn.models import ModelConfig, build, configure, from_config
-from vitattn.models.config import (
+from vitattn.models.counts import forward_flops
+from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
     DEPTHS,
     STAGE_WIDTHS,
@@ -24,7 +25,6 @@ from vitattn.models.config import (
     LocalConfig,
     ResNetConfig,
 )
-from vitattn.models.counts import forward_flops
 
 AUGMENTED, STANDALONE = "1904.09925", "1906.05909"
 

@@ -20,8 +20,8 @@ from vitattn import papers
 from vitattn.classification import objective as classify
 from vitattn.data import make_source, train_batches
 from vitattn.models import build
-from vitattn.models.config import STAGES
 from vitattn.models.counts import params_by_part
+from vitattn.models.resnet.config import STAGES
 
 FILES = {path.stem: load.load_module(path) for path in load.shipped()}
 MODULES = {

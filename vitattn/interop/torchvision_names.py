@@ -31,7 +31,7 @@ from trainlib.formats.layout import (
     strip_advice,
 )
 from vitattn.models import configure
-from vitattn.models.config import DEPTHS, STAGE_WIDTHS, STAGES, ResNetConfig
+from vitattn.models.resnet.config import DEPTHS, STAGE_WIDTHS, STAGES, ResNetConfig
 
 PREPROCESSING = "preprocessing.json"
 KERNEL = Transform(lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))

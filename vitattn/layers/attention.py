@@ -6,7 +6,7 @@ on.
 A network knows only `AttentionConfig`: it asks `config.layer(...)` for a layer where a convolution
 would stand. Analysis knows only `AttentionLayer`: it sets `watcher` on the layers of a model and
 asks them for `query_map`. So a new attention layer is one file with both, and its configuration in
-the union of the models that may use it (`vitattn.models.config`).
+the union of the models that may use it (`vitattn.models.resnet.config`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from flax import nnx
 from trainlib.errors import ConfigError, one_of
 from trainlib.keys import whole
 from trainlib.model.inputs import check_array
-from trainlib.model.weights import declare
+from trainlib.model.weights import Initializer, declare
 from vitattn.kernels.local import (
     HALO_BLOCK,
     halo_attention,
@@ -156,6 +156,7 @@ class BlockAttention(AttentionLayer):
         offsets: int,
         dtype: Any,
         rngs: nnx.Rngs | None,
+        init: Initializer = LECUN_NORMAL,
     ):
         """Declares the weights; `offsets` is the number of entries of a relative table."""
         _check(out_channels, num_heads, stride, position)
@@ -163,7 +164,7 @@ class BlockAttention(AttentionLayer):
         self.position_only, self.mask_border = position_only, mask_border
         self.out_channels, self.dtype = out_channels, dtype
         qkv_shape = (in_channels, (2 if position_only else 3) * out_channels)
-        self.qkv = declare(qkv_shape, ("conv_in", "conv_out"), LECUN_NORMAL, rngs)
+        self.qkv = declare(qkv_shape, ("conv_in", "conv_out"), init, rngs)
         if position == "relative":
             depth = out_channels // num_heads
             axes = ("offset", "head_dim")
@@ -238,6 +239,7 @@ class LocalAttention(BlockAttention):
         position: str = "relative",
         position_only: bool = False,
         mask_border: bool = False,
+        init: Initializer = LECUN_NORMAL,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
@@ -252,6 +254,7 @@ class LocalAttention(BlockAttention):
           position: "relative", "none", or "sine" (absolute, added to the input).
           position_only: logits are q.r alone, without keys; needs relative positions.
           mask_border: leaves pixels outside the map out of the softmax; the paper counts them.
+          init: initialiser of the projection [C, 3F] to queries, keys and values.
           dtype: type of the computation and the result; weights are float32.
           rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
 
@@ -277,6 +280,7 @@ class LocalAttention(BlockAttention):
             position_only=position_only,
             mask_border=mask_border,
             offsets=window,
+            init=init,
             dtype=dtype,
             rngs=rngs,
         )

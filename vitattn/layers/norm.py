@@ -168,12 +168,15 @@ class BatchNorm(Layer):
         merges those of all microbatches and moves the statistics once;
       - with `rngs`, for use as any Flax layer: the call moves them itself, by the same rule
         (`trainlib.model.statistics.move`), and counts its updates in `count`.
+    A frozen layer uses the running ones always, and nothing of it learns: its scale and bias are
+    statistics too.
 
     Args:
       channels: C.
       decay: of the running statistics.
       eps: added to the variance.
       scale_init: ZEROS makes a residual branch start as nothing.
+      frozen: all four vectors stay as they are given.
       rngs: keys for arrays at once; None declares them only (`trainlib.model.weights`).
     """
 
@@ -184,12 +187,15 @@ class BatchNorm(Layer):
         decay: float = 0.9,
         eps: float = 1e-5,
         scale_init: Initializer = ONES,
+        frozen: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
         self.decay = decay
         self.eps = eps
-        self.scale = declare((channels,), ("channels",), scale_init, rngs)
-        self.bias = declare((channels,), ("channels",), ZEROS, rngs)
+        self.frozen = frozen
+        learned = declare_stat if frozen else declare
+        self.scale = learned((channels,), ("channels",), scale_init, rngs)
+        self.bias = learned((channels,), ("channels",), ZEROS, rngs)
         self.mean = declare_stat((channels,), ("channels",), ZEROS, rngs)
         self.var = declare_stat((channels,), ("channels",), ONES, rngs)
         self.moves_statistics = rngs is not None
@@ -218,7 +224,7 @@ class BatchNorm(Layer):
         if pool:
             x = x * jnp.asarray(sign, x.dtype)
         scale, running = scale * sign, running * sign
-        if not train:
+        if self.frozen or not train:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.eps)
             return affine(max_pool(x, *pool) if pool else x, running, gain, self.bias[...])
         # The type of a custom_vjp is lost in the partial that declares it.

@@ -14,18 +14,21 @@ from typing import Any
 from flax import nnx
 
 from trainlib.errors import ConfigError, one_of
-from vitattn.models.config import ResNetConfig
 from vitattn.models.fields import from_data
 from vitattn.models.mnasnet import MnasNet, MnasNetConfig
-from vitattn.models.resnet import ResNet
+from vitattn.models.resnet.config import ResNetConfig
+from vitattn.models.resnet.network import ResNet
+from vitattn.models.retinanet.config import RetinaNetConfig
+from vitattn.models.retinanet.network import RetinaNet
 from vitattn.models.wide_resnet import WideResNet, WideResNetConfig
 
-Model = MnasNet | ResNet | WideResNet
-ModelConfig = MnasNetConfig | ResNetConfig | WideResNetConfig
+Model = MnasNet | ResNet | RetinaNet | WideResNet
+ModelConfig = MnasNetConfig | ResNetConfig | RetinaNetConfig | WideResNetConfig
 
 MODELS: dict[str, tuple[type[ModelConfig], Callable[..., Model]]] = {
     "mnasnet": (MnasNetConfig, MnasNet),
     "resnet": (ResNetConfig, ResNet),
+    "retinanet": (RetinaNetConfig, RetinaNet),
     "wide_resnet": (WideResNetConfig, WideResNet),
 }
 _MODEL_OF = dict(MODELS.values())

@@ -27,7 +27,7 @@ from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import global_average_pool
 from vitattn.layers.squeeze import SqueezeExcite
-from vitattn.models import config as fields
+from vitattn.models.resnet import config as fields
 
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280  # of every multiplier

@@ -22,6 +22,9 @@ _STANDALONE = _IMAGENET | {"bn_decay": 0.9999, "attention": {"kind": "local", "w
 _CIFAR100 = {"name": "wide_resnet", "depth": 28, "widening": 10, "dtype": "bfloat16"}
 _MOBILE = {"name": "mnasnet", "num_classes": 1000, "image_size": 224, "dtype": "bfloat16"}
 
+_COCO = {"name": "retinanet", "num_classes": 90, "image_size": 640, "dtype": "bfloat16"}
+_COCO_AUGMENTED = _COCO | {"attention": _AUGMENTED | {"min_key_depth": 0}}
+
 NAMED: dict[str, dict[str, Any]] = {
     # Attention-augmented convolution and its baselines, arXiv 1904.09925, tables 1 to 3.
     "aa_mnasnet": _MOBILE | {"attention": {"kind": "augmented"}},
@@ -38,6 +41,14 @@ NAMED: dict[str, dict[str, Any]] = {
     "sasa_resnet26": _STANDALONE | {"depth": 26},
     "sasa_resnet38": _STANDALONE | {"depth": 38},
     "sasa_resnet50": _STANDALONE | {"depth": 50},
+    # RetinaNet of both papers on COCO.
+    "retinanet_aa_resnet50": _COCO_AUGMENTED | {"depth": 50},
+    "retinanet_aa_resnet101": _COCO_AUGMENTED | {"depth": 101},
+    "retinanet_resnet50": _COCO | {"depth": 50},
+    "retinanet_resnet101": _COCO | {"depth": 101},
+    "retinanet_sasa_resnet50": _COCO | {"depth": 50, "attention": {"kind": "local", "window": 7}},
+    "retinanet_se_resnet50": _COCO | {"depth": 50, "gate": "se"},
+    "retinanet_se_resnet101": _COCO | {"depth": 101, "gate": "se"},
     # A small network for 8x8 images of digits.
     "reproduce_small": {
         "name": "resnet",

@@ -29,7 +29,7 @@ from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
 from vitattn.layers.squeeze import make_gate
-from vitattn.models import config as fields
+from vitattn.models.resnet import config as fields
 
 GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them
 GROUP_WIDTHS = (16, 32, 64)

@@ -17,9 +17,9 @@ from trainlib.model.weights import abstract, observed
 from trainlib.planning.ledger import ledger_of
 from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.attention import Site
-from vitattn.models.config import ResNetConfig
 from vitattn.models.mnasnet import InvertedBlock, MnasNetConfig, Row
-from vitattn.models.resnet import Bottleneck, Stem
+from vitattn.models.resnet.config import ResNetConfig
+from vitattn.models.resnet.network import Bottleneck, Stem
 from vitattn.models.wide_resnet import WideBlock, WideResNetConfig
 
 pytestmark = needs_figures

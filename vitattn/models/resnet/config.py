@@ -50,6 +50,7 @@ Pixels = Annotated[
 ]
 Gate = Annotated[str, choice(*GATES)]
 Ratio = Annotated[int, whole(1)]
+Norm = Annotated[str, choice("batch", "frozen")]
 DType = Annotated[str, choice(*DTYPES)]
 Share = Annotated[float, number(0, below=1)]
 Epsilon = Annotated[float, number(above=0)]
@@ -90,6 +91,8 @@ class ResNetConfig:
       attention: what replaces 3x3 convolutions.
       gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
       gate_ratio: channels of the branch over those within the gate.
+      norm: "batch", or "frozen": the same by scales, biases, means and variances that all stay as
+        they are given and are no parameters (of pretrained weights).
       dtype: compute type, "float32" or "bfloat16".
       bn_decay: of running statistics.
       bn_eps: added to variances.
@@ -106,6 +109,7 @@ class ResNetConfig:
     attention: Attention | None = None
     gate: Gate = "none"
     gate_ratio: Ratio = 16
+    norm: Norm = "batch"
     dtype: DType = "float32"
     bn_decay: Share = 0.9
     bn_eps: Epsilon = 1e-5
@@ -130,9 +134,18 @@ class ResNetConfig:
         """A width scaled by the multiplier."""
         return round(base * self.width)
 
-    def norm(self, channels: int, *, last: bool = False, rngs: nnx.Rngs | None = None) -> BatchNorm:
+    def make_norm(
+        self, channels: int, *, last: bool = False, rngs: nnx.Rngs | None = None
+    ) -> BatchNorm:
         """A normalisation; `last` is the one that ends a residual branch."""
-        scale_init = ZEROS if last and self.zero_init else ONES
+        frozen = self.norm == "frozen"
+        # A scale that is frozen at 0 would leave nothing of the branch for ever.
+        scale_init = ZEROS if last and self.zero_init and not frozen else ONES
         return BatchNorm(
-            channels, decay=self.bn_decay, eps=self.bn_eps, scale_init=scale_init, rngs=rngs
+            channels,
+            decay=self.bn_decay,
+            eps=self.bn_eps,
+            scale_init=scale_init,
+            frozen=frozen,
+            rngs=rngs,
         )

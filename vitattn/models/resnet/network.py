@@ -19,7 +19,7 @@ from flax import nnx
 
 from trainlib.errors import InputError
 from trainlib.model.inputs import check_array
-from trainlib.model.layer import Layer
+from trainlib.model.layer import Layer, named
 from trainlib.sharding.constrain import platform
 from vitattn.images.size import strided
 from vitattn.layers.attention import Site
@@ -28,7 +28,7 @@ from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
 from vitattn.layers.squeeze import make_gate
-from vitattn.models.config import (
+from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
     DEPTHS,
     STAGE_WIDTHS,
@@ -111,7 +111,7 @@ class Shortcut(Layer):
         rngs: Rngs = None,
     ):
         self.conv = Conv(in_channels, out_channels, 1, stride, dtype=config.dtype, rngs=rngs)
-        self.norm = config.norm(out_channels, rngs=rngs)
+        self.norm = config.make_norm(out_channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', C']."""
@@ -135,11 +135,11 @@ class Bottleneck(Branch):
         out_channels = channels * self.expansion
         super().__init__(config, in_channels, out_channels, site.stride, rngs=rngs)
         self.conv1 = Conv(in_channels, channels, 1, dtype=config.dtype, rngs=rngs)
-        self.norm1 = config.norm(channels, rngs=rngs)
+        self.norm1 = config.make_norm(channels, rngs=rngs)
         self.conv2 = spatial_layer(config, channels, channels, site, rngs=rngs)
-        self.norm2 = config.norm(channels, rngs=rngs)
+        self.norm2 = config.make_norm(channels, rngs=rngs)
         self.conv3 = Conv(channels, out_channels, 1, dtype=config.dtype, rngs=rngs)
-        self.norm3 = config.norm(out_channels, last=True, rngs=rngs)
+        self.norm3 = config.make_norm(out_channels, last=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', 4C]."""
@@ -165,10 +165,10 @@ class BasicBlock(Branch):
     ):
         super().__init__(config, in_channels, channels, site.stride, rngs=rngs)
         self.conv1 = spatial_layer(config, in_channels, channels, site, rngs=rngs)
-        self.norm1 = config.norm(channels, rngs=rngs)
+        self.norm1 = config.make_norm(channels, rngs=rngs)
         after = dataclasses.replace(site, stride=1)
         self.conv2 = spatial_layer(config, channels, channels, after, first=False, rngs=rngs)
-        self.norm2 = config.norm(channels, last=True, rngs=rngs)
+        self.norm2 = config.make_norm(channels, last=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', C']."""
@@ -202,7 +202,7 @@ class Stem(Layer):
                 dtype=config.dtype,
                 rngs=rngs,
             )
-        self.norm = config.norm(channels, rngs=rngs)
+        self.norm = config.make_norm(channels, rngs=rngs)
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, weights: Weights = None
@@ -225,12 +225,16 @@ class Stem(Layer):
         return jax.nn.relu(self.norm(x, train=train, weights=weights, pool=pool))
 
 
-class ResNet(Layer):
-    """Residual network; its stages are the attributes conv2_x .. conv5_x, lists of blocks.
+class Backbone(Layer):
+    """The stem and the stages of a residual network, attributes conv2_x .. conv5_x, lists of
+    blocks.
 
     Args:
       config: what to build.
       rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+
+    Attributes:
+      widths: channels of the outputs of conv2_x .. conv5_x.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: Rngs = None):
@@ -240,6 +244,7 @@ class ResNet(Layer):
         height, width = (strided(n, 1 if config.stem == "small_image" else 4) for n in config.size)
         block = Bottleneck if config.bottleneck else BasicBlock
         counts = config.blocks or DEPTHS[config.depth][1]
+        widths = []
         for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
             stage_width, blocks = config.channels(base), []
             for index in range(count):
@@ -249,8 +254,10 @@ class ResNet(Layer):
                 blocks.append(block(config, channels, stage_width, site, rngs=rngs))
                 channels = stage_width * block.expansion
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
-        self.head = Classifier(channels, config.num_classes, rngs=rngs)
+            widths.append(channels)
+        self.widths = tuple(widths)
 
+    @named
     def features(
         self, images: jax.Array, *, train: bool = False, weights: Weights = None
     ) -> list[jax.Array]:
@@ -265,6 +272,19 @@ class ResNet(Layer):
                 x = block(x, train=train, weights=weights)
             outputs.append(x)
         return outputs
+
+
+class ResNet(Backbone):
+    """A residual network that classifies: `Backbone`, the mean over pixels and a linear layer.
+
+    Args:
+      config: what to build.
+      rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+    """
+
+    def __init__(self, config: ResNetConfig, *, rngs: Rngs = None):
+        super().__init__(config, rngs=rngs)
+        self.head = Classifier(self.widths[-1], config.num_classes, rngs=rngs)
 
     def __call__(
         self,

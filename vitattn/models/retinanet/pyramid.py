@@ -1,0 +1,108 @@
+"""The feature pyramid (Lin et al. 2016, arXiv 1612.03144): maps of one width at every level.
+
+Letters: B batch, H W the image, C channels of a map of the backbone, F width of the pyramid.
+
+Level N has 1/2^N of the image's resolution. Down to that of the backbone's last stage a level is a
+1x1 convolution of the backbone's map plus the level above it, each pixel doubled in both directions
+and then a 3x3 convolution; the next ones are 3x3 convolutions with stride 2, of P5 or of the
+backbone's last map, with a ReLU between two of them. Normalisations come last, and no level is made
+of a normalised one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from trainlib.model.layer import Layer
+from vitattn.layers.conv import Conv
+from vitattn.layers.init import LECUN_NORMAL, ZEROS
+from vitattn.layers.local import LocalAttention
+from vitattn.layers.norm import BatchNorm, Weights
+from vitattn.models.retinanet.config import HEADS, LAST_STAGE, WINDOW, RetinaNetConfig
+
+Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """[B, h, w, F] -> [B, 2 h, 2 w, F], each pixel four times."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, 1, width, 1, channels)
+    x = jax.numpy.broadcast_to(x, (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class Pyramid(Layer):
+    """Maps of the backbone -> maps of all levels.
+
+    Args:
+      config: what to build.
+      widths: C of the backbone's maps that the levels are made of, the finest first.
+      rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
+    """
+
+    def __init__(self, config: RetinaNetConfig, widths: Sequence[int], *, rngs: Rngs = None):
+        self.config = config
+
+        def spatial(channels: int, stride: int) -> Conv | LocalAttention:
+            dtype: Any = config.dtype
+            if config.head_attention == "towers_and_pyramid":
+                return LocalAttention(
+                    channels,
+                    config.features,
+                    num_heads=HEADS,
+                    window=WINDOW,
+                    stride=stride,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            return _convolution(channels, 3, stride)
+
+        def _convolution(channels: int, size: int, stride: int = 1) -> Conv:
+            return Conv(
+                channels,
+                config.features,
+                size,
+                stride,
+                init=LECUN_NORMAL,
+                bias_init=ZEROS,
+                dtype=config.dtype,
+                rngs=rngs,
+            )
+
+        self.lateral = nnx.List([_convolution(width, 1) for width in widths])
+        self.output = nnx.List([spatial(config.features, 1) for _ in widths])
+        beyond = config.max_level - LAST_STAGE
+        first = widths[-1] if config.p6_from == "c5" else config.features
+        inputs = [first, *[config.features] * beyond][:beyond]
+        self.coarse = nnx.List([spatial(channels, 2) for channels in inputs])
+        if config.pyramid_norm == "batch":
+            self.norm = nnx.List(
+                [
+                    BatchNorm(config.features, decay=config.bn_decay, eps=config.bn_eps, rngs=rngs)
+                    for _ in config.levels
+                ]
+            )
+
+    def __call__(
+        self, maps: Sequence[jax.Array], *, train: bool = False, weights: Weights = None
+    ) -> list[jax.Array]:
+        """Maps of the backbone [B, H / 2^N, W / 2^N, C] from min_level to 5 -> maps of all levels
+        [B, H / 2^N, W / 2^N, F] in the compute type, the finest first.
+        """
+        merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        for finer in reversed(range(len(merged) - 1)):
+            merged[finer] = merged[finer] + upsample(merged[finer + 1])
+        levels = [layer(x) for layer, x in zip(self.output, merged, strict=True)]
+        x = maps[-1] if self.config.p6_from == "c5" else levels[-1]
+        for number, layer in enumerate(self.coarse):
+            x = layer(jax.nn.relu(x) if number else x)
+            levels.append(x)
+        if self.config.pyramid_norm == "none":
+            return levels
+        return [
+            norm(x, train=train, weights=weights) for norm, x in zip(self.norm, levels, strict=True)
+        ]
