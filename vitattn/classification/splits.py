@@ -19,6 +19,7 @@ from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.size import Size
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import ModelNames, Names
+from vitattn.labels.matching import Relabelled
 from vitattn.models import ModelConfig
 
 
@@ -51,7 +52,8 @@ def open_training(plan: Plan[ModelConfig]) -> Splits:
     data.check_classes(train, plan.model.num_classes)
     names = class_names.of_outputs(train.class_names, plan.model.num_classes, config.source)
     trained = ModelNames(names, "the training data")
-    held_out = matching.by_name(held_out, trained, f"the split {config.eval_split}")
+    where = f"the split {config.eval_split}"
+    held_out = matching.by_name(held_out, trained, where, Relabelled)
     data.check_settings(train, config, plan.model.size)
     return Splits(train, held_out, names)
 
@@ -74,7 +76,8 @@ def open_evaluation(
     """
     config = plan.config.data
     source = data.make_source(config, config.eval_split)
-    return matching.of_model(source, names, plan.model.num_classes, config.source, workdir)
+    outputs = plan.model.num_classes
+    return matching.of_model(source, names, outputs, config.source, workdir, Relabelled)
 
 
 def train_batches(plan: Plan[ModelConfig], source: Source, start: int) -> Batches:

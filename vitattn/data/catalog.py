@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from trainlib import extension
 from trainlib.errors import ConfigError, DataError, nearest
 from vitattn.data import cifar100, digits, folder, imagenet, synthetic
-from vitattn.data.source import SPLITS, Kind, Source
+from vitattn.data.source import SPLITS, Kind, Labelled, Source
 from vitattn.images.decode import Rgb
 
 KINDS = {
@@ -85,7 +85,7 @@ def official_names(source: str) -> tuple[str, ...]:
     return kind.class_names(source) if kind else ()
 
 
-def check_classes(source: Source, num_classes: int) -> None:
+def check_classes(source: Labelled, num_classes: int) -> None:
     """Checks that a model with `num_classes` outputs can give all labels of a data set.
 
     Raises:

@@ -16,7 +16,7 @@ from trainlib.data.bad_records import BadRecords
 from trainlib.data.batches import Batches, worker_count
 from trainlib.data.order import host_slice, records_at
 from trainlib.errors import ConfigError
-from vitattn.data.source import Source
+from vitattn.data.source import Records
 from vitattn.images.decode import BadImage
 from vitattn.images.files import UnreadableRecord
 
@@ -30,7 +30,7 @@ class Reader(Protocol):
     """What a record becomes in a batch. It pickles to worker processes."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Records:
         """The split that is read."""
         ...
 
@@ -99,7 +99,7 @@ def eval_batches(
 
 def _batches(
     make_piece: Callable[[int, int], dict[str, Any]],
-    source: Source,
+    source: Records,
     config: ConfigDict,
     size: int,
     start: int,

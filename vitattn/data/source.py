@@ -33,6 +33,23 @@ class Example(NamedTuple):
     label: int
 
 
+class Labelled(Protocol):
+    """What every data set with classes has, whatever its records are."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+class Records(Protocol):
+    """What reading in batches asks of a data set, whatever its records are."""
+
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def describe(self, record: int) -> str: ...
+
+
 class Source(Protocol):
     """A data set with random access. It pickles to worker processes, so files are opened on first
     use.

@@ -197,7 +197,7 @@ def evaluation(picture: Picture, size: Size, fraction: float) -> Image.Image:
     return picture.render(box, size)
 
 
-def normalise(image: Image.Image, mean: Rgb, std: Rgb) -> np.ndarray:
+def normalise(image: Image.Image | np.ndarray, mean: Rgb, std: Rgb) -> np.ndarray:
     """Returns float32 [H, W, 3]: (pixel / 255 - mean) / std."""
     scale = 1 / (255 * np.asarray(std, np.float32))
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)

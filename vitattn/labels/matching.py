@@ -7,9 +7,9 @@ C outputs of a model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,15 @@ from trainlib import commands
 from trainlib.checkpoint import write as saving
 from trainlib.errors import ConfigError, DataError, UserError, shown, told_apart
 from trainlib.untrusted_files import read_small
-from vitattn.data.source import Example, Source, short_digest
+from vitattn.data.source import Example, Labelled, Source, short_digest
 from vitattn.labels import class_names
 from vitattn.labels.class_names import FILE, ModelNames, Names
 
 SHOWN = 30  # names of one list that are printed
+
+Data = TypeVar("Data", bound=Labelled)
+# Labels a data set with the numbers [classes] of the outputs that have these names.
+Relabel = Callable[[Data, Names, np.ndarray], Data]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -64,13 +68,14 @@ class Relabelled:
         return self.parent.describe(record)
 
 
-def by_name(source: Source, model: ModelNames, what: str) -> Source:
+def by_name(source: Data, model: ModelNames, what: str, relabel: Relabel[Data]) -> Data:
     """Returns the data set with each label replaced by the output that has the name of its class.
 
     Args:
       source: any data set with some of the model's classes.
       model: names of the model's outputs.
       what: the data set, for messages.
+      relabel: such as `Relabelled`, for records with one label.
 
     Raises:
       DataError: it has a class that the model was not trained on; both lists are shown.
@@ -89,12 +94,17 @@ def by_name(source: Source, model: ModelNames, what: str) -> Source:
     )  # [classes]
     if (labels == np.arange(len(labels))).all() and len(names) == len(model.names):
         return source
-    return Relabelled(source, model.names, labels)
+    return relabel(source, model.names, labels)
 
 
 def of_model(
-    source: Source, model: ModelNames | None, outputs: int, what: str, workdir: Path
-) -> tuple[Source, str]:
+    source: Data,
+    model: ModelNames | None,
+    outputs: int,
+    what: str,
+    workdir: Path,
+    relabel: Relabel[Data],
+) -> tuple[Data, str]:
     """Labels data with the numbers of a trained model's outputs.
 
     Labels are matched by the names of their classes, or by number if the names are not known.
@@ -105,6 +115,7 @@ def of_model(
       outputs: C.
       what: the data set, for messages.
       workdir: of the model, for messages.
+      relabel: see `by_name`.
 
     Returns:
       The data, and a phrase that says how labels were matched.
@@ -115,7 +126,8 @@ def of_model(
     """
     if model is not None:
         known = len(model.outputs)
-        return by_name(source, model, what), f"by name, {source.num_classes} of {known} classes"
+        matched = by_name(source, model, what, relabel)
+        return matched, f"by name, {source.num_classes} of {known} classes"
     if source.num_classes != outputs:
         raise DataError(
             f"{shown(workdir)} does not say the names of its {outputs} classes, and {shown(what)} "

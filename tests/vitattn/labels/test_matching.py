@@ -7,6 +7,7 @@ from trainlib.errors import ConfigError, DataError, nearest, told_apart
 from vitattn.data.source import Arrays
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import ModelNames
+from vitattn.labels.matching import Relabelled
 
 
 def data(*names, labels=None):
@@ -26,7 +27,7 @@ def labels(source):
 @pytest.mark.parametrize("outputs", [3, 10])
 def test_labels_are_those_of_the_model(names, expected, outputs):
     kept = ModelNames(class_names.of_outputs(("ant", "bee", "cat"), outputs, ""), "run")
-    found = matching.by_name(data(*names), kept, "BC")
+    found = matching.by_name(data(*names), kept, "BC", Relabelled)
     assert labels(found) == expected
     assert found.num_classes == outputs
     assert len(found.class_names) == outputs
@@ -35,7 +36,7 @@ def test_labels_are_those_of_the_model(names, expected, outputs):
 def test_an_unknown_class_shows_both_lists():
     kept = ModelNames(("ant", "bee", "cat"), "run")
     with pytest.raises(DataError) as caught:
-        matching.by_name(data("aardvark", "bee", "cat"), kept, "ABC")
+        matching.by_name(data("aardvark", "bee", "cat"), kept, "ABC", Relabelled)
     for words in ("not trained on: aardvark.", "aardvark, bee, cat", "ant, bee, cat", "data: ant"):
         assert words in str(caught.value)
 
@@ -44,7 +45,7 @@ def test_blanks_at_the_ends_of_names_are_seen():
     assert told_apart(["ant ", " bee", " ", "a b"]) == [["ant\\x20", "\\x20bee", "\\x20", "a b"]]
     assert told_apart(["K\u00e4fer "], ["K\u00e4fer"]) == [["K\\xe4fer\\x20"], ["K\\xe4fer"]]
     with pytest.raises(DataError, match=r"not trained on: ant\\x20\. .*data\: ant\."):
-        matching.by_name(data("ant "), ModelNames(("ant",), "run"), "data")
+        matching.by_name(data("ant "), ModelNames(("ant",), "run"), "data", Relabelled)
 
 
 def test_names_of_a_person_are_not_written_over_in_silence(tmp_path, capsys):
@@ -69,7 +70,7 @@ def test_names_that_look_alike_are_told_apart():
     assert "Ka\\u0308fer" in nearest(composed, [split])
     assert "K\\xe4fer" in nearest(composed, [split])
     with pytest.raises(DataError) as caught:
-        matching.by_name(data(composed), ModelNames((split,), "run"), "data")
+        matching.by_name(data(composed), ModelNames((split,), "run"), "data", Relabelled)
     assert "K\\xe4fer" in str(caught.value)
     assert "Ka\\u0308fer" in str(caught.value)
 
