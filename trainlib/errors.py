@@ -70,9 +70,18 @@ class CheckpointError(UserError):
 
 
 class NumericAbort(UserError):
-    """Training stopped because numbers went bad for too many steps in a row."""
+    """Numbers went bad: in training for too many steps in a row, or in an evaluation.
+
+    Args:
+      message: the paragraph.
+      evidence: name and text of a file with what was found; see `trainlib.run.evidence`.
+    """
 
     exit_code = 70
+
+    def __init__(self, message: str, evidence: tuple[str, str] | None = None):
+        super().__init__(message)
+        self.evidence = evidence
 
 
 class StorageError(UserError):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from trainlib.errors import ConfigError, shown
 from trainlib.formats.load import load_weights
 from trainlib.formats.weight_source import is_export
+from trainlib.run import evidence
 from trainlib.run.progress import summary
 from trainlib.step import step
 from vitattn.labels import class_names
@@ -43,6 +44,7 @@ def run(
       CheckpointError: there is no checkpoint, or not that one.
       ConfigError: a step of an export, or a directory for predictions of a task without any.
       DataError: the data have a class that the model was not trained on.
+      NumericAbort: the model's answers are not finite.
     """
     task = task_of(config)
     if write_predictions is not None and not task.WRITES_PREDICTIONS:
@@ -59,7 +61,8 @@ def run(
         print(line)
     loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     eval_step = step.compile_eval(task.make_evaluate(plan), plan)
-    result = task.over_split(eval_step, loaded.params, loaded.model_state, source, plan)
+    with evidence.kept(write_predictions or workdir):
+        result = task.over_split(eval_step, loaded.params, loaded.model_state, source, plan)
     written = {}
     if jax.process_index() == 0:
         written = result.write(write_predictions or workdir)

@@ -24,7 +24,7 @@ from trainlib.checkpoint.write import warn
 from trainlib.data.order import data_position
 from trainlib.errors import Preempted
 from trainlib.model.metrics import compute
-from trainlib.run import goodput, peers, watchdog
+from trainlib.run import evidence, goodput, peers, watchdog
 from trainlib.run.interrupt import GivenUp, StopRequest
 from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
@@ -283,11 +283,14 @@ class Session(Generic[Result]):
     def evaluating(self, number: int) -> Iterator[None]:
         """Around an evaluation, which sets `result`: it is written and shown. A request to stop
         meanwhile leaves `result` at None.
+
+        Raises:
+          NumericAbort: the evaluation met numbers that are not finite.
         """
         self._recorder.flush()
         self.result = None
         try:
-            with self.progress.pause("evaluating"):
+            with self.progress.pause("evaluating"), evidence.kept(self.workdir):
                 yield
         except GivenUp:
             self.stopping = True
