@@ -8,13 +8,14 @@ thinned out class by class; the best K are the answer. All comparisons are of lo
 ordered as the scores are but do not saturate: a score becomes 1.0 where the logit is 17. Of equal
 logits the lower level comes first, then the lower anchor, then the lower class, on every platform.
 
-A detector that has diverged must be seen. A pair whose logit is not finite, or whose anchor has an
-offset that is not, comes before all others, is not held to the threshold, and has the score NaN.
+A detector that has diverged must be seen: every place of an image for which the network computed
+any number that is not finite has the score NaN.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -71,12 +72,12 @@ class Candidates(NamedTuple):
     """The best pairs of anchor and class of a level, the best first.
 
     Attributes:
-      keys: f32 [B, k], logits; +inf for what is not finite.
+      logits: f32 [B, k].
       anchors: i32 [B, k], their numbers in the level.
       classes: i32 [B, k].
     """
 
-    keys: Array
+    logits: Array
     anchors: Array
     classes: Array
 
@@ -92,29 +93,27 @@ def detect(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -
     Returns:
       {"boxes": f32 [B, K, 4], y0 x0 y1 x1 in pixels of the network's image, "scores": f32 [B, K],
       "classes": i32 [B, K], "finite": bool [B]}. Behind the last detection the class is -1, box
-      and score are 0. `finite` is False where any number that the network computed is not.
+      and score are 0. Where `finite` is False, all scores are NaN.
     """
     size = image_size(levels, config)
     parts = [
         _of_level(level, jnp.asarray(anchors), size, options.candidates)
         for level, anchors in zip(levels, level_anchors(config, size), strict=True)
     ]
-    boxes, keys, classes = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    scores = jnp.where(jnp.isinf(keys), jnp.nan, jax.nn.sigmoid(keys))
-    eligible = jnp.where(scores <= options.score_threshold, -jnp.inf, keys)
+    boxes, logits, classes = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    scores = jax.nn.sigmoid(logits)
+    likely = jnp.where(scores > options.score_threshold, logits, -jnp.inf)
     most = options.max_detections
-    kept = greedy_nms(boxes, eligible, classes, iou=options.nms_iou, most=most)
-    found, at = kept >= 0, jnp.maximum(kept, 0)
-
-    def best(values: Array, nothing: float) -> Array:
-        return jnp.where(found, jnp.take_along_axis(values, at, axis=1), nothing)
-
+    kept = greedy_nms(boxes, likely, classes, iou=options.nms_iou, most=most)
+    there, at = kept >= 0, jnp.maximum(kept, 0)
+    finite = all_finite(levels)
+    best = jnp.where(there, jnp.take_along_axis(scores, at, axis=1), 0.0)
     chosen = jnp.take_along_axis(boxes, at[..., None], axis=1)
     return {
-        "boxes": jnp.where(found[..., None], chosen, 0.0),
-        "scores": (of_best := best(scores, 0.0)),
-        "classes": best(classes, -1),
-        "finite": ~jnp.isnan(of_best[:, 0]),
+        "boxes": jnp.where(there[..., None], chosen, 0.0),
+        "scores": jnp.where(finite[:, None], best, jnp.nan),
+        "classes": jnp.where(there, jnp.take_along_axis(classes, at, axis=1), -1),
+        "finite": finite,
     }
 
 
@@ -124,10 +123,16 @@ def image_size(levels: Sequence[Level], config: RetinaNetConfig) -> tuple[int, i
     return height * 2**config.min_level, width * 2**config.min_level
 
 
+def all_finite(levels: Sequence[Level]) -> Array:
+    """Whether every number of an image is finite: bool [B]."""
+    maps = [values for level in levels for values in (level.classes, level.boxes)]
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(m).all((1, 2, 3)) for m in maps))
+
+
 def _of_level(
     level: Level, anchors: Array, size: tuple[int, int], most: int
 ) -> tuple[Array, Array, Array]:
-    """Boxes f32 [B, k, 4], keys f32 [B, k] and classes i32 [B, k] of a level's candidates.
+    """Boxes f32 [B, k, 4], logits f32 [B, k] and classes i32 [B, k] of a level's candidates.
 
     Args:
       level: what the network says.
@@ -135,17 +140,14 @@ def _of_level(
       size: height and width of the network's image.
       most: k is this, or all pairs of the level where they are fewer.
     """
-    count = anchors.size // 4
-    offsets = level.boxes.reshape(-1, count, 4)
-    finite = jnp.isfinite(offsets).all(-1, keepdims=True)
-    logits = level.classes.reshape(*offsets.shape[:2], -1)
-    best = best_pairs(jnp.where(finite & jnp.isfinite(logits), logits, jnp.inf), most)
+    offsets = level.boxes.reshape(-1, anchors.size // 4, 4)
+    best = best_pairs(level.classes.reshape(*offsets.shape[:2], -1), most)
     chosen = jnp.take_along_axis(offsets, best.anchors[..., None], axis=1)
     boxes = clip(decode(chosen, anchors.reshape(-1, 4)[best.anchors]), *size)
-    return boxes, best.keys, best.classes
+    return boxes, best.logits, best.classes
 
 
-def best_pairs(keys: Array, most: int) -> Candidates:
+def best_pairs(logits: Array, most: int) -> Candidates:
     """Returns the best pairs of anchor and class; of equal ones those of the lower anchor, then
     those of the lower class.
 
@@ -154,18 +156,18 @@ def best_pairs(keys: Array, most: int) -> Candidates:
     3,456,000 pairs of P3 at 640 pixels 38,400 are sorted, and then 90,000.
 
     Args:
-      keys: f32 [B, n, C] without NaN.
+      logits: f32 [B, n, C].
       most: k, which is n * C where that is less.
     """
-    count, classes = keys.shape[1:]
+    count, classes = logits.shape[1:]
     if most < count:
-        of_anchors = jax.lax.top_k(keys.max(-1), most)[1]
-        # In the order of anchors again, so that of equal keys the lower anchor stands first.
+        of_anchors = jax.lax.top_k(logits.max(-1), most)[1]
+        # In the order of anchors again, so that of equal logits the lower anchor stands first.
         numbers = jnp.sort(of_anchors, axis=1)
-        keys = jnp.take_along_axis(keys, numbers[..., None], axis=1)
+        logits = jnp.take_along_axis(logits, numbers[..., None], axis=1)
     else:
-        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), keys.shape[:2])
-    pairs = keys.reshape(keys.shape[0], -1)
+        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), logits.shape[:2])
+    pairs = logits.reshape(logits.shape[0], -1)
     best, at = jax.lax.top_k(pairs, min(most, count * classes))
     anchors = jnp.take_along_axis(numbers, at // classes, axis=1)
     return Candidates(best, anchors, at % classes)
