@@ -1,0 +1,139 @@
+"""Detection as pure functions of weights and a batch: the loss that is trained, the detections
+that are measured.
+
+Letters: B images of a batch, H W the network's image, M rows of boxes an image, of which some are
+padding, h w a map of the pyramid, A anchors of a location, N anchors of all levels. A training
+batch is {"image": f32 [B, H, W, 3], "boxes": f32 [B, M, 4] (y0, x0, y1, x1 in pixels of it),
+"classes": i32 [B, M] (-1: padding), "counts": i32 [B, 4] (boxes of the record; of them outside the
+crop, too thin after it, beyond M), "weight": f32 [B]}; an image of weight 0 counts nowhere, and
+every other one as one image.
+
+    loss = focal / n + box_weight * huber / (4 n),    n = 1 + positive anchors of the global batch
+
+The sums are over all images of all devices. Of a batch in k microbatches each has n_i = its
+positives + 1/k; the step weighs its loss and gradient by n_i and divides by their sum, which is n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from trainlib.model.weights import Arrays, observed
+from trainlib.step.plan import Plan
+from trainlib.step.step import Batch, LossFn, LossOutput
+from vitattn.detection.geometry.anchors import anchors
+from vitattn.detection.geometry.matching import IGNORED, Matched, match
+from vitattn.detection.objective import losses
+from vitattn.models import ModelConfig
+
+if TYPE_CHECKING:
+    from vitattn.models.retinanet.network import Level
+
+FIELDS = ("image", "boxes", "classes", "counts", "weight")
+LOST = ("outside", "thin", "beyond")  # columns 1.. of the counts: boxes that are no targets
+
+
+def fields(plan: Plan[ModelConfig]) -> tuple[str, ...]:
+    """Returns the names of the arrays of a batch that the loss reads: the same for every plan."""
+    return FIELDS
+
+
+def abstract_batch(plan: Plan[ModelConfig]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a global training batch as shapes with shardings."""
+    size, rows = plan.config.batch_size, plan.config.data.max_boxes
+    shapes = {
+        "image": ((size, *plan.model.size, 3), jnp.float32),
+        "boxes": ((size, rows, 4), jnp.float32),
+        "classes": ((size, rows), jnp.int32),
+        "counts": ((size, 1 + len(LOST)), jnp.int32),
+        "weight": ((size,), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=plan.batch_sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def make_loss(plan: Plan[ModelConfig]) -> LossFn:
+    """Returns the training loss of a run: the formula of the module's docstring.
+
+    Metrics: `loss_classes` and `loss_boxes`, whose sum is the loss; `positives`, anchors an image
+    that have a box; `boxes_missed`, the share of the batch's boxes that no anchor was given (see
+    `matching`); `boxes_outside`, `boxes_thin` and `boxes_beyond`, shares of the records' boxes.
+    """
+    settings = plan.config.detection
+    model_config, parts = plan.model, plan.config.microbatches
+
+    def loss_fn(
+        params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, LossOutput]:
+        model = plan.abstract.bind(params, model_state)
+        levels = model(batch["image"], train=True, key=key, weights=batch["weight"])
+        size = batch["image"].shape[1:3]
+        with jax.named_scope("targets"):
+            matched, boxes = targets(batch, anchors(model_config, size), settings)
+        with jax.named_scope("loss"):
+            classes, offsets = sums(levels, matched, settings)
+            positives = jnp.sum(matched.positive, dtype=jnp.float32)
+            count = positives + 1.0 / parts
+            offsets *= settings.box_weight / 4
+        images = jnp.sum(batch["weight"] > 0, dtype=jnp.float32)
+        metrics = {
+            "loss_classes": (classes, count),
+            "loss_boxes": (offsets, count),
+            "positives": (positives, images),
+            "boxes_missed": (jnp.sum(matched.missed, dtype=jnp.float32), boxes),
+        }
+        counts = batch["counts"].sum(0, dtype=jnp.float32)
+        lost = {f"boxes_{name}": (counts[i], counts[0]) for i, name in enumerate(LOST, 1)}
+        out = LossOutput(count, model_state, metrics | lost, observed(model))
+        return (classes + offsets) / count, out
+
+    return loss_fn
+
+
+def targets(batch: Batch, anchors: np.ndarray, settings: ConfigDict) -> tuple[Matched, jax.Array]:
+    """What each anchor of each image has to find, [B, N] each, and how many boxes there are."""
+    counted = batch["weight"] > 0  # [B]
+    # Without boxes an image has no positives; its background is taken out below.
+    rows = jnp.where(counted[:, None], batch["classes"], -1)
+
+    def of_image(boxes: jax.Array, classes: jax.Array) -> Matched:
+        return match(
+            jnp.asarray(anchors),
+            boxes,
+            classes,
+            foreground=settings.foreground_iou,
+            background=settings.background_iou,
+        )
+
+    matched = jax.vmap(of_image)(batch["boxes"], rows)
+    matched = matched._replace(classes=jnp.where(counted[:, None], matched.classes, IGNORED))
+    return matched, jnp.sum(rows >= 0, dtype=jnp.float32)
+
+
+def sums(
+    levels: Sequence[Level], matched: Matched, settings: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
+    """Focal and Huber loss, summed over the levels of all images.
+
+    The targets are cut to the levels, so that the logits, C times as large, are not put together.
+    """
+    classes = boxes = jnp.zeros((), jnp.float32)
+    start = 0
+    for level in levels:
+        images, height, width, channels = level.boxes.shape
+        stop = start + height * width * channels // 4
+        shape = (images, height, width, channels // 4)
+        of_level = [x[:, start:stop] for x in matched[:3]]
+        kinds, offsets, positive = (x.reshape(*shape, *x.shape[2:]) for x in of_level)
+        classes += losses.focal(level.classes, kinds, settings.alpha, settings.gamma)
+        boxes += losses.huber(level.boxes, offsets, positive, settings.huber_delta)
+        start = stop
+    return classes, boxes
