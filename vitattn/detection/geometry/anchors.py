@@ -17,12 +17,10 @@ The order over the image is level, row, column, anchor of the location.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from vitattn.models.retinanet.config import RetinaNetConfig
+from vitattn.models.retinanet.config import RetinaNetConfig
 
 
 @functools.lru_cache(maxsize=64)
@@ -31,8 +29,7 @@ def level_anchors(config: RetinaNetConfig, size: tuple[int, int]) -> tuple[np.nd
 
     They are read-only, and kept for the next call.
     """
-    levels = range(config.min_level, config.max_level + 1)
-    return tuple(_of_level(config, size, 2**level) for level in levels)
+    return tuple(_of_level(config, size, 2**level) for level in config.levels)
 
 
 @functools.lru_cache(maxsize=64)

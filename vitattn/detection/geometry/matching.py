@@ -70,8 +70,7 @@ def match(
     valid = (classes >= 0) & jnp.all(boxes[:, 2:] > boxes[:, :2], -1) & jnp.isfinite(boxes).all(-1)
     boxes = jnp.where(valid[:, None], boxes, 0.0)  # empty: overlaps nothing
     forced = _best_anchors(anchors, boxes) if force else jnp.full(valid.shape, -1)
-    best = _best_boxes(anchors, boxes, forced)
-    rank, row = best
+    rank, row = _best_boxes(anchors, boxes, forced)
     positive = (rank >= foreground) & (rank > 0)
     found = row[:, None] == jnp.arange(len(boxes))  # [N, M]
     target = jnp.where(positive[:, None], boxes[row], anchors)

@@ -28,7 +28,6 @@ import numpy as np
 Residuals = tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> jax.Array:
     """Sum of the focal loss of every class of every anchor, f32 scalar.
 
@@ -41,6 +40,11 @@ def focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> 
 
     The loss has no gradient in `classes`.
     """
+    return jnp.asarray(_focal(logits, classes, alpha, gamma))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> jax.Array:
     wrong, weight, _ = _targets(logits, classes, alpha)
     return jnp.sum(weight * jnp.exp(gamma * jax.nn.log_sigmoid(wrong)) * jax.nn.softplus(wrong))
 
@@ -48,7 +52,7 @@ def focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> 
 def _focal_forward(
     logits: jax.Array, classes: jax.Array, alpha: float, gamma: float
 ) -> tuple[jax.Array, Residuals]:
-    return focal(logits, classes, alpha, gamma), (logits, classes)
+    return _focal(logits, classes, alpha, gamma), (logits, classes)
 
 
 def _focal_backward(
@@ -63,7 +67,7 @@ def _focal_backward(
     return (cotangent * slope).astype(logits.dtype), nothing
 
 
-focal.defvjp(_focal_forward, _focal_backward)
+_focal.defvjp(_focal_forward, _focal_backward)
 
 
 def _targets(

@@ -16,8 +16,7 @@ positives + 1/k; the step weighs its loss and gradient by n_i and divides by the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +26,23 @@ from ml_collections import ConfigDict
 from trainlib.model.weights import Arrays, observed
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput
+from vitattn.detection.answers.postprocess import Options, detect
 from vitattn.detection.geometry.anchors import anchors
 from vitattn.detection.geometry.matching import IGNORED, Matched, match
 from vitattn.detection.objective import losses
-from vitattn.models import ModelConfig
-
-if TYPE_CHECKING:
-    from vitattn.models.retinanet.network import Level
+from vitattn.models.retinanet.config import RetinaNetConfig
+from vitattn.models.retinanet.network import Level
 
 FIELDS = ("image", "boxes", "classes", "counts", "weight")
 LOST = ("outside", "thin", "beyond")  # columns 1.. of the counts: boxes that are no targets
 
 
-def fields(plan: Plan[ModelConfig]) -> tuple[str, ...]:
+def fields(plan: Plan[RetinaNetConfig]) -> tuple[str, ...]:
     """Returns the names of the arrays of a batch that the loss reads: the same for every plan."""
     return FIELDS
 
 
-def abstract_batch(plan: Plan[ModelConfig]) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(plan: Plan[RetinaNetConfig]) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a global training batch as shapes with shardings."""
     size, rows = plan.config.batch_size, plan.config.data.max_boxes
     shapes = {
@@ -60,7 +58,7 @@ def abstract_batch(plan: Plan[ModelConfig]) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def make_loss(plan: Plan[ModelConfig]) -> LossFn:
+def make_loss(plan: Plan[RetinaNetConfig]) -> LossFn:
     """Returns the training loss of a run: the formula of the module's docstring.
 
     Metrics: `loss_classes` and `loss_boxes`, whose sum is the loss; `positives`, anchors an image
@@ -96,6 +94,21 @@ def make_loss(plan: Plan[ModelConfig]) -> LossFn:
         return (classes + offsets) / count, out
 
     return loss_fn
+
+
+def make_evaluate(
+    plan: Plan[RetinaNetConfig],
+) -> Callable[[Arrays, Arrays, Batch], dict[str, jax.Array]]:
+    """Returns what is computed of each batch of an evaluation: its detections, see `detect`, in
+    pixels of the network's image. They are no sums: only over a whole split can they be scored.
+    """
+    options = Options.of(plan.config.detection)
+
+    def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> dict[str, jax.Array]:
+        model = plan.abstract.bind(params, model_state)
+        return detect(model(batch["image"], train=False), plan.model, options)
+
+    return evaluate
 
 
 def targets(batch: Batch, anchors: np.ndarray, settings: ConfigDict) -> tuple[Matched, jax.Array]:

@@ -30,7 +30,8 @@ def focal_reference(logits, classes, alpha, gamma):
 def sample(seed=0, scale=4.0):
     rng = np.random.default_rng(seed)
     logits = scale * rng.normal(size=(B, H, W, A * C))
-    return logits.astype(np.float32), rng.integers(-2, C, (B, H, W, A)).astype(np.int32)
+    classes = rng.integers(-2, C, (B, H, W, A))
+    return logits.astype(np.float32), classes.astype(np.int32)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 2.0])
