@@ -68,7 +68,7 @@ class LabelledImages:
         if not 0 <= example.label < self.source.num_classes:
             last = self.source.num_classes - 1
             raise UnreadableRecord(f"has the label {example.label}, outside 0..{last}")
-        arrays["image"][number] = augment.normalise(image, self.mean, self.std)
+        augment.normalise(image, self.mean, self.std, arrays["image"][number])
         arrays["label"][number] = example.label
 
 

@@ -43,6 +43,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations whose upright picture begins with the last columns, or rows, of the file.
+_FROM_THE_RIGHT = (2, 3, 6, 7)
+_FROM_BELOW = (3, 4, 7, 8)
 
 
 class BadImage(Exception):
@@ -68,11 +71,14 @@ class Picture:
                 f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
             )
         self._orientation = _orientation(image)
+        self._shrunk = 1  # pixels of the file, in one row, that became one decoded pixel
         turned = self._orientation >= 5
         self.width, self.height = (height, width) if turned else (width, height)
 
-    def render(self, box: Box, size: Size) -> Image.Image:
-        """Decodes, cuts `box` out and resizes it (bicubic) to an RGB image of this size.
+    def render(
+        self, box: Box, size: Size, resample: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> Image.Image:
+        """Decodes, cuts `box` out and resizes it to an RGB image of this size.
 
         A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box then still has as many pixels as
         the result, which saves most of the time that large photographs take.
@@ -81,14 +87,29 @@ class Picture:
         shrink = min((box[2] - box[0]) / wide, (box[3] - box[1]) / high)
         if shrink > 1:
             width, height = self._image.size
-            self._image.draft(None, (int(np.ceil(width / shrink)), int(np.ceil(height / shrink))))
+            least = int(np.ceil(width / shrink)), int(np.ceil(height / shrink))
+            if drafted := self._image.draft(None, least):
+                self._shrunk = round(width / drafted[1][2])
         upright = to_rgb(self._image)
         if self._orientation in _UPRIGHT:
             upright = upright.transpose(_UPRIGHT[self._orientation])
-        across, down = upright.width / self.width, upright.height / self.height
-        scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        inside = (*scaled[:2], min(scaled[2], upright.width), min(scaled[3], upright.height))
-        return upright.resize((wide, high), Image.Resampling.BICUBIC, box=inside)
+        return upright.resize((wide, high), resample, box=self._decoded(box, upright))
+
+    def _decoded(self, box: Box, upright: Image.Image) -> Box:
+        """The box in pixels of the decoded picture.
+
+        The last of these stand for less than the others where a side is no multiple; a turn can
+        make them the first.
+        """
+        over = (
+            upright.width - self.width / self._shrunk,
+            upright.height - self.height / self._shrunk,
+        )
+        left = over[0] if self._orientation in _FROM_THE_RIGHT else 0
+        top = over[1] if self._orientation in _FROM_BELOW else 0
+        edges = [edge / self._shrunk for edge in box]
+        right, bottom = min(edges[2] + left, upright.width), min(edges[3] + top, upright.height)
+        return edges[0] + left, edges[1] + top, right, bottom
 
 
 def _orientation(image: Image.Image) -> int:

@@ -164,8 +164,10 @@ def test_evaluation_equals_resizing_the_shorter_side_and_cutting_the_centre():
 
 
 def test_normalise_subtracts_and_divides():
-    found = augment.normalise(Image.fromarray(PICTURE), MEAN, (0.5, 0.25, 0.1))
-    assert found.dtype == np.float32
+    whole = np.full((50, 70, 3), 7, np.float32)
+    found = whole[5:45, 3:63]
+    augment.normalise(Image.fromarray(PICTURE), MEAN, (0.5, 0.25, 0.1), found)
+    assert (whole == 7).sum() == 3 * (50 * 70 - 40 * 60), "nothing else is written"
     np.testing.assert_allclose(
         found, (PICTURE / 255 - MEAN) / (0.5, 0.25, 0.1), rtol=1e-5, atol=1e-5
     )

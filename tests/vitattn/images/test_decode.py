@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vitattn.images import decode as images
 from vitattn.images.decode import BadImage, guarded, open_picture
@@ -139,6 +139,29 @@ def test_a_box_of_a_turned_photograph_is_cut_from_the_upright_picture():
     found = open_picture(content).render(box, 32)
     expected = Image.fromarray(big).resize((32, 32), Image.Resampling.BICUBIC, box=box)
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_decoded_small_lies_where_it_does_at_full_size(orientation):
+    """1021 x 765 pixels at 1/4: the last decoded column stands for one pixel of the file, the last
+    row too. Taken for four, or counted from the other end, they would move edges by up to a pixel.
+    """
+    stored = np.zeros((765, 1021, 3), np.uint8)
+    stored[200:, 300:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(stored), "JPEG", exif=exif, quality=95, subsampling=0)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    picture = open_picture(content)
+    found = np.asarray(picture.render((0, 0, *upright.size), 190), np.float32)
+    assert max(picture._image.size) == 256
+    expected = np.asarray(upright.resize((190, 190), Image.Resampling.BOX), np.float32)
+    for axis in (0, 1):  # where the edge lies, in pixels of the result
+        edges = [
+            np.mean(image[60:160, 60:160], axis=(axis, 2)).sum() / 255
+            for image in (found, expected)
+        ]
+        assert abs(edges[0] - edges[1]) < 0.1
 
 
 def test_a_large_jpeg_is_decoded_small_but_never_smaller_than_needed():

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from vitattn.images import augment
-from vitattn.images.decode import Picture, Rgb
+from vitattn.images.decode import Picture, Rgb, guarded
 
 # A box that a crop leaves narrower than this, in network pixels, teaches nothing: its picture is
 # gone, and the logarithm of its side would outweigh all other boxes in the loss.
@@ -131,9 +132,20 @@ def wide_enough(boxes: np.ndarray) -> np.ndarray:
 
 
 def draw(picture: Picture, placement: Placement, image: np.ndarray, mean: Rgb, std: Rgb) -> None:
-    """Writes the picture, placed and normalised, into `image` float32 [H, W, 3] of zeros."""
+    """Writes the picture, placed and normalised, into `image` float32 [H, W, 3] of zeros.
+
+    Pixels are interpolated linearly, as in the public detectors, which takes 0.6 of the time of
+    cubic.
+
+    Raises:
+      BadImage: the picture cannot be decoded; nothing was written.
+    """
     top, left, bottom, right = placement.part
-    rendered = np.asarray(picture.render((left, top, right, bottom), placement.shape))
-    rendered = rendered[:: -1 if placement.upside_down else 1, :: -1 if placement.mirrored else 1]
+    box, linear = (left, top, right, bottom), Image.Resampling.BILINEAR
+    seen = guarded(lambda: picture.render(box, placement.shape, linear))
+    if placement.mirrored:
+        seen = ImageOps.mirror(seen)
+    if placement.upside_down:
+        seen = ImageOps.flip(seen)
     rows, columns = placement.shape
-    image[:rows, :columns] = augment.normalise(rendered, mean, std)
+    augment.normalise(seen, mean, std, image[:rows, :columns])

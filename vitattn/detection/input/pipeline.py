@@ -29,7 +29,7 @@ from vitattn.data import reading
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.detection.data.source import BoxedExample, BoxedSource
 from vitattn.detection.input import augment
-from vitattn.images.decode import Picture, Rgb, guarded, open_picture
+from vitattn.images.decode import Picture, Rgb, open_picture
 from vitattn.images.files import UnreadableRecord
 from vitattn.images.size import Size, sides
 
@@ -84,12 +84,10 @@ class TrainingImages:
         boxes, classes = _targets(example, self.source.num_classes)
         picture = open_picture(example.image)
         placement = self._placement(picture, record, epoch)
-        image = np.zeros((*self.size, 3), np.float32)
-        guarded(lambda: augment.draw(picture, placement, image, self.mean, self.std))
+        augment.draw(picture, placement, arrays["image"][number], self.mean, self.std)
         boxes, seen = augment.clip_boxes(augment.move_boxes(boxes, placement), placement)
         wide = seen & augment.wide_enough(boxes)
         chosen = np.flatnonzero(wide)[: self.max_boxes]
-        arrays["image"][number] = image
         arrays["boxes"][number, : len(chosen)] = boxes[chosen]
         arrays["classes"][number, : len(chosen)] = classes[chosen]
         arrays["counts"][number] = (
@@ -137,9 +135,7 @@ class EvaluationImages:
         """Writes one record to example `number`; see `Reader.fill`."""
         picture = open_picture(self.source[record].image)
         placement = augment.letterbox((picture.height, picture.width), self.size)
-        image = np.zeros((*self.size, 3), np.float32)
-        guarded(lambda: augment.draw(picture, placement, image, self.mean, self.std))
-        arrays["image"][number] = image
+        augment.draw(picture, placement, arrays["image"][number], self.mean, self.std)
         arrays["scale"][number] = placement.scale
         arrays["original"][number] = picture.height, picture.width
 
