@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from trainlib.errors import shown
 from trainlib.run.progress import Progress
-from vitattn.labels.class_names import Names, numbered, printable
+from vitattn.labels.class_names import Names, as_unicode, numbered, printable
 from vitattn.task import Task
 
 LONGEST = 4096  # characters of a path that is printed
@@ -101,8 +100,3 @@ def renderer(
         return json.dumps({"image": as_unicode(paths[answer.record]), **fields})
 
     return as_line if as_json else as_text
-
-
-def as_unicode(name: str | Path) -> str:
-    """Returns a name with the bytes written out that are not UTF-8: JSON holds Unicode only."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -254,6 +254,11 @@ def numbered(names: Names) -> list[str]:
     return [f"class {i}" if name is None else name for i, name in enumerate(names)]
 
 
+def as_unicode(name: str | Path) -> str:
+    """Returns a name with the bytes written out that are not UTF-8: JSON holds Unicode only."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def printable(names: Names) -> list[str]:
     """Returns the same for people: nothing that steers a terminal, and no two look alike."""
     return told_apart(numbered(names))[0]

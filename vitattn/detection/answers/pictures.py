@@ -1,0 +1,166 @@
+"""Pictures with detections on them, and all detections as one file, in a directory.
+
+Beside a picture for each image, `detections.json` holds COCO's result format, a list of
+{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, and with each "category_name".
+Images on a disk have no number, so `image_id` is the name of the file, or its path as it was given
+where two files have the same name. Pictures without labels have no categories either, so
+`category_id` is the number of the class from 1, and the name says which one it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainlib.errors import ConfigError, StorageError, shown
+from trainlib.files import check_target, make_directory, write_atomically
+from vitattn.detection.answers.drawing import draw
+from vitattn.detection.answers.results import as_xyxy, coco_results
+from vitattn.images.decode import guarded, open_picture
+from vitattn.images.files import read_image
+from vitattn.labels.class_names import Names, as_unicode, numbered, printable
+
+RESULTS = "detections.json"
+QUALITY = 92  # of a JPEG: letters keep their edges
+_LONGEST = 50  # letters of a name that are kept, each of at most 4 of the 255 bytes of a name
+_UNSAFE = frozenset('/\\:*?"<>|')  # what some disk does not take
+
+
+class BoxPictures:
+    """Draws the detections of images one after the other.
+
+    Args:
+      directory: made where it is not there.
+      images: the files, in the order of their numbers.
+      names: of the classes.
+      least: score from which a detection is drawn; the file holds all.
+
+    Raises:
+      ConfigError: a picture would replace an image that is read, or a link or folder has the name
+        of one.
+      StorageError: the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path, images: Sequence[Path], names: Names, least: float):
+        self.directory, self.least = directory, least
+        self._images, self._files = images, file_names(images)
+        self._ids = image_ids(images)
+        self._words, self._names = printable(names), [as_unicode(name) for name in numbered(names)]
+        self._found: list[dict[str, Any]] = []
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
+        except OSError as error:
+            raise StorageError(
+                f"--boxes={shown(directory)} cannot be made: {error.strerror or error}."
+            ) from error
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        there = {(status.st_dev, status.st_ino) for status in map(_status, self._images) if status}
+        for name in (*self._files, RESULTS):
+            target = self.directory / name
+            check_target(target)
+            status = _status(target)
+            if status and (status.st_dev, status.st_ino) in there:
+                raise ConfigError(
+                    f"--boxes={shown(self.directory)}: the picture of boxes {shown(name)} would "
+                    "replace an image that is read. Choose another directory."
+                )
+
+    def add(self, number: int, outputs: Mapping[str, np.ndarray]) -> None:
+        """Draws one image, whose detections are finished; see `prediction.finish`.
+
+        Raises:
+          StorageError: the picture cannot be written.
+        """
+        boxes, scores, classes = (outputs[name] for name in ("boxes", "scores", "classes"))
+        ids = range(1, len(self._names) + 1)
+        for one in coco_results(self._ids[number], boxes, scores, classes, ids):
+            name = self._names[one["category_id"] - 1]
+            self._found.append(one | {"category_name": name})
+        chosen = scores >= self.least
+        picture = upright(self._images[number])
+        drawn = draw(picture, as_xyxy(boxes)[chosen], scores[chosen], classes[chosen], self._words)
+        self._write(self._files[number], as_jpeg(drawn))
+
+    def close(self) -> dict[str, Path]:
+        """Writes all detections as one file; returns what was written: label -> path.
+
+        Raises:
+          StorageError: the file cannot be written.
+        """
+        self._write(RESULTS, (json.dumps(self._found) + "\n").encode())
+        return {"boxes": self.directory, "detections": self.directory / RESULTS}
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            write_atomically(self.directory / name, content)
+        except OSError as error:
+            raise StorageError(
+                f"{shown(self.directory / name)} cannot be written: {error.strerror or error}."
+            ) from error
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError, ValueError):
+        return path.stat()
+    return None
+
+
+def upright(image: Path) -> Image.Image:
+    """Decodes a whole image file to upright RGB.
+
+    Raises:
+      BadImage: its bytes cannot be decoded.
+      UnreadableRecord: it cannot be read.
+    """
+    picture = open_picture(read_image(image))
+    size = picture.width, picture.height
+    return guarded(lambda: picture.render((0, 0, *size), size[::-1]))
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """Encodes a picture with its colours at full resolution."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def image_ids(images: Sequence[Path]) -> list[str]:
+    """The name of each file; its path as it was given where the name is not the only one."""
+    count = Counter(image.name for image in images)
+    return [as_unicode(image.name if count[image.name] == 1 else image) for image in images]
+
+
+def file_names(images: Sequence[Path]) -> list[str]:
+    """Names for the pictures of images: alike, of printable letters, none twice however a disk
+    compares them, none out of the directory.
+    """
+    taken: set[str] = set()
+    names = []
+    for image in images:
+        letters = "".join(c if c.isprintable() and c not in _UNSAFE else "_" for c in image.stem)
+        stem = letters.lstrip(".")[:_LONGEST].strip() or "image"
+        name, number = stem, 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(_folded(name))
+        names.append(f"{name}.jpg")
+    return names
+
+
+def _folded(name: str) -> str:
+    """What a disk that ignores case, or how a letter is composed, compares."""
+    return unicodedata.normalize("NFKC", name).casefold()
