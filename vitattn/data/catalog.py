@@ -6,15 +6,17 @@ that `data.source=module:MODULE:NAME` names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from trainlib import extension
 from trainlib.errors import ConfigError, DataError, nearest
 from vitattn.data import cifar100, digits, folder, imagenet, synthetic
-from vitattn.data.source import SPLITS, Kind, Labelled, Source
+from vitattn.data.source import SPLITS, AnySource, Kind, Labelled, Source
 from vitattn.images.decode import Rgb
 
-KINDS = {
+KINDS: dict[str, Kind[Source]] = {
     "imagenet": imagenet.KIND,
     "folder": folder.KIND,
     "cifar100": cifar100.KIND,
@@ -23,14 +25,27 @@ KINDS = {
 }
 
 
-def usage() -> str:
+def usage(kinds: Mapping[str, Kind] = KINDS) -> str:
     """Returns all values that `data.source` can have, as a phrase."""
-    forms = [form for kind in KINDS.values() for form in kind.usage]
+    forms = [form for kind in kinds.values() for form in kind.usage]
     return ", ".join([*forms, f"{extension.PREFIX}{extension.FORM}[:ARGUMENT]"])
 
 
-def kind_of(source: str) -> Kind:
+def kind_of(source: str) -> Kind[Source]:
     """Returns the kind of data set that `data.source` asks for.
+
+    Raises:
+      ConfigError: no such kind, or one that takes nothing after a colon.
+    """
+    return find_kind(source, KINDS)
+
+
+def find_kind(source: str, kinds: Mapping[str, Kind[AnySource]]) -> Kind[AnySource]:
+    """Returns the kind that `data.source` asks for, of a task's table or of a module of one's own.
+
+    Args:
+      source: the value of `data.source`.
+      kinds: name before the colon -> kind.
 
     Raises:
       ConfigError: no such kind, or one that takes nothing after a colon.
@@ -39,13 +54,13 @@ def kind_of(source: str) -> Kind:
         reference = extension.reference_of(source)
         return extension.load(reference, "data.source", Kind, "a vitattn.data.Kind")
     name, _, argument = source.partition(":")
-    if name not in KINDS:
+    if name not in kinds:
         raise ConfigError(
-            f"data.source={source!r} is not known. {nearest(name, KINDS)}Allowed: {usage()}."
+            f"data.source={source!r} is not known. {nearest(name, kinds)}Allowed: {usage(kinds)}."
         )
-    if argument and not KINDS[name].takes_argument:
+    if argument and not kinds[name].takes_argument:
         raise ConfigError(f"data.source={source!r}: '{name}' takes nothing after a colon.")
-    return KINDS[name]
+    return kinds[name]
 
 
 def make_source(config: ConfigDict, split: str) -> Source:

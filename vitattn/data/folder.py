@@ -23,10 +23,6 @@ from vitattn.images import files
 
 _EVAL_NAMES = ("val", "validation", "valid", "test")
 
-# Above this many files only their names count for the digest: asking a network disk for the size of
-# a million files takes many minutes.
-_SIZED_FILES = 100_000
-
 
 class Files:
     """Image files with labels: N names relative to `root`, labels int [N]; `left_out` reports other
@@ -47,7 +43,7 @@ class Files:
         self.root, self.names, self.labels = root, tuple(names), labels
         self.left_out = left_out
         self.class_names, self.num_classes = tuple(classes), len(classes)
-        sizes = [_size(root / name) for name in names] if len(names) <= _SIZED_FILES else []
+        sizes = files.sizes(root, self.names)
         self.digest = short_digest("\n".join(names), sizes, "\n".join(classes))
 
     def __len__(self) -> int:
@@ -59,13 +55,6 @@ class Files:
 
     def describe(self, record: int) -> str:
         return shown(self.root / self.names[record], 1000)
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
 
 
 def make(config: ConfigDict, split: str) -> Source:

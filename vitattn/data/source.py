@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -47,12 +47,15 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def describe(self, record: int) -> str: ...
+    def describe(self, record: int) -> str:
+        """Names the file and position of the record, for messages."""
+        ...
 
 
-class Source(Protocol):
-    """A data set with random access. It pickles to worker processes, so files are opened on first
-    use.
+class DataSet(Labelled, Records, Protocol):
+    """A data set with random access to examples of some kind.
+
+    It pickles to worker processes, so files are opened on first use.
 
     Attributes:
       num_classes: labels are below it.
@@ -64,27 +67,27 @@ class Source(Protocol):
       std: standard deviation of the same.
     """
 
-    num_classes: int
-    class_names: tuple[str, ...]
     digest: str
-    in_memory: bool
     left_out: tuple[str, ...]
     mean: Rgb
     std: Rgb
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, record: int) -> Example:
+    def __getitem__(self, record: int) -> Any:
         """Reads one record; raises `vitattn.images.files.UnreadableRecord`."""
         ...
 
-    def describe(self, record: int) -> str:
-        """Names the file and position of the record, for messages."""
-        ...
+
+class Source(DataSet, Protocol):
+    """A data set of images with one class each."""
+
+    def __getitem__(self, record: int) -> Example: ...
+
+
+AnySource = TypeVar("AnySource", bound=DataSet)
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class Kind(Generic[AnySource]):
     """A kind of data set: what the name before the colon of `data.source` stands for.
 
     Attributes:
@@ -98,7 +101,7 @@ class Kind:
     """
 
     usage: tuple[str, ...]
-    make: Callable[[ConfigDict, str], Source]
+    make: Callable[[ConfigDict, str], AnySource]
     mean: Rgb
     std: Rgb
     class_names: Callable[[str], tuple[str, ...]]
@@ -147,10 +150,10 @@ class Arrays:
         return f"{self.name} record {record}"
 
 
-class Subset:
+class Subset(Generic[AnySource]):
     """The chosen records of another source, in ascending order."""
 
-    def __init__(self, parent: Source, records: np.ndarray, name: str):
+    def __init__(self, parent: AnySource, records: np.ndarray, name: str):
         self.parent = parent
         self.records = np.sort(records)
         self.num_classes, self.class_names = parent.num_classes, parent.class_names
@@ -161,15 +164,27 @@ class Subset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, record: int) -> Example:
+    def __getitem__(self, record: int) -> Any:
         return self.parent[int(self.records[record])]
 
     def describe(self, record: int) -> str:
         return self.parent.describe(int(self.records[record]))
 
 
-def hold_out(train: Source, fraction: float, split: str) -> Source:
+def hold_out(
+    train: AnySource,
+    fraction: float,
+    split: str,
+    subset: Callable[[AnySource, np.ndarray, str], AnySource] = Subset,
+) -> AnySource:
     """Divides a training set: `holdout` is a fixed random `fraction` of it, `train` is the rest.
+
+    Args:
+      train: the whole of it.
+      fraction: in [0, 1).
+      split: "train" or "holdout".
+      subset: makes the part, of the source, its records and a name; sources that offer more than
+        `Source` does have their own.
 
     Raises:
       ConfigError: no such fraction, or an empty `holdout`.
@@ -186,7 +201,7 @@ def hold_out(train: Source, fraction: float, split: str) -> Source:
         return train
     order = record_order(SPLIT_SEED, 0, len(train))
     records = order[:size] if split == "holdout" else order[size:]
-    return Subset(train, records, f"{split} {fraction}")
+    return subset(train, records, f"{split} {fraction}")
 
 
 def short_digest(*parts: object) -> str:

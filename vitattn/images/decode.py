@@ -58,6 +58,7 @@ class Picture:
     Attributes:
       width: of the upright picture in pixels.
       height: of the upright picture in pixels.
+      turned: whether width and height are exchanged in the file, by its EXIF orientation.
     """
 
     def __init__(self, image: Image.Image):
@@ -72,8 +73,8 @@ class Picture:
             )
         self._orientation = _orientation(image)
         self._shrunk = 1  # pixels of the file, in one row, that became one decoded pixel
-        turned = self._orientation >= 5
-        self.width, self.height = (height, width) if turned else (width, height)
+        self.turned = self._orientation >= 5
+        self.width, self.height = (height, width) if self.turned else (width, height)
 
     def render(
         self, box: Box, size: Size, resample: Image.Resampling = Image.Resampling.BICUBIC
@@ -110,6 +111,10 @@ class Picture:
         edges = [edge / self._shrunk for edge in box]
         right, bottom = min(edges[2] + left, upright.width), min(edges[3] + top, upright.height)
         return edges[0] + left, edges[1] + top, right, bottom
+
+    def as_stored(self) -> np.ndarray:
+        """Decodes all of it to uint8 RGB [H, W, 3] as it lies in the file, not turned upright."""
+        return guarded(lambda: np.asarray(to_rgb(self._image)))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -26,7 +26,8 @@ from PIL import Image
 from trainlib.errors import DataError
 from vitattn.data import imagenet
 from vitattn.data.source import short_digest
-from vitattn.detection.data.source import BoxedExample, BoxedSource, Kind, Truth, Truths, hold_out
+from vitattn.detection.annotations.table import Truth
+from vitattn.detection.data.source import BoxedExample, BoxedSource, Kind, Truths, hold_out
 
 CLASS_NAMES: tuple[str, ...] = ("disc", "square", "triangle", "cross")
 
@@ -235,7 +236,8 @@ class Shapes(Truths):
 
     in_memory = True  # a record is drawn faster than a worker process hands it over
     left_out: tuple[str, ...] = ()
-    class_names, num_classes = CLASS_NAMES, len(CLASS_NAMES)
+    class_names: tuple[str, ...] = CLASS_NAMES
+    num_classes = len(CLASS_NAMES)
     category_ids = tuple(range(1, len(CLASS_NAMES) + 1))
     mean, std = imagenet.MEAN, imagenet.STD
 
@@ -266,7 +268,7 @@ class Shapes(Truths):
             file_name=f"{self.split}/{record:03}.png",
             height=shown.size[0],
             width=shown.size[1],
-            xywh=np.concatenate([boxes[:, 1::-1], sides[:, ::-1]], axis=1),
+            boxes=np.concatenate([boxes[:, 1::-1], sides[:, ::-1]], axis=1),
             classes=shown.classes(),
             area=sides.prod(axis=1),
             crowd=np.zeros(len(boxes), bool),

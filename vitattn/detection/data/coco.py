@@ -1,0 +1,156 @@
+"""COCO, and any set with annotations in its JSON form: `coco` with `data.dir`, or
+`coco:TRAIN.json`.
+
+Classes are the categories in the order of their ids. Without a JSON file for evaluation, the split
+`test` is the fixed part `data.holdout` of the training images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from trainlib import paths
+from trainlib.errors import ConfigError, DataError, shown
+from vitattn.data import imagenet
+from vitattn.data.source import argument_of
+from vitattn.detection.annotations import coco_json
+from vitattn.detection.annotations.official import NAMES
+from vitattn.detection.annotations.report import Report
+from vitattn.detection.data import layouts
+from vitattn.detection.data.files import BoxedFiles, present
+from vitattn.detection.data.source import BoxedSource, Kind, hold_out
+
+
+def make(config: ConfigDict, split: str) -> BoxedSource:
+    """Opens a split of COCO, or of one's own set in its form.
+
+    Raises:
+      DataError: a file is absent, or its annotations cannot be used.
+      ConfigError: neither a set nor a way to take a part of it for evaluation was named.
+    """
+    train, evaluation = files_of(config)
+    if split == "test" and evaluation is not None:
+        folder = config.eval_images or config.images
+        return opened(evaluation, folder, config.max_bad_fraction)
+    if split != "train" and not config.holdout:
+        raise _nothing_to_evaluate(train, split, evaluation)
+    source = opened(train, config.images, config.max_bad_fraction)
+    return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
+
+
+def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
+    """Returns the JSON files of training and of evaluation, if there is one.
+
+    Raises:
+      ConfigError: none was named.
+      DataError: there is none where it was said to be.
+    """
+    argument = argument_of(config.source)
+    named = paths.resolve(config.eval_json, "data.eval_json") if config.eval_json else None
+    given = argument or config.dir
+    if not given:
+        raise ConfigError(
+            "data.source='coco' needs a folder: --config.data.dir=COCO with "
+            f"{layouts.official('train')} and train2017/ in it. For a set of your own give its "
+            "file: --config.data.source=coco:MY/instances_train.json."
+        )
+    place = paths.resolve(given, "data.source" if argument else "data.dir")
+    if not place.is_dir():
+        if not place.exists():
+            raise DataError(f"There is no {shown(place)}, which data.source or data.dir names.")
+        return place, named
+    train = layouts.find_json(place, "train")
+    if train is None:
+        raise DataError(
+            f"{shown(place)} holds no annotations of training: {layouts.official('train')} was "
+            "looked for, and other names that are common. Give the file itself: "
+            "--config.data.source=coco:FILE.json."
+        )
+    return train, named or layouts.find_json(place, "test")
+
+
+def _nothing_to_evaluate(train: Path, split: str, evaluation: Path | None) -> ConfigError:
+    if split == "holdout" and evaluation is not None:
+        why = "the split 'holdout' is empty"
+    else:
+        why = f"there is nothing to evaluate on: data.eval_json is not given for {shown(train)}"
+    other = layouts.beside(train)
+    near = f" Beside it lies {shown(other)}." if other else ""
+    return ConfigError(
+        f"{why}, and data.holdout=0 keeps nothing of the training images.{near} Give "
+        "--config.data.eval_json=FILE.json, or --config.data.holdout=0.1."
+    )
+
+
+def opened(json: Path, images: str, max_bad_fraction: float) -> BoxedFiles:
+    """Opens the images of one JSON file.
+
+    Args:
+      json: the annotations.
+      images: their folder; "" is the folder beside that holds them.
+      max_bad_fraction: of annotations and images that may be left out.
+
+    Raises:
+      DataError: see `coco_json.read`; or the images are not there.
+    """
+    table, report = coco_json.read(json)
+    folder = folder_of(json, table.file_names, images)
+    there = present(folder, table.file_names)
+    report = with_files(report, folder, table.file_names, there)
+    report.check(max_bad_fraction)
+    kept = table if there.all() else table.of_images(np.flatnonzero(there))
+    return BoxedFiles(folder, kept, report.lines())
+
+
+def folder_of(json: Path, names: tuple[str, ...], images: str) -> Path:
+    """Returns the folder of the images that a JSON file names.
+
+    Raises:
+      DataError: none of its images is there: the folder is another one, or the file is of another
+        split.
+    """
+    if images:
+        folder = paths.resolve(images, "data.images")
+        if not folder.is_dir():
+            raise DataError(f"data.images: {shown(folder)} is no folder.")
+        found = folder if present(folder, names).any() else None
+        looked = [folder]
+    else:
+        found = layouts.find_images(json, names)
+        looked = layouts.candidates(json)
+    if found is None and names:
+        raise DataError(
+            f"None of the {len(names):,} images that {shown(json)} names, such as "
+            f"{shown(names[0], 80)}, is in {', '.join(map(shown, looked))}. Is it the file of "
+            "another split, or do its images lie elsewhere? Give their folder: "
+            "--config.data.images=DIR (data.eval_images for the evaluation split)."
+        )
+    return found or looked[0]
+
+
+def with_files(report: Report, folder: Path, names: tuple[str, ...], there: np.ndarray) -> Report:
+    """Returns a report with what the folder of images adds: where it is, and which are not there.
+
+    Args:
+      report: of the annotations.
+      folder: of the images.
+      names: of the images, [I].
+      there: bool [I], which of them are in the folder.
+    """
+    report = report.copy()
+    report.notes.append(f"images are read from {shown(folder)}")
+    missing = np.flatnonzero(~there).tolist()
+    report.add_all("no_file", (names[number] for number in missing), len(missing))
+    return report
+
+
+KIND = Kind(
+    ("coco", "coco:TRAIN.json"),
+    make,
+    imagenet.MEAN,
+    imagenet.STD,
+    lambda source: () if argument_of(source) else tuple(NAMES.values()),
+)

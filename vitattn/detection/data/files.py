@@ -1,0 +1,113 @@
+"""Image files in a folder with the boxes of a table: what COCO, VOC and YOLO sets are once they are
+read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainlib.errors import shown
+from vitattn.data import imagenet
+from vitattn.data.source import short_digest
+from vitattn.detection.annotations.table import Table, Truth
+from vitattn.detection.data.source import BoxedExample, Truths, within
+from vitattn.images import files
+from vitattn.images.decode import Pixels, open_picture
+from vitattn.images.files import UnreadableRecord
+
+
+class BoxedFiles(Truths):
+    """Image files with boxes.
+
+    Args:
+      folder: below which the files lie.
+      table: which they are, and their boxes.
+      left_out: lines on what was mended or left out.
+    """
+
+    in_memory = False
+    mean = imagenet.MEAN
+    std = imagenet.STD
+
+    def __init__(self, folder: Path, table: Table, left_out: tuple[str, ...]):
+        self.folder, self.table, self.left_out = folder, table, left_out
+        self.class_names, self.category_ids = table.class_names, table.category_ids
+        self.num_classes = len(self.class_names)
+        self.digest = short_digest(
+            "\n".join(table.file_names),
+            files.sizes(folder, table.file_names),
+            table.starts.tobytes(),
+            table.boxes.tobytes(),
+            table.classes.tobytes(),
+            table.crowd.tobytes(),
+            "\n".join(self.class_names),
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, record: int) -> BoxedExample:
+        truth = self.table.truth(record)
+        image, height, width = fitting(files.read_image(self._path(record)), truth)
+        boxes, inside = within(truth.boxes, height, width)
+        return BoxedExample(image, boxes[inside], truth.classes[inside], truth.crowd[inside])
+
+    def truth(self, record: int) -> Truth:
+        """Returns the exact boxes of a record."""
+        return self.table.truth(record)
+
+    def image_id(self, record: int) -> int:
+        return int(self.table.image_ids[record])
+
+    def describe(self, record: int) -> str:
+        return shown(self._path(record), 1000)
+
+    def _path(self, record: int) -> Path:
+        return self.folder / self.table.file_names[record]
+
+
+def fitting(image: bytes, truth: Truth) -> tuple[Pixels, int, int]:
+    """Returns an image as its boxes were drawn on it, with height and width.
+
+    A photograph with an EXIF orientation is turned upright, here and by most programs in which
+    boxes are drawn. Where the annotations give width and height of the file as it is stored, boxes
+    were drawn on that, and its pixels are returned as they are stored.
+
+    Raises:
+      BadImage: it cannot be decoded.
+      UnreadableRecord: it has another size than its annotations say.
+    """
+    picture = open_picture(image)
+    here, said = (picture.height, picture.width), (truth.height, truth.width)
+    if said in (here, (0, 0)):
+        return image, *here
+    if picture.turned and said == here[::-1]:
+        return picture.as_stored(), *said
+    raise UnreadableRecord(
+        f"is {here[1]}x{here[0]} pixels, and its annotations are for {said[1]}x{said[0]}"
+    )
+
+
+def present(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Returns which files are in a folder, bool [N]; each folder is listed once, which a network
+    disk answers sooner than a question for each file.
+    """
+    inside: dict[str, set[str]] = {}
+    found = np.zeros(len(names), bool)
+    for number, name in enumerate(names):
+        parent, _, base = name.rpartition("/")
+        if parent not in inside:
+            inside[parent] = _listed(folder / parent)
+        found[number] = base in inside[parent]
+    return found
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
