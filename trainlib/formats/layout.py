@@ -328,6 +328,8 @@ class Foreign:
       names: of the same.
       shapes: tensor -> shape.
       read: tensor -> array.
+      notes: what was assumed because no file says it, one line each.
+      files: name -> text of files to write beside the weights, unless a person gives others.
     """
 
     config: ConfigDict
@@ -335,3 +337,5 @@ class Foreign:
     names: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -9,6 +9,9 @@ relative positions for another map size is interpolated along its offsets, ends 
 map shows the same picture in more pixels. Any other difference is an error, unless `init_new`
 matches the name.
 
+A detector takes its backbone from a classifier as well (`passage`); pyramid and heads then start
+anew. Predictors for other anchors than those of the other detector start anew too.
+
 Optimiser slots and the step counter start anew. `optimizer.frozen` names parts that do not learn.
 Their running statistics still follow the batches: as the continued average whose updates the
 checkpoint counted, or slowly, by `model.bn_decay`, if it did not count them (imported weights).
@@ -41,9 +44,11 @@ from trainlib.step.train_state import TrainState
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import Names
 from vitattn.models import ModelConfig
+from vitattn.start import passage
+from vitattn.start.passage import Passage
 
 # Logical axes whose length may differ: of weights that then start anew, and that are stretched.
-NEW, STRETCHED = {"classes"}, {"offset"}
+NEW, STRETCHED = {"classes", "anchors"}, {"offset"}
 # The part of the taken statistics that may be left at the end of a run before a note is printed.
 SLOW = 0.2
 SHOWN = 4  # names of one kind that are printed
@@ -75,7 +80,10 @@ def _differing(spec: Spec, shape: tuple[int, ...]) -> set[str | None]:
 
 
 def match(
-    stored: Mapping[str, tuple[int, ...]], specs: Mapping[str, Spec], init_new: Sequence[str]
+    stored: Mapping[str, tuple[int, ...]],
+    specs: Mapping[str, Spec],
+    init_new: Sequence[str],
+    way: Passage = passage.SAME,
 ) -> Match:
     """Decides where each weight and statistic comes from.
 
@@ -83,22 +91,24 @@ def match(
       stored: name in the checkpoint (`params/...`, `model_state/...`, `ema/...`) -> shape.
       specs: weights and statistics of the model that starts.
       init_new: regular expressions of names that start anew, whatever the checkpoint holds.
+      way: from the kind of model there to the kind here.
 
     Raises:
       CheckpointError: a weight is missing there or has another shape; names those.
       ConfigError: a pattern that matches nothing.
     """
-    averaged = any(name.startswith("ema/") for name in stored)
-    kinds = ("ema/",) if averaged else ("params/", "model_state/")
-    there = {n.partition("/")[2]: n for n in stored if n.startswith(kinds)}
+    there = passage.by_name(stored)
     budget = [patterns.BUDGET]
     anew = set().union(*(optimizers.matching("init_new", p, list(specs), budget) for p in init_new))
-    result, wrong = Match({}, {}, {}, [n for n in there if n not in specs]), []
+    used = {way.theirs(name) for name in specs}
+    result, wrong = Match({}, {}, {}, [n for n in there if n not in used]), []
     for name, spec in specs.items():
-        source = there.get(name, "")
+        source = there.get(way.theirs(name), "")
         shape = tuple(stored.get(source, ()))
         if name in anew:
             result.new[name] = "init_new"
+        elif reason := way.new(name, spec):
+            result.new[name] = reason
         elif not source:
             wrong.append(f"{name} {spec.shape} is missing there")
         elif shape == spec.shape:
@@ -112,10 +122,11 @@ def match(
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise CheckpointError(
-            f"The checkpoint of init_from does not fit this model: {'; '.join(wrong[:SHOWN])}"
-            f"{more}. Only a head of other classes and relative positions of another map size may "
-            "differ. Set the model keys as in the config.json beside the checkpoint, or let parts "
-            "start anew by --config.init_new=REGEX,... on their names."
+            f"The checkpoint{way.source} of init_from does not fit this model: "
+            f"{'; '.join(wrong[:SHOWN])}{more}. Only a head of other classes, predictors of other "
+            "anchors and relative positions of another map size may differ. Set the model keys as "
+            "in the config.json beside the checkpoint, or let parts start anew by "
+            "--config.init_new=REGEX,... on their names."
         )
     return result
 
@@ -154,13 +165,14 @@ def start(plan: Plan[ModelConfig], state: TrainState, names: Names = ()) -> tupl
         number = checkpoints.pick(config.init_from_step or step)
         shapes = checkpoints.shapes(number)
         stored = {name: tuple(x.shape) for name, x in shapes.items() if hasattr(x, "shape")}
-        result = match(stored, specs, config.init_new)
+        way = passage.between(stored, specs, checkpoints.meta(number).get("config", {}), plan.model)
+        result = match(stored, specs, config.init_new, way)
         heads = [name for name in result.taken if "classes" in specs[name].axes]
         order, classes = None, "new"
         if heads:
             order, classes = _head_order(checkpoints, number, heads[0], names)
         arrays = _read(checkpoints, number, result, plan)
-        counts = _counts(checkpoints, number, result, plan, state)
+        counts = _counts(checkpoints, number, result, plan, state, way)
     if order is not None:
         for name in heads:
             arrange = jax.jit(
@@ -168,7 +180,7 @@ def start(plan: Plan[ModelConfig], state: TrainState, names: Names = ()) -> tupl
                 out_shardings=plan.weight_shardings[name],
             )
             arrays[name] = arrange(arrays[name], order)
-    title = f"Starting from step {number} in {shown(directory)}"
+    title = f"Starting from step {number}{way.source} in {shown(directory)}"
     table = report(result, specs, title, classes) + _slow_statistics(plan, counts)
     return _filled(plan, state, arrays, counts), table
 
@@ -187,7 +199,8 @@ def _head_order(
         return None, (
             "by number, since their names are not known: see that they are the same classes"
         )
-    anew = f"--config.init_new='^{head.split('.')[0]}[.]'"
+    part = head.rpartition(".")[0].replace(".", "[.]")
+    anew = f"--config.init_new='^{part}[.]'"
     order = matching.head_order(theirs, names, anew)
     return order, "the same" if order is None else "by name, in another order there"
 
@@ -232,7 +245,11 @@ def _filled(
 
 def _slow_statistics(plan: Plan[ModelConfig], counts: np.ndarray) -> str:
     """A note if the run is too short for its statistics to become those of its own batches."""
-    decay, steps, different = plan.model.bn_decay, plan.config.steps, set(counts.tolist())
+    decay, steps, statistic = plan.model.bn_decay, plan.config.steps, plan.abstract.model_state
+    layers = statistics.layers(statistic)
+    # Those of frozen layers, whose scale is one of them, are not meant to.
+    moving = [f"{layer}.scale" not in statistic for layer in layers]
+    different = set(counts[moving].tolist()) if layers else set()
     left = max((statistics.left_after(steps, n, decay) for n in different), default=0)
     if left < SLOW:
         return ""
@@ -249,6 +266,7 @@ def _counts(
     result: Match,
     plan: Plan[ModelConfig],
     state: TrainState,
+    way: Passage,
 ) -> np.ndarray:
     """Counts of updates of the running statistics, int32 [layers]: those of the checkpoint for what
     is taken from it."""
@@ -263,7 +281,8 @@ def _counts(
         counted = dict(zip(stored_layers, np.asarray(counts).tolist(), strict=True))
     taken = statistics.layers(result.taken)
     ours = [
-        counted.get(n, statistics.UNCOUNTED) if n in taken else statistics.FRESH for n in layers
+        counted.get(way.theirs(n), statistics.UNCOUNTED) if n in taken else statistics.FRESH
+        for n in layers
     ]
     return np.array(ours, np.int32)
 
@@ -275,15 +294,31 @@ def report(result: Match, specs: Mapping[str, Spec], title: str, classes: str) -
     kind = "moving averages" if averaged else "weights and statistics"
     stretched = {name: f"{shape} there" for name, (_, shape) in result.stretched.items()}
     rows: list[tuple[str, Any]] = [("taken", f"{len(result.taken)} {kind}, {size:,} numbers")]
-    for label, names in (("interpolated", stretched), ("new", result.new)):
-        lines = [f"{name} {specs[name].shape} ({why})" for name, why in names.items()]
-        rows.append((label, _few(lines)))
-    rows += [("classes", classes), ("left over", _few(result.left))]
+    for label, reasons in (("interpolated", stretched), ("new", result.new)):
+        rows.append((label, _few(_explained(reasons, specs), len(reasons))))
+    rows += [("classes", classes), ("left over", _few(result.left, len(result.left)))]
     return summary(title, rows)
 
 
-def _few(names: Sequence[str]) -> str:
-    if not names:
+def _explained(reasons: Mapping[str, str], specs: Mapping[str, Spec]) -> list[str]:
+    """A phrase for each weight that is not taken as it is; one for many of the same reason."""
+    alike: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        alike.setdefault(why, []).append(name)
+    phrases = []
+    for why, names in alike.items():
+        if len(names) > SHOWN:
+            parts = dict.fromkeys(name.split(".")[0] for name in names)
+            phrases.append(f"{len(names)} in {', '.join(parts)} ({why})")
+        else:
+            phrases += [f"{name} {specs[name].shape} ({why})" for name in names]
+    return phrases
+
+
+def _few(phrases: Sequence[str], count: int) -> str:
+    if not phrases:
         return "none"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)}: {', '.join(names[:SHOWN])}{more}"
+    if phrases[0].startswith(f"{count} in "):  # it is about all
+        return phrases[0]
+    more = f" and {len(phrases) - SHOWN} more" if len(phrases) > SHOWN else ""
+    return f"{count}: {', '.join(phrases[:SHOWN])}{more}"
