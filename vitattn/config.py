@@ -49,7 +49,6 @@ NEWEST = whole(1, also={0: "the newest"})
 GENERAL = config_lib.COMMON | {
     # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
-    "task": key(DEFAULT_TASK, "what the model learns", extension.named(*TASKS)),
     "ema_decay": key(
         0.0,
         "decay of the moving average of weights that is evaluated; 0 = off",
@@ -117,9 +116,12 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         exist.
     """
     values = values or {}
+    known = extension.named(*TASKS)
+    task = fit("task", values.get("task", DEFAULT_TASK), known)
     return {
         **GENERAL,
-        **by_name(values.get("task", DEFAULT_TASK)).settings(),
+        "task": key(task, "what the model learns", known),
+        **by_name(task).settings(),
         **config_lib.prefixed("model", model_schema(values)),
         **config_lib.prefixed("optimizer", optimizers.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),

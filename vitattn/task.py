@@ -24,6 +24,7 @@ from trainlib.step.step import Batch, LossFn
 from vitattn.classification import task as classification
 from vitattn.data import Source
 from vitattn.data.unlabelled import Unlabelled
+from vitattn.detection import task as detection
 from vitattn.images.decode import Rgb
 from vitattn.images.size import Size
 from vitattn.labels.class_names import ModelNames, Names
@@ -208,7 +209,7 @@ _PARTS = (
     *(name for name in vars(Task) if not name.startswith("_") and name.islower()),
 )
 
-TASKS: dict[str, Task] = {"classification": classification}
+TASKS: dict[str, Task] = {"classification": classification, "detection": detection}
 
 
 def task_of(config: ConfigDict) -> Task:

@@ -23,6 +23,8 @@ def schema_of(family: str, choices: str = "") -> dict[str, tuple[Any, str]]:
     if choices:
         model, _, kind = choices.partition(".")
         values["model.name"] = model
+        if model == "retinanet":
+            values["task"] = "detection"
         if kind:
             field, _, name = kind.partition("=")
             values[f"model.{field}.kind"] = name

@@ -59,6 +59,11 @@ TINY_RESNET = (
     *("--config.batch_size=8", "--config.steps=2", "--config.schedule.warmup_steps=1"),
     *("--config.eval_every=0", "--config.checkpoint.every=2", "--config.data.workers=0"),
 )
+TINY_RETINANET = (
+    *TINY_RESNET,
+    *("--config.model.features=16", "--config.model.head_layers=1", "--config.model.max_level=5"),
+    *("--config.model.image_size=64", "--config.epochs=0"),
+)
 TINY_TEXT = (
     *(f"--config.model.{key}=32" for key in ("d_model", "d_ff")),
     *(f"--config.model.{key}=1" for key in ("encoder_blocks", "decoder_blocks", "sparse_period")),
@@ -75,6 +80,42 @@ def digits(path: Path) -> None:
     train.main([*TINY, "--config.steps=2", f"--workdir={path}"])
 
 
+def blood(path: Path) -> None:
+    """COCO json files and images, `train.json`, `val.json` and `images/NUMBER.png`: pale discs of
+    two kinds.
+    """
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(0)
+    (path / "images").mkdir(parents=True)
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "white"}]
+    files: dict[str, dict] = {
+        name: {"images": [], "annotations": [], "categories": categories}
+        for name in ("train", "val")
+    }
+    for number in range(16):
+        picture = Image.new("RGB", (80, 60), (230, 210, 200))
+        draw, part = ImageDraw.Draw(picture), files["train" if number < 12 else "val"]
+        file = f"{number}.png"
+        part["images"].append({"id": number, "file_name": file, "width": 80, "height": 60})
+        for kind in (1, 2):
+            x, y = (int(v) for v in rng.integers(2, 40, 2))
+            side = 10 + 8 * kind
+            draw.ellipse((x, y, x + side, y + side), ((220, 120, 120), (180, 170, 220))[kind - 1])
+            box = {"bbox": [x, y, side, side], "area": side * side, "iscrowd": 0}
+            one = {"id": 2 * number + kind, "image_id": number, "category_id": kind}
+            part["annotations"].append(one | box)
+        picture.save(path / "images" / file)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+
+
+def shapes_run(path: Path) -> None:
+    """A run of detection on the built-in shapes."""
+    flags = ("--config=configs/retinanet_resnet50.py:shapes", *TINY_RETINANET)
+    train.main([*flags, f"--workdir={path}"])
+
+
 def text_run(path: Path) -> None:
     """A pre-training run on the embedded text."""
     flags = (*TINY_TEXT, "--config.model.vocab_size=384", "--config.eval_batches=1")
@@ -88,13 +129,19 @@ def superglue(path: Path) -> None:
     train.main(["--config=configs/st_moe_superglue.py:sample", *flags, f"--workdir={path}"])
 
 
-PRESETS = {"$tiny_resnet": TINY_RESNET, "$tiny_text": TINY_TEXT}
+PRESETS = {
+    "$tiny_resnet": TINY_RESNET,
+    "$tiny_retinanet": TINY_RETINANET,
+    "$tiny_text": TINY_TEXT,
+}
 GIVEN: dict[str, Callable[[Path], None]] = {
     "pictures": pictures,
     "photos": photos,
     "questions.jsonl": questions,
     "texts": texts,
     "runs/aa_resnet50_digits": digits,
+    "blood": blood,
+    "runs/shapes": shapes_run,
     "runs/st_moe_tiny": text_run,
     "runs/superglue": superglue,
 }

@@ -1,8 +1,5 @@
 """RetinaNet: parameters as published and as derived by hand, shapes, and what its parts compute."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from trainlib.model import weights as nn

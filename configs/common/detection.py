@@ -1,0 +1,50 @@
+"""Variants that every detector of `configs/` has: one's own data, and a first run without any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitattn.models.retinanet.config import frozen_stages
+
+# One's own images and COCO json, from ImageNet weights: --config.data.source=coco:TRAIN.json
+# --config.model.num_classes=N --config.init_from=WEIGHTS. The rate is that of 64 images scaled to
+# 16, and the stem and first stage stay as they were trained, as in public fine-tuning.
+OWN: dict[str, Any] = {
+    "data.holdout": 0.1,
+    "optimizer.frozen": frozen_stages(2),
+    "batch_size": 16,
+    "epochs": 24,
+    "schedule.name": "cosine",
+    "schedule.learning_rate": 0.02,
+    "schedule.warmup_steps": 100,
+    "schedule.warmup_start": 0.002,
+    "ema_decay": 0.99,
+    "eval_every": 200,
+    "checkpoint.every": 200,
+    "log_every": 10,
+    "target": "v5e-4",
+}
+
+# Drawn shapes on two photographs, in minutes on 2 CPU cores.
+SHAPES: dict[str, Any] = {
+    "data.source": "shapes",
+    "model.blocks": (1, 1, 1, 1),
+    "model.width": 0.25,
+    "model.features": 64,
+    "model.head_layers": 2,
+    "model.max_level": 5,
+    "model.image_size": (128, 160),
+    "model.num_classes": 4,
+    "model.dtype": "float32",
+    "model.bn_decay": 0.9,
+    "batch_size": 16,
+    "steps": 400,
+    "schedule.name": "cosine",
+    "schedule.learning_rate": 0.05,
+    "schedule.warmup_steps": 40,
+    "ema_decay": 0.98,
+    "eval_every": 100,
+    "checkpoint.every": 100,
+    "log_every": 1,
+    "target": "v5e-4",
+}
