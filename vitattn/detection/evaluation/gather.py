@@ -73,8 +73,9 @@ class Collector:
         images["record"], images["read"], images["finite"] = batch["index"], read, finite
         self._images.append(images[real])
 
-        boxes = in_original(boxes, batch["scale"][image], batch["original"][image])
-        boxes = as_xywh(boxes)
+        # Infinite sides would be cut to the image, and be no evidence any more.
+        boxes = np.where(np.isfinite(boxes), boxes, np.nan)
+        boxes = as_xywh(in_original(boxes, batch["scale"][image], batch["original"][image]))
         # Beside the image, in the border that fills the network's image up: no answer of `finish`.
         there = ~(boxes[:, 2:] <= 0).any(-1)
         columns = batch["index"][image], boxes, scores, classes
