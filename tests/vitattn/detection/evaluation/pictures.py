@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-from vitattn.detection.data.source import BoxedExample
 
 from tests.vitattn.detection.evaluation.small_sets import Split, random_detections, random_split
 from trainlib.sharding.mesh import make_mesh
+from vitattn.detection.data.source import BoxedExample
 from vitattn.detection.evaluation.detections import Detections
 from vitattn.detection.input.augment import letterbox
 from vitattn.detection.settings import data_settings
