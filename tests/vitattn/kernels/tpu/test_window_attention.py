@@ -34,6 +34,7 @@ class Shape:
     position: bool = True
     mask_border: bool = False
     scale: float | None = 1.0
+    bands: int | None = None
 
     def options(self):
         return {"scale": self.scale, "mask_border": self.mask_border}
@@ -59,7 +60,8 @@ def kernel(q, k, v, tables, shape):
     q, v = packing.pack(q), packing.pack(v)
     k = None if k is None else packing.pack(k)
     row, col = tables
-    out = packed_window_attention(q, k, v, row, col, packing, interpret=True, **shape.options())
+    options = {"interpret": True, "bands": shape.bands, **shape.options()}
+    out = packed_window_attention(q, k, v, row, col, packing, **options)
     return packing.unpack(out)
 
 
@@ -96,6 +98,9 @@ def compare(shape, seed=0, dtype=jnp.float32, tolerance=1e-5):
         Shape(position=False, depth=3, values=9, scale=20.0),  # two parts of values; large logits
         Shape(height=1, width=1, heads=1, batch=1),
         Shape(batch=1, heads=1, height=2, width=126, depth=2, values=2),  # several lane tiles
+        Shape(bands=2),  # of 3 and 2 rows
+        Shape(height=14, width=3, bands=2, window=7, mask_border=True),
+        Shape(batch=1, height=7, bands=3, content=False),  # a band that none is beside at an end
     ],
 )
 def test_values_and_gradients_are_those_of_the_plain_form(shape):
@@ -191,10 +196,13 @@ def test_time_of_the_kernels_on_a_chip():
         out, pull = jax.vjp(lambda *args: attention(*args), q, k, v, row, col)
         return out, pull(g)
 
+    # Gradients take the place of queries, keys and values, which arguments of a program have to be
+    # copied for; in a network these are projections, and there is no copy.
     ledger = ledger_of(run, x, x, x, table, table, x)
-    assert 1e3 * ledger.seconds < 0.75
+    kernels = [one for one in ledger.operations if one.kind == "kernel"]
+    assert 1e3 * sum(one.total_seconds for one in kernels) < 0.7
     least = 8 * 32 * 28 * 28 * 8 * 16 * 2  # q, k, v, out and their gradients
-    assert ledger.hbm_bytes < 2 * least
+    assert sum(one.total_hbm_bytes for one in kernels) < 2 * least
 
 
 def test_local_attention_takes_the_kernels_and_packs_for_them():

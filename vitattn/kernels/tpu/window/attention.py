@@ -6,6 +6,7 @@ sublanes, L lanes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 
 from vitattn.kernels.tpu.window import projection
 from vitattn.kernels.tpu.window.backward import backward
+from vitattn.kernels.tpu.window.bands import banded
 from vitattn.kernels.tpu.window.forward import forward
 from vitattn.kernels.tpu.window.packing import Packing
 from vitattn.kernels.tpu.window.projection import pack, packing_of, unpack
-from vitattn.kernels.tpu.window.rows import Sizes, fits
+from vitattn.kernels.tpu.window.rows import Sizes
 
 Array = jax.Array
 Tables = tuple[Array, ...]
+Passes = tuple[Sizes, Sizes]  # of the forward and of the backward kernel
 Shaped = Array | jax.ShapeDtypeStruct
 
 _MOST_WINDOW = 15
@@ -63,7 +66,9 @@ def takes(
     if channels is None:
         depths = [max(depths)]
     shape = (*q.shape[:3], channels or heads * depths[0])
-    return projection.fits(packing, shape, depths, item) and fits(sizes, item)
+    if not projection.fits(packing, shape, depths, item):
+        return False
+    return all(banded(sizes, item, backward=backward) for backward in (False, True))
 
 
 def window_attention(
@@ -111,6 +116,7 @@ def packed_window_attention(
     scale: float | None = None,
     mask_border: bool = False,
     interpret: bool = False,
+    bands: int | None = None,
 ) -> Array:
     """`vitattn.kernels.local.local_attention` of packed maps, in value and gradients.
 
@@ -124,6 +130,8 @@ def packed_window_attention(
       scale: what content and position terms are multiplied by; None is d**-0.5.
       mask_border: leaves pixels outside the map out of the softmax; otherwise they count as zeros.
       interpret: run the kernels step by step on any backend, for tests.
+      bands: of rows that the maps are computed in; None takes as few as the memory of the device
+        traced for asks for. Results do not depend on it.
 
     Returns:
       [T, H, e, S, L] in the type of v, with zeros in the padding; so have the gradients.
@@ -138,6 +146,12 @@ def packed_window_attention(
         mask_border=mask_border,
         scale=depth**-0.5 if scale is None else scale,
     )
+    passes = tuple(
+        dataclasses.replace(sizes, bands=bands)
+        if bands
+        else banded(sizes, v.dtype.itemsize, backward=backward) or sizes
+        for backward in (False, True)
+    )
     tables = () if rel_row is None or rel_col is None else (rel_row, rel_col)
     # Queries of one channel have none for rows; a kernel takes no array without elements.
     tables = [x if x.size else jnp.zeros((packing.window, 1), x.dtype) for x in tables]
@@ -148,24 +162,24 @@ def packed_window_attention(
         )
         for table in tables
     )
-    return _attention(q, k, v, tables, sizes, interpret)
+    return _attention(q, k, v, tables, passes, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
-    q: Array, k: Array | None, v: Array, tables: Tables, sizes: Sizes, interpret: bool
+    q: Array, k: Array | None, v: Array, tables: Tables, sizes: Passes, interpret: bool
 ) -> Array:
-    return forward(q, k, v, tables, sizes, interpret)[0]
+    return forward(q, k, v, tables, sizes[0], interpret)[0]
 
 
 def _forward(q, k, v, tables, sizes, interpret):
-    out, logsumexp = forward(q, k, v, tables, sizes, interpret)
+    out, logsumexp = forward(q, k, v, tables, sizes[0], interpret)
     return out, (q, k, v, tables, out, logsumexp)
 
 
 def _backward(sizes, interpret, residuals, dout):
     q, k, v, tables, out, logsumexp = residuals
-    dq, dk, dv, dtables = backward(q, k, v, tables, out, logsumexp, dout, sizes, interpret)
+    dq, dk, dv, dtables = backward(q, k, v, tables, out, logsumexp, dout, sizes[1], interpret)
     return dq, dk, dv, tuple(dtables)
 
 

@@ -3,8 +3,8 @@
 Dimension letters: T tiles, H rows of a map, d query/key width a head, e value width a head, K
 window, R = K // 2, S sublanes, L lanes.
 
-A step of the grid is one tile of maps. Probabilities follow from the sums that the forward kernel
-left, so that one pass over the rows of keys is enough:
+A step of the grid is a band of one tile of maps (`bands`). Probabilities follow from the sums that
+the forward kernel left, so that one pass over the rows of keys is enough:
 
     each row of queries    position terms - logsumexp, delta = out . dout
     each row of keys       for the K rows of queries that see it, and each column of the window:
@@ -12,6 +12,10 @@ left, so that one pass over the rows of keys is enough:
                            dv, dk of the row = sum of p dout, of ds q, shifted back
                            dq of the K rows += ds k; sums of ds over rows, over columns
     each row of queries    dq += sums times tables; gradients of tables += sums times q
+
+What R rows of queries on either side of a band get from its keys is part of their gradient. The
+last 2R rows stay in memory for the next band, and the others are written by copies of their own:
+blocks of results do not begin where a band does not.
 
 Gradients of tables are summed over all tiles in the memory of the kernel, a register for each
 number; the sum over its lanes is left to XLA.
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +33,8 @@ import jax.numpy as jnp
 
 from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.registers import LANES
+from vitattn.kernels.tpu.window.bands import Blocks, Step, filled_up
 from vitattn.kernels.tpu.window.rows import (
-    Blocks,
     Chunks,
     Part,
     Ref,
@@ -83,10 +87,12 @@ def backward(
       given: what the pixels of each lane contribute to them.
     """
     from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
 
-    blocks, window, rows = Blocks(sizes), sizes.window, sizes.rows
+    blocks, window, rows, height = Blocks(sizes), sizes.window, sizes.rows, q.shape[1]
     depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
-    keys = () if k is None else (k,)
+    q, out, dout, logsumexp = (filled_up(x, sizes) for x in (q, out, dout, logsumexp))
+    keys = [filled_up(x, sizes) for x in (k, v) if x is not None]
     scratch = {
         "queries": (rows, depth),
         "douts": (rows, values),
@@ -102,29 +108,39 @@ def backward(
         "ds": (rows, window, window),
     }
 
-    def body(*refs: Ref) -> None:
-        split = len(refs) - len(scratch)
-        _kernel(sizes, refs[:split], dict(zip(scratch, refs[split:], strict=True)))
+    names = [*scratch]
+    held = [blocks.scratch(*shape) for shape in scratch.values()]
+    of_queries = blocks.band(q)
+    if sizes.bands > 1:
+        names += ["staged", "copied"]
+        held += [blocks.scratch(rows, sizes.depth, dtype=q.dtype), pltpu.SemaphoreType.DMA(())]
+        of_queries = pl.BlockSpec(memory_space=pl.ANY)
 
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *keys, v, *tables)]
+    def body(*refs: Ref) -> None:
+        split = len(refs) - len(names)
+        _kernel(sizes, refs[:split], dict(zip(names, refs[split:], strict=True)))
+
     dq, *rest = pl.pallas_call(
         body,
-        grid=(sizes.packing.tiles,),
+        grid=blocks.grid,
         in_specs=[
             *map(blocks.whole, tables),
-            *[blocks.tile(x) for x in (q, *keys, v, out, dout)],
-            blocks.statistic(),
+            blocks.wide(q),
+            *map(blocks.band, keys),
+            *map(blocks.wide, (out, dout, logsumexp)),
         ],
-        out_specs=[*[blocks.tile(x) for x in (q, *keys, v)], *map(blocks.whole, tables)],
-        out_shape=results,
-        scratch_shapes=[blocks.scratch(*shape) for shape in scratch.values()],
+        out_specs=[of_queries, *map(blocks.band, keys), *map(blocks.whole, tables)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *keys, *tables)],
+        scratch_shapes=held,
+        # Gradients take the place of what they are of: no band reads rows that one before it wrote.
+        input_output_aliases={len(tables) + n: n for n in range(1 + len(keys))},
         compiler_params=blocks.parameters(in_order=True),
         interpret=interpret,
         name="window_backward",
-    )(*tables, q, *keys, v, out, dout, logsumexp)
-    dk = rest.pop(0) if keys else None
+    )(*tables, q, *keys, out, dout, logsumexp)
+    dk = None if k is None else rest.pop(0)[:, :height]
     dv, *dtables = rest
-    return dq, dk, dv, dtables
+    return dq[:, :height], dk, dv[:, :height], dtables
 
 
 def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
@@ -136,21 +152,24 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
     v, out, dout, logsumexp, dq, *rest = rest
     dk = rest.pop(0) if sizes.content else None
     dv, *dtables = rest
-    height, reach = sizes.packing.height, sizes.reach
+    band, reach, step = sizes.band, sizes.reach, Step(sizes)
     valid = valid_lanes(sizes)
     zeros = jnp.zeros((sizes.window, *sizes.register), jnp.float32)
+    moved = step.wide_origin - step.origin
 
     def prepare(y: Any) -> None:
-        query = q[0, y].astype(jnp.float32) * sizes.scale
-        cotangent = dout[0, y].astype(jnp.float32)
+        from_map = y - moved
+        query = q[0, from_map].astype(jnp.float32) * sizes.scale
+        cotangent = dout[0, from_map].astype(jnp.float32)
         fill(at["queries"], y + reach, query)
         fill(at["douts"], y + reach, cotangent)
-        fill(at["dq"], y + reach, None)
-        at["delta"][y + reach] = -jnp.sum(cotangent * out[0, y].astype(jnp.float32), axis=0)
-        row, col = position_terms(query, tables, y, sizes)
+        delta = jnp.sum(cotangent * out[0, from_map].astype(jnp.float32), axis=0)
+        at["delta"][y + reach] = -delta
+        row, col = position_terms(query, tables, step.origin + y, sizes)
         for n in range(sizes.window):
             # Padding has no probabilities.
-            at["row"][y + reach, n] = jnp.where(valid, row[n] - logsumexp[0, y], MASK_BIAS)
+            term = row[n] - logsumexp[0, from_map]
+            at["row"][y + reach, n] = jnp.where(valid, term, MASK_BIAS)
             at["col"][y + reach, n] = col[n]
 
     def outside(y: int) -> None:
@@ -189,33 +208,115 @@ def _kernel(sizes: Sizes, refs: Sequence[Ref], at: dict[str, Ref]) -> None:
                 at["dq"][row, part] += jnp.sum(weight * table[...], axis=0)
                 dtable[...] += weight * at["queries"][row, part][None]
         result = at["dq"][row, : sizes.depth] * sizes.scale
-        dq[0, y] = jnp.where(valid, result, 0).astype(dq.dtype)
+        result = jnp.where(valid, result, 0).astype(dq.dtype)
+        if sizes.bands == 1:
+            dq[0, y] = result
+        else:
+            at["staged"][row] = result
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when((pl.program_id(0) == 0) & (step.number == 0))
     def _():
         for dtable in dtables:
             dtable[...] = jnp.zeros(dtable.shape, jnp.float32)
 
     clear_padding(at["keys"], sizes.depth)
     clear_padding(at["values"], sizes.values)
-    for n in range(reach):
-        outside(n)
-        outside(height + reach + n)
-    repeat(height, prepare)
+    if sizes.bands == 1:
+        before, behind = 0, band
+        for n in range(reach):
+            outside(n)
+            outside(band + reach + n)
+    else:
+        before, behind = _beside_band(at, sizes, step, outside)
+    _begin_gradients(at, sizes, step)
+    repeat(behind, prepare, before)
     if tables:
-        _outside(at, sizes)
-    repeat(height, one_row)
-    repeat(height, finish)
+        _outside_map(at, sizes, step)
+    repeat(band, one_row)
+    if sizes.bands == 1:
+        repeat(band, finish)
+    else:
+        repeat(band + reach, finish, -reach)
+        _write_gradients(dq, at, sizes, step)
 
 
-def _outside(at: dict[str, Ref], sizes: Sizes) -> None:
+def _beside_band(
+    at: dict[str, Ref], sizes: Sizes, step: Step, outside: Callable[[int], None]
+) -> tuple[Any, Any]:
+    """The rows of queries that there are, of those from -R to h + R; clears the others, and what
+    no key of the band sees.
+    """
+    from jax.experimental import pallas as pl
+
+    band, reach = sizes.band, sizes.reach
+    ends = (step.is_first, range(reach)), (step.is_last, range(band + reach, sizes.rows))
+    for is_end, rows in ends:
+
+        @pl.when(is_end)
+        def _(rows: range = rows) -> None:
+            for row in rows:
+                outside(row)
+
+    for row in (*range(2 * reach), *range(band, sizes.rows)):
+        at["ds"][row] = jnp.zeros(at["ds"].shape[1:], jnp.float32)
+    return jnp.where(step.is_first, 0, -reach), band + jnp.where(step.is_last, 0, reach)
+
+
+def _begin_gradients(at: dict[str, Ref], sizes: Sizes, step: Step) -> None:
+    """Zeros, or what the band before left of its last 2R rows, for gradients of queries."""
+    from jax.experimental import pallas as pl
+
+    shared = 2 * sizes.reach * (sizes.bands > 1)
+
+    def clear(row: Any) -> None:
+        fill(at["dq"], row, None)
+
+    def take_over(row: Any) -> None:
+        at["dq"][row] = at["dq"][row + sizes.band]
+
+    if shared:
+        pl.when(step.is_first)(lambda: repeat(shared, clear))
+        pl.when(jnp.logical_not(step.is_first))(lambda: repeat(shared, take_over))
+    repeat(sizes.rows, clear, shared)
+
+
+def _outside_map(at: dict[str, Ref], sizes: Sizes, step: Step) -> None:
     """ds of the keys in rows outside the map: they are zeros, so that it is -p delta."""
-    reach, height = sizes.reach, sizes.packing.height
-    for y, a in itertools.product(range(height), range(sizes.window)):
-        if not 0 <= y + a - reach < height:
-            row = y + reach
+    from jax.experimental import pallas as pl
+
+    reach, band = sizes.reach, sizes.band
+    pairs = [*itertools.product(range(reach, band + reach), range(sizes.window))]
+    above = [(row, a) for row, a in pairs if row + a < 2 * reach]
+    below = [(row, a) for row, a in pairs if row + a >= band + 2 * reach]
+
+    def write(pairs: Sequence[tuple[int, int]]) -> None:
+        for row, a in pairs:
             p = jnp.exp(at["row"][row, a] + at["col"][row])  # [K, S, L]
             at["ds"][row, a] = p * at["delta"][row]
+
+    if sizes.bands == 1:
+        write(above + below)
+        return
+    pl.when(step.is_first)(lambda: write(above))
+    pl.when(step.is_last)(lambda: write(below))
+
+
+def _write_gradients(dq: Ref, at: dict[str, Ref], sizes: Sizes, step: Step) -> None:
+    """Copies the rows of queries that get nothing more to dq [T, n h, d, S, L]."""
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    band, reach, tile = sizes.band, sizes.reach, pl.program_id(0)
+
+    def copy(row: int, count: int) -> None:
+        to = dq.at[tile, pl.ds(step.origin + row - reach, count)]
+        one = pltpu.make_async_copy(at["staged"].at[pl.ds(row, count)], to, at["copied"])
+        one.start()
+        one.wait()
+
+    pl.when(step.is_first)(lambda: copy(reach, band - reach))
+    pl.when(step.is_last)(lambda: copy(0, band + reach))
+    pl.when(jnp.logical_not(step.is_first | step.is_last))(lambda: copy(0, band))
 
 
 @dataclasses.dataclass(frozen=True)

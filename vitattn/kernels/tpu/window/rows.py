@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainlib.sharding.kernels import core_memory
 from vitattn.kernels.plain.attend import MASK_BIAS
 from vitattn.kernels.tpu.registers import LANES, SUBLANES
 from vitattn.kernels.tpu.window.packing import Packing
@@ -34,7 +32,6 @@ Part = Callable[[Any], None]  # does something for a slice of channels
 _CHUNK = 8  # channels whose registers are held at a time
 _HELD = 32  # registers held, of 64
 _UNROLLED = 8  # channels up to which the loop over chunks is written out
-_SHARE = 0.85  # of that memory, for a kernel: the rest is for the program around it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Sizes:
       position: with tables.
       mask_border: see `packed_window_attention`.
       scale: of the logits.
+      bands: of rows, one a step of the grid.
     """
 
     packing: Packing
@@ -58,6 +56,7 @@ class Sizes:
     position: bool
     mask_border: bool
     scale: float
+    bands: int = 1
 
     @property
     def window(self) -> int:
@@ -70,9 +69,14 @@ class Sizes:
         return self.packing.reach
 
     @property
+    def band(self) -> int:
+        """h rows of a step; H where it has all of them."""
+        return -(-self.packing.height // self.bands)
+
+    @property
     def rows(self) -> int:
-        """H + 2R rows of queries, with those outside the map."""
-        return self.packing.height + 2 * self.reach
+        """h + 2R rows of queries that see the keys of a band, or of keys that its queries see."""
+        return self.band + 2 * self.reach
 
     @property
     def register(self) -> tuple[int, int]:
@@ -128,78 +132,9 @@ class Chunks:
         return [slice(n, min(n + size, window)) for n in range(0, window, size)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """What a call of a kernel says of its operands; a step of its grid is one tile of maps."""
-
-    sizes: Sizes
-
-    def tile(self, maps: Array) -> Any:
-        """One tile of [T, H, c, S, L]."""
-        from jax.experimental import pallas as pl
-
-        return pl.BlockSpec((1, *maps.shape[1:]), lambda t: (t, 0, 0, 0, 0))
-
-    def statistic(self) -> Any:
-        """One tile of numbers of queries [T, H, S, L]."""
-        from jax.experimental import pallas as pl
-
-        return pl.BlockSpec((1, *self.statistics().shape[1:]), lambda t: (t, 0, 0, 0))
-
-    def statistics(self) -> jax.ShapeDtypeStruct:
-        """float32 [T, H, S, L]."""
-        packing = self.sizes.packing
-        return jax.ShapeDtypeStruct(
-            (packing.tiles, packing.height, *self.sizes.register), jnp.float32
-        )
-
-    def whole(self, table: Any) -> Any:
-        """All of a table [K, c, S, L] in every step."""
-        from jax.experimental import pallas as pl
-
-        return pl.BlockSpec(table.shape, lambda t: (0, 0, 0, 0))
-
-    def scratch(self, *shape: int) -> Any:
-        """float32 [*shape, S, L] in the memory of the kernel."""
-        from jax.experimental.pallas import tpu as pltpu
-
-        return pltpu.VMEM((*shape, *self.sizes.register), jnp.float32)
-
-    def parameters(self, *, in_order: bool) -> Any:
-        """`in_order`: steps of the grid add to the same results."""
-        from jax.experimental.pallas import tpu as pltpu
-
-        return pltpu.CompilerParams(
-            dimension_semantics=("arbitrary" if in_order else "parallel",),
-            vmem_limit_bytes=int(_SHARE * core_memory()),
-        )
-
-
-def fits(sizes: Sizes, item: int) -> bool:
-    """Whether the memory of the device traced for holds what the backward kernel keeps.
-
-    Args:
-      sizes: of the call.
-      item: bytes of a number of q.
-    """
-    depth, values = Chunks.of(sizes.depth).total, Chunks.of(sizes.values).total
-    window, rows = sizes.window, sizes.rows
-    kept = rows * (2 * depth + values + window**2 + 2 * window + 1)
-    kept += window * (2 * depth + values + window)
-    blocks = sizes.packing.height * (item * (4 * sizes.depth + 4 * sizes.values) + 4)
-    tables = 2 * window * sizes.depth * sizes.position
-    bytes_forward = 4 * rows * (window**2 + depth + values)
-    bytes_backward = 4 * (kept + 2 * tables)
-    registers = math.prod(sizes.register)
-    return (
-        registers * (2 * blocks + max(bytes_forward, bytes_backward))
-        <= 0.9 * _SHARE * core_memory()
-    )
-
-
-def repeat(count: int, body: Callable[[Any], None]) -> None:
-    """Runs body(0), body(1), .. in a loop of the kernel."""
-    lax.fori_loop(0, count, lambda n, _: body(n), None)
+def repeat(count: Any, body: Callable[[Any], None], first: Any = 0) -> None:
+    """Runs body(first), .. up to body(count - 1) in a loop of the kernel."""
+    lax.fori_loop(first, count, lambda n, _: body(n), None)
 
 
 def each_lane_tile(sizes: Sizes, body: Callable[[Any], None]) -> None:
@@ -267,7 +202,7 @@ def position_terms(
     Args:
       query: [d, S, L], scaled.
       tables: of rows [K, d // 2, S, L] and of columns, the same number in every lane; or none.
-      y: the row of the map.
+      y: their row of the map.
       sizes: of the call.
     """
     packing = sizes.packing
@@ -319,7 +254,7 @@ def products(
     """Products over channels, of the row of queries that sees row y at a, in into(a)[b].
 
     Args:
-      left: [H + 2R, c, S, L], of queries.
+      left: [h + 2R or more, c, S, L], of queries.
       right: [K, c, S, L], row y of the keys shifted by each column of the window.
       into: a -> [K, S, L].
       y: the row of keys.
@@ -368,7 +303,7 @@ def pull(
     Args:
       weights: a -> [K, S, L].
       right: [K, c, S, L], row y of keys or values shifted by each column of the window.
-      into: [H + 2R, c, S, L].
+      into: [h + 2R or more, c, S, L].
       y: the row of keys.
       lanes: of one lane tile.
       sizes: of the call.
@@ -399,7 +334,7 @@ def push(
 
     Args:
       weights: a -> [K, S, L].
-      left: [H + 2R, c, S, L], of queries.
+      left: [h + 2R or more, c, S, L], of queries.
       into: [K, c, S, L].
       y: the row of keys.
       lanes: of one lane tile.
