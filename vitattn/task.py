@@ -22,13 +22,12 @@ from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn
 from vitattn.classification import task as classification
-from vitattn.data import Source
+from vitattn.data.source import DataSet
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.detection import task as detection
 from vitattn.images.decode import Rgb
 from vitattn.images.size import Size
 from vitattn.labels.class_names import ModelNames, Names
-from vitattn.models import ModelConfig
 
 
 class Evaluation(Protocol):
@@ -55,12 +54,12 @@ class Splits(Protocol):
     """What a training run reads."""
 
     @property
-    def train(self) -> Source:
+    def train(self) -> DataSet:
         """The training split."""
         ...
 
     @property
-    def held_out(self) -> Source:
+    def held_out(self) -> DataSet:
         """The split that is evaluated on, with the labels of the training split."""
         ...
 
@@ -71,7 +70,10 @@ class Splits(Protocol):
 
 
 class Task(Protocol):
-    """What training, evaluation and prediction ask of a task; a module can be one."""
+    """What training, evaluation and prediction ask of a task; a module can be one.
+
+    A `source` that is passed to a task is one that it opened itself, with examples of its kind.
+    """
 
     @property
     def MEASURED(self) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ class Task(Protocol):
         ...
 
     # ---------------------------------------------------------------- data
-    def make_source(self, config: ConfigDict, split: str) -> Source:
+    def make_source(self, config: ConfigDict, split: str) -> DataSet:
         """Opens a split of the data set that the section `data` of a configuration names."""
         ...
 
@@ -109,20 +111,20 @@ class Task(Protocol):
         """
         ...
 
-    def open_training(self, plan: Plan[ModelConfig]) -> Splits:
+    def open_training(self, plan: Plan[Any]) -> Splits:
         """Opens the splits of a training run, and checks that model and settings fit them."""
         ...
 
     def open_evaluation(
-        self, plan: Plan[ModelConfig], names: ModelNames | None, workdir: Path
-    ) -> tuple[Source, str]:
+        self, plan: Plan[Any], names: ModelNames | None, workdir: Path
+    ) -> tuple[DataSet, str]:
         """Opens the evaluation split for a trained model whose outputs have these names.
 
         Returns the split, and a phrase that says how its labels were matched.
         """
         ...
 
-    def train_batches(self, plan: Plan[ModelConfig], source: Source, start: int) -> Batches:
+    def train_batches(self, plan: Plan[Any], source: Any, start: int) -> Batches:
         """Returns this process's training batches from number `start` on, without end."""
         ...
 
@@ -135,19 +137,19 @@ class Task(Protocol):
         ...
 
     # ---------------------------------------------------------------- training and evaluation
-    def fields(self, plan: Plan[ModelConfig]) -> tuple[str, ...]:
+    def fields(self, plan: Plan[Any]) -> tuple[str, ...]:
         """Returns the names of the arrays of a batch that the loss reads."""
         ...
 
-    def abstract_batch(self, plan: Plan[ModelConfig]) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract_batch(self, plan: Plan[Any]) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a global training batch as shapes with shardings."""
         ...
 
-    def make_loss(self, plan: Plan[ModelConfig]) -> LossFn:
+    def make_loss(self, plan: Plan[Any]) -> LossFn:
         """Returns the training loss as a pure function."""
         ...
 
-    def make_evaluate(self, plan: Plan[ModelConfig]) -> Callable[[Arrays, Arrays, Batch], Any]:
+    def make_evaluate(self, plan: Plan[Any]) -> Callable[[Arrays, Arrays, Batch], Any]:
         """Returns what is computed on the devices for each batch of an evaluation: sums, or other
         arrays that `over_split` understands.
         """
@@ -158,8 +160,8 @@ class Task(Protocol):
         eval_step: Callable[[Arrays, Arrays, Batch], Any],
         params: Arrays,
         model_state: Arrays,
-        source: Source,
-        plan: Plan[ModelConfig],
+        source: Any,
+        plan: Plan[Any],
         between: Callable[[], object] = ...,
     ) -> Evaluation:
         """Evaluates weights on every record of a split; `between` is called before each batch."""
