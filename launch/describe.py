@@ -4,7 +4,7 @@ No argument: a table of all shipped configurations. `--config=X [--json]`: one o
 without arrays. `--config=X --explain=KEY`: a key's value, meaning and where it was set.
 `--checkpoint=DIR [--config=X] [--json]`: what a checkpoint holds, whether it is whole, and how its
 configuration differs from X.
-`--table=papers [--json]`: every classification row of the papers beside what is built here.
+`--table=papers [--json]`: every row of the papers beside what is built here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("config", "task, data", "parameters", "FLOPs", "published top-1 / top-5", "source")
 TABLES = ("papers",)
+ACCURACIES, PRECISIONS = ("top1", "top5"), ("ap", "ap50", "ap75")
 PAPER_COLUMNS = (
     *("model", "parameters", "printed M", "delta M", "GFLOP", "printed", "delta"),
-    *("top-1 / top-5", "source", "note"),
+    *("top-1 / top-5", "AP / AP50 / AP75", "source", "note"),
 )
 
 
@@ -177,8 +178,9 @@ def compared_facts(row: Compared) -> dict[str, Any]:
     """A row of the table of papers as plain data; `published` has what the paper prints.
 
     Returns:
-      label, source, params, gflops, published (params in millions, gflops, top1, top5; None where
-      nothing is printed), params_delta in millions, gflops_delta in percent, note.
+      label, source, params, gflops, published (params in millions, gflops, and in percent top1,
+      top5, ap, ap50, ap75; None where nothing is printed), params_delta in millions, gflops_delta
+      in percent, note.
     """
     printed = row.published
     params = float(printed.params) if printed.params else None
@@ -191,8 +193,7 @@ def compared_facts(row: Compared) -> dict[str, Any]:
         "published": {
             "params": params,
             "gflops": gflops,
-            "top1": printed.top1 or None,
-            "top5": printed.top5 or None,
+            **{name: getattr(printed, name) or None for name in (*ACCURACIES, *PRECISIONS)},
         },
         "params_delta": None if params is None else row.params / 1e6 - params,
         "gflops_delta": None if gflops is None else 100 * (row.flops / 1e9 / gflops - 1),
@@ -204,7 +205,11 @@ def compared_cells(row: Compared) -> list[str]:
     """A row of the table of papers as text."""
     facts = compared_facts(row)
     params, gflops = facts["params_delta"], facts["gflops_delta"]
-    scores = [f"{s:.1f}" for s in (row.published.top1, row.published.top5) if s]
+
+    def scores(names: Sequence[str]) -> str:
+        printed = [facts["published"][name] for name in names]
+        return " / ".join(f"{score:.1f}" for score in printed if score) or "-"
+
     return [
         row.published.label,
         f"{row.params:,}",
@@ -213,7 +218,8 @@ def compared_cells(row: Compared) -> list[str]:
         f"{facts['gflops']:.2f}",
         row.published.gflops or "-",
         "-" if gflops is None else f"{gflops:+.1f} %",
-        " / ".join(scores) or "-",
+        scores(ACCURACIES),
+        scores(PRECISIONS),
         row.published.source,
         row.published.note,
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # Fields of a model that change how it trains, not which row of a table it is.
-NOT_IN_TABLES = ("dtype", "bn_decay", "bn_eps", "zero_init", "dropout")
+NOT_IN_TABLES = ("dtype", "bn_decay", "bn_eps", "zero_init", "dropout", "prior")
 
 
 def cite(config: ConfigDict, paper: str) -> ConfigDict:
@@ -26,7 +26,8 @@ def cite(config: ConfigDict, paper: str) -> ConfigDict:
     rows = [row for row in papers.published() if row.source.startswith(paper)]
     row = next((row for row in rows if _table_fields(row.model) == fields), None)
     if row:
-        config.published.top1, config.published.top5 = row.top1, row.top5
+        for score in ("top1", "top5", "ap", "ap50", "ap75"):
+            config.published[score] = getattr(row, score)
         config.published.params = f"{row.params}M" if row.params else ""
         config.published.gflops = float(row.gflops or 0)
         config.published.source = f"arXiv {row.source}"

@@ -9,19 +9,24 @@ from launch import describe, families
 from trainlib.errors import run_command
 from vitattn import papers
 
-# Three rows stand for all, which tests/vitattn/test_papers.py checks: one that matches, a
-# known miss in parameters, one without printed counts.
-LABELS = ("AA-ResNet-50", "AA-WRN-28-10", "AA-ResNet-50, position none")
+# Four rows stand for all, which tests/vitattn/test_papers.py checks: one that matches, a
+# known miss in parameters, one without printed counts, one of a detector.
+LABELS = (
+    "AA-ResNet-50",
+    "AA-WRN-28-10",
+    "AA-ResNet-50, position none",
+    "RetinaNet-50",
+)
 
 
 @pytest.fixture
-def three_rows(monkeypatch):
+def four_rows(monkeypatch):
     rows = [row for row in papers.published() if row.label in LABELS]
     assert len(rows) == len(LABELS)
     monkeypatch.setattr(papers, "published", lambda: rows)
 
 
-def test_the_table_of_papers_shows_both_figures_and_what_lies_between(three_rows, capsys):
+def test_the_table_of_papers_shows_both_figures_and_what_lies_between(four_rows, capsys):
     assert run_command(lambda: describe.main(["--table=papers"])) == 0
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(lines) == {"model", *LABELS}
@@ -30,18 +35,22 @@ def test_the_table_of_papers_shows_both_figures_and_what_lies_between(three_rows
     assert "-0.15" in lines["AA-WRN-28-10"]
     assert "36.05 M" in lines["AA-WRN-28-10"], "a miss says why"
     assert " - " in lines["AA-ResNet-50, position none"]
+    for cell in ("33,420,404", "182.33", " - ", "36.8 / 54.5 / 39.5", "1904.09925 COCO"):
+        assert cell in lines["RetinaNet-50"]
 
 
-def test_the_table_of_papers_as_json(three_rows, capsys):
+def test_the_table_of_papers_as_json(four_rows, capsys):
     assert run_command(lambda: describe.main(["--table=papers", "--json"])) == 0
     rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)}
     row = rows["AA-ResNet-50"]
     assert row["params"] == 25_809_392
-    assert row["published"] == {"params": 25.8, "gflops": 8.3, "top1": 77.7, "top5": 93.8}
+    printed = {"params": 25.8, "gflops": 8.3, "top1": 77.7, "top5": 93.8}
+    assert row["published"] == {**printed, "ap": None, "ap50": None, "ap75": None}
     assert row["params_delta"] == pytest.approx(0.009392)
     assert row["gflops"] == pytest.approx(8.3, rel=0.03)
     assert row["gflops_delta"] == pytest.approx(100 * (row["gflops"] / 8.3 - 1))
     assert rows["AA-ResNet-50, position none"]["params_delta"] is None
+    assert rows["RetinaNet-50"]["published"]["ap75"] == 39.5
 
 
 def test_another_table_is_refused(capsys):

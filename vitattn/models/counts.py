@@ -21,28 +21,32 @@ MOST_LAYERS = 2000
 
 
 def params_by_part(abstract: Abstract) -> dict[str, int]:
-    """Parameters of each top-level part, in the order of the model: stem, conv2_x, .., head."""
+    """Parameters of each top-level part, in the order of the model: stem, conv2_x, .., head; or
+    backbone, pyramid, heads.
+    """
     parts = Counter()
     for name, spec in abstract.params.items():
         parts[name.split(".", 1)[0]] += spec.size
-    order = ["stem", *sorted(part for part in parts if part not in ("stem", "head")), "head"]
+    first, last = ("stem", "backbone"), ("head", "heads")
+    order = [*first, *sorted(part for part in parts if part not in (*first, *last)), *last]
     return {part: parts[part] for part in order if part in parts}
 
 
 def forward_flops(abstract: Abstract, image_size: tuple[int, int]) -> int:
-    """FLOPs of classifying one image [H, W, 3] with running statistics.
+    """FLOPs of one image [H, W, 3] through a model with running statistics.
 
-    Blocks that are alike are traced once in a process: 13 networks, the deepest of 50 blocks, have
-    some 70 of them.
+    Blocks that are alike, of a model or of its backbone, are traced once in a process: 13 networks,
+    the deepest of 50 blocks, have some 70 of them.
     """
     blocks: list[int] = []
 
     def forward(params, model_state, images):
         model = abstract.bind(params, model_state)
         if active() is None:
-            lists = {n: part for n, part in vars(model).items() if isinstance(part, nnx.List)}
+            stages = vars(getattr(model, "backbone", model))
+            lists = {n: part for n, part in stages.items() if isinstance(part, nnx.List)}
             for name, part in lists.items():  # past Flax, which takes no functions for layers
-                vars(model)[name] = [functools.partial(_counted, block, blocks) for block in part]
+                stages[name] = [functools.partial(_counted, block, blocks) for block in part]
         return model(images, train=False)
 
     def structs(specs):

@@ -130,6 +130,12 @@ class ResNetConfig:
         """Height and width of the image."""
         return sides(self.image_size)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the outputs of conv2_x .. conv5_x."""
+        expansion = 4 if self.bottleneck else 1
+        return tuple(expansion * self.channels(base) for base in STAGE_WIDTHS)
+
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier."""
         return round(base * self.width)

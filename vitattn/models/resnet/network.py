@@ -232,9 +232,6 @@ class Backbone(Layer):
     Args:
       config: what to build.
       rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
-
-    Attributes:
-      widths: channels of the outputs of conv2_x .. conv5_x.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: Rngs = None):
@@ -244,7 +241,6 @@ class Backbone(Layer):
         height, width = (strided(n, 1 if config.stem == "small_image" else 4) for n in config.size)
         block = Bottleneck if config.bottleneck else BasicBlock
         counts = config.blocks or DEPTHS[config.depth][1]
-        widths = []
         for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
             stage_width, blocks = config.channels(base), []
             for index in range(count):
@@ -254,8 +250,6 @@ class Backbone(Layer):
                 blocks.append(block(config, channels, stage_width, site, rngs=rngs))
                 channels = stage_width * block.expansion
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
-            widths.append(channels)
-        self.widths = tuple(widths)
 
     @named
     def features(
@@ -284,7 +278,7 @@ class ResNet(Backbone):
 
     def __init__(self, config: ResNetConfig, *, rngs: Rngs = None):
         super().__init__(config, rngs=rngs)
-        self.head = Classifier(self.widths[-1], config.num_classes, rngs=rngs)
+        self.head = Classifier(config.widths[-1], config.num_classes, rngs=rngs)
 
     def __call__(
         self,

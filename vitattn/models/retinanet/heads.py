@@ -30,8 +30,9 @@ from vitattn.layers.conv import Conv, convolve
 from vitattn.layers.group_norm import GroupNorm
 from vitattn.layers.init import LECUN_NORMAL, ZEROS
 from vitattn.layers.local import LocalAttention
-from vitattn.layers.norm import BatchNorm, Weights
+from vitattn.layers.norm import Weights
 from vitattn.models.retinanet.config import HEADS, WINDOW, RetinaNetConfig
+from vitattn.models.retinanet.pyramid import level_norm
 
 Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
 
@@ -81,8 +82,7 @@ class TowerLayer(Layer):
             groups = math.gcd(MOST_GROUPS, config.features)
             self.norm = GroupNorm(config.features, groups=groups, eps=config.bn_eps, rngs=rngs)
         elif config.head_norm == "batch":
-            options: dict[str, Any] = {"decay": config.bn_decay, "eps": config.bn_eps, "rngs": rngs}
-            self.norm = nnx.List([BatchNorm(config.features, **options) for _ in config.levels])
+            self.norm = nnx.List([level_norm(config, rngs=rngs) for _ in config.levels])
 
     def __call__(
         self, maps: Sequence[jax.Array], *, train: bool = False, weights: Weights = None

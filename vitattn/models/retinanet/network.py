@@ -48,8 +48,7 @@ class RetinaNet(Layer):
     def __init__(self, config: RetinaNetConfig, *, rngs: Rngs = None):
         self.config = config
         self.backbone = Backbone(config.backbone, rngs=rngs)
-        widths = self.backbone.widths[config.min_level - STAGES[0] :]
-        self.pyramid = Pyramid(config, widths, rngs=rngs)
+        self.pyramid = Pyramid(config, rngs=rngs)
         self.heads = Heads(config, rngs=rngs)
 
     def __call__(

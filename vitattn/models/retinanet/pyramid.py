@@ -12,9 +12,9 @@ of a normalised one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.model.layer import Layer
@@ -22,17 +22,55 @@ from vitattn.layers.conv import Conv
 from vitattn.layers.init import LECUN_NORMAL, ZEROS
 from vitattn.layers.local import LocalAttention
 from vitattn.layers.norm import BatchNorm, Weights
+from vitattn.models.resnet.config import STAGES
 from vitattn.models.retinanet.config import HEADS, LAST_STAGE, WINDOW, RetinaNetConfig
 
 Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights only
+
+
+def level_norm(config: RetinaNetConfig, *, rngs: Rngs) -> BatchNorm:
+    """A normalisation of the map of one level."""
+    return BatchNorm(config.features, decay=config.bn_decay, eps=config.bn_eps, rngs=rngs)
 
 
 def upsample(x: jax.Array) -> jax.Array:
     """[B, h, w, F] -> [B, 2 h, 2 w, F], each pixel four times."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, 1, width, 1, channels)
-    x = jax.numpy.broadcast_to(x, (batch, height, 2, width, 2, channels))
+    x = jnp.broadcast_to(x, (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def _convolution(
+    config: RetinaNetConfig, channels: int, size: int, stride: int = 1, *, rngs: Rngs
+) -> Conv:
+    return Conv(
+        channels,
+        config.features,
+        size,
+        stride,
+        init=LECUN_NORMAL,
+        bias_init=ZEROS,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _spatial(
+    config: RetinaNetConfig, channels: int, stride: int, *, rngs: Rngs
+) -> Conv | LocalAttention:
+    """A 3x3 convolution, or the attention that stands for it."""
+    if config.head_attention != "towers_and_pyramid":
+        return _convolution(config, channels, 3, stride, rngs=rngs)
+    return LocalAttention(
+        channels,
+        config.features,
+        num_heads=HEADS,
+        window=WINDOW,
+        stride=stride,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
 
 
 class Pyramid(Layer):
@@ -40,52 +78,20 @@ class Pyramid(Layer):
 
     Args:
       config: what to build.
-      widths: C of the backbone's maps that the levels are made of, the finest first.
       rngs: keys for arrays at once; None declares the weights only (`trainlib.model.weights`).
     """
 
-    def __init__(self, config: RetinaNetConfig, widths: Sequence[int], *, rngs: Rngs = None):
+    def __init__(self, config: RetinaNetConfig, *, rngs: Rngs = None):
         self.config = config
-
-        def spatial(channels: int, stride: int) -> Conv | LocalAttention:
-            dtype: Any = config.dtype
-            if config.head_attention == "towers_and_pyramid":
-                return LocalAttention(
-                    channels,
-                    config.features,
-                    num_heads=HEADS,
-                    window=WINDOW,
-                    stride=stride,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-            return _convolution(channels, 3, stride)
-
-        def _convolution(channels: int, size: int, stride: int = 1) -> Conv:
-            return Conv(
-                channels,
-                config.features,
-                size,
-                stride,
-                init=LECUN_NORMAL,
-                bias_init=ZEROS,
-                dtype=config.dtype,
-                rngs=rngs,
-            )
-
-        self.lateral = nnx.List([_convolution(width, 1) for width in widths])
-        self.output = nnx.List([spatial(config.features, 1) for _ in widths])
-        beyond = config.max_level - LAST_STAGE
-        first = widths[-1] if config.p6_from == "c5" else config.features
-        inputs = [first, *[config.features] * beyond][:beyond]
-        self.coarse = nnx.List([spatial(channels, 2) for channels in inputs])
+        widths = config.backbone.widths[config.min_level - STAGES[0] :]
+        self.lateral = nnx.List([_convolution(config, width, 1, rngs=rngs) for width in widths])
+        self.output = nnx.List([_spatial(config, config.features, 1, rngs=rngs) for _ in widths])
+        inputs = [config.features] * (config.max_level - LAST_STAGE)
+        if inputs and config.p6_from == "c5":
+            inputs[0] = widths[-1]
+        self.coarse = nnx.List([_spatial(config, width, 2, rngs=rngs) for width in inputs])
         if config.pyramid_norm == "batch":
-            self.norm = nnx.List(
-                [
-                    BatchNorm(config.features, decay=config.bn_decay, eps=config.bn_eps, rngs=rngs)
-                    for _ in config.levels
-                ]
-            )
+            self.norm = nnx.List([level_norm(config, rngs=rngs) for _ in config.levels])
 
     def __call__(
         self, maps: Sequence[jax.Array], *, train: bool = False, weights: Weights = None

@@ -1,68 +1,11 @@
-"""The published models as data, beside what is built here.
-
-Published figures are those that arXiv 1904.09925 (attention augmentation) and arXiv 1906.05909
-(stand-alone attention) print: parameters in millions, GFLOP of one forward pass (a multiply-add is
-2), top-1 and top-5 in percent. Where a computed figure does not match the printed one, the row
-says why; nothing is tuned to hide it.
-"""
+"""The classification tables of both papers."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from trainlib.model import weights
-from vitattn.images.size import strided
-from vitattn.models import ModelConfig, build, configure, from_config
-from vitattn.models.counts import forward_flops
-from vitattn.models.resnet.config import (
-    ATTENTION_STEMS,
-    DEPTHS,
-    STAGE_WIDTHS,
-    STAGES,
-    LocalConfig,
-    ResNetConfig,
-)
-
-AUGMENTED, STANDALONE = "1904.09925", "1906.05909"
-
-PAIRS = "the paper counts products of pairs of pixels once, here each multiply-add is 2"
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """One row of a paper's table.
-
-    Attributes:
-      label: the model, as the table calls it.
-      source: arXiv id and what the table is about.
-      model: plain data for `vitattn.models.build`.
-      params: millions, as printed ("" where not stated).
-      gflops: as printed ("" where not stated).
-      top1: percent; 0 where only plotted.
-      top5: percent; 0 where not stated.
-      note: why a computed figure is not the printed one; "" where it is.
-    """
-
-    label: str
-    source: str
-    model: Mapping[str, Any]
-    params: str = ""
-    gflops: str = ""
-    top1: float = 0.0
-    top5: float = 0.0
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """A published row beside what is built here: exact parameters, FLOPs as the papers count."""
-
-    published: Published
-    params: int
-    flops: float
+from vitattn.papers.row import AUGMENTED, PAIRS, STANDALONE, Published
 
 
 def _augmented(**options: Any) -> dict[str, Any]:
@@ -217,104 +160,7 @@ def _ablations() -> Iterator[Published]:
         yield Published(label, f"{STANDALONE} stem", model, "", gflops, top1)
 
 
-def published() -> list[Published]:
+def classification() -> list[Published]:
     """Every classification row of both papers, by paper and table."""
     tables = (_cifar, _imagenet, _fractions, _positions, _gates, _mnasnet)
     return [row for table in (*tables, _standalone, _stages, _ablations) for row in table()]
-
-
-def compare(row: Published) -> Compared:
-    """Builds the model of a row, without arrays, and counts."""
-    config = configure(row.model)
-    return Compared(row, weights.abstract(build(row.model)).param_count, paper_flops(config))
-
-
-HEADER = (
-    "model",
-    "params",
-    "printed",
-    "delta",
-    "GFLOP",
-    "printed",
-    "delta",
-    "top-1/5",
-    "table",
-    "",
-)
-
-
-def cells(compared: Compared) -> tuple[str, ...]:
-    """A row as text, under `HEADER`: computed, printed, relative difference, published scores."""
-
-    def versus(computed: float, printed: str, unit: float) -> tuple[str, str]:
-        if not printed:
-            return "-", "-"
-        return printed, f"{100 * (computed / unit / float(printed) - 1):+.1f} %"
-
-    row = compared.published
-    scores = [f"{score:.1f}" for score in (row.top1, row.top5) if score]
-    return (
-        row.label,
-        f"{compared.params:,}",
-        *versus(compared.params, row.params, 1e6),
-        f"{compared.flops / 1e9:.2f}",
-        *versus(compared.flops, row.gflops, 1e9),
-        " / ".join(scores) or "-",
-        row.source,
-        row.note,
-    )
-
-
-def paper_flops(config: ModelConfig) -> float:
-    """FLOPs of a forward pass of one image as the papers count them.
-
-    For attention in windows that is the formula: each query meets the K x K keys of its window, in
-    three products: with keys, with positions, with values. The program here computes more (all keys
-    of a block and its halo, masked) and less (position terms as a row and a column).
-    """
-    if not isinstance(config, ResNetConfig):
-        return _counted(config)
-    attention, attends = config.attention, config.stem in ATTENTION_STEMS
-    if not attends and not isinstance(attention, LocalConfig):
-        return _counted(config)
-    flops = _counted(dataclasses.replace(config, attention=None, stem="conv"))
-    if isinstance(attention, LocalConfig):
-        flops += sum(_window_change(attention, *layer) for layer in _layers(config))
-    if attends:
-        flops += _stem_change(config)
-    return flops
-
-
-@functools.cache
-def _counted(config: ModelConfig) -> int:
-    return forward_flops(weights.abstract(from_config(config)), config.size)
-
-
-def _layers(config: ResNetConfig) -> Iterator[tuple[int, int, int, int]]:
-    """Stage, width, pixels of the input and of the output of each 3x3 layer of the blocks."""
-    height, width = (strided(size, 4) for size in config.size)
-    counts = config.blocks or DEPTHS[config.depth][1]
-    for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
-        for index in range(count):
-            before = height * width
-            if index == 0 and stage > STAGES[0]:
-                height, width = strided(height, 2), strided(width, 2)
-            yield stage, config.channels(base), before, height * width
-
-
-def _window_change(attention: LocalConfig, stage: int, width: int, before: int, after: int) -> int:
-    """FLOPs of attention in place of one 3x3 convolution; it runs before the stride."""
-    if stage not in attention.stages:
-        return 0
-    has_keys, has_positions = not attention.position_only, attention.position == "relative"
-    projections = (2 + has_keys) * width**2
-    pairs = attention.window**2 * width * (1 + has_keys + has_positions)
-    return 2 * (before * (projections + pairs) - after * 9 * width**2)
-
-
-def _stem_change(config: ResNetConfig) -> int:
-    """FLOPs of an attention stem in place of the 7x7 convolution: 4x4 keys, 4 value mixtures."""
-    width, pixels = config.channels(STAGE_WIDTHS[0]), config.size[0] * config.size[1]
-    values = {"mixed": 4 * 3, "plain": 3, "conv": 16 * 3}[ATTENTION_STEMS[config.stem]]
-    attention = width * (2 * 3 + values + 3 * 16)
-    return 2 * (pixels * attention - (pixels // 4) * 7 * 7 * 3 * width)
