@@ -248,7 +248,7 @@ def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
     count = "no" if data.held_out is None else f"{len(data.held_out):,}"
     nothing = "held out nothing (data.holdout=0): nothing is evaluated"
     resumed = f", going on from {start}" if start else ""
-    epochs = f" ({config.epochs:g} epochs)" if config.epochs else ""
+    epochs = f" ({config.epochs:g} epoch{'s' * (config.epochs != 1)})" if config.epochs else ""
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
         f"  data     {config.data.source}: {len(source):,} training and {count} held-out "

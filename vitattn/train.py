@@ -133,7 +133,7 @@ def opening(plan: Plan[ModelConfig], splits: Splits, start: int) -> str:
     """The lines that a run starts with."""
     config, mesh, train, held_out = plan.config, plan.mesh, splits.train, splits.held_out
     resumed = f", going on from {start}" if start else ""
-    epochs = f" ({config.epochs:g} epochs)" if config.epochs else ""
+    epochs = f" ({config.epochs:g} epoch{'s' * (config.epochs != 1)})" if config.epochs else ""
     lines = [
         f"{config.name}: {plan.abstract.param_count:,} parameters, {config.model.dtype}",
         f"  data     {config.data.source}: {len(train):,} training and {len(held_out):,} "
