@@ -94,7 +94,6 @@ def _image(rows: Rows, number: int, entry: Any) -> None:
     name = _file_name(entry.get("file_name"), report)
     if not name:
         report.add("file_name", f"image {identity}: {brief(entry.get('file_name'), 80)}")
-        return
     height, width = (_side(entry.get(key)) for key in ("height", "width"))
     if not height or not width:
         report.add("image_size", name)

@@ -115,6 +115,7 @@ TRAPS: dict[str, Trap] = {
         MENDED,
         "clipped in training; evaluation has them as they are",
     ),
+    "box_twice": Trap("the same box and class twice in an image", "annotation", NOTED, "kept"),
     "from_polygon": Trap(
         "polygons without a box", "annotation", MENDED, "the box around the polygon is taken"
     ),

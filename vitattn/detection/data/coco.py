@@ -7,6 +7,7 @@ Classes are the categories in the order of their ids. Without a JSON file for ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from vitattn.detection.annotations import coco_json
 from vitattn.detection.annotations.official import NAMES
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.data import layouts
-from vitattn.detection.data.files import BoxedFiles, present
+from vitattn.detection.data.files import BoxedFiles, doubt_of_some, present
 from vitattn.detection.data.source import BoxedSource, Kind, hold_out
 
 
@@ -33,12 +34,25 @@ def make(config: ConfigDict, split: str) -> BoxedSource:
     """
     train, evaluation = files_of(config)
     if split == "test" and evaluation is not None:
-        folder = config.eval_images or config.images
-        return opened(evaluation, folder, config.max_bad_fraction)
+        source, report = opened(evaluation, *images_of(config, evaluation))
+        report.check(config.max_bad_fraction)
+        return source
     if split != "train" and not config.holdout:
         raise _nothing_to_evaluate(train, split, evaluation)
-    source = opened(train, config.images, config.max_bad_fraction)
+    source, report = opened(train, config.images, "data.images")
+    report.check(config.max_bad_fraction)
     return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
+
+
+def images_of(config: ConfigDict, evaluation: Path) -> tuple[str, str]:
+    """Returns the folder of the images of evaluation, "" for the one beside its annotations, and
+    the key that says so.
+    """
+    if config.eval_images or not config.images:
+        return config.eval_images, "data.eval_images"
+    names = coco_json.read(evaluation)[0].file_names
+    there = present(paths.resolve(config.images, "data.images"), names).any()
+    return config.images if there else "", "data.images"
 
 
 def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
@@ -85,37 +99,47 @@ def _nothing_to_evaluate(train: Path, split: str, evaluation: Path | None) -> Co
     )
 
 
-def opened(json: Path, images: str, max_bad_fraction: float) -> BoxedFiles:
+def opened(json: Path, images: str, key: str) -> tuple[BoxedFiles, Report]:
     """Opens the images of one JSON file.
 
     Args:
       json: the annotations.
       images: their folder; "" is the folder beside that holds them.
-      max_bad_fraction: of annotations and images that may be left out.
+      key: that names the folder, for messages.
+
+    Returns:
+      The images that are there, and what is wrong with the others and with their boxes; `check`
+      of it says whether that can be lived with.
 
     Raises:
-      DataError: see `coco_json.read`; or the images are not there.
+      DataError: see `coco_json.read`; or none of the images is there.
     """
     table, report = coco_json.read(json)
-    folder = folder_of(json, table.file_names, images)
+    folder = folder_of(json, table.file_names, images, key)
+    report = report.copy()
+    report.notes.append(f"images are read from {shown(folder)}")
     there = present(folder, table.file_names)
-    report = with_files(report, folder, table.file_names, there)
-    report.check(max_bad_fraction)
-    kept = table if there.all() else table.of_images(np.flatnonzero(there))
-    return BoxedFiles(folder, kept, report.lines())
+    missing = np.flatnonzero(~there).tolist()
+    report.add_all("no_file", (table.file_names[number] for number in missing), len(missing))
+    if missing:
+        table = table.of_images(np.flatnonzero(there))
+    source = BoxedFiles(folder, table, report.lines())
+    if doubt := doubt_of_some(source):
+        report.add(doubt.trap, doubt.figures, len(table.boxes))
+    return source, report
 
 
-def folder_of(json: Path, names: tuple[str, ...], images: str) -> Path:
-    """Returns the folder of the images that a JSON file names.
+def folder_of(json: Path, names: Sequence[str], images: str, key: str) -> Path:
+    """Returns the folder of the images that a JSON file names; for the arguments see `opened`.
 
     Raises:
       DataError: none of its images is there: the folder is another one, or the file is of another
         split.
     """
     if images:
-        folder = paths.resolve(images, "data.images")
+        folder = paths.resolve(images, key)
         if not folder.is_dir():
-            raise DataError(f"data.images: {shown(folder)} is no folder.")
+            raise DataError(f"{key}: {shown(folder)} is no folder.")
         found = folder if present(folder, names).any() else None
         looked = [folder]
     else:
@@ -125,26 +149,10 @@ def folder_of(json: Path, names: tuple[str, ...], images: str) -> Path:
         raise DataError(
             f"None of the {len(names):,} images that {shown(json)} names, such as "
             f"{shown(names[0], 80)}, is in {', '.join(map(shown, looked))}. Is it the file of "
-            "another split, or do its images lie elsewhere? Give their folder: "
-            "--config.data.images=DIR (data.eval_images for the evaluation split)."
+            f"another split, or do its images lie elsewhere? Give their folder: "
+            f"--config.{key}=DIR."
         )
     return found or looked[0]
-
-
-def with_files(report: Report, folder: Path, names: tuple[str, ...], there: np.ndarray) -> Report:
-    """Returns a report with what the folder of images adds: where it is, and which are not there.
-
-    Args:
-      report: of the annotations.
-      folder: of the images.
-      names: of the images, [I].
-      there: bool [I], which of them are in the folder.
-    """
-    report = report.copy()
-    report.notes.append(f"images are read from {shown(folder)}")
-    missing = np.flatnonzero(~there).tolist()
-    report.add_all("no_file", (names[number] for number in missing), len(missing))
-    return report
 
 
 KIND = Kind(
