@@ -20,10 +20,11 @@ from vitattn.data.source import Records
 from vitattn.images.decode import BadImage
 from vitattn.images.files import UnreadableRecord
 
-# Examples that one worker makes at a time: small enough that a first batch comes soon and many
-# workers need little memory, large enough (19 MB at 224 pixels) that handing it over costs nothing
-# beside decoding.
+# What one worker makes at a time: small enough that a first batch comes soon and many workers need
+# little memory, large enough that handing it over costs nothing beside decoding. At 224 pixels the
+# number decides (19 MB), at 640 pixels the bytes (4 examples).
 _PIECE = 32
+_PIECE_BYTES = 20 * 2**20
 
 
 class Reader(Protocol):
@@ -76,8 +77,10 @@ def train_batches(
     if reader.seed < 0:
         raise ConfigError(f"seed={reader.seed} is negative: use 0 or more.")
     start, stop = host_slice(batch_size, process_index, process_count)
-    make_piece = functools.partial(_training_piece, reader, batch_size, start, stop)
-    return _batches(make_piece, reader.source, config, stop - start, start_batch, None)
+    most = _piece_size(reader)
+    make_piece = functools.partial(_training_piece, reader, batch_size, start, stop, most)
+    pieces = -(-(stop - start) // most)
+    return _batches(make_piece, reader.source, config, pieces, start_batch, None)
 
 
 def eval_batches(
@@ -93,22 +96,24 @@ def eval_batches(
     """
     source = reader.source
     start, stop = host_slice(batch_size, process_index, process_count)
-    make_piece = functools.partial(_evaluation_piece, reader, batch_size, start, stop)
-    return _batches(make_piece, source, config, stop - start, 0, -(-len(source) // batch_size))
+    most = _piece_size(reader)
+    make_piece = functools.partial(_evaluation_piece, reader, batch_size, start, stop, most)
+    pieces = -(-(stop - start) // most)
+    return _batches(make_piece, source, config, pieces, 0, -(-len(source) // batch_size))
 
 
 def _batches(
     make_piece: Callable[[int, int], dict[str, Any]],
     source: Records,
     config: ConfigDict,
-    size: int,
+    pieces: int,
     start: int,
     stop: int | None,
 ) -> Batches:
-    """Batches `start` to `stop` (None: no end) of `size` examples on this host, piece by piece."""
+    """Batches `start` to `stop` (None: no end) of so many pieces on this host."""
     return Batches(
         make_piece,
-        pieces=-(-size // _PIECE),
+        pieces=pieces,
         start=start,
         stop=stop,
         workers=worker_count(config.workers, source.in_memory),
@@ -117,25 +122,31 @@ def _batches(
     )
 
 
-def _positions(start: int, stop: int, piece: int) -> np.ndarray:
-    """Returns the positions in the global batch, int64 [up to 32], of a piece of the host's part
-    [start, stop)."""
-    first = start + piece * _PIECE
-    return np.arange(first, min(first + _PIECE, stop), dtype=np.int64)
+def _piece_size(reader: Reader) -> int:
+    """Examples of a piece: 1 to `_PIECE`."""
+    example = sum(array.nbytes for array in reader.blank(1).values())
+    return max(1, min(_PIECE, _PIECE_BYTES // example))
+
+
+def _positions(start: int, stop: int, most: int, piece: int) -> np.ndarray:
+    """Returns the positions in the global batch, int64 [up to `most`], of a piece of the host's
+    part [start, stop)."""
+    first = start + piece * most
+    return np.arange(first, min(first + most, stop), dtype=np.int64)
 
 
 def _training_piece(
-    reader: Reader, batch_size: int, start: int, stop: int, batch: int, piece: int
+    reader: Reader, batch_size: int, start: int, stop: int, most: int, batch: int, piece: int
 ) -> dict[str, Any]:
-    positions = batch * batch_size + _positions(start, stop, piece)
+    positions = batch * batch_size + _positions(start, stop, most, piece)
     epochs, records = records_at(positions, reader.seed, len(reader.source))
     return _read(reader, records, epochs)
 
 
 def _evaluation_piece(
-    reader: Reader, batch_size: int, start: int, stop: int, batch: int, piece: int
+    reader: Reader, batch_size: int, start: int, stop: int, most: int, batch: int, piece: int
 ) -> dict[str, Any]:
-    records = batch * batch_size + _positions(start, stop, piece)
+    records = batch * batch_size + _positions(start, stop, most, piece)
     records = np.where(records < len(reader.source), records, -1)
     return _read(reader, records, np.zeros_like(records))
 

@@ -7,7 +7,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from trainlib.errors import ConfigError, DataError
-from vitattn.data import data_defaults, eval_batches, make_source, train_batches
+from vitattn.data import (
+    data_defaults,
+    eval_batches,
+    make_source,
+    pipeline,
+    reading,
+    train_batches,
+)
 from vitattn.data.source import Example, Subset
 
 BATCH = 48  # two pieces for one host, and no divisor of 1437
@@ -106,6 +113,14 @@ def test_evaluation_reads_each_record_once_in_order_and_pads(hosts, workers):
     np.testing.assert_array_equal(batches[3]["image"][60:], 0)
     labels = np.concatenate([b["label"] for b in batches])[:360]
     np.testing.assert_array_equal(labels, source.labels)
+
+
+@pytest.mark.parametrize(("size", "most"), [(8, 32), (224, 32), (640, 4), ((512, 1024), 3)])
+def test_workers_make_less_at_a_time_of_larger_images(size, most):
+    """20 MiB: 224 pixels are 0.6 MB, 640 are 4.9 MB, 512 x 1024 are 6.3 MB."""
+    c = config()
+    reader = pipeline._reader(make_source(c, "train"), c, size, 0, None)
+    assert reading._piece_size(reader) == most
 
 
 def test_evaluation_is_not_augmented():

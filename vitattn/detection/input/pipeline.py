@@ -38,7 +38,7 @@ COUNTS = (
     "boxes",  # of the record
     "outside",  # of them, seen nowhere in this crop
     "thin",  # of them, narrower than a pixel of the network image as far as they are seen
-    "over",  # of them, beyond `max_boxes`
+    "beyond",  # of them, beyond `max_boxes`
 )
 
 
