@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from trainlib.errors import InputError
