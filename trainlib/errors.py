@@ -74,7 +74,7 @@ class NumericAbort(UserError):
 
     Args:
       message: the paragraph.
-      evidence: name and text of a file with what was found; see `trainlib.run.evidence`.
+      evidence: name and text of a file with what was found, which commands write.
     """
 
     exit_code = 70

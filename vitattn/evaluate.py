@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from trainlib.errors import ConfigError, shown
 from trainlib.formats.load import load_weights
 from trainlib.formats.weight_source import is_export
-from trainlib.run import evidence
 from trainlib.run.progress import summary
+from trainlib.run.workdir import evidence_kept
 from trainlib.step import step
 from vitattn.labels import class_names
 from vitattn.models.counts import check_size
@@ -61,7 +61,7 @@ def run(
         print(line)
     loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     eval_step = step.compile_eval(task.make_evaluate(plan), plan)
-    with evidence.kept(write_predictions or workdir):
+    with evidence_kept(write_predictions or workdir):
         result = task.over_split(eval_step, loaded.params, loaded.model_state, source, plan)
     written = {}
     if jax.process_index() == 0:

@@ -24,7 +24,7 @@ from trainlib.checkpoint.write import warn
 from trainlib.data.order import data_position
 from trainlib.errors import Preempted
 from trainlib.model.metrics import compute
-from trainlib.run import evidence, goodput, peers, watchdog
+from trainlib.run import goodput, peers, watchdog
 from trainlib.run.interrupt import GivenUp, StopRequest
 from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
@@ -33,7 +33,7 @@ from trainlib.run.resume import checkpoint_meta, eval_due, resume
 from trainlib.run.summary import report_complete, save_summary
 from trainlib.run.trackers.feed import Trackers
 from trainlib.run.trackers.tracker import classes
-from trainlib.run.workdir import agree_on_workdir, open_workdir, save_config
+from trainlib.run.workdir import agree_on_workdir, evidence_kept, open_workdir, save_config
 from trainlib.step.memory import check_memory
 from trainlib.step.plan import Plan
 from trainlib.step.profile import Profile, Steps
@@ -290,7 +290,7 @@ class Session(Generic[Result]):
         self._recorder.flush()
         self.result = None
         try:
-            with self.progress.pause("evaluating"), evidence.kept(self.workdir):
+            with self.progress.pause("evaluating"), evidence_kept(self.workdir):
                 yield
         except GivenUp:
             self.stopping = True

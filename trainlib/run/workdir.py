@@ -17,7 +17,15 @@ from trainlib.checkpoint.manifest import larger_is_better
 from trainlib.checkpoint.workdir_lock import NAME as LOCK_NAME
 from trainlib.checkpoint.workdir_lock import WorkdirLock
 from trainlib.checkpoint.write import storage_error
-from trainlib.errors import CheckpointError, ConfigError, StorageError, UserError, one_of, shown
+from trainlib.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericAbort,
+    StorageError,
+    UserError,
+    one_of,
+    shown,
+)
 from trainlib.files import check_target, make_directory, write_atomically
 from trainlib.model.weights import Abstract
 from trainlib.run import peers
@@ -203,3 +211,28 @@ def write_text(path: Path, text: str) -> None:
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
     write_text(workdir / CONFIG, settings.to_json(config))
+
+
+@contextlib.contextmanager
+def evidence_kept(directory: Path) -> Iterator[None]:
+    """Inside, the evidence of a `NumericAbort` is written into a directory, by the first of several
+    processes.
+
+    Raises:
+      NumericAbort: that one, with the place of the file, or with the reason why there is none.
+    """
+    try:
+        yield
+    except NumericAbort as error:
+        if error.evidence is None:
+            raise
+        name, text = error.evidence
+        path = directory / name
+        where = f"What was found is in {shown(path)}."
+        if jax.process_index() == 0:
+            try:
+                write_atomically(path, text)
+            except (OSError, UserError) as refused:
+                # The first trouble is the one to mend, and decides the exit code.
+                where = f"{shown(path)}, with what was found, cannot be written: {refused}"
+        raise NumericAbort(f"{error} {where}", error.evidence) from None

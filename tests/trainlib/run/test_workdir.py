@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from trainlib.config import COMMON, from_schema
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, NumericAbort
 from trainlib.model.weights import Abstract
-from trainlib.run.workdir import agree_on_workdir, check_best, open_workdir
+from trainlib.run.workdir import agree_on_workdir, check_best, evidence_kept, open_workdir
 from trainlib.step.train_state import TrainState
 
 
@@ -46,3 +46,11 @@ def test_a_workdir_stays_held_while_its_run_looks_into_it(config, tmp_path):
     assert f"in use by process {os.getpid()}" in refused.stderr
     checkpoints.close()
     assert subprocess.run(command, capture_output=True, timeout=1200).returncode == 0
+
+
+def test_evidence_that_cannot_be_written_does_not_hide_what_happened(tmp_path):
+    said, nowhere = r"went bad.*cannot be written", evidence_kept(tmp_path / "missing")
+    with pytest.raises(NumericAbort, match=said), nowhere:
+        raise NumericAbort("it went bad", evidence=("it.json", "{}"))
+    with pytest.raises(NumericAbort, match=r"^alone$"), evidence_kept(tmp_path):
+        raise NumericAbort("alone")

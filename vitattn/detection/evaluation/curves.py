@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from trainlib import commands
-from trainlib.errors import shown
 from trainlib.files import save_picture
 
 _TITLES = ("overlap 0.50", "overlap 0.75", "mean over 0.50 .. 0.95")
@@ -28,7 +27,7 @@ def precision_recall(
 
     Args:
       path: where to.
-      names: of the K classes.
+      names: of the K classes, printable.
       curves: f64 [K, 3, R], of each class; NaN where it has no box.
       average: f64 [K, 3], the average precision of each curve.
 
@@ -49,7 +48,7 @@ def precision_recall(
         several = len(known) > 1
         if len(known) <= _SINGLE:
             for k in known:
-                label = f"{shown(names[k], 30)}  {100 * average[k, column]:.1f}"
+                label = f"{names[k]}  {100 * average[k, column]:.1f}"
                 axes.plot(recall, curves[k, column], linewidth=1.4, label=label)
         else:
             parts = np.quantile(curves[known, column], (0.1, 0.9), axis=0)

@@ -76,14 +76,11 @@ class Evaluation:
     def rows(self, config: ConfigDict) -> list[tuple[str, str]]:
         """Returns the rows of a printed summary: label, text."""
         value = {name: _percent(figure) for name, figure in self.figures.items()}
+        ar = f"{value['ar_100']} %  (1 detection {value['ar_1']}, 10 detections {value['ar_10']})"
         rows = [
             ("AP", f"{value['ap']} %  (AP50 {value['ap50']}, AP75 {value['ap75']})"),
             ("AP by size", _by_size(value, "ap")),
-            (
-                "AR",
-                f"{value['ar_100']} %  (with 1 detection of a class on an image {value['ar_1']}, "
-                f"with 10 {value['ar_10']})",
-            ),
+            ("AR", ar),
             ("AR by size", _by_size(value, "ar")),
         ]
         if f"ar_{self.limit}" in value and self.limit > coco_metrics.LIMITS[-1]:
@@ -108,26 +105,26 @@ class Evaluation:
         return rows
 
     def _class_rows(self) -> list[tuple[str, str]]:
-        """One row for each class, or the best and the worst of many."""
-        lines = [(f"class {shown(n, 40)}", self._class_row(k)) for k, n in enumerate(self.names)]
+        """A table with one line for each class, or for the best and the worst of many."""
+        table = [("class", _columns("AP %", "AP50", "AP75", "boxes", "detections"))]
+        lines = [(f"  {name}", self._class_row(k)) for k, name in enumerate(self.names)]
         if len(lines) <= _SHOWN_CLASSES:
-            return lines
+            return table + lines
         ap = self.of_classes["ap"]
         order = [k for k in np.argsort(-ap, kind="stable") if not math.isnan(ap[k])]
-        without = f"; {len(lines) - len(order)} have no box" if len(order) < len(lines) else ""
-        if len(order) <= 2 * _ENDS:
-            return [lines[k] for k in order]
-        left = len(order) - 2 * _ENDS
-        return [
-            *(lines[k] for k in order[:_ENDS]),
-            (".. classes", f"{left} more between these{without}"),
-            *(lines[k] for k in order[-_ENDS:]),
-        ]
+        shown_ones = [*order[:_ENDS], *order[_ENDS:][-_ENDS:]]
+        table += [lines[k] for k in shown_ones]
+        between, without = len(order) - len(shown_ones), len(lines) - len(order)
+        if between:
+            table.insert(1 + _ENDS, ("  ..", f"{between} more classes"))
+        if without:
+            table.append(("  without box", f"{without} more classes"))
+        return table
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the K categories; equal ones carry their ids."""
-        names = self.truth.names
+        """Of the K categories, printable and short; those that look alike carry their ids."""
+        names = [shown(name, 30) for name in self.truth.names]
         return tuple(
             f"{name} ({number})" if names.count(name) > 1 else name
             for name, number in zip(names, self.truth.category_ids, strict=True)
@@ -136,9 +133,7 @@ class Evaluation:
     def _class_row(self, number: int) -> str:
         boxes, _, found = self._counts(number)
         ap, ap50, ap75 = (_percent(self.of_classes[name][number]) for name in MEASURED)
-        if not boxes:
-            return f"n/a, no box  ({found:,} detections)"
-        return f"AP {ap} %  (AP50 {ap50}, AP75 {ap75}; {boxes:,} boxes, {found:,} detections)"
+        return _columns(ap, ap50, ap75, f"{boxes:,}", f"{found:,}")
 
     def write(self, directory: Path) -> dict[str, Path]:
         """Writes the detections as COCO takes them, all figures, and the curves as a picture (where
@@ -217,6 +212,10 @@ class Evaluation:
 
 def _percent(fraction: float) -> str:
     return "n/a" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def _columns(ap: str, ap50: str, ap75: str, boxes: str, found: str) -> str:
+    return f"{ap:>6}  {ap50:>6}  {ap75:>6}  {boxes:>8}  {found:>10}"
 
 
 def _by_size(value: dict[str, str], name: str) -> str:
