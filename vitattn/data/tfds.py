@@ -19,7 +19,7 @@ from vitattn.images.files import UnreadableRecord
 _MOST_CLASSES = 2**20
 
 
-class TfdsSource:
+class Prepared:
     """One split of a prepared TFDS data set. Images stay encoded until a worker decodes them."""
 
     in_memory = False
@@ -43,7 +43,7 @@ class TfdsSource:
                 "again."
             )
         part = info.splits[split]
-        self.class_names = _class_names(info.features, directory)
+        self.class_names = self._classes(info.features)
         self.num_classes = len(self.class_names)
         self._length = part.num_examples
         try:
@@ -57,6 +57,10 @@ class TfdsSource:
             info.full_name, split, part.shard_lengths, part.num_bytes, self._files
         )
         self._check_files()
+
+    def _classes(self, features: Any) -> tuple[str, ...]:
+        """The names of the classes; raises DataError if its examples are others than are read."""
+        raise NotImplementedError
 
     def _check_files(self) -> None:
         """Checks that all files exist and are large enough for the records of the description."""
@@ -84,12 +88,12 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, record: int) -> Example:
+    def features_of(self, record: int) -> dict[str, Any]:
+        """Returns the features of a record, its image still encoded; raises UnreadableRecord."""
         try:
-            example = _records(self.directory, self.split)[record]
+            return _records(self.directory, self.split)[record]
         except Exception as error:  # the reader reports damage as many types, RuntimeError included
             raise UnreadableRecord(f"cannot be read ({type(error).__name__}: {error})") from error
-        return Example(example["image"], int(example["label"]))
 
     def describe(self, record: int) -> str:
         shard = bisect.bisect_right(self._ends, record)
@@ -97,18 +101,26 @@ class TfdsSource:
         return f"{self.directory}/{self._files[shard]} record {record - first}"
 
 
+class TfdsSource(Prepared):
+    """A split of images with one class each."""
+
+    def _classes(self, features: Any) -> tuple[str, ...]:
+        return _class_names(features, self.directory)
+
+    def __getitem__(self, record: int) -> Example:
+        example = self.features_of(record)
+        return Example(example["image"], int(example["label"]))
+
+
 def _class_names(features: Any, directory: str) -> tuple[str, ...]:
     """The names of the classes; raises DataError unless it is a data set of classified images."""
     import tensorflow_datasets as tfds
 
-    has = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    has: dict[str, Any] = {}
+    if isinstance(features, tfds.features.FeaturesDict):
+        has = dict(features.items())
     image, label = has.get("image"), has.get("label")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and isinstance(label, tfds.features.ClassLabel)
-        and label.num_classes
-        and label.num_classes <= _MOST_CLASSES
-    ):
+    if not isinstance(image, tfds.features.Image) or not is_class(label):
         kinds = ", ".join(f"{shown(k, 40)}: {type(v).__name__}" for k, v in list(has.items())[:10])
         raise DataError(
             f"{directory} is no data set of images with one class each: its features are "
@@ -116,6 +128,14 @@ def _class_names(features: Any, directory: str) -> tuple[str, ...]:
             f"{_MOST_CLASSES:,} classes."
         )
     return tuple(label.names)
+
+
+def is_class(feature: Any) -> bool:
+    """Whether a feature is a label of a number of classes that can be."""
+    import tensorflow_datasets as tfds
+
+    label = isinstance(feature, tfds.features.ClassLabel)
+    return label and 0 < (feature.num_classes or 0) <= _MOST_CLASSES
 
 
 def _builder(directory: str) -> Any:
@@ -160,7 +180,7 @@ def find(name: str, directory: str) -> str | None:
     root = epath.Path(paths.resolve(directory or default_directory(), "data.dir"))
     if (root / "dataset_info.json").exists():
         return os.fspath(root)
-    for parent in (root / name, root):
+    for parent in (root / name, root / name.rpartition("/")[2], root):
         if parent.is_dir():
             versions = [p for p in parent.iterdir() if (p / "dataset_info.json").exists()]
             if versions:
