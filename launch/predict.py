@@ -1,10 +1,11 @@
 """Applies a trained model: `python -m launch.predict --workdir=DIR IMAGE...` classifies images,
-`--input=file.jsonl --output=out.jsonl` answers texts.
+or finds the objects in them, `--input=file.jsonl --output=out.jsonl` answers texts.
 
-With `--attention=out.png` it also draws which pixels a query attends to. Answers come in the order
-of the input; rerun the same command to resume after a stop. Exit codes: 0 done, 64 bad argument or
-no run in DIR, 65 an image or text that is missing or cannot be read, 66 no such checkpoint, 74 the
-output cannot be written, 75 stopped on request.
+With `--attention=out.png` it also draws which pixels a query attends to, and with `--boxes=out/`
+the boxes that a detector finds. Answers come in the order of the input; rerun the same command to
+resume after a stop. Exit codes: 0 done, 64 bad argument or no run in DIR, 65 an image or text that
+is missing or cannot be read, 66 no such checkpoint, 70 numbers that are not finite, 74 the output
+cannot be written, 75 stopped on request.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from trainlib import compile_cache
 
 def main(argv: Sequence[str]) -> int:
     """Parses the command line and applies the newest weights of a run."""
-    parser = cli.command_parser("predict", "Classify images or answer texts with a trained model.")
+    parser = cli.command_parser(
+        "predict", "Classify images, find objects in them, or answer texts, with a trained model."
+    )
     cli.add_path(
         parser, "images", nargs="*", metavar="IMAGE", help="image files, or folders of them"
     )
@@ -61,6 +64,20 @@ def main(argv: Sequence[str]) -> int:
         "default: the centre",
     )
     cli.add_path(
+        parser,
+        "--boxes",
+        metavar="FOLDER",
+        help="draw what a detector finds on each picture, into this folder, with all of it as "
+        "detections.json in COCO's result format",
+    )
+    parser.add_argument(
+        "--min_score",
+        metavar="SCORE",
+        type=_share,
+        help="score from which a box is drawn, 0 to 1; default: 0.3. detections.json has all above "
+        "detection.score_threshold",
+    )
+    cli.add_path(
         parser, "--input", metavar="FILE.jsonl", help="texts to answer, in the field `inputs`"
     )
     cli.add_path(parser, "--output", metavar="FILE.jsonl", help="the same lines with `prediction`")
@@ -83,6 +100,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(word.strip().isdecimal() for word in text.split(",")):
         raise ArgumentTypeError(f"'{text}' is not a list of numbers such as 0,3")
     return tuple(int(word) for word in text.split(","))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return share
 
 
 def _pixel(text: str) -> tuple[int, int]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vitattn import layers
     from vitattn.library import (
         ClassProbability,
+        Detection,
+        Detections,
         LoadedModel,
         Prediction,
         create_model,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassProbability",
+    "Detection",
+    "Detections",
     "LoadedModel",
     "Prediction",
     "create_model",

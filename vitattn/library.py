@@ -30,14 +30,24 @@ from vitattn import config as vision
 from vitattn.answers import Answer
 from vitattn.classification.prediction import ClassProbability, Prediction
 from vitattn.data.unlabelled import Unlabelled
+from vitattn.detection.answers.prediction import Detection, Detections
 from vitattn.images.given import OneImage, gather
 from vitattn.labels import class_names
 from vitattn.models import Model, build, configure, named
 from vitattn.models.counts import check_size
-from vitattn.predict import BATCH, answers, no_answer
+from vitattn.predict import answers, most_images, no_answer
 from vitattn.task import task_of
 
-__all__ = ["ClassProbability", "LoadedModel", "Prediction", "create_model", "list_models", "load"]
+__all__ = [
+    "ClassProbability",
+    "Detection",
+    "Detections",
+    "LoadedModel",
+    "Prediction",
+    "create_model",
+    "list_models",
+    "load",
+]
 
 Images = Sequence[OneImage]
 
@@ -197,18 +207,21 @@ class LoadedModel:
             below it.
 
         Returns:
-          What the task of the run gives for an image: a `Prediction` of a classifier; for a list,
-          one for each image, in order.
+          What the task of the run gives for an image: a `Prediction` of a classifier, `Detections`
+          of a detector; for a list, one for each image, in order.
 
         Raises:
           DataError: what is no image, or images that cannot be read; it names each.
+          NumericAbort: a detector computed numbers that are not finite.
 
         Example:
           >>> trained.predict("cat.png").top(3)
           >>> [p.class_name for p in trained.predict(["cat.png", pixels])]
+          >>> detector.predict("street.jpg").above(0.5).draw("boxes.png")
         """
         given, single = gather(images)
-        size = min(BATCH, 1 << (len(given) - 1).bit_length()) if given else 1
+        most = most_images(self.image_size)
+        size = min(most, 1 << (len(given) - 1).bit_length()) if given else 1
         graphdef, state = nnx.split(self.model)
 
         def outputs(batch: np.ndarray) -> dict[str, Any]:
@@ -235,8 +248,9 @@ class LoadedModel:
           DataError: as `predict`.
         """
         given, _ = gather(images)
+        most = most_images(self.image_size)
         nothing = {"outputs": {}, "maps": {}}
-        pixels = [answer.pixels for answer in self._read(given, BATCH, lambda batch: nothing)]
+        pixels = [answer.pixels for answer in self._read(given, most, lambda batch: nothing)]
         return np.stack(pixels) if pixels else np.zeros((0, *self.image_size, 3), np.float32)
 
     def _read(self, given: Sequence[Any], size: int, outputs: Any) -> Generator[Answer, None, None]:

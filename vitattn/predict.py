@@ -39,6 +39,9 @@ from vitattn.plan import make_replicated
 from vitattn.task import Task, task_of
 
 BATCH = 32
+# Pixels of a batch at most: one of images of 640 x 640, as detectors see them, has 5.
+PIXELS = 2**21
+MIN_SCORE = 0.3  # from which a box is drawn
 # Up to this many images the processes that would read them take longer to start than to read.
 FEW_IMAGES = 256
 
@@ -56,6 +59,8 @@ class Request:
       layers: attention layers or parts of the network; empty for `choose_layers`' default.
       heads: their numbers; empty for all.
       query: row and column of a pixel of the model's image; None is the centre.
+      boxes: the directory of pictures with what a detector finds, or None.
+      min_score: score from which a box is drawn.
     """
 
     images: Sequence[Path]
@@ -65,6 +70,8 @@ class Request:
     layers: Sequence[str] = ()
     heads: Sequence[int] = ()
     query: tuple[int, int] | None = None
+    boxes: Path | None = None
+    min_score: float = MIN_SCORE
 
 
 def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None = None) -> int:
@@ -86,6 +93,9 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     at_step, known = class_names.of_model(workdir, at_step, outputs)
     names = choose_names(request.class_names, known, outputs)
     picture = choose_picture(request, plan, len(paths))
+    drawn = None
+    if request.boxes is not None:
+        drawn = task.open_pictures(request.boxes, paths, names, request.min_score)
     loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     predict_step = step.compile_eval(make_predict(plan, task, picture), plan)
 
@@ -106,13 +116,18 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         for answer in printed(stream, len(paths), size, render, many):
             if answer.error:
                 unread.append(f"{source.describe(answer.record)} {answer.error}")
-            elif picture is not None:
+                continue
+            if drawn is not None:
+                drawn.add(answer.record, answer.outputs)
+            if picture is not None:
                 prediction = task.caption(answer.outputs, printable(names))
                 caption = f"{shown(paths[answer.record].name)}: {prediction}"
                 rows += picture.rows(answer.pixels, caption, answer.maps, mean, std)
     if picture is not None and rows:
         picture.draw(rows)
         print(f"attention maps: {picture.path}", file=sys.stderr)
+    for label, path in drawn.close().items() if drawn is not None else ():
+        print(f"{label}: {shown(path)}", file=sys.stderr)
     if unread:
         raise no_answer(unread, len(paths))
     return 0
@@ -155,7 +170,14 @@ def choose_names(file: Path | None, known: ModelNames | None, outputs: int) -> N
 def batch_size(images: int, plan: Plan[ModelConfig], picture: Picture | None) -> int:
     """Returns B: a multiple of the devices, one for each where attention is drawn."""
     devices = plan.mesh.size
-    return -(-(1 if picture else min(BATCH, images)) // devices) * devices
+    most = 1 if picture else min(images, most_images(plan.model.size))
+    return -(-most // devices) * devices
+
+
+def most_images(image_size: tuple[int, int]) -> int:
+    """Returns how many images of a size a batch has at most."""
+    height, width = image_size
+    return max(1, min(BATCH, PIXELS // (height * width)))
 
 
 def make_predict(

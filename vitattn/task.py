@@ -69,6 +69,18 @@ class Splits(Protocol):
         ...
 
 
+class Pictures(Protocol):
+    """Draws what is said of images, one after the other."""
+
+    def add(self, number: int, outputs: Mapping[str, np.ndarray]) -> None:
+        """Draws an image, given its number and its finished prediction."""
+        ...
+
+    def close(self) -> dict[str, Path]:
+        """Writes what belongs to all of them; returns label -> what was written."""
+        ...
+
+
 class Task(Protocol):
     """What training, evaluation and prediction ask of a task; a module can be one.
 
@@ -202,6 +214,17 @@ class Task(Protocol):
 
     def caption(self, outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
         """Returns the prediction for one image as a phrase under a picture."""
+        ...
+
+    def open_pictures(
+        self, directory: Path, images: Sequence[Path], names: Names, least: float
+    ) -> Pictures:
+        """Returns what draws predictions on image files into a directory; `least` is the score from
+        which something is drawn.
+
+        Raises:
+          ConfigError: there is nothing to draw in this task, or the directory cannot take it.
+        """
         ...
 
 

@@ -70,7 +70,9 @@ class Vision:
             fail(f"{args.workdir} holds a run on images: name image files after the flags")
         if not args.attention and (args.layers or args.heads or args.query):
             fail("--layers, --heads and --query choose what --attention=PICTURE.png shows")
-        from vitattn.predict import Request
+        if args.min_score is not None and not args.boxes:
+            fail("--min_score says which boxes --boxes=DIR draws")
+        from vitattn.predict import MIN_SCORE, Request
 
         return Request(
             images=args.images,
@@ -80,6 +82,8 @@ class Vision:
             layers=args.layers,
             heads=args.heads,
             query=args.query,
+            boxes=args.boxes,
+            min_score=MIN_SCORE if args.min_score is None else args.min_score,
         )
 
     @property
@@ -151,8 +155,9 @@ class Language:
                 f"{args.workdir} holds a run on texts: give --input=FILE.jsonl with the field "
                 "`inputs` on every line, and --output=FILE.jsonl"
             )
-        for flag in ("class_names", "json", "attention", "layers", "heads", "query"):
-            if getattr(args, flag):
+        flags = ("class_names", "json", "attention", "layers", "heads", "query", "boxes")
+        for flag in (*flags, "min_score"):
+            if getattr(args, flag) not in (None, False, ()):
                 fail(f"--{flag} is for images, and {args.workdir} holds a run on texts")
         from moe.predict import Request
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.errors import shown
+from trainlib.errors import ConfigError, shown
 from trainlib.keys import fit, whole
+from vitattn.labels.class_names import Names
 
 TOP = 5  # classes that are printed
 
@@ -137,3 +138,15 @@ def caption(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     probabilities = outputs["probabilities"]
     best = likeliest(probabilities)[0]
     return f"{names[best]} ({100 * probabilities[best]:.0f} %)"
+
+
+def open_pictures(directory: Path, images: Sequence[Path], names: Names, least: float) -> NoReturn:
+    """Refuses: a classifier finds nothing in an image that could be drawn.
+
+    Raises:
+      ConfigError: always.
+    """
+    raise ConfigError(
+        f"--boxes={shown(directory)} draws what a detector finds, and this is a run of a "
+        "classifier. Leave --boxes out, or give the --workdir of a detector."
+    )

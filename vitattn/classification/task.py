@@ -9,6 +9,7 @@ from vitattn.classification.prediction import (
     caption,
     finish,
     make_predict,
+    open_pictures,
 )
 from vitattn.classification.settings import check, settings
 from vitattn.classification.splits import (
@@ -37,6 +38,7 @@ __all__ = [
     "make_predict",
     "make_source",
     "open_evaluation",
+    "open_pictures",
     "open_training",
     "over_split",
     "settings",

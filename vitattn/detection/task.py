@@ -1,5 +1,6 @@
 """Detection as a task: boxes with a class. See `vitattn.task.Task`."""
 
+from vitattn.detection.answers.pictures import open_pictures
 from vitattn.detection.answers.prediction import (
     answer,
     as_lines,
@@ -37,6 +38,7 @@ __all__ = [
     "make_predict",
     "make_source",
     "open_evaluation",
+    "open_pictures",
     "open_training",
     "over_split",
     "settings",

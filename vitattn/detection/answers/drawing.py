@@ -71,7 +71,7 @@ def draw(
     taken: list[Rectangle] = []
     labels = []
     for box, score, number in zip(outlines, scores.tolist(), class_numbers.tolist(), strict=True):
-        text, font = _label(names[number], number, score, drawn.size)
+        text, font = _label(str(names[number]), number, score, drawn.size)
         place = _place(box, _extent(text, font), drawn.size, taken)
         taken.append(place)
         labels.append((text, font, place))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont
 
@@ -52,8 +52,14 @@ def _file_with(letters: frozenset[str]) -> str | None:
 
 
 def _holds(font: Font, letters: frozenset[str]) -> bool:
-    missing = bytes(font.getmask(_MISSING))
-    return all(bytes(font.getmask(letter)) != missing for letter in letters)
+    missing = _drawn(font, _MISSING)
+    return all(_drawn(font, letter) != missing for letter in letters)
+
+
+def _drawn(font: Font, letter: str) -> bytes:
+    image = Image.new("L", (40, 40))
+    ImageDraw.Draw(image).text((0, 0), letter, fill=255, font=font)
+    return image.tobytes()
 
 
 @functools.lru_cache(maxsize=64)

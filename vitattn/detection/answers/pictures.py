@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from trainlib.errors import ConfigError, StorageError, shown
+from trainlib.errors import ConfigError, DataError, StorageError, one_of, shown
 from trainlib.files import check_target, make_directory, write_atomically
 from vitattn.detection.answers.drawing import draw
 from vitattn.detection.answers.results import as_xyxy, coco_results
-from vitattn.images.decode import guarded, open_picture
-from vitattn.images.files import read_image
+from vitattn.images.decode import BadImage, guarded, open_picture
+from vitattn.images.files import UnreadableRecord, read_image
+from vitattn.images.given import OneImage, gather
 from vitattn.labels.class_names import Names, as_unicode, numbered, printable
 
 RESULTS = "detections.json"
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 QUALITY = 92  # of a JPEG: letters keep their edges
+_JPEG_SIDE = 65_500
 _LONGEST = 50  # letters of a name that are kept, each of at most 4 of the 255 bytes of a name
 _UNSAFE = frozenset('/\\:*?"<>|')  # what some disk does not take
 
@@ -90,9 +93,9 @@ class BoxPictures:
             name = self._names[one["category_id"] - 1]
             self._found.append(one | {"category_name": name})
         chosen = scores >= self.least
-        picture = upright(self._images[number])
-        drawn = draw(picture, as_xyxy(boxes)[chosen], scores[chosen], classes[chosen], self._words)
-        self._write(self._files[number], as_jpeg(drawn))
+        found = as_xyxy(boxes)[chosen], scores[chosen], classes[chosen]
+        drawn = draw(whole(self._images[number]), *found, self._words)
+        _write(self.directory / self._files[number], encoded(drawn))
 
     def close(self) -> dict[str, Path]:
         """Writes all detections as one file; returns what was written: label -> path.
@@ -100,16 +103,15 @@ class BoxPictures:
         Raises:
           StorageError: the file cannot be written.
         """
-        self._write(RESULTS, (json.dumps(self._found) + "\n").encode())
+        _write(self.directory / RESULTS, (json.dumps(self._found) + "\n").encode())
         return {"boxes": self.directory, "detections": self.directory / RESULTS}
 
-    def _write(self, name: str, content: bytes) -> None:
-        try:
-            write_atomically(self.directory / name, content)
-        except OSError as error:
-            raise StorageError(
-                f"{shown(self.directory / name)} cannot be written: {error.strerror or error}."
-            ) from error
+
+def open_pictures(
+    directory: Path, images: Sequence[Path], names: Names, least: float
+) -> BoxPictures:
+    """See `vitattn.task.Task.open_pictures`."""
+    return BoxPictures(directory, images, names, least)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -118,23 +120,53 @@ def _status(path: Path) -> os.stat_result | None:
     return None
 
 
-def upright(image: Path) -> Image.Image:
-    """Decodes a whole image file to upright RGB.
+def whole(image: OneImage) -> Image.Image:
+    """Returns all of an image, upright and in RGB.
 
     Raises:
-      BadImage: its bytes cannot be decoded.
-      UnreadableRecord: it cannot be read.
+      DataError: what is no image, or one that cannot be read.
     """
-    picture = open_picture(read_image(image))
-    size = picture.width, picture.height
-    return guarded(lambda: picture.render((0, 0, *size), size[::-1]))
+    (given,), _ = gather(image)
+    what = shown(given) if isinstance(given, Path) else "The image"
+    try:
+        picture = open_picture(read_image(given) if isinstance(given, Path) else given)
+        width, height = picture.width, picture.height
+        return guarded(lambda: picture.render((0, 0, width, height), (height, width)))
+    except (BadImage, UnreadableRecord) as error:
+        raise DataError(f"{what} {error}.") from error
 
 
-def as_jpeg(picture: Image.Image) -> bytes:
-    """Encodes a picture with its colours at full resolution."""
+def encoded(picture: Image.Image, suffix: str = ".jpg") -> bytes:
+    """Returns a picture as a file of one of `FORMATS`; a JPEG keeps its colours at full
+    resolution, and what is longer than a JPEG can be is made smaller.
+    """
+    if FORMATS[suffix] == "JPEG" and max(picture.size) > _JPEG_SIDE:
+        picture = ImageOps.contain(picture, (_JPEG_SIDE, _JPEG_SIDE))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY, subsampling=0)
+    picture.save(file, FORMATS[suffix], quality=QUALITY, subsampling=0)
     return file.getvalue()
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a picture; the suffix of the path is one of `FORMATS`.
+
+    Raises:
+      ConfigError: another suffix, or a link or folder has the name.
+      StorageError: the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise one_of("the format of a picture", suffix, FORMATS, str(path))
+    _write(path, encoded(picture, suffix))
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise StorageError(
+            f"{shown(path)} cannot be written: {error.strerror or error}."
+        ) from error
 
 
 def image_ids(images: Sequence[Path]) -> list[str]:

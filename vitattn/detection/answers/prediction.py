@@ -6,19 +6,26 @@ B images of a batch, K places for detections, n detections of one image, C class
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from trainlib.errors import NumericAbort, shown
+from trainlib import paths
+from trainlib.errors import ConfigError, DataError, NumericAbort, shown
 from trainlib.keys import fit, number
+from vitattn.detection.answers import pictures
+from vitattn.detection.answers.drawing import draw
 from vitattn.detection.answers.postprocess import Options, detect
 from vitattn.detection.answers.results import as_xywh, as_xyxy, in_original
+from vitattn.images.given import OneImage
 from vitattn.models import configure
+from vitattn.models.retinanet.config import RetinaNetConfig
 
 TOP = 10  # detections that are printed
 
@@ -28,7 +35,8 @@ def make_predict(config: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
     `postprocess.detect`. The sections `model` and `detection` of the configuration say what counts
     as one.
     """
-    network, options = configure(config.model), Options.of(config.detection)
+    network = cast(RetinaNetConfig, configure(config.model))  # of no other kind: settings.check
+    options = Options.of(config.detection)
 
     def predict(model: Callable[..., Any], images: jax.Array) -> dict[str, jax.Array]:
         return detect(model(images, train=False), network, options)
@@ -121,6 +129,40 @@ class Detections:
         """Returns those of a class; none where the model does not know it."""
         numbers = [n for n, known in enumerate(self.class_names) if known == name]
         return self._only(np.isin(self.class_numbers, numbers))
+
+    def draw(
+        self, path: str | os.PathLike[str] | None = None, *, image: OneImage | None = None
+    ) -> Image.Image:
+        """Returns the image with a box and a label for each detection, and writes it to a file.
+
+        Args:
+          path: a .png or .jpg file; None writes nothing.
+          image: what was predicted, where it was in memory; None reads the file anew.
+
+        Raises:
+          ConfigError: another suffix, or no image.
+          DataError: the image cannot be read, or has another size than the one predicted.
+          StorageError: the file cannot be written.
+
+        Example:
+          >>> trained.predict("street.jpg").above(0.5).draw("boxes.png")
+        """
+        source = self.image if image is None else image
+        if source is None:
+            raise ConfigError(
+                "These detections are of an image in memory, so they cannot be drawn without it: "
+                "give it again, draw(path, image=...)."
+            )
+        picture = pictures.whole(source)
+        if picture.size[::-1] != self.image_size:
+            raise DataError(
+                f"The image to draw on has {picture.size[0]} x {picture.size[1]} pixels, and the "
+                f"detections are of one of {self.image_size[1]} x {self.image_size[0]}."
+            )
+        drawn = draw(picture, self.boxes, self.scores, self.class_numbers, self.class_names)
+        if path is not None:
+            pictures.save(drawn, paths.resolve(path, "file"))
+        return drawn
 
     def _only(self, chosen: np.ndarray) -> Detections:
         boxes, scores, numbers = (
