@@ -40,7 +40,12 @@ SHORT = {
 }
 
 VARIANTS = {
-    "shapes": SHAPES,
+    "shapes": SHAPES
+    | {
+        "model.attention.num_heads": 2,
+        "model.attention.kappa": 0.25,
+        "model.attention.upsilon": 0.25,
+    },
     "own": OWN,
     "short": SHORT,
     "position_none": {"model.attention.position": "none"},
@@ -99,4 +104,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every = round(epoch)
     config.checkpoint.best = "ap"
 
-    return cite(pick(config, variant, VARIANTS, __file__), AUGMENTED)
+    config = pick(config, variant, VARIANTS, __file__)
+    return config if variant == "own" else cite(config, AUGMENTED)

@@ -90,4 +90,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every = round(epoch)
     config.checkpoint.best = "ap"
 
-    return cite(pick(config, variant, VARIANTS, __file__), AUGMENTED)
+    config = pick(config, variant, VARIANTS, __file__)
+    return config if variant == "own" else cite(config, AUGMENTED)

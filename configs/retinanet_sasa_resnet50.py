@@ -35,7 +35,7 @@ from vitattn.config import default_config
 from vitattn.papers import STANDALONE
 
 VARIANTS = {
-    "shapes": SHAPES,
+    "shapes": SHAPES | {"model.attention.num_heads": 2},
     "own": OWN,
     "full": {"model.stem": "attention"},
     "heads": {"model.head_attention": "towers"},
@@ -89,4 +89,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every = round(epoch)
     config.checkpoint.best = "ap"
 
-    return cite(pick(config, variant, VARIANTS, __file__), STANDALONE)
+    config = pick(config, variant, VARIANTS, __file__)
+    return config if variant == "own" else cite(config, STANDALONE)

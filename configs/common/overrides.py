@@ -90,14 +90,19 @@ def _rebuilt(
 ) -> ConfigDict:
     """Sets a key that decides which others exist.
 
-    Keys that exist before and after keep their values, except those that `values` sets as well.
+    Keys that exist before and after keep their values, except those that `values` sets as well and,
+    where the task changes, those of which the tasks have other defaults: a data set or an
+    augmentation of the one means nothing to the other.
     """
     from trainlib.config import flatten, override
 
-    rebuilt = defaults(flatten(config) | {key: values[key]}, where)
+    before = flatten(config)
+    rebuilt = defaults(before | {key: values[key]}, where)
     default = flatten(rebuilt)
-    for name, value in flatten(config).items():
-        if name not in values and name in default and value != default[name]:
+    former = flatten(defaults(before, where)) if key == "task" else default
+    for name, value in before.items():
+        alike = name in default and former.get(name) == default[name]
+        if name not in values and alike and value != default[name]:
             override(rebuilt, name, value, where, typed=True)
     override(rebuilt, key, values[key], where, typed=typed)
     return rebuilt

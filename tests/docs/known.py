@@ -13,6 +13,7 @@ from docs._ext import facts
 from launch import cli, program
 from tests.docs.pages import Command
 from tests.launch.commands import ROOT
+from trainlib import extension
 from trainlib.config import unknown
 
 SHELL = ("cat", "cd", "head", "ls", "mkdir")  # commands that a page may use without a marker
@@ -94,7 +95,9 @@ def _check_launch(command: Command, runs: bool) -> None:
             return
     config = getattr(args, "config", None)
     shipped = config and Path(config.partition(":")[0]).stem in {p.stem for p in load.shipped()}
-    if shipped or (config and not runs):
+    # A page that is run may make the module of a task or layer that it names.
+    makes = runs and any(extension.is_reference(value) for value in overrides.values())
+    if (shipped and not makes) or (config and not runs):
         load.from_flags(str(config), overrides)
         return
     for key in overrides:

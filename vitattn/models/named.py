@@ -47,8 +47,6 @@ NAMED: dict[str, dict[str, Any]] = {
     "retinanet_resnet50": _COCO | {"depth": 50},
     "retinanet_resnet101": _COCO | {"depth": 101},
     "retinanet_sasa_resnet50": _COCO | {"depth": 50, "attention": {"kind": "local", "window": 7}},
-    "retinanet_se_resnet50": _COCO | {"depth": 50, "gate": "se"},
-    "retinanet_se_resnet101": _COCO | {"depth": 101, "gate": "se"},
     # A small network for 8x8 images of digits.
     "reproduce_small": {
         "name": "resnet",

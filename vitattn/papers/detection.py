@@ -43,6 +43,19 @@ def _augmented() -> Iterator[Published]:
     yield _row("AA-RetinaNet-101", table, "51.7", "245", 39.2, 57.8, 41.9, depth=101, **model)
 
 
+def _positions() -> Iterator[Published]:
+    table = f"{AUGMENTED} COCO position encodings"
+    for position, *precision in (
+        ("none", 37.7, 56.0, 40.2),
+        ("sine", 37.5, 55.5, 40.1),
+        ("coord", 37.8, 55.5, 40.1),
+        ("relative", 38.2, 56.5, 40.7),
+    ):
+        attention = {"kind": "augmented", "position": position}
+        label = f"AA-RetinaNet-50, position {position}"
+        yield _row(label, table, "", "", *precision, attention=attention)
+
+
 def _standalone() -> Iterator[Published]:
     """The pyramid keeps its convolutions where the heads attend. With attention in the pyramid as
     well, of which the text speaks, it is 20.0 M and 106.3 GFLOP.
@@ -65,4 +78,4 @@ def _standalone() -> Iterator[Published]:
 
 def detection() -> list[Published]:
     """Every detection row of both papers, by paper."""
-    return [*_augmented(), *_standalone()]
+    return [*_augmented(), *_positions(), *_standalone()]
