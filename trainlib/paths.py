@@ -17,10 +17,13 @@ from trainlib.errors import ConfigError, shown
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{2}")
 # What begins at a root or a home, in text that may hold more.
 _ROOTED = re.compile(r"(?:^|(?<=[\s:=,;'\"(\[]))(?:~[\w.-]*/|/(?=\w)|[A-Za-z]:[\\/])[^\s,;'\")\]]*")
-KEYS = ("data.dir", "data.cache", "init_from", "upcycle.workdir")
+KEYS = (
+    *("data.dir", "data.images", "data.eval_json", "data.eval_images", "data.cache"),
+    *("init_from", "upcycle.workdir"),
+)
 # Values that hold a path after a colon: key -> the words before it.
 WITH_PATHS = {
-    "data.source": ("folder", "text", "jsonl"),
+    "data.source": ("folder", "coco", "voc", "yolo", "text", "jsonl"),
     "data.vocabulary": ("sentencepiece",),
 }
 _PARTS = "data.parts"  # of a mixture: sources and rates

@@ -119,7 +119,8 @@ def _class_names(features: Any, directory: str) -> tuple[str, ...]:
     has: dict[str, Any] = {}
     if isinstance(features, tfds.features.FeaturesDict):
         has = dict(features.items())
-    image, label = has.get("image"), has.get("label")
+    image = has.get("image")
+    label: Any = has.get("label")
     if not isinstance(image, tfds.features.Image) or not is_class(label):
         kinds = ", ".join(f"{shown(k, 40)}: {type(v).__name__}" for k, v in list(has.items())[:10])
         raise DataError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -148,6 +148,17 @@ def open_picture(image: Pixels) -> Picture:
     if len(image) > MAX_BYTES:
         raise BadImage(f"has {len(image):,} bytes, more than the {MAX_BYTES:,} that are read")
     return guarded(lambda: Picture(Image.open(io.BytesIO(image), formats=FORMATS)))
+
+
+def size_of(file: BinaryIO) -> tuple[int, int]:
+    """Returns height and width of the upright picture in an image file, of which only the beginning
+    is read.
+
+    Raises:
+      BadImage: it is of another format, damaged or too large.
+    """
+    picture = guarded(lambda: Picture(Image.open(file, formats=FORMATS)))
+    return picture.height, picture.width
 
 
 def guarded(decode: Callable[[], T]) -> T:

@@ -102,6 +102,7 @@ TRAPS: dict[str, Trap] = {
     "unknown_category": _broken("a category_id that no category has"),
     "no_geometry": _broken("neither a box nor a polygon nor a mask"),
     "box_form": _broken("a box that is not four numbers"),
+    "line_form": _broken("a line that is not a class and the four numbers of a box"),
     "box_text": _broken("text in place of a number in the box"),
     "box_truth": _broken("true or false in place of a number in the box"),
     "box_nan": _broken("NaN or infinity in the box"),
@@ -172,7 +173,14 @@ TRAPS: dict[str, Trap] = {
         REFUSED,
         "are they of pictures of another size?",
     ),
+    "pixels": Trap(
+        "numbers that look like pixels",
+        "annotation",
+        REFUSED,
+        "those of YOLO are parts of the width and height: divide by them",
+    ),
     # ---------------------------------------------------------------- the folder
+    "unreadable": Trap("images or XML files that cannot be read", "image", "missing", "left out"),
     "no_file": Trap("images whose file is not there", "image", "missing", "left out"),
 }
 
@@ -240,7 +248,7 @@ class Report:
         if verdict == "broken":
             return self.broken() > fraction * self.annotations
         if verdict == "missing":
-            return self.counts[trap] > fraction * self.images or self.counts[trap] == self.images
+            return self.counts[trap] > fraction * self.images or self.counts[trap] >= self.images
         return verdict == REFUSED
 
     def broken(self) -> int:

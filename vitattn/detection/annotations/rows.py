@@ -138,11 +138,11 @@ class Rows:
         leave_out("unknown_image", images < 0)
         leave_out("unknown_category", classes[left] < 0)
         leave_out("box_nan", ~np.isfinite(boxes[left]).all(-1))
+        leave_out("box_negative", np.any(boxes[left, 2:] < 0, axis=-1))
         shape = shape_of_boxes.doubt(boxes[left], sizes[images[left]])
         if shape:
             self.report.add_all(shape.trap, (shape.figures,), len(left))
             return left
-        leave_out("box_negative", np.any(boxes[left, 2:] < 0, axis=-1))
         leave_out("box_empty", np.any(boxes[left, 2:] == 0, axis=-1))
         seen, over = _in_image(boxes[left], sizes[images[left]])
         self.report.add_all("box_over", map(self._named, left[over].tolist()), int(over.sum()))

@@ -14,6 +14,7 @@ import numpy as np
 _FITS = 0.999  # of the boxes: this reading is right
 _MISFITS = 0.05  # of the boxes: the reading as they should be is doubted
 _LOST = 0.5  # of the boxes: whatever they are, they are not of these images
+_FEWEST = 3  # boxes: fewer over the edge are single mistakes
 _SLACK = 1.0  # pixels over the edge that rounding explains
 
 
@@ -42,8 +43,8 @@ def doubt(boxes: np.ndarray, sizes: np.ndarray) -> Doubt | None:
     small = (np.abs(boxes) <= 1).all(-1) & (~known | (sizes > 2).all(-1))
     if len(boxes) >= 5 and small.mean() >= _FITS and np.any(boxes % 1 != 0):
         return Doubt("fractions", f"{small.sum():,} of {len(boxes):,} are at most 1")
-    over = _outside(first, first + second, limit) | (second < 0).any(-1)
-    if over.mean() < _MISFITS:
+    over = _outside(first, first + second, limit)
+    if over.sum() < _FEWEST or over.mean() < _MISFITS:
         return None
     # Of one large object in each image this is true as well, but those do not reach over the edge.
     ordered = (second > first).all(-1) & ~_outside(first, second, limit)

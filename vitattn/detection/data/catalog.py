@@ -11,13 +11,15 @@ from ml_collections import ConfigDict
 from trainlib.errors import ConfigError
 from vitattn.data import catalog
 from vitattn.data.source import SPLITS
-from vitattn.detection.data import coco, shapes, tfds
+from vitattn.detection.data import coco, shapes, tfds, voc, yolo
 from vitattn.detection.data.source import BoxedSource, Kind
 from vitattn.images.decode import Rgb
 
 KINDS: dict[str, Kind] = {
     "coco": coco.KIND,
     "coco/2017": tfds.KIND,
+    "voc": voc.KIND,
+    "yolo": yolo.KIND,
     "shapes": shapes.KIND,
 }
 

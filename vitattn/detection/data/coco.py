@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib import paths
@@ -20,8 +19,8 @@ from vitattn.data.source import argument_of
 from vitattn.detection.annotations import coco_json
 from vitattn.detection.annotations.official import NAMES
 from vitattn.detection.annotations.report import Report
-from vitattn.detection.data import layouts
-from vitattn.detection.data.files import BoxedFiles, doubt_of_some, present
+from vitattn.detection.data import files, layouts
+from vitattn.detection.data.files import BoxedFiles, present
 from vitattn.detection.data.source import BoxedSource, Kind, hold_out
 
 
@@ -34,12 +33,15 @@ def make(config: ConfigDict, split: str) -> BoxedSource:
     """
     train, evaluation = files_of(config)
     if split == "test" and evaluation is not None:
-        source, report = opened(evaluation, *images_of(config, evaluation))
+        source, report = opened_json(evaluation, *images_of(config, evaluation))
         report.check(config.max_bad_fraction)
         return source
     if split != "train" and not config.holdout:
-        raise _nothing_to_evaluate(train, split, evaluation)
-    source, report = opened(train, config.images, "data.images")
+        other = layouts.beside(train)
+        near = f"Beside it lies {shown(other)}. " if other and evaluation is None else ""
+        how = f"{near}Give --config.data.eval_json=FILE.json, or"
+        raise layouts.nothing_to_evaluate(train, split, how)
+    source, report = opened_json(train, config.images, "data.images")
     report.check(config.max_bad_fraction)
     return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
 
@@ -86,20 +88,7 @@ def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
     return train, named or layouts.find_json(place, "test")
 
 
-def _nothing_to_evaluate(train: Path, split: str, evaluation: Path | None) -> ConfigError:
-    if split == "holdout" and evaluation is not None:
-        why = "the split 'holdout' is empty"
-    else:
-        why = f"there is nothing to evaluate on: data.eval_json is not given for {shown(train)}"
-    other = layouts.beside(train)
-    near = f" Beside it lies {shown(other)}." if other else ""
-    return ConfigError(
-        f"{why}, and data.holdout=0 keeps nothing of the training images.{near} Give "
-        "--config.data.eval_json=FILE.json, or --config.data.holdout=0.1."
-    )
-
-
-def opened(json: Path, images: str, key: str) -> tuple[BoxedFiles, Report]:
+def opened_json(json: Path, images: str, key: str) -> tuple[BoxedFiles, Report]:
     """Opens the images of one JSON file.
 
     Args:
@@ -118,19 +107,11 @@ def opened(json: Path, images: str, key: str) -> tuple[BoxedFiles, Report]:
     folder = folder_of(json, table.file_names, images, key)
     report = report.copy()
     report.notes.append(f"images are read from {shown(folder)}")
-    there = present(folder, table.file_names)
-    missing = np.flatnonzero(~there).tolist()
-    report.add_all("no_file", (table.file_names[number] for number in missing), len(missing))
-    if missing:
-        table = table.of_images(np.flatnonzero(there))
-    source = BoxedFiles(folder, table, report.lines())
-    if doubt := doubt_of_some(source):
-        report.add(doubt.trap, doubt.figures, len(table.boxes))
-    return source, report
+    return files.opened(folder, table, report)
 
 
 def folder_of(json: Path, names: Sequence[str], images: str, key: str) -> Path:
-    """Returns the folder of the images that a JSON file names; for the arguments see `opened`.
+    """Returns the folder of the images that a JSON file names; for the arguments see `opened_json`.
 
     Raises:
       DataError: none of its images is there: the folder is another one, or the file is of another

@@ -15,6 +15,7 @@ from trainlib.errors import shown
 from vitattn.data import imagenet
 from vitattn.data.source import short_digest
 from vitattn.detection.annotations import shape_of_boxes
+from vitattn.detection.annotations.report import Report
 from vitattn.detection.annotations.shape_of_boxes import Doubt
 from vitattn.detection.annotations.table import Table, Truth
 from vitattn.detection.data.source import BoxedExample, Truths, within
@@ -79,6 +80,29 @@ class BoxedFiles(Truths):
         return self.folder / self.table.file_names[record]
 
 
+def opened(folder: Path, table: Table, report: Report) -> tuple[BoxedFiles, Report]:
+    """Opens the images of a table that are there.
+
+    Args:
+      folder: below which they lie.
+      table: which they are, and their boxes.
+      report: on their annotations.
+
+    Returns:
+      The images that are there, and what is wrong with the others and with their boxes; `check`
+      of it says whether that can be lived with.
+    """
+    there = present(folder, table.file_names)
+    missing = np.flatnonzero(~there).tolist()
+    report.add_all("no_file", (table.file_names[number] for number in missing), len(missing))
+    if missing:
+        table = table.of_images(np.flatnonzero(there))
+    source = BoxedFiles(folder, table, report.lines())
+    if doubt := _doubt_of_some(source):
+        report.add(doubt.trap, doubt.figures, len(table.boxes))
+    return source, report
+
+
 def fitting(image: bytes, truth: Truth) -> tuple[Pixels, int, int]:
     """Returns an image as its boxes were drawn on it, with height and width.
 
@@ -101,7 +125,7 @@ def fitting(image: bytes, truth: Truth) -> tuple[Pixels, int, int]:
     )
 
 
-def doubt_of_some(source: BoxedFiles) -> Doubt | None:
+def _doubt_of_some(source: BoxedFiles) -> Doubt | None:
     """Looks whether boxes fit their pictures where annotations do not say how large these are, in
     a few of them: boxes of another form would be found in no other way.
     """

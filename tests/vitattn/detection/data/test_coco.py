@@ -92,7 +92,7 @@ def test_nothing_to_evaluate_on_is_said_with_what_lies_beside(tmp_path):
         make_source(own(path), "test")
     c = own(path, eval_json=str(tmp_path / "instances_val.json"))
     assert len(make_source(c, "test")) == 3
-    with pytest.raises(ConfigError, match="split 'holdout' is empty"):
+    with pytest.raises(ConfigError, match="has no split 'holdout'"):
         make_source(c, "holdout")
 
 
@@ -261,4 +261,4 @@ def test_what_is_known_without_the_data():
     assert official_names("coco:my.json") == ()
     assert statistics(config())[0] == (0.485, 0.456, 0.406)
     with pytest.raises(ConfigError, match=r"Did you mean 'coco'\?"):
-        make_source(config(source="koko:x"), "train")
+        make_source(config(source="cocoa:x"), "train")
