@@ -131,13 +131,14 @@ class Images:
     def __init__(self, root: Path):
         self._root = root
         self._of_stem: dict[str, list[Path]] = {}
-        for path in find_images_below(root):
+        official = root / "JPEGImages"  # beside it lie pictures of segments, of the same names
+        for path in find_images_below(official if official.is_dir() else root):
             self._of_stem.setdefault(path.stem, []).append(path)
 
     def of(self, annotation: Path, said: str) -> str:
         """Returns the image of a file of annotations, relative to the folder.
 
-        Of several, it is that beside the file, else one in JPEGImages or images, else the nearest.
+        Of several, it is that beside the file, else one in a folder `images`, else the nearest.
         Where there is none, the name that the file gives is returned.
 
         Args:
@@ -157,5 +158,4 @@ class Images:
 
 def _distance(image: Path, annotation: Path) -> tuple[bool, bool, int]:
     common = os.path.commonpath([image, annotation])
-    usual = image.parent.name in ("JPEGImages", "images")
-    return image.parent != annotation.parent, not usual, -len(common)
+    return image.parent != annotation.parent, image.parent.name != "images", -len(common)
