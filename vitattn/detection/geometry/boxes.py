@@ -11,6 +11,7 @@ ty = (box cy - cy) / h, th = log(box h / h), and x, w alike: the coder of Faster
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,16 @@ def overlap(a: jax.Array, b: jax.Array) -> jax.Array:
 
     0 where both are empty.
     """
-    low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
-    common = jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)
-    union = area(a) + area(b) - common
+    return overlap_of_edges(tuple(jnp.moveaxis(a, -1, 0)), tuple(jnp.moveaxis(b, -1, 0)))
+
+
+def overlap_of_edges(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
+    """`overlap` of boxes given as four arrays (y0, x0, y1, x1) of shapes that broadcast."""
+    areas = [jnp.maximum(y1 - y0, 0.0) * jnp.maximum(x1 - x0, 0.0) for y0, x0, y1, x1 in (a, b)]
+    height = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0])
+    width = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1])
+    common = jnp.maximum(height, 0.0) * jnp.maximum(width, 0.0)
+    union = areas[0] + areas[1] - common
     return jnp.where(union > 0, common / jnp.where(union > 0, union, 1.0), 0.0)
 
 

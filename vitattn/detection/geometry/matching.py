@@ -29,6 +29,9 @@ from vitattn.detection.geometry import boxes as box_math
 BACKGROUND = -1  # class of an anchor that has to find nothing
 IGNORED = -2  # class of an anchor that takes no part
 FORCED = 2.0  # ranks a forced match above every overlap
+UNROLLED = (
+    5  # boxes that a round of the loop looks at: what is kept of N anchors moves once for them
+)
 
 
 class Matched(NamedTuple):
@@ -70,16 +73,16 @@ def match(
     valid = (classes >= 0) & jnp.all(boxes[:, 2:] > boxes[:, :2], -1) & jnp.isfinite(boxes).all(-1)
     boxes = jnp.where(valid[:, None], boxes, 0.0)  # empty: overlaps nothing
     forced = _best_anchors(anchors, boxes) if force else jnp.full(valid.shape, -1)
-    rank, row = _best_boxes(anchors, boxes, forced)
-    positive = (rank >= foreground) & (rank > 0)
-    found = row[:, None] == jnp.arange(len(boxes))  # [N, M]
-    target = jnp.where(positive[:, None], boxes[row], anchors)
-    kind = jnp.where(rank >= background, IGNORED, BACKGROUND)
+    best = _best_boxes(anchors, boxes, classes, forced)
+    positive = (best.rank >= foreground) & (best.rank > 0)
+    kind = jnp.where(best.rank >= background, IGNORED, BACKGROUND)
+    target = jnp.where(positive, jnp.stack(best.box), anchors.T).T
+    has_anchor = jnp.any(positive & (best.row == jnp.arange(len(boxes))[:, None]), axis=1)
     return Matched(
-        jnp.where(positive, classes[row], kind).astype(jnp.int32),
+        jnp.where(positive, best.kind, kind),
         box_math.encode(target, anchors),
         positive,
-        jnp.sum(valid & ~jnp.any(found & positive[:, None], 0), dtype=jnp.int32),
+        jnp.sum(valid & ~has_anchor, dtype=jnp.int32),
     )
 
 
@@ -95,11 +98,33 @@ def _best_anchors(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.where(lost | (overlap <= 0), -1, best)
 
 
+class _Best(NamedTuple):
+    """The best box so far of each anchor, [N] each: its rank, number, class, and edges."""
+
+    rank: jax.Array
+    row: jax.Array
+    kind: jax.Array
+    box: tuple[jax.Array, ...]
+
+
 def _best_boxes(
-    anchors: jax.Array, boxes: jax.Array, forced: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Rank f32 [N] and number i32 [N] of the box that each anchor overlaps most or is forced on."""
-    rank = box_math.iou(boxes, anchors)
-    rank = jnp.where(jnp.arange(len(anchors)) == forced[:, None], FORCED, rank)
-    row = jnp.argmax(rank, axis=0)
-    return jnp.max(rank, axis=0), row
+    anchors: jax.Array, boxes: jax.Array, classes: jax.Array, forced: jax.Array
+) -> _Best:
+    """The box of each anchor by overlap, or the one forced on it.
+
+    Edges and class travel with the rank. To look them up by number afterwards would be a gather of
+    N rows, which takes a TPU longer than all the rest. Edges are vectors: an array [N, 4] lies
+    there in tiles of 128 columns.
+    """
+    number, edges = jnp.arange(len(anchors)), anchors.T
+
+    def look(row: jax.Array, best: _Best) -> _Best:
+        box = tuple(boxes[row])
+        rank = box_math.overlap_of_edges(box, tuple(edges))
+        rank = jnp.where(number == forced[row], FORCED, rank)
+        here = _Best(rank, row, classes[row], box)
+        return jax.tree.map(lambda new, old: jnp.where(rank > best.rank, new, old), here, best)
+
+    zero = jnp.zeros(number.shape)
+    start = _Best(zero, jnp.full_like(number, -1), jnp.zeros_like(number), (zero,) * 4)
+    return jax.lax.fori_loop(0, len(boxes), look, start, unroll=UNROLLED)

@@ -46,7 +46,8 @@ def focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _focal(logits: jax.Array, classes: jax.Array, alpha: float, gamma: float) -> jax.Array:
     wrong, weight, _ = _targets(logits, classes, alpha)
-    return jnp.sum(weight * jnp.exp(gamma * jax.nn.log_sigmoid(wrong)) * jax.nn.softplus(wrong))
+    entropy, log_share, _ = _shares(wrong)
+    return jnp.sum(weight * jnp.exp(gamma * log_share) * entropy)
 
 
 def _focal_forward(
@@ -60,9 +61,9 @@ def _focal_backward(
 ) -> tuple[jax.Array, np.ndarray]:
     logits, classes = kept
     wrong, weight, sign = _targets(logits, classes, alpha)
-    share = jax.nn.sigmoid(wrong)
-    slope = gamma * jax.nn.sigmoid(-wrong) * jax.nn.softplus(wrong) + share
-    slope *= weight * sign * jnp.exp(gamma * jax.nn.log_sigmoid(wrong))
+    entropy, log_share, share = _shares(wrong)
+    slope = gamma * (1 - share) * entropy + share
+    slope *= weight * sign * jnp.exp(gamma * log_share)
     nothing = np.zeros(classes.shape, jax.dtypes.float0)
     return (cotangent * slope).astype(logits.dtype), nothing
 
@@ -70,21 +71,31 @@ def _focal_backward(
 _focal.defvjp(_focal_forward, _focal_backward)
 
 
+def _shares(wrong: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """softplus(u), log_sigmoid(u) and sigmoid(u), of one exponential and one logarithm."""
+    small = jnp.exp(-jnp.abs(wrong))
+    rest = jnp.log1p(small)
+    share = jnp.where(wrong < 0, small, 1.0) / (1.0 + small)
+    return jnp.maximum(wrong, 0.0) + rest, jnp.minimum(wrong, 0.0) - rest, share
+
+
 def _targets(
     logits: jax.Array, classes: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """u, alpha_t (0 where nothing counts) and du/dx, f32 or broadcasting to it, [B, h, w, A C]."""
-    count = logits.shape[-1] // classes.shape[-1]
-    channel = jnp.arange(logits.shape[-1])
-    # The class of the channel's anchor: a chain of A selects, which fuses with all that follows;
-    # a repeat would be an array of its own, [.., A, C] another layout of the logits.
-    own = classes[..., :1]
-    for anchor in range(1, classes.shape[-1]):
-        own = jnp.where(channel >= anchor * count, classes[..., anchor : anchor + 1], own)
-    present = channel % count == own
-    counted = own >= -1
+    """u, alpha_t (0 where nothing counts) and du/dx, f32 [B, h, w, A C]."""
+    anchors, channels = classes.shape[-1], logits.shape[-1]
+    count = channels // anchors
+    channel = jnp.arange(channels)
+    # The channel of the class of each anchor, or the mark of background or of nothing.
+    own = jnp.where(classes >= 0, classes + count * jnp.arange(anchors), classes)
+    # To each channel that of its anchor: a chain of A selects, which fuses with all that follows; a
+    # repeat would be an array of its own, and [.., A, C] another layout of the logits.
+    chosen = own[..., :1]
+    for anchor in range(1, anchors):
+        chosen = jnp.where(channel >= anchor * count, own[..., anchor : anchor + 1], chosen)
+    present, counted = chosen == channel, chosen >= -1
     sign = jnp.where(present, -1.0, 1.0)
-    weight = jnp.where(counted, jnp.where(present, alpha, 1.0 - alpha), 0.0)
+    weight = jnp.where(present, alpha, jnp.where(counted, 1.0 - alpha, 0.0))
     # Masked before the arithmetic: 0 * NaN is NaN.
     return sign * jnp.where(counted, logits.astype(jnp.float32), 0.0), weight, sign
 

@@ -2,11 +2,13 @@
 that are measured.
 
 Letters: B images of a batch, H W the network's image, M rows of boxes an image, of which some are
-padding, h w a map of the pyramid, A anchors of a location, N anchors of all levels. A training
-batch is {"image": f32 [B, H, W, 3], "boxes": f32 [B, M, 4] (y0, x0, y1, x1 in pixels of it),
-"classes": i32 [B, M] (-1: padding), "counts": i32 [B, 4] (boxes of the record; of them outside the
-crop, too thin after it, beyond M), "weight": f32 [B]}; an image of weight 0 counts nowhere, and
-every other one as one image.
+padding. A training batch is
+
+    image    f32 [B, H, W, 3]
+    boxes    f32 [B, M, 4], (y0, x0, y1, x1) in pixels of the network's image
+    classes  i32 [B, M], -1 for padding
+    counts   i32 [B, 4], boxes of the record; of them outside the crop, too thin after it, beyond M
+    weight   f32 [B]; an image of weight 0 counts nowhere, and every other one as one image
 
     loss = focal / n + box_weight * huber / (4 n),    n = 1 + positive anchors of the global batch
 
@@ -20,16 +22,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib.model.weights import Arrays, observed
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput
 from vitattn.detection.answers.postprocess import Options, detect
-from vitattn.detection.geometry.anchors import anchors
-from vitattn.detection.geometry.matching import IGNORED, Matched, match
 from vitattn.detection.objective import losses
+from vitattn.detection.objective.targets import LevelTargets, make_targets
 from vitattn.models.retinanet.config import RetinaNetConfig
 from vitattn.models.retinanet.network import Level
 
@@ -73,20 +73,20 @@ def make_loss(plan: Plan[RetinaNetConfig]) -> LossFn:
     ) -> tuple[jax.Array, LossOutput]:
         model = plan.abstract.bind(params, model_state)
         levels = model(batch["image"], train=True, key=key, weights=batch["weight"])
-        size = batch["image"].shape[1:3]
+        counted, size = batch["weight"] > 0, model_config.size
         with jax.named_scope("targets"):
-            matched, boxes = targets(batch, anchors(model_config, size), settings)
+            found = make_targets(
+                batch["boxes"], batch["classes"], counted, model_config, size, settings
+            )
         with jax.named_scope("loss"):
-            classes, offsets = sums(levels, matched, settings)
-            positives = jnp.sum(matched.positive, dtype=jnp.float32)
-            count = positives + 1.0 / parts
+            classes, offsets = sums(levels, found.levels, settings)
+            count = found.positives + 1.0 / parts
             offsets *= settings.box_weight / 4
-        images = jnp.sum(batch["weight"] > 0, dtype=jnp.float32)
         metrics = {
             "loss_classes": (classes, count),
             "loss_boxes": (offsets, count),
-            "positives": (positives, images),
-            "boxes_missed": (jnp.sum(matched.missed, dtype=jnp.float32), boxes),
+            "positives": (found.positives, jnp.sum(counted, dtype=jnp.float32)),
+            "boxes_missed": (found.missed, found.boxes),
         }
         counts = batch["counts"].sum(0, dtype=jnp.float32)
         lost = {f"boxes_{name}": (counts[i], counts[0]) for i, name in enumerate(LOST, 1)}
@@ -111,42 +111,15 @@ def make_evaluate(
     return evaluate
 
 
-def targets(batch: Batch, anchors: np.ndarray, settings: ConfigDict) -> tuple[Matched, jax.Array]:
-    """What each anchor of each image has to find, [B, N] each, and how many boxes there are."""
-    counted = batch["weight"] > 0  # [B]
-    # Without boxes an image has no positives; its background is taken out below.
-    rows = jnp.where(counted[:, None], batch["classes"], -1)
-
-    def of_image(boxes: jax.Array, classes: jax.Array) -> Matched:
-        return match(
-            jnp.asarray(anchors),
-            boxes,
-            classes,
-            foreground=settings.foreground_iou,
-            background=settings.background_iou,
-        )
-
-    matched = jax.vmap(of_image)(batch["boxes"], rows)
-    matched = matched._replace(classes=jnp.where(counted[:, None], matched.classes, IGNORED))
-    return matched, jnp.sum(rows >= 0, dtype=jnp.float32)
-
-
 def sums(
-    levels: Sequence[Level], matched: Matched, settings: ConfigDict
+    levels: Sequence[Level], targets: Sequence[LevelTargets], settings: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
     """Focal and Huber loss, summed over the levels of all images.
 
-    The targets are cut to the levels, so that the logits, C times as large, are not put together.
+    Each level for itself, so that the logits are not put together.
     """
     classes = boxes = jnp.zeros((), jnp.float32)
-    start = 0
-    for level in levels:
-        images, height, width, channels = level.boxes.shape
-        stop = start + height * width * channels // 4
-        shape = (images, height, width, channels // 4)
-        of_level = [x[:, start:stop] for x in matched[:3]]
-        kinds, offsets, positive = (x.reshape(*shape, *x.shape[2:]) for x in of_level)
-        classes += losses.focal(level.classes, kinds, settings.alpha, settings.gamma)
-        boxes += losses.huber(level.boxes, offsets, positive, settings.huber_delta)
-        start = stop
+    for level, target in zip(levels, targets, strict=True):
+        classes += losses.focal(level.classes, target.classes, settings.alpha, settings.gamma)
+        boxes += losses.huber(level.boxes, target.boxes, target.positive, settings.huber_delta)
     return classes, boxes
