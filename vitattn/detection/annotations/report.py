@@ -77,6 +77,12 @@ TRAPS: dict[str, Trap] = {
     "crowded": Trap(
         "images of more than 10,000 boxes", "image", REFUSED, "no detector gives so many"
     ),
+    "turned": Trap(
+        "pictures that their EXIF orientation turns",
+        "image",
+        NOTED,
+        "read upright, or as stored where width and height of the annotations are those",
+    ),
     # ---------------------------------------------------------------- categories
     "category_form": Trap(
         "categories that are no object with a whole number as 'id' and a text as 'name'",
@@ -181,6 +187,9 @@ TRAPS: dict[str, Trap] = {
     ),
     # ---------------------------------------------------------------- the folder
     "unreadable": Trap("images or XML files that cannot be read", "image", "missing", "left out"),
+    "other_size": Trap(
+        "pictures of another size than their annotations say", "image", "missing", "left out"
+    ),
     "no_file": Trap("images whose file is not there", "image", "missing", "left out"),
 }
 

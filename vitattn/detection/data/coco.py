@@ -7,6 +7,7 @@ Classes are the categories in the order of their ids. Without a JSON file for ev
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,29 +22,29 @@ from vitattn.detection.annotations.official import NAMES
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.data import files, layouts
 from vitattn.detection.data.files import BoxedFiles, present
-from vitattn.detection.data.source import BoxedSource, Kind, hold_out
+from vitattn.detection.data.source import Kind
 
 
-def make(config: ConfigDict, split: str) -> BoxedSource:
-    """Opens a split of COCO, or of one's own set in its form.
+def open_part(config: ConfigDict, part: str) -> tuple[BoxedFiles, Report] | None:
+    """Opens the images of `train` or `test`, with what is wrong with them; None if there is no
+    file for evaluation.
 
     Raises:
-      DataError: a file is absent, or its annotations cannot be used.
-      ConfigError: neither a set nor a way to take a part of it for evaluation was named.
+      DataError: a file is absent, or is no file of annotations.
+      ConfigError: no set was named.
     """
     train, evaluation = files_of(config)
-    if split == "test" and evaluation is not None:
-        source, report = opened_json(evaluation, *images_of(config, evaluation))
-        report.check(config.max_bad_fraction)
-        return source
-    if split != "train" and not config.holdout:
-        other = layouts.beside(train)
-        near = f"Beside it lies {shown(other)}. " if other and evaluation is None else ""
-        how = f"{near}Give --config.data.eval_json=FILE.json, or"
-        raise layouts.nothing_to_evaluate(train, split, how)
-    source, report = opened_json(train, config.images, "data.images")
-    report.check(config.max_bad_fraction)
-    return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
+    if part == "train":
+        return opened_json(train, config.images, "data.images")
+    return opened_json(evaluation, *images_of(config, evaluation)) if evaluation else None
+
+
+def _nothing(config: ConfigDict, split: str) -> ConfigError:
+    train, evaluation = files_of(config)
+    other = None if evaluation else layouts.beside(train)
+    near = f"Beside it lies {shown(other)}. " if other else ""
+    how = f"{near}Give --config.data.eval_json=FILE.json, or"
+    return layouts.nothing_to_evaluate(train, split, how)
 
 
 def images_of(config: ConfigDict, evaluation: Path) -> tuple[str, str]:
@@ -138,7 +139,7 @@ def folder_of(json: Path, names: Sequence[str], images: str, key: str) -> Path:
 
 KIND = Kind(
     ("coco", "coco:TRAIN.json"),
-    make,
+    functools.partial(files.make, open_part, _nothing),
     imagenet.MEAN,
     imagenet.STD,
     lambda source: () if argument_of(source) else tuple(NAMES.values()),

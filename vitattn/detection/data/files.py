@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from trainlib.errors import shown
+from trainlib.errors import UserError, shown
 from vitattn.data import imagenet
 from vitattn.data.source import short_digest
 from vitattn.detection.annotations import shape_of_boxes
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.annotations.shape_of_boxes import Doubt
 from vitattn.detection.annotations.table import Table, Truth
-from vitattn.detection.data.source import BoxedExample, Truths, within
+from vitattn.detection.data.source import BoxedExample, BoxedSource, Truths, hold_out, within
 from vitattn.images import files
 from vitattn.images.decode import BadImage, Pixels, open_picture
 from vitattn.images.files import UnreadableRecord
@@ -78,6 +79,40 @@ class BoxedFiles(Truths):
 
     def _path(self, record: int) -> Path:
         return self.folder / self.table.file_names[record]
+
+
+# A part, "train" or "test", of the set that the section `data` names; None if it has no such part.
+OpenPart = Callable[[ConfigDict, str], "tuple[BoxedFiles, Report] | None"]
+
+
+def make(
+    open_part: OpenPart,
+    nothing: Callable[[ConfigDict, str], UserError],
+    config: ConfigDict,
+    split: str,
+) -> BoxedSource:
+    """Opens a split; without a part for evaluation, `test` is the fraction `data.holdout`.
+
+    Args:
+      open_part: opens a part of the set.
+      nothing: the error of a set without this split.
+      config: the `data` section of a configuration.
+      split: "train", "holdout" or "test".
+
+    Raises:
+      DataError: it is absent, or cannot be used.
+      ConfigError: no set was named, or no images to evaluate on.
+    """
+    found = open_part(config, "test") if split == "test" else None
+    if found is None:
+        if split != "train" and not config.holdout:
+            raise nothing(config, split)
+        found = open_part(config, "train")
+        assert found is not None, "every set has a part to train on"
+        split = "train" if split == "train" else "holdout"
+    source, report = found
+    report.check(config.max_bad_fraction)
+    return source if split == "test" else hold_out(source, config.holdout, split)
 
 
 def opened(folder: Path, table: Table, report: Report) -> tuple[BoxedFiles, Report]:

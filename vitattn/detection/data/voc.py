@@ -7,6 +7,7 @@ alphabetical order; image and category ids count from 1.
 
 from __future__ import annotations
 
+import functools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from trainlib import paths
-from trainlib.errors import DataError, shown
+from trainlib.errors import ConfigError, DataError, shown
 from trainlib.untrusted_files import MIB, read_small
 from vitattn.data import imagenet
 from vitattn.data.source import argument_of
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.annotations.rows import Rows
 from vitattn.detection.data import layouts
-from vitattn.detection.data.files import BoxedFiles, opened
-from vitattn.detection.data.source import BoxedSource, Kind, hold_out
+from vitattn.detection.data.files import BoxedFiles, make, opened
+from vitattn.detection.data.source import Kind
 
 _MOST_BYTES = 8 * MIB  # of one file; 10,000 boxes take 3 MiB
 _SETS = "ImageSets/Main"
@@ -52,22 +53,25 @@ class BadPage(Exception):
     """A file that is not what it should be; the message says why."""
 
 
-def make(config: ConfigDict, split: str) -> BoxedSource:
-    """Opens a split of `voc:DIR`; without files for evaluation, `test` is the part `data.holdout`.
+def open_part(config: ConfigDict, part: str) -> tuple[BoxedFiles, Report] | None:
+    """Opens the images of `train` or `test`, with what is wrong with them; None if there are none
+    for evaluation.
 
     Raises:
-      DataError: there is none, or it cannot be used.
-      ConfigError: no folder was named, or no part to evaluate on.
+      DataError: there is no XML file, or no folder.
+      ConfigError: no folder was named.
     """
-    root = paths.resolve(argument_of(config.source) or config.dir, "data.source (voc:DIR)")
-    files, official = files_of(root, "test" if split == "test" else "train")
-    if not official and split != "train" and not config.holdout:
-        raise layouts.nothing_to_evaluate(root, split)
-    source, report = opened_files(root, files)
-    report.check(config.max_bad_fraction)
-    if split == "test" and official:
-        return source
-    return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
+    root = _root(config)
+    files, official = files_of(root, part)
+    return opened_files(root, files) if official or part == "train" else None
+
+
+def _root(config: ConfigDict) -> Path:
+    return paths.resolve(argument_of(config.source) or config.dir, "data.source (voc:DIR)")
+
+
+def _nothing(config: ConfigDict, split: str) -> ConfigError:
+    return layouts.nothing_to_evaluate(_root(config), split)
 
 
 def files_of(root: Path, part: str) -> tuple[list[Path], bool]:
@@ -191,4 +195,10 @@ def _whole(text: str | None) -> int:
     return int(text) if text.isdecimal() and len(text) < 7 else 0
 
 
-KIND = Kind(("voc:DIR",), make, imagenet.MEAN, imagenet.STD, lambda _: ())
+KIND = Kind(
+    ("voc:DIR",),
+    functools.partial(make, open_part, _nothing),
+    imagenet.MEAN,
+    imagenet.STD,
+    lambda _: (),
+)

@@ -7,6 +7,7 @@ file of images/train/a.jpg is labels/train/a.txt, or a.txt beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trainlib import paths
-from trainlib.errors import DataError, shown
+from trainlib.errors import ConfigError, DataError, shown
 from trainlib.untrusted_files import MIB, open_regular, read_small
 from vitattn.data import imagenet
 from vitattn.data.source import argument_of
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.annotations.rows import Rows
 from vitattn.detection.data import layouts
-from vitattn.detection.data.files import BoxedFiles, opened
-from vitattn.detection.data.source import BoxedSource, Kind, hold_out
+from vitattn.detection.data.files import BoxedFiles, make, opened
+from vitattn.detection.data.source import Kind
 from vitattn.images.decode import BadImage, size_of
 
 _MOST_BYTES = 4 * MIB  # of one file of labels
@@ -32,26 +33,34 @@ _TEXTS = ("classes.txt", "obj.names", "labels/classes.txt", "train/labels/classe
 _PIXELS = 1.5  # more than rounding makes of the right edge, 1
 
 
-def make(config: ConfigDict, split: str) -> BoxedSource:
-    """Opens a split of `yolo:DIR`; without images for evaluation, `test` is the part
-    `data.holdout`.
+def open_part(config: ConfigDict, part: str) -> tuple[BoxedFiles, Report] | None:
+    """Opens the images of `train` or `test`, with what is wrong with them; None if there are none
+    for evaluation.
 
     Raises:
-      DataError: there is none, or it cannot be used.
-      ConfigError: no folder was named, or no part to evaluate on.
+      DataError: there is no such folder, or the names of the classes are not known.
+      ConfigError: no folder was named.
     """
+    root, file = _root(config)
+    described = read_yaml(file)
+    folders, official = folders_of(root, described, part)
+    if not official and part == "test":
+        return None
+    return opened_folders(root, folders, described.get("names") or _names_in(root))
+
+
+def _root(config: ConfigDict) -> tuple[Path, Path | None]:
+    """The folder of the set, and its data.yaml."""
     given = paths.resolve(argument_of(config.source) or config.dir, "data.source (yolo:DIR)")
-    root = given.parent if given.is_file() else given
-    described = read_yaml(given if given.is_file() else _yaml_in(root))
-    folders, official = folders_of(root, described, "test" if split == "test" else "train")
-    if not official and split != "train" and not config.holdout:
-        raise layouts.nothing_to_evaluate(root, split)
-    names = described.get("names") or _names_in(root)
-    source, report = opened_folders(root, folders, names)
-    report.check(config.max_bad_fraction)
-    if split == "test" and official:
-        return source
-    return hold_out(source, config.holdout, "train" if split == "train" else "holdout")
+    if given.is_file():
+        return given.parent, given
+    if not given.is_dir():
+        raise DataError(f"data.source: {shown(given)} is no folder.")
+    return given, _yaml_in(given)
+
+
+def _nothing(config: ConfigDict, split: str) -> ConfigError:
+    return layouts.nothing_to_evaluate(_root(config)[0], split)
 
 
 # ---------------------------------------------------------------- what belongs to it
@@ -259,4 +268,10 @@ def _box(numbers: list[float], report: Report) -> tuple[float, float, float, flo
     return left, top, max(across) - left, max(down) - top
 
 
-KIND = Kind(("yolo:DIR", "yolo:DIR/data.yaml"), make, imagenet.MEAN, imagenet.STD, lambda _: ())
+KIND = Kind(
+    ("yolo:DIR", "yolo:DIR/data.yaml"),
+    functools.partial(make, open_part, _nothing),
+    imagenet.MEAN,
+    imagenet.STD,
+    lambda _: (),
+)
