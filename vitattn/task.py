@@ -22,7 +22,7 @@ from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn
 from vitattn.classification import task as classification
-from vitattn.data.source import DataSet
+from vitattn.data.source import Checked, DataSet
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.detection import task as detection
 from vitattn.images.decode import Rgb
@@ -115,6 +115,10 @@ class Task(Protocol):
     # ---------------------------------------------------------------- data
     def make_source(self, config: ConfigDict, split: str) -> DataSet:
         """Opens a split of the data set that the section `data` of a configuration names."""
+        ...
+
+    def check_data(self, config: ConfigDict) -> Checked:
+        """Looks through all splits of the data set of a configuration."""
         ...
 
     def statistics(self, config: ConfigDict) -> tuple[Rgb, Rgb]:

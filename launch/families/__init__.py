@@ -102,6 +102,12 @@ class Vision:
     def prepare(self) -> protocol.Preparing | None:
         return None
 
+    @property
+    def check(self) -> protocol.Checking | None:
+        from vitattn import check
+
+        return check
+
 
 class Language:
     """Models of text, `moe`."""
@@ -180,6 +186,10 @@ class Language:
         from moe import prepare
 
         return prepare
+
+    @property
+    def check(self) -> protocol.Checking | None:
+        return None
 
 
 FAMILIES: tuple[Family, ...] = (Vision(), Language())

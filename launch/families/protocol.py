@@ -190,6 +190,14 @@ class Preparing(Protocol):
         ...
 
 
+class Checking(Protocol):
+    """`prepare --check`: looks through a data set and prints what is wrong with it."""
+
+    def run(self, config: ConfigDict) -> int:
+        """Checks the data set of a configuration; returns the exit code."""
+        ...
+
+
 class Family(Protocol):
     """A family of models: its roles, each imported when it is first asked for."""
 
@@ -235,4 +243,9 @@ class Family(Protocol):
     @property
     def prepare(self) -> Preparing | None:
         """None where data sets are read as they are."""
+        ...
+
+    @property
+    def check(self) -> Checking | None:
+        """None where data sets are checked as they are prepared."""
         ...

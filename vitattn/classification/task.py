@@ -1,5 +1,6 @@
 """Classification as a task: one class for each image. See `vitattn.task.Task`."""
 
+from vitattn.classification.checks import check_data
 from vitattn.classification.evaluation import MEASURED, WRITES_PREDICTIONS, over_split
 from vitattn.classification.objective import abstract_batch, fields, make_evaluate, make_loss
 from vitattn.classification.prediction import (
@@ -30,6 +31,7 @@ __all__ = [
     "as_record",
     "caption",
     "check",
+    "check_data",
     "fields",
     "finish",
     "image_batches",

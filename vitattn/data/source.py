@@ -83,6 +83,13 @@ class Source(DataSet, Protocol):
     def __getitem__(self, record: int) -> Example: ...
 
 
+class Checked(NamedTuple):
+    """What was found in a data set: lines on it, and the reasons for which it cannot be used."""
+
+    lines: list[str]
+    refused: list[str]
+
+
 AnySource = TypeVar("AnySource", bound=DataSet)
 
 

@@ -10,6 +10,7 @@ from vitattn.detection.answers.prediction import (
     make_predict,
 )
 from vitattn.detection.data.catalog import make_source, statistics
+from vitattn.detection.data.checks import check_data
 from vitattn.detection.evaluation.evaluation import MEASURED, WRITES_PREDICTIONS, over_split
 from vitattn.detection.input.pipeline import image_batches
 from vitattn.detection.input.splits import open_evaluation, open_training, train_batches
@@ -30,6 +31,7 @@ __all__ = [
     "as_record",
     "caption",
     "check",
+    "check_data",
     "fields",
     "finish",
     "image_batches",

@@ -150,15 +150,13 @@ def open_picture(image: Pixels) -> Picture:
     return guarded(lambda: Picture(Image.open(io.BytesIO(image), formats=FORMATS)))
 
 
-def size_of(file: BinaryIO) -> tuple[int, int]:
-    """Returns height and width of the upright picture in an image file, of which only the beginning
-    is read.
+def open_header(file: BinaryIO) -> Picture:
+    """Opens an image file, of which only the beginning is read until its pixels are asked for.
 
     Raises:
       BadImage: it is of another format, damaged or too large.
     """
-    picture = guarded(lambda: Picture(Image.open(file, formats=FORMATS)))
-    return picture.height, picture.width
+    return guarded(lambda: Picture(Image.open(file, formats=FORMATS)))
 
 
 def guarded(decode: Callable[[], T]) -> T:

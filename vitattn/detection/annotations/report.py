@@ -6,7 +6,7 @@ left out or mended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from trainlib.errors import DataError, shown
@@ -236,15 +236,19 @@ class Report:
         """One line: what, how many, what is done, examples."""
         what, unit, _, how = TRAPS[trap]
         count = self.counts[trap]
-        number = "" if unit == "file" else f": {count:,} {_plural(unit, count)}"
+        said = what.startswith(_plural(unit, 2))
+        number = "" if unit == "file" else f": {count:,}" + f" {_plural(unit, count)}" * (not said)
         examples = self.examples[trap]
         such = f" (such as {'; '.join(examples)})" if examples else ""
         return f"{what}{number}, {how}{such}"
 
+    def each(self, leave_out: Collection[str] = ()) -> list[str]:
+        """The mistakes that were met, a line each."""
+        return [self.line(trap) for trap in TRAPS if trap in self.counts and trap not in leave_out]
+
     def lines(self) -> tuple[str, ...]:
-        """What is mended, left out or worth knowing, a line each."""
-        found = [f"{self.what}: {self.line(trap)}" for trap in TRAPS if trap in self.counts]
-        return (*(f"{self.what}: {note}" for note in self.notes), *found)
+        """What is mended, left out or worth knowing, a line each, with where that was."""
+        return tuple(f"{self.what}: {line}" for line in (*self.notes, *self.each()))
 
     def refused(self, max_bad_fraction: float) -> list[str]:
         """The mistakes with which the file is not used."""

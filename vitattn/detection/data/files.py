@@ -21,7 +21,7 @@ from vitattn.detection.annotations.shape_of_boxes import Doubt
 from vitattn.detection.annotations.table import Table, Truth
 from vitattn.detection.data.source import BoxedExample, BoxedSource, Truths, hold_out, within
 from vitattn.images import files
-from vitattn.images.decode import BadImage, Pixels, open_picture
+from vitattn.images.decode import BadImage, Picture, Pixels, open_picture
 from vitattn.images.files import UnreadableRecord
 
 _LOOKED_AT = 200  # pictures of a set that does not give their sizes
@@ -65,7 +65,7 @@ class BoxedFiles(Truths):
 
     def bytes_of(self, record: int) -> bytes:
         """Returns the content of the image file; raises `UnreadableRecord`."""
-        return files.read_image(self._path(record))
+        return files.read_image(self.path(record))
 
     def truth(self, record: int) -> Truth:
         """Returns the exact boxes of a record."""
@@ -75,9 +75,10 @@ class BoxedFiles(Truths):
         return int(self.table.image_ids[record])
 
     def describe(self, record: int) -> str:
-        return shown(self._path(record), 1000)
+        return shown(self.path(record), 1000)
 
-    def _path(self, record: int) -> Path:
+    def path(self, record: int) -> Path:
+        """Returns the image file of a record."""
         return self.folder / self.table.file_names[record]
 
 
@@ -150,11 +151,19 @@ def fitting(image: bytes, truth: Truth) -> tuple[Pixels, int, int]:
       UnreadableRecord: it has another size than its annotations say.
     """
     picture = open_picture(image)
+    height, width, stored = frame(picture, truth)
+    return picture.as_stored() if stored else image, height, width
+
+
+def frame(picture: Picture, truth: Truth) -> tuple[int, int, bool]:
+    """Returns height and width of a picture as its boxes were drawn on it, and whether that is as
+    it is stored and not upright; see `fitting`.
+    """
     here, said = (picture.height, picture.width), (truth.height, truth.width)
     if said in (here, (0, 0)):
-        return image, *here
+        return *here, False
     if picture.turned and said == here[::-1]:
-        return picture.as_stored(), *said
+        return *said, True
     raise UnreadableRecord(
         f"is {here[1]}x{here[0]} pixels, and its annotations are for {said[1]}x{said[0]}"
     )

@@ -81,6 +81,11 @@ class TfdsBoxes(prepared.Prepared, Truths):
                 record + 1, "", 0, 0, np.zeros((0, 4)), none.astype(np.int32), none, none > 0
             )
 
+    def without_area(self, record: int) -> int:
+        """Returns how many boxes of a record have no area, and are left out."""
+        stored = len(self.features_of(record)["objects"]["bbox"])
+        return stored - len(self.truth(record).boxes)
+
     def _truth(self, record: int, features: dict[str, Any]) -> Truth:
         picture = open_picture(features["image"])
         objects = features["objects"]

@@ -118,7 +118,7 @@ def opened_files(root: Path, files: Sequence[Path]) -> tuple[BoxedFiles, Report]
             page = read(file)
         except (BadPage, DataError) as error:
             report.add("unreadable", f"{file.name}: {error}")
-            page = Page("", (0, 0), [])
+            continue
         pages.append(page._replace(image=images.of(file, page.image)))
     objects = [entry for page in pages for entry in page.objects]
     ids = {name: number for number, name in enumerate(sorted({o.name for o in objects}), start=1)}

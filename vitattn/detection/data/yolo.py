@@ -25,7 +25,7 @@ from vitattn.detection.annotations.rows import Rows
 from vitattn.detection.data import layouts
 from vitattn.detection.data.files import BoxedFiles, make, opened
 from vitattn.detection.data.source import Kind
-from vitattn.images.decode import BadImage, size_of
+from vitattn.images.decode import BadImage, open_header
 
 _MOST_BYTES = 4 * MIB  # of one file of labels
 _MOST_YAML = MIB // 4
@@ -181,11 +181,11 @@ def opened_folders(
         name = image.relative_to(root).as_posix()
         try:
             with open_regular(image, follow=True, error=DataError) as file:
-                height, width = size_of(file)
+                picture = open_header(file)
         except (BadImage, DataError, OSError) as error:
             report.add("unreadable", f"{name}: {error}")
-            rows.image(number, name, 0, 0)
             continue
+        height, width = picture.height, picture.width
         rows.image(number, name, height, width)
         labels = _labels_of(image)
         if labels.is_file():

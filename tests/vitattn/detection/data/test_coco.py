@@ -153,13 +153,13 @@ def test_the_file_of_another_split_is_refused(tmp_path):
 def test_missing_images_are_counted_up_to_a_limit(tmp_path):
     path = coco(tmp_path)
     (tmp_path / "images" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"file is not there: 1 image, left out \(such as 3\.png\)"):
+    with pytest.raises(DataError, match=r"file is not there: 1, left out \(such as 3\.png\)"):
         make_source(own(path), "train")
     source = make_source(own(path, max_bad_fraction=0.4), "train")
     assert len(source) == 2
     assert [source.image_id(n) for n in range(2)] == [10, 20]
     assert source[0].classes.tolist() == [1, 0]
-    assert any("file is not there: 1 image" in line for line in source.left_out)
+    assert any("file is not there: 1" in line for line in source.left_out)
 
 
 def test_the_images_of_evaluation_may_lie_elsewhere(tmp_path):

@@ -95,7 +95,7 @@ BAD = {
 def test_a_file_that_cannot_be_read_is_counted(tmp_path, text):
     c = official(tmp_path)
     (tmp_path / "Annotations" / "a.xml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=rf"cannot be read: 1 image.*a\.xml: .*{BAD[text]}"):
+    with pytest.raises(DataError, match=rf"cannot be read: 1,.*a\.xml: .*{BAD[text]}"):
         make_source(c, "train")
 
 
@@ -107,7 +107,7 @@ def test_boxes_are_checked_as_those_of_any_set(tmp_path):
         make_source(c, "train")
     file.write_text(page("a.jpg", [CAT], size=(80, 60)))
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(DataError, match=r"file is not there: 1 image.*b\.jpg"):
+    with pytest.raises(DataError, match=r"file is not there: 1,.*b\.jpg"):
         make_source(c, "train")
 
 

@@ -132,5 +132,5 @@ def test_without_names_of_classes_nothing_is_guessed(tmp_path):
 def test_a_picture_that_cannot_be_read_is_counted(tmp_path):
     c = ultralytics(tmp_path)
     (tmp_path / "images" / "train" / "train2.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"cannot be read: 1 image.*images/train/train2\.jpg"):
+    with pytest.raises(DataError, match=r"cannot be read: 1,.*images/train/train2\.jpg"):
         make_source(c, "train")

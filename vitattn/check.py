@@ -1,0 +1,24 @@
+"""Looks through a data set before anything is trained: `prepare --check`."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from trainlib import commands
+from trainlib.errors import DataError, plain
+from vitattn.task import task_of
+
+
+def run(config: ConfigDict) -> int:
+    """Prints what a configuration would read, and all that is wrong with it.
+
+    Raises:
+      DataError: training would refuse it; all reasons are listed.
+    """
+    lines, refused = task_of(config).check_data(config)
+    print(*map(plain, lines), sep="\n", flush=True)
+    if refused:
+        count = "one reason" if len(refused) == 1 else f"{len(refused)} reasons"
+        raise DataError(f"The data cannot be used, for {count}:", "\n".join(refused))
+    print(f"The data can be used. Start `{commands.name('train')}`.")
+    return 0
