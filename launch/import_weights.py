@@ -3,12 +3,13 @@
 
     hf            a Hugging Face directory of T5, mT5 or Switch Transformers (safetensors)
     t5x           a T5X checkpoint of T5 1.1, Switch or ST-MoE, its own or Orbax's format
-    torchvision   ResNet weights in torchvision's names (safetensors)
+    torchvision   ResNet or RetinaNet weights in torchvision's names (safetensors)
     safetensors   what `launch.export` wrote in our own names
 
 It prints what was mapped, missing, unexpected and mis-shaped, and writes a workdir that other
 commands take (`--config.init_from=WORKDIR`). `--check` also runs both models on the same input and
-prints the largest difference of their logits, where the other library is installed. Names that a
+prints the largest difference of their logits (of a detector its boxes too), where the other library
+is installed. Names that a
 wrapper wrote with module. or model. before them take `--strip_prefix=module.`. Exit codes: 0
 done, 64 bad argument, 66 weights that are damaged, hostile or of another model, 74 the disk
 refuses.
@@ -98,11 +99,14 @@ def _run(args: Any, overrides: dict[str, str]) -> None:
     abstract = interop.abstract(foreign.config)
     specs = {**abstract.params, **abstract.model_state}
     beside = interop.to_import(foreign.config, args.path, args.class_names)
+    beside = {**foreign.files, **beside}
     layout = interop.layout(foreign.config, foreign.kind, foreign.names)
     ignore = [word for word in args.ignore.split(",") if word]
     matched = match(layout, specs, foreign.shapes, ignore)
     print(matched.table(f"{layout.title} from {args.path}"))
     matched.check(args.path)
+    for note in foreign.notes:
+        print(f"note: {note}")
     size, models = sum(map(weight_source.nbytes, specs.values())), 2 if args.check else 1
     what = f"{args.path}{' with --check, which holds two models,' if args.check else ''}"
     weight_source.check_memory(models * size, what)

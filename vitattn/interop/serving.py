@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from trainlib.model import weights
 from trainlib.model.weights import Arrays
-from vitattn.data.catalog import statistics
 from vitattn.models import build, configure
+from vitattn.task import task_of
 
 
 def serving(
     config: ConfigDict,
-) -> tuple[Callable[..., jax.Array], dict[str, tuple[tuple, str]], dict[str, Any]]:
+) -> tuple[Callable[..., Any], dict[str, tuple[tuple, str]], dict[str, Any]]:
     """The evaluation forward as a pure function, for export.
 
     Returns:
@@ -26,7 +25,7 @@ def serving(
     model = weights.abstract(build(config.model))
     height, width = configure(config.model).size
 
-    def forward(params: Arrays, model_state: Arrays, inputs: Arrays) -> jax.Array:
+    def forward(params: Arrays, model_state: Arrays, inputs: Arrays) -> Any:
         return model.bind(params, model_state)(inputs["image"], train=False)
 
     return forward, {"image": (("batch", height, width, 3), "float32")}, image_facts(config)
@@ -34,7 +33,7 @@ def serving(
 
 def image_facts(config: ConfigDict) -> dict[str, Any]:
     """How the images of a model are normalised, as plain data."""
-    mean, std = statistics(config.data)
+    mean, std = task_of(config).statistics(config.data)
     return {
         "image": "(RGB / 255 - mean) / std",
         "mean": [float(value) for value in mean],

@@ -1,31 +1,35 @@
-"""Weights of this family in other formats: our own names, torchvision's ResNets, StableHLO."""
+"""Weights of this family in other formats: our own names, torchvision's ResNets and RetinaNets,
+StableHLO.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib import config as settings
-from trainlib.errors import CheckpointError, ConfigError, one_of
+from trainlib.errors import ConfigError, one_of
 from trainlib.formats.layout import Foreign, Layout, own_layout
 from trainlib.formats.safetensors import Reader
 from trainlib.formats.weight_source import RECORD, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
-from vitattn.interop import torchvision_names
+from vitattn.detection.annotations import official
+from vitattn.interop import torchvision_names, torchvision_retinanet
 from vitattn.interop.card import subject as subject  # a role of this module
-from vitattn.interop.serving import image_facts, serving
+from vitattn.interop.compare import compare as compare
+from vitattn.interop.serving import image_facts
 from vitattn.labels import class_names
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
+from vitattn.models.retinanet.config import RetinaNetConfig
 
 START = ""  # nothing beside init_from
 NAMES = ("auto", "own", "torchvision")
 COMPARED = {"torchvision": ("torch", "torchvision")}  # format -> what a comparison takes
-TOLERANCE = 1e-3  # of the largest logit
+DETECTION_SIZE = 1024  # pixels of an image's longer side: objects are then about as large as there
 
 
 def abstract(config: ConfigDict) -> nn.Abstract:
@@ -53,7 +57,9 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
     if names not in NAMES:
         raise one_of("--names", names, NAMES)
     if names == "torchvision":
-        return torchvision_names.layout(config, image_facts(config))
+        detects = isinstance(configure(config.model), RetinaNetConfig)
+        table = torchvision_retinanet if detects else torchvision_names
+        return table.layout(config, image_facts(config))
     model = abstract(config)
     specs = {**model.params, **model.model_state}
     return own_layout(specs, {"config.json": settings.to_json(config)})
@@ -68,14 +74,39 @@ def open_foreign(kind: str, path: Path, strip: str = "") -> Foreign:
       strip: what is taken off the beginning of its names.
 
     Raises:
-      CheckpointError: damaged, hostile, or no ResNet that this package has.
+      CheckpointError: damaged, hostile, or nothing that this package has.
     """
     reader = Reader(path, strip)
     shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    if torchvision_retinanet.is_detector(shapes):
+        return _open_detector(reader, shapes, path)
     config = config_lib.default_config("resnet")
     torchvision_names.recognise(shapes, path, config)
     check_size(config)
     return Foreign(config, "safetensors", "torchvision", shapes, reader.read)
+
+
+def _open_detector(reader: Reader, there: Mapping[str, tuple[int, ...]], path: Path) -> Foreign:
+    """A RetinaNet, with the names of COCO's classes where it has as many."""
+    names = torchvision_retinanet.renewed(there)
+    shapes = {now: there[name] for now, name in names.items()}
+    config = config_lib.default_config("retinanet", task="detection")
+    notes = torchvision_retinanet.recognise(shapes, path, config)
+    check_size(config)
+    config.model.image_size = DETECTION_SIZE
+    files = {}
+    if config.model.num_classes == torchvision_retinanet.COCO_CLASSES:
+        known = official.of_outputs(torchvision_retinanet.COCO_CLASSES, first_id=0)
+        files[class_names.FILE] = class_names.to_text(known)
+    return Foreign(
+        config,
+        "safetensors",
+        "torchvision",
+        shapes,
+        lambda name: reader.read(names[name]),
+        notes,
+        files,
+    )
 
 
 def beside(config: ConfigDict, workdir: Path, step: int) -> dict[str, str]:
@@ -109,38 +140,3 @@ def to_import(config: ConfigDict, path: Path, names: Path | None) -> dict[str, s
         ours = path.is_dir() or (directory / RECORD).is_file()
         known = class_names.find(directory, "", {}, outputs) if ours else None
     return {class_names.FILE: class_names.to_text(known.names)} if known else {}
-
-
-def compare(config: ConfigDict, params: nn.Arrays, path: Path) -> str:
-    """One line with the largest difference of the logits to torchvision's model.
-
-    Raises:
-      ConfigError: torchvision has no such model.
-      CheckpointError: they differ by more than rounding.
-    """
-    import torch
-
-    # The type checker takes this very file for the library.
-    from torchvision import models  # pyright: ignore[reportAttributeAccessIssue]
-
-    missing = torchvision_names.not_there(configure(config.model))
-    if missing:
-        raise ConfigError(f"--check: torchvision has no ResNet {missing}. Leave it out.")
-    depth, size = config.model.depth, configure(config.model).size
-    theirs = getattr(models, f"resnet{depth}")(num_classes=config.model.num_classes)
-    reader = Reader(path)
-    values = {name: torch.from_numpy(reader.read(name).astype("f4")) for name in reader.tensors}
-    theirs.load_state_dict(values)
-    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = theirs.eval()(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
-    model = abstract(config)
-    weights = {name: params[name] for name in model.params}
-    statistics = {name: params[name] for name in model.model_state}
-    forward, *_ = serving(config)
-    ours = np.asarray(jax.jit(forward)(weights, statistics, {"image": image}))
-    difference, largest = float(np.abs(ours - expected).max()), float(np.abs(expected).max())
-    line = f"largest difference of logits to torchvision {difference:.2e}, of {largest:.3g}"
-    if not difference <= TOLERANCE * max(1.0, largest):
-        raise CheckpointError(f"The imported model is another one: {line}.")
-    return line
