@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import vitattn
 from configs.common.load import of_workdir
 from launch import export, import_weights, predict
+from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.errors import ConfigError, run_command
 from trainlib.formats import layout as interchange
 from trainlib.formats import weight_source as weights
@@ -189,6 +191,37 @@ def test_epsilon_is_that_of_the_published_weights_or_said(coco, tmp_path, capsys
     assert "set eps = 0.0 on them" in " ".join(out.split())
 
 
+def snippet(folder):
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    return compile(code, "README.md", "exec")
+
+
+def test_the_card_of_a_detector_is_read_by_a_hub_and_its_snippet_runs(
+    coco, tmp_path, capsys, monkeypatch
+):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    saved = checkpoint.Checkpoints(coco / "checkpoints")
+    saved.add_metrics(0, {"ap": 0.364, "ap50": 0.55, "detections": 7.0, "examples": 5.0})
+    saved.close()
+    code, _, err = run(
+        capsys, export, f"--workdir={coco}", f"--out={tmp_path}", "--format=safetensors"
+    )
+    assert code == 0, err
+    text = (tmp_path / "README.md").read_text()
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.pipeline_tag, data.library_name) == ("object-detection", "vitattn-moe")
+    measured = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert measured == {"AP (COCO, IoU 0.50 to 0.95)": 0.364, "AP50": 0.55}
+    assert "| classes | 91: class 0, person, bicycle" in text
+    assert "as large as fits into 128 x 128 pixels" in text
+    assert "1708.02002" in text
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippet(tmp_path), names)
+    assert names["one"].class_name == "cat"
+
+
 def without(text):
     return lambda values: {n: v for n, v in values.items() if text not in n}
 
@@ -277,3 +310,18 @@ def test_the_check_compares_logits_and_boxes(form, tmp_path, capsys):
     code, out, err = bring(capsys, values, tmp_path, "--check")
     assert code == 0, err
     assert "of the corners of" in out
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", FORMS)
+def test_the_snippet_for_torchvision_runs(form, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torchvision", reason="the snippet loads torchvision's model")
+    full = {"blocks": (), "width": 1.0, "features": 256, "num_classes": 91}
+    code, _, err = bring(capsys, tensors(configuration(form, **full)), tmp_path)
+    assert code == 0, err
+    flags = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--names=torchvision"]
+    assert run(capsys, export, *flags, "--format=safetensors")[0] == 0
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict = {}
+    exec(snippet(tmp_path / "out"), names)
+    assert names["model"].backbone.body.bn1.eps == (0.0 if form == "v1" else 1e-5)

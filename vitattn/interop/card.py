@@ -1,4 +1,4 @@
-"""What the model card of an export says of a vision model."""
+"""What the model card of an export says of a vision model; of a detector see `card_detector`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from ml_collections import ConfigDict
 
 from trainlib import paths
 from trainlib.formats.model_card import LIBRARY, Metric, Subject, escaped, names
-from vitattn.data.catalog import statistics
+from vitattn.interop import card_detector
 from vitattn.labels import class_names
 from vitattn.models import configure
+from vitattn.models.retinanet.config import RetinaNetConfig
+from vitattn.task import task_of
 
 _CLASSIFICATION = "classification"
 # Kind of attention -> what it is called, and its paper.
@@ -23,6 +25,7 @@ _BACKBONES = {  # model -> its name and paper
     "resnet": ("ResNet", "1512.03385"),
     "wide_resnet": ("Wide ResNet", "1605.07146"),
     "mnasnet": ("MnasNet", "1807.11626"),
+    "retinanet": ("RetinaNet", "1708.02002"),
 }
 _DATA = {  # kind of data set -> how it is called, its id on the hub
     "imagenet": ("ImageNet (ILSVRC 2012)", "ILSVRC/imagenet-1k"),
@@ -30,8 +33,10 @@ _DATA = {  # kind of data set -> how it is called, its id on the hub
     "digits": ("handwritten digits of scikit-learn", ""),
     "folder": ("images in class folders", ""),
     "synthetic": ("synthetic images, which mean nothing", ""),
+    "coco": ("COCO 2017", "detection-datasets/coco"),
+    "shapes": ("drawn shapes", ""),
 }
-METRICS = {
+METRICS = card_detector.METRICS | {
     "top1": Metric("accuracy", "top-1 accuracy", True),
     "top5": Metric("accuracy", "top-5 accuracy", True),
     "loss": Metric("loss", "cross entropy, nats"),
@@ -77,38 +82,59 @@ def subject(config: ConfigDict, form: str, beside: Mapping[str, str]) -> Subject
     model = configure(config.model)
     text = beside.get(class_names.FILE, "")
     named = class_names.printable(tuple(class_names.from_text(text))) if text else []
-    height, width = model.size
     kind = config.model.get("attention", {}).get("kind", "none")
     backbone, paper = _BACKBONES.get(config.model.name, (escaped(config.model.name), ""))
     attention, attention_paper = _ATTENTION.get(kind, (kind, ""))
     what = f"{backbone} with {escaped(attention)}" if kind != "none" else backbone
     papers = [p for p in (attention_paper if kind != "none" else "", paper) if p]
-    mean, std = (
-        ", ".join(f"{value:.4g}" for value in values) for values in statistics(config.data)
-    )
-    crop = f"the central {config.data.eval_crop:.4g} of the shorter side, " * (
-        config.data.eval_crop < 1
-    )
-    source = config.data.source
-    data, data_id = _DATA.get(source.partition(":")[0], (paths.without_paths(source), ""))
-    classifies = config.task == _CLASSIFICATION
-    task = "image classification" if classifies else config.task
-    values = {"depth": config.model.get("depth", 0), "classes": model.num_classes}
+    data, data_id = _data(config.data.source)
+    about = card_detector.about if isinstance(model, RetinaNetConfig) else _about
+    task, pipeline, takes, use = about(config, form)
+    attends = kind != "none" or getattr(model, "head_attention", "none") != "none"
     return Subject(
         what=f"{what}: {escaped(task)} with JAX and Flax, trained by `{LIBRARY}`.",
-        pipeline="image-classification" if classifies else "",
+        pipeline=pipeline,
         task=escaped(task),
-        tags=(LIBRARY, "jax", "flax", "vision", *(["self-attention"] if kind != "none" else [])),
+        tags=(LIBRARY, "jax", "flax", "vision", *(["self-attention"] if attends else [])),
         papers=tuple(papers),
         rows={
             "classes": names(model.num_classes, named),
-            "input": f"RGB, {crop}scaled to {height} x {width} pixels, "
-            f"(RGB / 255 - mean) / std with mean {mean} and std {std}",
+            "input": f"RGB, {takes}, {_normalised(config)}",
         },
         data=data,
         data_id=data_id,
         split=config.data.eval_split,
         metrics=METRICS,
-        hidden=("examples",),
-        use=_USES[form].format(height=height, width=width, **values),
+        hidden=("examples", "detections"),
+        use=use,
     )
+
+
+def _data(source: str) -> tuple[str, str]:
+    """How a data set is called, and its id on the hub."""
+    kind, _, rest = source.partition(":")
+    if kind == "coco" and rest:
+        return "images with boxes in a COCO json", ""
+    return _DATA.get(kind.partition("/")[0], (paths.without_paths(source), ""))
+
+
+def _normalised(config: ConfigDict) -> str:
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in values)
+        for values in task_of(config).statistics(config.data)
+    )
+    return f"(RGB / 255 - mean) / std with mean {mean} and std {std}"
+
+
+def _about(config: ConfigDict, form: str) -> tuple[str, str, str, str]:
+    """Of a classifier: what it does, the hub's word for it, its images, and how it is used."""
+    model = configure(config.model)
+    height, width = model.size
+    crop = config.data.get("eval_crop", 1.0)
+    cut = f"the central {crop:.4g} of the shorter side, " * (crop < 1)
+    values = {"depth": config.model.get("depth", 0), "classes": model.num_classes}
+    use = _USES[form].format(height=height, width=width, **values)
+    takes = f"{cut}scaled to {height} x {width} pixels"
+    if config.task != _CLASSIFICATION:
+        return config.task, "", takes, use
+    return "image classification", "image-classification", takes, use

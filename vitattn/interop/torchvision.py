@@ -21,6 +21,7 @@ from vitattn.interop import torchvision_names, torchvision_retinanet
 from vitattn.interop.card import subject as subject  # a role of this module
 from vitattn.interop.compare import compare as compare
 from vitattn.interop.serving import image_facts
+from vitattn.interop.serving import serving as serving
 from vitattn.labels import class_names
 from vitattn.models import build, configure
 from vitattn.models.counts import check_size
