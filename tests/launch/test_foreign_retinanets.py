@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,9 @@ def test_trained_weights_detect_at_once(coco, tmp_path, capsys):
     network for 128 of the picture."""
     config = of_workdir(coco, {})
     assert 0 < config.model.bn_eps < torchvision_retinanet.NOTHING
-    names = class_names.of_model(coco, None, 91)[1].names
+    known = class_names.of_model(coco, None, 91)[1]
+    assert known is not None
+    names = known.names
     assert (names[0], names[CAT], names[12], names[90]) == (None, "cat", None, "toothbrush")
     picture = tmp_path / "picture.png"
     Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(picture)
@@ -173,7 +176,7 @@ def test_trained_weights_detect_at_once(coco, tmp_path, capsys):
     # Anchor 4 is the square one of the middle size, 40 of 32 pixels, on the corner of its cell.
     box = [2 * (64 - 20), 2 * (64 - 20), 2 * 40, 2 * 40]
     assert any(np.abs(np.subtract(one["bbox"], box)).max() < 1e-3 for one in found["detections"])
-    detections = vitattn.load(coco).predict(str(picture))
+    detections: Any = vitattn.load(coco).predict(str(picture))
     assert detections[0].class_name == "cat"
     assert len(detections) == len(found["detections"])
 

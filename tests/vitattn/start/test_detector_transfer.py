@@ -99,7 +99,8 @@ def test_frozen_norms_that_stay_as_they_are_need_no_note(tmp_path):
     keys = {"pyramid_norm": "none", "head_norm": "none", "bn_decay": 0.9999}
     for norm, said in (("batch", True), ("frozen", False)):
         config = configured("retinanet", DETECTOR | keys | {"norm": norm}, steps=40)
-        assert ("statistics are still" in started(config, tmp_path)[2]) == said
+        _, _, report, _ = started(config, tmp_path)
+        assert ("statistics are still" in str(report)) == said
 
 
 def test_relative_positions_of_a_larger_map_are_interpolated(tmp_path):
