@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from vitattn.papers import Compared
 
-COLUMNS = ("config", "task, data", "parameters", "FLOPs", "published top-1 / top-5", "source")
+COLUMNS = (
+    *("config", "task, data", "parameters", "FLOPs"),
+    *("published top-1 / top-5 or AP / AP50 / AP75", "source"),
+)
 TABLES = ("papers",)
 ACCURACIES, PRECISIONS = ("top1", "top5"), ("ap", "ap50", "ap75")
 PAPER_COLUMNS = (

@@ -17,7 +17,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     Returns:
       name, family, task, params, params_by_part, flops_per_example (forward pass of one image,
       multiply-add = 2), image_size (of a square, or height and width), num_classes, published
-      (top1, top5, params, gflops, source; those that are known).
+      (top1, top5, ap, ap50, ap75, params, gflops, source; those that are known).
     """
     resolved = configure(config.model)
     model = abstract(build(config.model))
@@ -39,12 +39,13 @@ def describe(config: ConfigDict) -> dict[str, Any]:
 def row(facts: dict[str, Any]) -> list[str]:
     """Returns the cells of a configuration in the table of all configurations."""
     published = facts["published"]
-    scores = [f"{published[k]:.1f}" if k in published else "-" for k in ("top1", "top5")]
+    first, *others = ("ap", "ap50", "ap75") if "ap" in published else ("top1", "top5")
+    scores = [f"{published[k]:.1f}" if k in published else "-" for k in (first, *others)]
     return [
         facts["name"],
         f"{facts['task']}, {facts['data']}",
         f"{facts['params']:,}",
         f"{facts['flops_per_example'] / 1e9:.2f} G/image",
-        " / ".join(scores) if "top1" in published else "-",
+        " / ".join(scores) if first in published else "-",
         published.get("source", "-"),
     ]

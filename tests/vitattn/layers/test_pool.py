@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from trainlib.sharding.constrain import lowered_for
-from vitattn.layers.pool import average_pool, bilinear_resize, global_average_pool, max_pool
+from vitattn.layers.pool import (
+    average_pool,
+    bilinear_resize,
+    double,
+    global_average_pool,
+    max_pool,
+)
 
 SIZES = [(6, 7), (5, 5), (4, 8), (2, 1), (1, 1)]
 
@@ -119,3 +125,18 @@ def test_bilinear_interpolates_between_pixel_centres(source, target):
         bottom = (1 - v) * x[:, high[0], low[1]] + v * x[:, high[0], high[1]]
         expected[:, i, j] = (1 - u) * top + u * bottom
     np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (1, 4)])
+def test_a_map_is_doubled_pixel_by_pixel_and_its_gradient_added_up(height, width, dtype, platform):
+    x = jnp.asarray(sample(height, width), dtype)
+    g = np.random.default_rng(1).integers(-3, 4, (2, 2 * height, 2 * width, 3))
+    with lowered_for(platform):
+        doubled, (dx,) = jax.jit(lambda x, g: (lambda y, pull: (y, pull(g)))(*jax.vjp(double, x)))(
+            x, jnp.asarray(g, dtype)
+        )
+    np.testing.assert_array_equal(doubled, np.asarray(x).repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(dx, g.reshape(2, height, 2, width, 2, 3).sum((2, 4)))
+    assert doubled.dtype == dx.dtype == dtype

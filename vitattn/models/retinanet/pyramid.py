@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from trainlib.model.layer import Layer
@@ -22,6 +21,7 @@ from vitattn.layers.conv import Conv
 from vitattn.layers.init import LECUN_NORMAL, ZEROS
 from vitattn.layers.local import LocalAttention
 from vitattn.layers.norm import BatchNorm, Weights
+from vitattn.layers.pool import double
 from vitattn.models.resnet.config import STAGES
 from vitattn.models.retinanet.config import HEADS, LAST_STAGE, WINDOW, RetinaNetConfig
 
@@ -31,14 +31,6 @@ Rngs = nnx.Rngs | None  # keys for arrays at once; None declares the weights onl
 def level_norm(config: RetinaNetConfig, *, rngs: Rngs) -> BatchNorm:
     """A normalisation of the map of one level."""
     return BatchNorm(config.features, decay=config.bn_decay, eps=config.bn_eps, rngs=rngs)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """[B, h, w, F] -> [B, 2 h, 2 w, F], each pixel four times."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, 1, width, 1, channels)
-    x = jnp.broadcast_to(x, (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _convolution(
@@ -101,7 +93,7 @@ class Pyramid(Layer):
         """
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for finer in reversed(range(len(merged) - 1)):
-            merged[finer] = merged[finer] + upsample(merged[finer + 1])
+            merged[finer] = merged[finer] + double(merged[finer + 1])
         levels = [layer(x) for layer, x in zip(self.output, merged, strict=True)]
         x = maps[-1] if self.config.p6_from == "c5" else levels[-1]
         for number, layer in enumerate(self.coarse):

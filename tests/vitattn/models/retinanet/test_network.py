@@ -1,7 +1,7 @@
-"""RetinaNet: parameters as published and as derived by hand, and what is computed on which map."""
+"""RetinaNet: what is computed on which map, by plain loops; gradients, devices, frozen parts."""
 
-import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,19 @@ from trainlib.errors import InputError
 from trainlib.model import statistics
 from trainlib.model import weights as nn
 from trainlib.model.flops import flops
+from trainlib.sharding.constrain import activate
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding, resolve_specs
+from vitattn.config import RULES, WHOLE_AXES
 from vitattn.models import build, configure
-from vitattn.models.counts import forward_flops, params_by_part
+from vitattn.models.counts import forward_flops
+from vitattn.models.named import section
 from vitattn.models.retinanet.config import frozen_stages
-from vitattn.papers.flops import paper_flops
 
-LOCAL = {"kind": "local"}
-AUGMENTED = {"kind": "augmented"}
-TORCHVISION = {"num_scales": 3, "num_classes": 91, "pyramid_norm": "none"}
+RULES_OF = {
+    kind: {"batch": ("replica", "data"), **dict.fromkeys(WHOLE_AXES)} | rules
+    for kind, rules in RULES.items()
+}
 
 TINY = {
     "name": "retinanet",
@@ -31,139 +36,6 @@ TINY = {
     "num_classes": 3,
     "image_size": (128, 256),
 }
-
-
-def retinanet(**config):
-    return {"name": "retinanet", **config}
-
-
-def count(**config):
-    return nn.abstract(build(retinanet(**config))).param_count
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, 33_420_404),
-        ({"pyramid_norm": "none", "head_norm": "none"}, 33_397_364),
-        ({"depth": 101}, 52_412_532),
-        ({"num_scales": 3}, 34_070_414),
-        ({"attention": LOCAL}, 25_878_876),
-        ({"attention": LOCAL, "head_attention": "towers"}, 21_971_484),
-        # Both forms of torchvision, as its documentation has them.
-        (TORCHVISION | {"norm": "frozen", "head_norm": "none"}, 34_014_999),
-        (TORCHVISION | {"head_norm": "group", "p6_from": "c5"}, 38_198_935),
-    ],
-)
-def test_exact_parameters(config, expected):
-    assert count(**config) == expected
-
-
-def convolution(inputs, outputs, size=3):
-    return size**2 * inputs * outputs + outputs
-
-
-# Width 256 throughout: laterals of C3..C5, five 3x3 of the pyramid, a normalisation of each level;
-# two towers of four 3x3 with one for each of five levels; predictors of 6 anchors.
-def test_parameters_are_derived_by_hand():
-    pyramid = sum(convolution(c, 256, 1) for c in (512, 1024, 2048)) + 5 * convolution(256, 256)
-    towers = 8 * (convolution(256, 256) + 5 * 2 * 256)
-    parts = params_by_part(nn.abstract(build(retinanet())))
-    assert parts == {
-        "backbone": 25_557_032 - (2048 * 1000 + 1000),  # ResNet-50 without its classifier
-        "pyramid": pyramid + 5 * 2 * 256,
-        "heads": towers + convolution(256, 6 * 90) + convolution(256, 6 * 4),
-    }
-    assert list(parts) == ["backbone", "pyramid", "heads"]
-
-
-# A layer of attention: 3 x 256^2 for queries, keys and values, 7 x 32 for the tables of heads of
-# 32 channels. Nine of them for each head, the last with a 1x1 convolution.
-def test_attention_in_heads_is_derived_by_hand():
-    attention = 3 * 256**2 + 7 * 32
-    outputs = 6 * 90 + 6 * 4
-    change = 10 * attention + 257 * outputs - 8 * convolution(256, 256) - convolution(256, outputs)
-    assert 25_878_876 + change == 21_971_484
-    everywhere = count(attention=LOCAL, head_attention="towers_and_pyramid")
-    assert everywhere == 21_971_484 + 5 * (attention - convolution(256, 256)) == 20_005_244
-
-
-@pytest.mark.parametrize(
-    ("config", "gflops"),
-    [({}, 182.33), ({"depth": 101}, 242.94), ({"num_scales": 3}, 193.41)],
-)
-def test_flops_of_a_forward_pass(config, gflops):
-    spec = nn.abstract(build(retinanet(**config)))
-    assert forward_flops(spec, (640, 640)) / 1e9 == pytest.approx(gflops, abs=0.01)
-
-
-# With attention by the papers' formula; the facts of detection have 172.6 and 112.5, from rounded
-# counts of the backbone.
-@pytest.mark.parametrize(
-    ("config", "gflops"),
-    [
-        ({"attention": LOCAL}, 172.43),
-        ({"attention": LOCAL, "head_attention": "towers"}, 112.23),
-        ({"attention": LOCAL, "head_attention": "towers_and_pyramid"}, 106.34),
-    ],
-)
-def test_flops_as_the_papers_count_them(config, gflops):
-    assert paper_flops(configure(retinanet(**config))) / 1e9 == pytest.approx(gflops, abs=0.01)
-
-
-# Of the backbone, from the counts of classification: (8.18 - 6.97) GFLOP at 224 pixels. Of the
-# heads, on all 8,525 places: 3x3 convolutions against three products with 49 keys, and
-# projections.
-def test_flops_of_attention_are_derived_by_hand():
-    less = (8.178 - 6.966) * (640 / 224) ** 2
-    assert 182.33 - less == pytest.approx(172.43, abs=0.05)
-    attention = 3 * 256**2 + 3 * 49 * 256
-    outputs = 6 * 94
-    change = 10 * attention + 256 * outputs - 9 * 256 * (8 * 256 + outputs)
-    assert 172.43 + 2 * 8525 * change / 1e9 == pytest.approx(112.23, abs=0.01)
-
-
-# Attention of conv3_x at half of 80 x 80 as in ImageNet; pairs once would give 182.9 and 245.5.
-@pytest.mark.parametrize(("depth", "gflops", "printed"), [(50, 184.4, 182), (101, 250.2, 245)])
-def test_flops_of_augmented_attention(depth, gflops, printed):
-    spec = nn.abstract(build(retinanet(depth=depth, attention=AUGMENTED)))
-    counted = forward_flops(spec, (640, 640)) / 1e9
-    assert counted == pytest.approx(gflops, abs=0.05)
-    assert counted == pytest.approx(printed, rel=0.03)
-
-
-def augmented_change(width, key_depth, value_depth, attends_at, conv_at):
-    """Multiply-adds with pairs once, as in test_resnet: half of true ones."""
-    pixels = attends_at**2
-    projections = pixels * (width * (2 * key_depth + value_depth) + value_depth**2)
-    pairs = pixels**2 * (key_depth + value_depth) / 2
-    terms = 2 * pixels * attends_at * key_depth
-    return projections + pairs + terms - conv_at**2 * 9 * width * value_depth
-
-
-@pytest.mark.parametrize(
-    ("base", "blocks", "printed"), [(182.33, (4, 6, 3), 182), (242.94, (4, 23, 3), 245)]
-)
-def test_only_the_largest_map_is_attended_at_half_resolution(base, blocks, printed):
-    """The reading that is nearest to the printed figures at both depths, with pairs once."""
-    depths = ((128, 24, 8, 80), (256, 48, 24, 40), (512, 96, 48, 20))
-
-    def gflops(halved):
-        change = sum(
-            count * augmented_change(*layer[:3], layer[3] // (1 + (stage in halved)), layer[3])
-            for stage, count, layer in zip((3, 4, 5), blocks, depths, strict=True)
-        )
-        return base + 2 * change / 1e9
-
-    readings = [(), (3,), (3, 4), (3, 4, 5)]
-    assert gflops((3,)) == pytest.approx(printed, rel=0.006)
-    off = {halved: abs(gflops(halved) - printed) for halved in readings}
-    assert off[(3,)] < 1 < off[()]
-    if printed == 245:
-        assert min(off, key=off.get) == (3,)
-
-
-# ---------------------------------------------------------------- what is computed
 
 
 def filled(specs, seed=0):
@@ -199,19 +71,15 @@ def shapes(config, batch=2):
     return jax.eval_shape(lambda p, s, x: spec.bind(p, s)(x, train=True), *arrays, x)
 
 
+SMALL = {"max_level": 6, "image_size": (64, 128), "zero_init": False}
+
 VARIANTS = [
-    {},
-    {"dtype": "bfloat16"},
-    {"image_size": 128, "depth": 26},
-    {"attention": {"kind": "augmented", "num_heads": 1, "upsilon": 0.5}},
+    {"dtype": "bfloat16", "gate": "se", "aspect_ratios": (1.0,), "num_scales": 1},
+    {"image_size": 128, "attention": {"kind": "augmented", "num_heads": 1, "upsilon": 0.5}},
     {"attention": {"kind": "local", "num_heads": 2}, "stem": "attention", "depth": 26},
-    {"head_attention": "towers"},
-    {"head_attention": "towers_and_pyramid", "p6_from": "c5"},
-    {"head_norm": "group", "pyramid_norm": "none", "p6_from": "c5"},
-    {"head_norm": "none", "norm": "frozen", "num_scales": 3},
-    {"min_level": 2, "max_level": 5, "image_size": (32, 96), "head_layers": 0},
-    {"min_level": 5, "max_level": 9, "image_size": 512},
-    {"gate": "se", "aspect_ratios": (1.0,), "num_scales": 1},
+    {"head_attention": "towers_and_pyramid", "head_norm": "group", "p6_from": "c5"},
+    {"min_level": 2, "max_level": 5, "image_size": (32, 96), "head_layers": 0, "num_scales": 3},
+    {"min_level": 5, "max_level": 9, "image_size": 512, "norm": "frozen", "head_norm": "none"},
 ]
 
 
@@ -231,9 +99,9 @@ def test_every_level_has_its_map(config):
         assert output.classes.dtype == output.boxes.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("config", [{}, {"head_attention": "towers", "depth": 26}], ids=str)
-def test_blocks_counted_once_are_those_of_the_whole_program(config):
-    spec, size = nn.abstract(build(TINY | config)), (128, 256)
+def test_blocks_counted_once_are_those_of_the_whole_program():
+    config = TINY | {"head_attention": "towers", "depth": 26}
+    spec, size = nn.abstract(build(config)), (128, 256)
     x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     arrays = structs(spec.params), structs(spec.model_state)
     whole = flops(lambda p, s, x: spec.bind(p, s)(x, train=False), *arrays, x)
@@ -329,93 +197,138 @@ def test_values_of_attention_in_heads_start_small():
     assert float(k.std()) == pytest.approx(64**-0.5, rel=0.1)
 
 
-def test_rows_that_do_not_count_change_nothing():
-    """Neither outputs of the others in training nor what the layers saw."""
-    spec, params, state = ready()
-
-    @jax.jit
-    def network(x, weights):
-        model = spec.bind(params, state)
-        return model(x, train=True, weights=weights), nn.observed(model)
-
-    x = images(3, 128, 128, 3)
-    outputs, seen = network(x, jnp.asarray([1.0, 0, 1]))
-    disturbed = x.at[1].set(100 * x[1])
-    outputs_of_other, seen_of_other = network(disturbed, jnp.asarray([1.0, 0, 1]))
-    for one, other in zip(jax.tree.leaves(seen), jax.tree.leaves(seen_of_other), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-    for one, other in zip(outputs, outputs_of_other, strict=True):
-        np.testing.assert_allclose(one.classes[::2], other.classes[::2], atol=1e-4)
-    assert len(seen) == len(statistics.layers(spec.model_state))
-
-
 def test_frozen_normalisations_are_statistics_that_stay():
-    spec, params, state = ready(norm="frozen", pyramid_norm="none", head_norm="none")
+    spec, params, state = ready(**SMALL, norm="frozen", pyramid_norm="none", head_norm="none")
     assert not [name for name in spec.params if "norm" in name]
     assert {n.rpartition(".")[2] for n in spec.model_state} == {"scale", "bias", "mean", "var"}
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def network(x, train):
+    @jax.jit
+    def network(x):
         model = spec.bind(params, state)
-        return model(x, train=train), nn.observed(model), nn.stats(model)
+        trained, other = model(x, train=True), model(x)
+        return trained, other, nn.observed(model), nn.stats(model)
 
-    x = images(2, 128, 128, 3)
-    outputs, seen, after = network(x, True)
+    trained, other, seen, after = network(images(2, 64, 128, 3))
     assert not seen
-    for one, other in zip(outputs, network(x, False)[0], strict=True):
-        np.testing.assert_array_equal(one.classes, other.classes)
+    jax.tree.map(np.testing.assert_array_equal, trained, other)
     for name, value in after.items():
         np.testing.assert_array_equal(value, state[name])
 
 
 def test_frozen_parts_have_no_backward_pass():
-    """`optimizer.frozen` with these patterns leaves the stem and conv2_x out of the program: the
-    gradients of all else take the multiply-adds of a backbone's backward pass fewer.
+    """With these patterns in `optimizer.frozen`, which leaves the weights that they match out of
+    what is differentiated, each frozen part takes multiply-adds out of the program.
     """
-    import re
+    spec, params, state = ready(**SMALL)
+    x = jax.ShapeDtypeStruct((1, 64, 128, 3), jnp.float32)
 
-    spec, params, state = ready()
-    x = jax.ShapeDtypeStruct((1, 128, 256, 3), jnp.float32)
-
-    def cost(count):
-        (pattern,) = frozen_stages(count) or ("^$",)
+    def cost(number):
+        (pattern,) = frozen_stages(number) or ("^$",)
         fixed = {name: value for name, value in params.items() if re.search(pattern, name)}
         learned = {name: value for name, value in params.items() if name not in fixed}
-        assert all(".stem." in n or ".conv2_x." in n for n in fixed)
 
         def loss(learned, x):
             outputs = spec.bind(learned | fixed, state)(x, train=True)
-            return sum(jnp.sum(level.classes + 0.0) + jnp.sum(level.boxes) for level in outputs)
+            return sum(jnp.sum(level.classes) + jnp.sum(level.boxes) for level in outputs)
 
         return flops(jax.grad(loss), learned, x)
 
-    assert frozen_stages(0) == ()
-    assert cost(2) < cost(1) < cost(0)
+    assert cost(2) < cost(0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_are_finite_and_reach_every_weight(dtype):
-    spec, params, state = ready(dtype=dtype)
-    x = images(2, 128, 128, 3)
+# ---------------------------------------------------------------- training on devices
 
-    @jax.jit
-    def gradients(params):
+
+def gradients(spec, params, state, batch, mesh, rules):
+    """Outputs, gradients of a sum over the rows that count, and what the layers saw, on a mesh."""
+
+    def on_mesh(params, state, x, weights):
         def loss(params):
-            outputs = spec.bind(params, state)(x, train=True)
-            return sum(
-                jnp.mean(jnp.square(level.classes)) + jnp.mean(jnp.square(level.boxes - 1))
-                for level in outputs
-            )
+            model = spec.bind(params, state)
+            levels = model(x, train=True, weights=weights)
+            rows = [jnp.sum(jnp.square(y - 0.5), (1, 2, 3)) for y in jax.tree.leaves(levels)]
+            return jnp.sum(weights * sum(rows)), (levels, nn.observed(model))
 
-        return jax.grad(loss)(params)
+        with activate(mesh, rules):
+            return jax.grad(loss, has_aux=True)(params)
 
-    for name, gradient in gradients(params).items():
-        assert bool(jnp.isfinite(gradient).all()), name
-        if not name.endswith("bias"):  # a normalisation takes away what is added before it
-            assert bool((gradient != 0).any()), name
+    places = [resolve_specs(specs, rules, mesh) for specs in (spec.params, spec.model_state)]
+    rows = batch_sharding(rules, mesh)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    compiled = jax.jit(on_mesh, in_shardings=(*places, rows, rows), out_shardings=whole)
+    return jax.device_get(compiled(params, state, *batch))
 
 
-def test_a_configuration_is_the_backbones_with_a_pyramid():
-    config = configure(TINY | {"gate": "se", "norm": "frozen", "bn_decay": 0.5})
-    shared = {field.name for field in dataclasses.fields(config.backbone)}
-    assert all(getattr(config.backbone, name) == getattr(config, name) for name in shared)
+def before_a_norm(name):
+    """Biases that a normalisation takes away: their gradients are what rounding leaves of 0."""
+    return name.endswith((".conv.bias", "output.0.bias", "output.1.bias", "coarse.0.bias"))
+
+
+WEIGHTS = jnp.asarray([1.0, 1, 0, 1, 1, 1, 1, 0])
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    ready_made = ready(**SMALL)
+    batch = images(8, 64, 128, 3), WEIGHTS
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    return gradients(*ready_made, batch, mesh, RULES_OF["replicated"])
+
+
+def test_gradients_are_finite_and_reach_every_weight(on_one_device):
+    spec, (found, (_, seen)) = ready(**SMALL)[0], on_one_device
+    assert set(found) == set(spec.params)
+    for name, gradient in found.items():
+        assert np.isfinite(gradient).all(), name
+        assert gradient.any() or before_a_norm(name), name
+    assert sorted(seen) == statistics.layers(spec.model_state)
+
+
+def test_rows_that_do_not_count_change_nothing(on_one_device):
+    """Neither gradients and outputs of the others nor what the layers saw."""
+    x = images(8, 64, 128, 3)
+    disturbed = x.at[2].set(50 * x[0]).at[7].set(-3.0)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    other = gradients(*ready(**SMALL), (disturbed, WEIGHTS), mesh, RULES_OF["replicated"])
+    for name, gradient in on_one_device[0].items():
+        if not before_a_norm(name):
+            close(other[0][name], gradient)
+    (levels, seen), (levels_of_other, seen_of_other) = on_one_device[1], other[1]
+    jax.tree.map(close, seen, seen_of_other)
+    counted = np.flatnonzero(WEIGHTS)
+    jax.tree.map(lambda a, b: close(a[counted], b[counted]), levels, levels_of_other)
+
+
+def close(actual, expected):
+    scale = max(1e-3, np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=2e-4 * scale, rtol=1e-3)
+
+
+def test_eight_devices_give_what_one_gives(on_one_device):
+    batch = images(8, 64, 128, 3), WEIGHTS
+    found, (levels, _) = gradients(*ready(**SMALL), batch, make_mesh(1, 8), RULES_OF["fsdp"])
+    for name, gradient in on_one_device[0].items():
+        if not before_a_norm(name):
+            close(found[name], gradient)
+    jax.tree.map(close, levels, on_one_device[1][0])
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives_in_bfloat16():
+    batch, network = (images(8, 64, 128, 3), WEIGHTS), ready(**SMALL, dtype="bfloat16")
+    meshes = make_mesh(data=1, devices=jax.devices()[:1]), make_mesh(1, 8)
+    one, eight = (gradients(*network, batch, mesh, RULES_OF["fsdp"]) for mesh in meshes)
+    for expected, actual in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual, expected, atol=0.1 * max(1e-3, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("name", ["retinanet_resnet50", "retinanet_sasa_resnet50"])
+def test_every_weight_has_a_place_on_a_mesh(name, kind):
+    spec = nn.abstract(build(section(name, {"head_attention": "towers"})))
+    places = resolve_specs(spec.params | spec.model_state, RULES_OF[kind], make_mesh(1, 8))
+    split = {name for name, place in places.items() if "data" in place.spec}
+    assert bool(split) == (kind == "fsdp")
+    if split:
+        assert {"heads.classes.predictor.kernel", "backbone.conv5_x.2.conv3.kernel"} <= split
