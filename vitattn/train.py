@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from trainlib.data.folders import once
 from trainlib.data.order import split_facts
-from trainlib.errors import DataError
+from trainlib.errors import ConfigError, DataError
 from trainlib.model.weights import Arrays
 from trainlib.run import peers
 from trainlib.run.curves import curves
@@ -104,7 +104,18 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
 
 
 def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
-    """The state before the first step: new weights, or those that `init_from` names."""
+    """The state before the first step: new weights, or those that `init_from` names.
+
+    Raises:
+      ConfigError: weights would stay as they are drawn at random.
+    """
+    if not plan.config.init_from and len(plan.trained) < len(plan.abstract.params):
+        raise ConfigError(
+            f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps "
+            f"{len(plan.abstract.params) - len(plan.trained)} of {len(plan.abstract.params)} weights "
+            "as they start, and without init_from they start at random. Name weights with "
+            "--config.init_from=DIR, or let all of them learn with --config.optimizer.frozen=."
+        )
     key = jax.random.key(plan.config.seed)
     state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
     if plan.config.init_from:

@@ -8,16 +8,16 @@ from vitattn.models.retinanet.config import frozen_stages
 
 # One's own images and COCO json, from ImageNet weights: --config.data.source=coco:TRAIN.json
 # --config.model.num_classes=N --config.init_from=WEIGHTS. The rate is that of 64 images scaled to
-# 16, and the stem and first stage stay as they were trained, as in public fine-tuning.
+# 8, and the stem and first stage stay as they were trained, as in public fine-tuning.
 OWN: dict[str, Any] = {
     "data.holdout": 0.1,
     "optimizer.frozen": frozen_stages(2),
-    "batch_size": 16,
+    "batch_size": 8,
     "epochs": 24,
     "schedule.name": "cosine",
-    "schedule.learning_rate": 0.02,
+    "schedule.learning_rate": 0.01,
     "schedule.warmup_steps": 100,
-    "schedule.warmup_start": 0.002,
+    "schedule.warmup_start": 0.001,
     "ema_decay": 0.99,
     "eval_every": 200,
     "checkpoint.every": 200,

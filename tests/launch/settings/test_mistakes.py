@@ -34,6 +34,7 @@ MISTAKES = [
     ([DIGITS, "--config.schedule.name=cosin"], 64, ["Did you mean 'cosine'"]),
     ([DIGITS, "--config.schedule.warmup_steps=9999"], 64, ["warmup_steps=9999"]),
     ([DIGITS, "--config.optimizer.frozen=no_such_layer"], 64, ["no_such_layer", "none of"]),
+    ([DIGITS, "--config.optimizer.frozen=^stem"], 64, ["3 of 213 weights", "at random"]),
     ([DIGITS, "--config.model.depth=51"], 64, ["model.depth=51", "50"]),
     (
         [DIGITS, "--config.model.attention.heads=2"],
