@@ -230,6 +230,78 @@ def read_tfds(path: Path) -> Any:
     make_source(ConfigDict(values | {"source": "imagenet", "dir": str(path)}), "train")
 
 
+# ------------------------------------------------------------------------------ images with boxes
+def _boxed(form: str) -> Callable[[Path], Path]:
+    """A set of a few images in one of the forms that are read."""
+
+    def make(folder: Path) -> Path:
+        from tests.vitattn.detection.data import sets, test_voc, test_yolo
+
+        if form == "coco":
+            content = sets.good()
+            content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 5, 9.5]]
+            content["annotations"][1].update(bbox=[], segmentation={"size": [30, 40], "counts": ""})
+            content["annotations"][1]["segmentation"]["counts"] = [100, 20, 1080]
+            sets.coco(folder, content)
+        elif form == "voc":
+            test_voc.official(folder)
+        else:
+            test_yolo.ultralytics(folder)
+        return folder
+
+    return make
+
+
+def _read_boxed(source: str) -> Callable[[Path], Any]:
+    """Everything that training and evaluation read, however little of the set is left."""
+
+    def read(path: Path) -> Any:
+        import numpy as np
+
+        from tests.vitattn.detection.data.sets import config
+        from vitattn.detection.data.catalog import make_source
+        from vitattn.images.decode import BadImage
+        from vitattn.images.files import UnreadableRecord
+
+        values = {"source": source.format(path), "max_bad_fraction": 1.0}
+        found = make_source(config(**values), "train")
+        examples = []
+        for record in range(len(found)):
+            with contextlib.suppress(UnreadableRecord, BadImage):
+                image, boxes, classes, _ = found[record]
+                sides = np.asarray(boxes[:, 2:] - boxes[:, :2])
+                sane = np.isfinite(boxes).all() and (sides > 0).all() and (boxes >= 0).all()
+                known = ((classes >= 0) & (classes < found.num_classes)).all()
+                examples.append(bool(sane and known and len(image)))
+        return examples, found.ground_truth(), found.left_out
+
+    return read
+
+
+def boxes_of_nothing(good: Any, result: Any) -> str:
+    """Boxes without a checksum can be others; but they are boxes, of images that there are."""
+    import json
+
+    examples, truth, _ = result
+    images = [image["id"] for image in truth["images"]]
+    categories = {category["id"] for category in truth["categories"]}
+    json.dumps(truth, allow_nan=False)
+    if not all(examples):
+        return "a box is not in its image"
+    if len(set(images)) < len(images):
+        return "two images have one id"
+    wrong = [
+        entry
+        for entry in truth["annotations"]
+        if entry["image_id"] not in images or entry["category_id"] not in categories
+    ]
+    return f"annotations of nothing: {wrong}"[:300] if wrong else ""
+
+
+def _suffixes(*suffixes: str) -> Callable[[Path], bool]:
+    return lambda path: path.suffix in suffixes
+
+
 # --------------------------------------------------------------------------------- configurations
 def make_configurations(folder: Path) -> Path:
     """What runs of both families keep beside their checkpoints, flat and nested."""
@@ -295,5 +367,26 @@ READERS: dict[str, Reader] = {
         (DataError, ConfigError),
         unsealed,
         _named("dataset_info.json", "features.json"),
+    ),
+    "coco": Reader(
+        _boxed("coco"),
+        _read_boxed("coco:{}/instances_train.json"),
+        (DataError, ConfigError),
+        boxes_of_nothing,
+        _suffixes(".json"),
+    ),
+    "voc": Reader(
+        _boxed("voc"),
+        _read_boxed("voc:{}"),
+        (DataError, ConfigError),
+        boxes_of_nothing,
+        _suffixes(".xml", ".txt"),
+    ),
+    "yolo": Reader(
+        _boxed("yolo"),
+        _read_boxed("yolo:{}"),
+        (DataError, ConfigError),
+        boxes_of_nothing,
+        _suffixes(".yaml", ".txt"),
     ),
 }

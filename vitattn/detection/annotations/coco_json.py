@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 from array import array
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from vitattn.detection.annotations.table import Table
 
 MOST_ENTRIES = 2**25  # 2 GiB of arrays; Objects365 has 30 million annotations
 
+_SETTLED = 2 * 10**9  # nanoseconds since the last change; ticks of some disks are as long
 _NUMBERS = frozenset((int, float))
 _LONGEST_NAME = 4096
 _LARGEST_SIDE = 2**20
@@ -40,11 +42,17 @@ def read(path: str | Path) -> tuple[Table, Report]:
         status = os.stat(path)
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror}.") from None
-    return _read(path, status.st_size, status.st_mtime_ns)
+    if time.time_ns() - status.st_mtime_ns < _SETTLED:  # it could change within one tick
+        return _read_now(path)
+    return _read_again(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str, size: int, changed: int) -> tuple[Table, Report]:
+def _read_again(path: str, size: int, changed: int) -> tuple[Table, Report]:
+    return _read_now(path)
+
+
+def _read_now(path: str) -> tuple[Table, Report]:
     report = Report(shown(path))
     rows = Rows(report)
     annotations = _Annotations(rows)
