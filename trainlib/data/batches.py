@@ -63,6 +63,7 @@ class Batches(Iterator[Batch]):
         workers: int,
         prefetch: int,
         bad: BadRecords,
+        note: Callable[[Batch], object] = lambda batch: None,
     ):
         """Prepares the iterator; reading starts with the first `next`.
 
@@ -74,11 +75,12 @@ class Batches(Iterator[Batch]):
           workers: worker processes; 0 reads in threads of this process.
           prefetch: batches made ahead of their use.
           bad: where unreadable records are counted.
+          note: called with each batch, in this process and thread, before it is returned.
         """
         import grain
 
         _mark_flags_parsed()
-        self._bad = bad
+        self._bad, self._note = bad, note
         self._workers = workers
         self._closed = False
         stop = _ENDLESS if stop is None else stop
@@ -117,6 +119,7 @@ class Batches(Iterator[Batch]):
             batch = next(self._iterator)
             bad = batch.pop("bad")
             self._bad.count(int(np.count_nonzero(batch["index"] >= 0)), bad)
+            self._note(batch)
         except BaseException as error:
             self.close()
             if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):

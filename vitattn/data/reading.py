@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from trainlib.data.bad_records import BadRecords
-from trainlib.data.batches import Batches, worker_count
+from trainlib.data.batches import Batch, Batches, worker_count
 from trainlib.data.order import host_slice, records_at
 from trainlib.errors import ConfigError
 from vitattn.data.source import Records
@@ -60,6 +60,7 @@ def train_batches(
     start_batch: int,
     process_index: int,
     process_count: int,
+    note: Callable[[Batch], object] = lambda batch: None,
 ) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
@@ -70,6 +71,7 @@ def train_batches(
       start_batch: number of the first global batch, the `next_batch` of a checkpoint.
       process_index: number of this host, in 0..process_count-1.
       process_count: hosts that share each global batch.
+      note: called with each batch before it is returned.
 
     Raises:
       ConfigError: a setting cannot work.
@@ -80,7 +82,7 @@ def train_batches(
     most = _piece_size(reader)
     make_piece = functools.partial(_training_piece, reader, batch_size, start, stop, most)
     pieces = -(-(stop - start) // most)
-    return _batches(make_piece, reader.source, config, pieces, start_batch, None)
+    return _batches(make_piece, reader.source, config, pieces, start_batch, None, note)
 
 
 def eval_batches(
@@ -109,6 +111,7 @@ def _batches(
     pieces: int,
     start: int,
     stop: int | None,
+    note: Callable[[Batch], object] = lambda batch: None,
 ) -> Batches:
     """Batches `start` to `stop` (None: no end) of so many pieces on this host."""
     return Batches(
@@ -119,6 +122,7 @@ def _batches(
         workers=worker_count(config.workers, source.in_memory),
         prefetch=config.prefetch,
         bad=BadRecords(len(source), config.max_bad_fraction, source.describe),
+        note=note,
     )
 
 

@@ -34,11 +34,11 @@ CLASS_NAMES: tuple[str, ...] = ("disc", "square", "triangle", "cross")
 # The definition of the set; none of it is a setting.
 _RECORDS = {"train": 512, "test": 128}
 _SEED = {"train": 19_06_05909, "test": 19_04_09925}
-_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 _HEIGHT, _WIDTH = (96, 160), (128, 192)  # of a picture
 _EMPTY = 0.06  # of the pictures have no shape
 _MOST_SHAPES = 6
-_RADIUS = (8.0, 36.0)  # of the circle around a shape; its logarithm is uniform
+_RADIUS = (11.0, 38.0)  # of the circle around a shape; its logarithm is uniform
 _MOST_OVERLAP = 0.25  # of the smaller of two boxes
 _ATTEMPTS = 8  # to find a place for a shape, which is left out otherwise
 _ARM = 0.3  # half the width of an arm of a cross, for half its length 1
@@ -140,7 +140,7 @@ class Scene(NamedTuple):
     def draw(self) -> np.ndarray:
         """Returns the picture, uint8 [h, w, 3]."""
         (top, left), (high, wide) = self.corner, self.size
-        picture = _photograph(_PHOTOGRAPHS[self.photograph])[top : top + high, left : left + wide]
+        picture = _photograph(PHOTOGRAPHS[self.photograph])[top : top + high, left : left + wide]
         picture = picture[:, :: -1 if self.mirrored else 1].astype(np.float32)
         for shape in self.shapes:
             _lay_on(picture, shape)
@@ -168,8 +168,8 @@ def scene(split: str, record: int) -> Scene:
     words = np.random.Philox(seeds).random_raw(_DRAWS)
     draws = iter(((words >> np.uint64(11)) * 2.0**-53).tolist())
     size = _whole(draws, *_HEIGHT), _whole(draws, *_WIDTH)
-    photograph = _whole(draws, 0, len(_PHOTOGRAPHS) - 1)
-    sides = _photograph(_PHOTOGRAPHS[photograph]).shape
+    photograph = _whole(draws, 0, len(PHOTOGRAPHS) - 1)
+    sides = _photograph(PHOTOGRAPHS[photograph]).shape
     corner = _whole(draws, 0, sides[0] - size[0]), _whole(draws, 0, sides[1] - size[1])
     mirrored = next(draws) < 0.5
     wanted = 0 if next(draws) < _EMPTY else _whole(draws, 1, _MOST_SHAPES)
@@ -191,8 +191,8 @@ def _placed(draws: Iterator[float], size: tuple[int, int], others: list[Shape]) 
     kind = _whole(draws, 0, len(CLASS_NAMES) - 1)
     radius = math.exp(math.log(_RADIUS[0]) + next(draws) * math.log(_RADIUS[1] / _RADIUS[0]))
     turn, hue = 2 * math.pi * next(draws), next(draws)
-    colour = colorsys.hsv_to_rgb(hue, 0.4 + 0.6 * next(draws), 0.4 + 0.6 * next(draws))
-    opacity = 0.8 + 0.2 * next(draws)
+    colour = colorsys.hsv_to_rgb(hue, 0.5 + 0.5 * next(draws), 0.4 + 0.6 * next(draws))
+    opacity = 0.85 + 0.15 * next(draws)
     colour = tuple(255 * channel for channel in colour)
     for _ in range(_ATTEMPTS):
         y, x = (radius + next(draws) * (side - 2 * radius) for side in size)
@@ -213,11 +213,11 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 @functools.cache
 def _photograph(name: str) -> np.ndarray:
     """Returns a photograph, uint8 [427, 640, 3]."""
-    with Image.open(_file(name)) as image:
+    with Image.open(file_of(name)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _file(name: str) -> Path:
+def file_of(name: str) -> Path:
     package = importlib.util.find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []
     files = [Path(folder) / "datasets" / "images" / name for folder in folders]
@@ -243,7 +243,7 @@ class Shapes(Truths):
 
     def __init__(self, split: str):
         self.split = split
-        photographs = [hashlib.sha256(_file(name).read_bytes()).digest() for name in _PHOTOGRAPHS]
+        photographs = [hashlib.sha256(file_of(name).read_bytes()).digest() for name in PHOTOGRAPHS]
         self.digest = short_digest("shapes", split, len(self), *photographs)
 
     def __len__(self) -> int:

@@ -19,11 +19,13 @@ so that a box of the picture is a box of the network image divided by `scale`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.data.batches import Batches
+from trainlib.checkpoint.write import warn
+from trainlib.data.batches import Batch, Batches
 from trainlib.data.order import generator
 from vitattn.data import reading
 from vitattn.data.unlabelled import Unlabelled
@@ -201,9 +203,32 @@ def train_batches(
         std,
         seed,
     )
+    note = _warn_once_beyond(source, config.max_boxes)
     return reading.train_batches(
-        reader, config, batch_size, start_batch, process_index, process_count
+        reader, config, batch_size, start_batch, process_index, process_count, note
     )
+
+
+def _warn_once_beyond(source: BoxedSource, max_boxes: int) -> Callable[[Batch], None]:
+    """Returns what looks at each batch, and warns of the first that has more boxes than fit."""
+    said = False
+
+    def note(batch: Batch) -> None:
+        nonlocal said
+        beyond = batch["counts"][:, COUNTS.index("beyond")]
+        if said or not beyond.any():
+            return
+        said, worst = True, int(beyond.argmax())
+        most = max_boxes + int(beyond[worst])
+        where = source.describe(int(batch["index"][worst]))
+        warn(
+            f"{where} has {most:,} boxes to find and data.max_boxes={max_boxes} are looked at: the "
+            "model learns that the others are background. Set "
+            f"--config.data.max_boxes={most} or more; the metric boxes_beyond is the share of "
+            "boxes that are left out so."
+        )
+
+    return note
 
 
 def eval_batches(

@@ -20,7 +20,8 @@ BATCH, SIZE = 40, (96, 128)  # two pieces for one host
 
 def config(**values):
     defaults = {key: value for key, (value, _) in data_settings().items()}
-    return ConfigDict({**defaults, "workers": 0, "max_boxes": 8, **values})
+    chosen = {"workers": 0, "max_boxes": 8, "jitter": (0.8, 2.0)}
+    return ConfigDict({**defaults, **chosen, **values})
 
 
 def take(reader, count):
@@ -103,7 +104,7 @@ def test_every_box_of_a_record_is_a_target_or_counted(reference):
         targets = (batch["classes"] >= 0).sum(1)
         np.testing.assert_array_equal(targets, counts[:, 0] - counts[:, 1:].sum(1))
         total += counts.sum(0)
-    assert 0 < total[1] < 0.1 * total[0], "of 20 % larger pictures a few shapes are cut away"
+    assert 0 < total[1] < 0.4 * total[0], "of larger pictures some shapes are cut away"
 
 
 def test_a_record_is_augmented_anew_in_each_epoch(reference):
@@ -178,6 +179,18 @@ def test_boxes_that_are_lost_are_counted_by_reason():
     expected = [(16, 16, 32, 48), (0, 0, 16, 16), (0, 0, 96, 128)]
     np.testing.assert_allclose(batch["boxes"][0], expected, rtol=1e-6)
     np.testing.assert_array_equal(batch["classes"][0], [0, 1, 1])
+
+
+def test_more_boxes_than_fit_are_said_once(capfd):
+    few, many = example([(0, 0, 9, 9)] * 3), example([(0, 0, 9, 9)] * 5)
+    source, c = Given(few, many, many), config(augment="none", max_boxes=3)
+    with train_batches(source, c, 3, 0, 0, 0, 1, SIZE) as batches:
+        for _ in range(3):
+            next(batches)
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("warning") == 1
+    assert "has 5 boxes to find and data.max_boxes=3" in said
+    assert "--config.data.max_boxes=5" in said
 
 
 def test_a_picture_without_boxes_is_a_picture():
