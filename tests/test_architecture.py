@@ -56,6 +56,7 @@ IMPORT_NAMES = {
     "absl-py": "absl",
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "tensorboardx": "tensorboardX",
 }
