@@ -16,7 +16,8 @@ def run(config: ConfigDict) -> int:
       DataError: training would refuse it; all reasons are listed.
     """
     lines, refused = task_of(config).check_data(config)
-    print(*map(plain, lines), sep="\n", flush=True)
+    for line in lines:
+        print(plain(line))
     if refused:
         count = "one reason" if len(refused) == 1 else f"{len(refused)} reasons"
         raise DataError(f"The data cannot be used, for {count}:", "\n".join(refused))

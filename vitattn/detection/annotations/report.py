@@ -232,15 +232,20 @@ class Report:
         for example, _ in zip(examples, range(_EXAMPLES), strict=False):
             self.add(trap, example, 0)
 
-    def line(self, trap: str) -> str:
+    def line(self, trap: str, how: str = "") -> str:
         """One line: what, how many, what is done, examples."""
-        what, unit, _, how = TRAPS[trap]
+        what, unit, _, usual = TRAPS[trap]
         count = self.counts[trap]
         said = what.startswith(_plural(unit, 2))
         number = "" if unit == "file" else f": {count:,}" + f" {_plural(unit, count)}" * (not said)
         examples = self.examples[trap]
         such = f" (such as {'; '.join(examples)})" if examples else ""
-        return f"{what}{number}, {how}{such}"
+        return f"{what}{number}, {how or usual}{such}"
+
+    def reason(self, trap: str) -> str:
+        """The same of what makes the file unusable."""
+        limited = TRAPS[trap].verdict in ("broken", "missing")
+        return self.line(trap, "more than data.max_bad_fraction lets be left out" * limited)
 
     def each(self, leave_out: Collection[str] = ()) -> list[str]:
         """The mistakes that were met, a line each."""
@@ -273,12 +278,12 @@ class Report:
         refused = self.refused(max_bad_fraction)
         if not refused:
             return
-        reasons = "; ".join(self.line(trap) for trap in refused)
+        reasons = "; ".join(map(self.reason, refused))
         hint = ""
         if any(TRAPS[trap].verdict in ("broken", "missing") for trap in refused):
             hint = (
-                f" That is more than data.max_bad_fraction={max_bad_fraction:g} allows to leave "
-                "out: mend them, or raise --config.data.max_bad_fraction to go on without them."
+                f" data.max_bad_fraction is {max_bad_fraction:g}: mend them, or raise "
+                "--config.data.max_bad_fraction to go on without them."
             )
         raise DataError(f"{self.what} cannot be used: {reasons}.{hint}")
 

@@ -43,7 +43,8 @@ def check_data(config: ConfigDict) -> Checked:
         try:
             opened = _open(config.data, part)
         except UserError as error:
-            checked.refused.append(f"{words}: {error}")
+            if not any(str(error) in reason for reason in checked.refused):
+                checked.refused.append(f"{words}: {error}")
             continue
         if opened is None:
             _of_training(config, found.get("train"), checked)
@@ -54,7 +55,7 @@ def check_data(config: ConfigDict) -> Checked:
         refused = report.refused(config.data.max_bad_fraction)
         checked.lines.extend(f"  {note}" for note in report.notes)
         checked.lines.extend(f"  {line}" for line in report.each(leave_out=refused))
-        checked.refused.extend(f"{words}: {report.line(trap)}" for trap in refused)
+        checked.refused.extend(f"{words}: {report.reason(trap)}" for trap in refused)
     _compare(found, config.model.num_classes, checked)
     return checked
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from trainlib import paths
-from trainlib.errors import ConfigError, DataError, shown
+from trainlib.errors import ConfigError, DataError, nearest, shown
 from vitattn.data import imagenet
 from vitattn.data.source import argument_of
 from vitattn.detection.annotations import coco_json
 from vitattn.detection.annotations.official import NAMES
 from vitattn.detection.annotations.report import Report
 from vitattn.detection.data import files, layouts
-from vitattn.detection.data.files import BoxedFiles, present
+from vitattn.detection.data.files import BoxedFiles, listed, present
 from vitattn.detection.data.source import Kind
 
 
@@ -77,7 +77,11 @@ def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
     place = paths.resolve(given, "data.source" if argument else "data.dir")
     if not place.is_dir():
         if not place.exists():
-            raise DataError(f"There is no {shown(place)}, which data.source or data.dir names.")
+            names = listed(place.parent)
+            raise DataError(
+                f"There is no {shown(place)}, which data.source or data.dir names. "
+                f"{nearest(place.name, names)}"
+            )
         return place, named
     train = layouts.find_json(place, "train")
     if train is None:

@@ -193,12 +193,13 @@ def present(folder: Path, names: Sequence[str]) -> np.ndarray:
     for number, name in enumerate(names):
         parent, _, base = name.rpartition("/")
         if parent not in inside:
-            inside[parent] = _listed(folder / parent)
+            inside[parent] = listed(folder / parent)
         found[number] = base in inside[parent]
     return found
 
 
-def _listed(folder: Path) -> set[str]:
+def listed(folder: Path) -> set[str]:
+    """Returns the names in a folder, none if it cannot be opened."""
     try:
         return set(os.listdir(folder))
     except OSError:

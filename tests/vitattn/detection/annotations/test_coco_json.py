@@ -258,7 +258,7 @@ def test_some_broken_annotations_may_be_left_out(tmp_path):
     content["annotations"][0]["bbox"][2] = float("nan")
     table, report = read(tmp_path, content)
     assert len(table.boxes) == 3
-    with pytest.raises(DataError, match=r"max_bad_fraction=0\.2 allows"):
+    with pytest.raises(DataError, match=r"max_bad_fraction is 0\.2: mend"):
         report.check(0.2)
     report.check(0.25)
     assert any("NaN or infinity in the box: 1 annotation, left out" in n for n in report.lines())

@@ -62,7 +62,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
     with pytest.raises(DataError, match="The data cannot be used, for 6 reasons") as caught:
         check.run(c)
     for line in (
-        "training: NaN or infinity in the box: 1 annotation, left out",
+        "training: NaN or infinity in the box: 1 annotation, more than data.max_bad_fraction",
         r"training: images or XML files that cannot be read: 1",
         "3.png: is none of the formats",
         "training: pictures of another size than their annotations say: 1 image",
@@ -140,6 +140,9 @@ def test_the_command_ends_with_65(tmp_path, capsys):
     ]
     assert run_command(lambda: prepare.main(flags)) == 65
     error = capsys.readouterr().err
-    assert "training: a negative width or height: 1 annotation, left out" in error
+    assert (
+        "training: a negative width or height: 1 annotation, more than data.max_bad_fraction"
+        in error
+    )
     assert run_command(lambda: prepare.main([*flags, "--config.data.max_bad_fraction=0.5"])) == 0
     assert "a negative width or height: 1 annotation, left out" in capsys.readouterr().out

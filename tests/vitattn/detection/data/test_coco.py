@@ -134,6 +134,9 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"There is no .*nope\.json"):
         make_source(own(tmp_path / "nope.json"), "train")
     path = coco(tmp_path)
+    with pytest.raises(DataError, match=r"Did you mean 'instances_train\.json'\?"):
+        make_source(own(tmp_path / "instances_trian.json"), "train")
+    assert len(make_source(own(tmp_path), "train")) == 3  # a folder is looked through
     with pytest.raises(DataError, match=r"data\.images: .*nope is no folder"):
         make_source(own(path, images=str(tmp_path / "nope")), "train")
 
@@ -153,7 +156,10 @@ def test_the_file_of_another_split_is_refused(tmp_path):
 def test_missing_images_are_counted_up_to_a_limit(tmp_path):
     path = coco(tmp_path)
     (tmp_path / "images" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"file is not there: 1, left out \(such as 3\.png\)"):
+    with pytest.raises(
+        DataError,
+        match=r"file is not there: 1, more than data\.max_bad_fraction .*\(such as 3\.png\)",
+    ):
         make_source(own(path), "train")
     source = make_source(own(path, max_bad_fraction=0.4), "train")
     assert len(source) == 2
