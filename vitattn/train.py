@@ -109,11 +109,11 @@ def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
     Raises:
       ConfigError: weights would stay as they are drawn at random.
     """
-    if not plan.config.init_from and len(plan.trained) < len(plan.abstract.params):
+    weights, learn = len(plan.abstract.params), len(plan.trained)
+    if not plan.config.init_from and learn < weights:
         raise ConfigError(
-            f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps "
-            f"{len(plan.abstract.params) - len(plan.trained)} of {len(plan.abstract.params)} weights "
-            "as they start, and without init_from they start at random. Name weights with "
+            f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps {weights - learn} of "
+            f"{weights} weights as they start, and without init_from they start at random. Name weights with "
             "--config.init_from=DIR, or let all of them learn with --config.optimizer.frozen=."
         )
     key = jax.random.key(plan.config.seed)
