@@ -113,8 +113,9 @@ def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
     if not plan.config.init_from and learn < weights:
         raise ConfigError(
             f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps {weights - learn} of "
-            f"{weights} weights as they start, and without init_from they start at random. Name weights with "
-            "--config.init_from=DIR, or let all of them learn with --config.optimizer.frozen=."
+            f"{weights} weights as they start, and without init_from they start at random. Name "
+            "weights with --config.init_from=DIR, or let all of them learn with "
+            "--config.optimizer.frozen=."
         )
     key = jax.random.key(plan.config.seed)
     state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
