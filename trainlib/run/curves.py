@@ -25,12 +25,29 @@ def series(path: str | Path) -> dict[str, Series]:
     return {name: dict(kinds) for name, kinds in found.items()}
 
 
-def _panels(found: dict[str, Series]) -> list[str]:
-    """What is drawn: loss, learning rate and accuracy first, then all that evaluations measured."""
+# Figures that are read together, and so share a panel: its title -> their names.
+_TOGETHER = {
+    "average precision": ("ap", "ap50", "ap75"),
+    "average precision by size": ("ap_small", "ap_medium", "ap_large"),
+    "average recall with 1, 10, 100 detections": ("ar_1", "ar_10", "ar_100"),
+    "average recall by size": ("ar_small", "ar_medium", "ar_large"),
+}
+# How many were evaluated, or found: numbers beside the figures.
+_COUNTS = ("examples", "detections")
+
+
+def _panels(found: dict[str, Series]) -> dict[str, list[str]]:
+    """What is drawn, title -> names: loss, learning rate and accuracy first, then all that
+    evaluations measured.
+    """
     first = [name for name in ("loss", "learning_rate", "accuracy") if name in found]
-    # `examples` says how many were evaluated: the same number at every step.
     evaluated = [name for name, kinds in found.items() if set(kinds) - {"train", "goodput"}]
-    return first + [name for name in evaluated if name not in (*first, "examples")]
+    drawn = first + [name for name in evaluated if name not in (*first, *_COUNTS)]
+    title_of = {name: title for title, names in _TOGETHER.items() for name in names}
+    panels: dict[str, list[str]] = {}
+    for name in drawn:
+        panels.setdefault(title_of.get(name, name.replace("_", " ")), []).append(name)
+    return panels
 
 
 def curves(workdir: str | Path) -> Path | None:
@@ -46,16 +63,17 @@ def curves(workdir: str | Path) -> Path | None:
         print(f"curves.png is not drawn: matplotlib is missing ({commands.install('plots')}).")
         return None
     found = series(workdir / "metrics.jsonl")
-    names = _panels(found)
-    if not names:
+    panels = _panels(found)
+    if not panels:
         print("curves.png is not drawn: metrics.jsonl holds no loss and no evaluation yet.")
         return None
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
-    for position, name in enumerate(names, start=1):
+    for position, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
-        for kind, points in found[name].items():
+        lines = [(name, *line) for name in names for line in found[name].items()]
+        for name, kind, points in lines:
             steps, values = zip(*points, strict=True)
             # Few points, as of an evaluation, are marked: a line through one of them is invisible.
             axes.plot(
@@ -63,13 +81,13 @@ def curves(workdir: str | Path) -> Path | None:
                 values,
                 "o-" if len(points) < 30 else "-",
                 markersize=3,
-                label=shown(kind, 60),
+                label=shown(kind if len(names) == 1 else name.replace("_", " "), 60),
             )
         # Names are not formulas, which matplotlib sees between two dollars.
-        axes.set_title(shown(name.replace("_", " "), 60), fontsize=10, parse_math=False)
+        axes.set_title(shown(title, 60), fontsize=10, parse_math=False)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        if len(found[name]) > 1:
+        if len(lines) > 1:
             for text in axes.legend(fontsize=8).get_texts():
                 text.set_parse_math(False)
     path = workdir / "curves.png"

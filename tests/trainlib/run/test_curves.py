@@ -26,7 +26,25 @@ def test_series_hold_every_number_by_name_and_kind(tmp_path):
     assert found["loss"]["eval"] == [(20, 0.1), (40, 0.05)]
     assert len(found["loss"]["train"]) == 41
     assert set(found) == {"loss", "learning_rate", "accuracy", "top1", "examples"}
-    assert plots._panels(found) == ["loss", "learning_rate", "accuracy", "top1"]
+    names = "loss", "learning_rate", "accuracy", "top1"
+    assert plots._panels(found) == {name.replace("_", " "): [name] for name in names}
+
+
+def test_figures_that_are_read_together_share_a_panel(tmp_path):
+    writer = JsonLines(tmp_path / "metrics.jsonl")
+    figures = dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "ar_1", "ar_100"), 0.5)
+    for step in (10, 20):
+        writer.write(step, "train", {"loss": 1.0})
+        writer.write(step, "eval", figures | {"examples": 9, "detections": 99})
+    writer.close()
+    assert plots._panels(plots.series(tmp_path / "metrics.jsonl")) == {
+        "loss": ["loss"],
+        "average precision": ["ap", "ap50", "ap75"],
+        "average precision by size": ["ap_small"],
+        "average recall with 1, 10, 100 detections": ["ar_1", "ar_100"],
+    }
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional dependency")
+    assert plots.curves(tmp_path)
 
 
 def test_curves_are_drawn(tmp_path):

@@ -1,4 +1,5 @@
-"""The picture of precision over recall: over all classes, and of each where they are few.
+"""The picture of precision over recall: of all classes, and of each, or of the best and worst of
+many.
 
 K classes, R levels of recall.
 """
@@ -7,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainlib import commands
 from trainlib.files import save_picture
 
-_TITLES = ("overlap 0.50", "overlap 0.75", "mean over 0.50 .. 0.95")
-_SINGLE = 10  # classes that have lines of their own
+_TITLES = ("overlap of 0.50 or more", "overlap of 0.75 or more", "mean over 0.50, 0.55 .. 0.95")
+_SINGLE = 10  # classes that all have lines of their own
+_ENDS = 3  # of more, how many of the best and of the worst have
 _DPI = 120
 
 
@@ -40,32 +43,34 @@ def precision_recall(
         print(f"{path.name} is not drawn: matplotlib is missing ({commands.install('plots')}).")
         return False
     known = [k for k in range(len(names)) if not np.isnan(curves[k]).any()]
-    recall = np.linspace(0, 1, curves.shape[-1])
-    figure = Figure(figsize=(13.5, 4.6), layout="constrained")
-    for column, (axes, title) in enumerate(
-        zip(figure.subplots(1, 3, sharey=True), _TITLES, strict=True)
-    ):
-        several = len(known) > 1
-        if len(known) <= _SINGLE:
-            for k in known:
-                label = f"{names[k]}  {100 * average[k, column]:.1f}"
-                axes.plot(recall, curves[k, column], linewidth=1.4, label=label)
-        else:
-            parts = np.quantile(curves[known, column], (0.1, 0.9), axis=0)
-            axes.fill_between(
-                recall, *parts, alpha=0.2, color="black", label="8 of 10 classes", linewidth=0
-            )
-        if several:
-            label = f"all {len(known)} classes  {100 * average[known, column].mean():.1f}"
-            mean = curves[known, column].mean(0)
-            axes.plot(recall, mean, color="black", linewidth=2.4, label=label)
+    figure = Figure(figsize=(13.5, 5.8), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    known.sort(key=lambda k: -average[k, -1])  # a class has one colour in all panels
+    shown = [names[k] for k in known]
+    for column, (axes, title) in enumerate(zip(panels, _TITLES, strict=True)):
+        _draw(axes, shown, curves[known, column], 100 * average[known, column])
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("recall")
-        axes.set(xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        legend = axes.legend(fontsize=8, title="AP in percent", title_fontsize=8, loc="lower left")
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # names are not formulas
-    figure.axes[0].set_ylabel("precision")
+    panels[0].set_ylabel("precision")
     save_picture(figure, path, _DPI)
     return True
+
+
+def _draw(axes: Any, names: Sequence[str], curves: np.ndarray, average: np.ndarray) -> None:
+    """One panel: curves [K, R] with their average precision [K] in percent, the best first."""
+    recall, order = np.linspace(0, 1, curves.shape[-1]), [*range(len(names))]
+    if len(names) > 1:
+        label = f"all {len(names)} classes: {average.mean():.1f}"
+        axes.plot(recall, curves.mean(0), color="black", linewidth=2.4, label=label, zorder=3)
+    if len(names) > _SINGLE:
+        low, high = np.quantile(curves, (0.1, 0.9), axis=0)
+        band = {"alpha": 0.15, "color": "black", "linewidth": 0, "label": "8 of 10 classes"}
+        axes.fill_between(recall, low, high, **band)
+        order = [*order[:_ENDS], *order[-_ENDS:]]
+    for k in order:
+        axes.plot(recall, curves[k], linewidth=1.3, label=f"{names[k]}: {average[k]:.1f}")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="recall")
+    axes.grid(alpha=0.3)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+    legend = axes.legend(fontsize=8, title="AP in percent", title_fontsize=8, **below)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names are not formulas

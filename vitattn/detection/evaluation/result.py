@@ -219,8 +219,8 @@ def _columns(ap: str, ap50: str, ap75: str, boxes: str, found: str) -> str:
 
 
 def _by_size(value: dict[str, str], name: str) -> str:
-    parts = [f"{size} {value[f'{name}_{size}']}" for size in coco_metrics.AREAS[1:]]
-    return f"{', '.join(parts)} %"
+    sizes = [(size, value[f"{name}_{size}"]) for size in coco_metrics.AREAS[1:]]
+    return ", ".join(f"{size} {text}{'' if text == 'n/a' else ' %'}" for size, text in sizes)
 
 
 def _known(value: float) -> float | None:

@@ -94,7 +94,7 @@ def test_names_of_metric_files_and_the_line_of_progress():
     assert not {"ap_medium", "ap_large", "ar_large"} & set(result.flat())
     assert all(math.isfinite(value) for value in result.flat().values())
     rows = dict(result.rows(config()))
-    assert rows["AP by size"] == "small 100.00, medium n/a, large n/a %"
+    assert rows["AP by size"] == "small 100.00 %, medium n/a, large n/a"
     assert rows["class"].split() == ["AP", "%", "AP50", "AP75", "boxes", "detections"]
     assert rows["  thing"].split() == ["100.00", "100.00", "100.00", "1", "1"]
     assert len(rows["class"]) == len(rows["  thing"])
