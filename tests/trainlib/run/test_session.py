@@ -16,7 +16,7 @@ import pytest
 from tests.trainlib.checkpoint import states
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.config import COMMON, from_schema
-from trainlib.errors import ConfigError, Preempted
+from trainlib.errors import ConfigError, NumericAbort, Preempted
 from trainlib.run import session as session_lib
 from trainlib.run.session import Session
 from trainlib.sharding.mesh import make_mesh
@@ -195,3 +195,11 @@ def test_what_may_change_is_said_and_what_may_not_is_refused(opened, after, caps
     assert loop(session, after) == [3, 4]
     with pytest.raises(ConfigError, match="batch_size: 8 -> 16"):
         opened(batch_size=16, steps=8)
+
+
+def test_what_a_failed_evaluation_found_is_kept(opened, tmp_path):
+    session = opened()
+    said = pytest.raises(NumericAbort, match=r"not finite.*odd\.json")
+    with said, session.running(), session.evaluating(1):
+        raise NumericAbort("not finite.", evidence=("odd.json", "[1]"))
+    assert (tmp_path / "odd.json").read_text() == "[1]"
