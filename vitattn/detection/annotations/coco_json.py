@@ -161,6 +161,11 @@ def _whole(value: Any, report: Report, trap: str) -> int | None:
     return value if type(value) is int and abs(value) < 2**63 else None
 
 
+def _large(*ids: int) -> bool:
+    """Whether one is beyond 64 bits."""
+    return any(identity.bit_length() > 63 for identity in ids)
+
+
 class _Annotations:
     """Adds annotations to rows, and counts what is wrong with one by itself."""
 
@@ -187,7 +192,7 @@ class _Annotations:
         box = entry.get("bbox")
         if not box:
             box = self._box_of_segments(entry)
-        if type(image) is not int or type(category) is not int:
+        if type(image) is not int or type(category) is not int or _large(image, category):
             image, category = (
                 _whole(n, self._report, "reference_float") for n in (image, category)
             )

@@ -124,6 +124,12 @@ MISTAKES = {
     "text as image id": (change("annotations", 0, image_id="10"), "reference_form", 1, True),
     "truth as category": (change("annotations", 0, category_id=True), "reference_form", 1, True),
     "image id of 10.0": (change("annotations", 0, image_id=10.0), "reference_float", 1, False),
+    "image id beyond 64 bits": (
+        change("annotations", 0, image_id=2**64),
+        "reference_form",
+        1,
+        True,
+    ),
     "no category": (change("annotations", 0, category_id=None), "reference_form", 1, True),
     "no geometry": (change("annotations", 0, bbox=None), "no_geometry", 1, True),
     "empty box": (change("annotations", 0, bbox=[]), "no_geometry", 1, True),
