@@ -137,7 +137,7 @@ def _category(rows: Rows, number: int, entry: Any) -> None:
     report = rows.report
     identity = _whole(entry.get("id"), report, "image_float") if isinstance(entry, dict) else None
     name = entry.get("name") if isinstance(entry, dict) else None
-    if identity is None or not isinstance(name, str):
+    if identity is None or identity < 0 or not isinstance(name, str):
         report.add("category_form", f"number {number + 1}: {brief(entry, 80)}")
     elif not name.strip() or len(name) > _LONGEST_NAME or not _is_unicode(name):
         report.add("no_name", f"category {identity}")
@@ -203,18 +203,18 @@ class _Annotations:
             raise _Broken("box_form", brief(box, 60))
         if not _NUMBERS.issuperset(map(type, box)):
             raise _wrong_number(box)
-        area, crowd = entry.get("area"), entry.get("iscrowd")
-        if type(area) is not float:
-            area = float(area) if type(area) is int and abs(area) < 2**63 else float("nan")
-        if type(crowd) is not int or crowd not in (0, 1):
-            if type(crowd) is not bool:
-                self._report.add("no_crowd", "" if crowd is None else brief(crowd, 40))
-            crowd = crowd is True
+        area, crowd = _area(entry.get("area")), self._crowd(entry.get("iscrowd"))
         try:
-            self._rows.annotation(number, image, category, box, area, bool(crowd))
+            self._rows.annotation(number, image, category, box, area, crowd)
         except OverflowError:  # a whole number that no float holds
             raise _Broken("box_form", brief(box, 60)) from None
         self._note_id(entry)
+
+    def _crowd(self, value: Any) -> bool:
+        if type(value) is bool or (type(value) is int and value in (0, 1)):
+            return bool(value)
+        self._report.add("no_crowd", "" if value is None else brief(value, 40))
+        return False
 
     def _note_id(self, entry: dict[str, Any]) -> None:
         identity = entry.get("id")
@@ -246,6 +246,13 @@ class _Annotations:
         values, counts = np.unique(ids, return_counts=True)
         twice = values[counts > 1].tolist()
         self._report.add_all("id_twice", map(str, twice), int((counts[counts > 1] - 1).sum()))
+
+
+def _area(value: Any) -> float:
+    """The area, NaN where it is none."""
+    if type(value) is float or (type(value) is int and not _large(value)):
+        return float(value)
+    return float("nan")
 
 
 class _Broken(Exception):

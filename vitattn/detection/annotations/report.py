@@ -85,7 +85,7 @@ TRAPS: dict[str, Trap] = {
     ),
     # ---------------------------------------------------------------- categories
     "category_form": Trap(
-        "categories that are no object with a whole number as 'id' and a text as 'name'",
+        "categories that are no object with a whole number from 0 on as 'id' and a text as 'name'",
         "category",
         REFUSED,
         "write them as {'id': 1, 'name': 'cat'}",

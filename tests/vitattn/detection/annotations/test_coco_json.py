@@ -184,6 +184,7 @@ MISTAKES = {
     "backslash": (change("images", 2, file_name="a\\2.png"), "backslash", 1, False),
     "no width of an image": (change("images", 2, width=None), "image_size", 1, False),
     "text as height": (change("images", 2, height="30"), "image_size", 1, False),
+    "negative category": (change("categories", 0, id=-7), "category_form", 1, True),
     "category twice": (change("categories", 0, id=4), "category_twice", 1, True),
     "name twice": (change("categories", 0, name="cat"), "name_twice", 1, True),
     "empty name": (change("categories", 0, name=" "), "no_name", 1, True),
