@@ -272,7 +272,7 @@ def _read_boxed(source: str) -> Callable[[Path], Any]:
                 sides = np.asarray(boxes[:, 2:] - boxes[:, :2])
                 sane = np.isfinite(boxes).all() and (sides > 0).all() and (boxes >= 0).all()
                 known = ((classes >= 0) & (classes < found.num_classes)).all()
-                examples.append(bool(sane and known and len(image)))
+                examples.append(bool(sane and known and image is not None))
         return examples, found.ground_truth(), found.left_out
 
     return read

@@ -61,8 +61,12 @@ class Picture:
       turned: whether width and height are exchanged in the file, by its EXIF orientation.
     """
 
-    def __init__(self, image: Image.Image):
-        """Takes an open image; raises BadImage if its size is not allowed."""
+    def __init__(self, image: Image.Image, whole: bool = True):
+        """Takes an open image; raises BadImage if its size is not allowed.
+
+        Unless `whole`, nothing behind the header is looked at: of a PNG, whose orientation may
+        stand behind its pixels, it is that before them which counts.
+        """
         self._image = image
         width, height = image.size
         if width < 1 or height < 1:
@@ -71,7 +75,7 @@ class Picture:
             raise BadImage(
                 f"has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read"
             )
-        self._orientation = _orientation(image)
+        self._orientation = _orientation(image, whole)
         self._shrunk = 1  # pixels of the file, in one row, that became one decoded pixel
         self.turned = self._orientation >= 5
         self.width, self.height = (height, width) if self.turned else (width, height)
@@ -112,16 +116,25 @@ class Picture:
         right, bottom = min(edges[2] + left, upright.width), min(edges[3] + top, upright.height)
         return edges[0] + left, edges[1] + top, right, bottom
 
+    @property
+    def decoded(self) -> Image.Image | None:
+        """The image, if its pixels had to be decoded to know its orientation; it can stand for its
+        file, and nothing is decoded twice.
+        """
+        return None if getattr(self._image, "tile", None) else self._image
+
     def as_stored(self) -> np.ndarray:
         """Decodes all of it to uint8 RGB [H, W, 3] as it lies in the file, not turned upright."""
         return guarded(lambda: np.asarray(to_rgb(self._image)))
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, whole: bool) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) if the metadata cannot be read."""
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF itself
     if image.format == "PNG" and "exif" not in image.info:
+        if not whole:
+            return 1
         image.load()  # as `getexif` would; here damaged pixels are not taken for odd metadata
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -151,12 +164,12 @@ def open_picture(image: Pixels) -> Picture:
 
 
 def open_header(file: BinaryIO) -> Picture:
-    """Opens an image file, of which only the beginning is read until its pixels are asked for.
+    """Opens an image file to look at its header.
 
     Raises:
       BadImage: it is of another format, damaged or too large.
     """
-    return guarded(lambda: Picture(Image.open(file, formats=FORMATS)))
+    return guarded(lambda: Picture(Image.open(file, formats=FORMATS), whole=False))
 
 
 def guarded(decode: Callable[[], T]) -> T:

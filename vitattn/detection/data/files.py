@@ -152,7 +152,7 @@ def fitting(image: bytes, truth: Truth) -> tuple[Pixels, int, int]:
     """
     picture = open_picture(image)
     height, width, stored = frame(picture, truth)
-    return picture.as_stored() if stored else image, height, width
+    return picture.as_stored() if stored else picture.decoded or image, height, width
 
 
 def frame(picture: Picture, truth: Truth) -> tuple[int, int, bool]:
