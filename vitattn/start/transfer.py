@@ -32,8 +32,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trainlib import patterns
-from trainlib.checkpoint.checkpoints import COUNTS, Checkpoints
-from trainlib.checkpoint.find import find
+from trainlib.checkpoint.checkpoints import COUNTS
 from trainlib.errors import CheckpointError, shown
 from trainlib.model import statistics
 from trainlib.model.weights import Arrays, Spec
@@ -45,6 +44,7 @@ from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import Names
 from vitattn.models import ModelConfig
 from vitattn.start import passage
+from vitattn.start.origin import Origin, open_origin
 from vitattn.start.passage import Passage
 
 # Logical axes whose length may differ: of weights that then start anew, and that are stretched.
@@ -159,20 +159,15 @@ def start(plan: Plan[ModelConfig], state: TrainState, names: Names = ()) -> tupl
       DataError: the names of its classes cannot be read.
     """
     config = plan.config
-    directory, step = find(config.init_from)
     specs = {**plan.abstract.params, **plan.abstract.model_state}
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        number = checkpoints.pick(config.init_from_step or step)
-        shapes = checkpoints.shapes(number)
-        stored = {name: tuple(x.shape) for name, x in shapes.items() if hasattr(x, "shape")}
-        way = passage.between(stored, specs, checkpoints.meta(number).get("config", {}), plan.model)
+    with contextlib.closing(open_origin(config.init_from, config.init_from_step or None)) as origin:
+        stored = {name: tuple(x.shape) for name, x in origin.shapes.items() if hasattr(x, "shape")}
+        way = passage.between(stored, specs, origin.meta.get("config", {}), plan.model)
         result = match(stored, specs, config.init_new, way)
         heads = [name for name in result.taken if "classes" in specs[name].axes]
-        order, classes = None, "new"
-        if heads:
-            order, classes = _head_order(checkpoints, number, heads[0], names)
-        arrays = _read(checkpoints, number, result, plan)
-        counts = _counts(checkpoints, number, result, plan, state, way)
+        order, classes = _head_order(origin, heads[0], names) if heads else (None, "new")
+        arrays = _read(origin, result, plan)
+        counts = _counts(origin, result, plan, state, way)
     if order is not None:
         for name in heads:
             arrange = jax.jit(
@@ -180,21 +175,16 @@ def start(plan: Plan[ModelConfig], state: TrainState, names: Names = ()) -> tupl
                 out_shardings=plan.weight_shardings[name],
             )
             arrays[name] = arrange(arrays[name], order)
-    title = f"Starting from step {number}{way.source} in {shown(directory)}"
+    title = f"Starting from step {origin.step}{way.source} in {shown(origin.home)}"
     table = report(result, specs, title, classes) + _slow_statistics(plan, counts)
+    table += _other_epsilon(plan, origin.meta.get("config", {}))
     return _filled(plan, state, arrays, counts), table
 
 
-def _head_order(
-    checkpoints: Checkpoints, number: int, head: str, names: Names
-) -> tuple[np.ndarray | None, str]:
+def _head_order(origin: Origin, head: str, names: Names) -> tuple[np.ndarray | None, str]:
     """Which output of the checkpoint each output here continues, int [classes] (None: the same
     one), and a phrase about it. `head` is the name of a weight of the head."""
-    directory = checkpoints.directory
-    theirs = None
-    if names:
-        meta, where = checkpoints.meta(number), str(directory / str(number))
-        theirs = class_names.find(directory.parent, where, meta, len(names))
+    theirs = class_names.find(origin.home, origin.place, origin.meta, len(names)) if names else None
     if theirs is None:
         return None, (
             "by number, since their names are not known: see that they are the same classes"
@@ -205,9 +195,7 @@ def _head_order(
     return order, "the same" if order is None else "by name, in another order there"
 
 
-def _read(
-    checkpoints: Checkpoints, number: int, result: Match, plan: Plan[ModelConfig]
-) -> dict[str, jax.Array]:
+def _read(origin: Origin, result: Match, plan: Plan[ModelConfig]) -> dict[str, jax.Array]:
     """Reads what is taken and what is stretched: name -> array in its shape here."""
     specs = {**plan.abstract.params, **plan.abstract.model_state}
     shardings = plan.weight_shardings
@@ -218,7 +206,7 @@ def _read(
     for name, (source, shape) in result.stretched.items():
         whole = NamedSharding(plan.mesh, P())
         wanted[source] = jax.ShapeDtypeStruct(shape, specs[name].dtype, sharding=whole)
-    stored = checkpoints.restore_some(number, wanted)
+    stored = origin.read(wanted)
     arrays = {name: stored[source] for name, source in result.taken.items()}
     for name, (source, _) in result.stretched.items():
         fit = jax.jit(stretch, static_argnums=1, out_shardings=shardings[name])
@@ -260,9 +248,19 @@ def _slow_statistics(plan: Plan[ModelConfig], counts: np.ndarray) -> str:
     )
 
 
+def _other_epsilon(plan: Plan[ModelConfig], saved: Mapping[str, Any]) -> str:
+    """A note if frozen norms divide by something else than they did."""
+    here, there = plan.model.bn_eps, saved.get("model.bn_eps")
+    if getattr(plan.model, "norm", "batch") != "frozen" or there is None or there == here:
+        return ""
+    return (
+        f"\n  note     frozen norms add model.bn_eps={here} to their variances here and {there} "
+        f"there; --config.model.bn_eps={there} keeps them as they were"
+    )
+
+
 def _counts(
-    checkpoints: Checkpoints,
-    number: int,
+    origin: Origin,
     result: Match,
     plan: Plan[ModelConfig],
     state: TrainState,
@@ -270,14 +268,14 @@ def _counts(
 ) -> np.ndarray:
     """Counts of updates of the running statistics, int32 [layers]: those of the checkpoint for what
     is taken from it."""
-    shapes, layers = checkpoints.shapes(number), statistics.layers(state.model_state)
+    shapes, layers = origin.shapes, statistics.layers(state.model_state)
     stored = (n.partition("/")[2] for n in shapes if n.startswith("model_state/"))
     stored_layers = statistics.layers(stored)
     counted = dict.fromkeys(stored_layers, statistics.UNCOUNTED)
     if COUNTS in shapes:
         saved = shapes[COUNTS]
         wanted = jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=plan.shardings.step)
-        counts = checkpoints.restore_some(number, {COUNTS: wanted})[COUNTS]
+        counts = origin.read({COUNTS: wanted})[COUNTS]
         counted = dict(zip(stored_layers, np.asarray(counts).tolist(), strict=True))
     taken = statistics.layers(result.taken)
     ours = [

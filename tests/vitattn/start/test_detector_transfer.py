@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from launch import export
 from tests.vitattn.start.test_transfer import filled
 from trainlib.checkpoint import checkpoints as checkpoint
 from trainlib.config import override, to_json
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.model import statistics
+from trainlib.run.workdir import save_config
 from trainlib.sharding.mesh import make_mesh
 from vitattn.config import default_config
 from vitattn.labels import class_names
@@ -140,6 +142,43 @@ def test_a_detector_is_no_classifier(tmp_path):
     saved(configured("retinanet", DETECTOR), tmp_path)
     with pytest.raises(CheckpointError, match="holds a detector, and this model classifies"):
         started(configured("resnet", CLASSIFIER), tmp_path)
+
+
+def exported(directory, out, *flags):
+    export.main([f"--workdir={directory}", f"--out={out}", "--format=safetensors", *flags])
+    return out
+
+
+def test_an_export_is_as_good_as_a_run(tmp_path):
+    """In our own names; others have to be imported, and their step is the one they have."""
+    config = configured("resnet", CLASSIFIER, "local")
+    theirs = saved(config, tmp_path / "run")
+    save_config(config, tmp_path / "run")
+    out = exported(tmp_path / "run", tmp_path / "own")
+    ours, _, report, begun = started(configured("retinanet", DETECTOR, "local"), out)
+    for name in (name for name in ours if name.startswith("backbone.")):
+        np.testing.assert_array_equal(ours[name], theirs[name.removeprefix("backbone.")])
+    assert "step 3 of a classifier in" in report
+    assert statistics.UNCOUNTED in begun.counts.tolist()
+    with pytest.raises(ConfigError, match="init_from_step"):
+        started(configured("retinanet", DETECTOR, "local", init_from_step=3), out)
+
+
+def test_weights_in_other_names_are_to_be_imported(tmp_path):
+    config = configured("resnet", CLASSIFIER)
+    saved(config, tmp_path / "run")
+    save_config(config, tmp_path / "run")
+    out = exported(tmp_path / "run", tmp_path / "out", "--names=torchvision")
+    for place in (out, out / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="Import them first"):
+            started(configured("retinanet", DETECTOR), place)
+
+
+def test_another_epsilon_of_frozen_norms_is_said(tmp_path):
+    saved(configured("resnet", CLASSIFIER), tmp_path)
+    for norm, said in (("batch", False), ("frozen", True)):
+        _, _, report, _ = started(configured("retinanet", DETECTOR | {"norm": norm}), tmp_path)
+        assert ("--config.model.bn_eps=1e-05 keeps them" in " ".join(str(report).split())) == said
 
 
 # --------------------------------------------------------------------- detector from detector

@@ -17,6 +17,7 @@ from vitattn.classification.objective import loss_function
 from vitattn.labels import class_names
 from vitattn.plan import make
 from vitattn.start import transfer
+from vitattn.start.origin import open_origin
 
 SMALL = {
     "blocks": (1, 1, 1, 1),
@@ -202,7 +203,7 @@ def test_counts_of_updates_come_along_with_the_statistics(tmp_path):
 
 def test_a_place_without_checkpoints_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        transfer.find(tmp_path)
+        open_origin(tmp_path, None)
     assert not (tmp_path / "checkpoints").exists()
 
 
