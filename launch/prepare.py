@@ -17,6 +17,8 @@ from trainlib import commands
 from trainlib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ml_collections import ConfigDict
 
 
@@ -40,10 +42,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--check", action="store_true", help="look through images, and name all that is wrong"
     )
+    cli.add_path(
+        parser,
+        "--boxes",
+        metavar="FOLDER",
+        help="with --check: draw the boxes of a few images of each split into this folder",
+    )
     args, overrides = cli.parse(parser, argv)
     config = load.from_flags(args.config, overrides).config
     if args.check:
-        return _check(config)
+        return _check(config, args.boxes)
+    if args.boxes:
+        parser.error("--boxes goes with --check")
     prepare = families.of(config).prepare
     if prepare is None:
         raise ConfigError(
@@ -60,14 +70,14 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
-def _check(config: ConfigDict) -> int:
+def _check(config: ConfigDict, boxes: Path | None) -> int:
     check = families.of(config).check
     if check is None:
         raise ConfigError(
             f"--check is for images, and {config.family} reads texts: `{commands.name('prepare')}` "
             "names what it cannot use, and --verify reads what is prepared already."
         )
-    return check.run(config)
+    return check.run(config, boxes)
 
 
 if __name__ == "__main__":

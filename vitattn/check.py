@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from trainlib import commands
@@ -9,13 +11,17 @@ from trainlib.errors import DataError, plain
 from vitattn.task import task_of
 
 
-def run(config: ConfigDict) -> int:
+def run(config: ConfigDict, boxes: Path | None = None) -> int:
     """Prints what a configuration would read, and all that is wrong with it.
+
+    Args:
+      config: all of it.
+      boxes: a directory into which a few images of each split are drawn with their boxes.
 
     Raises:
       DataError: training would refuse it; all reasons are listed.
     """
-    lines, refused = task_of(config).check_data(config)
+    lines, refused = task_of(config).check_data(config, boxes)
     for line in lines:
         print(plain(line))
     if refused:

@@ -117,8 +117,10 @@ class Task(Protocol):
         """Opens a split of the data set that the section `data` of a configuration names."""
         ...
 
-    def check_data(self, config: ConfigDict) -> Checked:
-        """Looks through all splits of the data set of a configuration."""
+    def check_data(self, config: ConfigDict, boxes: Path | None) -> Checked:
+        """Looks through all splits of the data set of a configuration; `boxes` is a directory into
+        which a few examples are drawn with their boxes.
+        """
         ...
 
     def statistics(self, config: ConfigDict) -> tuple[Rgb, Rgb]:

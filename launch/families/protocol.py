@@ -193,8 +193,10 @@ class Preparing(Protocol):
 class Checking(Protocol):
     """`prepare --check`: looks through a data set and prints what is wrong with it."""
 
-    def run(self, config: ConfigDict) -> int:
-        """Checks the data set of a configuration; returns the exit code."""
+    def run(self, config: ConfigDict, boxes: Path | None = ...) -> int:
+        """Checks the data set of a configuration, and draws a few images with their boxes into a
+        directory; returns the exit code.
+        """
         ...
 
 

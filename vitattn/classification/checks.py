@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from trainlib.errors import UserError
+from trainlib.errors import ConfigError, UserError
 from vitattn.data import check_classes, make_source
 from vitattn.data.source import Checked, Source
 from vitattn.labels import matching
 
 
-def check_data(config: ConfigDict) -> Checked:
+def check_data(config: ConfigDict, boxes: Path | None) -> Checked:
     """Opens the splits of a configuration as training does, and says what it finds.
 
     Args:
       config: all of it.
+      boxes: None, since there are none.
+
+    Raises:
+      ConfigError: boxes were asked for.
     """
+    if boxes is not None:
+        raise ConfigError("--boxes is for detection, and a classifier has no boxes to draw.")
     checked = Checked([], [])
     found: list[Source] = []
     for split, words in (("train", "training"), (config.data.eval_split, "evaluation")):

@@ -9,8 +9,8 @@ from vitattn.detection.answers.prediction import (
     finish,
     make_predict,
 )
+from vitattn.detection.check import check_data
 from vitattn.detection.data.catalog import make_source, statistics
-from vitattn.detection.data.checks import check_data
 from vitattn.detection.evaluation.evaluation import MEASURED, WRITES_PREDICTIONS, over_split
 from vitattn.detection.input.pipeline import image_batches
 from vitattn.detection.input.splits import open_evaluation, open_training, train_batches

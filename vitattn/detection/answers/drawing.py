@@ -53,7 +53,7 @@ def draw(
     Args:
       picture: RGB, upright.
       boxes: [n, 4], x0 y0 x1 y1 in its pixels.
-      scores: [n], falling.
+      scores: [n], falling; NaN where there is none, as of boxes that a person drew.
       class_numbers: i32 [n].
       names: of the classes; letters that no font holds are replaced by the number of the class.
     """
@@ -97,10 +97,11 @@ def _label(name: str, number: int, score: float, size: tuple[int, int]) -> tuple
     """The text of a label that fits into the picture, and its font."""
     height = max(14, min(max(size) // 45, min(size) // 6))
     name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    text = f"{name} {100 * score:.0f} %"
+    percent = "" if np.isnan(score) else f" {100 * score:.0f} %"
+    text = f"{name}{percent}"
     font = font_for(text, height)
     if font is None:
-        text = f"class {number} {100 * score:.0f} %"
+        text = f"class {number}{percent}"
         font = font_for(text, height)
     while font is not None and height > 6 and _extent(text, font)[0] > size[0]:
         height -= 1

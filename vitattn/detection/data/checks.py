@@ -31,11 +31,15 @@ _AREAS = (32**2, 96**2)  # pixels: COCO's borders of small, medium and large
 _CLASSES = 20  # that are listed with the number of their boxes
 
 
-def check_data(config: ConfigDict) -> Checked:
+def look(config: ConfigDict) -> tuple[Checked, dict[str, BoxedSource]]:
     """Looks through the data set of a configuration.
 
     Args:
       config: all of it.
+
+    Returns:
+      What was found, and the parts that could be opened, even where training refuses them:
+      "training" and "evaluation".
     """
     checked = Checked([], [])
     found: dict[str, BoxedSource] = {}
@@ -47,17 +51,17 @@ def check_data(config: ConfigDict) -> Checked:
                 checked.refused.append(f"{words}: {error}")
             continue
         if opened is None:
-            _of_training(config, found.get("train"), checked)
+            _of_training(config, found.get("training"), checked)
             continue
-        found[part], report = opened
-        checked.lines.append(f"{words}: {_counted(found[part])}")
-        checked.lines.extend(f"  {line}" for line in _of_boxes(found[part], config.data.max_boxes))
+        found[words], report = opened
+        checked.lines.append(f"{words}: {_counted(found[words])}")
+        checked.lines.extend(f"  {line}" for line in _of_boxes(found[words], config.data.max_boxes))
         refused = report.refused(config.data.max_bad_fraction)
         checked.lines.extend(f"  {note}" for note in report.notes)
         checked.lines.extend(f"  {line}" for line in report.each(leave_out=refused))
         checked.refused.extend(f"{words}: {report.reason(trap)}" for trap in refused)
     _compare(found, config.model.num_classes, checked)
-    return checked
+    return checked, found
 
 
 def _open(config: ConfigDict, part: str) -> tuple[BoxedSource, Report] | None:
@@ -166,7 +170,7 @@ def _compare(found: dict[str, BoxedSource], outputs: int, checked: Checked) -> N
     """Compares the classes of the two splits, by their names, with each other and with the model,
     and looks for images that are in both.
     """
-    train, test = found.get("train"), found.get("test")
+    train, test = found.get("training"), found.get("evaluation")
     if train is not None and train.num_classes > outputs:
         checked.refused.append(
             f"the model has {outputs} outputs, and the data {train.num_classes} classes: set "

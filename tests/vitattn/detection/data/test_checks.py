@@ -2,13 +2,20 @@
 
 import re
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from tests.vitattn.detection.data.sets import annotation, coco, config, good, picture, write
 from trainlib.errors import DataError
 from vitattn import check
-from vitattn.detection.data.checks import check_data
+from vitattn.detection.data.checks import look
+
+
+def check_data(config):
+    """What was found, without the parts."""
+    return look(config)[0]
 
 
 def whole(outputs=2, **values):
@@ -158,3 +165,19 @@ def test_texts_are_checked_in_another_way(capsys):
     assert "--check is for images" in capsys.readouterr().err
     assert run_command(lambda: prepare.main(["--config=retinanet_resnet50:shapes"])) == 64
     assert "--check looks through them" in capsys.readouterr().err
+
+
+def test_a_few_images_are_drawn_with_their_boxes(tmp_path):
+    """In a set that is refused too: a box of another form is seen at once."""
+    content = good()
+    content["annotations"][0]["bbox"] = [1, 2, -3, 4]
+    c = whole(source=f"coco:{coco(tmp_path, content)}", holdout=0.3)
+    with pytest.raises(DataError, match="cannot be used"):
+        check.run(c, tmp_path / "drawn")
+    files = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert files == ["training_01.jpg", "training_02.jpg"]
+    with Image.open(tmp_path / "drawn" / "training_01.jpg") as picture:
+        assert picture.size == (640, 480)  # 16 times as large, to be looked at
+        edge = np.asarray(picture, np.int32)[:4, 300:500]  # of the box that is all of it
+    orange = (edge[..., 0] - edge[..., 2] > 100).mean()
+    assert orange > 0.3
