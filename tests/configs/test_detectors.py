@@ -32,11 +32,11 @@ EXPECTED = {
     "retinanet_aa_resnet101": 51_591_104,
     "retinanet_sasa_resnet50": 25_878_876,
 }
-UNPUBLISHED = re.compile(r":shapes|:own|:heads_and_pyramid")
+UNPUBLISHED = re.compile(r":shapes|:own|:heads_and_pyramid|reproduce_detection")
 
 
 def test_every_published_file_is_there():
-    assert set(EXPECTED) == set(MODULES)
+    assert set(EXPECTED) == set(MODULES) - {"reproduce_detection"}
 
 
 @pytest.mark.parametrize(("stem", "variant"), NAMES, ids=lambda part: part or "-")
@@ -59,7 +59,7 @@ def test_builds_and_cites_exactly_what_it_is(stem, variant):
         rows = {(f"arXiv {row.source}", row.ap, row.ap50): row for row in papers.published()}
         row = rows[published.source, published.ap, published.ap50]
         assert abstract.param_count == nn.abstract(build(row.model)).param_count
-    if not variant:
+    if not variant and stem in EXPECTED:
         assert abstract.param_count == EXPECTED[stem]
 
 
