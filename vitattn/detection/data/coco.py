@@ -34,17 +34,25 @@ def open_part(config: ConfigDict, part: str) -> tuple[BoxedFiles, Report] | None
       ConfigError: no set was named.
     """
     train, evaluation = files_of(config)
-    if part == "train":
-        return opened_json(train, config.images, "data.images")
-    return opened_json(evaluation, *images_of(config, evaluation)) if evaluation else None
+    if part == "test":
+        return opened_json(evaluation, *images_of(config, evaluation)) if evaluation else None
+    if train is None:
+        raise DataError(
+            f"{shown(argument_of(config.source) or config.dir)} holds no annotations of training: "
+            f"{layouts.official('train')} was looked for, and other names that are common. Give "
+            "the file itself: --config.data.source=coco:FILE.json."
+        )
+    return opened_json(train, config.images, "data.images")
 
 
 def _nothing(config: ConfigDict, split: str) -> ConfigError:
     train, evaluation = files_of(config)
-    other = None if evaluation else layouts.beside(train)
+    other = layouts.beside(train) if train and not evaluation else None
     near = f"Beside it lies {shown(other)}. " if other else ""
     how = f"{near}Give --config.data.eval_json=FILE.json, or"
-    return layouts.nothing_to_evaluate(train, split, how)
+    return layouts.nothing_to_evaluate(
+        train or Path(argument_of(config.source) or config.dir), split, how
+    )
 
 
 def images_of(config: ConfigDict, evaluation: Path) -> tuple[str, str]:
@@ -58,8 +66,9 @@ def images_of(config: ConfigDict, evaluation: Path) -> tuple[str, str]:
     return config.images if there else "", "data.images"
 
 
-def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
-    """Returns the JSON files of training and of evaluation, if there is one.
+def files_of(config: ConfigDict) -> tuple[Path | None, Path | None]:
+    """Returns the JSON files of training and of evaluation, those that there are: to evaluate a
+    trained model, no other images are needed.
 
     Raises:
       ConfigError: none was named.
@@ -83,14 +92,7 @@ def files_of(config: ConfigDict) -> tuple[Path, Path | None]:
                 f"{nearest(place.name, names)}"
             )
         return place, named
-    train = layouts.find_json(place, "train")
-    if train is None:
-        raise DataError(
-            f"{shown(place)} holds no annotations of training: {layouts.official('train')} was "
-            "looked for, and other names that are common. Give the file itself: "
-            "--config.data.source=coco:FILE.json."
-        )
-    return train, named or layouts.find_json(place, "test")
+    return layouts.find_json(place, "train"), named or layouts.find_json(place, "test")
 
 
 def opened_json(json: Path, images: str, key: str) -> tuple[BoxedFiles, Report]:

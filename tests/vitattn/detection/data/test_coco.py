@@ -127,6 +127,14 @@ def test_layouts_that_people_have(tmp_path, layout, below):
     assert len(train[0].boxes) == 2
 
 
+def test_evaluation_alone_needs_no_training_images(tmp_path):
+    coco(tmp_path, train="annotations/instances_val2017.json")
+    (tmp_path / "images").rename(tmp_path / "val2017")
+    assert len(make_source(config(dir=str(tmp_path)), "test")) == 3
+    with pytest.raises(DataError, match="holds no annotations of training"):
+        make_source(config(dir=str(tmp_path)), "train")
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"needs a folder.*coco:MY/instances_train\.json"):
         make_source(config(), "train")
