@@ -70,6 +70,48 @@ def test_boxes_of_a_record_lie_inside_and_have_an_area(tmp_path):
     assert len(source.truth(1).boxes) == 5
 
 
+def spoil_ids(content):
+    for entry in content["annotations"]:
+        entry["id"] = 0
+
+
+def drop_fields(content):
+    for entry in content["annotations"][:3]:
+        del entry["area"], entry["iscrowd"], entry["id"]
+
+
+def drop_boxes(content):
+    for entry in content["annotations"]:
+        x, y, w, h = entry.pop("bbox")
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+
+
+@pytest.mark.parametrize("spoil", [spoil_ids, drop_fields, drop_boxes])
+def test_what_is_mended_no_longer_misleads_pycocotools(tmp_path, spoil):
+    """Right detections get the AP 1 that they deserve; of the ids as they were it is 0."""
+    tools = pytest.importorskip("pycocotools.coco")
+    evaluation = pytest.importorskip("pycocotools.cocoeval")
+    content = good()
+    spoil(content)
+    truth = make_source(own(coco(tmp_path, content)), "train").ground_truth()
+    exact = [
+        {"image_id": image, "category_id": category, "bbox": box, "score": 0.9}
+        for image, category, box in (
+            (30, 4, [0, 0, 40, 30]),
+            (10, 7, [1, 2, 10.5, 20]),
+            (10, 4, [30, 20, 5, 5]),
+        )
+    ]
+    theirs = tools.COCO()
+    theirs.dataset = truth
+    theirs.createIndex()
+    measured = evaluation.COCOeval(theirs, theirs.loadRes(exact), "bbox")
+    measured.evaluate()
+    measured.accumulate()
+    measured.summarize()
+    assert measured.stats[0] == pytest.approx(1)
+
+
 # ---------------------------------------------------------------- splits
 def test_parts_of_the_training_images_are_held_out(tmp_path):
     c = own(coco(tmp_path), holdout=0.4)
