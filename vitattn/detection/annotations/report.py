@@ -15,7 +15,8 @@ _EXAMPLES = 3
 
 # What is done about a mistake.
 REFUSED = "refused"
-BROKEN = "left out"  # up to data.max_bad_fraction of the annotations; more is refused
+BROKEN = "broken"  # left out, up to data.max_bad_fraction of the annotations; more is refused
+MISSING = "missing"  # the same of images
 LEFT_OUT = "left out"
 MENDED = "mended"
 NOTED = "kept"
@@ -38,7 +39,7 @@ class Trap(NamedTuple):
 
 
 def _broken(what: str) -> Trap:
-    return Trap(what, "annotation", "broken", "left out")
+    return Trap(what, "annotation", BROKEN, "left out")
 
 
 TRAPS: dict[str, Trap] = {
@@ -186,11 +187,11 @@ TRAPS: dict[str, Trap] = {
         "those of YOLO are parts of the width and height: divide by them",
     ),
     # ---------------------------------------------------------------- the folder
-    "unreadable": Trap("images or XML files that cannot be read", "image", "missing", "left out"),
+    "unreadable": Trap("images or XML files that cannot be read", "image", MISSING, "left out"),
     "other_size": Trap(
-        "pictures of another size than their annotations say", "image", "missing", "left out"
+        "pictures of another size than their annotations say", "image", MISSING, "left out"
     ),
-    "no_file": Trap("images whose file is not there", "image", "missing", "left out"),
+    "no_file": Trap("images whose file is not there", "image", MISSING, "left out"),
 }
 
 
@@ -244,7 +245,7 @@ class Report:
 
     def reason(self, trap: str) -> str:
         """The same of what makes the file unusable."""
-        limited = TRAPS[trap].verdict in ("broken", "missing")
+        limited = TRAPS[trap].verdict in (BROKEN, MISSING)
         return self.line(trap, "more than data.max_bad_fraction lets be left out" * limited)
 
     def each(self, leave_out: Collection[str] = ()) -> list[str]:
@@ -263,15 +264,15 @@ class Report:
 
     def _stops(self, trap: str, fraction: float) -> bool:
         verdict = TRAPS[trap].verdict
-        if verdict == "broken":
+        if verdict == BROKEN:
             return self.broken() > fraction * self.annotations
-        if verdict == "missing":
+        if verdict == MISSING:
             return self.counts[trap] > fraction * self.images or self.counts[trap] >= self.images
         return verdict == REFUSED
 
     def broken(self) -> int:
         """The number of annotations that are left out since they cannot be understood."""
-        return sum(n for trap, n in self.counts.items() if TRAPS[trap].verdict == "broken")
+        return sum(n for trap, n in self.counts.items() if TRAPS[trap].verdict == BROKEN)
 
     def check(self, max_bad_fraction: float) -> None:
         """Raises DataError if the file cannot be used as it is; the message names all reasons."""
@@ -280,7 +281,7 @@ class Report:
             return
         reasons = "; ".join(map(self.reason, refused))
         hint = ""
-        if any(TRAPS[trap].verdict in ("broken", "missing") for trap in refused):
+        if any(TRAPS[trap].verdict in (BROKEN, MISSING) for trap in refused):
             hint = (
                 f" data.max_bad_fraction is {max_bad_fraction:g}: mend them, or raise "
                 "--config.data.max_bad_fraction to go on without them."

@@ -154,7 +154,9 @@ def _of_boxes(source: BoxedSource, max_boxes: int) -> list[str]:
 
 def _of_training(config: ConfigDict, train: BoxedSource | None, checked: Checked) -> None:
     """Says what is evaluated on where the set has no part for that."""
-    if not config.data.holdout:
+    if config.data.eval_split == "train":
+        checked.lines.append("evaluation: the training images (data.eval_split=train)")
+    elif not config.data.holdout:
         checked.refused.append(
             "evaluation: there is nothing to evaluate on. Give --config.data.eval_json=FILE.json "
             "(of coco:TRAIN.json), or --config.data.holdout=0.1"

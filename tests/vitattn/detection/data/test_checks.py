@@ -117,6 +117,9 @@ def test_a_part_that_is_absent_does_not_hide_the_other(tmp_path):
     assert "nope.json cannot be read" in checked.refused[0]
     checked = check_data(whole(source=f"coco:{path}"))
     assert "there is nothing to evaluate on" in checked.refused[0]
+    checked = check_data(whole(source=f"coco:{path}", eval_split="train"))
+    assert checked.refused == []
+    assert checked.lines[-1] == "evaluation: the training images (data.eval_split=train)"
 
 
 def test_images_of_more_boxes_than_training_sees(tmp_path):
