@@ -4,11 +4,14 @@ No argument: a table of all shipped configurations. `--config=X [--json]`: one o
 without arrays. `--config=X --explain=KEY`: a key's value, meaning and where it was set.
 `--checkpoint=DIR [--config=X] [--json]`: what a checkpoint holds, whether it is whole, and how its
 configuration differs from X.
-`--table=papers [--json]`: every row of the papers beside what is built here.
+`--table=papers [--json] [--rows=PATTERN]`: every row of the papers beside what is built here; with
+`--latency`, what each takes to answer a batch on this machine, or with `--latency=v5e-1` on a chip
+that is not here.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from configs.common import load
 from launch import cli, families
 from trainlib import compile_cache
-from trainlib.errors import StorageError
+from trainlib.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -46,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--table", metavar="NAME", help=f"a table: {', '.join(TABLES)}")
     parser.add_argument("--explain", metavar="KEY", help="value, meaning and origin of a key")
+    _add_latency(parser)
     cli.add_path(
         parser,
         "--checkpoint",
@@ -61,10 +65,27 @@ def main(argv: Sequence[str]) -> int:
     if args.explain:
         return explain(load.from_flags(args.config, overrides), args.explain)
     if args.table:
-        return table(args.table, args.json)
+        return table(args.table, args)
+    if args.latency or args.rows:
+        raise ConfigError("--latency and --rows belong to a table: add --table=papers.")
     if args.config or overrides:
         return one(load.from_flags(args.config, overrides), args.json)
     return every(args.json, compile_cache.enable(args.compile_cache))
+
+
+def _add_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rows", metavar="PATTERN", default="", help="rows of a table that have this in a name")
+    add(
+        "--latency",
+        metavar="TARGET",
+        nargs="?",
+        const="here",
+        help="of a table: measure inference on this machine, or predict it for a chip, v5e-1",
+    )
+    add("--batch", type=int, default=1, metavar="N", help="images of a measured batch (1)")
+    add("--dtype", help="of the computation: float32 (default on a CPU) or bfloat16")
+    add("--image_size", type=int, metavar="PIXELS", help="in place of the published size")
 
 
 def facts_of(loaded: load.Loaded) -> dict[str, Any]:
@@ -153,27 +174,40 @@ def show(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def table(name: str, as_json: bool) -> int:
-    """Prints the published models: computed figures, printed ones, and what lies between.
+def table(name: str, args: argparse.Namespace) -> int:
+    """Prints the published models: computed figures, printed ones, and what lies between; with
+    latency where that is asked for.
 
     Raises:
-      ConfigError: there is no such table.
+      ConfigError: there is no such table, or no such row.
     """
     from trainlib.errors import one_of
 
     if name not in TABLES:
         raise one_of("--table", name, TABLES)
+    from launch.planning import latency
     from vitattn import papers
 
-    rows = []
-    for row in papers.published():
+    rows = latency.chosen(papers.published(), args.rows)
+    clock = latency.Clock.of_flags(args, len(rows)) if args.latency else None
+    compared = []
+    for row in rows:
         counting(row.label)
-        rows.append(papers.compare(row))
+        compared.append(papers.compare(row))
     counting("")
-    if as_json:
-        print(json.dumps([compared_facts(row) for row in rows]))
+    taken = [] if clock is None else [clock.of(row) for row in rows]
+    if args.json:
+        facts = [compared_facts(row) for row in compared]
+        for one, found in zip(facts, taken, strict=False):
+            one["latency"] = latency.facts(found)
+        print(json.dumps(facts))
         return 0
-    show([PAPER_COLUMNS, *(compared_cells(row) for row in rows)])
+    cells = [list(PAPER_COLUMNS), *(compared_cells(row) for row in compared)]
+    if taken:
+        print(latency.heading(taken))
+        beside = [latency.COLUMNS, *(latency.cells(found) for found in taken)]
+        cells = [[*row[:-2], *more, *row[-2:]] for row, more in zip(cells, beside, strict=True)]
+    show(cells)
     return 0
 
 

@@ -4,6 +4,7 @@
     measure    what the ledger says of it
     augmented  2-D relative attention, and the halves of augmented convolutions around it
     windowed   layers of local attention
+    detection  both on the maps of a detector
     t5         attention of T5 with its relative bias
 
 A family of paths is a file with a list `CASES`.

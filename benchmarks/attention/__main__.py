@@ -20,7 +20,7 @@ from benchmarks.attention.measure import HEADER, cells, measure
 from trainlib.errors import one_of
 from trainlib.planning.ledger.ledger import compiler_version
 
-FAMILIES = ("augmented", "windowed", "t5")
+FAMILIES = ("augmented", "windowed", "detection", "t5")
 
 
 def cases(names: str) -> list[Case]:

@@ -187,24 +187,36 @@ def halo_attention(
         )
     check_heads("halo_attention", q, k, v)
     tables = _checked(q, rel_row, rel_col, 2 * (block + halo) - 1)
-    if _takes_kernel(q, k, v, block, halo):
-        return _on_matrix_unit(q, k, v, tables, block, halo, scale, mask_border)
+    if rows_at_once := _rows_of_kernel(q, k, v, block, halo):
+        options = {"block": block, "halo": halo, "mask_border": mask_border}
+        return _on_matrix_unit(q, k, v, tables, rows_at_once, scale, options)
     rows, cols = (_axis(size, block, halo, None, mask_border) for size in q.shape[1:3])
     return _blocked(q, k, v, tables, rows, cols, scale)
 
 
-def _takes_kernel(q: Array, k: Array | None, v: Array, block: int, halo: int) -> bool:
-    """Whether halo attention of these is left to the kernels for a TPU."""
+def _rows_of_kernel(q: Array, k: Array | None, v: Array, block: int, halo: int) -> int:
+    """Rows of a map that the kernels for a TPU are given at a time, 0 where halo attention of these
+    is left to the plain form. Blocks without a halo do not see each other: some rows of them will
+    do where a whole map is too large.
+    """
     maps = [x for x in (q, k, v) if x is not None]
     # Sizes of an exported program may be unknown, and a kernel has operands of one type.
     known = all(isinstance(size, int) and size > 0 for x in maps for size in x.shape)
     alike = len({x.dtype for x in maps}) == 1
     if kernel_mode() is None or not batch_is_local() or not known or not alike:
-        return False
+        return 0
     from vitattn.kernels.tpu.halo.attention import fits, geometry_of
 
-    geometry = geometry_of(q.shape[1:3], block, halo, q.shape[3], max(q.shape[4], v.shape[4]))
-    return fits(geometry, v.dtype, core_memory())
+    height, width = q.shape[1:3]
+    blocks, cut = divmod(height, block)
+    rows = [height]
+    if not halo and not cut:
+        rows += [n * block for n in range(blocks - 1, 0, -1) if blocks % n == 0]
+    heads, depth, memory = q.shape[3], max(q.shape[4], v.shape[4]), core_memory()
+    for some in rows:
+        if fits(geometry_of((some, width), block, halo, heads, depth), v.dtype, memory):
+            return some
+    return 0
 
 
 def _on_matrix_unit(
@@ -212,19 +224,23 @@ def _on_matrix_unit(
     k: Array | None,
     v: Array,
     tables: tuple[Array, ...],
-    block: int,
-    halo: int,
+    rows: int,
     scale: float | None,
-    mask_border: bool,
+    options: dict[str, Any],
 ) -> Array:
-    """`halo_attention` by the kernels for a TPU."""
+    """`halo_attention` by the kernels for a TPU, which are given so many rows at a time."""
     from vitattn.kernels.tpu.halo.attention import attention
 
-    options = {"block": block, "halo": halo, "mask_border": mask_border}
     interpret = kernel_mode() == "interpret"
 
     def local(q: Array, k: Array | None, v: Array, tables: tuple[Array, ...]) -> Array:
-        return attention(scaled(q, scale), k, v, tables, **options, interpret=interpret)
+        def strips(x: Array) -> Array:
+            """[B H / rows, rows, W, ..]: parts of a map follow each other in memory as maps do."""
+            return x.reshape(-1, rows, *x.shape[2:])
+
+        keys = None if k is None else strips(k)
+        operands = strips(scaled(q, scale)), keys, strips(v), tables
+        return attention(*operands, **options, interpret=interpret).reshape(v.shape)
 
     return _by_images(local, q, k, v, tables)
 

@@ -4,8 +4,9 @@ Dimension letters: B batch, N heads, H W map, d query/key width a head, e value 
 
 With s the scale, the logit between the query at (y, x) and the key at (Y, X) is
 s (q.k + q.rel_h[Y-y+H-1] + q.rel_w[X-x+W-1]). Both position terms are factors of the separable bias
-of `attend`, so the memory is O(HW(H+W)) a head beside one tile of logits. Images, and row blocks of
-large images, are looped over; position factors are rebuilt inside the loop. Callers have the heads
+of `attend`, so the memory is O(HW(H+W)) a head beside one tile of logits, and that of some rows of
+queries alone in large images. Images, and rows of queries of large images, are looped over;
+position factors are rebuilt inside the loop. Callers have the heads
 of a pixel together, as a projection makes them; the loop has the pixels of a head together, as
 products of queries and keys want them.
 
@@ -24,8 +25,15 @@ import numpy as np
 
 from trainlib.sharding.constrain import batch_is_local, batch_local
 from trainlib.sharding.kernels import kernel_mode
-from vitattn.kernels.plain.attend import attention_weights, check_heads, checked_tables, scaled
-from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.plain.attend import (
+    attend,
+    attention_weights,
+    check_heads,
+    checked_tables,
+    keep_outputs,
+    scaled,
+)
+from vitattn.kernels.plain.tiling import Tiles, attend_tiled, map_images, plan, serial_map
 from vitattn.kernels.tpu.relative.packed import Packing, packed_relative_attention
 
 Array = jax.Array
@@ -141,6 +149,8 @@ def _looped(q: Array, k: Array, v: Array, tables: tuple[Array, ...], rows: int |
 
     def chunk(inputs: tuple[Array, Array, Array]) -> Array:
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in inputs)  # [I N, H, W, .] of I images
+        if tables and tiles.steps < height:
+            return _by_rows(q, k, v, tables, tiles).reshape(*inputs[2].shape)
         bias = position_bias(q, *tables) if tables else ()  # [I N, H, HW] and [I N, W, HW]
         q, k, v = (x.reshape(x.shape[0], height * width, -1) for x in (q, k, v))  # [I N, HW, .]
         out = attend_tiled(q, k, v, bias, tiles, width)
@@ -149,11 +159,45 @@ def _looped(q: Array, k: Array, v: Array, tables: tuple[Array, ...], rows: int |
     return map_images(chunk, (q, k, v), tiles)
 
 
+def _by_rows(q: Array, k: Array, v: Array, tables: tuple[Array, ...], tiles: Tiles) -> Array:
+    """Attention of a large image, some rows of queries at a time, with the position terms of those
+    alone: of all they are H + W numbers a query and head, many times what the map holds.
+
+    Args:
+      q: [N, H, W, d].
+      k: [N, H, W, d].
+      v: [N, H, W, e].
+      tables: gathered, [H, H, d] and [W, W, d].
+      tiles: heads and rows of queries of a tile.
+
+    Returns:
+      [N, H, W, e].
+    """
+    row_table, col_table = tables
+    _, height, width, depth = q.shape
+    of_rows = row_table.reshape(-1, tiles.steps, height, depth)  # [H / r, r, H, d]
+
+    def some_heads(inputs: tuple[Array, ...]) -> Array:
+        q, k, v = inputs  # [n, H, W, .]
+        keys, values = (x.reshape(x.shape[0], height * width, -1) for x in (k, v))
+
+        def rows(inputs: tuple[Array, Array]) -> Array:
+            q, table = inputs  # [n, r, W, d] and [r, H, d]
+            bias = jax.lax.optimization_barrier(position_bias(q, table, col_table))
+            return attend(q.reshape(q.shape[0], -1, depth), keys, values, *bias)
+
+        q = q.reshape(q.shape[0], -1, tiles.steps, width, depth).swapaxes(0, 1)
+        out = jax.lax.map(keep_outputs(rows), (q, of_rows))  # [H / r, n, r W, e]
+        return out.swapaxes(0, 1).reshape(v.shape)
+
+    return serial_map(some_heads, (q, k, v), tiles.groups)
+
+
 def position_bias(q: Array, row_table: Array, col_table: Array) -> tuple[Array, Array]:
     """Row and column terms of the relative logits.
 
     Args:
-      q: [N, H, W, d].
+      q: [N, H, W, d]; H of queries may be some rows of the map alone, as may that of `row_table`.
       row_table: [H, H, d], the table gathered at (query row, key row).
       col_table: [W, W, d], gathered at (query column, key column).
 

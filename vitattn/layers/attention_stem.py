@@ -8,11 +8,17 @@ stem reads. In content alone a pixel says little, so values are mixed by positio
 
     v[a, c] = sum over m of softmax_m((emb_row[a] + emb_col[c]) . nu[m]) W_V[m] x[a, c]
 
+Blocks do not see each other. An image of many pixels is computed in strips of them, and queries,
+keys and values, which hold many times what the image does, are made again in the backward pass.
+
 The mixing is the same for all heads. The paper compares with plain values and with values by a
 spatial convolution. Normalisation and max pool belong to the network.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +27,9 @@ from flax import nnx
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.inputs import check_array
 from trainlib.model.weights import declare
+from trainlib.sharding.constrain import batch_local
 from vitattn.kernels.local import halo_attention
+from vitattn.kernels.plain.tiling import Tiles, largest_divisor, map_images
 from vitattn.kernels.query_map import block_axis, query_map
 from vitattn.layers.attention import AttentionLayer, Pair
 from vitattn.layers.conv import pointwise
@@ -31,6 +39,8 @@ from vitattn.layers.position import table_init
 Array = jax.Array
 
 VALUES = ("mixed", "plain", "conv")
+# Of what is computed at once: 64 channels of them in bfloat16 are 16 MiB, or 32 on a TPU.
+STRIP_PIXELS = 1 << 17
 # Not stated in the paper; 4 x 4 is the size that gives its 7.4 GFLOP.
 CONV_SIZE = 4
 
@@ -106,42 +116,91 @@ class AttentionStem(AttentionLayer):
         check_array("An attention stem", x, "B H W C", C=self.in_channels)
         self.offer(x)
         x = x.astype(self.dtype)
-        q, k = self._queries_and_keys(x)
-        v = self._by_head(self._values(x))
+        strips = None if self.values == "conv" else strips_of(x.shape, self.block)
+        if strips is None:
+            return self._attended(x, self._weights())
+        names = [*self._weights()]
+
+        def local(x: Array, *weights: Array) -> Array:
+            named = dict(zip(names, weights, strict=True))
+            parts = x.reshape(-1, strips.rows, *x.shape[2:])  # as they follow each other in memory
+            tiles = Tiles(largest_divisor(len(parts), strips.together), 1, 1)
+            out = map_images(lambda xs: self._attended(xs[0], named), (parts,), tiles)
+            return out.reshape(*x.shape[:3], self.out_channels)
+
+        return batch_local(local)(x, replicated=tuple(self._weights().values()))
+
+    def _attended(self, x: Array, weights: Mapping[str, Array]) -> Array:
+        """x [B, H, W, C] of whole blocks, or of a whole image -> [B, H, W, F]."""
+        q, k = self._queries_and_keys(x, weights)
+        v = self._by_head(self._values(x, weights))
+        tables = (weights["rel_row"], weights["rel_col"]) if self.relative else ()
         out = halo_attention(
-            q, k, v, *self._tables(), block=self.block, halo=0, scale=1.0, mask_border=True
+            q, k, v, *tables, block=self.block, halo=0, scale=1.0, mask_border=True
         )  # [B, H, W, N, F / N]
         return out.reshape(*x.shape[:3], self.out_channels)
 
     def query_map(self, x: Array, query: Pair) -> Array:
         """Probabilities f32 [B, N, H, W] of the keys of one query; see `AttentionLayer`."""
-        q, k = self._queries_and_keys(x.astype(self.dtype))
+        weights = self._weights()
+        q, k = self._queries_and_keys(x.astype(self.dtype), weights)
         size = self.map_size(x)
         rows, cols = (block_axis(at, n, self.block, 0) for at, n in zip(query, size, strict=True))
         q = q[:, query[0], query[1]]  # [B, N, F / N]
-        return query_map(q, k, self._tables(), rows, cols, size, mask_border=True)
+        tables = (weights["rel_row"], weights["rel_col"]) if self.relative else ()
+        return query_map(q, k, tables, rows, cols, size, mask_border=True)
 
-    def _tables(self) -> tuple[Array, ...]:
-        return (self.rel_row[...], self.rel_col[...]) if self.relative else ()
+    def _weights(self) -> dict[str, Array]:
+        """All weights by name."""
+        names = ["qk", "value"]
+        names += ["emb_row", "emb_col", "mixture"] * (self.values == "mixed")
+        names += ["rel_row", "rel_col"] * self.relative
+        return {name: getattr(self, name)[...] for name in names}
 
     def _by_head(self, x: Array) -> Array:
         """[B, H, W, F] -> [B, H, W, N, F / N]."""
         return x.reshape(*x.shape[:3], self.num_heads, self.out_channels // self.num_heads)
 
-    def _queries_and_keys(self, x: Array) -> tuple[Array, Array]:
-        q, k = jnp.split(pointwise(x, self.qk[...].astype(self.dtype)), 2, axis=-1)
+    def _queries_and_keys(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Array]:
+        q, k = jnp.split(pointwise(x, weights["qk"].astype(self.dtype)), 2, axis=-1)
         return self._by_head(q), self._by_head(k)
 
-    def _values(self, x: Array) -> Array:
+    def _values(self, x: Array, weights: Mapping[str, Array]) -> Array:
         """[B, H, W, C] -> [B, H, W, F]."""
-        kernel = self.value[...].astype(self.dtype)
+        kernel = weights["value"].astype(self.dtype)
         if self.values == "plain":
             return pointwise(x, kernel)
         if self.values == "conv":
             return jax.lax.conv_general_dilated(
                 x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-        return mixed_values(x, kernel, self.emb_row[...], self.emb_col[...], self.mixture[...])
+        mixing = (weights["emb_row"], weights["emb_col"], weights["mixture"])
+        return mixed_values(x, kernel, *mixing)
+
+
+class Strips(NamedTuple):
+    """How images are cut into strips of whole blocks.
+
+    Attributes:
+      rows: of pixels, of a strip.
+      together: strips that are computed at once, at most.
+    """
+
+    rows: int
+    together: int
+
+
+def strips_of(shape: Sequence[int], block: int) -> Strips | None:
+    """The strips of images [B, H, W, C] for blocks of a side; None where all fits at once, sizes
+    are unknown, or the last row of blocks is cut off.
+    """
+    batch, height, width, _ = shape
+    if not all(isinstance(size, int) for size in shape) or height % block:
+        return None
+    if batch * height * width <= STRIP_PIXELS:
+        return None
+    rows = block * largest_divisor(height // block, STRIP_PIXELS // (block * width))
+    return Strips(rows, max(1, STRIP_PIXELS // (rows * width)))
 
 
 def mixed_values(x: Array, kernels: Array, emb_row: Array, emb_col: Array, mixture: Array) -> Array:

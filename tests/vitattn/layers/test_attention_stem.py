@@ -6,6 +6,9 @@ import pytest
 
 from trainlib.errors import ConfigError
 from trainlib.model.weights import abstract, initialise
+from trainlib.sharding.kernels import use_kernels
+from vitattn.kernels.tpu.halo import attention as halo
+from vitattn.layers import attention_stem
 from vitattn.layers.attention_stem import AttentionStem
 
 
@@ -82,6 +85,37 @@ def test_equals_the_loop_in_value_and_slope(height, width, kind, relative):
         slope = (along(1e-5) - along(-1e-5)) / 2e-5
         scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
         assert abs(np.sum(gradient * direction) - slope) < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernels"),
+    [("mixed", "plain"), pytest.param("plain", "interpret", marks=pytest.mark.thorough)],
+)
+def test_strips_of_blocks_are_the_whole_image(kind, kernels, monkeypatch):
+    """2 images of 3 x 2 blocks, one row of blocks at a time; in the kernels too."""
+    model = abstract(AttentionStem(3, 4, num_heads=2, values=kind, relative=True))
+    params = initialise(model.params, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 12, 8, 3))
+
+    def run(params, x):
+        out, vjp = jax.vjp(lambda p, x: model.bind(p, {})(x), params, x)
+        return out, vjp(jax.numpy.cos(out))
+
+    expected = jax.jit(run)(params, x)
+    monkeypatch.setattr(attention_stem, "STRIP_PIXELS", 8 * 8)
+    assert attention_stem.strips_of(x.shape, 4) == (4, 2)
+    fits = halo.fits
+    monkeypatch.setattr(
+        halo, "fits", lambda sizes, *more: sizes.rows.size == 4 and fits(sizes, *more)
+    )
+    with use_kernels(kernels):
+        actual = jax.jit(lambda *args: run(*args))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), actual, expected)
+
+
+def test_an_image_that_blocks_do_not_divide_is_in_one_piece():
+    assert attention_stem.strips_of((8, 642, 640, 3), 4) is None
+    assert attention_stem.strips_of((8, 640, 642, 3), 4) == (160, 1)
 
 
 @pytest.mark.parametrize(
