@@ -32,13 +32,16 @@ from trainlib.errors import ConfigError
 from trainlib.sharding.constrain import batch_is_local, batch_local
 from trainlib.sharding.kernels import core_memory, kernel_mode
 from vitattn.kernels.plain.attend import MASK_BIAS, check_heads, checked_tables, scaled
-from vitattn.kernels.plain.tiling import attend_tiled, map_images, plan
+from vitattn.kernels.plain.tiling import Tiles, attend_tiled, map_images, plan, tile_bytes
 from vitattn.kernels.tpu.window.attention import takes, window_attention
 
 Array = jax.Array
 Table = jax.Array | None
 
 HALO_BLOCK = 7
+# Of a map that is computed by rows where there is no kernel: what the blocks of a smaller one hold
+# is little beside the network around it.
+LARGE_MAP = 64 * 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +326,63 @@ def projected_local_attention(
     return batch_local(local)(x, replicated=(*kernels, *tables))
 
 
+def projected_by_rows(
+    x: Array, kernel: Array, tables: tuple[Array, ...], *, heads: int, depth: int, window: int
+) -> Array | None:
+    """`local_attention` with a scale of 1 of what a large map is projected to, in its plain form
+    and some rows of the map at a time: projections are made again in the backward pass, and what
+    blocks hold of keys and values, several times the map, is there for these rows alone.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [C, 2 N d or 3 N d]: queries, keys unless there are none, values.
+      tables: [window, d // 2] and [window, d - d // 2], or none.
+      heads: N.
+      depth: d.
+      window: odd K.
+
+    Returns:
+      [B, H, W, N d] in the type of x; None for a map that is not large.
+    """
+    size = _rows_at_a_time(x.shape, heads, window)
+    if size is None:
+        return None
+    block, width = _block(*x.shape[1:3]), x.shape[2]
+    bands = _axis(x.shape[1], size, window // 2, window, False)
+    rows = _axis(size, block[0], window // 2, window, False)
+    cols = _axis(width, block[1], window // 2, window, False)
+
+    def local(x: Array, kernel: Array, *tables: Array) -> Array:
+        gathered = [t[a.index] for t, a in zip(tables, (rows, cols), strict=False)]
+        tiles = plan(1, rows.blocks * cols.blocks * heads, 1, rows.mask.size * cols.mask.size * 4)
+
+        def band(inputs: tuple[Array]) -> Array:
+            projected = jnp.einsum("byxc,cf->byxf", inputs[0], kernel)
+            projected = projected.reshape(*projected.shape[:3], -1, heads, depth)
+            q, v = projected[:, rows.halo : rows.halo + size, :, 0], projected[:, :, :, -1]
+            k = projected[:, :, :, 1] if projected.shape[3] == 3 else None
+            return _attended(q, k, v, gathered, rows, cols, tiles)
+
+        parts = _bands(x, 1, bands, bands.halo)  # [B, n, h + 2 R, W, C]
+        out = map_images(band, (parts.reshape(-1, *parts.shape[2:]),), Tiles(1, 1, 1))
+        return out.reshape(x.shape[0], -1, width, heads * depth)[:, : x.shape[1]]
+
+    return batch_local(local)(x, replicated=(kernel, *tables))
+
+
+def _rows_at_a_time(shape: Sequence[int], heads: int, window: int) -> int | None:
+    """Rows of a large map [B, H, W, C] whose blocks fill two tiles or more; None for all."""
+    known = all(isinstance(size, int) for size in shape)
+    if not known or shape[1] * shape[2] <= LARGE_MAP:
+        return None
+    block, reach = _block(*shape[1:3]), window // 2
+    blocks = [-(-size // side) for size, side in zip(shape[1:3], block, strict=True)]
+    logits = math.prod(side * (side + 2 * reach) for side in block)  # of a block and head
+    # Fewer than four rows of blocks would read most of their keys twice.
+    some = max(4, -(-2 * tile_bytes() // (blocks[1] * heads * logits * 4)))
+    return some * block[0] if some < blocks[0] else None
+
+
 def _checked(q: Array, row: Table, col: Table, offsets: int) -> tuple[Array, ...]:
     half = q.shape[-1] // 2
     return checked_tables(row, col, (offsets, offsets), (half, q.shape[-1] - half))
@@ -361,20 +421,35 @@ def _blocked(
 
         def chunk(inputs: tuple[Array, ...]) -> Array:
             q, v, *k = inputs  # [I, H, W, N, .] of I images
-            queries = _cut(scaled(q, scale), rows, cols, halo=False)  # [I, N, C, R, b, b, d]
-            values = _cut(v, rows, cols)  # [I, N, C, R, M, M, e]
-            bias = _bias(queries, gathered, rows.mask, cols.mask)  # [I, N, C, R, M, b, b] twice
-            # Without keys the content term is an inner product of width 0.
-            keys = _cut(k[0], rows, cols) if k else values[..., :0]
-            queries = queries if k else queries[..., :0]
-            terms = tuple(_flat(term, 1) for term in bias)  # [I N C R, M, b b]
-            q, k, v = (_flat(x, 2) for x in (queries, keys, values))  # [I N C R, b b or M M, .]
-            out = attend_tiled(q, k, v, terms, tiles, rows.block * cols.block)
-            return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
+            return _attended(scaled(q, scale), k[0] if k else None, v, gathered, rows, cols, tiles)
 
         return map_images(chunk, (q, v, *keys), tiles)
 
     return _by_images(local, q, k, v, tables)
+
+
+def _attended(
+    q: Array,
+    k: Array | None,
+    v: Array,
+    gathered: Sequence[Array],
+    rows: _Axis,
+    cols: _Axis,
+    tiles: Tiles,
+) -> Array:
+    """Attention of some images: scaled queries [I, H, W, N, d], keys and values [I, H, W, N, .] or
+    with the rows of a halo around them -> [I, H, W, N, e]. `gathered` are tables as for `_bias`.
+    """
+    queries = _cut(q, rows, cols, halo=False)  # [I, N, C, R, b, b, d]
+    values = _cut(v, rows, cols)  # [I, N, C, R, M, M, e]
+    bias = _bias(queries, gathered, rows.mask, cols.mask)  # [I, N, C, R, M, b, b] twice
+    # Without keys the content term is an inner product of width 0.
+    keys = values[..., :0] if k is None else _cut(k, rows, cols)
+    queries = queries[..., :0] if k is None else queries
+    terms = tuple(_flat(term, 1) for term in bias)  # [I N C R, M, b b]
+    q, k, v = (_flat(x, 2) for x in (queries, keys, values))  # [I N C R, b b or M M, .]
+    out = attend_tiled(q, k, v, terms, tiles, rows.block * cols.block)
+    return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
 
 
 def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
@@ -384,7 +459,8 @@ def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
 
 
 def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
-    """Cuts the axis `at` into blocks with a halo, [.., H, ..] -> [.., R, M, ..].
+    """Cuts the axis `at` into blocks with a halo, [.., H, ..] -> [.., R, M, ..]; H may be with the
+    halo around the map.
 
     A band is a block of the padded map and what it takes of the blocks after it: two or three
     slices of all blocks at once. The transpose adds as few pieces, with neither a scatter nor one
@@ -394,7 +470,8 @@ def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
     pieces = -(-length // block)
     total = axis.blocks + pieces - 1
     pads = [(0, 0)] * x.ndim
-    pads[at] = (halo, total * block - axis.size - halo)
+    before = halo if x.shape[at] == axis.size else 0
+    pads[at] = (before, total * block - x.shape[at] - before)
     x = jnp.pad(x, pads)
     x = x.reshape(*x.shape[:at], total, block, *x.shape[at + 1 :])  # [.., R + pieces - 1, b, ..]
     parts = []

@@ -24,6 +24,7 @@ from vitattn.kernels.local import (
     HALO_BLOCK,
     halo_attention,
     local_attention,
+    projected_by_rows,
     projected_local_attention,
     projections_are_packed,
 )
@@ -291,9 +292,14 @@ class LocalAttention(BlockAttention):
         shape = (*x.shape[:3], self.num_heads, depth)
         known = {"keys": not self.position_only, "position": self.position == "relative"}
         channels = x.shape[-1]
-        if not projections_are_packed(shape, x.dtype, self.window, channels=channels, **known):
-            return super()._attended(x)
         kernel = self.qkv[...].astype(self.dtype)
+        if not projections_are_packed(shape, x.dtype, self.window, channels=channels, **known):
+            sizes = {"heads": self.num_heads, "depth": depth, "window": self.window}
+            out = None
+            if not self.mask_border:
+                with jax.named_scope("attend"):
+                    out = projected_by_rows(self._placed(x), kernel, self._tables(), **sizes)
+            return super()._attended(x) if out is None else out
         with jax.named_scope("attend"):
             return projected_local_attention(
                 self._placed(x),

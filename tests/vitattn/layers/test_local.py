@@ -320,6 +320,27 @@ def test_layer_equals_the_loop_with_its_gradients(position, stride, height, widt
         assert np.abs(actual - want).max() < 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"position_only": True, "stride": 2}, marks=pytest.mark.thorough)]
+)
+def test_a_large_map_is_computed_by_rows(options, monkeypatch):
+    """5 rows of blocks of 7 pixels, of which 4 and 1 are computed at once."""
+    x = np.asarray(np.random.default_rng(0).standard_normal((2, 33, 3, 5)), np.float32)
+    fn, params = layer(x, window=5, **options)
+
+    def run():
+        out = jax.jit(lambda *args: fn(*args))(params, x)
+        return value_and_vjp(lambda *args: fn(*args), (params, x), jnp.cos(out))
+
+    expected = run()
+    monkeypatch.setattr(kernels, "LARGE_MAP", 0)
+    monkeypatch.setattr(kernels, "tile_bytes", lambda: 1)
+    assert kernels._rows_at_a_time(x.shape, 2, 5) == 28
+    actual = run()
+    for one, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.abs(one - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
 def test_halo_layer_equals_the_loop():
     x = np.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 5)), np.float32)
     fn, params = layer(x, HaloAttention, block=3, halo=1, mask_border=False)

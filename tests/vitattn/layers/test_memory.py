@@ -3,8 +3,9 @@
 Done naively, augmentation of 80 x 80 pixels holds 1.31 GB of logits for one image and layer. The
 gate is twice what goes in and comes out, forward and backward, cotangents and gradients included.
 
-The plain form of windows misses it for a single image, whose blocks it holds with their halos: 4.4
-times the map for keys, for values and for the gradients of both. Of other images it holds none.
+The plain form of windows misses it where it holds the blocks of many rows with their halos, 4.4
+times the map for keys, for values and for the gradients of both: of a whole image in maps of up to
+64 x 64 pixels. Of other images it holds none.
 """
 
 from typing import Any
@@ -54,7 +55,8 @@ LAYERS = {
     "local_head_80": (local, 80, 80, 256),
     "stem_640": (stem, 640, 640, 64),
 }
-PLAIN_WINDOWS = 8  # times what goes in and comes out of one image; 7.6 for 160 x 160 pixels
+# Times what goes in and comes out of one image; measured 2.35, 5.41, 2.94 and 2.10.
+MISSED = {"local_80": 2.5, "local_40": 6, "local_20": 3.2, "local_head_80": 2.5}
 
 
 def program(name, batch, dtype):
@@ -77,8 +79,7 @@ def quick_first():
 def test_plain_tiles(name):
     made, moved = program(name, 1, jnp.float32)
     analysis: Any = jax.jit(made.function).lower(*made.shapes).compile().memory_analysis()
-    bound = PLAIN_WINDOWS if name.startswith("local") else 2
-    assert analysis.temp_size_in_bytes <= bound * moved
+    assert analysis.temp_size_in_bytes <= MISSED.get(name, 2) * moved
 
 
 @needs_figures
