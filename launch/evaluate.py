@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
         parser,
         "--write_predictions",
         metavar="DIR",
-        help="after fine-tuning: write the answers to all tasks, as leader boards take them",
+        help="of a detector: where its detections, figures and curves go, instead of --workdir; "
+        "after fine-tuning: write the answers to all tasks, as leader boards take them",
     )
     args, overrides = cli.parse(parser, argv)
     if args.workdir is None:

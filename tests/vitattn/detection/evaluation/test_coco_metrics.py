@@ -29,8 +29,8 @@ def compare(seed: int, folder, images: int = 12, classes: int = 4, most: int = 2
     rng = np.random.default_rng(seed)
     split = random_split(rng, images, classes)
     result = evaluated(split, random_detections(rng, split, most))
-    result.write(folder)
     (folder / "truth.json").write_text(json.dumps(split.json()))
+    (folder / "detections.json").write_text(json.dumps(result.results()))
     found = directly(str(folder / "truth.json"), str(folder / "detections.json"))
     expected = [np.nan if figure == -1 else figure for figure in found.stats]
     np.testing.assert_allclose([result.figures[n] for n in TWELVE], expected, rtol=0, atol=1e-12)
