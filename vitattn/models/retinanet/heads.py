@@ -77,7 +77,7 @@ class TowerLayer(Layer):
                 dtype=config.dtype,
                 rngs=rngs,
             )
-        self.normalises = config.head_norm != "none"
+        self.normalised = config.head_norm
         if config.head_norm == "group":
             groups = math.gcd(MOST_GROUPS, config.features)
             self.norm = GroupNorm(config.features, groups=groups, eps=config.bn_eps, rngs=rngs)
@@ -88,15 +88,19 @@ class TowerLayer(Layer):
         self, maps: Sequence[jax.Array], *, train: bool = False, weights: Weights = None
     ) -> list[jax.Array]:
         """Maps of the levels -> the same shapes; `weights` [B] are for statistics of training."""
-        outputs = [self.conv(x) for x in maps]
-        if not self.normalises:
-            pass
+        if isinstance(self.conv, Conv):
+            centred = train and self.normalised == "batch"
+            outputs = [self.conv(x, centred=centred) for x in maps]
+        else:
+            outputs = [self.conv(x) for x in maps]
+        if self.normalised == "none":
+            normal = outputs
         elif isinstance(self.norm, GroupNorm):
-            outputs = [self.norm(x) for x in outputs]
+            normal = [self.norm(x) for x in outputs]
         else:
             pairs = zip(self.norm, outputs, strict=True)
-            outputs = [norm(x, train=train, weights=weights) for norm, x in pairs]
-        return [jax.nn.relu(x) for x in outputs]
+            normal = [norm(x, train=train, weights=weights) for norm, x in pairs]
+        return [jax.nn.relu(x) for x in normal]
 
 
 class Predictor(Layer):
