@@ -106,7 +106,7 @@ def unknown_words(text: str, *, to_be: bool = False) -> list[str]:
         if flag not in known.every_flag() | FOREIGN:
             wrong.append(f"no flag '{flag}'")
     key = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)+)(?:=.*)?", text)
-    is_file = text.endswith(".json")
+    is_file = text.endswith((".json", ".yaml"))
     if key and key[1].split(".")[0] in SECTIONS and not is_file and not _is_key(key[1]):
         wrong.append(f"no key '{key[1]}'")
     folders = "vitattn|moe|trainlib|configs|launch|benchmarks|tests"
