@@ -127,6 +127,18 @@ def test_tiles_of_part_of_an_image_or_of_several_images_equal_one(monkeypatch, s
     np.testing.assert_allclose(relative_attention_2d(*args), single, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(20, 33), (10, 10), (5, 5), (5, 8)])
+def test_maps_of_a_detector_equal_the_naive_form_with_all_gradients(height, width, monkeypatch):
+    """Keys of 3 channels a head and values of 1; the largest of these maps by rows of queries."""
+    monkeypatch.setattr(tiling, "tile_bytes", lambda: 4 * (10 * 10) ** 2)
+    args = inputs(batch=1, height=height, width=width, d=3, e=1)
+    g = jnp.asarray(np.random.default_rng(1).standard_normal(args[2].shape), jnp.float32)
+    actual = jax.tree.leaves(value_and_vjp(lambda *a: relative_attention_2d(*a), args, g))
+    expected = jax.tree.leaves(value_and_vjp(materialised, args, g))
+    for one, wanted in zip(actual, expected, strict=True):
+        assert np.abs(one - wanted).max() < 2e-5 * np.abs(wanted).max()
+
+
 def test_bfloat16_is_close_to_float32():
     args = inputs(height=6, width=5, d=16, dtype=jnp.bfloat16)
     out = relative_attention_2d(*args)

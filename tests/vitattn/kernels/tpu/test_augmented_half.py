@@ -75,6 +75,11 @@ def test_values_and_all_gradients_are_those_of_the_plain_form(name):
     check(CASES[name], 1e-5)
 
 
+@pytest.mark.thorough
+def test_heads_of_a_detector_have_three_channels_and_values_of_one():
+    check((2, 5, 8, 16, 2, 3, 1, 2), 1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_scale_covers_the_relative_terms(scale):
     check(CASES["odd"], 1e-5, scale=scale)

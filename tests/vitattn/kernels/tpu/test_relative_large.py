@@ -75,6 +75,11 @@ def test_values_and_all_gradients_are_those_of_the_plain_form(name):
     check(CASES[name], 1e-5)
 
 
+@pytest.mark.thorough
+def test_heads_of_a_detector_have_three_channels_and_values_of_one():
+    check(Case(10, 10, 8, heads=1, depth=3, values=1), 1e-5)
+
+
 def test_bfloat16_is_as_close_as_its_roundings():
     """Queries, terms, probabilities and their gradients are rounded at 2^-9 each."""
     check(CASES["blocks and tiles, the last of each ragged"], 2**-5, "bfloat16", scale=0.3)
