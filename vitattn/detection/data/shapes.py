@@ -1,9 +1,9 @@
 """Drawn shapes on real photographs: a set of pictures with boxes that needs no file.
 
-Discs, squares, triangles and crosses of many sizes, turns and colours lie on parts of the two
-photographs that scikit-learn ships. A record is drawn from random numbers of its own whenever it is
-asked for, in about a millisecond, and is the same on any machine. Boxes are those of the outlines
-and exact: an edge is smooth over one pixel, and its middle lies on the box.
+Discs, squares, triangles and crosses of many sizes and colours, a little turned, lie on parts of
+the two photographs that scikit-learn ships. A record is drawn from random numbers of its own
+whenever it is asked for, in about a millisecond, and is the same on any machine. Boxes are those of
+the outlines and exact: an edge is smooth over one pixel, and its middle lies on the box.
 
 h w height and width of a picture in pixels, n its shapes; points are (y, x).
 """
@@ -39,6 +39,7 @@ _HEIGHT, _WIDTH = (96, 160), (128, 192)  # of a picture
 _EMPTY = 0.06  # of the pictures have no shape
 _MOST_SHAPES = 6
 _RADIUS = (11.0, 38.0)  # of the circle around a shape; its logarithm is uniform
+_MOST_TURN = 0.3  # radians, either way
 _MOST_OVERLAP = 0.25  # of the smaller of two boxes
 _ATTEMPTS = 8  # to find a place for a shape, which is left out otherwise
 _ARM = 0.3  # half the width of an arm of a cross, for half its length 1
@@ -190,7 +191,7 @@ def _placed(draws: Iterator[float], size: tuple[int, int], others: list[Shape]) 
     found."""
     kind = _whole(draws, 0, len(CLASS_NAMES) - 1)
     radius = math.exp(math.log(_RADIUS[0]) + next(draws) * math.log(_RADIUS[1] / _RADIUS[0]))
-    turn, hue = 2 * math.pi * next(draws), next(draws)
+    turn, hue = _MOST_TURN * (2 * next(draws) - 1), next(draws)
     colour = colorsys.hsv_to_rgb(hue, 0.5 + 0.5 * next(draws), 0.4 + 0.6 * next(draws))
     opacity = 0.85 + 0.15 * next(draws)
     colour = tuple(255 * channel for channel in colour)

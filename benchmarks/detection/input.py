@@ -1,7 +1,7 @@
 """Training input of a detector: images a second of one core, where its time goes, and beside it the
 pipeline that one would write down first.
 
-    python -m benchmarks.detection_input [DIR] [--size=640] [--images=32] [--rounds=7]
+    python -m benchmarks.detection.input [DIR] [--size=640] [--images=32] [--rounds=7]
         [--report-only]
 
 Reads photographs (*.jpg) of DIR, or the two that scikit-learn ships. Every way decodes the same
