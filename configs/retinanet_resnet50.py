@@ -16,6 +16,8 @@ Variants:
   shapes: drawn shapes on photographs, a small network, in minutes on 2 CPU cores; needs no data.
   own: one's own images and COCO json, from ImageNet weights: --config.data.source=coco:TRAIN.json
     --config.model.num_classes=N --config.init_from=WEIGHTS; docs/detection.md shows all of it.
+  torchvision: the same from COCO weights of torchvision's retinanet_resnet50_fpn, imported.
+  torchvision_v2: the same from those of retinanet_resnet50_fpn_v2.
   short: 12 epochs from ImageNet weights (--config.init_from=WEIGHTS), the usual short schedule.
   se: with squeeze-and-excitation, published AP 36.5 %.
 """
@@ -25,7 +27,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.common.cite import cite
-from configs.common.detection import OWN, SHAPES
+from configs.common.detection import OWN, SHAPES, TORCHVISION, TORCHVISION_V2
 from configs.common.variants import pick
 from vitattn.config import default_config
 from vitattn.models.retinanet.config import frozen_stages
@@ -42,6 +44,8 @@ SHORT = {
 VARIANTS = {
     "shapes": SHAPES,
     "own": OWN,
+    "torchvision": TORCHVISION,
+    "torchvision_v2": TORCHVISION_V2,
     "short": SHORT,
     "se": {"model.gate": "se"},
 }

@@ -25,6 +25,19 @@ OWN: dict[str, Any] = {
     "target": "v5e-4",
 }
 
+# The same from torchvision's COCO weights, which `launch.import_weights` brings: of its first
+# RetinaNet, whose norms are frozen and add no epsilon to their variances, and of its second.
+_ANCHORS = {
+    "model.anchors": "torchvision",
+    "model.num_scales": 3,
+    "model.aspect_ratios": (2.0, 1.0, 0.5),
+    "model.pyramid_norm": "none",
+}
+TORCHVISION: dict[str, Any] = OWN | _ANCHORS
+TORCHVISION |= {"model.norm": "frozen", "model.bn_eps": 1e-24, "model.head_norm": "none"}
+TORCHVISION_V2: dict[str, Any] = OWN | _ANCHORS
+TORCHVISION_V2 |= {"model.p6_from": "c5", "model.bn_eps": 1e-5, "model.head_norm": "group"}
+
 # Drawn shapes on two photographs, in minutes on 2 CPU cores.
 SHAPES: dict[str, Any] = {
     "data.source": "shapes",

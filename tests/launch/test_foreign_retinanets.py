@@ -4,6 +4,7 @@ user who brings trained weights gets detections at once.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+import configs
 import vitattn
 from configs.common.load import of_workdir
 from launch import export, import_weights, predict
@@ -88,6 +90,19 @@ def test_names_and_shapes_are_those_of_torchvision(form):
     lines = sorted(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.items())
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert (len(lines), digest) == REAL[form]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fine_tuning_has_a_variant_of_the_same_network(form, tmp_path):
+    full = {"blocks": (), "width": 1.0, "features": 256, "num_classes": 91, "image_size": 640}
+    found = default_config("retinanet", task="detection")
+    there = shapes(configuration(form, **full))
+    torchvision_retinanet.recognise(there, tmp_path, found)
+    variant = f"torchvision{'_v2' * (form == 'v2')}"
+    config = configs.load(f"retinanet_resnet50:{variant}")
+    ours, theirs = configure(config.model), configure(found.model)
+    same = {"num_classes": 91, "dtype": "float32", "bn_decay": theirs.bn_decay}
+    assert dataclasses.replace(ours, **same) == theirs
 
 
 @pytest.mark.parametrize("form", FORMS)
