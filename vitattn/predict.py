@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from trainlib.errors import DataError, shown
+from trainlib.errors import DataError, NumericAbort, shown
 from trainlib.formats.load import load_weights
 from trainlib.formats.weight_source import is_export
 from trainlib.model.weights import Arrays
@@ -231,10 +231,22 @@ def answers(
                     example = {name: array[number] for name, array in batch.items()}
                     unread = not example["weight"]
                     outputs = {name: array[number] for name, array in result["outputs"].items()}
+                    if outputs and not unread:
+                        outputs = _finished(task, outputs, example, source.describe(record))
                     yield Answer(
                         record,
                         reasons[source.describe(record)] if unread else "",
                         example["image"],
-                        task.finish(outputs, example) if outputs else outputs,
+                        outputs,
                         {name: array[number] for name, array in result["maps"].items()},
                     )
+
+
+def _finished(
+    task: Task, outputs: dict[str, np.ndarray], example: dict[str, np.ndarray], image: str
+) -> dict[str, np.ndarray]:
+    """What a task makes of the outputs of one image; its error names the image."""
+    try:
+        return task.finish(outputs, example)
+    except NumericAbort as error:
+        raise NumericAbort(f"{image}: {error}") from error

@@ -194,6 +194,14 @@ class Task(Protocol):
         """
         ...
 
+    def serving(
+        self, config: ConfigDict
+    ) -> tuple[Callable[[Callable[..., Any], jax.Array], Any], dict[str, Any]]:
+        """Returns what an exported program computes, and facts on it as plain data: a pure function
+        `(bound model, normalised images f32 [B, H, W, 3]) -> an array, or arrays by name`.
+        """
+        ...
+
     def finish(
         self, outputs: Mapping[str, np.ndarray], example: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ Inputs = Mapping[str, tuple[tuple, str]]  # name -> (shape, dtype); a dimension 
 
 
 def program(
-    forward: Callable[..., jax.Array],
+    forward: Callable[..., Any],
     abstract: Abstract,
     inputs: Inputs,
     *,
@@ -42,7 +42,7 @@ def program(
     several platforms has the plain forms.
 
     Args:
-      forward: pure; weights in the dtypes that the model declares.
+      forward: pure, to one array or arrays by name; weights in the dtypes that the model declares.
       abstract: the model.
       inputs: of the forward.
       dtypes: name -> dtype of the weights that will be given.
@@ -50,7 +50,8 @@ def program(
       batch: a fixed batch, or 0 for any.
 
     Returns:
-      The serialised program `f(weights, inputs) -> output`, and its signature as JSON values.
+      The serialised program `f(weights, inputs) -> output`, and its signature as JSON values: under
+      "output" that of the one array, or under "outputs" those of each by name.
 
     Raises:
       ConfigError: a platform that does not exist, or a model that has no form for any batch.
@@ -68,7 +69,7 @@ def program(
     specs = {**abstract.params, **abstract.model_state}
     weights = {name: jax.ShapeDtypeStruct(s.shape, dtypes[name]) for name, s in specs.items()}
 
-    def run(weights: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def run(weights: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]) -> Any:
         declared = {name: value.astype(specs[name].dtype) for name, value in weights.items()}
         params = {name: declared[name] for name in abstract.params}
         statistics = {name: declared[name] for name in abstract.model_state}
@@ -93,10 +94,14 @@ def program(
             "This model cannot be exported for any batch size: "
             f"{str(error).splitlines()[0][:200]}. Fix the size by --batch=N."
         ) from None
-    (output,) = exported.out_avals
+    outputs = exported.out_tree.unflatten(exported.out_avals)
     signature = {
-        "inputs": {n: {"shape": _plain(s.shape), "dtype": s.dtype.name} for n, s in given.items()},
-        "output": {"shape": _plain(output.shape), "dtype": output.dtype.name},
+        "inputs": {name: _described(value) for name, value in given.items()},
+        **(
+            {"outputs": {name: _described(value) for name, value in outputs.items()}}
+            if isinstance(outputs, Mapping)
+            else {"output": _described(outputs)}
+        ),
         "weights": len(weights),
         "platforms": list(exported.platforms),
         "calling_convention_version": exported.calling_convention_version,
@@ -105,8 +110,10 @@ def program(
     return bytes(exported.serialize()), signature
 
 
-def _plain(shape: Sequence[Any]) -> list[int | str]:
-    return [n if isinstance(n, int) else str(n) for n in shape]
+def _described(array: Any) -> dict[str, Any]:
+    """Shape and dtype as JSON values."""
+    shape = [n if isinstance(n, int) else str(n) for n in array.shape]
+    return {"shape": shape, "dtype": array.dtype.name}
 
 
 def files(program: bytes, signature: Mapping[str, Any]) -> dict[str, bytes]:
@@ -120,7 +127,7 @@ def about(platforms: Sequence[str]) -> str:
     return (
         f"`{PROGRAM}` is the evaluation forward as a program (StableHLO, serialised by "
         f"`jax.export`, for {', '.join(platforms)}), the `.safetensors` files are its weights, "
-        f'`{SIGNATURE}` describes inputs and output. A dimension "batch" may have any size. '
+        f'`{SIGNATURE}` describes inputs and outputs. A dimension "batch" may have any size. '
         f"`python {LOADER}` runs the program once on zeros; "
         "[jax.export](https://docs.jax.dev/en/latest/export/export.html) says how long a program "
         "stays readable"
@@ -131,7 +138,9 @@ _LOADER = '''"""Loads this directory: needs jax, numpy and flatbuffers, nothing 
 
     from load import load
     forward, signature = load(".")
-    logits = forward({name: array for each name in signature["inputs"]})
+    output = forward({name: array for each name in signature["inputs"]})
+
+The output is an array, or for several a dictionary of those in signature["outputs"].
 
 `python load.py` runs it once on zeros.
 """
@@ -206,5 +215,6 @@ if __name__ == "__main__":
         for name, entry in signature["inputs"].items()
     }
     output = forward(zeros)
-    print("output", output.shape, output.dtype, "on", jax.default_backend())
+    for name, array in (output if isinstance(output, dict) else {"output": output}).items():
+        print(name, array.shape, array.dtype, "on", jax.default_backend())
 '''

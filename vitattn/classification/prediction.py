@@ -32,6 +32,15 @@ def _probabilities(model: Callable[..., jax.Array], images: jax.Array) -> dict[s
     return {"probabilities": jax.nn.softmax(model(images, train=False))}
 
 
+def serving(config: ConfigDict) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
+    """Returns `(bound model, images) -> logits f32 [B, C]`; see `vitattn.task.Task.serving`."""
+    return _logits, {}
+
+
+def _logits(model: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+    return model(images, train=False)
+
+
 def finish(
     outputs: Mapping[str, np.ndarray], example: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from vitattn.classification.prediction import (
     finish,
     make_predict,
     open_pictures,
+    serving,
 )
 from vitattn.classification.settings import check, settings
 from vitattn.classification.splits import (
@@ -43,6 +44,7 @@ __all__ = [
     "open_pictures",
     "open_training",
     "over_split",
+    "serving",
     "settings",
     "statistics",
     "train_batches",

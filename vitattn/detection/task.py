@@ -8,6 +8,7 @@ from vitattn.detection.answers.prediction import (
     caption,
     finish,
     make_predict,
+    serving,
 )
 from vitattn.detection.check import check_data
 from vitattn.detection.data.catalog import make_source, statistics
@@ -43,6 +44,7 @@ __all__ = [
     "open_pictures",
     "open_training",
     "over_split",
+    "serving",
     "settings",
     "statistics",
     "train_batches",

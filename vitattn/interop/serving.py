@@ -19,16 +19,19 @@ def serving(
     """The evaluation forward as a pure function, for export.
 
     Returns:
-      `(params, model_state, {"image": f32 [B, H, W, 3]}) -> f32 logits [B, classes]`; the inputs:
-      name -> (shape, dtype), where a dimension "batch" is free; what a caller must know of them.
+      `(params, model_state, {"image": f32 [B, H, W, 3]}) -> what the task serves`: an array, or
+      arrays by name; the inputs: name -> (shape, dtype), where a dimension "batch" is free; what a
+      caller must know of both.
     """
     model = weights.abstract(build(config.model))
     height, width = configure(config.model).size
+    serve, facts = task_of(config).serving(config)
 
     def forward(params: Arrays, model_state: Arrays, inputs: Arrays) -> Any:
-        return model.bind(params, model_state)(inputs["image"], train=False)
+        return serve(model.bind(params, model_state), inputs["image"])
 
-    return forward, {"image": (("batch", height, width, 3), "float32")}, image_facts(config)
+    inputs = {"image": (("batch", height, width, 3), "float32")}
+    return forward, inputs, image_facts(config) | facts
 
 
 def image_facts(config: ConfigDict) -> dict[str, Any]:

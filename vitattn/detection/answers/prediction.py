@@ -28,6 +28,13 @@ from vitattn.models import configure
 from vitattn.models.retinanet.config import RetinaNetConfig
 
 TOP = 10  # detections that are printed
+_SERVED = {  # what a caller of an exported program must know of it
+    "resize": "keep the aspect: scale so that the picture fits, fill right and below with 0 after "
+    "normalising; boxes of the picture are boxes / scale, cut to it",
+    "boxes": "y0, x0, y1, x1 in pixels of the input",
+    "scores": "0 to 1, falling; all NaN where the network computed a number that is not finite",
+    "classes": "from 0; -1 behind the last detection, whose box and score are 0",
+}
 
 
 def make_predict(config: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
@@ -42,6 +49,21 @@ def make_predict(config: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
         return detect(model(images, train=False), network, options)
 
     return predict
+
+
+def serving(
+    config: ConfigDict,
+) -> tuple[Callable[..., dict[str, jax.Array]], dict[str, Any]]:
+    """Returns `(bound model, images) -> {"boxes": f32 [B, K, 4], "scores": f32 [B, K], "classes":
+    i32 [B, K]}`; see `vitattn.task.Task.serving`.
+    """
+    predict = make_predict(config)
+
+    def serve(model: Callable[..., Any], images: jax.Array) -> dict[str, jax.Array]:
+        detected = predict(model, images)
+        return {name: detected[name] for name in ("boxes", "scores", "classes")}
+
+    return serve, dict(_SERVED)
 
 
 def finish(
