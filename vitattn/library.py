@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,14 +190,7 @@ class LoadedModel:
             f"classes, images of {height} x {width} pixels)"
         )
 
-    @overload
-    def predict(self, images: str | os.PathLike[str] | bytes) -> Prediction: ...
-    @overload
-    def predict(self, images: Images) -> list[Prediction]: ...
-    @overload
-    def predict(self, images: Any) -> Any: ...
-
-    def predict(self, images: Any) -> Any:
+    def predict(self, images: OneImage | Images) -> Any:
         """Answers images, as `launch.predict` does.
 
         Args:

@@ -126,8 +126,8 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if picture is not None and rows:
         picture.draw(rows)
         print(f"attention maps: {picture.path}", file=sys.stderr)
-    for label, path in drawn.close().items() if drawn is not None else ():
-        print(f"{label}: {shown(path)}", file=sys.stderr)
+    for label, phrase in drawn.close().items() if drawn is not None else ():
+        print(f"{label}: {phrase}", file=sys.stderr)
     if unread:
         raise no_answer(unread, len(paths))
     return 0

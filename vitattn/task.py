@@ -76,8 +76,8 @@ class Pictures(Protocol):
         """Draws an image, given its number and its finished prediction."""
         ...
 
-    def close(self) -> dict[str, Path]:
-        """Writes what belongs to all of them; returns label -> what was written."""
+    def close(self) -> dict[str, str]:
+        """Writes what belongs to all of them; returns label -> phrase on what was written."""
         ...
 
 

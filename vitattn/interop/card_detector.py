@@ -49,7 +49,8 @@ from load import load  # load.py of this directory: needs jax, numpy and flatbuf
 
 forward, signature = load(".")
 image = np.zeros((1, {height}, {width}, 3), np.float32)  # normalised as the table says
-outputs = forward({{"image": image}})
+detections = forward({{"image": image}})
+boxes = detections["boxes"]  # [1, K, 4], y0 x0 y1 x1 in pixels of the input; scores [1, K], classes
 """,
 }
 _NO_EPSILON = """\

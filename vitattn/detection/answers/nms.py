@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainlib.sharding.kernels import kernel_mode
+from vitattn.detection.answers import nms_tpu
+
 Array = jax.Array
 
 
@@ -48,9 +51,14 @@ def greedy_nms(boxes: Array, keys: Array, classes: Array, *, iou: float, most: i
       i32 [B, K], numbers of candidates; -1 behind the last that is kept.
     """
     # Each side is an array of its own, so that the N candidates lie along the lanes of a TPU.
-    sides = tuple(boxes[..., side] for side in range(4))
-    top, left, bottom, right = sides
+    top, left, bottom, right = sides = tuple(boxes[..., side] for side in range(4))
     area = (bottom - top) * (right - left)
+    ranked = jnp.where(jnp.isnan(keys), jnp.inf, keys)
+    mode = kernel_mode()
+    if mode is not None and isinstance(keys.shape[0], int) and keys.shape[1] <= nms_tpu.LARGEST:
+        fields = (*sides, area, classes)
+        interpret = mode == "interpret"
+        return nms_tpu.picks(fields, ranked, iou=iou, most=most, interpret=interpret)
     number = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
 
     def unfinished(now: _Left) -> Array:
@@ -74,6 +82,5 @@ def greedy_nms(boxes: Array, keys: Array, classes: Array, *, iou: float, most: i
         picks = lax.dynamic_update_slice(now.picks, found, (0, now.step))
         return _Left(now.step + 1, jnp.where(gone, -jnp.inf, now.keys), picks)
 
-    ranked = jnp.where(jnp.isnan(keys), jnp.inf, keys)
     picks = jnp.full((keys.shape[0], most), -1, jnp.int32)
     return lax.while_loop(unfinished, pick, _Left(jnp.int32(0), ranked, picks)).picks

@@ -60,6 +60,7 @@ class BoxPictures:
         self._ids = image_ids(images)
         self._words, self._names = printable(names), [as_unicode(name) for name in numbered(names)]
         self._found: list[dict[str, Any]] = []
+        self._drawn = 0
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             make_directory(directory)
@@ -93,18 +94,24 @@ class BoxPictures:
             name = self._names[one["category_id"] - 1]
             self._found.append(one | {"category_name": name})
         chosen = scores >= self.least
+        self._drawn += int(chosen.sum())
         found = as_xyxy(boxes)[chosen], scores[chosen], classes[chosen]
         drawn = draw(whole(self._images[number]), *found, self._words)
         _write(self.directory / self._files[number], encoded(drawn))
 
-    def close(self) -> dict[str, Path]:
-        """Writes all detections as one file; returns what was written: label -> path.
+    def close(self) -> dict[str, str]:
+        """Writes all detections as one file; returns what was written: label -> phrase.
 
         Raises:
           StorageError: the file cannot be written.
         """
         _write(self.directory / RESULTS, (json.dumps(self._found) + "\n").encode())
-        return {"boxes": self.directory, "detections": self.directory / RESULTS}
+        drawn = f"{self._drawn:,} of {len(self._found):,}, from the score {self.least:g} on"
+        hint = "; --min_score=0 draws all" if self._drawn < len(self._found) else ""
+        return {
+            "boxes drawn": f"{drawn}{hint}, in {shown(self.directory)}",
+            "detections": shown(self.directory / RESULTS),
+        }
 
 
 def open_pictures(

@@ -75,11 +75,13 @@ class Candidates(NamedTuple):
       logits: f32 [B, k].
       anchors: i32 [B, k], their numbers in the level.
       classes: i32 [B, k].
+      finite: bool [B], whether all logits of the level are.
     """
 
     logits: Array
     anchors: Array
     classes: Array
+    finite: Array
 
 
 def detect(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -> Detected:
@@ -100,13 +102,14 @@ def detect(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -
         _of_level(level, jnp.asarray(anchors), size, options.candidates)
         for level, anchors in zip(levels, level_anchors(config, size), strict=True)
     ]
-    boxes, logits, classes = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    *columns, sound = zip(*parts, strict=True)
+    boxes, logits, classes = (jnp.concatenate(column, axis=1) for column in columns)
+    finite = functools.reduce(jnp.logical_and, sound)
     scores = jax.nn.sigmoid(logits)
     likely = jnp.where(scores > options.score_threshold, logits, -jnp.inf)
     most = options.max_detections
     kept = greedy_nms(boxes, likely, classes, iou=options.nms_iou, most=most)
     there, at = kept >= 0, jnp.maximum(kept, 0)
-    finite = all_finite(levels)
     best = jnp.where(there, jnp.take_along_axis(scores, at, axis=1), 0.0)
     chosen = jnp.take_along_axis(boxes, at[..., None], axis=1)
     return {
@@ -123,16 +126,11 @@ def image_size(levels: Sequence[Level], config: RetinaNetConfig) -> tuple[int, i
     return height * 2**config.min_level, width * 2**config.min_level
 
 
-def all_finite(levels: Sequence[Level]) -> Array:
-    """Whether every number of an image is finite: bool [B]."""
-    maps = [values for level in levels for values in (level.classes, level.boxes)]
-    return functools.reduce(jnp.logical_and, (jnp.isfinite(m).all((1, 2, 3)) for m in maps))
-
-
 def _of_level(
     level: Level, anchors: Array, size: tuple[int, int], most: int
-) -> tuple[Array, Array, Array]:
-    """Boxes f32 [B, k, 4], logits f32 [B, k] and classes i32 [B, k] of a level's candidates.
+) -> tuple[Array, Array, Array, Array]:
+    """Boxes f32 [B, k, 4], logits f32 [B, k] and classes i32 [B, k] of a level's candidates, and
+    whether all numbers of the level are finite, bool [B].
 
     Args:
       level: what the network says.
@@ -140,11 +138,12 @@ def _of_level(
       size: height and width of the network's image.
       most: k is this, or all pairs of the level where they are fewer.
     """
-    offsets = level.boxes.reshape(-1, anchors.size // 4, 4)
-    best = best_pairs(level.classes.reshape(*offsets.shape[:2], -1), most)
+    count = anchors.size // 4
+    best = best_pairs(level.classes.reshape(level.classes.shape[0], count, -1), most)
+    offsets = level.boxes.reshape(level.boxes.shape[0], count, 4)
     chosen = jnp.take_along_axis(offsets, best.anchors[..., None], axis=1)
     boxes = clip(decode(chosen, anchors.reshape(-1, 4)[best.anchors]), *size)
-    return boxes, best.logits, best.classes
+    return boxes, best.logits, best.classes, best.finite & jnp.isfinite(level.boxes).all((1, 2, 3))
 
 
 def best_pairs(logits: Array, most: int) -> Candidates:
@@ -161,13 +160,17 @@ def best_pairs(logits: Array, most: int) -> Candidates:
     """
     count, classes = logits.shape[1:]
     if most < count:
-        of_anchors = jax.lax.top_k(logits.max(-1), most)[1]
+        # With -inf turned round the maxima tell what is not finite, without a walk of its own over
+        # the logits, which are nearly all that is read here.
+        of_anchors = jnp.where(logits == -jnp.inf, jnp.inf, logits).max(-1)
+        finite = jnp.isfinite(of_anchors).all(1)
         # In the order of anchors again, so that of equal logits the lower anchor stands first.
-        numbers = jnp.sort(of_anchors, axis=1)
+        numbers = jnp.sort(jax.lax.top_k(of_anchors, most)[1], axis=1)
         logits = jnp.take_along_axis(logits, numbers[..., None], axis=1)
     else:
+        finite = jnp.isfinite(logits).all((1, 2))
         numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), logits.shape[:2])
     pairs = logits.reshape(logits.shape[0], -1)
     best, at = jax.lax.top_k(pairs, min(most, count * classes))
     anchors = jnp.take_along_axis(numbers, at // classes, axis=1)
-    return Candidates(best, anchors, at % classes)
+    return Candidates(best, anchors, at % classes, finite)
