@@ -225,6 +225,7 @@ class LoadedModel:
                 answer.outputs, self.class_names, image if isinstance(image, Path) else None
             )
             for image, answer in zip(given, self._read(given, size, outputs), strict=True)
+            if not answer.error  # for which `_read` raises when it is done
         ]
         return results[0] if single else results
 

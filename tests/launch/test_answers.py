@@ -125,6 +125,7 @@ MISTAKES = [
     (["--input={in}"], 64, ["give --input=FILE.jsonl", "--output=FILE.jsonl"]),
     (["--input={in}", "--output={out}", "--attention=a.png"], 64, ["--attention is for images"]),
     (["--input={in}", "--output={out}", "--json"], 64, ["--json is for images"]),
+    (["--input={in}", "--output={out}", "--boxes=a"], 64, ["--boxes is for images"]),
     (["--input={in}", "--output={in}"], 64, ["is there already"]),
     (["--input={none}", "--output={out}"], 65, ["cannot be read", '"inputs"']),
     (["--input={in}", "--output={in}/out"], 74, ["cannot be written"]),

@@ -20,6 +20,7 @@ from trainlib.run.resume import checkpoint_meta
 from trainlib.run.workdir import save_config
 from trainlib.step.train_state import TrainState
 from vitattn.analysis import plots
+from vitattn.detection.annotations import official
 from vitattn.detection.answers import pictures
 from vitattn.interop import torchvision as interop
 
@@ -189,6 +190,8 @@ def test_detections_of_the_library(run, photographs, tmp_path):
     assert f"Detections({len(found)}: {best.class_name}" in repr(found)
     with pytest.raises(ConfigError, match="score"):
         found.above(2)
+    with pytest.raises(DataError, match=r"1 of 2 images got no answer: .*broken\.jpg"):
+        loaded.predict([picture, photographs / "broken.jpg"])
     assert found.draw(tmp_path / "out.png").size == Image.open(tmp_path / "out.png").size
     pixels = np.asarray(Image.open(picture))
     unnamed = loaded.predict(pixels)
@@ -269,3 +272,12 @@ def test_names_of_pictures_neither_collide_nor_leave_the_folder(tmp_path):
         assert not name.startswith(".")
         assert len(name.encode()) < 250
         (tmp_path / name).write_text("")
+
+
+def test_categories_are_those_of_coco_where_the_classes_are():
+    tpu, torchvision = official.of_outputs(90, 1), official.of_outputs(91, 0)
+    named = tuple(name for name in torchvision if name is not None)
+    assert pictures.category_ids(named)[-1] == 90
+    assert [n for n in pictures.category_ids(tpu) if n] == list(official.NAMES)
+    assert pictures.category_ids(torchvision)[1] == 1
+    assert pictures.category_ids(("person", None, "cell")) == [1, 2, 3]

@@ -23,6 +23,7 @@ from trainlib.sharding.mesh import AnyMesh
 from trainlib.sharding.rules import Rules, batch_parts, default_rules, mesh_axes, resolve
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 # A step sets the ambient mesh from inside the function that is traced, where `jax.set_mesh` is
 # refused and only an abstract mesh can be set (JAX 0.10.2): axes and platform, no devices. The mesh
@@ -169,16 +170,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, resolve("activation", x.shape, axes, rules, mesh))
 
 
-def batch_local(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def batch_local(fn: Callable[..., T]) -> Callable[..., T]:
     """Runs `fn(*batched, *replicated)` on each device's own part of the batch.
 
     A loop over images must be local to a device: left to the partitioner, it would gather the
     batch. The result is called as `batch_local(fn)(*batched, replicated=(...))`; batched arrays and
-    the result have the batch as first dimension, replicated ones are whole on every device (their
-    gradients are summed over the batch axes).
+    the result, an array or a tree of them, have the batch as first dimension, replicated ones are
+    whole on every device (their gradients are summed over the batch axes).
     """
 
-    def call(*batched: jax.Array, replicated: tuple[jax.Array, ...] = ()) -> jax.Array:
+    def call(*batched: jax.Array, replicated: tuple[jax.Array, ...] = ()) -> T:
         ambient = active()
         if ambient is None or batch_parts(ambient[1], ambient[0]) == 1:
             return fn(*batched, *replicated)

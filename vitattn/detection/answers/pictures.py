@@ -3,8 +3,8 @@
 Beside a picture for each image, `detections.json` holds COCO's result format, a list of
 {"image_id", "category_id", "bbox": [x, y, width, height], "score"}, and with each "category_name".
 Images on a disk have no number, so `image_id` is the name of the file, or its path as it was given
-where two files have the same name. Pictures without labels have no categories either, so
-`category_id` is the number of the class from 1, and the name says which one it is.
+where two files have the same name. `category_id` is COCO's where the classes are those of COCO, so
+that the file can be sent to its server; else the number of the class from 1.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 
 from trainlib.errors import ConfigError, DataError, StorageError, one_of, shown
 from trainlib.files import check_target, make_directory, write_atomically
+from vitattn.detection.annotations import official
 from vitattn.detection.answers.drawing import draw
 from vitattn.detection.answers.results import as_xyxy, coco_results
 from vitattn.images.decode import BadImage, guarded, open_picture
@@ -59,6 +60,7 @@ class BoxPictures:
         self._images, self._files = images, file_names(images)
         self._ids = image_ids(images)
         self._words, self._names = printable(names), [as_unicode(name) for name in numbered(names)]
+        self._categories = category_ids(names)
         self._found: list[dict[str, Any]] = []
         self._drawn = 0
         try:
@@ -89,10 +91,9 @@ class BoxPictures:
           StorageError: the picture cannot be written.
         """
         boxes, scores, classes = (outputs[name] for name in ("boxes", "scores", "classes"))
-        ids = range(1, len(self._names) + 1)
-        for one in coco_results(self._ids[number], boxes, scores, classes, ids):
-            name = self._names[one["category_id"] - 1]
-            self._found.append(one | {"category_name": name})
+        found = coco_results(self._ids[number], boxes, scores, classes, self._categories)
+        for one, kind in zip(found, classes.tolist(), strict=True):
+            self._found.append(one | {"category_name": self._names[kind]})
         chosen = scores >= self.least
         self._drawn += int(chosen.sum())
         found = as_xyxy(boxes)[chosen], scores[chosen], classes[chosen]
@@ -180,6 +181,14 @@ def image_ids(images: Sequence[Path]) -> list[str]:
     """The name of each file; its path as it was given where the name is not the only one."""
     count = Counter(image.name for image in images)
     return [as_unicode(image.name if count[image.name] == 1 else image) for image in images]
+
+
+def category_ids(names: Names) -> list[int]:
+    """COCO's id of each class where the named ones are all of COCO's, else the numbers from 1."""
+    ids = {name: number for number, name in official.NAMES.items()}
+    if {name for name in names if name is not None} != set(ids):
+        return list(range(1, len(names) + 1))
+    return [0 if name is None else ids[name] for name in names]
 
 
 def file_names(images: Sequence[Path]) -> list[str]:

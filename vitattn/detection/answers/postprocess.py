@@ -17,33 +17,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from trainlib.sharding.constrain import batch_local
 from vitattn.detection.answers.nms import greedy_nms
 from vitattn.detection.geometry.anchors import level_anchors
 from vitattn.detection.geometry.boxes import clip, decode
 from vitattn.models.retinanet.config import RetinaNetConfig
+from vitattn.models.retinanet.network import Level
 
 Array = jax.Array
 Detected = dict[str, Array]
-
-
-class Level(Protocol):
-    """What a RetinaNet says of a level: `vitattn.models.retinanet.network.Level`."""
-
-    @property
-    def classes(self) -> Array:
-        """Logits f32 [B, h, w, A * C]."""
-        ...
-
-    @property
-    def boxes(self) -> Array:
-        """Offsets f32 [B, h, w, A * 4]."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Candidates(NamedTuple):
 
 
 def detect(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -> Detected:
-    """Returns the detections of a batch, the best first.
+    """Returns the detections of a batch, the best first; each device has its own images.
 
     Args:
       levels: of `RetinaNet.__call__`, P3 first.
@@ -97,6 +85,17 @@ def detect(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -
       "classes": i32 [B, K], "finite": bool [B]}. Behind the last detection the class is -1, box
       and score are 0. Where `finite` is False, all scores are NaN.
     """
+
+    def local(*maps: Array) -> Detected:
+        own = [Level(*pair) for pair in zip(maps[::2], maps[1::2], strict=True)]
+        return _of_device(own, config, options)
+
+    # The partitioner would gather the batch for each top_k, and wait for all devices at each pick.
+    return batch_local(local)(*(values for level in levels for values in level))
+
+
+def _of_device(levels: Sequence[Level], config: RetinaNetConfig, options: Options) -> Detected:
+    """`detect` for the images of one device."""
     size = image_size(levels, config)
     parts = [
         _of_level(level, jnp.asarray(anchors), size, options.candidates)

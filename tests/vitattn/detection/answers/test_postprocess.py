@@ -1,11 +1,16 @@
 """Post-processing against plain NumPy: all pairs sorted, every box decoded, a loop for the rest."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.vitattn.detection.answers.test_nms import by_loops
+from trainlib.sharding.constrain import activate
+from trainlib.sharding.mesh import make_mesh
+from trainlib.sharding.rules import batch_sharding
 from vitattn.detection.answers.postprocess import Options, detect
 from vitattn.detection.geometry.anchors import level_anchors
 from vitattn.detection.geometry.boxes import clip, decode
@@ -72,6 +77,10 @@ DRAWS = {
 }
 
 
+OPTIONS = Options(candidates=40, max_detections=5)
+LEVELS = levels_of(np.random.default_rng(7), CONFIG, DRAWS["ties"])
+
+
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("candidates", [1, 30, 5000])
 def test_detections_are_those_of_the_plain_way(draw, candidates):
@@ -101,3 +110,31 @@ def test_a_number_that_is_not_finite_is_seen_wherever_it_stands(value, part):
         for image in (0, 2):
             np.testing.assert_array_equal(got["boxes"][image], sound["boxes"][image])
             np.testing.assert_array_equal(got["scores"][image], sound["scores"][image])
+
+
+def test_eight_devices_each_thin_out_their_own_images():
+    levels = [Level(*(jnp.tile(m, (3, 1, 1, 1))[:8] for m in level)) for level in LEVELS]
+    rules = {"batch": ("replica", "data")}
+    mesh = make_mesh(replica=2, data=4, devices=jax.devices()[:8])
+    spread = jax.device_put(levels, batch_sharding(rules, mesh))
+    run = functools.partial(detect, config=CONFIG, options=OPTIONS)
+    with activate(mesh, rules):
+        compiled = jax.jit(run).lower(spread).compile()
+    for name, value in jax.jit(run)(levels).items():
+        np.testing.assert_array_equal(compiled(spread)[name], value)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in str(compiled.as_text())
+
+
+def test_without_jit_it_is_the_same():
+    with jax.disable_jit():
+        got = detect(LEVELS, CONFIG, OPTIONS)
+    for name, value in jax.jit(lambda ls: detect(ls, CONFIG, OPTIONS))(LEVELS).items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-4)
+
+
+def test_fewer_pairs_than_candidates_and_places():
+    config = RetinaNetConfig(image_size=(128, 256), num_classes=1, num_scales=1, aspect_ratios=(1,))
+    levels = levels_of(np.random.default_rng(5), config, DRAWS["ties"])
+    options = Options(score_threshold=0.3, candidates=10**4, max_detections=400, nms_iou=0.9)
+    agree(jax.jit(lambda ls: detect(ls, config, options))(levels), plainly(levels, config, options))
