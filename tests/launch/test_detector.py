@@ -19,7 +19,7 @@ from trainlib.errors import ConfigError, DataError, NumericAbort, run_command
 from trainlib.run.resume import checkpoint_meta
 from trainlib.run.workdir import save_config
 from trainlib.step.train_state import TrainState
-from vitattn.analysis import plots
+from vitattn.analysis import attention_maps, plots
 from vitattn.detection.annotations import official
 from vitattn.detection.answers import pictures
 from vitattn.interop import torchvision as interop
@@ -281,3 +281,14 @@ def test_categories_are_those_of_coco_where_the_classes_are():
     assert [n for n in pictures.category_ids(tpu) if n] == list(official.NAMES)
     assert pictures.category_ids(torchvision)[1] == 1
     assert pictures.category_ids(("person", None, "cell")) == [1, 2, 3]
+
+
+def test_attention_of_heads_is_shown_on_their_finest_map():
+    """They run on each level; 8 x 8 is that of P3."""
+    flags = [*OVERRIDES, "--config.model.features=16", "--config.model.head_attention=towers"]
+    overrides = cli.parse(cli.parser("test", ""), flags)[1]
+    config = load.from_flags("configs/retinanet_sasa_resnet50.py:shapes", overrides).config
+    layers = attention_maps.survey(interop.abstract(config), (64, 64))
+    assert layers["backbone.conv5_x.0.conv2"].size == (4, 4)
+    for head in ("classes", "boxes"):
+        assert layers[f"heads.{head}.tower.0.conv"].size == (8, 8)

@@ -188,6 +188,7 @@ MISTAKES = [
     (["--workdir={run}", "{digit}", "--step=7"], 66, ["no step 7", "steps there: 3"]),
     (["--workdir={run}", "{digit}", "--config.model.width=0.5"], 66, ["Step 3 in"]),
     (["--workdir={run}", "{digit}", "--input=a.jsonl"], 64, ["holds a run on images"]),
+    (["--workdir={run}", "{digit}", "--boxes=boxes"], 64, ["draws what a detector finds"]),
 ]
 
 

@@ -58,12 +58,13 @@ def watch(model: nnx.Module, names: Iterable[str], see: See) -> None:
 def survey(abstract: Abstract, size: Pair) -> dict[str, LayerFacts]:
     """Attention layers by name, in the order in which they run on images of `size` pixels.
 
-    The model is traced, not compiled.
+    A layer that runs on several maps, as those of a detector's heads do, is taken as on the first,
+    the finest. The model is traced, not compiled.
     """
     layers: dict[str, LayerFacts] = {}
 
     def see(name: str, layer: AttentionLayer, x: Array) -> None:
-        layers[name] = LayerFacts(layer.num_heads, layer.map_size(x), layer.is_stem)
+        layers.setdefault(name, LayerFacts(layer.num_heads, layer.map_size(x), layer.is_stem))
 
     def forward(params, model_state, images):
         model = abstract.bind(params, model_state)

@@ -39,9 +39,12 @@ class Picture:
 
     def watch(self, model: nnx.Module, maps: dict[str, jax.Array]) -> None:
         """Makes a bound model write its attention into `maps` when it is called: layer -> f32
-        [B, N, h, w], the probabilities of the cell that holds the query in the chosen heads."""
+        [B, N, h, w], the probabilities of the cell that holds the query in the chosen heads; of a
+        layer that runs on several maps, as `attention_maps.survey` takes it."""
 
         def record(name: str, layer: AttentionLayer, x: jax.Array) -> None:
+            if name in maps:
+                return
             whole = attention_maps.query_map(layer, x, self.query, self.size)
             maps[name] = whole[:, np.asarray(self.heads[name])]
 
