@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from trainlib.errors import plain
 from vitattn.detection.answers.fonts import Font, font_for
 
 Colour = tuple[int, int, int]
@@ -96,6 +97,7 @@ def _outline(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, width:
 def _label(name: str, number: int, score: float, size: tuple[int, int]) -> tuple[str, Font | None]:
     """The text of a label that fits into the picture, and its font."""
     height = max(14, min(max(size) // 45, min(size) // 6))
+    name = plain(name)
     name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
     percent = "" if np.isnan(score) else f" {100 * score:.0f} %"
     text = f"{name}{percent}"
