@@ -159,9 +159,9 @@ def best_pairs(logits: Array, most: int) -> Candidates:
     """
     count, classes = logits.shape[1:]
     if most < count:
-        # With -inf turned round the maxima tell what is not finite, without a walk of its own over
-        # the logits, which are nearly all that is read here.
-        of_anchors = jnp.where(logits == -jnp.inf, jnp.inf, logits).max(-1)
+        # Infinite maxima tell what is not finite, without a walk of its own over the logits, which
+        # are nearly all that is read here. A maximum loses NaN on some platforms.
+        of_anchors = jnp.where(jnp.isfinite(logits), logits, jnp.inf).max(-1)
         finite = jnp.isfinite(of_anchors).all(1)
         # In the order of anchors again, so that of equal logits the lower anchor stands first.
         numbers = jnp.sort(jax.lax.top_k(of_anchors, most)[1], axis=1)
