@@ -263,6 +263,10 @@ def added(name, *shape):
         (added("head.regression_head.bbox_ctrness.weight", 1, 32, 3, 3), "an FCOS"),
         (added("backbone.fpn.inner_blocks.3.0.weight", 32, 8, 1, 1), "a RetinaNet on 4 stages"),
         (added("head.regression_head.bbox_reg.weight", 12, 32, 3, 3), "of 3 anchors at a place"),
+        (
+            added("head.classification_head.cls_logits.weight", 0, 32, 3, 3),
+            "there is no head.classification_head.cls_logits.weight",
+        ),
         (without("cls_logits"), "there is no head.classification_head.cls_logits.weight"),
         (without("extra_blocks"), "there is no backbone.fpn.extra_blocks.p6.weight"),
         (without("layer2"), "no ResNet in torchvision's names"),

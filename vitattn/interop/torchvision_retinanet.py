@@ -257,7 +257,7 @@ def recognise(shapes: Shapes, path: Path, config: ConfigDict) -> tuple[str, ...]
     lateral, p6 = f"{FPN}inner_blocks.0.0.weight", f"{FPN}extra_blocks.p6.weight"
     logits, boxes = (f"{HEAD}{head}.{name}.weight" for head, (_, name) in HEADS.items())
     needed = (lateral, p6, logits, boxes)
-    if missing := [name for name in needed if len(shapes.get(name, ())) != 4]:
+    if missing := [n for n in needed if len(shapes.get(n, ())) != 4 or 0 in shapes[n]]:
         prefix = strip_advice(prefix_before(needed, shapes))
         raise CheckpointError(
             f"{shown(path)} holds no RetinaNet in torchvision's names: there is no {missing[0]} "
