@@ -8,11 +8,10 @@
 
 It prints what was mapped, missing, unexpected and mis-shaped, and writes a workdir that other
 commands take (`--config.init_from=WORKDIR`). `--check` also runs both models on the same input and
-prints the largest difference of their logits (of a detector its boxes too), where the other library
-is installed. Names that a
-wrapper wrote with module. or model. before them take `--strip_prefix=module.`. Exit codes: 0
-done, 64 bad argument, 66 weights that are damaged, hostile or of another model, 74 the disk
-refuses.
+prints the largest difference of their logits, and of the boxes of a detector, where the other
+library is installed. Names that a wrapper wrote with module. or model. before them take
+`--strip_prefix=module.`. Exit codes: 0 done, 64 bad argument, 66 weights that are damaged, hostile
+or of another model, 74 the disk refuses.
 """
 
 from __future__ import annotations
