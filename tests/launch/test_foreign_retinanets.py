@@ -240,6 +240,19 @@ def test_the_card_of_a_detector_is_read_by_a_hub_and_its_snippet_runs(
     assert names["one"].class_name == "cat"
 
 
+@pytest.mark.thorough
+def test_the_snippet_of_a_program_runs(coco, tmp_path, capsys, monkeypatch):
+    flags = [f"--workdir={coco}", f"--out={tmp_path}", "--format=stablehlo", "--platforms=cpu"]
+    code, _, err = run(capsys, export, *flags)
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "load", raising=False)
+    names: dict = {}
+    exec(snippet(tmp_path), names)
+    assert int(names["detections"]["classes"][0, 0]) == CAT
+
+
 def without(text):
     return lambda values: {n: v for n, v in values.items() if text not in n}
 
