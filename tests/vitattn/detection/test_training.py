@@ -119,3 +119,11 @@ def test_a_run_goes_on_bit_for_bit(compiled_once, tmp_path):
     ends = [records(tmp_path / name, "eval")[-1] for name in ("whole", "again")]
     for name in ("ap", "ap50", "ar_100"):
         assert ends[0][name] == ends[1][name]
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart():
+    """The recipe of the variant, in 300 steps: about a minute on two cores."""
+    plan = plan_of(**{"data.augment": "none", "steps": 300})
+    state, series = training(plan, few(8), 300)
+    assert ap50(plan, state, few(8)) >= 0.95, averages(series, "loss")[-5:]
