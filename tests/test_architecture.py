@@ -50,6 +50,7 @@ FLOORS = (
 )
 FILES_A_FOLDER = 12
 LARGER_FOLDERS = {  # folder -> (how many, why)
+    "benchmarks": (13, "one file a command"),
     "configs": (26, "one file a published result"),
 }
 IMPORT_NAMES = {

@@ -31,9 +31,8 @@ def test_targets_lie_where_the_predictions_do():
     found = jax.jit(lambda *batch: make_targets(*batch, config, config.size, SETTINGS))(
         boxes, classes, counted
     )
-    assert [level.classes.shape for level in found.levels] == [
-        (3, 16, 8, 3), (3, 8, 4, 3), (3, 4, 2, 3)
-    ]  # fmt: skip
+    maps = [level.classes.shape for level in found.levels]
+    assert maps == [(3, 16, 8, 3), (3, 8, 4, 3), (3, 4, 2, 3)]
     every = jnp.asarray(anchors(config, config.size))
     limits = {"foreground": SETTINGS.foreground_iou, "background": SETTINGS.background_iou}
     for image in (0, 2):
