@@ -65,20 +65,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.detection.candidates = 300
     config.detection.max_detections = 100
 
-    config.batch_size = 8
-    config.steps = 300
+    config.batch_size = 4
+    config.steps = 600
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 0.05
-    config.schedule.warmup_steps = 30
-    config.ema_decay = 0.98
+    config.schedule.learning_rate = 0.02
+    config.schedule.warmup_steps = 100
+    config.ema_decay = 0.99
 
     config.target = "v5e-4"
     config.log_every = 10
-    config.eval_every = 300
-    config.checkpoint.every = 300
+    config.eval_every = 600
+    config.checkpoint.every = 600
 
     return pick(config, variant, VARIANTS, __file__)
