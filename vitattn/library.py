@@ -59,7 +59,7 @@ def list_models(pattern: str = "") -> list[str]:
 
     Example:
       >>> vitattn.list_models("sasa")
-      ['sasa_resnet26', 'sasa_resnet38', 'sasa_resnet50']
+      ['retinanet_sasa_resnet50', 'sasa_resnet26', 'sasa_resnet38', 'sasa_resnet50']
     """
     return named.names(pattern)
 

@@ -104,7 +104,12 @@ def test_a_model_by_name_is_ready_to_be_called():
 
 
 def test_names_can_be_searched():
-    assert vitattn.list_models("sasa*") == ["sasa_resnet26", "sasa_resnet38", "sasa_resnet50"]
+    assert vitattn.list_models("sasa*") == [
+        "retinanet_sasa_resnet50",
+        "sasa_resnet26",
+        "sasa_resnet38",
+        "sasa_resnet50",
+    ]
     assert vitattn.list_models("nothing like this") == []
 
 
