@@ -10,7 +10,6 @@ from vitattn.models.retinanet.config import frozen_stages
 # --config.model.num_classes=N --config.init_from=WEIGHTS. The rate is that of 64 images scaled to
 # 8, and the stem and first stage stay as they were trained, as in public fine-tuning.
 OWN: dict[str, Any] = {
-    "data.holdout": 0.1,
     "optimizer.frozen": frozen_stages(2),
     "batch_size": 8,
     "epochs": 24,

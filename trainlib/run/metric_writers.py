@@ -13,6 +13,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import math
 import os
 import sys
@@ -223,6 +224,8 @@ class TensorBoard:
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2
 
+        # It warns of each value that is not finite; the mean of nothing is NaN, and no mistake.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         messages: Any = event_pb2  # its names are made at run time
         self._directory, self._last, self._event = Path(directory), 0.0, messages.Event
         with self._refusals():

@@ -26,6 +26,7 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 256 * 2**20
 
 # Formats that are read. Pillow knows more, but some of its readers start other programs (EPS).
+_END = 2**16  # bytes: cameras write a little behind the mark that ends a picture
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 # Pillow warns of every odd metadata field; only whether the pixels decode matters here.
@@ -170,6 +171,18 @@ def open_header(file: BinaryIO) -> Picture:
       BadImage: it is of another format, damaged or too large.
     """
     return guarded(lambda: Picture(Image.open(file, formats=FORMATS), whole=False))
+
+
+def ends(file: BinaryIO) -> bool:
+    """Returns whether the mark that ends a JPEG or a PNG stands near the end of a file.
+
+    A file that was cut off lacks it; so do a few that can be decoded, and all of other formats.
+    """
+    file.seek(0)
+    start = file.read(8)
+    marks = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+    file.seek(max(0, file.seek(0, io.SEEK_END) - _END))
+    return start[:2] in marks and marks[start[:2]] in file.read(_END)
 
 
 def guarded(decode: Callable[[], T]) -> T:

@@ -187,6 +187,13 @@ def write_steps_of(writer, steps):
         writer.write(step, "train", {"loss": 1.0})
 
 
+def test_tensorboard_takes_what_is_not_defined_without_a_word(tmp_path, caplog):
+    writer = TensorBoard(tmp_path / "t")
+    writer.write(1, "train", {"mean_of_nothing": math.nan})
+    writer.close()
+    assert not caplog.records
+
+
 def test_a_full_disk_stops_the_events_instead_of_holding_the_run(tmp_path):
     writer = TensorBoard(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

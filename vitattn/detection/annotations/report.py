@@ -47,7 +47,15 @@ TRAPS: dict[str, Trap] = {
     "no_images": Trap(
         "no images", "file", REFUSED, "it needs 'images', 'annotations', 'categories'"
     ),
-    "no_annotations": Trap("no annotations", "file", REFUSED, "there is nothing to learn from it"),
+    "no_annotations": Trap(
+        "no annotations", "file", REFUSED, "there is nothing to learn or to find in it"
+    ),
+    "only_crowds": Trap(
+        "only crowds or difficult objects",
+        "annotation",
+        REFUSED,
+        "they are not learnt and not looked for: mark single objects with iscrowd 0",
+    ),
     "no_categories": Trap("no categories", "file", REFUSED, "they name the classes"),
     "captions": Trap("captions instead of boxes", "annotation", REFUSED, "give the instances file"),
     "panoptic": Trap("panoptic segments", "annotation", REFUSED, "give the instances file"),

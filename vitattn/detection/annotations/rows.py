@@ -93,7 +93,8 @@ class Rows:
         usable = np.isfinite(area) & (area > 0)
         self.report.add_all("no_area", (), int(np.count_nonzero(~usable)))
         crowd = np.asarray(self._crowd, bool)[kept]
-        self.report.add_all("crowd", (), int(np.count_nonzero(crowd)))
+        trap = "only_crowds" if crowd.all() else "crowd"
+        self.report.add_all(trap, (), int(np.count_nonzero(crowd)))
         return Table(
             image_ids=ids,
             file_names=tuple(self.file_names),

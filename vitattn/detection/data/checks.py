@@ -17,7 +17,7 @@ from vitattn.detection.data import catalog, coco, voc, yolo
 from vitattn.detection.data.files import BoxedFiles, OpenPart, frame
 from vitattn.detection.data.source import BoxedSource
 from vitattn.detection.data.tfds import TfdsBoxes
-from vitattn.images.decode import BadImage, open_header
+from vitattn.images.decode import BadImage, ends, guarded, open_header, open_picture
 from vitattn.images.files import UnreadableRecord
 from vitattn.labels import matching
 
@@ -85,8 +85,8 @@ def _open(config: ConfigDict, part: str) -> tuple[BoxedSource, Report] | None:
 
 
 def _read_headers(source: BoxedFiles, report: Report) -> None:
-    """Looks at the beginning of each picture: whether it can be, and has the size that its
-    annotations say.
+    """Looks at the beginning and the end of each picture: whether it can be read, and has the size
+    that its annotations say.
     """
     for record in range(len(source)):
         name = source.table.file_names[record]
@@ -94,6 +94,8 @@ def _read_headers(source: BoxedFiles, report: Report) -> None:
             with open_regular(source.path(record), follow=True, error=DataError) as file:
                 picture = open_header(file)
                 *_, stored = frame(picture, source.truth(record))
+                if not ends(file):
+                    _decode(source.bytes_of(record))
         except UnreadableRecord as error:
             report.add("other_size", f"{name} {error}")
         except (BadImage, DataError, OSError) as error:
@@ -101,6 +103,13 @@ def _read_headers(source: BoxedFiles, report: Report) -> None:
         else:
             if picture.turned:
                 report.add("turned", f"{name}, {'as stored' if stored else 'upright'}")
+
+
+def _decode(image: bytes) -> None:
+    """Raises BadImage if the pixels of a picture cannot be decoded."""
+    picture = open_picture(image)
+    size = picture.height, picture.width
+    guarded(lambda: picture.render((0, 0, size[1], size[0]), size))
 
 
 def _read_records(source: BoxedSource, report: Report) -> None:
@@ -121,7 +130,8 @@ def _read_records(source: BoxedSource, report: Report) -> None:
 # ---------------------------------------------------------------- what is said
 def _counted(source: BoxedSource) -> str:
     boxes = sum(len(source.truth(record).classes) for record in range(len(source)))
-    return f"{len(source):,} images, {boxes:,} boxes, {source.num_classes:,} classes"
+    classes = "1 class" if source.num_classes == 1 else f"{source.num_classes:,} classes"
+    return f"{len(source):,} images, {boxes:,} boxes, {classes}"
 
 
 def _of_boxes(source: BoxedSource, max_boxes: int) -> list[str]:

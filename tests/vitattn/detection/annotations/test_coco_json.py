@@ -194,6 +194,12 @@ MISTAKES = {
     "no images": (lambda c: c.pop("images"), "no_images", 1, True),
     "no annotations": (lambda c: c.pop("annotations"), "no_annotations", 1, True),
     "empty annotations": (lambda c: c.update(annotations=[]), "no_annotations", 1, True),
+    "only crowds": (
+        lambda c: [a.update(iscrowd=1) for a in c["annotations"]],
+        "only_crowds",
+        4,
+        True,
+    ),
     "corners": (all_boxes(lambda x, y, w, h: (x, y, x + w, y + h)), "corners", 59, True),
     "swapped": (all_boxes(lambda x, y, w, h: (y, x, h, w)), "swapped", 59, True),
     "centres": (all_boxes(lambda x, y, w, h: (x + w / 2, y + h / 2, w, h)), "centres", 59, True),

@@ -184,3 +184,15 @@ def test_a_few_images_are_drawn_with_their_boxes(tmp_path):
         edge = np.asarray(picture, np.int32)[:4, 300:500]  # of the box that is all of it
     orange = (edge[..., 0] - edge[..., 2] > 100).mean()
     assert orange > 0.3
+
+
+def test_a_picture_that_is_cut_off_is_found_and_one_with_more_behind_it_is_not(tmp_path):
+    path = coco(tmp_path)
+    images = tmp_path / "images"
+    whole_png = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(whole_png[: len(whole_png) // 2])
+    (images / "2.png").write_bytes((images / "2.png").read_bytes() + bytes(2**17))
+    checked = check_data(whole(source=f"coco:{path}", eval_split="train"))
+    (reason,) = checked.refused
+    assert "images or XML files that cannot be read: 1" in reason
+    assert "1.png: cannot be decoded" in reason
