@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from trainlib import config as config_lib
 from trainlib.errors import ConfigError
-from trainlib.keys import choice, key, many, number, pair, text, whole
+from trainlib.keys import choice, key, number, pair, text, whole
+from vitattn.data.options import READING
 from vitattn.detection.data import catalog
 
 AUGMENTATIONS = ("jitter", "none")
@@ -67,11 +68,6 @@ def data_settings() -> dict[str, tuple[Any, str]]:
             "without an evaluation split, also its split `test`",
             number(0, below=1),
         ),
-        "eval_split": key(
-            "test",
-            "what evaluation reads: test (the official split), holdout or train",
-            choice("test", "holdout", "train"),
-        ),
         "augment": key(
             "jitter",
             "training augmentation: jitter (random scale, crop and flips) or none",
@@ -85,28 +81,7 @@ def data_settings() -> dict[str, tuple[Any, str]]:
         "flip": key(0.5, "probability that an image is mirrored left to right", share),
         "flip_vertical": key(0.0, "probability that an image is mirrored top to bottom", share),
         "max_boxes": key(100, "boxes of an image that training looks at", whole(1, MOST_BOXES)),
-        "mean": key(
-            (),
-            "mean of red, green, blue in 0..1 to subtract; () is the data set's own",
-            many(number(0, 1), 0, 3),
-        ),
-        "std": key(
-            (),
-            "standard deviation of red, green, blue to divide by; () is the data set's own",
-            many(number(1e-6, 1e6), 0, 3),
-        ),
-        "workers": key(
-            -1,
-            "processes that read and decode; 0 none, -1 one for each CPU core",
-            whole(0, 1024, also={-1: "one for each CPU core"}),
-        ),
-        "prefetch": key(2, "batches made ahead of their use", whole(1, 10_000)),
-        "max_bad_fraction": key(
-            0.001,
-            "the run stops when more of the records than this are unreadable (a few are let "
-            "through)",
-            share,
-        ),
+        **READING,
     }
 
 
