@@ -68,9 +68,11 @@ def create_model(name: str, *, rngs: nnx.Rngs | None, **overrides: Any) -> Model
     """Builds a network of the papers (arXiv 1904.09925, 1906.05909) with fresh weights.
 
     It is called as `model(images, train=False)`: images [B, H, W, 3] of any float type -> f32
-    logits [B, C]. With `train=True` it normalises by the batch and moves its running statistics; a
-    MnasNet then needs `key=` for its dropout. Weights are float32, the computation has the type
-    `model.config.dtype`, which is bfloat16 for the networks of ImageNet and CIFAR-100.
+    logits [B, C]; a RetinaNet gives logits and offsets of boxes for each level of its pyramid
+    (`vitattn.models.retinanet.network.Level`). With `train=True` it normalises by the batch and
+    moves its running statistics; a MnasNet then needs `key=` for its dropout. Weights are float32,
+    the computation has the type `model.config.dtype`, which is bfloat16 for the networks of
+    ImageNet and CIFAR-100.
 
     Args:
       name: one of `list_models()`.
@@ -159,10 +161,9 @@ class LoadedModel:
     """A trained model: what `load` returns.
 
     Attributes:
-      model: an `nnx.Module`, images f32 [B, H, W, 3] as `preprocess` makes them -> f32 logits
-        [B, C]. It can be trained further, alone or as a part of a module of your own; its running
-        statistics go on from where the run left them. `predict` uses the weights that it has at the
-        time.
+      model: an `nnx.Module` as `create_model` makes it, for images as `preprocess` makes them. It
+        can be trained further, alone or as a part of a module of your own; its running statistics
+        go on from where the run left them. `predict` uses the weights that it has at the time.
       config: the configuration of the run.
       step: which step the weights are from.
       class_names: one name for each output, "class N" where output N has none.

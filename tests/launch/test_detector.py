@@ -188,6 +188,7 @@ def test_detections_of_the_library(run, photographs, tmp_path):
     assert best in list(found.of_class(best.class_name))
     assert len(found.above(best.score)) == 1
     assert not len(found.above(1.0).of_class("nothing"))
+    assert list(found[:2]) == [found[0], found[1]]
     assert f"Detections({len(found)}: {best.class_name}" in repr(found)
     with pytest.raises(ConfigError, match="score"):
         found.above(2)

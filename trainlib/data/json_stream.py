@@ -1,7 +1,8 @@
 """The elements of a large JSON file one by one, in the memory of one element.
 
-`json.load` of a 450 MB file of annotations takes 4 GB. Here the file is decoded piece by piece:
-each element of an array that is a member of the outermost object is handed over and forgotten.
+`json.load` holds all of a file at once, its text and every object in it. Here the file is decoded
+piece by piece: each element of an array that is a member of the outermost object is handed over and
+forgotten.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import numpy as np
@@ -130,13 +130,22 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, place: int) -> Detection:
+    @overload
+    def __getitem__(self, place: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Detections: ...
+
+    def __getitem__(self, place: int | slice) -> Detection | Detections:
+        """One of them; of a slice, `found[:3]`, those."""
+        if isinstance(place, slice):
+            return self._only(place)
         n = int(self.class_numbers[place])
         x0, y0, x1, y1 = self.boxes[place].tolist()
         return Detection(n, self.class_names[n], float(self.scores[place]), (x0, y0, x1, y1))
 
     def __iter__(self) -> Iterator[Detection]:
-        return map(self.__getitem__, range(len(self)))
+        return (self[place] for place in range(len(self)))
 
     def above(self, score: float) -> Detections:
         """Returns those with at least this score.
@@ -186,7 +195,7 @@ class Detections:
             pictures.save(drawn, paths.resolve(path, "file"))
         return drawn
 
-    def _only(self, chosen: np.ndarray) -> Detections:
+    def _only(self, chosen: np.ndarray | slice) -> Detections:
         boxes, scores, numbers = (
             array[chosen] for array in (self.boxes, self.scores, self.class_numbers)
         )
@@ -194,7 +203,7 @@ class Detections:
 
     def __repr__(self) -> str:
         """The best: Detections(3: cat 93 %, dog 61 %, dog 5 %)."""
-        best = map(self.__getitem__, range(min(3, len(self))))
+        best = list(self[:3])
         words = [f"{shown(one.class_name)} {100 * one.score:.3g} %" for one in best]
         more = ", ..." if len(self) > len(words) else ""
         return f"Detections({len(self)}{': ' if words else ''}{', '.join(words)}{more})"
