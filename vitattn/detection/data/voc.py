@@ -142,7 +142,8 @@ def opened_files(root: Path, files: Sequence[Path]) -> tuple[BoxedFiles, Report]
             report.annotations += 1
             left, top, right, bottom = entry.sides
             box = left - first, top - first, right - left + first, bottom - top + first
-            rows.annotation(place, number, ids[entry.name], box, crowd=entry.difficult)
+            area = box[2] * box[3]
+            rows.annotation(place, number, ids[entry.name], box, area, crowd=entry.difficult)
     return opened(root, rows.table(), report)
 
 

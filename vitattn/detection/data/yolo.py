@@ -177,7 +177,8 @@ def opened_folders(
         rows.category(number + 1, name)
     lines = _Lines(rows)
     images = [image for folder in folders for image in layouts.find_images_below(folder)]
-    for number, image in enumerate(images, start=1):
+    texts = [_labels_of(image) for image in images]
+    for number, (image, labels) in enumerate(zip(images, texts, strict=True), start=1):
         name = image.relative_to(root).as_posix()
         try:
             with open_regular(image, follow=True, error=DataError) as file:
@@ -187,12 +188,30 @@ def opened_folders(
             continue
         height, width = picture.height, picture.width
         rows.image(number, name, height, width)
-        labels = _labels_of(image)
         if labels.is_file():
             data = read_small(labels, _MOST_BYTES, follow=True, error=DataError)
             lines.add(number, name, data, height, width)
     lines.check()
-    return opened(root, rows.table(), report)
+    table = rows.table()
+    alone = _without_image(texts)
+    report.add_all("no_file", (f"that of {shown(text, 100)}" for text in alone), len(alone))
+    return opened(root, table, report)
+
+
+def _without_image(texts: Sequence[Path]) -> list[Path]:
+    """The files of boxes that lie beside those of the images, and to which no image belongs."""
+    known = set(texts)
+    beside = (text for folder in sorted({t.parent for t in texts}) for text in folder.glob("*.txt"))
+    return [t for t in beside if t not in known and t.name not in _TEXTS and _holds_boxes(t)]
+
+
+def _holds_boxes(text: Path) -> bool:
+    """Whether a file begins with a line of boxes: a list of files or a note does not."""
+    if not text.is_file():
+        return False
+    data = read_small(text, _MOST_BYTES, follow=True, error=DataError)
+    words = data.decode("utf-8-sig", "replace").split("\n", 1)[0].split()
+    return _numbers(words) is not None
 
 
 def _labels_of(image: Path) -> Path:
@@ -237,7 +256,8 @@ class _Lines:
             self._pixels += max(rest) > _PIXELS
             box = _box(rest, self._report)
             left, top, wide, high = (b * s for b, s in zip(box, (width, height) * 2, strict=True))
-            self._rows.annotation(number, image, int(label) + 1, (left, top, wide, high))
+            sides = left, top, wide, high
+            self._rows.annotation(number, image, int(label) + 1, sides, wide * high)
 
     def check(self) -> None:
         """Counts numbers in pixels: a few are over the edge, half of them are a mistake."""

@@ -79,7 +79,8 @@ def open_evaluation(
     config = plan.config.data
     source = make_source(config, config.eval_split)
     outputs = plan.model.num_classes
-    matched = matching.of_model(source, names, outputs, config.source, workdir, relabelled)
+    what = (config.eval_split == "test" and config.eval_json) or config.source
+    matched = matching.of_model(source, names, outputs, what, workdir, relabelled)
     check_truth(matched[0])
     return matched
 

@@ -134,3 +134,17 @@ def test_a_picture_that_cannot_be_read_is_counted(tmp_path):
     (tmp_path / "images" / "train" / "train2.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match=r"cannot be read: 1,.*images/train/train2\.jpg"):
         make_source(c, "train")
+
+
+def test_boxes_without_their_picture_are_counted(tmp_path):
+    ultralytics(tmp_path)
+    source = f"yolo:{tmp_path}"
+    labels = tmp_path / "labels" / "train"
+    (labels / "gone.txt").write_text(LINES)
+    (labels / "classes.txt").write_text("cat\ndog\n")
+    (labels / "note.txt").write_text("Drawn in May.\n")
+    with pytest.raises(DataError, match=r"whose file is not there: 1, .* that of .*gone\.txt"):
+        make_source(config(source=source), "train")
+    train = make_source(config(source=source, max_bad_fraction=0.5), "train")
+    assert len(train) == 2
+    assert not any("area" in line for line in train.left_out)
