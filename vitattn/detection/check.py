@@ -48,7 +48,8 @@ def check_data(config: ConfigDict, boxes: Path | None) -> Checked:
 def _draw_some(source: BoxedSource, directory: Path, part: str) -> int:
     """Draws images from all over a split, those with boxes first; returns how many."""
     full = [n for n in range(len(source)) if len(source.truth(n).classes)] or range(len(source))
-    chosen = full[:: -(-len(full) // _PICTURES) or 1]
+    pictures = min(len(full), _PICTURES)
+    chosen = [full[n * len(full) // pictures] for n in range(pictures)]
     names = told_apart(source.class_names)[0]
     count = 0
     for record in chosen:

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.vitattn.detection.data.sets import annotation, coco, config, good, picture, write
 from trainlib.errors import DataError
 from vitattn import check
+from vitattn.detection import check as detection_check
 from vitattn.detection.data.checks import look
 
 
@@ -196,3 +197,19 @@ def test_a_picture_that_is_cut_off_is_found_and_one_with_more_behind_it_is_not(t
     (reason,) = checked.refused
     assert "images or XML files that cannot be read: 1" in reason
     assert "1.png: cannot be decoded" in reason
+
+
+def test_twelve_pictures_are_drawn_of_a_set_of_any_more(tmp_path):
+    content = good()
+    content["images"] = [
+        {"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in range(1, 24)
+    ]
+    content["annotations"] = [annotation(n, n, 4, [1, 2, 20, 9]) for n in range(1, 24)]
+    path = coco(tmp_path, content)
+    for number in range(1, 24):
+        picture(tmp_path / "images" / f"{number}.png")
+    drawn = detection_check.check_data(
+        whole(source=f"coco:{path}", holdout=0.3), tmp_path / "drawn"
+    )
+    assert any("pictures of training: 12," in line for line in drawn.lines)
+    assert len(list((tmp_path / "drawn").iterdir())) == 12
