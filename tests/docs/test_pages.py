@@ -44,6 +44,18 @@ def test_links_lead_somewhere(path):
 
 
 @page_by_page
+def test_benchmarks_that_are_named_are_there(path):
+    found = re.findall(r"python -m (benchmarks(?:\.\w+)+)", path.read_text())
+    places = {name: ROOT / name.replace(".", "/") for name in found}
+    gone = [
+        n
+        for n, p in places.items()
+        if not ((p / "__main__.py").is_file() or p.with_suffix(".py").is_file())
+    ]
+    assert not gone, f"{path.name}: {gone}"
+
+
+@page_by_page
 def test_blocks_are_marked_and_their_flags_exist(path):
     page = pages.read(path)
     wrong = [problem for block in page.blocks for problem in problems(block)]
