@@ -56,6 +56,20 @@ NAMED: dict[str, dict[str, Any]] = {
         "image_size": 8,
         "num_classes": 10,
     },
+    # A small detector for photographs of 4:3.
+    "reproduce_detection": {
+        "name": "retinanet",
+        "depth": 26,
+        "blocks": (1, 1, 1, 1),
+        "width": 0.25,
+        "features": 64,
+        "head_layers": 2,
+        "max_level": 5,
+        "anchor_scale": 2.0,
+        "image_size": (192, 256),
+        "num_classes": 3,
+        "bn_decay": 0.9,
+    },
 }
 
 
