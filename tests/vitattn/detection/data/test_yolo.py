@@ -43,7 +43,7 @@ def test_boxes_become_pixels(tmp_path):
     [
         "names: {0: cat, 1: dog}\ntrain: ../train/images\nval: ../valid/images\nnc: 2\n",
         "names:\n- cat\n- dog\n",
-        "path: /home/somebody/set\ntrain: /home/somebody/set/train/images\nnames: [cat, dog]\n",
+        "path: /somewhere/else/set\ntrain: /somewhere/else/set/train/images\nnames: [cat, dog]\n",
         None,
     ],
 )
