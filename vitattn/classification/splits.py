@@ -5,7 +5,6 @@ C outputs of the model, of which the last may have no class.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -18,27 +17,13 @@ from vitattn.data import Source
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.size import Size
 from vitattn.labels import class_names, matching
-from vitattn.labels.class_names import ModelNames, Names
+from vitattn.labels.class_names import ModelNames
 from vitattn.labels.matching import Relabelled
+from vitattn.labels.splits import Splits
 from vitattn.models import ModelConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """What a training run reads.
-
-    Attributes:
-      train: the training split.
-      held_out: the split that is evaluated on, with the labels of the training split.
-      names: of the classes that the outputs stand for, [C].
-    """
-
-    train: Source
-    held_out: Source
-    names: Names
-
-
-def open_training(plan: Plan[ModelConfig]) -> Splits:
+def open_training(plan: Plan[ModelConfig]) -> Splits[Source]:
     """Opens the splits of a training run, and checks that the model and the settings fit them.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from trainlib import commands
 from trainlib.checkpoint import write as saving
 from trainlib.errors import ConfigError, DataError, UserError, shown, told_apart
 from trainlib.untrusted_files import read_small
-from vitattn.data.source import Example, Labelled, Source, short_digest
+from vitattn.data.source import AnySource, Example, Labelled, Source, short_digest
 from vitattn.labels import class_names
 from vitattn.labels.class_names import FILE, ModelNames, Names
 
@@ -46,10 +46,17 @@ def difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str, str
     return listed(first), listed(second), listed(new), listed(gone)
 
 
-class Relabelled:
-    """The records of another source, labelled with the numbers of a model's outputs."""
+class Renumbered(Generic[AnySource]):
+    """What all data sets share whose records are those of another source, with the numbers of a
+    model's outputs in place of its own labels.
 
-    def __init__(self, parent: Source, names: Names, labels: np.ndarray):
+    Args:
+      parent: whose records they are.
+      names: of the model's outputs.
+      labels: i64 [C of the parent], the output of each class.
+    """
+
+    def __init__(self, parent: AnySource, names: Names, labels: np.ndarray):
         self.parent, self.labels = parent, labels
         self.num_classes = len(names)
         self.class_names = tuple(name or "" for name in names)
@@ -60,12 +67,16 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.parent)
 
+    def describe(self, record: int) -> str:
+        return self.parent.describe(record)
+
+
+class Relabelled(Renumbered[Source]):
+    """Labelled images with the numbers of a model's outputs."""
+
     def __getitem__(self, record: int) -> Example:
         image, label = self.parent[record]
         return Example(image, int(self.labels[label]))
-
-    def describe(self, record: int) -> str:
-        return self.parent.describe(record)
 
 
 def by_name(source: Data, model: ModelNames, what: str, relabel: Relabel[Data]) -> Data:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vitattn.data import source as sources
-from vitattn.data.source import DataSet, short_digest
+from vitattn.data.source import DataSet
 from vitattn.detection.annotations.table import Truth
 from vitattn.images.decode import Pixels
-from vitattn.labels import class_names
 from vitattn.labels.class_names import Names
+from vitattn.labels.matching import Renumbered
 
 
 class BoxedExample(NamedTuple):
@@ -133,27 +133,13 @@ def hold_out(train: BoxedSource, fraction: float, split: str) -> BoxedSource:
     return sources.hold_out(train, fraction, split, Subset)
 
 
-class Relabelled(Truths):
-    """The records of another source, labelled with the numbers of a model's outputs.
-
-    Args:
-      parent: whose records they are.
-      names: of the model's outputs.
-      labels: i64 [C of the parent], the output of each class.
-    """
+class Relabelled(Renumbered[BoxedSource], Truths):
+    """Images with boxes with the numbers of a model's outputs."""
 
     def __init__(self, parent: BoxedSource, names: Names, labels: np.ndarray):
-        self.parent, self.labels = parent, labels
-        self.num_classes = len(names)
-        self.class_names = tuple(name or "" for name in names)
-        self.in_memory, self.mean, self.std = parent.in_memory, parent.mean, parent.std
-        self.left_out = parent.left_out
-        self.digest = short_digest(parent.digest, *class_names.to_lines(names))
+        super().__init__(parent, names, labels)
         ids = dict(zip(labels.tolist(), parent.category_ids, strict=True))
         self.category_ids = tuple(ids.get(number, -1) for number in range(len(names)))
-
-    def __len__(self) -> int:
-        return len(self.parent)
 
     def __getitem__(self, record: int) -> BoxedExample:
         example = self.parent[record]
@@ -162,9 +148,6 @@ class Relabelled(Truths):
     def truth(self, record: int) -> Truth:
         truth = self.parent.truth(record)
         return truth._replace(classes=self.labels[truth.classes].astype(np.int32))
-
-    def describe(self, record: int) -> str:
-        return self.parent.describe(record)
 
 
 def relabelled(source: BoxedSource, names: Names, labels: np.ndarray) -> BoxedSource:

@@ -6,7 +6,6 @@ C outputs of the model, of which some may have no class.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -19,26 +18,12 @@ from vitattn.detection.data.source import BoxedSource, relabelled
 from vitattn.detection.data.truth import check_truth
 from vitattn.detection.input import pipeline
 from vitattn.labels import class_names, matching
-from vitattn.labels.class_names import ModelNames, Names
+from vitattn.labels.class_names import ModelNames
+from vitattn.labels.splits import Splits
 from vitattn.models import ModelConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """What a training run reads.
-
-    Attributes:
-      train: the training split.
-      held_out: the split that is evaluated on, with the classes of the training split.
-      names: of the classes that the outputs stand for, [C].
-    """
-
-    train: BoxedSource
-    held_out: BoxedSource
-    names: Names
-
-
-def open_training(plan: Plan[ModelConfig]) -> Splits:
+def open_training(plan: Plan[ModelConfig]) -> Splits[BoxedSource]:
     """Opens the splits of a training run, and checks that they fit the model and each other, and
     that the evaluation split can be evaluated on: that is found out before hours of training.
 
