@@ -12,7 +12,6 @@ defines.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from moe.decoding.search import (
     sampler,
 )
 from moe.models.architecture import Architecture
+from moe.models.block import OWN, Cache
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig
 from moe.text.vocabulary import EOS, PAD
@@ -140,21 +140,13 @@ def decoding_model(model: Architecture) -> Abstract[Transformer]:
     return abstract_of(Transformer(dataclasses.replace(model, decoder_routing=routing)))
 
 
-def _reorder(cache: Any, parents: jax.Array, batch: int) -> Any:
-    """Moves the decoder's own keys and values [..., B*K, L, N, H] of each hypothesis to where its
-    parents [B, K] say; those of the encoder are equal for all beams.
+def _reorder(cache: tuple[Cache, ...], parents: jax.Array) -> tuple[Cache, ...]:
+    """Moves the decoder's own keys and values [B*K, ..] of each hypothesis to where its parents
+    [B, K] say; those of the encoder are shared by the beams of an input.
     """
-    beams = parents.shape[1]
-
-    def moved(path: tuple, leaf: jax.Array) -> jax.Array:
-        if path[-1].key not in ("key", "value"):
-            return leaf
-        lead = leaf.ndim - 4  # periods, and layers of a period
-        split = leaf.reshape(*leaf.shape[:lead], batch, beams, *leaf.shape[lead + 1 :])
-        index = parents.reshape(*(1,) * lead, batch, beams, 1, 1, 1)
-        return jnp.take_along_axis(split, index, axis=lead + 1).reshape(leaf.shape)
-
-    return jax.tree_util.tree_map_with_path(moved, cache)
+    batch, beams = parents.shape
+    index = (jnp.arange(batch)[:, None] * beams + parents).ravel()
+    return tuple(block | {name: block[name][index] for name in OWN} for block in cache)
 
 
 def _words_between(words: int, min_length: int) -> Allowed:
@@ -214,13 +206,13 @@ def make_generate(
         segments = batch["encoder_segments"]
         size = segments.shape[0]  # B
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)  # [B, K, D]
-        encoded, segments = (jnp.repeat(x, copies, axis=0) for x in (encoded, segments))
-        cache = bound.init_cache(size * copies, length, encoded)
+        decoder = bound.token_decoder(length)
+        cache = decoder.init_cache(size * copies, encoded)
 
         def decode_step(
             tokens: jax.Array, cache: Any, position: jax.Array
         ) -> tuple[jax.Array, Any]:
-            return bound.decode_step(tokens, cache, position, segments)
+            return decoder.step(tokens, cache, position, segments)
 
         if beams > 1:
             result = beam_search(
@@ -230,7 +222,7 @@ def make_generate(
                 length,
                 beams,
                 options.alpha,
-                functools.partial(_reorder, batch=size),
+                _reorder,
                 allowed,
                 options.beam_rule,
             )._asdict()

@@ -146,12 +146,15 @@ class RelativeBias(Layer):
             first_query=first_query,
         )
 
-    def at(self, position: jax.Array, keys: int) -> jax.Array:
-        """Bias [1, N, 1, K] of one query at `position`, an int32 scalar that may be traced."""
-        every = np.arange(keys)
-        pairs = _pairs(every, keys, self.buckets, self.bidirectional, self.max_distance)
-        one = jax.lax.dynamic_slice_in_dim(jnp.asarray(pairs), position, 1)  # [1, K]
-        return _read(self.table[...], one)
+    def of_distances(self, distances: np.ndarray) -> jax.Array:
+        """Bias float32 [N, M] of keys that lie int [M] places after their query."""
+        buckets = relative_buckets(
+            distances,
+            bidirectional=self.bidirectional,
+            buckets=self.buckets,
+            max_distance=self.max_distance,
+        )
+        return _read(self.table[...], buckets[None])[0, :, 0]
 
 
 class BiasArrays(NamedTuple):

@@ -21,18 +21,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from moe.layers.attention import Attention, Bias
+from moe.layers.attention_decode import attend_own, attend_source, empty_cache, source_cache
 from moe.layers.dropout import dropout, split_key
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
 from moe.layers.residual import to_layer
 from moe.layers.sparse import SparseFFN
 from moe.models.architecture import Architecture
+from moe.models.stacked import member
 from moe.routing.config import RoutingConfig
 from trainlib.model.layer import Layer
-from trainlib.sharding.constrain import constrain
 
 Aux = dict[str, Any]  # what a block reports beside its output; stacks add leading dimensions
-Cache = dict[str, jax.Array]  # keys and values of a block, [B, L, N, H]
+OWN = "key", "value"  # names of what a cache holds of the decoder's own tokens
+Cache = dict[str, jax.Array]  # keys and values of a block, see `Block.init_cache`
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +54,24 @@ class Context:
     valid: jax.Array
     source: jax.Array | None = None
     source_bias: Bias = None
+    words: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenContext:
+    """The same for one token of each sequence, in decoding.
+
+    Attributes:
+      bias: float32 [1 or B, N, 1, L], see `moe.layers.attention_decode.DecodingBias`.
+      valid: bool [B, 1].
+      source_bias: float32 [B, 1, 1, K] of cross-attention, or None.
+      words: [B, 1, D], see `Context`.
+    """
+
+    bias: jax.Array
+    valid: jax.Array
+    source_bias: jax.Array | None = None
     words: jax.Array | None = None
 
 
@@ -121,7 +141,7 @@ class Block(Layer):
             rngs=rngs,
         )
 
-    def _router_input(self, x: jax.Array, context: Context) -> jax.Array | None:
+    def _router_input(self, x: jax.Array, context: Context | TokenContext) -> jax.Array | None:
         if context.words is None:
             return None
         return context.words if self.config.router_input == "word" else x + context.words
@@ -178,19 +198,18 @@ class Block(Layer):
 
         Args:
           source: [B, K, D] output of the encoder, which a block with cross-attention reads.
-          batch: B.
+          batch: B, or B * C with C copies of each input.
           length: L, most tokens of a sequence.
           dtype: of activations.
 
         Returns:
-          "key" and "value" [B, L, N, H], "cross_key" and "cross_value" [B, K, N, H].
+          "key" [batch, N, H, L], "value" [batch, N, L, H], "cross_key" [B, N, H, K] and
+          "cross_value" [B, N, K, H].
         """
-        shape = (batch, length, self.config.num_heads, self.config.head_dim)
-        empty = constrain(jnp.zeros(shape, dtype), "layer_batch", None, "head", None)
-        cache = {"key": empty, "value": empty}
+        cache = dict(zip(OWN, empty_cache(self.attention, batch, length, dtype), strict=True))
         if self.cross:
             assert source is not None
-            keys, values = self.cross_attention.keys_values(to_layer(source))
+            keys, values = source_cache(self.cross_attention, to_layer(source))
             cache |= {"cross_key": keys, "cross_value": values}
         return cache
 
@@ -199,43 +218,57 @@ class Block(Layer):
         x: jax.Array,
         cache: Cache,
         position: jax.Array,
-        context: Context,
+        context: TokenContext,
         key: jax.Array | None = None,
+        *,
+        period: int | None = None,
     ) -> tuple[jax.Array, Cache]:
         """One more token of each sequence, without dropout or noise.
 
         Args:
           x: [B, 1, D].
           cache: of the tokens before, see `init_cache`.
-          position: int32 scalar, number of tokens before.
-          context: of this token; its bias spans the length of the cache.
+          position: int32 scalar or [B], number of tokens before.
+          context: of this token.
           key: of a policy that is random in evaluation too, or None.
+          period: whose experts to take, where `experts` holds those of all periods of the stack,
+            [P, E, ..]; None: it holds those of this block alone.
 
         Returns:
           ([B, 1, D], the cache with this token).
         """
-        y = to_layer(self.attention_norm(x))
-        new = self.attention.keys_values(y)  # both [B, 1, N, H]
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(cache[name], value, position, axis=1)
-            for name, value in zip(("key", "value"), new, strict=True)
+        y, *own = attend_own(
+            self.attention,
+            to_layer(self.attention_norm(x)),
+            *(cache[name] for name in OWN),
+            position,
+            context.bias,
         )
-        y, _ = self.attention.attend_to(y, keys, values, bias=context.bias)
         x = self._add(x, y, None)
         if self.cross:
-            y = to_layer(self.cross_norm(x))
-            y, _ = self.cross_attention.attend_to(
-                y, cache["cross_key"], cache["cross_value"], bias=context.source_bias
+            y = attend_source(
+                self.cross_attention,
+                to_layer(self.cross_norm(x)),
+                cache["cross_key"],
+                cache["cross_value"],
+                context.source_bias,
             )
             x = self._add(x, y, None)
-        x, _ = self._feed_forward(x, context, [None, None, key, None], train=False)
-        return x, cache | {"key": keys, "value": values}
+        keys = [None, None, key, None]
+        x, _ = self._feed_forward(x, context, keys, train=False, period=period)
+        return x, cache | dict(zip(OWN, own, strict=True))
 
     def _feed_forward(
-        self, x: jax.Array, context: Context, keys: list[jax.Array | None], *, train: bool
+        self,
+        x: jax.Array,
+        context: Context | TokenContext,
+        keys: list[jax.Array | None],
+        *,
+        train: bool,
+        period: int | None = None,
     ) -> tuple[jax.Array, Aux]:
         """The dense layer and the experts, in their order; `keys` are those of the dense layer, its
-        branch, the experts and their branch.
+        branch, the experts and their branch; for `period` see `decode_step`.
         """
         aux: Aux = {}
         before = self.config.extra_ffn == "before"
@@ -243,7 +276,8 @@ class Block(Layer):
             x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
         if self.sparse:
             y = self.experts_norm(x)
-            y, aux["router"] = self.experts(
+            experts = self.experts if period is None else member(self.experts, (period,))
+            y, aux["router"] = experts(
                 y, context.valid, keys[2], train=train, router_input=self._router_input(y, context)
             )
             x = self._add(x, y, keys[3])

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
 from moe.layers.attention import shared
-from moe.layers.attention_bias import AttentionBias, BiasArrays, RelativeBias
+from moe.layers.attention_bias import AttentionBias, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
 from moe.layers.sparse import evaluation_key
 from moe.models.architecture import Architecture, is_sparse
-from moe.models.block import Aux, Block, Cache, Context
-from moe.models.stacked import Stacked, Step, fold, stack
-from trainlib.model.layer import Layer, named
+from moe.models.block import Aux, Block, Context
+from moe.models.stacked import Stacked, Step, fold, member, stack
+from trainlib.model.layer import Layer
 from trainlib.sharding.constrain import constrain
 
 
@@ -94,60 +94,16 @@ class Stack(Layer):
         x, aux = self._fold(x, step, remat=remat)
         return dropout(self.norm(x), self.config.dropout, last_key), aux
 
-    def init_cache(
-        self, batch: int, length: int, dtype: DTypeLike, source: jax.Array | None = None
-    ) -> dict[str, Cache]:
-        """The cache before the first token: tree -> that of `Block.init_cache`, stacked as the
-        weights of the tree are, [P, ...] or [P, n, ...].
-
-        Args:
-          batch: B.
-          length: most tokens of a sequence.
-          dtype: of activations.
-          source: [B, K, D] output of the encoder, for a decoder with cross-attention.
+    def blocks(self) -> tuple[tuple[Block, int | None], ...]:
+        """The blocks one by one, in their order, with slices of the stacked weights; of a sparse
+        block the experts stay stacks of all periods, and beside it stands the number of its own.
         """
-
-        def step(block: Block, x: None, number: jax.Array) -> tuple[None, Cache]:
-            return x, block.init_cache(source, batch, length, dtype)
-
-        return self._fold(None, step)[1]
-
-    @named
-    def decode_step(
-        self,
-        x: jax.Array,
-        cache: dict[str, Cache],
-        position: jax.Array,
-        source_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, Cache]]:
-        """Runs all blocks on one more token of each sequence, all of which are at `position`.
-
-        Args:
-          x: [B, 1, D] embedded tokens.
-          cache: of the tokens before; see `init_cache`.
-          position: int32 scalar, number of tokens before.
-          source_mask: bool [B, 1, 1, K], which positions of the encoder's output hold a token.
-
-        Returns:
-          ([B, 1, D], the cache with this token).
-        """
-        length = next(iter(cache.values()))["key"].shape[-3]
-        seen = (jnp.arange(length) <= position)[None, None, None]  # [1, 1, 1, L]
-        context = Context(
-            bias=BiasArrays(self.bias.at(position, length), seen),
-            valid=jnp.ones(x.shape[:2], bool),
-            source_bias=BiasArrays(mask=source_mask),
-            words=None if self.config.router_input == "hidden" else x,
-        )
-
-        def step(
-            block: Block, x: jax.Array, number: jax.Array, cache: Cache
-        ) -> tuple[jax.Array, Cache]:
-            key = evaluation_key(self.routing, number, position)
-            return block.decode_step(x, cache, position, context, key)
-
-        x, cache = self._fold(x, step, cache)
-        return self.norm(x), cache
+        found = {}
+        for tree, numbers in self.config.trees("decoder" if self.causal else "encoder").items():
+            for index in np.ndindex(numbers.shape):
+                block = member(getattr(self, tree), index, lambda path: path[0] == "experts")
+                found[numbers[index]] = block, index[0] if is_sparse(tree) else None
+        return tuple(found[number] for number in sorted(found))
 
     def _context(
         self,
@@ -184,15 +140,12 @@ class Stack(Layer):
             return evaluation_key(self.routing, number)
         return None if key is None else jax.random.fold_in(key, number)
 
-    def _fold(
-        self, x: jax.Array | None, step: Step, *stacked: dict[str, Cache], remat: str = "none"
-    ) -> tuple:
-        """`for block in blocks: x, report = step(block, x, number, *its part of each stacked)`.
+    def _fold(self, x: jax.Array, step: Step, *, remat: str) -> tuple:
+        """`for block in blocks: x, report = step(block, x, number)`.
 
         Args:
           x: what the blocks hand on.
           step: see `fold`; `number` is that of the block in the stack, an int32 scalar.
-          *stacked: tree -> leaves stacked as its weights are.
           remat: see `fold`.
 
         Returns:
@@ -204,7 +157,6 @@ class Stack(Layer):
                 tree: (
                     Stacked.of(getattr(self, tree)),
                     jnp.asarray(numbers, jnp.int32),
-                    *(part[tree] for part in stacked),
                 )
                 for tree, numbers in section.numbers().items()
             }

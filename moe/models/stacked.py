@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from trainlib.model.remat import recomputed
 from trainlib.model.weights import Initializer, declare
@@ -60,6 +60,21 @@ def stack(
         elif isinstance(value, nnx.Module):
             stack(value, sizes, axes, rngs)
     return module
+
+
+def member(module: M, index: tuple[int, ...], whole: Callable[[tuple], bool] | None = None) -> M:
+    """One of the modules that `stack` made one, with slices of its weights.
+
+    Args:
+      module: the stack.
+      index: of the member, as long as the leading dimensions are many.
+      whole: (path of a weight) -> whether it stays a stack; None: none does.
+    """
+    graphdef, weights = nnx.split(module)
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(weights))
+    kept = whole or (lambda _: False)
+    parts = {path: w if kept(path) else w[index] for path, w in flat.items()}
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(parts))
 
 
 @jax.tree_util.register_dataclass

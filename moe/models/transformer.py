@@ -17,9 +17,10 @@ from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
 from moe.models.output import ModelOutput, Reports, router_loss, router_outputs
 from moe.models.stack import Stack
+from moe.models.token_decoder import TokenDecoder
 from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer, named
-from trainlib.sharding.constrain import automatic_axes, constrain
+from trainlib.sharding.constrain import automatic_axes
 
 Batch = dict[str, jax.Array]
 
@@ -89,42 +90,28 @@ class Transformer(Layer):
 
     def init_cache(
         self, batch: int, length: int, encoded: jax.Array | None = None
-    ) -> dict[str, Cache]:
-        """The cache for decoding token by token: empty keys and values of the decoder's own tokens,
-        and those of the encoder's output; see `Stack.init_cache`.
-
-        Args:
-          batch: B.
-          length: most tokens of a sequence.
-          encoded: [B, K, D] output of the encoder.
+    ) -> tuple[Cache, ...]:
+        """The cache for decoding token by token, of which every leaf has the sequences as its first
+        axis; see `TokenDecoder.init_cache`.
         """
-        return self.decoder.init_cache(batch, length, self.config.dtype, encoded)
+        return self.token_decoder(length).init_cache(batch, encoded)
 
-    @named
     def decode_step(
         self,
         tokens: jax.Array,
-        cache: dict[str, Cache],
+        cache: tuple[Cache, ...],
         position: jax.Array,
         encoder_segments: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, Cache]]:
-        """Reads one more token of each sequence.
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """Reads one more token of each sequence; see `TokenDecoder.step`."""
+        decoder = self.token_decoder(cache[0]["value"].shape[2])
+        return decoder.step(tokens, cache, position, encoder_segments)
 
-        Args:
-          tokens: int32 [B], the tokens at `position` of the decoder's input.
-          cache: of the positions before, see `init_cache`.
-          position: int32 scalar.
-          encoder_segments: int32 [B, K], 0 at padding; one segment in each sequence.
-
-        Returns:
-          (logits float32 [B, V] of what comes next, the cache with these tokens).
+    def token_decoder(self, length: int) -> TokenDecoder:
+        """The decoder for sequences of at most `length` tokens. A loop makes it before it begins:
+        what does not change from token to token is then made once.
         """
-        x = self.embedding(tokens[:, None], self.config.dtype)  # [B, 1, D]
-        mask = None
-        if encoder_segments is not None:
-            mask = constrain(encoder_segments > 0, "layer_batch", None)[:, None, None]
-        x, cache = self.decoder.decode_step(x, cache, position, mask)
-        return self.logits(x)[:, 0], cache
+        return TokenDecoder(self.decoder, self.embedding, self.logits, length)
 
     @named
     def hidden(

@@ -122,6 +122,37 @@ def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, uncac
     assert np.abs(found - expected).max() < 2e-5
 
 
+def test_rows_are_at_places_of_their_own(model, inputs, uncached, quick):
+    """Row b begins b steps after the first, in a cache that another sequence has filled before."""
+    _, abstract, params = model
+    words = np.random.default_rng(2).integers(2, 48, (8, 6), dtype=np.int32)
+    words[:, 0] = 0
+
+    @quick
+    def staggered(params, batch):
+        bound = abstract.bind(params, {})
+        segments = batch["encoder_segments"]
+        encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
+        fresh = bound.init_cache(8, 9, encoded)
+        assert all(leaf.shape[0] == 8 for leaf in jax.tree.leaves(fresh))
+        used = bound.init_cache(8, 9, encoded[::-1])
+        used = jax.tree.map(lambda leaf: leaf + (leaf == 0), used)
+        rows = jnp.arange(8)
+        cache = jax.tree.map(lambda old, new: old.at[rows].set(new), used, fresh)
+
+        def step(cache, time):
+            position = jnp.clip(time - rows, 0, 5)
+            word = jnp.take_along_axis(jnp.asarray(words), position[:, None], 1)[:, 0]
+            logits, cache = bound.decode_step(word, cache, position, segments)
+            return cache, logits
+
+        return jax.lax.scan(step, cache, jnp.arange(13))[1]
+
+    found, expected = np.asarray(staggered(params, inputs)), uncached(words)
+    for row in range(8):
+        assert np.abs(found[row : row + 6, row] - expected[row]).max() < 2e-5
+
+
 @pytest.fixture(scope="module")
 def decoded(model, inputs, quick):
     """`decoded(method, batch, params)`: answers; each method is compiled once."""
