@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from trainlib import chips, commands, keys, untrusted_files
 from trainlib.errors import ConfigError, nearest, shown
-from trainlib.keys import Text, choice, key, number, text, whole
+from trainlib.keys import Text, choice, key, number, switch, text, whole
 
 Schema = Mapping[str, tuple[Any, str]]  # dotted key -> (default, meaning)
 Options = dict[str, tuple[Any, str]]  # the schema of one section: key -> (default, meaning)
@@ -95,6 +95,11 @@ COMMON: dict[str, tuple[Any, str]] = {
         "skip",
         "what to do about a damaged checkpoint: skip it and use an older one, or fail",
         choice(*ON_CORRUPT),
+    ),
+    "checkpoint.compress": key(
+        False,
+        "compress arrays by zstd: about 7 % smaller, and slower to save and to restore",
+        switch(),
     ),
     "checkpoint.max_failed_saves": key(
         3, "consecutive saves that may fail with a warning; one more exits 74", whole(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from trainlib.checkpoint.damage import file_of
@@ -29,6 +30,7 @@ IN_FLIGHT = 1 << 30  # bytes of leaves that are read ahead of the one that is pl
 PAUSE = 0.5  # seconds before a disk that refused is asked once more
 DAMAGED, NO_MEMORY, REFUSED = 1, 2, 3  # kinds of trouble; the largest is the one to tell
 
+_ALIGNED = 64  # bytes; XLA's arrays on a CPU begin at multiples of it
 _TREE_CACHE = 100_000_000  # bytes of nodes of the store, which all leaves share
 _SYSTEM_ERROR = re.compile(r"os_error_code(?:\[\d+\])?='(\d+)'")
 _DETAILS = re.compile(r" \[\w+(?:\[\d+\])?='")  # what tensorstore adds to a message
@@ -139,7 +141,9 @@ def _spec(step: Path, name: str) -> dict[str, Any]:
 
 
 def _started(store: Any, like: Any) -> tuple[list[tuple[Any, Any]], int]:
-    """Begins to read the pieces that this process needs: ([(devices, future)], their bytes)."""
+    """Begins to read the pieces that this process needs: ([(devices, what `_into_memory` says)],
+    their bytes).
+    """
     shape, dtype = tuple(store.shape), store.dtype.numpy_dtype
     if (shape, dtype) != (tuple(like.shape), like.dtype):
         raise ValueError(f"it is {shape} {dtype} there")
@@ -153,13 +157,27 @@ def _started(store: Any, like: Any) -> tuple[list[tuple[Any, Any]], int]:
     size = sum(p.size for p, _ in parts) * dtype.itemsize
     if size > physical_memory():  # tensorstore ends the process when it is refused memory
         raise MemoryError
-    return [(d, part.read()) for part, d in parts], size
+    return [(d, _into_memory(part, dtype)) for part, d in parts], size
+
+
+def _into_memory(part: Any, dtype: np.dtype) -> tuple[np.ndarray, Any]:
+    """Begins to read a piece: (where it will lie, the future that tells when it does).
+
+    The memory is aligned as XLA's own is, so that a CPU device takes it over as it is; what
+    tensorstore would allocate is copied there, every byte once more.
+    """
+    import tensorstore
+
+    room = np.empty(part.size * dtype.itemsize + _ALIGNED, np.uint8)
+    first = -room.ctypes.data % _ALIGNED
+    piece = room[first : first + part.size * dtype.itemsize].view(dtype).reshape(part.shape)
+    return piece, tensorstore.array(piece).write(part)
 
 
 def _placed(pieces: list[tuple[Any, Any]], like: Any) -> jax.Array:
     place, arrays = _place(like), []
-    for devices, future in pieces:
-        piece = future.result()
+    for devices, (piece, future) in pieces:
+        future.result()
         for device in devices:
             on = SingleDeviceSharding(device, memory_kind=place.memory_kind)
             arrays.append(jax.device_put(piece, on))

@@ -56,6 +56,7 @@ class Saver:
       best: name of the metric whose best step stays as well ("" for none).
       larger_is_better: the direction of `best`.
       may_fail: saves in a row that may fail with a warning.
+      compress: arrays by zstd.
       axes: weight name -> logical axes, for the manifest.
       good: -> {number: manifest} of the steps that count.
     """
@@ -68,6 +69,7 @@ class Saver:
         best: str,
         larger_is_better: bool,
         may_fail: int,
+        compress: bool,
         axes: Mapping[str, tuple[str | None, ...]],
         good: Callable[[], dict[int, manifest.Manifest]],
     ):
@@ -78,10 +80,12 @@ class Saver:
         self._may_fail, self._axes, self._good = may_fail, axes, good
         # Made in the background and refused, a directory is awaited by Orbax for five minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
-        self._orbax = ocp.StandardCheckpointer(async_options=options)
+        handler = ocp.PyTreeCheckpointHandler(use_compression=compress)
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
         # One failed write leaves a hundred futures, and asyncio reports each with a traceback.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._old_hook, sys.unraisablehook = sys.unraisablehook, _hush(sys.unraisablehook)
+        self._arguments = ocp.args.PyTreeSave
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._failed = 0  # saves in a row that failed
@@ -126,7 +130,7 @@ class Saver:
         try:
             if self._main and os.path.lexists(target):
                 set_aside(target)
-            self._orbax.save(target, dict(flat))
+            self._orbax.save(target, args=self._arguments(dict(flat)))
         except Exception as error:
             self._miss(step, error)
             return

@@ -112,6 +112,7 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
         best=options.best,
         larger_is_better=larger_is_better(options.best),
         may_fail=options.max_failed_saves,
+        compress=options.compress,
         axes={n: s.axes for n, s in {**abstract.params, **abstract.model_state}.items()},
         lock=WorkdirLock(workdir) if jax.process_index() == 0 else None,
     )

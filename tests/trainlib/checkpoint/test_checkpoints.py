@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from tests.trainlib.checkpoint.states import META, equal, make, shapes
 from trainlib.checkpoint.checkpoints import Checkpoints, from_flat, to_flat
@@ -179,3 +181,46 @@ def test_a_checkpoint_of_an_earlier_release_is_read(sizes):
         np.testing.assert_array_equal(leaf, ramp.astype(leaf.dtype))
     assert (opened.latest(), opened.meta(5)) == (5, META)
     assert opened.manifest(5).metrics == {"top1": 0.75}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_arrays_are_compressed_where_that_is_asked_for_and_read_the_same(tmp_path, compress):
+    real, like = make(make_mesh())
+    zeros = dataclasses.replace(real, ema=jax.tree.map(jnp.zeros_like, real.ema))
+    opened = Checkpoints(tmp_path, compress=compress)
+    opened.save(1, zeros, META)
+    opened.wait()
+    with ocp.StandardCheckpointer() as reader:  # anyone's Orbax reads both
+        plain = reader.restore(tmp_path / "1")
+    name = "params/stem.0.kernel"
+    np.testing.assert_array_equal(plain[name], to_flat(zeros)[name])
+    assert equal(opened.restore(1, like), zeros)
+    opened.close()
+    store = {"driver": "file", "path": f"{tmp_path}/1/"}
+    kvstore = {"driver": "ocdbt", "base": store, "path": f"{name}/"}
+    written = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
+    compressor = written.spec().to_json()["metadata"]["compressor"]
+    assert (compressor or {}).get("id") == ("zstd" if compress else None)
+
+
+def test_a_piece_is_read_where_it_stays_and_copies_do_not_share_their_future(tmp_path):
+    """A CPU device takes over the memory that was read into. All copies of an array on one host
+    then begin as the same memory, and a step that is given one of them must not change the others.
+    """
+    mesh = make_mesh(8, 1, 1)
+    real, like = make(mesh)
+    opened = Checkpoints(tmp_path)
+    opened.save(1, real, META)
+    opened.wait()
+    kernel = opened.restore(1, like).params["stem.0.kernel"]
+    opened.close()
+    places = {shard.data.unsafe_buffer_pointer() for shard in kernel.addressable_shards}
+    assert len(places) == 1
+    assert not places.pop() % 64
+    before = np.array(kernel)
+    first = kernel.addressable_shards[0].data
+    others = [shard.data for shard in kernel.addressable_shards[1:]]
+    twice = jax.jit(lambda x: 2 * x, donate_argnums=0)(first)
+    np.testing.assert_array_equal(twice, 2 * before)
+    for other in others:
+        np.testing.assert_array_equal(other, before)
