@@ -24,6 +24,7 @@ from trainlib.errors import (
     run_command,
 )
 from trainlib.run.interrupt import leave_until_saving, leave_when_asked
+from trainlib.step import heap
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -179,10 +180,13 @@ def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> 
     Args:
       main: the command.
       saves: whether it saves its work and resumes when it is run again, so that a signal ends it
-        with 75 throughout.
+        with 75 throughout, and it runs for so long that it is restarted for faster memory
+        (`trainlib.step.heap`).
     """
     if sys.platform == "win32":
         sys.exit(_refuse_windows())
+    if saves:
+        heap.restart_in_huge_pages()
     argv = sys.argv[1:]
     open_streams()
     (leave_until_saving if saves else leave_when_asked)()

@@ -11,15 +11,20 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+
+from trainlib.step import heap
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pin_one_thread(core: int | None = None) -> int:
-    """Pins this process to one core. Call it before jax, torch or numpy start their threads.
+    """Pins this process to one core, with its memory as a training has it (`trainlib.step.heap`).
+
+    Call it first: a command is restarted for that, and jax, torch and numpy start threads.
 
     Args:
       core: the core to use; None takes the last one that the process may run on.
@@ -27,6 +32,9 @@ def pin_one_thread(core: int | None = None) -> int:
     Returns:
       The core.
     """
+    command = getattr(sys.modules["__main__"], "__spec__", None)
+    if command is not None and command.name.startswith("benchmarks."):
+        heap.restart_in_huge_pages()
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     if not hasattr(os, "sched_setaffinity"):
