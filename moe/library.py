@@ -25,8 +25,9 @@ from trainlib.errors import DataError, shown
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from moe.decoding.answer import Answerer, Question, Scored
+    from moe.decoding.answer import Answerer, Scored
     from moe.decoding.generate import DecodingOptions
+    from moe.decoding.waiting import Question
     from moe.models.architecture import Architecture
     from moe.text.vocabulary import Vocabulary
     from trainlib.step.plan import Plan

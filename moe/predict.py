@@ -5,15 +5,14 @@ the answer did); blank lines stay blank. With decoding.num_return_sequences abov
 `predictions` too, a list of `text`, `score` (log-probability), `unfinished` and, of beams,
 `rank_score`, whose first is `prediction`. A JSON array of objects and gzip files are read as well.
 
-Finished lines lie in OUTPUT.partial, and the same command resumes from them after a stop, however
-hard.
+Lines are answered by their lengths (`moe.decoding.waiting`) and written in their order. Finished
+lines lie in OUTPUT.partial, and the same command resumes from them after a stop, however hard.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,24 +20,13 @@ from ml_collections import ConfigDict
 
 from moe import plan as plan_lib
 from moe.data import check_vocabulary, make_vocabulary
-from moe.decoding.answer import Answer, Answerer, Scored
-from moe.prediction.lines import (
-    INPUTS,
-    SEVERAL,
-    Counts,
-    Line,
-    Lines,
-    added_fields,
-    batches,
-    check_input,
-    fields_of,
-    unknown,
-)
+from moe.decoding.answer import Answerer
+from moe.prediction.answered import Answered
+from moe.prediction.lines import SEVERAL, Counts, added_fields, check_input, unknown
 from moe.prediction.partial_output import PartialOutput
 from trainlib.config import to_json
 from trainlib.errors import ConfigError, Preempted, shown
 from trainlib.formats.load import load_weights
-from trainlib.model.weights import Arrays
 from trainlib.run.interrupt import StopRequest
 from trainlib.run.progress import Progress, summary
 
@@ -82,9 +70,10 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     main_host = jax.process_index() == 0
     made_by = f"{to_json(config)} {weights.identity}"
     partial = PartialOutput(request.input, request.output, made_by, added, several)
-    done, counts, lost = partial.resume()
-    if done and main_host:
-        print(f"going on after {done:,} of {total:,} lines", flush=True)
+    done, early, counts, lost = partial.resume()
+    answered = done + len(early)
+    if answered and main_host:
+        print(f"going on after {answered:,} of {total:,} lines", flush=True)
     if lost and main_host:
         print(
             f"{shown(partial.path)} held answers to another input, or by other weights or settings "
@@ -93,18 +82,20 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
         )
     if main_host and (note := unknown(request.input, vocabulary)):
         print(note, flush=True)
-    progress = Progress(total, done, enabled=main_host, unit="line")
+    progress = Progress(total, answered, enabled=main_host, unit="line")
+    stream = Answered(answerer, weights.params, request.input, done, early, SEVERAL in added)
     with StopRequest() as stop:
-        for batch in batches(request.input, done, answerer.batch_size):
-            answered = _answered(answerer, weights.params, batch, SEVERAL in added)
-            partial.write(answered, main_host)
-            done += len(answered)
-            counts.add(answered, several)
-            progress.update(done)
+        for lines in stream:
+            if main_host:
+                partial.write(lines, stream.early)
+            done += len(lines)
+            counts.add(lines, several)
+            answered = done + len(stream.early)
+            progress.update(answered)
             if stop.requested and done < total:
                 progress.close()
                 raise Preempted(
-                    f"Stopped on request after {done:,} of {total:,} lines, which are in "
+                    f"Stopped on request after {answered:,} of {total:,} lines, which are in "
                     f"{shown(partial.path)}; the same command goes on from there."
                 )
     progress.close()
@@ -128,19 +119,3 @@ def _fewer(counts: Counts, several: int) -> list[tuple[str, str]]:
         return []
     asked = f"{several} answers: no more ended within the limit"
     return [("fewer", f"{counts.short:,} of {counts.answers:,} lines have fewer than {asked}")]
-
-
-def _answered(answerer: Answerer, params: Arrays, batch: Lines, several: bool) -> list[Line]:
-    """The lines of a batch with their answers; blank ones as they are."""
-    asked = [(number, line) for number, line in batch if line is not None]
-    questions = [answerer.question(line[INPUTS], number) for number, line in asked]
-    answers: list[Sequence[Answer | Scored]]
-    if several:
-        answers = list(answerer.search(params, questions))
-    else:
-        answers = [[answer] for answer in answerer.answers(params, questions)]
-    lines = {
-        number: line | fields_of(question, of_question)
-        for (number, line), question, of_question in zip(asked, questions, answers, strict=True)
-    }
-    return [lines.get(number) for number, _ in batch]

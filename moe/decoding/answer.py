@@ -6,42 +6,38 @@ Letters: B questions of a batch, C candidates, L most tokens of an answer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from moe.decoding.model import Decoding, make_generate, make_score
+from moe.decoding.continuous import Continuous
+from moe.decoding.model import (
+    Decoding,
+    decoding_model,
+    independent,
+    make_generate,
+    make_score,
+    model_at,
+)
+from moe.decoding.rows import make_programs
 from moe.decoding.search import NEVER
+from moe.decoding.waiting import Found, Question, Waiting, in_order, padded_inputs
 from moe.models.architecture import Architecture
 from moe.tasks.task_reader import encode
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort
 from trainlib.model.weights import Arrays
+from trainlib.sharding.rules import batch_parts
 from trainlib.step import step
 from trainlib.step.plan import Plan
 
+_SORTED = 8  # batches of questions that are sorted together
 _CANDIDATE_STEP = 8  # lengths and numbers of candidates grow in few steps: each is a compilation
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """One input for the encoder.
-
-    Attributes:
-      ids: int32, without EOS; what does not fit is cut off at the end.
-      number: what random draws follow from.
-      candidates: int32 ids of the answers to choose from, without EOS; () for a search.
-      cut: the end of the input is missing.
-    """
-
-    ids: np.ndarray
-    number: int = 0
-    candidates: tuple[np.ndarray, ...] = ()
-    cut: bool = False
 
 
 class Answer(NamedTuple):
@@ -97,19 +93,37 @@ class Answerer:
         self.plan, self.vocabulary = plan, vocabulary
         self.length = config.data.encoder_length
         self.batch_size = batch_size or config.eval_batch_size or config.batch_size
-        self.host_part = host_slice(self.batch_size, jax.process_index(), jax.process_count())
+        host_slice(self.batch_size, jax.process_index(), jax.process_count())
         options = Decoding(**dict(config.decoding.items()))
-        options = dataclasses.replace(
+        self.options = dataclasses.replace(
             options, num_return_sequences=num_return_sequences or options.num_return_sequences
         )
-        most = config.data.decoder_length
-        search = make_generate(plan.model, options, most, vocabulary.size)
-        self.longest = options.max_length or most
-        self._search = self._compiled(search)
+        self.longest = self.options.most(config.data.decoder_length)
+        self.beams = self.options.num_beams if self.options.method == "beam" else 1
+        # Of other models, answers are those of whole batches of neighbours in their order.
+        self.sorts = independent(plan.model, self.length)
+        decoding_model(plan.model)  # refuses what has no decoder
         self._score = self._compiled(make_score(plan.model))
+        # What is compiled, by the length of the inputs and by the number of rows.
+        self._search, self._rows = map(functools.cache, (self._make_search, self._make_rows))
 
     def _compiled(self, function: Any) -> Any:
         return step.compile_eval(function, self.plan)
+
+    def _model(self, length: int) -> Architecture:
+        """For inputs that are padded to `length` tokens."""
+        return model_at(self.plan.model, self.length, length) if self.sorts else self.plan.model
+
+    def _make_search(self, length: int) -> Any:
+        """Beam search, or whatever is decoded in whole batches."""
+        settings = self.options, self.longest, self.vocabulary.size
+        return self._compiled(make_generate(self._model(length), *settings))
+
+    def _make_rows(self, rows: int) -> Continuous:
+        programs = make_programs(
+            self.plan, self._model, self.options, self.longest, self.vocabulary.size, rows
+        )
+        return Continuous(programs, self._put, self.options.num_return_sequences, _check)
 
     def question(self, text: str, number: int, candidates: Sequence[str] = ()) -> Question:
         """Tokenises an input, and the answers to choose from; what is cut off is noted."""
@@ -128,13 +142,17 @@ class Answerer:
         """Row of a table: how many answers were ended by the limit, and what that is."""
         return "unfinished", f"{cut:,} of {total:,} answers (limit {self.longest:,} tokens)"
 
-    def answers(self, params: Arrays, questions: Sequence[Question]) -> Iterator[Answer]:
+    def answers(self, params: Arrays, questions: Iterable[Question]) -> Iterator[Answer]:
         """The answer to each question, in order; of several the first."""
-        for result in self._results(params, questions):
-            words = result["words"].reshape(-1, result["words"].shape[-1])[0]
-            yield Answer(self.vocabulary.decode(_before_eos(words)), EOS not in words)
+        for result in in_order(self.results(params, questions)):
+            yield self.first(result)
 
-    def search(self, params: Arrays, questions: Sequence[Question]) -> Iterator[list[Scored]]:
+    def first(self, result: Found) -> Answer:
+        """The first of the answers that were found for a question."""
+        words = result["words"].reshape(-1, result["words"].shape[-1])[0]
+        return Answer(self.vocabulary.decode(_before_eos(words)), EOS not in words)
+
+    def search(self, params: Arrays, questions: Iterable[Question]) -> Iterator[list[Scored]]:
         """All answers to each question, in order: beams best first, draws as drawn.
 
         There are decoding.num_return_sequences, and fewer where so many beams did not end within
@@ -143,24 +161,45 @@ class Answerer:
         Raises:
           NumericAbort: the model gives NaN.
         """
-        return map(self._read, self._results(params, questions))
+        return map(self.every, in_order(self.results(params, questions)))
 
-    def _results(
-        self, params: Arrays, questions: Sequence[Question]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """What the compiled search returns for each question, without the axis B."""
-        for start in range(0, len(questions), self.batch_size):
-            part = questions[start : start + self.batch_size]
+    def results(
+        self, params: Arrays, questions: Iterable[Question]
+    ) -> Iterator[list[tuple[int, Found]]]:
+        """What is found for each question, as pairs (place of the question, found) in the order in
+        which answers end; now and then there are none.
+
+        Questions are read as they are needed. Few are held at once: those that are sorted together,
+        and those that are being decoded.
+
+        Raises:
+          NumericAbort: the model gives NaN.
+        """
+        size = self.batch_size
+        waiting = Waiting(questions, self.length, _SORTED * size * self.sorts, 2 * size)
+        if self.sorts:  # a smaller batch where there are few questions
+            parts = batch_parts(self.plan.rules, self.plan.mesh)
+            size = min(size, _rounded(waiting.few(size), parts))
+        if self.sorts and self.beams == 1:
+            rows = self._rows(size * self.options.num_return_sequences)
+            yield from rows.answers(params, waiting)
+            return
+        while batch := [*itertools.islice(iter(waiting.take, None), size)]:
+            asked = [question for _, question in batch]
             # A last batch repeats its questions: empty ones would never end.
-            batch = list(itertools.islice(itertools.cycle(part), self.batch_size))
-            numbers = np.asarray([question.number for question in batch], np.int32)
-            result = self._run(self._search, params, {**self._inputs(batch), "number": numbers})
+            asked = list(itertools.islice(itertools.cycle(asked), size))
+            length = waiting.length(max(len(question.ids) for question in asked) + 1)
+            numbers = np.asarray([question.number for question in asked], np.int32)
+            inputs = {**padded_inputs(asked, length), "number": numbers}
+            result = self._run(self._search(length), params, inputs)
             _check(result.get("score", 0.0))
-            for index in range(len(part)):
-                yield {name: value[index] for name, value in result.items()}
+            yield [
+                (place, {name: value[row] for name, value in result.items()})
+                for row, (place, _) in enumerate(batch)
+            ]
 
-    def _read(self, result: dict[str, np.ndarray]) -> list[Scored]:
-        """The answers of one question; words are [L], or [N, L] of several."""
+    def every(self, result: Found) -> list[Scored]:
+        """All answers that were found for a question."""
         words = result["words"].reshape(-1, result["words"].shape[-1])
         scores = result["score"].reshape(-1)
         ranks = result["rank_score"].reshape(-1) if "rank_score" in result else [None] * len(words)
@@ -195,26 +234,22 @@ class Answerer:
                 for number, ids in enumerate(question.candidates):
                     candidates[row, number, : len(ids)] = ids
                     candidates[row, number, len(ids)] = EOS
-            batch = {**self._inputs(part), "candidates": candidates}
+            padding = [None] * (self.batch_size - len(part))
+            batch = padded_inputs([*part, *padding], self.length) | {"candidates": candidates}
             scores = self._run(self._score, params, batch)
             _check(scores)
             for row, question in enumerate(part):
                 yield scores[row, : len(question.candidates)]
 
-    def _inputs(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
-        tokens = np.zeros((self.batch_size, self.length), np.int32)
-        segments = np.zeros_like(tokens)
-        for row, question in enumerate(questions):
-            ids = question.ids[: self.length - 1]
-            tokens[row, : len(ids)] = ids
-            tokens[row, len(ids)] = EOS
-            segments[row, : len(ids) + 1] = 1
-        return {"encoder_inputs": tokens, "encoder_segments": segments}
-
     def _run(self, compiled: Any, params: Arrays, batch: dict[str, np.ndarray]) -> Any:
-        first, last = self.host_part
-        part = {name: value[first:last] for name, value in batch.items()}
-        return jax.device_get(compiled(params, {}, step.put_batch(part, self.plan.batch_sharding)))
+        return jax.device_get(compiled(params, {}, self._put(batch)))
+
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Batches of all devices, of which this process gives its part."""
+        place = jax.process_index(), jax.process_count()
+        parts = {name: slice(*host_slice(len(value), *place)) for name, value in batch.items()}
+        part = {name: value[parts[name]] for name, value in batch.items()}
+        return step.put_batch(part, self.plan.batch_sharding)
 
 
 def _check(scores: np.ndarray | float) -> None:
@@ -226,9 +261,9 @@ def _check(scores: np.ndarray | float) -> None:
         )
 
 
-def _rounded(count: int) -> int:
-    """The next step of doubling from `_CANDIDATE_STEP`."""
-    size = _CANDIDATE_STEP
+def _rounded(count: int, least: int = _CANDIDATE_STEP) -> int:
+    """The next step of doubling from `least`."""
+    size = least
     while size < count:
         size *= 2
     return size

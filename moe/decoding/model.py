@@ -31,7 +31,7 @@ from moe.decoding.search import (
 from moe.models.architecture import Architecture
 from moe.models.block import OWN, Cache
 from moe.models.transformer import Transformer
-from moe.routing.config import RoutingConfig
+from moe.routing.config import RoutingConfig, capacity, policy
 from moe.text.vocabulary import EOS, PAD
 from trainlib.config import require
 from trainlib.errors import ConfigError
@@ -149,28 +149,73 @@ def _reorder(cache: tuple[Cache, ...], parents: jax.Array) -> tuple[Cache, ...]:
     return tuple(block | {name: block[name][index] for name in OWN} for block in cache)
 
 
-def _words_between(words: int, min_length: int) -> Allowed:
+def independent(model: Architecture, longest: int) -> bool:
+    """Whether an answer depends on its own input alone, and not on what is decoded beside it.
+
+    Args:
+      model: the architecture.
+      longest: tokens of the longest input.
+    """
+    routings = [routing for name in model.stacks if (routing := model.stack_routing(name))]
+    if any(policy(routing, train=False).needs_draws for routing in routings):
+        return False  # draws depend on the place in the batch
+    routing = model.stack_routing("encoder")
+    return (
+        routing is None
+        or routing.dropless
+        or routing.group_sequences == 1
+        or routing.group_size == longest
+        or capacity(routing, longest, train=False) >= longest
+    )
+
+
+def model_at(model: Architecture, longest: int, length: int) -> Architecture:
+    """The model for inputs that are padded to `length` tokens, where `independent`: in its encoder
+    every expert takes as many of them as of inputs that are padded to `longest`.
+    """
+    routing = model.stack_routing("encoder")
+    if routing is None:
+        return model
+    own = {"group_size": 0, "group_sequences": 1}
+    if not routing.dropless:
+        slots = min(capacity(routing, longest, train=False), length)
+        own |= {"capacity_factor_eval": 1e-6, "min_capacity": slots}
+    decoder = model.stack_routing("decoder") if "decoder" in model.stacks else None
+    return dataclasses.replace(
+        model, routing=dataclasses.replace(routing, **own), decoder_routing=decoder
+    )
+
+
+def words_between(words: int, min_length: int) -> Allowed:
     """What may be chosen: words of the vocabulary, and EOS not among the first min_length."""
 
     def allowed(position: jax.Array, size: int) -> jax.Array:
         number = jnp.arange(size)
         real = (number != PAD) & (number < words)
-        return real & ((number != EOS) | (position >= min_length)) if min_length else real
+        late = jnp.asarray(position)[..., None] >= min_length
+        return real & ((number != EOS) | late) if min_length else real
 
     return allowed
 
 
-def _draws(options: Decoding, number: jax.Array | None) -> Choose:
-    """How words are chosen; what a sequence draws follows from its number, int32 [B], and that of
-    the draw.
+def choice_of(
+    options: Decoding, number: jax.Array | None = None, draw: jax.Array | None = None
+) -> Choose:
+    """How words are chosen.
+
+    Args:
+      options: how to decode.
+      number: int32 [B], the number of the input; with that of the draw, what is drawn follows from
+        it.
+      draw: int32 [B].
     """
     if options.method != "sample":
         return likeliest
     assert number is not None, "Sampling needs `number` in the batch."
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), number)
-    draws = jnp.arange(options.num_return_sequences)
-    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, draws)
-    return sampler(keys.reshape(-1), options.temperature, options.top_k, options.top_p)
+    assert draw is not None
+    of_input = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), number)
+    keys = jax.vmap(jax.random.fold_in)(of_input, draw)
+    return sampler(keys, options.temperature, options.top_k, options.top_p)
 
 
 def make_generate(
@@ -195,7 +240,7 @@ def make_generate(
       ConfigError: the model has no decoder for answers, or options.min_length does not fit.
     """
     abstract = decoding_model(model)
-    length, allowed = options.most(length), _words_between(words, options.min_length)
+    length, allowed = options.most(length), words_between(words, options.min_length)
     beams = options.num_beams if options.method == "beam" else 1  # one is greedy search
     copies = options.num_return_sequences if options.method == "sample" else beams
 
@@ -227,7 +272,9 @@ def make_generate(
                 options.beam_rule,
             )._asdict()
         else:
-            choose = _draws(options, batch.get("number"))
+            number, draw = batch.get("number"), jnp.tile(jnp.arange(copies), size)
+            number = number if number is None else jnp.repeat(number, copies)
+            choose = choice_of(options, number, draw)
             words, score = generate(decode_step, cache, size * copies, length, choose, allowed)
             result = {
                 "words": words.reshape(size, copies, length),

@@ -27,8 +27,9 @@ NEVER = -1e9  # log-probability of what cannot be; finite, so that sums of it ar
 BEAM_RULES = ("t5x", "transformers")
 
 DecodeStep = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
+# A position is that of all sequences, int32 scalar, or that of each, [B].
 Choose = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [B, V], position) -> words [B]
-Allowed = Callable[[jax.Array, int], jax.Array]  # (position, V) -> bool [V], what may be chosen
+Allowed = Callable[[jax.Array, int], jax.Array]  # (position, V) -> bool [(B,) V]: may be chosen
 
 
 def every_word(_position: jax.Array, size: int) -> jax.Array:
@@ -54,19 +55,35 @@ def sampler(keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 
     def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
         logits = logits / temperature
         size = logits.shape[-1]
-        draw = jax.vmap(
-            lambda key, row: jax.random.categorical(jax.random.fold_in(key, position), row)
-        )
+        of_draw = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(position, keys.shape))
+        draw = jax.vmap(jax.random.categorical)
         if not 0 < top_k < size and top_p == 1.0:  # no limit: nothing to sort
-            return draw(keys, logits).astype(jnp.int32)
+            return draw(of_draw, logits).astype(jnp.int32)
         ranked, words = jax.lax.top_k(logits, min(top_k or size, size))
         if top_p < 1.0:
             share = jnp.exp(ranked - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
             ranked = jnp.where(jnp.cumsum(share, axis=-1) - share < top_p, ranked, NEVER)
-        drawn = draw(keys, ranked)
+        drawn = draw(of_draw, ranked)
         return jnp.take_along_axis(words, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
     return choose
+
+
+def next_word(
+    logits: jax.Array, position: jax.Array, choose: Choose, allowed: Allowed
+) -> tuple[jax.Array, jax.Array]:
+    """(int32 [B] the words that are chosen, float32 [B] their log-probabilities).
+
+    Args:
+      logits: [B, V].
+      position: int32 scalar or [B], the place of the word.
+      choose: takes a word; logits of words that may not be chosen are `NEVER`.
+      allowed: the words that may be chosen.
+    """
+    open_to = jnp.where(allowed(position, logits.shape[-1]), logits, NEVER)
+    word = choose(open_to, position)
+    logit = jnp.take_along_axis(logits, word[:, None], axis=-1)[:, 0]
+    return word, logit - jax.nn.logsumexp(logits, axis=-1)
 
 
 def generate(
@@ -94,10 +111,9 @@ def generate(
     def body(state: tuple) -> tuple:
         position, last, done, words, score, cache = state
         logits, cache = decode_step(last, cache, position)
-        open_to = jnp.where(allowed(position, logits.shape[-1]), logits, NEVER)
-        word = jnp.where(done, PAD, choose(open_to, position))  # [B]
-        logit = jnp.take_along_axis(logits, word[:, None], axis=-1)[:, 0]
-        score += jnp.where(done, 0.0, logit - jax.nn.logsumexp(logits, axis=-1))
+        word, gained = next_word(logits, position, choose, allowed)
+        word = jnp.where(done, PAD, word)
+        score += jnp.where(done, 0.0, gained)
         words = jax.lax.dynamic_update_slice_in_dim(words, word[:, None], position, axis=1)
         return position + 1, word, done | (word == EOS), words, score, cache
 

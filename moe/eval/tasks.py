@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from moe.decoding.answer import Answerer, Question
+from moe.decoding.answer import Answerer
+from moe.decoding.waiting import Question
 from moe.eval import scores
 from moe.eval.scores import Scores
 from moe.models.architecture import Architecture

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.decoding.answer import Answer, Question, Scored
+from moe.decoding.answer import Answer, Scored
+from moe.decoding.waiting import Question
 from moe.tasks.task import words
 from moe.text.json_rows import Bad, read_rows
 from moe.text.vocabulary import UNKNOWN, Vocabulary
@@ -21,7 +22,6 @@ SEVERAL = "predictions"  # and this, where there are several answers
 _SHOWN = 20  # bad lines that an error lists
 
 Line = dict[str, Any] | None  # None is a blank line
-Lines = list[tuple[int, Line]]  # (number in the file, line)
 
 
 def added_fields(num_return_sequences: int) -> dict[str, type]:
@@ -116,9 +116,7 @@ def unknown(path: Path, vocabulary: Vocabulary) -> str:
     )
 
 
-def batches(path: Path, start: int, size: int) -> Iterator[Lines]:
-    """The lines of a file from number `start` on, so many at a time."""
+def read_lines(path: Path, start: int) -> Iterator[Line]:
+    """The lines of a file from number `start` on."""
     rows = (row if isinstance(row, dict) else None for _, row in read_rows(path))
-    lines = itertools.islice(enumerate(rows), start, None)
-    while batch := list(itertools.islice(lines, size)):
-        yield batch
+    return itertools.islice(rows, start, None)

@@ -160,7 +160,7 @@ def test_mistakes_are_told_before_anything_is_answered(
     def refuse(*_):
         raise AssertionError("it would have been compiled")
 
-    monkeypatch.setattr("moe.decoding.answer.Answerer._run", refuse)
+    monkeypatch.setattr(Answerer, "results", refuse)
     (tmp_path / "bad.jsonl").write_text(BAD)
     places = {name: tmp_path / f"{name}.jsonl" for name in ("in", "out", "bad", "none")}
     flags = [word.format(**places) for word in argv]
@@ -197,17 +197,17 @@ def test_blank_lines_keep_their_place_and_cut_answers_are_marked(saved, tmp_path
 
 def test_an_answer_that_ended_is_not_marked(saved, texts, tmp_path, capsys, monkeypatch):
     """Words as the search gives them: an end, none, and an end in the last place."""
-    words = np.asarray([[70, 1, 0], [70, 71, 72], [70, 71, 1]] * 3, np.int32)[:8]
+    words = np.asarray([[70, 1, 0], [70, 71, 72], [70, 71, 1]], np.int32)
 
-    def found(self, compiled, params, batch):
-        return {"words": words}
+    def found(self, params, questions):
+        return ([(n, {"words": words[n % 3]})] for n, _ in enumerate(questions))
 
-    monkeypatch.setattr("moe.decoding.answer.Answerer._run", found)
+    monkeypatch.setattr(Answerer, "results", found)
     flags = [f"--workdir={saved}", f"--input={texts}", f"--output={tmp_path / 'out.jsonl'}"]
     code, out, error = outcome(capsys, predict, *flags)
     assert code == 0, error
     cut = [answer["unfinished"] for answer in lines_of(tmp_path / "out.jsonl")]
-    assert cut == ([False, True, False] * 3)[:8] * 2 + [False, True, False]
+    assert cut == ([False, True, False] * 7)[:19]
     assert f"{sum(cut)} of 19 answers" in out
 
 
@@ -215,13 +215,14 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
     """The best by rank comes first and is the prediction; scores are those of the same words as
     candidates.
     """
-    searched, run_search = [], Answerer._run
+    searched, results = [], Answerer.results
 
-    def recorded(self, compiled, params, batch):
-        searched.append((self, params, run_search(self, compiled, params, batch)))
-        return searched[-1][2]
+    def recorded(self, params, questions):
+        for group in results(self, params, questions):
+            searched.extend((self, params, *pair) for pair in group)
+            yield group
 
-    monkeypatch.setattr(Answerer, "_run", recorded)
+    monkeypatch.setattr(Answerer, "results", recorded)
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     asked = [{"inputs": f"copa premise: {'ab' * n}", "predictions": "mine"} for n in range(9)]
     flags = [f"--workdir={saved}", f"--input={path}", f"--output={out}"]
@@ -256,8 +257,9 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
         assert ranks == sorted(ranks, reverse=True)
         assert all(answer["score"] <= answer["rank_score"] <= 0 for answer in answers)
 
-    answerer, params, _ = searched[0]
-    words = np.concatenate([batch["words"] for _, _, batch in searched])
+    answerer, params, *_ = searched[0]
+    by_place = {place: one["words"] for *_, place, one in searched}
+    words = np.stack([by_place[place] for place in range(9)])
     questions, expected = [], []
     for n, line in enumerate(found):
         ended = [k for k, answer in enumerate(line["predictions"]) if not answer["unfinished"]]
@@ -273,10 +275,10 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("kept", [b"", b"{}\n", b"\xff\n", b'{"prediction": 1}\n', b"[]\n"])
 def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, monkeypatch, kept):
-    def found(self, compiled, params, batch):
-        return {"words": np.full((8, 3), 70, np.int32)}
+    def found(self, params, questions):
+        return ([(n, {"words": np.full(3, 70, np.int32)})] for n, _ in enumerate(questions))
 
-    monkeypatch.setattr("moe.decoding.answer.Answerer._run", found)
+    monkeypatch.setattr(Answerer, "results", found)
     out = tmp_path / "out.jsonl"
     flags = [f"--workdir={saved}", f"--input={texts}", f"--output={out}"]
     assert outcome(capsys, predict, *flags)[0] == 0
@@ -298,7 +300,9 @@ def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, m
     assert out.read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.partial", "out.jsonl.partial.json"])
+@pytest.mark.parametrize(
+    "name", [f"out.jsonl{end}" for end in ("", ".partial", ".partial.json", ".partial.early")]
+)
 def test_answers_are_not_written_through_links(saved, texts, tmp_path, capsys, name):
     other = tmp_path / "document"
     other.write_text("mine")
