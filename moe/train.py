@@ -22,7 +22,7 @@ from moe.eval.evaluation import Evaluation
 from moe.eval.measured import Measured
 from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
-from moe.plan import lengths, make
+from moe.plan import abstract_batch, lengths, make
 from moe.start import finetune, upcycle
 from trainlib.data.order import split_facts
 from trainlib.errors import DataError
@@ -32,6 +32,7 @@ from trainlib.run.curves import curves
 from trainlib.run.session import Session
 from trainlib.run.workdir import check_best
 from trainlib.step import step, train_state
+from trainlib.step.ahead import compiled_ahead
 from trainlib.step.plan import Plan
 from trainlib.step.profile import Steps
 from trainlib.step.schedules import settle_epochs
@@ -127,6 +128,10 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     )
     if session.complete:
         return session.report_complete()
+    if not (
+        session.state or config.init_from or config.upcycle.workdir
+    ):  # what those refuse is said at once
+        train_step = compiled_ahead(train_step, plan.abstract_state(), abstract_batch(plan))
     state = session.state or first_state(plan)
     session.announce(opening(plan, data, session.start))
 

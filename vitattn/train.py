@@ -20,6 +20,7 @@ from trainlib.run.curves import curves
 from trainlib.run.session import Session
 from trainlib.run.workdir import check_best
 from trainlib.step import step, train_state
+from trainlib.step.ahead import compiled_ahead
 from trainlib.step.plan import Plan
 from trainlib.step.profile import Steps
 from trainlib.step.schedules import settle_epochs
@@ -29,7 +30,7 @@ from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import Names
 from vitattn.models import ModelConfig
 from vitattn.models.counts import forward_flops
-from vitattn.plan import make
+from vitattn.plan import abstract_batch, make
 from vitattn.start import transfer
 from vitattn.task import Evaluation, Splits, Task, task_of
 
@@ -78,6 +79,9 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     )
     if session.complete:
         return session.report_complete()
+    # What a start from elsewhere refuses is said at once, and not after the compilation.
+    if not (session.state or config.init_from):
+        train_step = compiled_ahead(train_step, plan.abstract_state(), abstract_batch(plan))
     state = session.state or first_state(plan, splits.names)
     if session.main:
         class_names.write(splits.names, workdir)

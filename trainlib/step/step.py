@@ -11,7 +11,6 @@ come from (seed, step, microbatch), so a resumed run draws the same numbers. Wha
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from trainlib.model import statistics
 from trainlib.model.statistics import Moments
 from trainlib.model.weights import Arrays
 from trainlib.sharding.compiler import options
-from trainlib.sharding.constrain import activate
+from trainlib.sharding.constrain import activate, platform
 from trainlib.sharding.kernels import use_kernels
 from trainlib.sharding.rules import Rules, batch_sharding
 from trainlib.step.ema import ema_update
@@ -104,6 +103,20 @@ def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Ar
     return learned, {name: value for name, value in params.items() if name not in trained}
 
 
+def _if(finite: jax.Array, updated: Callable[[], Any], before: Any) -> Any:
+    """What `updated` returns, or `before` where `finite` (bool scalar) is false.
+
+    A branch on a CPU, where choosing every number makes each fused loop test the scalar and copy
+    the weight that it replaces: half as many copies, a fifth less to compile. Accelerators choose,
+    since a branch there keeps the update from beginning before the check has ended.
+    """
+    if platform() == "cpu":
+        return jax.lax.cond(finite, updated, lambda: before)
+    after = updated()
+    with jax.named_scope("optimizer"):
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -144,18 +157,21 @@ def make_train_step(
         with jax.named_scope("gradient_norm"):
             norm = optax.global_norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        if_finite = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = if_finite(optax.apply_updates(state.params, updates), state.params)
-            opt_state = if_finite(opt_state, state.opt_state)
-        with jax.named_scope("running_statistics"):
-            moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
-            moved, counts = if_finite((moved, counts), (state.model_state, state.counts))
-        ema = state.ema
-        if ema_decay:
-            with jax.named_scope("weight_average"):
-                ema = if_finite(ema_update(ema, {**params, **moved}, ema_decay, state.step), ema)
+
+        def updated() -> tuple[Any, ...]:
+            with jax.named_scope("optimizer"):
+                updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+                params = optax.apply_updates(state.params, updates)
+            with jax.named_scope("running_statistics"):
+                moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
+            ema = state.ema
+            if ema_decay:
+                with jax.named_scope("weight_average"):
+                    ema = ema_update(ema, {**params, **moved}, ema_decay, state.step)
+            return params, opt_state, moved, counts, ema
+
+        before = state.params, state.opt_state, state.model_state, state.counts, state.ema
+        params, opt_state, moved, counts, ema = _if(finite, updated, before)
         bad = (~finite).astype(jnp.int32)
         skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
         one = jnp.ones((), jnp.float32)

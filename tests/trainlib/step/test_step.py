@@ -183,3 +183,37 @@ def test_abstract_state_describes_the_real_one():
     )
     assert all(jax.tree.leaves(same))
     assert dataclasses.is_dataclass(shapes)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_branch_updates_as_choosing_every_number_does(bad, monkeypatch):
+    """A CPU branches on the finite check, an accelerator chooses."""
+    batches = [make_batch(number) for number in range(3)]
+    if bad:
+        batches[1]["x"][3] = np.inf
+    branched, history = train(3, batches=batches, ema_decay=0.9)
+    monkeypatch.setattr(step, "platform", lambda: "tpu")
+    chosen, same_history = train(3, batches=batches, ema_decay=0.9)
+    for one, other in zip(jax.tree.leaves(branched), jax.tree.leaves(chosen), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    assert [h["skipped"] for h in history] == [h["skipped"] for h in same_history]
+    assert history[-1]["skipped"] == bad
+
+
+def test_no_weight_is_copied_before_it_is_replaced():
+    """With a weight average, whose formula reads the new weight: fused with that it would read the
+    old one after its memory was due, and the compiler would keep a copy.
+    """
+    mesh = make_mesh(data=1, devices=jax.devices()[:1])
+    abstract, optimizer = abstract_weights(), optax.sgd(RATE, MOMENTUM)
+    shardings = state.state_shardings(abstract, optimizer, mesh, RULES, with_ema=True)
+    run = step.make_train_step(loss_fn, optimizer, seed=7, ema_decay=0.9)
+    shapes = state.abstract_state(abstract, optimizer, shardings)
+    rows = batch_sharding(RULES, mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=rows)
+        for name, value in make_batch(0).items()
+    }
+    text = step.compile_step(run, shardings, mesh, RULES).lower(shapes, batch).compile().as_text()
+    copies = [line for line in text.splitlines() if " copy(" in line and "f32[8,2]" in line]
+    assert not copies, copies
