@@ -26,6 +26,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from moe.exchange.capacity import with_capacity
+from moe.exchange.chosen import chosen, pays
 from moe.exchange.dropless import dropless
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
@@ -153,6 +154,7 @@ class SparseFFN(Layer):
         *,
         train: bool = False,
         router_input: jax.Array | None = None,
+        period: int | None = None,
     ) -> tuple[jax.Array, SparseOutput]:
         """Applies the layer.
 
@@ -163,6 +165,9 @@ class SparseFFN(Layer):
             default, or if there is jitter, sampling or dropout.
           train: training or evaluation (capacity factor, policy, noise).
           router_input: [B, L, D] that the router sees in place of x (routing by word embedding).
+          period: in decoding: `gate`, `up`, `down` and `bias` are those of all periods of a stack,
+            [P, E, ..], and those of this one are meant. Of a few tokens, whose experts lie on one
+            device and drop none, only the experts are read that a token chose.
 
         Returns:
           [B, L, D] in the type of x, and the losses and metrics.
@@ -190,6 +195,8 @@ class SparseFFN(Layer):
         hidden_scale = self._hidden_scale(key, x, size, placement, train=train)
         names = ("gate", "up", "down", "bias")
         weights = {n: getattr(self, n)[...] for n in names if hasattr(self, n)}
+        if period is not None and not self._only_chosen(x, size, placement):
+            weights, period = {n: stack[period] for n, stack in weights.items()}, None
         local = functools.partial(
             _local,
             routing=self.routing,
@@ -197,6 +204,7 @@ class SparseFFN(Layer):
             size=size,
             placement=placement,
             train=train,
+            period=period,
         )
         if placement.mesh is not None and not placement.automatic:
             local = jax.shard_map(
@@ -205,7 +213,7 @@ class SparseFFN(Layer):
                 in_specs=(
                     dict.fromkeys(tokens, P(placement.batch)),
                     P(),
-                    {name: placement.weight_spec(name) for name in weights},
+                    {n: P() if period is not None else placement.weight_spec(n) for n in weights},
                     placement.by_hidden if hidden_scale is not None else None,
                 ),
                 out_specs=P(placement.batch),
@@ -252,6 +260,17 @@ class SparseFFN(Layer):
             name: constrain(value, "batch", *(None,) * (value.ndim - 1))
             for name, value in tokens.items()
         }
+
+    def _only_chosen(self, x: jax.Array, size: int, placement: Placement) -> bool:
+        """Whether experts are read only where a token of x [B, L, D] chose them, in groups of
+        `size`: where they lie whole on a device, and none can be full.
+        """
+        routing, tokens = self.routing, x.shape[0] * x.shape[1] // placement.devices
+        split = placement.expert_axis or placement.mlp_axis or placement.automatic
+        if split or routing.router != "tokens_choose":
+            return False
+        room = size if routing.dropless else capacity(routing, size, train=False)
+        return room >= size and pays(tokens * routing.top_k, routing.num_experts)
 
     def _hidden_scale(
         self, key: jax.Array | None, x: jax.Array, size: int, placement: Placement, *, train: bool
@@ -309,6 +328,7 @@ def _local(
     size: int,
     placement: Placement,
     train: bool,
+    period: int | None,
 ) -> tuple[jax.Array, tuple[Sums, Sums]]:
     """The layer on the tokens of one device (or of all, under the automatic partitioner).
 
@@ -323,6 +343,7 @@ def _local(
       size: S.
       placement: the mesh axes.
       train: training or evaluation.
+      period: see `moe.exchange.chosen`; None: the weights are of one.
 
     Returns:
       [b, L, D], and losses and metrics with a leading dimension of groups.
@@ -343,7 +364,9 @@ def _local(
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
     with jax.named_scope("route"):
         routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)
-    if routing.dropless:
+    if period is not None:
+        y = chosen(x, routed, weights, period, bias_form)
+    elif routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
     else:
         asked = routing.exchange_chunks

@@ -28,7 +28,6 @@ from moe.layers.norm import RMSNorm
 from moe.layers.residual import to_layer
 from moe.layers.sparse import SparseFFN
 from moe.models.architecture import Architecture
-from moe.models.stacked import member
 from moe.routing.config import RoutingConfig
 from trainlib.model.layer import Layer
 
@@ -276,9 +275,13 @@ class Block(Layer):
             x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
         if self.sparse:
             y = self.experts_norm(x)
-            experts = self.experts if period is None else member(self.experts, (period,))
-            y, aux["router"] = experts(
-                y, context.valid, keys[2], train=train, router_input=self._router_input(y, context)
+            y, aux["router"] = self.experts(
+                y,
+                context.valid,
+                keys[2],
+                train=train,
+                router_input=self._router_input(y, context),
+                period=period,
             )
             x = self._add(x, y, keys[3])
         if self.dense and not before:

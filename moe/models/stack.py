@@ -96,12 +96,17 @@ class Stack(Layer):
 
     def blocks(self) -> tuple[tuple[Block, int | None], ...]:
         """The blocks one by one, in their order, with slices of the stacked weights; of a sparse
-        block the experts stay stacks of all periods, and beside it stands the number of its own.
+        block the weights of experts stay stacks of all periods, and beside it stands the number of
+        its own.
         """
+
+        def stays(path: tuple[str, ...]) -> bool:
+            return path[0] == "experts" and path[1] != "router"
+
         found = {}
         for tree, numbers in self.config.trees("decoder" if self.causal else "encoder").items():
             for index in np.ndindex(numbers.shape):
-                block = member(getattr(self, tree), index, lambda path: path[0] == "experts")
+                block = member(getattr(self, tree), index, stays)
                 found[numbers[index]] = block, index[0] if is_sparse(tree) else None
         return tuple(found[number] for number in sorted(found))
 

@@ -227,7 +227,9 @@ def _tokens_choose(
     if config.normalize_gates and config.top_k > 1 and not chosen.raw_gates:
         gates = normalized
     slot, source = assign_slots(expert, priority, experts, slots)
-    return slot, source, jnp.where(slot < experts * slots, gates, 0.0), expert
+    # Where all tokens of a group fit into one expert, gates wait for no slots.
+    sent = expert < experts if slots >= best.shape[1] else slot < experts * slots
+    return slot, source, jnp.where(sent, gates, 0.0), expert
 
 
 def _gates(best: jax.Array, probs: jax.Array) -> jax.Array:
