@@ -124,9 +124,14 @@ def leave_tpus_alone() -> None:
     """Where libtpu is only there to compile, JAX would look for a TPU in vain, with a page of
     warnings.
     """
-    devices = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
-    if importlib.util.find_spec("libtpu") and not any(Path(device).exists() for device in devices):
+    if importlib.util.find_spec("libtpu") and not has_accelerator():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def has_accelerator() -> bool:
+    """Whether the system has a device that JAX may compute on."""
+    devices = ("/dev/accel0", "/dev/vfio", "/dev/nvidia0", "/dev/kfd")
+    return any(Path(device).exists() for device in devices)
 
 
 def step(text: str) -> int | str:
@@ -180,17 +185,16 @@ def run(main: Callable[[Sequence[str]], int | None], *, saves: bool = False) -> 
     Args:
       main: the command.
       saves: whether it saves its work and resumes when it is run again, so that a signal ends it
-        with 75 throughout, and it runs for so long that it is restarted for faster memory
-        (`trainlib.step.heap`).
+        with 75 throughout.
     """
     if sys.platform == "win32":
         sys.exit(_refuse_windows())
-    if saves:
-        heap.restart_in_huge_pages()
     argv = sys.argv[1:]
     open_streams()
     (leave_until_saving if saves else leave_when_asked)()
     leave_tpus_alone()
+    if not has_accelerator():
+        heap.one_heap()
     # What a start imports and traces lives on: looking through all of it again and again for
     # garbage takes a fifth of a start, and as long again at the end of a short command. A training
     # collects as often as usual from its first step on.

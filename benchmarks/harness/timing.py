@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -24,7 +23,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def pin_one_thread(core: int | None = None) -> int:
     """Pins this process to one core, with its memory as a training has it (`trainlib.step.heap`).
 
-    Call it first: a command is restarted for that, and jax, torch and numpy start threads.
+    Call it before jax, torch or numpy start their threads.
 
     Args:
       core: the core to use; None takes the last one that the process may run on.
@@ -32,9 +31,8 @@ def pin_one_thread(core: int | None = None) -> int:
     Returns:
       The core.
     """
-    command = getattr(sys.modules["__main__"], "__spec__", None)
-    if command is not None and command.name.startswith("benchmarks."):
-        heap.restart_in_huge_pages()
+    heap.one_heap()
+    heap.keep_freed()
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     if not hasattr(os, "sched_setaffinity"):

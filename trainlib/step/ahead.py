@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from trainlib.step.heap import keep_memory_of
+
 
 def compiled_ahead(program: Any, *shapes: Any) -> Callable[..., Any]:
     """Begins to compile in a thread, and returns what calls the program.
@@ -29,7 +31,9 @@ def compiled_ahead(program: Any, *shapes: Any) -> Callable[..., Any]:
 
     def work() -> None:
         try:
-            result.append(program.lower(*shapes).compile())
+            compiled = program.lower(*shapes).compile()
+            keep_memory_of(compiled)
+            result.append(compiled)
         except BaseException as error:
             failure.append(error)
 

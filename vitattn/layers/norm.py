@@ -39,6 +39,7 @@ from vitattn.layers.pool import max_pool
 
 UNMOVED = jax.nn.initializers.constant(statistics.FRESH)
 ROUNDING = 2.0**-22  # of a mean of squares in float32, as a share of it
+FAR = 64.0  # squared mean over variance from which one pass is not exact enough, see `_statistics`
 Weights = jax.Array | None  # f32 [B], what each row counts in batch statistics; None: all 1
 Pool = tuple[int, int] | None  # window and stride of a maximum over pixels
 
@@ -69,23 +70,32 @@ def _total(x: jax.Array, weights: Weights) -> jax.Array:
 def _statistics(x: jax.Array, weights: Weights, near: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance.
 
-    A CPU takes two passes, which are exact and cost it 3 % of the time of a network. On an
-    accelerator the second reads every map once more, 15 % of the time of a network, where sums that
-    need no mean are made while the convolution writes its result. There E[d^2] - E[d]^2 of
-    d = x - near cancels as far as `near` is off: by r^2 / 10^7 of the variance, with r the distance
-    of `near` from the mean in standard deviations. The running mean is within one of them after the
-    first step; before it, at 0, r is that of the maps themselves, rarely more than 10.
+    Sums that need no mean are made in one pass, on an accelerator while the convolution writes its
+    result; a second pass over every map is 15 % of the time of a network there. But E[d^2] - E[d]^2
+    of d = x - near cancels as far as `near` is off: by r^2 / 10^7 of the variance, with r the
+    distance of `near` from the mean in standard deviations. The running mean is within one of them
+    after the first step; before it, at 0, r is that of the maps themselves, rarely more than 10.
+
+    On CPU `near` is not used, for x - near would be written to memory, and where r^2 is more than
+    `FAR` for a channel a second pass is made.
     """
     weights, count = _counted(x, weights)
     x = x.astype(jnp.float32)
-    if platform() == "cpu":
-        mean = _total(x, weights) / count
-        return mean, _total(jnp.square(x - mean), weights) / count
-    off = x - near
+    cpu = platform() == "cpu"
+    off = x if cpu else x - near
     first, second = _total(off, weights) / count, _total(jnp.square(off), weights) / count
     square = jnp.square(first)
     # Not below what the sums are rounded by, or a mean that is far off would divide by nothing.
-    return near + first, jnp.maximum(second - square, ROUNDING * square)
+    var = jnp.maximum(second - square, ROUNDING * square)
+    if not cpu:
+        return near + first, var
+    again = functools.partial(_centred, x, weights, first, count)
+    return first, jax.lax.cond(jnp.any(square > FAR * var), again, lambda: var)
+
+
+def _centred(x: jax.Array, weights: Weights, mean: jax.Array, count: jax.Array) -> jax.Array:
+    """Biased variance [C] of x f32 [B, .., C] whose mean is known."""
+    return _total(jnp.square(x - mean), weights) / count
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 6))

@@ -1,32 +1,35 @@
-"""A process restarted in huge pages has few page faults, and the arguments that it had."""
+"""Memory that is freed and taken again, and when it is kept."""
 
 import os
+import platform
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from trainlib.step import heap, memory
+
+PROGRAM = """
+import resource
 from trainlib.step import heap
 
-MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-PROGRAM = """
-import resource, sys
-from trainlib.step.heap import restart_in_huge_pages
-
-restart_in_huge_pages()
-assert sys.argv == ["-c", "a b", "--flag"], sys.argv
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-block = bytearray(64 << 20)  # 16,384 pages
+heap.one_heap()
+heap.keep_freed()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(64 << 20)  # 16,384 pages
+    del block
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(**environment: str) -> int:
-    rest = {name: value for name, value in os.environ.items() if name != heap.VARIABLE}
+    """Page faults of the second time that 64 MiB are used."""
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "a b", "--flag"],
-        env={**rest, **environment},
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environment},
         check=True,
         capture_output=True,
         text=True,
@@ -34,19 +37,18 @@ def faults(**environment: str) -> int:
     return int(result.stdout)
 
 
-@pytest.mark.skipif(
-    not MODE.exists() or "[madvise]" not in MODE.read_text(),
-    reason="a kernel that gives huge pages to those who ask",
-)
-def test_memory_comes_in_huge_pages_unless_the_user_decides():
-    assert faults() < 2_000
-    assert faults(**{heap.VARIABLE: "glibc.malloc.hugetlb=0"}) > 16_000
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc's malloc")
+def test_memory_that_is_kept_has_no_page_faults_unless_the_user_decides():
+    assert faults() < 500
+    assert faults(MALLOC_ARENA_MAX="1") > 16_000
 
 
-def test_a_process_that_was_told_is_not_restarted(monkeypatch):
-    def restarted(*arguments):
-        raise AssertionError(arguments)
-
-    monkeypatch.setattr(os, "execv", restarted)
-    monkeypatch.setenv(heap.VARIABLE, heap.HUGE)
-    heap.restart_in_huge_pages()
+@pytest.mark.parametrize(("room", "kept"), [(2**20, False), (2**34, True)])
+def test_a_program_keeps_its_memory_where_there_is_plenty(monkeypatch, room, kept):
+    calls = []
+    monkeypatch.setattr(heap, "_set", lambda name, value: calls.append(name))
+    monkeypatch.setattr(memory, "device_memory", lambda devices: room)
+    program = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), 0) @ x).lower(jnp.ones(512)).compile()
+    assert program.memory_analysis().temp_size_in_bytes > 2**20 / heap.GAPS
+    assert heap.keep_memory_of(program) is kept
+    assert bool(calls) is kept

@@ -27,6 +27,7 @@ from vitattn.layers.attention_stem import AttentionStem
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
+from vitattn.layers.residual import add_relu
 from vitattn.layers.squeeze import make_gate
 from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
@@ -95,7 +96,7 @@ class Branch(Layer):
             y = self.gate(y, train=train, weights=weights)
         if self.project:
             x = self.shortcut(x, train=train, weights=weights)
-        return jax.nn.relu(y + x)
+        return add_relu(x, y)
 
 
 class Shortcut(Layer):
