@@ -126,7 +126,9 @@ def parts(encoded: Sequence[bytes], placed: Sequence[augment.Placement], size: i
 
     def normalise() -> None:
         for image in ready:
-            augment.augment.normalise(image, MEAN, STD, out[: image.height, : image.width])
+            augment.augment.normalise(
+                np.asarray(image), MEAN, STD, out[: image.height, : image.width]
+            )
 
     def boxes() -> None:
         for record, place in enumerate(placed):

@@ -72,7 +72,7 @@ def test_every_augmentation_gives_the_size(name, pair):
     for seed in range(5):
         draws = np.random.default_rng(seed)
         image = augment.AUGMENTATIONS[name](open_picture(picture), pair, draws, (0.5,) * 3)
-        assert image.size == pair[::-1]
+        assert image.shape == (*pair, 3)
 
 
 def test_a_pair_of_equal_sides_is_the_square():

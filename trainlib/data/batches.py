@@ -96,7 +96,9 @@ class Batches(Iterator[Batch]):
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(workers, max(1, ahead // workers)), _start_worker
             )
-        dataset = dataset.batch(pieces, drop_remainder=True, batch_fn=_join)
+        dataset = dataset.batch(
+            pieces, drop_remainder=True, batch_fn=functools.partial(_join, workers > 0)
+        )
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1)
         self._iterator = dataset.__iter__()
         _start_without_sigint(self._iterator)
@@ -173,8 +175,13 @@ def _numbered_piece(make_piece: Callable[[int, int], dict], pieces: int, number:
     return make_piece(*divmod(number, pieces))
 
 
-def _join(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Concatenates the pieces of a batch and empties them, which frees their shared memory."""
+def _join(shared: bool, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenates the pieces of a batch and empties them, which frees their shared memory.
+
+    A single piece of this process is the batch, and not copied.
+    """
+    if len(pieces) == 1 and not shared:
+        return dict(pieces[0])
     joined: dict[str, Any] = {
         key: np.concatenate([np.asarray(piece[key]) for piece in pieces])
         for key in pieces[0]

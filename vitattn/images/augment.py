@@ -1,9 +1,10 @@
-"""Training augmentations and the evaluation crop: from a picture to float pixels [H, W, 3].
+"""Training augmentations and the evaluation crop: from a picture to pixels, and these normalised.
 
 H W height and width of the image in pixels; a size is one number for a square, or (H, W). All
 random draws come from the generator that is passed in, so that a picture is augmented alike in any
-process. An augmentation is a function (picture, size, generator, mean) -> RGB image of that size;
-not all of them need the generator or the mean colour. Where the image is not square, boxes have its
+process. An augmentation is a function (picture, size, generator, mean) -> levels from 0 to 255
+[H, W, 3], uint8 from Pillow or float32 that are not rounded; not all of them need the generator or
+the mean colour. Where the image is not square, boxes have its
 aspect W/H in place of the papers' squares, so that pictures are distorted no more than in a square.
 """
 
@@ -15,20 +16,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from vitattn.images.decode import Box, Picture, Rgb
-from vitattn.images.size import Size, sides
+from vitattn.images import colour, scratch
+from vitattn.images.decode import Picture, Rgb
+from vitattn.images.size import Box, Size, sides
 
 # Inception (Szegedy et al. 2014, arXiv 1409.4842, section 6): crops of 8 % to 100 % of the area,
 # aspect 3/4 to 4/3.
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
-
-# Its colour distortion as the public TensorFlow models apply it, in units of the full range.
-_BRIGHTNESS = 32 / 255
-_SATURATION = (0.5, 1.5)
-_HUE = 0.2
-_CONTRAST = (0.5, 1.5)
 
 # Digits are centred and upright: small turns (degrees), shifts (of the width) and scales keep their
 # class.
@@ -82,63 +78,24 @@ def _aspect(size: Size) -> float:
     return wide / high
 
 
-def distort_colour(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Changes brightness, saturation, hue and contrast at random, in one of Inception's two orders.
-
-    Works on 8 bits through look-up tables, 5 times as fast as in floats. Each stage clips and
-    rounds.
-    """
-    delta = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
-    saturation, hue = rng.uniform(*_SATURATION), rng.uniform(-_HUE, _HUE)
-    contrast = rng.uniform(*_CONTRAST)
-    image = _brightness(image, delta)
-    if rng.random() < 0.5:
-        return _contrast(_hue_saturation(image, hue, saturation), contrast)
-    return _hue_saturation(_contrast(image, contrast), hue, saturation)
-
-
-def _table(values: np.ndarray) -> list[int]:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8).tolist()
-
-
-def _brightness(image: Image.Image, delta: float) -> Image.Image:
-    return image.point(_table(np.arange(256) + 255 * delta) * 3)
-
-
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Stretches each channel about its own mean."""
-    levels = np.arange(256)
-    counts = np.reshape(image.histogram(), (3, 256))
-    means = counts @ levels / counts.sum(1)
-    return image.point([v for m in means for v in _table((levels - m) * factor + m)])
-
-
-def _hue_saturation(image: Image.Image, hue: float, saturation: float) -> Image.Image:
-    """Turns the hue by `hue` of the circle and multiplies the saturation."""
-    levels = np.arange(256)
-    turned = ((levels + round(256 * hue)) % 256).tolist()
-    table = turned + _table(levels * saturation) + levels.tolist()
-    return image.convert("HSV").point(table).convert("RGB")
-
-
-def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.mirror(image) if rng.random() < 0.5 else image
-
-
-def inception_crop(
-    picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb
-) -> Image.Image:
+def inception_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """Inception's random crop and flip, without its colour distortion."""
-    box = inception_box(picture.width, picture.height, rng, _aspect(size))
-    return _flip(picture.render(box, size), rng)
+    return _inception_planes(picture, size, rng).transpose(2, 1, 0)
 
 
-def inception(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def inception(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """Inception's random crop, flip and colour distortion: the ImageNet recipe of both papers."""
-    return distort_colour(inception_crop(picture, size, rng, mean), rng)
+    planes = _inception_planes(picture, size, rng)
+    colour.distort(planes, rng)
+    return planes.transpose(2, 1, 0)
 
 
-def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def _inception_planes(picture: Picture, size: Size, rng: np.random.Generator) -> np.ndarray:
+    box = inception_box(picture.width, picture.height, rng, _aspect(size))
+    return picture.planes(box, size, mirrored=rng.random() < 0.5)
+
+
+def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """CIFAR's: pad by an eighth (4 of 32 pixels), cut the size at random, flip.
 
     The border has the mean colour, which becomes zero when the image is normalised.
@@ -148,10 +105,10 @@ def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb)
     left, top = (int(v) for v in rng.integers(0, 2 * np.array(pads) + 1, 2))
     ground = Image.new("RGB", image.size, tuple(round(255 * v) for v in mean))
     ground.paste(image, (pads[0] - left, pads[1] - top))
-    return _flip(ground, rng)
+    return np.asarray(ImageOps.mirror(ground) if rng.random() < 0.5 else ground)
 
 
-def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """For digits: turns, shifts and scales half of them a little, and flips none, because a
     mirrored digit is another one or none.
 
@@ -170,19 +127,21 @@ def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> 
     source_x = (cos, sin, x - cos * (x + across) - sin * (y + down))
     source_y = (-sin, cos, y + sin * (x + across) - cos * (y + down))
     matrix = source_x + source_y
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    bilinear = Image.Resampling.BILINEAR
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, bilinear))
 
 
-def none(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> Image.Image:
+def none(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """The largest centred square, or box of the aspect of the image, resized."""
-    return _centre(picture, size)
+    return np.asarray(_centre(picture, size))
 
 
-def _centre(picture: Picture, size: Size) -> Image.Image:
-    return evaluation(picture, size, 1.0)
+def _centre(picture: Picture, size: Size, fraction: float = 1.0) -> Image.Image:
+    box = centre_box(picture.width, picture.height, fraction, _aspect(size))
+    return picture.render(box, size)
 
 
-AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], Image.Image]] = {
+AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], np.ndarray]] = {
     "inception": inception,
     "inception_crop": inception_crop,
     "flip_crop": flip_crop,
@@ -191,20 +150,26 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], Ima
 }
 
 
-def evaluation(picture: Picture, size: Size, fraction: float) -> Image.Image:
+def evaluation(picture: Picture, size: Size, fraction: float) -> np.ndarray:
     """Resizes the shorter side to size/fraction and cuts out the centre, in one step."""
-    box = centre_box(picture.width, picture.height, fraction, _aspect(size))
-    return picture.render(box, size)
+    return np.asarray(_centre(picture, size, fraction))
 
 
-def normalise(image: Image.Image, mean: Rgb, std: Rgb, out: np.ndarray) -> None:
-    """Writes (pixel / 255 - mean) / std of an RGB image to `out` float32 [H, W, 3].
+def normalise(levels: np.ndarray, mean: Rgb, std: Rgb, out: np.ndarray) -> None:
+    """Writes (level / 255 - mean) / std of an RGB image [H, W, 3] to `out` float32 [H, W, 3].
 
-    It works on rows of 3 W numbers, ten times as fast as on pixels of 3.
+    Pixels of 8 bits are taken in rows of 3 W numbers, ten times as fast as in threes; others are
+    views of planes, and taken plane by plane.
     """
     scale = 1 / (255 * np.asarray(std, np.float32))
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-    rows = out.reshape(image.height, 3 * image.width)  # a view
-    pixels = np.asarray(image).reshape(rows.shape)
-    np.multiply(pixels, np.tile(scale, image.width), out=rows)
-    np.subtract(rows, np.tile(offset, image.width), out=rows)
+    if levels.dtype == np.uint8:
+        high, wide, _ = levels.shape
+        rows = out.reshape(high, 3 * wide)  # a view
+        np.multiply(levels.reshape(rows.shape), np.tile(scale, wide), out=rows)
+        np.subtract(rows, np.tile(offset, wide), out=rows)
+        return
+    planes = levels.transpose(2, 1, 0)
+    scaled = np.multiply(planes, scale[:, None, None], out=scratch.empty("levels", planes.shape))
+    for channel in range(3):
+        np.subtract(scaled[channel].T, offset[channel], out=out[..., channel])

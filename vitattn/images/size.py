@@ -1,8 +1,10 @@
-"""The size of an image or a map: one number of pixels for a square, or (height, width)."""
+"""The size of an image or a map: one number of pixels for a square, or (height, width). A box in it
+is (left, top, right, bottom)."""
 
 from __future__ import annotations
 
 Size = int | tuple[int, int]
+Box = tuple[float, float, float, float]
 
 
 def sides(size: Size) -> tuple[int, int]:

@@ -38,6 +38,13 @@ def decode(content):
     return guarded(whole)
 
 
+def training(content, size, box=None):
+    """The same as training sees it."""
+    picture = open_picture(content)
+    box = box or (0, 0, picture.width, picture.height)
+    return guarded(lambda: picture.planes(box, size)).transpose(2, 1, 0)
+
+
 def pixels(content):
     image = images.to_rgb(Image.open(io.BytesIO(content)))
     assert image.mode == "RGB"
@@ -128,6 +135,7 @@ def test_exif_orientation_is_applied(kind, orientation):
     assert size == (64, 48)
     whole = np.asarray(Image.fromarray(SMOOTH).resize((64, 64), Image.Resampling.BICUBIC))
     assert np.abs(found.astype(int) - whole).max() <= 6
+    assert np.abs(training(content, 64) - found).max() <= 2
 
 
 def test_a_box_of_a_turned_photograph_is_cut_from_the_upright_picture():
@@ -139,6 +147,7 @@ def test_a_box_of_a_turned_photograph_is_cut_from_the_upright_picture():
     found = open_picture(content).render(box, 32)
     expected = Image.fromarray(big).resize((32, 32), Image.Resampling.BICUBIC, box=box)
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 8
+    assert np.abs(training(content, 32, box) - np.asarray(found)).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -162,6 +171,7 @@ def test_a_photograph_decoded_small_lies_where_it_does_at_full_size(orientation)
             for image in (found, expected)
         ]
         assert abs(edges[0] - edges[1]) < 0.1
+    assert np.abs(training(content, 190) - found).mean() < 0.3
 
 
 def test_a_large_jpeg_is_decoded_small_but_never_smaller_than_needed():
@@ -170,6 +180,41 @@ def test_a_large_jpeg_is_decoded_small_but_never_smaller_than_needed():
     picture.render((0, 0, 1024, 768), 100)
     # 768/100 allows 1/4 (256x192 pixels); 1/8 would leave 96 rows.
     assert picture._image.size == (256, 192)
+    again = open_picture(content)
+    again.planes((0, 0, 1024, 768), 100)
+    assert again._image.size == (256, 192)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "P", "1", "LA"])
+def test_training_reads_every_format_and_mode_as_evaluation_does(kind, mode):
+    try:
+        content = encode(Image.fromarray(SMOOTH).convert(mode), kind, **FAITHFUL.get(kind, {}))
+    except (OSError, ValueError):
+        pytest.skip(f"{kind} cannot hold {mode}")
+    difference = training(content, (48, 64)) - decode_at(content, (48, 64))
+    # Dithered pictures are noise: Pillow clips what overshoots between the axes.
+    assert np.abs(difference).mean() < 1.5
+
+
+def decode_at(content, size):
+    picture = open_picture(content)
+    return np.asarray(picture.render((0, 0, picture.width, picture.height), size), np.float32)
+
+
+def test_a_grey_and_a_cmyk_jpeg_are_read_in_training():
+    for mode in ("L", "CMYK"):
+        content = encode(Image.fromarray(SMOOTH).convert(mode), "JPEG", quality=95)
+        assert np.abs(training(content, 40) - decode_at(content, 40)).max() <= 2
+
+
+def test_what_shrinks_a_lot_is_left_to_pillow():
+    long = np.repeat(SMOOTH, 100, 1)  # 48 x 6400, to 40 x 40: 160 pixels for one
+    content = encode(Image.fromarray(long), "PNG")
+    np.testing.assert_array_equal(training(content, 40), decode_at(content, 40))
+    picture = open_picture(content)
+    mirrored = picture.planes((0, 0, 6400, 48), 40, mirrored=True).transpose(2, 1, 0)
+    np.testing.assert_array_equal(mirrored[:, ::-1], decode_at(content, 40))
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "torn jpeg", "torn png", "header", "half zero"])

@@ -148,4 +148,4 @@ def draw(picture: Picture, placement: Placement, image: np.ndarray, mean: Rgb, s
     if placement.upside_down:
         seen = ImageOps.flip(seen)
     rows, columns = placement.shape
-    augment.normalise(seen, mean, std, image[:rows, :columns])
+    augment.normalise(np.asarray(seen), mean, std, image[:rows, :columns])
