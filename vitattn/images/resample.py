@@ -13,7 +13,8 @@ of a sum does not matter, and a picture has the same bits with every BLAS on eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,24 +33,31 @@ _BLOCK = 16  # results of one product
 
 
 class Taps(NamedTuple):
-    """One axis: results b * B to b * B + B are weights [:, those results] by the T pixels from
+    """One axis: the results of block b are weights [:, `_blocks(results)[b]`] by the T pixels from
     `pixels[b]` on.
 
     Attributes:
       pixels: first pixel of each block.
-      weights: float32 [T, results], integers; those of a result sum to a power of two.
+      weights: float32 [T, results], integers over a power of two; those of a result sum to a power
+        of two.
     """
 
     pixels: list[int]
     weights: np.ndarray
 
-    def blocks(self, unit: float) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """Yields the pixels, the results and the weights [T, B] of each block, in units."""
-        count, results = self.weights.shape
-        weights = self.weights * np.float32(unit)
-        for number, pixel in enumerate(self.pixels):
-            block = slice(number * _BLOCK, min(results, number * _BLOCK + _BLOCK))
-            yield slice(pixel, pixel + count), block, weights[:, block]
+
+@functools.cache
+def _blocks(count: int) -> list[slice]:
+    """The results of each block."""
+    return [slice(start, min(count, start + _BLOCK)) for start in range(0, count, _BLOCK)]
+
+
+@functools.cache
+def _numbers(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of so many results: their numbers, the first and the last of each block."""
+    blocks = _blocks(count)
+    first, last = np.array([b.start for b in blocks]), np.array([b.stop - 1 for b in blocks])
+    return np.arange(count), first, last
 
 
 def _cubic(away: np.ndarray) -> np.ndarray:
@@ -84,31 +92,32 @@ _KERNELS = {"cubic": (_cubic, 2.0), "linear": (_linear, 1.0)}
 def taps(
     first: float, last: float, length: int, count: int, kernel: str, bits: int, mirrored: bool
 ) -> Taps:
-    """Returns how the part [first, last] of an axis of `length` pixels becomes `count` pixels.
+    """Returns how the part [first, last] of an axis of `length` pixels becomes `count` pixels; the
+    weights of a result sum to 2^bits.
 
     Pixels beside the part count as far as the kernel reaches, as in Pillow.
     """
     weigh, reach = _KERNELS[kernel]
     scale = (last - first) / count
     stretch = max(scale, 1.0)
-    results = np.arange(count)
-    centres = first + ((results[::-1] if mirrored else results) + 0.5) * scale
-    starts = np.arange(0, count, _BLOCK)
-    ends = np.minimum(starts + _BLOCK, count) - 1
+    results, starts, ends = _numbers(count)
+    centres = first + (results + 0.5) * scale
+    if mirrored:
+        centres, starts = centres[::-1], ends
     size = min(_BLOCK, count)
-    width = min(length, int(np.ceil((size - 1) * scale + 2 * reach * stretch)) + 1)
-    lowest = centres[ends] if mirrored else centres[starts]
-    pixels = np.floor(lowest - reach * stretch).astype(int).clip(0, length - width)
-    begin = pixels.repeat(_BLOCK)[:count]
-    away = ((begin + 0.5 - centres) / stretch).astype(np.float32)
-    step = np.float32(1 / stretch)
-    weights = weigh(np.arange(width, dtype=np.float32)[:, None] * step + away)
+    width = min(length, math.ceil((size - 1) * scale + 2 * reach * stretch) + 1)
+    pixels = (centres[starts] - reach * stretch).astype(int)  # below 0 it rounds up, to 0
+    pixels = np.minimum(np.maximum(pixels, 0), length - width)
+    begin = pixels.repeat(_BLOCK)[:count] + 0.5
+    away = ((begin - centres) / stretch).astype(np.float32)
+    steps = np.arange(width, dtype=np.float32) * np.float32(1 / stretch)
+    weights = weigh(steps[:, None] + away)
     one = np.float32(2**bits)
-    weights *= one / weights.sum(0)
+    weights *= one / np.add.reduce(weights)
     np.rint(weights, out=weights)
     # What rounding leaves over goes to the pixel in the middle, so that a flat picture stays so.
-    middle = np.clip(centres.astype(int) - begin, 0, width - 1)
-    weights[middle, results] += one - weights.sum(0)
+    middle = np.minimum(np.maximum((centres - begin + 0.5).astype(int), 0), width - 1)
+    weights[middle, results] += one - np.add.reduce(weights)
     return Taps(pixels.tolist(), weights)
 
 
@@ -129,14 +138,16 @@ def resample(
     """
     high, wide = sides(size)
     left, top, right, bottom = box
-    down = taps(top, bottom, pixels.shape[0], high, kernel, _FIRST_BITS, False)
     across = taps(left, right, pixels.shape[1], wide, kernel, _SECOND_BITS, mirrored)
-    first, last = min(across.pixels), max(across.pixels) + len(across.weights)
-    between = _down(pixels[:, first:last], down, high)
+    down = taps(top, bottom, pixels.shape[0], high, kernel, _FIRST_BITS, False)
+    weights, count = across.weights, len(across.weights)
+    weights *= np.float32(2.0 ** -(_SECOND_BITS + _BETWEEN_BITS))
+    first, last = min(across.pixels), max(across.pixels) + count
+    between = _down(pixels[:, first:last], down, high).transpose(1, 0, 2)
     planes = np.empty((3, wide, high), np.float32)
-    for part, results, weights in across.blocks(2.0 ** -(_SECOND_BITS + _BETWEEN_BITS)):
-        columns = between[part.start - first : part.stop - first]
-        np.matmul(weights.T, columns.transpose(1, 0, 2), out=planes[:, results])
+    for pixel, results in zip(across.pixels, _blocks(wide), strict=True):
+        columns = between[:, pixel - first : pixel - first + count]
+        np.matmul(weights[:, results].T, columns, out=planes[:, results])
     return np.clip(planes, 0, 255, out=planes)
 
 
@@ -144,10 +155,12 @@ def _down(pixels: np.ndarray, down: Taps, high: int) -> np.ndarray:
     """Columns of uint8 [h, w, 3] resized to H: sixteenths of a level, integers in float32
     [w, 3, H]."""
     _, wide, channels = pixels.shape
+    weights, count = down.weights, len(down.weights)
+    weights *= np.float32(2.0 ** (_BETWEEN_BITS - _FIRST_BITS))
     between = scratch.empty("between", (wide * channels, high))
-    rows = scratch.empty("rows", (len(down.weights), wide, channels))
-    columns = rows.reshape(len(rows), wide * channels).T
-    for part, results, weights in down.blocks(2.0 ** (_BETWEEN_BITS - _FIRST_BITS)):
-        rows[:] = pixels[part]
-        np.matmul(columns, weights, out=between[:, results])
+    rows = scratch.empty("rows", (count, wide, channels))
+    columns = rows.reshape(count, wide * channels).T
+    for pixel, results in zip(down.pixels, _blocks(high), strict=True):
+        rows[:] = pixels[pixel : pixel + count]
+        np.matmul(columns, weights[:, results], out=between[:, results])
     return np.rint(between, out=between).reshape(wide, channels, high)

@@ -80,8 +80,9 @@ def test_the_sums_are_integers_that_float32_holds(box):
 
     def dense(taps, length):
         weights = np.zeros((24, length), np.int64)
-        for part, results, block in taps.blocks(1.0):
-            weights[results, part] = block.T
+        count = len(taps.weights)
+        for pixel, results in zip(taps.pixels, resampling._blocks(24), strict=True):
+            weights[results, pixel : pixel + count] = taps.weights[:, results].T
         return weights
 
     first = np.einsum("yh,hwc->wcy", dense(down, 90), extreme.astype(np.int64))
