@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from moe import models
 from moe.decoding.model import Decoding
+from moe.decoding.waiting import Batching
 from moe.models.architecture import Architecture
 from moe.objective import Objective
 from moe.routing.config import RoutingConfig
@@ -127,6 +128,7 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **config_lib.prefixed("data", data_defaults()),
         **config_lib.prefixed("finetune", subsets.defaults()),
         **config_lib.prefixed("decoding", config_lib.dataclass_schema(Decoding)),
+        **config_lib.prefixed("batching", config_lib.dataclass_schema(Batching)),
         **config_lib.prefixed("optimizer", optimizers.defaults()),
         **config_lib.prefixed("schedule", schedules.defaults()),
     }

@@ -25,10 +25,11 @@ from moe.decoding.model import (
 )
 from moe.decoding.rows import make_programs
 from moe.decoding.search import NEVER
-from moe.decoding.waiting import Found, Question, Waiting, in_order, padded_inputs
+from moe.decoding.waiting import Batching, Found, Question, Waiting, in_order, padded_inputs
 from moe.models.architecture import Architecture
 from moe.tasks.task_reader import encode
 from moe.text.vocabulary import EOS, Vocabulary
+from trainlib.config import require
 from trainlib.data.order import host_slice
 from trainlib.errors import NumericAbort
 from trainlib.model.weights import Arrays
@@ -36,7 +37,6 @@ from trainlib.sharding.rules import batch_parts
 from trainlib.step import step
 from trainlib.step.plan import Plan
 
-_SORTED = 8  # batches of questions that are sorted together
 _CANDIDATE_STEP = 8  # lengths and numbers of candidates grow in few steps: each is a compilation
 
 
@@ -75,11 +75,11 @@ class Answerer:
     Args:
       plan: of the run.
       vocabulary: what answers are written in.
-      batch_size: B; 0 takes that of evaluation.
+      batch_size: B; 0 takes batching.rows, or that of evaluation.
       num_return_sequences: answers of each question; 0 takes decoding.num_return_sequences.
 
     Raises:
-      ConfigError: keys of `decoding.` that cannot work.
+      ConfigError: keys of `decoding.` or `batching.` that cannot work.
     """
 
     def __init__(
@@ -92,8 +92,12 @@ class Answerer:
         config = plan.config
         self.plan, self.vocabulary = plan, vocabulary
         self.length = config.data.encoder_length
-        self.batch_size = batch_size or config.eval_batch_size or config.batch_size
-        host_slice(self.batch_size, jax.process_index(), jax.process_count())
+        self.batching = Batching(**dict(config.batching.items()))
+        asked = batch_size or self.batching.rows
+        self.batch_size = asked or config.eval_batch_size or config.batch_size
+        parts = batch_parts(plan.rules, plan.mesh)
+        key, several = "batching.rows", f"use a multiple of {parts}, the devices that share them"
+        require(not self.batch_size % parts, key, self.batch_size, several)
         options = Decoding(**dict(config.decoding.items()))
         self.options = dataclasses.replace(
             options, num_return_sequences=num_return_sequences or options.num_return_sequences
@@ -176,7 +180,9 @@ class Answerer:
           NumericAbort: the model gives NaN.
         """
         size = self.batch_size
-        waiting = Waiting(questions, self.length, _SORTED * size * self.sorts, 2 * size)
+        lengths = self.batching.padded(self.length) if self.sorts else (self.length,)
+        block = size * self.batching.sorted_batches * self.sorts
+        waiting = Waiting(questions, lengths, block, 2 * size)
         if self.sorts:  # a smaller batch where there are few questions
             parts = batch_parts(self.plan.rules, self.plan.mesh)
             size = min(size, _rounded(waiting.few(size), parts))

@@ -38,12 +38,16 @@ class Continuous:
       put: batches of all devices from those of this process.
       copies: N.
       check: is called with scores, and raises where they are NaN.
+
+    Attributes:
+      steps: that were decoded so far.
     """
 
     def __init__(
         self, programs: Programs, put: Put, copies: int, check: Callable[[np.ndarray], object]
     ):
         self._programs, self._put, self._copies, self._check = programs, put, copies, check
+        self.steps = 0
 
     def answers(self, params: Arrays, waiting: Waiting) -> Iterator[list[tuple[int, Found]]]:
         """Pairs (place, {"words" int32 [N, L], "score" float32 [N]}) as they are found; now and
@@ -113,6 +117,7 @@ class Continuous:
         """The questions whose answers are complete now; rows that have ended are free."""
         full = [n for n, pair in enumerate(held) if pair]
         self._check(state["score"][full])
+        self.steps += int(state["steps"])
         found = []
         for n in full:
             if not state["ended"][n]:

@@ -73,8 +73,8 @@ class Programs:
       begin: (params, rows, {"encoder_inputs" [G, K], "encoder_segments" [G, K], "row" [M],
         "input" [M], "number" [M, 2]}) -> rows. `row` and `input` count inside of a part; a row of
         R / P: there is none.
-      proceed: (params, rows, enough) -> (rows, {"ended", "words", "score"}); it returns when so
-        many rows have ended, and after `_MOST_STEPS` words.
+      proceed: (params, rows, enough) -> (rows, {"ended", "words", "score", "steps"}); it returns
+        when so many rows have ended, and after `_MOST_STEPS` steps.
       pad: (rows, K) -> rows.
     """
 
@@ -205,8 +205,9 @@ def make_programs(
         def going(state: tuple[jax.Array, Rows]) -> jax.Array:
             return (state[0] < _MOST_STEPS) & (jnp.sum(state[1].ended) < enough)
 
-        _, rows = jax.lax.while_loop(going, step, (jnp.int32(0), rows))
-        return rows, {"ended": rows.ended, "words": rows.words, "score": rows.score}
+        steps, rows = jax.lax.while_loop(going, step, (jnp.int32(0), rows))
+        names = "ended", "words", "score"
+        return rows, {"steps": steps} | {name: getattr(rows, name) for name in names}
 
     @functools.partial(compiled, static_argnums=1, in_shardings=(placed,), out_shardings=placed)
     def pad(rows: Rows, size: int) -> Rows:

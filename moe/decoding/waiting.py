@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from moe.text.vocabulary import EOS
+from trainlib.keys import check_fields, whole
 
 Found = dict[str, np.ndarray]  # what a search gives for one question: "words", "score", ..
 _SHORTEST = 32  # tokens of the shortest padded input
@@ -50,14 +51,34 @@ def padded_inputs(questions: Sequence[Question | None], length: int) -> dict[str
     return {"encoder_inputs": tokens, "encoder_segments": segments}
 
 
-def padded_lengths(longest: int) -> tuple[int, ...]:
-    """The lengths to which inputs may be padded, shortest first: `longest`, half of it and so on,
-    32 tokens at least.
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """What is decoded together; answers do not depend on it.
+
+    Attributes:
+      rows: questions that are decoded side by side; 0 takes eval_batch_size. More are faster as
+        far as memory goes, and need that many lines to be of use.
+      sorted_batches: so many times `rows` questions are sorted by the length of their inputs
+        together; 0 leaves all in the order of the file.
+      lengths: the most lengths to which inputs are padded: data.encoder_length, half of it and so
+        on. Each of them is compiled when enough inputs need it. 1 pads all to data.encoder_length.
     """
-    found = [longest]
-    while found[-1] > _SHORTEST:
-        found.append(max(_SHORTEST, -(-found[-1] // 2)))
-    return tuple(reversed(found))
+
+    rows: Annotated[int, whole(1, also={0: "eval_batch_size"})] = 0
+    sorted_batches: Annotated[int, whole(0)] = 8
+    lengths: Annotated[int, whole(1)] = 4
+
+    def __post_init__(self):
+        check_fields(self, "batching")
+
+    def padded(self, longest: int) -> tuple[int, ...]:
+        """The lengths to which inputs of at most `longest` tokens may be padded, the shortest
+        first.
+        """
+        found = [longest]
+        while len(found) < self.lengths and found[-1] > _SHORTEST:
+            found.append(max(_SHORTEST, -(-found[-1] // 2)))
+        return tuple(reversed(found))
 
 
 class Waiting:
@@ -65,17 +86,20 @@ class Waiting:
 
     Args:
       questions: read as they are needed.
-      longest: tokens of the longest input, EOS included.
-      block: questions that are sorted together; 0 leaves them in their order, padded to `longest`.
+      lengths: to which inputs may be padded, the shortest first; longer inputs are cut.
+      block: questions that are sorted together; 0 leaves them in their order.
       worthwhile: of a block, the questions for which a length of their own is worth compiling.
     """
 
     def __init__(
-        self, questions: Iterable[Question], longest: int, block: int, worthwhile: int = 1
+        self,
+        questions: Iterable[Question],
+        lengths: tuple[int, ...],
+        block: int,
+        worthwhile: int = 1,
     ):
-        self._source = enumerate(questions)
+        self._source, self._lengths = enumerate(questions), lengths
         self._block, self._worthwhile = block, worthwhile
-        self._lengths = padded_lengths(longest) if block else (longest,)
         self._used: set[int] = set()
         self._ready: list[tuple[int, Question]] = []  # the next one is the last
         self._longest_first = False
