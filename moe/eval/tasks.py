@@ -80,25 +80,34 @@ class Tasks:
           params: weights.
           done: called with the number of examples answered so far.
         """
-        texts: dict[str, list[str]] = {name: [] for name in self.examples}
-        for count, (name, text) in enumerate(self._answers(params), start=1):
-            texts[name].append(text)
-            done(count)
+        texts = {name: [""] * len(examples) for name, examples in self.examples.items()}
+        count = 0
+        for found in self._answers(params):
+            for name, number, text in found:
+                texts[name][number] = text
+            count += len(found)
+            if found:
+                done(count)
         return texts
 
-    def _answers(self, params: Arrays) -> Iterator[tuple[str, str]]:
-        searched: list[tuple[str, Question]] = []
+    def _answers(self, params: Arrays) -> Iterator[list[tuple[str, int, str]]]:
+        """Groups of (task, number of the example, text), in any order."""
+        searched: list[tuple[str, int, Question]] = []
         for name, questions in self.questions.items():
             if questions[0].candidates:
                 chosen = self.answerer.choices(params, questions)
-                for example, number in zip(self.examples[name], chosen, strict=True):
-                    yield name, example.choices[number]
+                for number, (example, choice) in enumerate(
+                    zip(self.examples[name], chosen, strict=True)
+                ):
+                    yield [(name, number, example.choices[choice])]
             else:
-                searched += [(name, question) for question in questions]
-        # All at once: their last batches would be padding for the most part.
-        answers = self.answerer.answers(params, [question for _, question in searched])
-        for (name, _), answer in zip(searched, answers, strict=True):
-            yield name, answer.text
+                searched += [(name, number, asked) for number, asked in enumerate(questions)]
+        # All at once, so that rows are seldom idle.
+        asked = (question for *_, question in searched)
+        for group in self.answerer.results(params, asked):
+            yield [
+                (*searched[place][:2], self.answerer.first(found).text) for place, found in group
+            ]
 
     def score(self, answers: Mapping[str, Sequence[str]]) -> Scores:
         """The figures of every task, in percent."""

@@ -163,8 +163,7 @@ def planned():
     return make_plan()
 
 
-@pytest.fixture(scope="module")
-def asked():
+def mixed():
     """Inputs of one token, of all that there may be, and of more."""
     rng = np.random.default_rng(1)
     sizes = [1, LONGEST - 1, LONGEST, LONGEST + 9, *rng.integers(1, LONGEST, 33)]
@@ -172,6 +171,11 @@ def asked():
         Question(rng.integers(2, 48, size).astype(np.int32), number + 100)
         for number, size in enumerate(sizes)
     ]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return mixed()
 
 
 def alone(plan, weights, answerer, asked):
