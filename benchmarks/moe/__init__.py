@@ -6,8 +6,9 @@ inputs differentiated, router and its losses included. The floors:
     padded  the three batched matrix products alone, on a ready [E, C, D] buffer
     dense   one dense GEGLU layer of d_ff 2 F: the arithmetic of the choices, no padding
 
-The ratio to the padded floor is what routing, dispatch and combining cost; the ratio to the dense
-floor adds what padding and many small products cost. `--peer` adds the papers' one-hot einsum.
+The ratio to the padded floor is what routing, dispatch and combining cost, less what is saved on
+slots that stay empty, which a CPU does not compute; the ratio to the dense floor adds what many
+small products cost. `--peer` adds the papers' one-hot einsum.
 A ratio above its target ends in exit code 1, unless `--report-only`. The same layer on a TPU:
 `python -m benchmarks.moe.chip`.
 """
@@ -28,7 +29,7 @@ CASES = (
     (64, 2048, 256, 512, 1.20),
     (128, 2048, 256, 512, 1.20),
 )
-DENSE_TARGET, DROPLESS_TARGET = 1.45, 1.20
+DENSE_TARGET, DROPLESS_TARGET = 1.30, 1.15
 
 
 def layer(experts: int, d_model: int, d_ff: int, dispatch: str):

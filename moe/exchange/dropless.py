@@ -32,7 +32,7 @@ from jax import lax
 
 from moe.exchange.ragged import Slices, Way, collect, exchange, is_ragged, spread
 from moe.kernels.batched import Weights
-from moe.kernels.blocked import ALIGN, blocked
+from moe.kernels.blocked import ALIGN, blocked, room
 from moe.kernels.grouped import TILE, grouped
 from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots
@@ -68,8 +68,9 @@ def dropless(
     gates, expert = (v.reshape(len(tokens), -1) for v in (routed.gates, routed.expert))  # [T, K]
     kernel = _Kernel(routing.dispatch, bias_form)
     over_mesh = placement.expert_axis or placement.mlp_axis
-    align, multiple = (1, 1) if over_mesh else (kernel.align, kernel.multiple)
-    layout = segments(expert, routing.num_experts, align, multiple)
+    experts, most = routing.num_experts, min(expert.size, routed.source.size)
+    align, slots = (1, expert.size) if over_mesh else (kernel.align, kernel.room(most, experts))
+    layout = segments(expert, experts, align, slots)
     with jax.named_scope("dispatch"):
         rows: jax.Array = copy_to_slots(tokens[None], layout.slot, layout.source)[0, 0]  # [R, D]
     if over_mesh:
@@ -93,14 +94,9 @@ class _Kernel:
         """A segment starts at a multiple of it."""
         return ALIGN if self.dispatch == "dropless" else 1
 
-    @property
-    def multiple(self) -> int:
-        """The rows of a buffer are one."""
-        return ALIGN if self.dispatch == "dropless" else TILE
-
     def room(self, rows: int, experts: int) -> int:
         """Rows of a buffer for so many of so many experts."""
-        return -(-(rows + experts * (self.align - 1)) // self.multiple) * self.multiple
+        return room(rows, experts) if self.dispatch == "dropless" else -(-rows // TILE) * TILE
 
     @jax.named_scope("products")
     def __call__(

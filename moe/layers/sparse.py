@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from moe.exchange.capacity import with_capacity
 from moe.exchange.chosen import chosen, pays
 from moe.exchange.dropless import dropless
+from moe.exchange.filled import placed, skips_empty_slots
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
@@ -368,6 +369,9 @@ def _local(
         y = chosen(x, routed, weights, period, bias_form)
     elif routing.dropless:
         y = dropless(x, routed, weights, routing, bias_form, placement)
+    elif skips_empty_slots(routed, weights["up"].shape, hidden_scale, placement):
+        filled = dataclasses.replace(routing, dispatch="dropless")
+        y = dropless(x, placed(routed), weights, filled, bias_form, placement)
     else:
         asked = routing.exchange_chunks
         y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement, asked)

@@ -108,17 +108,15 @@ class Segments(NamedTuple):
     sizes: jax.Array
 
 
-def segments(expert: jax.Array, experts: int, align: int, multiple: int) -> Segments:
+def segments(expert: jax.Array, experts: int, align: int, total: int) -> Segments:
     """Lays choices out by expert for `dispatch` and `combine`, each expert from a multiple of
     `align`.
-
-    R = T * K + E * (align - 1), rounded up: room for any distribution of choices.
 
     Args:
       expert: int32 [T, K], E for a choice that goes nowhere.
       experts: E.
       align: slots of the smallest block that the expert computation takes.
-      multiple: what R is rounded up to.
+      total: R, at least E * (align - 1) more than the choices that go somewhere.
     """
     tokens, choices = expert.shape
     flat = expert.T.reshape(-1)  # [K * T], choice-major
@@ -126,7 +124,6 @@ def segments(expert: jax.Array, experts: int, align: int, multiple: int) -> Segm
     sizes = bounds[1:] - bounds[:-1]  # [E]
     padded = -(-sizes // align) * align
     starts = jnp.cumsum(padded) - padded
-    total = -(-(tokens * choices + experts * (align - 1)) // multiple) * multiple
     first = jnp.append(starts, 0)[flat]
     slot = jnp.where(flat < experts, first + position, total).reshape(choices, tokens).T
     index = jnp.arange(total, dtype=jnp.int32)  # [R]

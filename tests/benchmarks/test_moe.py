@@ -5,7 +5,7 @@ import pytest
 from benchmarks import moe
 from benchmarks.harness import timing
 
-TIMES = {"index": 104.0, "padded floor": 100.0, "dense floor": 80.0, "dropless": 95.0}
+TIMES = {"index": 104.0, "padded floor": 100.0, "dense floor": 82.0, "dropless": 92.0}
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def test_all_targets_met(run):
     ("changes", "missed"),
     [
         ({"index": 106.0}, 2),  # 1.06 of the padded floor, at most 1.05 at 8 and 32 experts
-        ({"index": 121.0, "dense floor": 90.0}, 4),  # at most 1.20 beyond
-        ({"dense floor": 71.0, "dropless": 80.0}, 1),  # 1.46 of dense, at most 1.45
-        ({"dropless": 97.0}, 1),  # 1.21, at most 1.20
+        ({"index": 121.0, "dense floor": 95.0}, 4),  # at most 1.20 beyond
+        ({"dense floor": 71.0, "dropless": 80.0}, 1),  # 1.46 of dense, at most 1.30
+        ({"dropless": 97.0}, 1),  # 1.18, at most 1.15
         ({"index": float("nan")}, 5),
     ],
 )

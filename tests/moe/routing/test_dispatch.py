@@ -13,7 +13,6 @@ import pytest
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.kernels.batched import batched
-from moe.kernels.blocked import ALIGN, blocked
 from moe.kernels.grouped import TILE, check_platform, grouped
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
@@ -165,9 +164,9 @@ def test_a_tpu_counts_and_adds_up_in_another_way_to_the_same_end(router):
 
 def test_segments_are_the_same_on_a_tpu():
     expert = jnp.asarray(np.random.default_rng(2).integers(0, 6, (37, 2)), jnp.int32)
-    want = segments(expert, 5, 8, multiple=32)
+    want = segments(expert, 5, 8, total=128)
     with lowered_for("tpu"):
-        got = segments(expert, 5, 8, multiple=32)
+        got = segments(expert, 5, 8, total=128)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -191,9 +190,10 @@ def test_segments_hold_every_choice_once_in_order(tokens, choices, experts, alig
     rng = np.random.default_rng(tokens)
     expert = rng.integers(0, experts + 1, (tokens, choices))  # `experts` goes nowhere
     expert[:, 0] = np.where(expert[:, 0] == 1, 0, expert[:, 0])
-    layout = jax.tree.map(np.asarray, segments(jnp.asarray(expert), experts, align, multiple=32))
+    total = tokens * choices + experts * (align - 1)
+    layout = jax.tree.map(np.asarray, segments(jnp.asarray(expert), experts, align, total))
     source, starts, sizes = layout.source[0, 0], layout.starts, layout.sizes
-    assert len(source) % 32 == 0
+    assert len(source) == total
     assert np.all(starts % align == 0)
     flat = expert.T.reshape(-1)
     for e in range(experts):
@@ -207,21 +207,6 @@ def test_segments_hold_every_choice_once_in_order(tokens, choices, experts, alig
     assert np.all(layout.slot[0][expert == experts] == len(source))
 
 
-SIZES = ([70, 0, 33, 1, 300], [64, 32, 96, 128, 0])
-
-
-def segment_case(sizes, align, multiple, width=8, dtype=jnp.float32):
-    """Rows laid out in segments, zeros between them, and the mask of the rows that are used."""
-    padded = [-(-n // align) * align for n in sizes]
-    starts = np.cumsum([0, *padded[:-1]]).astype(np.int32)
-    total = -(-max(sum(padded), 1) // multiple) * multiple
-    used = np.zeros(total, bool)
-    for start, size in zip(starts, sizes, strict=True):
-        used[start : start + size] = True
-    x, dy = np.random.default_rng(0).normal(size=(2, total, width)) * used[:, None]
-    return starts, np.asarray(sizes, np.int32), *(jnp.asarray(v, dtype) for v in (x, dy))
-
-
 def by_loop(x, weights, starts, sizes, form):
     out = jnp.zeros_like(x)
     for e, (start, size) in enumerate(zip(starts, sizes, strict=True)):
@@ -230,30 +215,12 @@ def by_loop(x, weights, starts, sizes, form):
     return out
 
 
-@pytest.mark.parametrize(
-    ("sizes", "gated", "form"),
-    [
-        (SIZES[0], True, "none"),
-        (SIZES[0], False, "additive"),
-        (SIZES[1], True, "multiplicative"),
-    ],
-)
-def test_blocked_equals_a_loop_over_experts(sizes, gated, form):
-    starts, counts, x, dy = segment_case(sizes, ALIGN, ALIGN)
-    weights = weights_of(len(sizes), 8, 12, gated=gated, form=form)
-
-    def loss(run, x, weights):
-        return jnp.vdot(run(x, weights), dy)
-
-    run = functools.partial(loss, lambda x, w: blocked(x, starts, counts, w, form))
-    want = functools.partial(loss, lambda x, w: by_loop(x, w, starts, counts, form))
-    close(*(QUICK(jax.value_and_grad(f, (0, 1)))(x, weights) for f in (run, want)), 2e-5)
-
-
 def test_grouped_equals_a_loop_over_experts():
     """The TPU kernel, interpreted."""
     sizes = [70, 0, 33, 1, 100]
-    starts, counts, x, dy = segment_case(sizes, 1, TILE)
+    starts = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+    counts, used = np.asarray(sizes, np.int32), np.arange(2 * TILE) < sum(sizes)
+    x, dy = np.float32(np.random.default_rng(0).normal(size=(2, 2 * TILE, 8)) * used[:, None])
     weights = weights_of(len(sizes), 8, 12, form="multiplicative")
 
     def loss(run, x, weights):

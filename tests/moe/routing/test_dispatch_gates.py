@@ -1,5 +1,6 @@
 """What the compiler makes of the sparse layer: arithmetic, memory, scatters, collectives. Exact and
-free of noise; nothing is executed.
+free of noise; nothing is executed. The layer is that of all platforms but a CPU, which computes no
+empty slots (`tests/moe/exchange/test_filled.py`).
 """
 
 import functools
@@ -15,7 +16,7 @@ from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig, capacity
 from moe.routing.losses import auxiliary_loss
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
+from trainlib.sharding.constrain import activate, lowered_for
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding, resolve_specs
 
@@ -63,7 +64,8 @@ def layer(experts, tokens, width, hidden, sequences=1, mesh=None, **options):
         with activate(mesh, RULES):
             return jax.value_and_grad(loss, (0, 1))(params, x)
 
-    return compile_quickly(step, params, x), capacity(config, tokens, train=True)
+    with lowered_for("gpu"):
+        return compile_quickly(step, params, x), capacity(config, tokens, train=True)
 
 
 @functools.cache
