@@ -17,7 +17,7 @@ from moe.config import default_config
 from moe.decoding.answer import Answerer
 from moe.decoding.continuous import Continuous
 from moe.decoding.model import independent, make_generate, model_at
-from moe.decoding.rows import Programs
+from moe.decoding.rows import Programs, make_programs
 from moe.decoding.waiting import Question, Waiting, in_order, padded_inputs
 from moe.models import architecture
 from moe.routing.config import capacity
@@ -124,14 +124,14 @@ def test_rows_are_seldom_idle():
 # ------------------------------------------------------------------ with a model
 
 
-def make_plan(mesh=(1, 1, 1), devices=1, **model):
+def make_plan(mesh=(1, 1, 1), devices=1, experts=4, sharding="fsdp"):
     """A small model whose encoder drops tokens."""
     config = default_config("st_moe_tiny")
     config.model.update(vocab_size=48, d_model=16, d_ff=24, num_heads=2, head_dim=8)
-    config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2, **model)
-    config.routing.update(num_experts=4, capacity_factor_eval=0.6, group_sequences=1)
+    config.model.update(encoder_blocks=2, decoder_blocks=2, sparse_period=2)
+    config.routing.update(num_experts=experts, capacity_factor_eval=0.6, group_sequences=1)
     config.data.update(encoder_length=LONGEST, decoder_length=9, vocabulary="bytes")
-    config.update(task="finetune", batch_size=8, eval_batch_size=8)
+    config.update(task="finetune", batch_size=8, eval_batch_size=8, sharding=sharding)
     config.data.source = "sample:copa"
     config.decoding.update(method="sample", temperature=1.0, seed=5)
     config.batching.sorted_batches = 4
@@ -292,3 +292,28 @@ def test_eight_devices_answer_as_one(planned, asked, shape):
     }
     found = list(in_order(answerer_of(there, **options).results(spread, asked)))
     assert_same(found, expected)
+
+
+def test_rows_begin_where_they_are():
+    """The questions that begin in the rows of a device are encoded there: with whole weights on
+    each of eight devices nothing is sent, and the caches are written in place.
+    """
+    plan, _ = make_plan((2, 4, 1), 8, experts=0, sharding="replicated")
+    programs = make_programs(plan, lambda _: plan.model, answerer_of(plan).options, 9, 40, 16)
+    assert (programs.parts, programs.starts, programs.inputs) == (8, 8, 8)
+    rows = programs.empty(20)
+    assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(rows)} == {("replica", "data")}
+    of = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=plan.batch_sharding)
+    shapes = {"encoder_inputs": (8, 20), "encoder_segments": (8, 20), "number": (8, 2)}
+    batch = {name: of(shape) for name, shape in (shapes | {"row": (8,), "input": (8,)}).items()}
+    weights = {
+        name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=plan.shardings.params[name])
+        for name, spec in plan.abstract.params.items()
+    }
+    compiled = programs.begin.lower(weights, rows, batch).compile()
+    text = compiled.as_text()
+    for sent in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert f" {sent}(" not in text
+        assert f" {sent}-start(" not in text
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) // 8
+    assert compiled.memory_analysis().alias_size_in_bytes == held
