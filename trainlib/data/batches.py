@@ -225,8 +225,11 @@ def _start_without_sigint(iterator: Any) -> None:
 
 
 def _start_worker(*_: int) -> None:
-    """Runs first in each worker: keeps it off the accelerator, alive through a SIGTERM, and never
-    orphaned."""
+    """Runs first in each worker: keeps it off the accelerator, to one thread of NumPy's products
+    (there are as many workers as cores), alive through a SIGTERM, and never orphaned."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGTERM, _leave_after_grace)

@@ -55,6 +55,13 @@ class LabelledImages:
             "label": np.zeros(size, np.int32),
         }
 
+    def unwritten(self, size: int) -> dict[str, np.ndarray]:
+        """Returns such arrays with arbitrary contents: `fill` writes all of an example."""
+        return {
+            "image": np.empty((size, *sides(self.image_size), 3), np.float32),
+            "label": np.empty(size, np.int32),
+        }
+
     def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
         """Writes one record to example `number`; see `Reader.fill`."""
         example = self.source[record]

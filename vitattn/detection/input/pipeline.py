@@ -80,6 +80,10 @@ class TrainingImages:
             "counts": np.zeros((size, len(COUNTS)), np.int32),
         }
 
+    def unwritten(self, size: int) -> dict[str, np.ndarray]:
+        """Returns the arrays of `blank`: `fill` writes only where a picture and boxes are."""
+        return self.blank(size)
+
     def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
         """Writes one record to example `number`; see `Reader.fill`."""
         example = self.source[record]
@@ -132,6 +136,10 @@ class EvaluationImages:
             "scale": np.ones((size, 2), np.float32),
             "original": np.zeros((size, 2), np.int32),
         }
+
+    def unwritten(self, size: int) -> dict[str, np.ndarray]:
+        """Returns the arrays of `blank`: `fill` writes only where a picture and boxes are."""
+        return self.blank(size)
 
     def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
         """Writes one record to example `number`; see `Reader.fill`."""
