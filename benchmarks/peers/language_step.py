@@ -3,12 +3,12 @@
     python -m benchmarks.peers.language_step [--dropout 0.1 0] [--rounds 7]
 
 Top-1, d_model 128, d_ff 256, 4 + 4 blocks of which every other one has 4 experts, 32 sequences of
-128 + 48 tokens, 512 words, float32, AdamW. Both sides have the same weights, through our own export, and
-the same batch. First, without dropout and with cross-entropy alone, the losses, all gradients and
-the loss after a step of each optimiser have to agree. Then whole steps are timed, with the router
-losses of each side and with dropout (theirs draws for each token, ours as T5 does, once for all
-positions of a sequence). `bare products` are all matrix products of such a step, forward and
-backward, on arrays that lie ready.
+128 + 48 tokens, 512 words, float32, AdamW. Both sides have the same weights, through our own
+export, and the same batch. First, without dropout and with cross-entropy alone, the losses, all
+gradients and the loss after a step of each optimiser have to agree. Then whole steps are timed,
+with the router losses of each side and with dropout (theirs draws for each token, ours as T5 does,
+once for all positions of a sequence). `bare products` are all matrix products of such a step,
+forward and backward, on arrays that lie ready.
 
 Letters: B batch, L length, D model width, N heads, H width of one head, F hidden width, E experts,
 R slots of an expert, V vocabulary.

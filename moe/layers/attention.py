@@ -33,7 +33,7 @@ from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, SCORES, keep
 from trainlib.model.weights import declare
-from trainlib.sharding.constrain import active, constrain, with_automatic_axes
+from trainlib.sharding.constrain import active, constrain, platform, with_automatic_axes
 from trainlib.sharding.kernels import kernel_mode
 from trainlib.sharding.rules import resolve
 
@@ -78,12 +78,36 @@ def attend(
     # gathers whole projections for that.
     logits = constrain(logits, "layer_batch", "head", None, None)
     logits = keep(SCORES, logits)
+    if platform() == "cpu":
+        return _mixed_on_cpu(logits, value, drop)
     normaliser = jax.nn.logsumexp(logits, axis=-1)  # [B, N, Q]
     probabilities = jax.nn.softmax(logits, axis=-1).astype(value.dtype)  # [B, N, Q, K]
     if drop is not None:
         probabilities = drop(probabilities)
     mixed = jnp.einsum("bnqk,bknh->bqnh", probabilities, value)
     return keep(SCORES, constrain(mixed, "layer_batch", None, "head", None)), normaliser
+
+
+def _mixed_on_cpu(
+    logits: jax.Array, value: jax.Array, drop: Callable[[jax.Array], jax.Array] | None
+) -> tuple[jax.Array, jax.Array]:
+    """[B, Q, N, H] and logsumexp [B, N, Q] from logits [B, N, Q, K], as `attend` has them.
+
+    Normalised after the product, which has H columns and not K: of the arrays of pairs the CPU then
+    writes the exponentials alone, and in the backward pass the gradient of the logits.
+    """
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    exponentials = jnp.exp(logits - top)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    weights = exponentials.astype(value.dtype)
+    if drop is not None:
+        weights = drop(weights)
+    # A product by heads; `einsum` would swap the operands and transpose what comes out.
+    mixed = jnp.matmul(weights, value.swapaxes(1, 2), preferred_element_type=jnp.float32)
+    mixed = keep(SCORES, mixed)  # as the backward pass reads it
+    mixed = (mixed / total).astype(value.dtype)  # [B, N, Q, H]
+    mixed = constrain(mixed.swapaxes(1, 2), "layer_batch", None, "head", None)
+    return mixed, (top + jnp.log(total))[..., 0]
 
 
 def t5_attention(
@@ -213,6 +237,8 @@ def attend_by(
         return _by_kernel(query, key, value, rules, drop, mode)
     if isinstance(rules, AttentionBias):
         rules = rules.arrays(query.shape[1], key.shape[1])
+    if drop is not None and drop.of == "keys" and platform() == "cpu":  # fewer numbers
+        value, drop = drop.values(value), None
     dropped = drop and drop.probabilities
     return attend(query, key, value, rules.bias, rules.mask, drop=dropped)
 

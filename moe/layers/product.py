@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from trainlib.sharding.constrain import constrain
+from trainlib.sharding.constrain import constrain, platform
 
 REDUCE = ("float32", "bfloat16")
 
@@ -76,8 +76,17 @@ def _product_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, weight = residuals
     dx = jnp.matmul(dy, gathered(weight, axes, x.dtype).T).astype(x.dtype)  # [..., in]
-    dw = jnp.einsum("...i,...o->io", x, dy, preferred_element_type=jnp.float32)  # [in, out]
-    return dx, whole_gradient(dw, axes).astype(weight.dtype)
+    return dx, whole_gradient(_outer(x, dy), axes).astype(weight.dtype)
+
+
+def _outer(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """float32 [in, out], the sum over tokens of x [..., in] times dy [..., out]."""
+    if platform() == "cpu":
+        # With one dimension of tokens the product reads x as it lies; with more of them the
+        # compiler writes x out transposed first, which takes as long as the product.
+        x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        return jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)
+    return jnp.einsum("...i,...o->io", x, dy, preferred_element_type=jnp.float32)
 
 
 def whole_gradient(dw: jax.Array, axes: tuple[str, ...]) -> jax.Array:

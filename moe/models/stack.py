@@ -23,11 +23,13 @@ from moe.layers.attention_bias import AttentionBias, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
 from moe.layers.sparse import evaluation_key
-from moe.models.architecture import Architecture, is_sparse
+from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context
 from moe.models.stacked import Stacked, Step, fold, member, stack
 from trainlib.model.layer import Layer
-from trainlib.sharding.constrain import constrain
+from trainlib.sharding.constrain import constrain, platform
+
+MOST_WRITTEN_OUT = 8  # blocks of a stack
 
 
 class Stack(Layer):
@@ -165,8 +167,17 @@ class Stack(Layer):
                 )
                 for tree, numbers in section.numbers().items()
             }
-            x, report = fold(
-                x, step, pieces, single=is_sparse, scan=self.config.scan_layers, remat=remat
-            )
+            loops = self.config.scan_layers and not _written_out(section)
+            x, report = fold(x, step, pieces, single=is_sparse, scan=loops, remat=remat)
             reports |= report
         return x, reports
+
+
+def _written_out(section: Section) -> bool:
+    """Whether the blocks of a section follow one another in the program, loops or not.
+
+    What a loop keeps for its backward pass it writes into stacks of all turns, which a CPU zeroes,
+    fills and reads slice by slice: a tenth of the step of a small model. A few blocks compile as
+    fast without.
+    """
+    return platform() == "cpu" and section.blocks <= MOST_WRITTEN_OUT
