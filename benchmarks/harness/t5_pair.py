@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 SMALL = {  # google/t5-v1_1-small
     **{"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6},
@@ -41,7 +42,7 @@ class Pair:
     """
 
     theirs: Any
-    config: Any
+    config: ConfigDict
     params: dict[str, jax.Array]
     ours: Any
 

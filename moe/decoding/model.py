@@ -252,7 +252,7 @@ def make_generate(
         size = segments.shape[0]  # B
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)  # [B, K, D]
         decoder = bound.token_decoder(length)
-        cache = decoder.init_cache(size * copies, encoded)
+        cache = decoder.carried(decoder.init_cache(size * copies, encoded))
 
         def decode_step(
             tokens: jax.Array, cache: Any, position: jax.Array

@@ -4,7 +4,9 @@ Letters: B sequences, L places of a cache, K length of the encoder's output, N h
 head, D model width, R buckets, C copies of a sequence in a row (beams, draws).
 
 A cache lies as the two products of attention read it: keys [B, N, H, L], values [B, N, L, H]. So a
-step writes one column and one row and transposes nothing.
+step writes one column and one row and transposes nothing. Of a single sequence the axis B may be
+left out of the whole cache: XLA drops it in products, and a loop that carries it would keep, and
+copy, the cache in both forms.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def source_cache(layer: Attention, source: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _placed(x: jax.Array) -> jax.Array:
-    return constrain(x, "layer_batch", "head", None, None)
+    return constrain(x, *("layer_batch", "head", None, None)[4 - x.ndim :])
 
 
 def attend_own(
@@ -59,21 +61,24 @@ def attend_own(
     Returns:
       ([B, 1, D], keys, values with this token).
     """
-    new = (
-        product(x, weight, layer.reduce).reshape(len(x), layer.num_heads, layer.head_dim)
-        for weight in (layer.key, layer.value)
-    )
-    key, value = (constrain(y, "layer_batch", "head", None) for y in new)
-    keys = _write(keys, key[..., None], position, 3)
-    values = _write(values, value[:, :, None], position, 2)
+    new = (product(x, weight, layer.reduce) for weight in (layer.key, layer.value))  # [B, 1, N*H]
+    key, value = (_by_heads(layer, y, keys) for y in new)  # [B, N, 1, H]
+    keys = _write(keys, key.swapaxes(-1, -2), position, -1)
+    values = _write(values, value, position, -2)
     return _attend(layer, x, keys, values, added), keys, values
+
+
+def _by_heads(layer: Attention, x: jax.Array, like: jax.Array) -> jax.Array:
+    """[B * C, 1, N*H] -> [B, N, C, H], without B where a cache has none."""
+    heads = x.reshape(*like.shape[:-3], -1, layer.num_heads, layer.head_dim)
+    return _placed(heads.swapaxes(-3, -2))
 
 
 def _write(cache: jax.Array, new: jax.Array, position: jax.Array, axis: int) -> jax.Array:
     """Replaces what lies at `position` of an axis."""
     update = jax.lax.dynamic_update_slice_in_dim
     if position.ndim:  # each sequence at its own
-        return jax.vmap(lambda old, one, at: update(old, one, at, axis - 1))(cache, new, position)
+        return jax.vmap(lambda old, one, at: update(old, one, at, axis))(cache, new, position)
     return update(cache, new, position, axis)
 
 
@@ -99,16 +104,13 @@ def _attend(
     layer: Attention, x: jax.Array, keys: jax.Array, values: jax.Array, added: jax.Array | None
 ) -> jax.Array:
     """[B * C, 1, D] attends to keys [B, N, H, L] and values [B, N, L, H] -> [B * C, 1, D]."""
-    batch, heads, width, _ = keys.shape
-    query = product(x, layer.query, layer.reduce)  # [B * C, 1, N * H]
-    query = query.reshape(batch, -1, heads, width).swapaxes(1, 2)
-    query = constrain(query, "layer_batch", "head", None, None)  # [B, N, C, H]
+    query = _by_heads(layer, product(x, layer.query, layer.reduce), keys)  # [B, N, C, H]
     logits = jnp.matmul(query, keys, preferred_element_type=jnp.float32)  # [B, N, C, L]
     if added is not None:
-        logits = logits + added
+        logits = logits + (added if keys.ndim == added.ndim else added[0])
     probabilities = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    mixed = _placed(jnp.matmul(probabilities, values))  # [B, N, C, H]
-    mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], heads * width)
+    mixed = _placed(jnp.matmul(probabilities, values)).swapaxes(-3, -2)  # [B, C, N, H]
+    mixed = mixed.reshape(*x.shape[:2], layer.num_heads * layer.head_dim)
     return to_residual(product(mixed, layer.out, layer.reduce))
 
 

@@ -57,6 +57,15 @@ class TokenDecoder:
             block.init_cache(encoded, batch, self.length, self.dtype) for block, _ in self.blocks
         )
 
+    @staticmethod
+    def carried(cache: tuple[Cache, ...]) -> tuple[Cache, ...]:
+        """The cache as a loop is to carry it: of a single sequence without its axis, which `step`
+        takes as well (see `moe.layers.attention_decode`).
+        """
+        if any(leaf.shape[0] > 1 for leaf in jax.tree.leaves(cache)):
+            return cache
+        return jax.tree.map(lambda leaf: leaf[0], cache)
+
     def step(
         self,
         tokens: jax.Array,
