@@ -16,6 +16,7 @@ from flax import nnx
 
 from moe.decoding.model import METHODS, Decoding, make_generate
 from moe.models.architecture import Architecture
+from moe.models.stacked import Members
 from moe.models.transformer import Transformer
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import flatten
@@ -148,8 +149,33 @@ def generate(
         batch["number"] = jnp.arange(len(tokens)) if numbers is None else jnp.asarray(numbers)
     search = _compiled(model.config, chosen, vocabulary_size or model.config.vocab_size)
     params = flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    result = search(params, batch)
+    result = search(_apart(params, model.config), batch)
     return Generated(result["words"], result["score"])
+
+
+def _apart(params: dict[str, Any], config: Architecture) -> dict[str, Any]:
+    """The weights of the decoder's blocks as arrays of their own, where that costs nothing: on a
+    CPU, which would else copy them for each call and compile a slice of each.
+    """
+    if not all(_in_memory(value) for value in params.values()):
+        return params
+    depths = {f"decoder.{name}": x.ndim for name, x in config.trees("decoder").items()}
+    found = dict(params)
+    for tree, depth in depths.items():
+        for name in params:
+            if name.startswith(f"{tree}.") and not name.startswith(f"{tree}.experts."):
+                found[name] = Members.of(params[name], depth)
+    return found
+
+
+def _in_memory(value: Any) -> bool:
+    """Whether it is an array of one CPU device, and no tracer."""
+    return (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and {device.platform for device in value.devices()} == {"cpu"}
+        and len(value.devices()) == 1
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 
 from trainlib.model.remat import recomputed
@@ -60,6 +61,26 @@ def stack(
         elif isinstance(value, nnx.Module):
             stack(value, sizes, axes, rngs)
     return module
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """A stacked weight [*sizes, ..] as one array for each member; `member` reads both."""
+
+    arrays: tuple[jax.Array, ...]
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, stacked: jax.Array, depth: int) -> Members:
+        """The members of an array in the memory of this host, which are parts of it, not copies."""
+        view = np.asarray(stacked)
+        places = np.ndindex(*view.shape[:depth])
+        parts = (jax.device_put(view[place], may_alias=True) for place in places)
+        return cls(tuple(parts), view.shape[:depth])
+
+    def __getitem__(self, index: tuple[int, ...]) -> jax.Array:
+        return self.arrays[int(np.ravel_multi_index(index, self.sizes))]
 
 
 def member(module: M, index: tuple[int, ...], whole: Callable[[tuple], bool] | None = None) -> M:
