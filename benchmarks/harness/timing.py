@@ -74,17 +74,25 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def fastest(candidates: Mapping[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+def fastest(
+    candidates: Mapping[str, Callable[[], object]], rounds: int = 7, in_a_row: int = 1
+) -> dict[str, float]:
     """Least CPU time of one call of each candidate, in milliseconds.
 
     Each candidate must wait for its own result. One untimed call comes first (compilation); then
     the rounds interleave the candidates, so that a slow spell of the machine meets all of them.
+
+    Args:
+      candidates: name -> what is timed.
+      rounds: how often each has its turn.
+      in_a_row: calls of a turn, each timed by itself. With 1, a candidate of large arrays pays for
+        the memory that the one before it left in pieces: up to a third of a train step.
     """
     for run in candidates.values():
         run()
     best = dict.fromkeys(candidates, float("inf"))
     for _ in range(rounds):
-        for name, run in candidates.items():
+        for name, run in (pair for pair in candidates.items() for _ in range(in_a_row)):
             start = time.process_time()
             run()
             best[name] = min(best[name], (time.process_time() - start) * 1e3)

@@ -9,9 +9,11 @@ the output has ceil(H / stride) rows, and a strided window sits alike on even an
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from trainlib.errors import ConfigError
@@ -19,6 +21,7 @@ from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
+from vitattn.layers import winograd
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
 CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)
@@ -78,6 +81,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if any(-(-n // stride) < size for n in x.shape[1:3]):
         return _convolve_small(x, kernel, stride)
+    if platform() == "cpu" and x.dtype == jnp.float32:
+        return _by_shape(x, kernel, stride)
     return _xla_convolution(x, kernel, stride)
 
 
@@ -91,6 +96,97 @@ def _xla_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
+
+
+def _by_fewer(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether `winograd` is the form of a convolution, and of its gradients."""
+    return stride == 1 and kernel.shape[0] == 3 and winograd.pays(x.shape, kernel.shape[3])
+
+
+def _by_products(g: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether `_spread` is the form of a gradient: XLA's convolution turns the kernel round for it,
+    which takes longest where maps are small beside the kernel, and is slow over a stride.
+    """
+    rows = g.size // g.shape[-1]
+    return rows <= (16 if stride > 1 else 2) * kernel.shape[3]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_shape(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`convolve` in float32, in the form that is the fastest on CPU for these shapes.
+
+    XLA's convolution stays in the traced program beside it (`trainlib.model.flops`).
+    """
+    return _on_cpu(_forward_form, _xla_convolution, stride, x, kernel)
+
+
+def _on_cpu(form: Callable, xla: Callable, stride: int, *arrays: jax.Array) -> jax.Array:
+    form, xla = (functools.partial(f, stride=stride) for f in (form, xla))
+    return jax.lax.platform_dependent(*arrays, cpu=form, default=xla)
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def _forward_form(x, kernel, stride):
+    if _by_fewer(x, kernel, stride):
+        return winograd.convolve(x, kernel)
+    return _xla_convolution(x, kernel, stride)
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def _input_form(x, kernel, g, stride):
+    if _by_fewer(x, kernel, stride):
+        return winograd.input_gradient(g, kernel)
+    if _by_products(g, kernel, stride):
+        return _spread(g, kernel, stride, x.shape)
+    return _xla_input(x, kernel, g, stride)
+
+
+@functools.partial(jax.jit, static_argnames="stride")
+def _kernel_form(x, kernel, g, stride):
+    if _by_fewer(x, kernel, stride):
+        return winograd.kernel_gradient(x, g)
+    return _xla_kernel(x, kernel, g, stride)
+
+
+def _xla_input(x, kernel, g, stride):
+    return jax.vjp(lambda x: _xla_convolution(x, kernel, stride), x)[1](g)[0]
+
+
+def _xla_kernel(x, kernel, g, stride):
+    return jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride), kernel)[1](g)[0]
+
+
+def _by_shape_backward(stride, residuals, g):
+    dx = _on_cpu(_input_form, _xla_input, stride, *residuals, g)
+    return dx, _on_cpu(_kernel_form, _xla_kernel, stride, *residuals, g)
+
+
+_by_shape.defvjp(lambda x, w, stride: (_by_shape(x, w, stride), (x, w)), _by_shape_backward)
+
+
+def _spread(g: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
+    """The gradient of a convolution in its map of `shape` [B, H, W, C]: one product with all taps,
+    each of which is then added where its window lay. Of a stride s, s x s interlaced maps are made.
+    """
+    size, (batch, height, width, features) = kernel.shape[0], g.shape
+    side, channels = (size - 1) // 2, kernel.shape[2]
+    taps = g.reshape(-1, features) @ kernel.reshape(-1, features).T
+    taps = jax.lax.optimization_barrier(taps).reshape(*g.shape[:3], size, size, channels)
+    zero = np.zeros((), g.dtype)
+
+    def interlaced(row: int, col: int) -> jax.Array:
+        total = jnp.zeros((batch, height, width, channels), g.dtype)
+        for a in range((row + side) % stride, size, stride):
+            for b in range((col + side) % stride, size, stride):
+                down, right = (a - side - row) // stride, (b - side - col) // stride
+                pads = [(0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0)]
+                total += jax.lax.pad(taps[:, :, :, a, b], zero, pads)
+        return total
+
+    steps = range(stride)
+    rows = [jnp.stack([interlaced(row, col) for col in steps], 3) for row in steps]
+    dx = jnp.stack(rows, 2).reshape(batch, height * stride, width * stride, channels)
+    return dx[:, : shape[1], : shape[2]]
 
 
 def _windows(x: jax.Array, size: int, stride: int) -> list[tuple[int, int, jax.Array]]:

@@ -1,5 +1,7 @@
 """Convolutions against a direct sum in NumPy, values and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
+from trainlib.model.flops import flops
 from trainlib.sharding.constrain import lowered_for
+from vitattn.layers import conv
 from vitattn.layers.conv import Classifier, Conv, convolve
 from vitattn.layers.norm import batch_normalise
 
@@ -98,6 +102,68 @@ def test_depthwise_equals_the_direct_sum(size, stride, height, platform):
     tx, tw = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
     along = [np.sum(g * reference(tx, kernel, stride)), np.sum(g * reference(x, tw, stride))]
     np.testing.assert_allclose([np.sum(dx * tx), np.sum(dw * tw)], along, rtol=1e-4, atol=1e-4)
+
+
+# Shapes that a program on CPU convolves by another form than XLA's, forward or backward:
+# batch, height, width, C, F, kernel size, stride, and which of (fewer, products) it is.
+FORMS = [
+    (8, 8, 8, 128, 128, 3, 1, (True, False)),
+    (8, 7, 9, 136, 120, 3, 1, (True, False)),
+    (32, 4, 3, 160, 200, 3, 1, (True, True)),
+    (1, 4, 4, 64, 80, 3, 1, (False, True)),
+    (2, 8, 8, 32, 40, 3, 2, (False, True)),
+    (1, 5, 6, 24, 40, 3, 2, (False, True)),
+    (2, 7, 9, 24, 40, 5, 2, (False, True)),
+    (1, 11, 5, 16, 40, 5, 3, (False, True)),
+    (1, 9, 9, 16, 40, 3, 4, (False, True)),
+]
+
+
+@pytest.mark.parametrize("case", FORMS, ids=str)
+def test_forms_of_the_cpu_equal_xla_s_convolution(case):
+    """And are within 2e-6 of the largest of a sum in float64, gradients of kernels within 1e-5."""
+    batch, height, width, channels, features, size, stride, (fewer, products) = case
+    x, kernel = random(0, batch, height, width, channels), random(1, size, size, channels, features)
+    with jax.enable_x64(True):
+        wide = x.astype(jnp.float64), kernel.astype(jnp.float64)
+        y, pull = jax.vjp(lambda x, w: conv._xla_convolution(x, w, stride), *wide)
+        g = np.random.default_rng(2).normal(size=y.shape).astype(np.float32)
+        expected = [np.asarray(part) for part in (y, *pull(jnp.asarray(g, jnp.float64)))]
+    assert conv._by_fewer(x, kernel, stride) == fewer
+    assert conv._by_products(g, kernel, stride) == products
+    said = forward_and_back(x, kernel, stride, g, "cpu")
+    for part, there, most in zip(said, expected, (2e-6, 2e-6, 1e-5), strict=True):
+        assert part.dtype == jnp.float32
+        np.testing.assert_allclose(part, there, rtol=0, atol=most * np.abs(there).max())
+
+
+def test_forms_of_the_cpu_stay_on_the_cpu():
+    """bfloat16 and other platforms have XLA's convolution; FLOPs are counted as papers do."""
+    x, kernel = jax.ShapeDtypeStruct((8, 8, 8, 128), jnp.float32), random(0, 3, 3, 128, 128)
+
+    def operations(dtype, platform):
+        with lowered_for(platform):
+            args = [jax.ShapeDtypeStruct(a.shape, dtype) for a in (x, kernel)]
+            program = jax.jit(lambda x, w: convolve(x, w)).lower(*args).as_text()
+        return program.count("stablehlo.convolution"), program.count("stablehlo.dot_general")
+
+    assert operations(jnp.float32, "cpu") == (0, 1)
+    assert operations(jnp.bfloat16, "cpu") == (1, 0)
+    assert operations(jnp.float32, "tpu") == (1, 0)
+    assert flops(convolve, x, kernel) == 2 * 8 * 8 * 8 * 9 * 128 * 128
+
+
+def test_a_kernel_is_not_transposed_for_a_small_map():
+    """The gradient of 4 x 4 maps of 512 channels is one product, and one addition of its taps."""
+    shapes = (8, 4, 4, 512), (3, 3, 512, 512), (8, 4, 4, 512)
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def pull(x, w, g):
+        return jax.vjp(lambda x: convolve(x, w), x)[1](g)
+
+    program = jax.jit(pull).lower(*args).compile().as_text()
+    assert "convolution(" not in program
+    assert not re.search(r"f32\[3,3,512,512\][^\n]* (copy|transpose)\(", program)
 
 
 def test_small_maps_have_no_convolution_in_the_program():
