@@ -1,1 +1,0 @@
-"""Attention as pure functions of arrays: what layers compute, by tiles that fit the machine."""

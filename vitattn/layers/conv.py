@@ -21,7 +21,7 @@ from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
-from vitattn.layers import winograd
+from vitattn.kernels.plain import winograd
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
 CLASSIFIER_NORMAL = jax.nn.initializers.normal(0.01)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from trainlib.model import weights as nn
+from trainlib.sharding.constrain import lowered_for
 from vitattn.layers.conv import convolve
 from vitattn.models import build, configure
 from vitattn.models.counts import flops, forward_flops, params_by_part
@@ -80,9 +81,10 @@ def test_xla_counts_a_whole_network_alike():
         {name: struct(*s.shape) for name, s in specs.items()}
         for specs in (spec.params, spec.model_state)
     ]
-    counted = xla_count(
-        lambda p, s, x: spec.bind(p, s)(x, train=False), *arrays, struct(1, 224, 224, 3)
-    )
+    with lowered_for("tpu"):  # on CPU some convolutions are made with fewer multiplications
+        counted = xla_count(
+            lambda p, s, x: spec.bind(p, s)(x, train=False), *arrays, struct(1, 224, 224, 3)
+        )
     assert counted == pytest.approx(forward_flops(spec, (224, 224)), rel=0.03)
 
 
