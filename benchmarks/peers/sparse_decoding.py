@@ -64,7 +64,8 @@ def switch(sizes: dict[str, Any], experts: int, length: int) -> dict[str, tuple[
         theirs |= {n: torch.from_numpy(np.ascontiguousarray(piece)) for n, piece in given}
     config = transformers.SwitchTransformersConfig(**json.loads(names.files["config.json"]))
     with torch.device("meta"):
-        peer = transformers.SwitchTransformersForConditionalGeneration(config).eval()
+        peer: Any = transformers.SwitchTransformersForConditionalGeneration(config)
+    peer.eval()
     peer.load_state_dict(theirs, assign=True)
     peer.generation_config.decoder_start_token_id = PAD
 

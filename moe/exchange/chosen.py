@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.batched import Weights, hidden
+from moe.kernels.chosen import fits, in_turn
 from moe.routing.route import Routing
 from moe.routing.slots import sort_by_expert
 from trainlib.sharding.constrain import platform
+from trainlib.sharding.kernels import kernel_mode
 
 # Choices for each expert. With 2, six experts of seven have some, and the loop costs an accelerator
 # what it saves; products of all experts on all tokens cost a CPU their arithmetic.
@@ -61,6 +63,11 @@ def chosen(
     """
     tokens = x.reshape(-1, x.shape[-1])  # [T, D]
     gates, expert = (v.reshape(len(tokens), -1) for v in (routed.gates, routed.expert))  # [T, K]
+    if (mode := kernel_mode()) and fits(tokens, weights):
+        with jax.named_scope("products"):
+            of = _in_turn(gates, expert, routed.num_experts)
+            y = in_turn(tokens, *of, weights, period, bias_form, interpret=mode == "interpret")
+        return y.reshape(x.shape)
     experts, each, flat = routed.num_experts, expert.shape[1], expert.reshape(-1)  # [N]
     with jax.named_scope("dispatch"):
         order, position, bounds = sort_by_expert(flat, experts)
@@ -93,3 +100,18 @@ def chosen(
             sent = (expert[:, k] < experts)[:, None]
             y = y + gates[:, k, None] * jnp.where(sent, out[place[:, k]], 0).astype(jnp.float32)
         return y.astype(x.dtype).reshape(x.shape)
+
+
+def _in_turn(
+    gates: jax.Array, expert: jax.Array, experts: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `in_turn` takes of gates and experts [T, K]: gates [M, T], experts [M], their number."""
+    every = jnp.arange(experts, dtype=jnp.int32)
+    hit = jnp.any(expert[..., None] == every, axis=(0, 1))  # [E]
+    place, last = jnp.cumsum(hit, dtype=jnp.int32) - 1, jnp.max(jnp.where(hit, every, 0))
+    turn = jnp.arange(min(expert.size, experts), dtype=jnp.int32)[:, None]  # [M, 1]
+    which = jnp.sum(jnp.where(hit & (place == turn), every, 0), axis=1, dtype=jnp.int32)
+    count = jnp.sum(hit, dtype=jnp.int32)
+    which = jnp.where(turn[:, 0] < count, which, last)
+    mine = (expert == which[:, None, None]) & (turn < count)[..., None]  # [M, T, K]
+    return jnp.sum(jnp.where(mine, gates, 0.0), axis=-1), which, count
