@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--core", type=int, default=None, help="processor core to be pinned to")
     parser.add_argument("--report-only", action="store_true", help="a missed target is no error")
     options = parser.parse_args()
-    timing.pin_one_thread(options.core)
+    timing.pin_one_thread(options.core, kept=False)
     peers = None
     packages = ["jax", "jaxlib", "flax", "numpy"]
     if not options.no_torch and importlib.util.find_spec("torch"):

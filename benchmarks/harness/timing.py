@@ -20,19 +20,20 @@ from trainlib.step import heap
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def pin_one_thread(core: int | None = None) -> int:
-    """Pins this process to one core, with its memory as a training has it (`trainlib.step.heap`).
-
-    Call it before jax, torch or numpy start their threads.
+def pin_one_thread(core: int | None = None, *, kept: bool = True) -> int:
+    """Pins this process to one core. Call it before jax, torch or numpy start their threads.
 
     Args:
       core: the core to use; None takes the last one that the process may run on.
+      kept: that what is freed stays in the heap, as in our trainings (`trainlib.step.heap`), of all
+        candidates. Functions that others call in programs of their own are measured without.
 
     Returns:
       The core.
     """
-    heap.one_heap()
-    heap.keep_freed()
+    if kept:
+        heap.one_heap()
+        heap.keep_freed()
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     if not hasattr(os, "sched_setaffinity"):

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainlib.errors import ConfigError
-from trainlib.sharding.constrain import batch_is_local, batch_local
+from trainlib.sharding.constrain import batch_is_local, batch_local, platform
 from trainlib.sharding.kernels import core_memory, kernel_mode
 from vitattn.kernels.plain.attend import MASK_BIAS, check_heads, checked_tables, scaled
+from vitattn.kernels.plain.border import beside, inside_starts, outside
 from vitattn.kernels.plain.tiling import Tiles, attend_tiled, map_images, plan, tile_bytes
 from vitattn.kernels.tpu.window.attention import takes, window_attention
 
@@ -54,6 +55,8 @@ class _Axis:
       halo: h.
       index: [b, M], table row of a (query, key) of a block.
       mask: [blocks or 1, b, M], 0 where the query may attend and `MASK_BIAS` elsewhere.
+      starts: first key of each block, where blocks have as few keys as lie inside the map; index
+        and mask are [blocks, b, M] then, M the number of these keys.
     """
 
     size: int
@@ -61,6 +64,7 @@ class _Axis:
     halo: int
     index: np.ndarray
     mask: np.ndarray
+    starts: tuple[int, ...] = ()
 
     @property
     def blocks(self) -> int:
@@ -81,6 +85,22 @@ def _axis(size: int, block: int, halo: int, window: int | None, mask_border: boo
         first = np.arange(-(-size // block))[:, None] * block - halo  # [blocks, 1]
         inside = inside & ((first + keys >= 0) & (first + keys < size))[:, None, :]
     return _Axis(size, block, halo, index, np.where(inside, 0.0, MASK_BIAS).astype(np.float32))
+
+
+def _axis_inside(size: int, block: int, window: int) -> _Axis | None:
+    """An axis of local attention on a small map, of keys inside the map alone; None where that
+    would be no fewer.
+    """
+    halo = window // 2
+    inside = inside_starts(size, block, halo)
+    if inside is None:
+        return None
+    starts, length = inside
+    queries = np.arange(len(starts) * block).reshape(-1, block, 1)
+    keys = np.asarray(starts)[:, None, None] + np.arange(length)
+    offset = keys - queries + halo  # [R, b, M]
+    mask = np.where((offset >= 0) & (offset < window), 0.0, MASK_BIAS).astype(np.float32)
+    return _Axis(size, block, halo, np.clip(offset, 0, window - 1), mask, starts)
 
 
 def local_attention(
@@ -137,10 +157,12 @@ def local_attention(
             interpret=mode == "interpret",
         )
     sides = block or _block(*q.shape[1:3])
-    rows, cols = (
-        _axis(size, side, window // 2, window, mask_border)
-        for size, side in zip(q.shape[1:3], sides, strict=True)
-    )
+    given = list(zip(q.shape[1:3], sides, strict=True))
+    inside = [_axis_inside(size, side, window) for size, side in given]
+    if platform() == "cpu" and inside[0] is not None and inside[1] is not None:
+        border = None if mask_border else [outside(*pair, window) for pair in given]
+        return _blocked(q, k, v, tables, *inside, scale, border)
+    rows, cols = (_axis(*pair, window // 2, window, mask_border) for pair in given)
     return _blocked(q, k, v, tables, rows, cols, scale)
 
 
@@ -363,7 +385,7 @@ def projected_by_rows(
             k = projected[:, :, :, 1] if projected.shape[3] == 3 else None
             return _attended(q, k, v, gathered, rows, cols, tiles)
 
-        parts = _bands(x, 1, bands, bands.halo)  # [B, n, h + 2 R, W, C]
+        parts = _bands(x, 1, bands)  # [B, n, h + 2 R, W, C]
         out = map_images(band, (parts.reshape(-1, *parts.shape[2:]),), Tiles(1, 1, 1))
         return out.reshape(x.shape[0], -1, width, heads * depth)[:, : x.shape[1]]
 
@@ -408,8 +430,11 @@ def _blocked(
     rows: _Axis,
     cols: _Axis,
     scale: float | None,
+    border: Sequence[np.ndarray] | None = None,
 ) -> Array:
-    """Attention of each block to its square of keys, [B, H, W, N, d] -> [B, H, W, N, e]."""
+    """Attention of each block to its square of keys, [B, H, W, N, d] -> [B, H, W, N, e]; `border`
+    are rows and columns of keys outside the map that count and have no place (`beside`).
+    """
 
     def local(q: Array, k: Array | None, v: Array, tables: tuple[Array, ...]) -> Array:
         keys = () if k is None else (k,)
@@ -421,7 +446,11 @@ def _blocked(
 
         def chunk(inputs: tuple[Array, ...]) -> Array:
             q, v, *k = inputs  # [I, H, W, N, .] of I images
-            return _attended(scaled(q, scale), k[0] if k else None, v, gathered, rows, cols, tiles)
+            q, outer = scaled(q, scale), None
+            if border:
+                outer = beside(_cut(q, rows, cols, halo=False), tables, *border)
+            keys = k[0] if k else None
+            return _attended(q, keys, v, gathered, rows, cols, tiles, outer)
 
         return map_images(chunk, (q, v, *keys), tiles)
 
@@ -436,6 +465,7 @@ def _attended(
     rows: _Axis,
     cols: _Axis,
     tiles: Tiles,
+    outer: Array | None = None,
 ) -> Array:
     """Attention of some images: scaled queries [I, H, W, N, d], keys and values [I, H, W, N, .] or
     with the rows of a halo around them -> [I, H, W, N, e]. `gathered` are tables as for `_bias`.
@@ -447,6 +477,8 @@ def _attended(
     keys = values[..., :0] if k is None else _cut(k, rows, cols)
     queries = queries[..., :0] if k is None else queries
     terms = tuple(_flat(term, 1) for term in bias)  # [I N C R, M, b b]
+    if outer is not None:
+        terms = (*terms, _flat(outer[..., None, :, :], 1))
     q, k, v = (_flat(x, 2) for x in (queries, keys, values))  # [I N C R, b b or M M, .]
     out = attend_tiled(q, k, v, terms, tiles, rows.block * cols.block)
     return _join(out.reshape(*queries.shape[:-1], -1), rows.size, cols.size)
@@ -454,11 +486,11 @@ def _attended(
 
 def _cut(x: Array, rows: _Axis, cols: _Axis, *, halo: bool = True) -> Array:
     """[I, H, W, N, c] -> overlapping rectangles [I, N, C, R, Y, X, c] of a zero-padded map."""
-    x = _bands(x.transpose(0, 3, 2, 1, 4), 2, cols, cols.halo if halo else 0)
-    return _bands(x.swapaxes(3, 4), 3, rows, rows.halo if halo else 0)
+    x = _bands(x.transpose(0, 3, 2, 1, 4), 2, cols, halo=halo)
+    return _bands(x.swapaxes(3, 4), 3, rows, halo=halo)
 
 
-def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
+def _bands(x: Array, at: int, axis: _Axis, *, halo: bool = True) -> Array:
     """Cuts the axis `at` into blocks with a halo, [.., H, ..] -> [.., R, M, ..]; H may be with the
     halo around the map.
 
@@ -466,11 +498,15 @@ def _bands(x: Array, at: int, axis: _Axis, halo: int) -> Array:
     slices of all blocks at once. The transpose adds as few pieces, with neither a scatter nor one
     pass over the map for each block.
     """
-    block, length = axis.block, axis.block + 2 * halo
+    if halo and axis.starts:
+        length, along = axis.mask.shape[-1], jax.lax.slice_in_dim
+        return jnp.stack([along(x, n, n + length, axis=at) for n in axis.starts], at)
+    margin = axis.halo if halo else 0
+    block, length = axis.block, axis.block + 2 * margin
     pieces = -(-length // block)
     total = axis.blocks + pieces - 1
     pads = [(0, 0)] * x.ndim
-    before = halo if x.shape[at] == axis.size else 0
+    before = margin if x.shape[at] == axis.size else 0
     pads[at] = (before, total * block - x.shape[at] - before)
     x = jnp.pad(x, pads)
     x = x.reshape(*x.shape[:at], total, block, *x.shape[at + 1 :])  # [.., R + pieces - 1, b, ..]
@@ -503,6 +539,7 @@ def _bias(
     Args:
       q: [I, N, C, R, y, x, d].
       tables: row table [y, M, d // 2] and column table [x, M', d - d // 2], gathered; or none.
+        Those of a small map have the blocks of their axis before them.
       row_mask: [R or 1, y, M].
       col_mask: [C or 1, x, M'].
     """
@@ -514,6 +551,8 @@ def _bias(
         ]
         return jnp.broadcast_to(row_mask, shapes[0]), jnp.broadcast_to(col_mask, shapes[1])
     half = tables[0].shape[-1]
-    row = jnp.einsum("incryxd,yYd->incrYyx", q[..., :half], tables[0].astype(q.dtype))
-    col = jnp.einsum("incryxd,xXd->incrXyx", q[..., half:], tables[1].astype(q.dtype))
+    by_row, by_col = ("r", "c") if tables[0].ndim == 4 else ("", "")
+    row, col = (table.astype(q.dtype) for table in tables)
+    row = jnp.einsum(f"incryxd,{by_row}yYd->incrYyx", q[..., :half], row)
+    col = jnp.einsum(f"incryxd,{by_col}xXd->incrXyx", q[..., half:], col)
     return row + row_mask.astype(q.dtype), col + col_mask.astype(q.dtype)

@@ -5,6 +5,9 @@ Dimension letters: Q queries, KH KW rows and columns of keys, d query/key width,
     logit[i, (y, x)] = q[i] . k[y, x] + bias_row[i, y] + bias_col[i, x]
     out[i]           = sum over (y, x) of softmax(logit[i])[y, x] * v[y, x]
 
+Keys whose values are 0 may be left out; `beside[i]`, the logarithm of what they add up to in the
+softmax of query i, then stands for all of them.
+
 Two-dimensional relative logits (arXiv 1904.09925) and the k x k window of local attention
 (arXiv 1906.05909) are both a row term plus a column term, so no [Q, KH*KW] bias or mask is ever
 made by the caller. The backward pass rebuilds the probabilities from the logsumexp (the
@@ -22,6 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from trainlib.errors import ConfigError
 from trainlib.model.inputs import check_array
+from trainlib.sharding.constrain import platform
 
 Array = jax.Array
 Bias = jax.Array | None
@@ -106,14 +110,25 @@ def _grid(x: Array, bias_row: Array, bias_col: Array) -> tuple[int, ...]:
 
 def _times_keys(x: Array, p: Array) -> Array:
     """x [.., KH*KW, c], p [.., KH*KW, Q] -> [.., Q, c], their product over keys, in float32."""
-    product = jnp.einsum("...kc,...kq->...cq", x, p, preferred_element_type=jnp.float32)
+    x = x.swapaxes(-1, -2)
+    if platform() == "cpu":
+        # Transposed first, a small copy: its library of products takes no other order.
+        x = jax.lax.optimization_barrier(x)
+    product = jnp.einsum("...ck,...kq->...cq", x, p, preferred_element_type=jnp.float32)
     # The barrier keeps the compiler from merging the transposition into the product: it would read
     # the large p against its order, which takes twice as long on a CPU.
     return jax.lax.optimization_barrier(product).swapaxes(-1, -2)
 
 
 @jax.custom_vjp
-def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias = None) -> Array:
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias_row: Bias = None,
+    bias_col: Bias = None,
+    beside: Bias = None,
+) -> Array:
     """Softmax attention whose logits are q.k + bias_row + bias_col.
 
     Args:
@@ -123,32 +138,38 @@ def attend(q: Array, k: Array, v: Array, bias_row: Bias = None, bias_col: Bias =
       bias_row: [.., KH, Q] or None. Masks are entries of `MASK_BIAS`; every query needs one valid
         key.
       bias_col: [.., KW, Q]; None exactly when bias_row is.
+      beside: f32 [.., 1, Q] or None, the logsumexp of the logits of further keys, with values of 0.
 
     Returns:
       [.., Q, e] in the type of v. Softmax statistics are float32 whatever the inputs are.
     """
-    return _forward(q, k, v, bias_row, bias_col)[0]
+    return _forward(q, k, v, bias_row, bias_col, beside)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, bias_row: Bias, bias_col: Bias):
+def _forward(q: Array, k: Array, v: Array, bias_row: Bias, bias_col: Bias, beside: Bias):
     logits = _logits(q, k, bias_row, bias_col)
     top = jnp.max(logits, axis=-2, keepdims=True)
+    if beside is not None:
+        top = jnp.maximum(top, beside)
     p = jnp.exp(logits - top)
     total = jnp.sum(p, axis=-2, keepdims=True)
+    if beside is not None:
+        total = total + jnp.exp(beside - top)
     out = _times_keys(v, p.astype(v.dtype)) / total.swapaxes(-1, -2)
     out = checkpoint_name(out.astype(v.dtype), _OUTPUT)
     logsumexp = checkpoint_name(top + jnp.log(total), _LOGSUMEXP)
-    return out, (q, k, v, bias_row, bias_col, out, logsumexp)
+    return out, (q, k, v, bias_row, bias_col, beside, out, logsumexp)
 
 
 def _backward(residuals, g: Array):
-    q, k, v, bias_row, bias_col, out, logsumexp = residuals
+    q, k, v, bias_row, bias_col, beside, out, logsumexp = residuals
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     p = jnp.exp(_logits(q, k, bias_row, bias_col) - logsumexp)
     # Sum over keys of p * dp, without the keys (FlashAttention's D): one number a query.
     delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[..., None, :]
     ds = p * (einsum("...ke,...qe->...kq", v, g) - delta)
     d_row = d_col = None
+    d_beside = None if beside is None else -jnp.exp(beside - logsumexp) * delta
     if bias_row is not None and bias_col is not None:
         grid = ds.reshape(*_grid(ds, bias_row, bias_col))
         d_row = jnp.sum(grid, axis=-2).astype(bias_row.dtype)
@@ -157,7 +178,7 @@ def _backward(residuals, g: Array):
     dq = _times_keys(k, ds).astype(q.dtype)
     dk = einsum("...kq,...qd->...kd", ds, q).astype(k.dtype)
     dv = einsum("...kq,...qe->...ke", p, g).astype(v.dtype)
-    return dq, dk, dv, d_row, d_col
+    return dq, dk, dv, d_row, d_col, d_beside
 
 
 attend.defvjp(_forward, _backward)

@@ -94,7 +94,8 @@ def attend_tiled(
       q: [G, Q, d].
       k: [G, KH*KW, d].
       v: [G, KH*KW, e].
-      bias: row terms [G, KH, Q] and column terms [G, KW, Q], or nothing.
+      bias: row terms [G, KH, Q] and column terms [G, KW, Q], or nothing; after them perhaps what
+        other keys add up to, [G, 1, Q] (`attend`).
       tiles: sizes of a tile.
       step: queries of one step.
 
