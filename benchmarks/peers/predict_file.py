@@ -98,7 +98,7 @@ def in_file_order(plan: Any, weights: Any, answerer: Any) -> Callable[[list], li
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lines", type=int, default=128)
+    parser.add_argument("--lines", type=int, default=256)
     parser.add_argument("--rows", type=int, default=16, help="the batch of both sides")
     parser.add_argument("--encoder", type=int, default=256, help="tokens of the longest input")
     parser.add_argument("--decoder", type=int, default=64, help="tokens of the longest answer")

@@ -107,9 +107,10 @@ class Answerer:
         # Of other models, answers are those of whole batches of neighbours in their order.
         self.sorts = independent(plan.model, self.length)
         decoding_model(plan.model)  # refuses what has no decoder
-        self._score = self._compiled(make_score(plan.model))
-        # What is compiled, by the length of the inputs and by the number of rows.
-        self._search, self._rows = map(functools.cache, (self._make_search, self._make_rows))
+        # What is compiled, by the length of the inputs or by the number of rows.
+        self._search, self._score, self._rows = map(
+            functools.cache, (self._make_search, self._make_score, self._make_rows)
+        )
 
     def _compiled(self, function: Any) -> Any:
         return step.compile_eval(function, self.plan)
@@ -122,6 +123,9 @@ class Answerer:
         """Beam search, or whatever is decoded in whole batches."""
         settings = self.options, self.longest, self.vocabulary.size
         return self._compiled(make_generate(self._model(length), *settings))
+
+    def _make_score(self, length: int) -> Any:
+        return self._compiled(make_score(self._model(length)))
 
     def _make_rows(self, rows: int) -> Continuous:
         programs = make_programs(
@@ -179,22 +183,14 @@ class Answerer:
         Raises:
           NumericAbort: the model gives NaN.
         """
-        size = self.batch_size
-        lengths = self.batching.padded(self.length) if self.sorts else (self.length,)
-        block = size * self.batching.sorted_batches * self.sorts
-        waiting = Waiting(questions, lengths, block, 2 * size)
-        if self.sorts:  # a smaller batch where there are few questions
-            parts = batch_parts(self.plan.rules, self.plan.mesh)
-            size = min(size, _rounded(waiting.few(size), parts))
+        waiting, size = self._waiting(questions)
         if self.sorts and self.beams == 1:
             rows = self._rows(size * self.options.num_return_sequences)
             yield from rows.answers(params, waiting)
             return
-        while batch := [*itertools.islice(iter(waiting.take, None), size)]:
-            asked = [question for _, question in batch]
+        for batch, length in _batches(waiting, size):
             # A last batch repeats its questions: empty ones would never end.
-            asked = list(itertools.islice(itertools.cycle(asked), size))
-            length = waiting.length(max(len(question.ids) for question in asked) + 1)
+            asked = [*itertools.islice(itertools.cycle(question for _, question in batch), size)]
             numbers = np.asarray([question.number for question in asked], np.int32)
             inputs = {**padded_inputs(asked, length), "number": numbers}
             result = self._run(self._search(length), params, inputs)
@@ -203,6 +199,17 @@ class Answerer:
                 (place, {name: value[row] for name, value in result.items()})
                 for row, (place, _) in enumerate(batch)
             ]
+
+    def _waiting(self, questions: Iterable[Question]) -> tuple[Waiting, int]:
+        """The questions in the order in which they are answered, and how many are at once."""
+        size = self.batch_size
+        lengths = self.batching.padded(self.length) if self.sorts else (self.length,)
+        block = size * self.batching.sorted_batches * self.sorts
+        waiting = Waiting(questions, lengths, block, 2 * size)
+        if self.sorts:  # a smaller batch where there are few questions
+            parts = batch_parts(self.plan.rules, self.plan.mesh)
+            size = min(size, _rounded(waiting.few(size), parts))
+        return waiting, size
 
     def every(self, result: Found) -> list[Scored]:
         """All answers that were found for a question."""
@@ -233,19 +240,27 @@ class Answerer:
         most = max(len(question.candidates) for question in questions)
         longest = max(len(ids) for question in questions for ids in question.candidates) + 1
         count = most if most <= 4 else _rounded(most)
-        for start in range(0, len(questions), self.batch_size):
-            part = questions[start : start + self.batch_size]
-            candidates = np.zeros((self.batch_size, count, _rounded(longest)), np.int32)
-            for row, question in enumerate(part):
-                for number, ids in enumerate(question.candidates):
-                    candidates[row, number, : len(ids)] = ids
-                    candidates[row, number, len(ids)] = EOS
-            padding = [None] * (self.batch_size - len(part))
-            batch = padded_inputs([*part, *padding], self.length) | {"candidates": candidates}
-            scores = self._run(self._score, params, batch)
-            _check(scores)
-            for row, question in enumerate(part):
-                yield scores[row, : len(question.candidates)]
+        shape = count, _rounded(longest)
+
+        def found() -> Iterator[list[tuple[int, np.ndarray]]]:
+            waiting, size = self._waiting(questions)
+            for batch, length in _batches(waiting, size):
+                asked = [question for _, question in batch]
+                candidates = np.zeros((size, *shape), np.int32)
+                for row, question in enumerate(asked):
+                    for number, ids in enumerate(question.candidates):
+                        candidates[row, number, : len(ids)] = ids
+                        candidates[row, number, len(ids)] = EOS
+                inputs = padded_inputs([*asked, *[None] * (size - len(asked))], length)
+                compiled = self._score(length)
+                scores = self._run(compiled, params, inputs | {"candidates": candidates})
+                _check(scores)
+                yield [
+                    (place, scores[row, : len(question.candidates)])
+                    for row, (place, question) in enumerate(batch)
+                ]
+
+        return in_order(found())
 
     def _run(self, compiled: Any, params: Arrays, batch: dict[str, np.ndarray]) -> Any:
         return jax.device_get(compiled(params, {}, self._put(batch)))
@@ -256,6 +271,12 @@ class Answerer:
         parts = {name: slice(*host_slice(len(value), *place)) for name, value in batch.items()}
         part = {name: value[parts[name]] for name, value in batch.items()}
         return step.put_batch(part, self.plan.batch_sharding)
+
+
+def _batches(waiting: Waiting, size: int) -> Iterator[tuple[list[tuple[int, Question]], int]]:
+    """Batches of at most so many questions, with their places, and the length of the inputs."""
+    while batch := [*itertools.islice(iter(waiting.take, None), size)]:
+        yield batch, waiting.length(max(len(question.ids) for _, question in batch) + 1)
 
 
 def _check(scores: np.ndarray | float) -> None:

@@ -130,15 +130,16 @@ def make_programs(
 
         weights = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in abstract.params.items()}
         row = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-        return Rows(
-            cache=jax.eval_shape(cache, weights),
-            segments=row((rows, size)),
-            number=row((rows, 2)),
-            words=row((rows, length)),
-            position=row((rows,)),
-            ended=jax.ShapeDtypeStruct((rows,), jnp.bool_),
-            score=jax.ShapeDtypeStruct((rows,), jnp.float32),
-        )
+        shapes: dict[str, Any] = {
+            "cache": jax.eval_shape(cache, weights),
+            "segments": row((rows, size)),
+            "number": row((rows, 2)),
+            "words": row((rows, length)),
+            "position": row((rows,)),
+            "ended": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+            "score": jax.ShapeDtypeStruct((rows,), jnp.float32),
+        }
+        return Rows(**shapes)
 
     def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         """Where a leaf of `Rows` lies: those of the cache as `Block.init_cache` puts them."""
@@ -257,8 +258,8 @@ def _put(
 
     if parts == 1:
         return put(old, new, row, which)
-    cut = [x if x is None else x.reshape(parts, -1, *x.shape[1:]) for x in (old, new, row, which)]
-    return jax.vmap(put, in_axes=(0, 0, 0, None if which is None else 0))(*cut).reshape(old.shape)
+    cut = functools.partial(jax.tree.map, lambda x: x.reshape(parts, -1, *x.shape[1:]))
+    return jax.vmap(put)(*cut((old, new, row, which))).reshape(old.shape)
 
 
 def _fitted(x: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:

@@ -16,7 +16,7 @@ from moe import plan as plan_lib
 from moe.config import default_config
 from moe.decoding.answer import Answerer
 from moe.decoding.continuous import Continuous
-from moe.decoding.model import independent, make_generate, model_at
+from moe.decoding.model import independent, make_generate, make_score, model_at
 from moe.decoding.rows import Programs, make_programs
 from moe.decoding.waiting import Question, Waiting, in_order, padded_inputs
 from moe.models import architecture
@@ -317,3 +317,31 @@ def test_rows_begin_where_they_are():
         assert f" {sent}-start(" not in text
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(rows)) // 8
     assert compiled.memory_analysis().alias_size_in_bytes == held
+
+
+def test_scores_are_those_of_each_question_alone(planned, asked):
+    """In any order, and at any padding."""
+    plan, weights = planned
+    rng = np.random.default_rng(3)
+    given = [
+        dataclasses.replace(
+            question,
+            candidates=tuple(rng.integers(2, 40, n % 5).astype(np.int32) for n in range(3)),
+        )
+        for question in asked
+    ]
+    score = make_score(plan.model)
+
+    @jax.jit
+    def run(params, batch):
+        with activate(plan.mesh, plan.rules):
+            return score(params, {}, batch)
+
+    found = list(answerer_of(plan).scores(weights, given))
+    assert [len(one) for one in found] == [3] * len(given)
+    for one, question in zip(found, given, strict=True):
+        candidates = np.zeros((1, 3, 8), np.int32)
+        for n, ids in enumerate(question.candidates):
+            candidates[0, n, : len(ids) + 1] = [*ids, EOS]
+        batch = padded_inputs([question], LONGEST) | {"candidates": candidates}
+        np.testing.assert_allclose(one, run(weights, batch)[0], atol=5e-5)
