@@ -28,7 +28,9 @@ from vitattn.data import imagenet
 from vitattn.detection.data import shapes
 from vitattn.detection.data.source import BoxedExample
 from vitattn.detection.input import augment, pipeline
-from vitattn.images.decode import open_picture, to_rgb
+from vitattn.images import jpeg
+from vitattn.images.decode import open_picture
+from vitattn.images.resample import resample
 
 JITTER = (0.8, 1.2)
 MEAN, STD = imagenet.MEAN, imagenet.STD
@@ -110,25 +112,22 @@ def plain_torch(encoded: bytes, placed: augment.Placement, size: int) -> np.ndar
 
 def parts(encoded: Sequence[bytes], placed: Sequence[augment.Placement], size: int) -> dict:
     """The steps of ours one by one, each over all photographs."""
-    from PIL import Image
-
-    pictures = [to_rgb(Image.open(io.BytesIO(one))) for one in encoded]
     out = np.zeros((size, size, 3), np.float32)
     source = Photographs(encoded)
+    ready = [
+        open_picture(one).planes(_box(place), place.shape, "linear").transpose(2, 1, 0)
+        for one, place in zip(encoded, placed, strict=True)
+    ]
 
-    def resized(picture: Image.Image, place: augment.Placement) -> Image.Image:
-        top, left, bottom, right = place.part
-        bilinear = Image.Resampling.BILINEAR
-        rows, columns = place.shape
-        return picture.resize((columns, rows), bilinear, box=(left, top, right, bottom))
+    def cut_and_resize() -> None:
+        for one, place in zip(pixels, placed, strict=True):
+            resample(one, _box(place), place.shape, "linear")
 
-    ready = [resized(*pair) for pair in zip(pictures, placed, strict=True)]
+    pixels = [open_picture(one).as_stored() for one in encoded]
 
     def normalise() -> None:
         for image in ready:
-            augment.augment.normalise(
-                np.asarray(image), MEAN, STD, out[: image.height, : image.width]
-            )
+            augment.augment.normalise(image, MEAN, STD, out[: image.shape[0], : image.shape[1]])
 
     def boxes() -> None:
         for record, place in enumerate(placed):
@@ -136,11 +135,22 @@ def parts(encoded: Sequence[bytes], placed: Sequence[augment.Placement], size: i
             augment.wide_enough(augment.clip_boxes(moved, place)[0])
 
     return {
-        "decode": lambda: [to_rgb(Image.open(io.BytesIO(one))) for one in encoded],
-        "cut and resize": lambda: [resized(*pair) for pair in zip(pictures, placed, strict=True)],
+        "decode": lambda: [jpeg.decode(one, *size_of(one), 1) for one in encoded],
+        "cut and resize": cut_and_resize,
         "normalise": normalise,
         f"{BOXES} boxes": boxes,
     }
+
+
+def _box(place: augment.Placement) -> tuple[float, float, float, float]:
+    top, left, bottom, right = place.part
+    return left, top, right, bottom
+
+
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Width and height of a photograph that is not turned."""
+    picture = open_picture(encoded)
+    return picture.width, picture.height
 
 
 def same(name: str, ours: np.ndarray, peer: np.ndarray) -> None:

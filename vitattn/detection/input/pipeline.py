@@ -90,7 +90,8 @@ class TrainingImages:
         boxes, classes = _targets(example, self.source.num_classes)
         picture = open_picture(example.image)
         placement = self._placement(picture, record, epoch)
-        augment.draw(picture, placement, arrays["image"][number], self.mean, self.std)
+        exact, image = self.jitter is None, arrays["image"][number]
+        augment.draw(picture, placement, image, self.mean, self.std, exact)
         boxes, seen = augment.clip_boxes(augment.move_boxes(boxes, placement), placement)
         wide = seen & augment.wide_enough(boxes)
         chosen = np.flatnonzero(wide)[: self.max_boxes]
@@ -145,7 +146,7 @@ class EvaluationImages:
         """Writes one record to example `number`; see `Reader.fill`."""
         picture = open_picture(self.source[record].image)
         placement = augment.letterbox((picture.height, picture.width), self.size)
-        augment.draw(picture, placement, arrays["image"][number], self.mean, self.std)
+        augment.draw(picture, placement, arrays["image"][number], self.mean, self.std, exact=True)
         arrays["scale"][number] = placement.scale
         arrays["original"][number] = picture.height, picture.width
 

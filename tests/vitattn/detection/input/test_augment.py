@@ -19,10 +19,13 @@ def generator(seed=0):
 
 
 def drawn(pixels, placement, size):
-    """The network image without normalisation: pixels in 0..1, zero where no picture is."""
-    image = np.zeros((*size, 3), np.float32)
-    augment.draw(open_picture(pixels), placement, image, (0.0,) * 3, (1.0,) * 3)
-    return image
+    """The network image without normalisation: pixels in 0..1, zero where no picture is. That of
+    training, which is that of evaluation but for the rounding of the latter."""
+    images = np.zeros((2, *size, 3), np.float32)
+    for image, exact in zip(images, (False, True), strict=True):
+        augment.draw(open_picture(pixels), placement, image, (0.0,) * 3, (1.0,) * 3, exact)
+    assert np.abs(images[0] - images[1]).max() * 255 <= 1.5
+    return images[0]
 
 
 def extent(profile):
@@ -119,10 +122,13 @@ def test_evaluation_keeps_the_aspect_and_sees_everything(size):
             assert abs(scale - fit) * side <= 0.5, "but for rounding to whole pixels"
 
 
-def test_what_no_picture_covers_is_zero_after_normalisation():
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_no_picture_covers_is_zero_after_normalisation(exact):
     pixels = np.full((30, 60, 3), 200, np.uint8)
     image = np.zeros((64, 64, 3), np.float32)
-    augment.draw(open_picture(pixels), augment.letterbox((30, 60), (64, 64)), image, MEAN, STD)
+    augment.draw(
+        open_picture(pixels), augment.letterbox((30, 60), (64, 64)), image, MEAN, STD, exact
+    )
     assert not image[32:].any()
     expected = (200 / 255 - np.array(MEAN)) / STD
     np.testing.assert_allclose(image[:32], np.broadcast_to(expected, (32, 64, 3)), rtol=1e-5)
@@ -187,7 +193,8 @@ def test_pictures_of_any_shape_are_placed(shape, size):
             assert image.sum() == 3 * rows * columns
 
 
-def test_a_large_photograph_is_decoded_small_in_its_place():
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_large_photograph_is_decoded_small_in_its_place(exact):
     """A JPEG of 2,001 x 1,501 pixels for an image of 160: decoded at 1/8, its edges stay."""
     pixels = np.zeros((1501, 2001, 3), np.uint8)
     pixels[400:1200, 700:1900] = 255
@@ -196,7 +203,7 @@ def test_a_large_photograph_is_decoded_small_in_its_place():
     picture = open_picture(file.getvalue())
     placement = augment.letterbox((1501, 2001), (128, 160))
     image = np.zeros((128, 160, 3), np.float32)
-    augment.draw(picture, placement, image, (0.0,) * 3, (1.0,) * 3)
+    augment.draw(picture, placement, image, (0.0,) * 3, (1.0,) * 3, exact)
     expected = augment.move_boxes(np.array([[400, 700, 1200, 1900]]), placement)[0]
     found = (extent(image[:, 100, 0]), extent(image[60, :, 0]))
     np.testing.assert_allclose(np.transpose(found).ravel(), expected, atol=0.06)
