@@ -12,6 +12,7 @@ expert overwrites, and gradients of weights leave out what it read there.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,9 +61,9 @@ def plan(slots: int, experts: int) -> Plan:
         return Plan(ALIGN, sizes, _turns(ALIGN, sizes, 0))
     each = (slots - _BEYOND) / experts - (ALIGN - 1)  # when all experts are equally busy
     usual = max(2, min(round(each / ALIGN), _SIZES[0] // ALIGN) * 2)  # units
-    parts = {2, usual // 4, usual // 2, usual, usual + usual // 4}
-    if usual < 32:
-        parts.add(usual + usual // 8)
+    # Of N rows by chance, the deviation is the root of N.
+    above = round(1.5 * math.sqrt(usual * _UNIT) / _UNIT)
+    parts = {2, usual // 4, usual // 2, usual, usual + above, usual + usual // 4}
     sizes = tuple(sorted({part * _UNIT for part in parts if part > 1}, reverse=True))
     return Plan(_UNIT, sizes, _turns(_UNIT, sizes, _OVERHEAD))
 

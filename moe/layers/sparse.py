@@ -22,7 +22,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from moe.exchange.capacity import with_capacity
@@ -33,6 +32,7 @@ from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
+from moe.routing.logits import router_logits
 from moe.routing.metrics import Sums
 from moe.routing.placement import Placement, group_tokens, resolve_placement
 from moe.routing.route import route
@@ -355,11 +355,7 @@ def _local(
         seen = grouped.get("router_input", x).astype(routing.router_dtype)
         if "noise" in tokens:
             seen = seen * grouped["noise"].astype(seen.dtype)
-        # HIGHEST: a TPU would otherwise round the float32 operands to bfloat16.
-        logits = jnp.einsum(
-            "gsd,de->gse", seen, router.astype(seen.dtype), precision=lax.Precision.HIGHEST
-        )
-        logits = keep(PRODUCT, logits)
+        logits = keep(PRODUCT, router_logits(seen, router.astype(seen.dtype)))
     # The experts round the weights to the type of x: after the shard_map, whose transpose adds
     # gradients up over replicas in the type of what it was given, float32 (ST-MoE, section 3.4).
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
