@@ -25,6 +25,17 @@ def convolution(channels: int, stage: int, stride: int, side: int) -> nn.Module:
     return conv(channels, channels, 3, stride, 1)
 
 
+class Normalised(nn.Module):
+    """A convolution and its normalisation."""
+
+    def __init__(self, kernel: nn.Conv2d):
+        super().__init__()
+        self.conv, self.norm = kernel, nn.BatchNorm2d(kernel.out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
 class Bottleneck(nn.Module):
     """1x1 to C, the spatial layer with the stride, 1x1 to 4C."""
 
@@ -39,16 +50,14 @@ class Bottleneck(nn.Module):
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.shortcut = None
         if stride > 1 or in_channels != out_channels:
-            self.shortcut = nn.Module()
-            self.shortcut.conv = conv(in_channels, out_channels, 1, stride)
-            self.shortcut.norm = nn.BatchNorm2d(out_channels)
+            self.shortcut = Normalised(conv(in_channels, out_channels, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = F.relu(self.norm2(self.conv2(y)), inplace=True)
         y = self.norm3(self.conv3(y))
         if self.shortcut is not None:
-            x = self.shortcut.norm(self.shortcut.conv(x))
+            x = self.shortcut(x)
         return F.relu(y + x, inplace=True)
 
 
@@ -57,9 +66,7 @@ class ResNet(nn.Module):
 
     def __init__(self, counts: tuple[int, ...], pixels: int, classes: int, spatial: Spatial):
         super().__init__()
-        self.stem = nn.Module()
-        self.stem.conv = conv(3, 64, 7, 2, 3)
-        self.stem.norm = nn.BatchNorm2d(64)
+        self.stem = Normalised(conv(3, 64, 7, 2, 3))
         in_channels, side, names = 64, pixels // 4, []
         for stage, count in enumerate(counts, 2):
             channels, blocks = 2 ** (stage + 4), []
@@ -75,7 +82,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(in_channels, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.stem.norm(self.stem.conv(images)), inplace=True)
+        x = F.relu(self.stem(images), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         for name in self.stages:
             x = getattr(self, name)(x)
@@ -101,6 +108,7 @@ class Augmented(nn.Module):
         self.rel_h, self.rel_w = (nn.Parameter(table) for table in tables)
         offsets = torch.arange(self.size)
         index = offsets[None, :] - offsets[:, None] + self.size - 1
+        self.index: torch.Tensor
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -158,10 +158,10 @@ def local_attention(
         )
     sides = block or _block(*q.shape[1:3])
     given = list(zip(q.shape[1:3], sides, strict=True))
-    inside = [_axis_inside(size, side, window) for size, side in given]
-    if platform() == "cpu" and inside[0] is not None and inside[1] is not None:
+    rows, cols = (_axis_inside(*pair, window) for pair in given)
+    if platform() == "cpu" and rows is not None and cols is not None:
         border = None if mask_border else [outside(*pair, window) for pair in given]
-        return _blocked(q, k, v, tables, *inside, scale, border)
+        return _blocked(q, k, v, tables, rows, cols, scale, border)
     rows, cols = (_axis(*pair, window // 2, window, mask_border) for pair in given)
     return _blocked(q, k, v, tables, rows, cols, scale)
 

@@ -58,7 +58,7 @@ def beside(q: Array, tables: Sequence[Array], rows: np.ndarray, cols: np.ndarray
       rows: bool [R, b, K] of `outside`.
       cols: bool [C, b, K].
     """
-    some = rows.any(-1)[:, :, None] | cols.any(-1)[:, None, None]  # [C, R, b, b]
+    some = np.any(rows[:, :, None], -1) | np.any(cols[:, None, None], -1)  # [C, R, b, b]
     # Offsets first: sums over them run along queries.
     rows = rows.transpose(2, 0, 1)[:, None, None, None, :, :, None]  # [K, 1, 1, 1, R, b, 1]
     cols = cols.transpose(2, 0, 1)[:, None, None, :, None, None]  # [K, 1, 1, C, 1, 1, b]
