@@ -7,6 +7,8 @@ on every file that this decoder does not take without a warning.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import simplejpeg
 
@@ -23,8 +25,9 @@ def decode(encoded: bytes, width: int, height: int, shrink: int) -> np.ndarray |
       height: H.
       shrink: 1, 2, 4 or 8 pixels of the file, in a row, for one decoded pixel.
     """
-    scaled = {"min_width": width, "min_height": height, "min_factor": shrink}
-    scaled = scaled if shrink > 1 else {}
+    scaled: dict[str, Any] = {}
+    if shrink > 1:
+        scaled = {"min_width": width, "min_height": height, "min_factor": shrink}
     try:
         found = simplejpeg.decode_jpeg_header(encoded, **scaled)
         if found[:2] != (height, width):
