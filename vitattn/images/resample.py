@@ -8,7 +8,7 @@ an axis is a few small dense products, [B, T] by the pixels, which take a third 
 loop over taps.
 
 All numbers are integers (over powers of two) below 2^24, which float32 holds exactly. So the order
-of a sum does not matter, and a picture has the same bits with every BLAS on every processor.
+of a sum does not matter, and the products give the same bits with every BLAS.
 """
 
 from __future__ import annotations
