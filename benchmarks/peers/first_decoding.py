@@ -1,9 +1,9 @@
 """The first decoding of a process, compilation included, against `transformers`.
 
-Each run is a process of its own, for what is compiled stays in it. Time is that of the first call of
-`moe.generate`, and of `generate`, for the job of the row on decoding, without imports and weights:
-once with an empty cache of programs on the disk and once with the one that this left behind. A
-library user has it by `trainlib.compile_cache.enable()`.
+Each run is a process of its own, for what is compiled stays in it. Time is that of the first call
+of `moe.generate`, and of `generate`, for the job of the row on decoding, without imports and
+weights: once with an empty cache of programs on the disk and once with the one that this left
+behind. A library user has the cache by `trainlib.compile_cache.enable()`.
 """
 
 from __future__ import annotations

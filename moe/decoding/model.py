@@ -291,7 +291,8 @@ def make_score(
 ) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], jax.Array]:
     """`(params, {}, batch) -> float32 [B, C]`: log-probability of every candidate answer.
 
-    One pass of the encoder and one of the decoder over all candidates: much faster than decoding.
+    One pass of the encoder and one of the decoder over all candidates, which share its keys and
+    values: much faster than decoding.
     The batch holds `encoder_inputs`, `encoder_segments`, int32 [B, K], one input in each, and
     `candidates` int32 [B, C, L], words with EOS, padded with 0; a candidate without words scores
     `NEVER`.
@@ -303,7 +304,6 @@ def make_score(
         segments, candidates = batch["encoder_segments"], batch["candidates"]
         size, count, length = candidates.shape  # B, C, L
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
-        encoded, segments = (jnp.repeat(x, count, axis=0) for x in (encoded, segments))
         targets = candidates.reshape(size * count, length)
         inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
         real = (targets != PAD).astype(jnp.int32)

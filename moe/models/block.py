@@ -181,11 +181,17 @@ class Block(Layer):
         if self.cross:
             if context.source is None:  # to attention, None means self-attention
                 raise ValueError("A decoder with cross-attention needs the output of the encoder.")
+            # [B * C, L, D] with C answers to each input are queries of the same keys.
+            inputs = context.source.shape[0]
             y, normaliser = self.cross_attention(
-                self.cross_norm(x), context.source, bias=context.source_bias, dropout_key=keys[2]
+                self.cross_norm(x).reshape(inputs, -1, x.shape[-1]),
+                context.source,
+                bias=context.source_bias,
+                dropout_key=keys[2],
             )
-            aux["cross_attention_z"] = _mean_square(normaliser, context.valid)
-            x = self._add(x, y, keys[3])
+            valid = context.valid.reshape(inputs, -1)
+            aux["cross_attention_z"] = _mean_square(normaliser, valid)
+            x = self._add(x, y.reshape(x.shape), keys[3])
         x, report = self._feed_forward(x, context, keys[4:], train=train)
         return x, aux | report
 

@@ -76,7 +76,8 @@ class Stack(Layer):
         Args:
           x: [B, L, D] embedded tokens.
           segments: int32 [B, L], 0 at padding.
-          source: [B, K, D] output of the encoder, for a decoder with cross-attention.
+          source: [B, K, D] output of the encoder, for a decoder with cross-attention; of B * C
+            sequences, C answers to each input one after the other, those of the B inputs.
           source_segments: int32 [B, K].
           key: for dropout, noise and random policies in training; None draws nothing, and is
             refused where training needs draws.
@@ -125,8 +126,10 @@ class Stack(Layer):
         source_bias = None
         if source is not None and source_segments is not None:
             others = constrain(source_segments, "layer_batch", None)
-            rules = AttentionBias.of(None, own, others)
-            source_bias = shared(rules, query, self._heads_of(source))
+            queries = own.reshape(len(others), -1)  # of C answers to an input, see `Block`
+            rules = AttentionBias.of(None, queries, others)
+            per_input = self._heads_of(x.reshape(len(others), -1, x.shape[-1]))
+            source_bias = shared(rules, per_input, self._heads_of(source))
         rules = AttentionBias.of(self.bias, own, causal=self.causal)
         return Context(
             bias=shared(rules, query, query),
