@@ -51,6 +51,7 @@ FLOORS = (
 FILES_A_FOLDER = 12
 LARGER_FOLDERS = {  # folder -> (how many, why)
     "benchmarks": (13, "one file a command"),
+    "benchmarks.peers": (16, "one file a row"),
     "configs": (26, "one file a published result"),
 }
 IMPORT_NAMES = {
