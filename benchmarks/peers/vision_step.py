@@ -70,7 +70,7 @@ class Torch:
 
     def gradients(self) -> Arrays:
         """Those of the last step, by torch's names."""
-        return {name: w.grad.numpy() for name, w in self.model.named_parameters()}
+        return {n: w.grad.numpy() for n, w in self.model.named_parameters() if w.grad is not None}
 
 
 class Ours:

@@ -19,6 +19,9 @@ units that convolve.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +46,10 @@ def pays(shape: tuple[int, ...], features: int) -> bool:
     )
 
 
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
+
+
 def _tiles(n: int) -> int:
     return -(-n // 2)
 
@@ -50,7 +57,7 @@ def _tiles(n: int) -> int:
 def _of_kernel(kernel: jax.Array) -> jax.Array:
     """G w G^T: [3, 3, C, F] -> [16, C, F]."""
     weights = np.einsum("ka,lb->klab", G, G).reshape(16, 3, 3, 1, 1)
-    return _made(sum(weights[:, a, b] * kernel[a, b] for a in range(3) for b in range(3)))
+    return _made(_sum(weights[:, a, b] * kernel[a, b] for a in range(3) for b in range(3)))
 
 
 def _of_map(x: jax.Array) -> jax.Array:
@@ -61,7 +68,7 @@ def _of_map(x: jax.Array) -> jax.Array:
     x = _made(jnp.pad(x, ((0, 0), (1, high[0]), (1, high[1]), (0, 0))))
     x = x.reshape(batch, rows + 1, 2, cols + 1, 2, channels)
     weights = np.einsum("ka,lb->klab", BT, BT).reshape(16, 4, 4, 1, 1, 1, 1)
-    tiles = sum(
+    tiles = _sum(
         weights[:, a, b] * x[:, a // 2 : a // 2 + rows, a % 2, b // 2 : b // 2 + cols, b % 2]
         for a in range(4)
         for b in range(4)
@@ -75,7 +82,7 @@ def _to_map(products: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     rows, cols, features = _tiles(height), _tiles(width), products.shape[-1]
     products = products.reshape(4, 4, batch, rows, 1, cols, 1, features)
     weights = np.einsum("ik,jl->klij", AT, AT).reshape(4, 4, 1, 1, 2, 1, 2, 1)
-    y = sum(weights[k, l] * products[k, l] for k in range(4) for l in range(4))
+    y = _sum(weights[k, l] * products[k, l] for k in range(4) for l in range(4))
     return _made(y.reshape(batch, 2 * rows, 2 * cols, features)[:, :height, :width])
 
 
@@ -86,7 +93,7 @@ def _of_gradient(g: jax.Array) -> jax.Array:
     g = jnp.pad(g, ((0, 0), (0, 2 * rows - height), (0, 2 * cols - width), (0, 0)))
     g = g.reshape(batch, rows, 2, cols, 2, features)
     weights = np.einsum("ik,jl->klij", AT, AT).reshape(16, 2, 2, 1, 1, 1, 1)
-    tiles = sum(weights[:, i, j] * g[:, :, i, :, j] for i in range(2) for j in range(2))
+    tiles = _sum(weights[:, i, j] * g[:, :, i, :, j] for i in range(2) for j in range(2))
     return _made(tiles.reshape(16, -1, features))
 
 
@@ -107,4 +114,4 @@ def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """The gradient [3, 3, C, F] of `convolve` in its kernel, from that of its result."""
     products = _made(jnp.einsum("kpc,kpf->kcf", _of_map(x), _of_gradient(g)))
     weights = np.einsum("ka,lb->klab", G, G).reshape(16, 3, 3, 1, 1)
-    return sum((weights[k] * products[k] for k in range(16)), jnp.zeros((), jnp.float32))
+    return _sum(weights[k] * products[k] for k in range(16))
