@@ -22,11 +22,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.harness import goals, timing, torch_vision
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 SIZES = {"batch": 32, "encoder": 128, "decoder": 48}
 MODEL = {
@@ -44,7 +47,7 @@ GOALS = [
 TOLERANCE = 1e-3  # of the largest entry of a gradient, and of the loss; kinks of ReLU fall apart
 
 
-def config_of(sizes: dict[str, int], dropout: float, *, plain: bool = False) -> Any:
+def config_of(sizes: dict[str, int], dropout: float, *, plain: bool = False) -> ConfigDict:
     """Our configuration; `plain` has cross-entropy as its only loss."""
     from moe.config import default_config
 
@@ -81,7 +84,7 @@ def batch_of(sizes: dict[str, int]) -> dict[str, np.ndarray]:
 class Ours:
     """Our step, as `launch.train` runs it."""
 
-    def __init__(self, config: Any, batch: dict[str, np.ndarray]):
+    def __init__(self, config: ConfigDict, batch: dict[str, np.ndarray]):
         import jax
 
         from moe import objective, plan

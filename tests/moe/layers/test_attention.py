@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from moe.layers.attention import Attention, attend
+from moe.layers.attention import Attention, Drop, attend, attend_by
 from moe.layers.attention_bias import BiasArrays
 from trainlib.model import weights as nn
+from trainlib.sharding.constrain import lowered_for
 
 
 def softmax(x):
@@ -43,6 +46,48 @@ def test_attend_is_its_formula(dtype, tolerance):
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=tolerance)
     logits = np.where(mask, np.einsum("bqnh,bknh->bnqk", *wide[:2]) + wide[3], -np.inf)
     np.testing.assert_allclose(total, np.log(np.exp(logits).sum(-1)), rtol=1e-5)
+
+
+def both_forms(function, *args):
+    """Its value and gradients as on a CPU and as elsewhere."""
+    made = []
+    for platform in ("cpu", "tpu"):
+        with lowered_for(platform):
+            value, pull = jax.vjp(function, *args)
+            made.append((value, pull(jax.tree.map(jnp.cos, value))))
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 4e-2)])
+def test_a_cpu_computes_what_others_do(dtype, tolerance):
+    q, k, v, bias, mask = inputs(dtype)
+    drop = Drop(0.4, jax.random.key(3))
+    rules = BiasArrays(mask=mask)
+
+    def dropped(q, k, v, bias):
+        return attend_by(q, k, v, rules._replace(bias=bias), drop)
+
+    # Where keys are dropped, a CPU drops values, and others probabilities.
+    for mine, other in zip(*map(jax.tree.leaves, both_forms(dropped, q, k, v, bias)), strict=True):
+        assert mine.dtype == other.dtype
+        wide = (np.asarray(x, np.float64) for x in (mine, other))
+        np.testing.assert_allclose(*wide, atol=tolerance, rtol=tolerance)
+
+
+def test_a_cpu_writes_fewer_arrays_of_pairs():
+    """Exponentials, and no probabilities beside them."""
+
+    def written(platform):
+        def total(q, k, v):
+            with lowered_for(platform):
+                return jnp.sum(attend(q, k, v)[0] ** 2)
+
+        arrays = (jnp.ones((2, 24, 3, 4)),) * 3
+        text = jax.jit(jax.grad(total, (0, 1, 2))).lower(*arrays).compile().as_text()
+        program = text[text.index("\nENTRY") :]
+        return len(re.findall(r" = f32\[2,3,24,24\]\S* (?:fusion|dot|copy)\(", program))
+
+    assert written("cpu") < written("tpu")
 
 
 def test_gradients():

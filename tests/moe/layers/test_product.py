@@ -42,3 +42,16 @@ def test_both_ways_of_adding_gradients_agree(dtype):
         np.testing.assert_allclose(
             np.asarray(first, np.float32), np.asarray(second, np.float32), atol=4 * tolerance
         )
+
+
+def test_on_a_cpu_the_gradient_of_a_matrix_reads_tokens_as_they_lie():
+    """A product that wants them transposed writes them out so first: [4, 96] of [2, 48, 4]."""
+    layer = nn.abstract(Output(4, 8))
+    x, weights = jnp.ones((2, 48, 4)), {"kernel": jnp.ones((4, 8))}
+
+    def total(weights, x):
+        return jnp.sum(layer.bind(weights, {})(x) ** 2)
+
+    text = jax.jit(jax.grad(total)).lower(weights, x).compile().as_text()
+    assert "f32[96,4]" in text
+    assert "f32[4,96]" not in text

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from moe.layers.attention_bias import AttentionBias
+from moe.models import stack as stack_lib
 from moe.models.block import Block, Context
 from moe.models.stack import Stack
 from moe.objective import router_metrics
 from trainlib.model import weights as nn
+from trainlib.sharding.constrain import lowered_for
 
 LAYOUTS = [  # experts, blocks, period, offset
     (4, 4, 2, -1),  # dense, sparse
@@ -22,6 +24,12 @@ LAYOUTS = [  # experts, blocks, period, offset
     (0, 3, 4, -1),  # dense only
     (4, 8, 3, 1),  # ends after a sparse block
 ]
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch):
+    """As on other platforms, where few blocks are a loop too."""
+    monkeypatch.setattr(stack_lib, "MOST_WRITTEN_OUT", 0)
 
 
 def pick(params, prefix):
@@ -123,3 +131,18 @@ def test_dropout_of_blocks_and_sequences_differs(small, made, text, quick):
     assert not np.allclose(first, second)
     assert not np.allclose(first[0], first[1])
     np.testing.assert_array_equal(first, run(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", False), ("tpu", True)])
+def test_few_blocks_follow_one_another_on_a_cpu(small, made, text, monkeypatch, platform, loops):
+    monkeypatch.setattr(stack_lib, "MOST_WRITTEN_OUT", 4)
+    batch = text(2)
+
+    def looped(blocks):
+        abstract, params = made(small(0, kind="encoder", encoder_blocks=blocks))
+        with lowered_for(platform):
+            program = jax.make_jaxpr(lambda p: abstract.bind(p, {}).hidden(batch)[0])(params)
+        return " scan[" in str(program)
+
+    assert looped(4) is loops
+    assert looped(5)
