@@ -205,7 +205,7 @@ class Answerer:
         size = self.batch_size
         lengths = self.batching.padded(self.length) if self.sorts else (self.length,)
         block = size * self.batching.sorted_batches * self.sorts
-        waiting = Waiting(questions, lengths, block, 2 * size)
+        waiting = Waiting(questions, lengths, block, size)
         if self.sorts:  # a smaller batch where there are few questions
             parts = batch_parts(self.plan.rules, self.plan.mesh)
             size = min(size, _rounded(waiting.few(size), parts))
