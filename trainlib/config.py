@@ -117,7 +117,7 @@ COMMON: dict[str, tuple[Any, str]] = {
     ),
     "kernels": key(
         "auto",
-        "kernels written for accelerators: auto takes them where the step runs on their platform, "
+        "kernels and forms written for a platform: auto takes them where the step runs on theirs, "
         "plain leaves everything to the compiler, for comparison",
         choice("auto", "plain"),
     ),

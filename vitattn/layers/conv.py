@@ -21,6 +21,7 @@ from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.weights import Initializer, declare
 from trainlib.sharding.constrain import platform
+from trainlib.sharding.kernels import kernel_mode
 from vitattn.kernels.plain import winograd
 from vitattn.layers.init import HE_FAN_IN, HE_NORMAL, ZEROS
 
@@ -81,7 +82,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         return pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if any(-(-n // stride) < size for n in x.shape[1:3]):
         return _convolve_small(x, kernel, stride)
-    if platform() == "cpu" and x.dtype == jnp.float32:
+    if platform() == "cpu" and x.dtype == jnp.float32 and kernel_mode("cpu"):
         return _by_shape(x, kernel, stride)
     return _xla_convolution(x, kernel, stride)
 

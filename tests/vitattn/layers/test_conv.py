@@ -11,6 +11,7 @@ from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.model.flops import flops
 from trainlib.sharding.constrain import lowered_for
+from trainlib.sharding.kernels import use_kernels
 from vitattn.layers import conv
 from vitattn.layers.conv import Classifier, Conv, convolve
 from vitattn.layers.norm import batch_normalise
@@ -138,7 +139,7 @@ def test_forms_of_the_cpu_equal_xla_s_convolution(case):
 
 
 def test_forms_of_the_cpu_stay_on_the_cpu():
-    """bfloat16 and other platforms have XLA's convolution; FLOPs are counted as papers do."""
+    """bfloat16, other platforms and `plain` have XLA's convolution; FLOPs are counted as papers do."""
     x, kernel = jax.ShapeDtypeStruct((8, 8, 8, 128), jnp.float32), random(0, 3, 3, 128, 128)
 
     def operations(dtype, platform):
@@ -150,6 +151,8 @@ def test_forms_of_the_cpu_stay_on_the_cpu():
     assert operations(jnp.float32, "cpu") == (0, 1)
     assert operations(jnp.bfloat16, "cpu") == (1, 0)
     assert operations(jnp.float32, "tpu") == (1, 0)
+    with use_kernels("plain"):
+        assert operations(jnp.float32, "cpu") == (1, 0)
     assert flops(convolve, x, kernel) == 2 * 8 * 8 * 8 * 9 * 128 * 128
 
 
