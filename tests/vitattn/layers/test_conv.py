@@ -139,7 +139,7 @@ def test_forms_of_the_cpu_equal_xla_s_convolution(case):
 
 
 def test_forms_of_the_cpu_stay_on_the_cpu():
-    """bfloat16, other platforms and `plain` have XLA's convolution; FLOPs are counted as papers do."""
+    """bfloat16, other platforms and `plain` have XLA's; FLOPs are counted as papers do."""
     x, kernel = jax.ShapeDtypeStruct((8, 8, 8, 128), jnp.float32), random(0, 3, 3, 128, 128)
 
     def operations(dtype, platform):
