@@ -11,7 +11,7 @@ once for all positions of a sequence). `bare products` are all matrix products o
 forward and backward, on arrays that lie ready.
 
 Letters: B batch, L length, D model width, N heads, H width of one head, F hidden width, E experts,
-R slots of an expert, V vocabulary.
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -236,9 +236,9 @@ def products(sizes: dict[str, int]) -> Iterator[tuple[int, tuple[int, ...], tupl
             yield blocks, (rows, length, seen), (rows, seen, width)
         yield blocks - sparse, (own, d), (d, f)
         yield blocks - sparse, (own, f), (f, d)
-        slots = sizes["batch"] * int(ROUTING["capacity_factor"] * length / experts)
-        yield sparse, (experts, slots, d), (experts, d, f)
-        yield sparse, (experts, slots, f), (experts, f, d)
+        # As if every token had a slot and no slot stayed empty.
+        yield sparse, (experts, own // experts, d), (experts, d, f)
+        yield sparse, (experts, own // experts, f), (experts, f, d)
         yield sparse, (own, d), (d, experts)
     yield 1, (tokens["decoder"], d), (d, MODEL["vocab_size"])
 

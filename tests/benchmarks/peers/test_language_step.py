@@ -20,8 +20,7 @@ def test_bare_products_are_those_of_a_step(monkeypatch):
     )
     tokens, d, f, experts = 32, 128, 256, 4
     attention = 2 * (4 * tokens * d * d + 2 * tokens * 16 * d)
-    slots = 2 * 5 * experts  # 1.25 * 16 / 4 a sequence
-    feed_forward = 2 * (tokens + slots) * d * f + tokens * d * experts
+    feed_forward = 2 * 2 * tokens * d * f + tokens * d * experts
     head = 2 * 8 * d * 512
     assert counted == attention + feed_forward + head
 
