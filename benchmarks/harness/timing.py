@@ -9,6 +9,7 @@ reported as results.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import platform
 import time
@@ -18,6 +19,16 @@ from importlib import metadata
 from trainlib.step import heap
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def need_peers(*packages: str) -> None:
+    """Ends the program if one of these packages is not installed, before anything is measured."""
+    absent = [name for name in packages if not importlib.util.find_spec(name)]
+    if absent:
+        raise SystemExit(
+            f"This row compares with peers that are not installed: {', '.join(absent)}. In a "
+            "checkout, install them by: pip install -c constraints.txt -e '.[bench]'"
+        )
 
 
 def pin_one_thread(core: int | None = None, *, kept: bool = True) -> int:

@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
+    timing.need_peers("safetensors")
     timing.pin_one_thread()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint"))
     try:

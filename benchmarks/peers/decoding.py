@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--tiny", action="store_true", help="a model of no size, for tests")
     options = parser.parse_args()
+    timing.need_peers("torch", "transformers")
     timing.pin_one_thread()
     print(timing.header(("jax", "jaxlib", "torch", "transformers")))
     candidates, limits = {}, []

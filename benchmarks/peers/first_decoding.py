@@ -56,6 +56,7 @@ def main() -> int:
     if options.programs:
         _measured(options)
         return 0
+    timing.need_peers("torch", "transformers")
     print(timing.header(("jax", "jaxlib", "torch", "transformers")))
     times: dict[str, float] = {}
     for _ in range(options.rounds):

@@ -285,6 +285,7 @@ def main() -> int:
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
+    timing.need_peers("torch", "transformers")
     timing.pin_one_thread()
     sizes = {name: getattr(options, name) for name in SIZES}
     print(timing.header(("jax", "jaxlib", "torch", "transformers")))

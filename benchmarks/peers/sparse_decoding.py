@@ -186,6 +186,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=24, help="words of an answer")
     parser.add_argument("--tiny", action="store_true", help="a model of no size, for tests")
     options = parser.parse_args()
+    timing.need_peers("torch", "transformers")
     timing.pin_one_thread()
     import torch
 

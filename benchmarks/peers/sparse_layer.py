@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     options = parser.parse_args(argv)
+    timing.need_peers("torch", "st_moe_pytorch")
     timing.pin_one_thread()
     import torch
 

@@ -238,6 +238,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=size)
     chosen = vars(parser.parse_args())
     rounds = chosen.pop("rounds")
+    timing.need_peers("torch", "timm")
     timing.pin_one_thread()
     print(timing.header(("jax", "jaxlib", "torch", "timm")))
     title = "ResNet-{depth} train step, batch {batch}, {pixels} px, float32".format(**chosen)
