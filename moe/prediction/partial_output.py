@@ -17,7 +17,7 @@ from pathlib import Path
 from moe.prediction.lines import Counts, Line
 from trainlib import files
 from trainlib.errors import DataError, StorageError, shown
-from trainlib.untrusted_files import open_regular, read_json
+from trainlib.untrusted_files import open_regular, parse_json, read_json
 
 _FEW = 256  # lines of the file of early answers that need not be in it
 
@@ -141,8 +141,8 @@ def _whole(content: bytes, added: Mapping[str, type]) -> tuple[list[Line], int]:
         line = None
         if text.strip():
             try:
-                line = json.loads(text)
-            except ValueError:
+                line = parse_json(text, "", error=DataError)
+            except DataError:
                 break
             if not _has(line, added):
                 break
