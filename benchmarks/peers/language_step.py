@@ -136,6 +136,7 @@ class Theirs:
         self.model = Model(transformers.SwitchTransformersConfig(**settings))
         for stack in ("encoder", "decoder"):
             routing = ours.plan.model.stack_routing(stack)
+            assert routing is not None
             slots = capacity(routing, sizes[stack], train=True)
             for module in getattr(self.model, stack).modules():
                 if hasattr(module, "expert_capacity"):
@@ -199,7 +200,9 @@ def check(sizes: dict[str, int], batch: dict[str, np.ndarray]) -> str:
     for name, value in theirs.named(gradients).items():
         if name in _TIED:
             continue
-        other = parameters[name].grad.numpy()
+        grad = parameters[name].grad
+        assert grad is not None
+        other = grad.numpy()
         difference = float(np.max(np.abs(value - other)) / np.max(np.abs(other)))
         worst, where = max((worst, where), (difference, name))
         compared += 1
