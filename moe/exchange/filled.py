@@ -40,7 +40,10 @@ def skips_empty_slots(
     exchanged = placement.automatic or placement.expert_axis or placement.mlp_axis
     if platform() != "cpu" or exchanged or hidden_scale is not None:
         return False
-    rows = min(routed.expert.size, routed.source.size)
+    sizes = routed.expert.size, routed.source.size
+    if not all(isinstance(size, int) for size in sizes):  # of a program for any number of tokens
+        return False
+    rows = min(sizes)
     experts, width, wide = hidden
     return rows >= _LEAST_ROWS * experts and rows * width * wide >= _LEAST_WORK
 

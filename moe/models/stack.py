@@ -126,9 +126,10 @@ class Stack(Layer):
         source_bias = None
         if source is not None and source_segments is not None:
             others = constrain(source_segments, "layer_batch", None)
-            queries = own.reshape(len(others), -1)  # of C answers to an input, see `Block`
+            inputs = others.shape[0]
+            queries = own.reshape(inputs, -1)  # of C answers to an input, see `Block`
             rules = AttentionBias.of(None, queries, others)
-            per_input = self._heads_of(x.reshape(len(others), -1, x.shape[-1]))
+            per_input = self._heads_of(x.reshape(inputs, -1, x.shape[-1]))
             source_bias = shared(rules, per_input, self._heads_of(source))
         rules = AttentionBias.of(self.bias, own, causal=self.causal)
         return Context(

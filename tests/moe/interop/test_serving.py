@@ -8,8 +8,11 @@ import pytest
 
 from moe import interop
 from moe.models import architecture
+from moe.models.transformer import Transformer
 from moe.routing.config import capacity, tokens_per_group
 from tests.moe.interop import models
+from trainlib.formats import stablehlo
+from trainlib.model import weights as nn
 
 
 @pytest.mark.parametrize("dispatch", ["index", "dropless"])
@@ -39,3 +42,20 @@ def test_inputs_are_those_of_its_stacks():
     ]
     assert inputs == dict.fromkeys(names, (shape, "int32"))
     assert "segments" in facts
+
+
+@pytest.mark.parametrize("kind", ["t5", "st_moe"])
+def test_a_program_takes_any_number_of_rows(kind):
+    """Forms that are chosen by size have to choose without the size of the batch."""
+    config = models.config(kind)
+    forward, inputs, _ = interop.serving(config)
+    abstract = nn.abstract(Transformer(architecture(config.model, config.routing)))
+    _, signature = stablehlo.program(
+        forward,
+        abstract,
+        inputs,
+        dtypes=dict.fromkeys(abstract.params, "float32"),
+        platforms=("cpu",),
+        batch=0,
+    )
+    assert {str(given["shape"][0]) for given in signature["inputs"].values()} == {"batch"}

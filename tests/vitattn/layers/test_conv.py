@@ -156,6 +156,16 @@ def test_forms_of_the_cpu_stay_on_the_cpu():
     assert flops(convolve, x, kernel) == 2 * 8 * 8 * 8 * 9 * 128 * 128
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_program_for_any_batch_has_the_form_of_one_map(stride):
+    (batch,) = jax.export.symbolic_shape("batch")
+    x, kernel = jax.ShapeDtypeStruct((batch, 19, 19, 128), jnp.float32), random(0, 3, 3, 128, 128)
+    made = jax.export.export(jax.jit(lambda x: convolve(x, kernel, stride)), platforms=["cpu"])(x)
+    maps = random(1, 2, 19, 19, 128)
+    expected = conv._xla_convolution(maps, kernel, stride)
+    np.testing.assert_allclose(made.call(maps), expected, rtol=0, atol=2e-4)
+
+
 def test_a_kernel_is_not_transposed_for_a_small_map():
     """The gradient of 4 x 4 maps of 512 channels is one product, and one addition of its taps."""
     shapes = (8, 4, 4, 512), (3, 3, 512, 512), (8, 4, 4, 512)

@@ -38,9 +38,11 @@ _made = jax.lax.optimization_barrier
 
 
 def pays(shape: tuple[int, ...], features: int) -> bool:
-    """Whether a float32 map [B, H, W, C] is convolved to F channels in less time by this form."""
+    """Whether a float32 map [B, H, W, C] is convolved to F channels in less time by this form; in a
+    program that is exported for any B, whether one image is.
+    """
     batch, height, width, channels = shape
-    tiles = batch * -(-height // 2) * -(-width // 2)
+    tiles = (batch if isinstance(batch, int) else 1) * _tiles(height) * _tiles(width)
     return min(height, width) > 1 and (
         1 / channels + 1 / features + 1 / max(1, tiles) <= MOST_TRANSFORMED
     )
