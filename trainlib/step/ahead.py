@@ -22,6 +22,9 @@ def compiled_ahead(program: Any, *shapes: Any) -> Callable[..., Any]:
       *shapes: of its arguments: trees of `jax.ShapeDtypeStruct` with shardings. It may be called
         with such arguments alone.
 
+    Settings of JAX hold for the thread as `jax.config.update` makes them; those that a `with` of
+    the caller sets, such as `jax.default_matmul_precision`, do not.
+
     Returns:
       A function of the same arguments, whose first call waits for the compiler and raises what that
       raised.
@@ -37,7 +40,7 @@ def compiled_ahead(program: Any, *shapes: Any) -> Callable[..., Any]:
         except BaseException as error:
             failure.append(error)
 
-    # The settings of JAX that a program is traced under are those of the caller's context.
+    # The mesh and the platform that a program is traced for are those of the caller's context.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="compile")
     thread.start()
 
