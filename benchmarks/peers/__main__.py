@@ -69,7 +69,7 @@ def main() -> int:
     chosen, known = parser.parse_args().rows, rows()
     if not chosen:
         for name, what in known.items():
-            print(f"{name:18} {what}")
+            print(f"{name:22} {what}")
         return 0
     if unknown := [name for name in chosen if name != "all" and name not in known]:
         parser.error(f"no row {unknown[0]!r}; there are: {', '.join(known)}")
