@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from moe.decoding.model import METHODS, Decoding, make_generate
 from moe.models.architecture import Architecture
@@ -124,8 +125,8 @@ def generate(
       tokens int32 [B, T] and scores float32 [B], see `Generated`.
 
     Raises:
-      ConfigError: an option that cannot work, no max_length, tokens of another shape, or a model
-        that is no encoder-decoder of ours.
+      ConfigError: an option that cannot work, no max_length, tokens, segments, numbers or a
+        vocabulary that do not fit, or a model that is no encoder-decoder of ours.
     """
     if not isinstance(model, Transformer):
         raise ConfigError(
@@ -142,6 +143,20 @@ def generate(
         raise ConfigError(
             "moe.generate takes tokens of the shape [batch, length], and these have "
             f"{tokens.shape}. A single sequence is encoder_inputs[None]."
+        )
+    for name, value, shape in (
+        ("encoder_segments", encoder_segments, tokens.shape),
+        ("numbers", numbers, tokens.shape[:1]),
+    ):
+        if value is not None and jnp.shape(value) != shape:
+            raise ConfigError(
+                f"moe.generate takes {name} of the shape {shape} for tokens of the shape "
+                f"{tokens.shape}, and these have {jnp.shape(value)}."
+            )
+    if not 0 <= vocabulary_size <= model.config.vocab_size:
+        raise ConfigError(
+            f"vocabulary_size={vocabulary_size} is not allowed: the model has "
+            f"{model.config.vocab_size} ids, and 0 takes all of them."
         )
     segments = tokens != 0 if encoder_segments is None else encoder_segments
     batch = {"encoder_inputs": tokens, "encoder_segments": jnp.asarray(segments, jnp.int32)}
@@ -172,7 +187,7 @@ def _in_memory(value: Any) -> bool:
     """Whether it is an array of one CPU device, and no tracer."""
     return (
         isinstance(value, jax.Array)
-        and not isinstance(value, jax.core.Tracer)
+        and not isinstance(value, Tracer)
         and {device.platform for device in value.devices()} == {"cpu"}
         and len(value.devices()) == 1
     )

@@ -211,7 +211,9 @@ class Block(Layer):
           "key" [batch, N, H, L], "value" [batch, N, L, H], "cross_key" [B, N, H, K] and
           "cross_value" [B, N, K, H].
         """
-        cache = dict(zip(OWN, empty_cache(self.attention, batch, length, dtype), strict=True))
+        cache: Cache = dict(
+            zip(OWN, empty_cache(self.attention, batch, length, dtype), strict=True)
+        )
         if self.cross:
             assert source is not None
             keys, values = source_cache(self.cross_attention, to_layer(source))
@@ -245,7 +247,8 @@ class Block(Layer):
         y, *own = attend_own(
             self.attention,
             to_layer(self.attention_norm(x)),
-            *(cache[name] for name in OWN),
+            cache["key"],
+            cache["value"],
             position,
             context.bias,
         )

@@ -92,7 +92,7 @@ def member(module: M, index: tuple[int, ...], whole: Callable[[tuple], bool] | N
       whole: (path of a weight) -> whether it stays a stack; None: none does.
     """
     graphdef, weights = nnx.split(module)
-    flat = traverse_util.flatten_dict(nnx.to_pure_dict(weights))
+    flat: dict[tuple, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(weights))
     kept = whole or (lambda _: False)
     parts = {path: w if kept(path) else w[index] for path, w in flat.items()}
     return nnx.merge(graphdef, traverse_util.unflatten_dict(parts))

@@ -160,6 +160,14 @@ def test_options_of_decoding_choose_their_method(model):
             moe.generate(model, inputs, **options)
     with pytest.raises(ConfigError, match=r"of the shape \[batch, length\], and these have \(3,\)"):
         moe.generate(model, inputs[0], max_length=2)
+    for message, other in (
+        (r"encoder_segments of the shape \(2, 3\)", {"encoder_segments": np.ones((2, 4))}),
+        (r"numbers of the shape \(2,\)", {"numbers": np.arange(1), "seed": 1}),
+        ("vocabulary_size=-3 is not", {"vocabulary_size": -3}),
+        ("has 32 ids", {"vocabulary_size": 33}),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            moe.generate(model, inputs, max_length=2, **other)
     beams, draws = (
         jax.eval_shape(lambda inputs, o=o: moe.generate(model, inputs, max_length=2, **o), inputs)
         for o in ({"num_beams": 3, "num_return_sequences": 2}, {"seed": 1})

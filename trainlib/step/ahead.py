@@ -22,25 +22,24 @@ def compiled_ahead(program: Any, *shapes: Any) -> Callable[..., Any]:
       *shapes: of its arguments: trees of `jax.ShapeDtypeStruct` with shardings. It may be called
         with such arguments alone.
 
-    Settings of JAX hold for the thread as `jax.config.update` makes them; those that a `with` of
-    the caller sets, such as `jax.default_matmul_precision`, do not.
+    It is traced here, under the settings of the caller, and what the trace refuses is raised here.
 
     Returns:
-      A function of the same arguments, whose first call waits for the compiler and raises what that
+      A function of the same arguments, whose calls wait for the compiler and raise what that
       raised.
     """
+    traced = program.trace(*shapes)
     result: list[Any] = []
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            compiled = program.lower(*shapes).compile()
+            compiled = traced.lower().compile()
             keep_memory_of(compiled)
             result.append(compiled)
         except BaseException as error:
             failure.append(error)
 
-    # The mesh and the platform that a program is traced for are those of the caller's context.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="compile")
     thread.start()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def make_train_step(
         def updated() -> tuple[Any, ...]:
             with jax.named_scope("optimizer"):
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-                params = optax.apply_updates(state.params, updates)
+                params = cast(Arrays, optax.apply_updates(state.params, updates))
             with jax.named_scope("running_statistics"):
                 moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
             ema = state.ema
