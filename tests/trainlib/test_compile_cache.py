@@ -229,4 +229,4 @@ def test_only_commands_switch_it_on():
     graph = source_graph.file_graph(source_graph.python_files(ROOT))
     users = {file for file, imports in graph.items() if "trainlib.compile_cache" in imports}
     assert users
-    assert {file.split(".")[0] for file in users} == {"launch"}
+    assert {file.split(".")[0] for file in users} == {"launch", "benchmarks"}

@@ -25,7 +25,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from trainlib.errors import ConfigError
 from trainlib.model.inputs import check_array
-from trainlib.sharding.constrain import platform
 
 Array = jax.Array
 Bias = jax.Array | None
@@ -110,11 +109,7 @@ def _grid(x: Array, bias_row: Array, bias_col: Array) -> tuple[int, ...]:
 
 def _times_keys(x: Array, p: Array) -> Array:
     """x [.., KH*KW, c], p [.., KH*KW, Q] -> [.., Q, c], their product over keys, in float32."""
-    x = x.swapaxes(-1, -2)
-    if platform() == "cpu":
-        # Transposed first, a small copy: its library of products takes no other order.
-        x = jax.lax.optimization_barrier(x)
-    product = jnp.einsum("...ck,...kq->...cq", x, p, preferred_element_type=jnp.float32)
+    product = jnp.einsum("...kc,...kq->...cq", x, p, preferred_element_type=jnp.float32)
     # The barrier keeps the compiler from merging the transposition into the product: it would read
     # the large p against its order, which takes twice as long on a CPU.
     return jax.lax.optimization_barrier(product).swapaxes(-1, -2)

@@ -32,6 +32,9 @@ AT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 # The transforms read and write 16 values where 20 multiply-adds are saved for each pair of
 # channels: narrow layers and few pixels cost more than they save.
 MOST_TRANSFORMED = 1 / 40
+# Numbers of one image. What is transformed is four times as large for a moment: the maps of a
+# detector, which fill the memory of a laptop as it is, are left to XLA.
+LARGEST_MAP = 2**19
 
 # A transform is made once, whatever XLA would rather repeat in the loops that read it.
 _made = jax.lax.optimization_barrier
@@ -43,8 +46,10 @@ def pays(shape: tuple[int, ...], features: int) -> bool:
     """
     batch, height, width, channels = shape
     tiles = (batch if isinstance(batch, int) else 1) * _tiles(height) * _tiles(width)
-    return min(height, width) > 1 and (
-        1 / channels + 1 / features + 1 / max(1, tiles) <= MOST_TRANSFORMED
+    return (
+        min(height, width) > 1
+        and height * width * channels <= LARGEST_MAP
+        and 1 / channels + 1 / features + 1 / max(1, tiles) <= MOST_TRANSFORMED
     )
 
 
