@@ -89,14 +89,11 @@ def pair(sizes: dict[str, int], seed: int = 0) -> Pair:
       sizes: `SMALL` or `TINY`, or fields of `transformers.T5Config`.
       seed: of the weights.
     """
-    import importlib.util
-
     import torch
 
-    if importlib.util.find_spec("torchvision"):  # which transformers imports where it is
-        from benchmarks.harness import torch_vision
+    from benchmarks.harness import torch_vision
 
-        torch_vision.prepare()
+    torch_vision.prepare()
     import transformers
 
     from moe import interop

@@ -7,15 +7,17 @@ them; they are declared here by name, and calling one is an error.
 
 from __future__ import annotations
 
+import importlib.util
+
 _DECLARED: list[object] = []  # a library that is freed takes its operators with it
 
 
 def prepare() -> None:
-    """Makes `import torchvision` and `import timm` work; call it before either.
-
-    Raises:
-      ImportError: torch or torchvision is not installed.
+    """Makes `import torchvision` and `import timm` work; call it before either, and before a model
+    of `transformers`, which imports torchvision where it is. Without it there is nothing to do.
     """
+    if not importlib.util.find_spec("torchvision"):
+        return
     import torch
 
     if _DECLARED:

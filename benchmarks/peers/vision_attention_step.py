@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=224, help="side of an image")
     parser.add_argument("--classes", type=int, default=1000, help="logits")
     options = parser.parse_args()
-    timing.need_peers("torch", "timm")
+    timing.need_peers("torch", *(() if options.only == "AA" else ("timm",)))
     timing.pin_one_thread()
     import torch
 
