@@ -152,7 +152,7 @@ def augmented(fused: bool) -> Spatial:
 
 def halo(channels: int, stage: int, stride: int, side: int) -> nn.Module:
     """timm's halo attention of 8 heads, in blocks of 7 x 7 pixels with 3 around them."""
-    from timm.layers.halo_attn import HaloAttn
+    from timm.layers.halo_attn import HaloAttn  # pyright: ignore[reportMissingImports]
 
     return HaloAttn(channels, stride=stride, num_heads=8, block_size=7, halo_size=3, avg_down=True)
 

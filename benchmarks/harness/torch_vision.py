@@ -23,12 +23,12 @@ def prepare() -> None:
     if _DECLARED:
         return
     try:
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
         _declare(torch)
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 
 def _declare(torch) -> None:

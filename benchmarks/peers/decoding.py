@@ -40,7 +40,7 @@ def cases(tiny: bool, length: int) -> dict[str, tuple[Callable, Callable]]:
             rule = {"num_beams": beams, "beam_rule": "transformers", "alpha": 1.0}
 
             def ours(words=words, rule=rule if beams > 1 else {}):
-                return np.asarray(moe.generate(both.ours, words, max_length=length, **rule).tokens)
+                return np.asarray(moe.generate(both.ours, words, max_length=length, **rule).tokens)  # pyright: ignore[reportArgumentType]
 
             def theirs(words=words, beams=beams):
                 return both.generate(words, length, num_beams=beams)

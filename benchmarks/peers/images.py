@@ -155,7 +155,7 @@ def torchvision(encoded: Sequence[bytes], size: int, colour: bool) -> Callable[[
     torch_vision.prepare()
     import torch
     from PIL import Image
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 
     from vitattn.data import imagenet
 

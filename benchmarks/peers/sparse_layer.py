@@ -67,7 +67,7 @@ def ours(weights: Results, x, dy, factor: float) -> Callable[[], Results]:
 def theirs(weights: Results, x, dy, factor: float) -> Callable[[], Results]:
     """The peer's layer on the same; its results in our layout."""
     import torch
-    from st_moe_pytorch.st_moe_pytorch import Expert, MoE
+    from st_moe_pytorch.st_moe_pytorch import Expert, MoE  # pyright: ignore[reportMissingImports]
 
     class TanhGEGLU(torch.nn.Module):
         def forward(self, x):
@@ -81,7 +81,7 @@ def theirs(weights: Results, x, dy, factor: float) -> Callable[[], Results]:
         expert = Expert(width, hidden_mult=(1.5 * hidden + 0.5) / width, mult_bias=False)
         into, _, out = expert.net
         for linear in (into, out):
-            linear.bias = None
+            linear.bias = None  # pyright: ignore[reportArgumentType]
         expert.net[1] = TanhGEGLU()
         both = [torch.tensor(weights[name][number]).T for name in ("up", "gate")]
         into.weight.data = torch.cat(both).contiguous()
@@ -106,7 +106,7 @@ def theirs(weights: Results, x, dy, factor: float) -> Callable[[], Results]:
         total = (out.outputs * dy).sum() + out.total_aux_loss
         found = dict(zip(("x", *names), torch.autograd.grad(total, asked), strict=True))
         found |= {"output": out.outputs, "balance": out.balance_loss, "z": out.router_z_loss}
-        return found
+        return found  # pyright: ignore[reportReturnType]
 
     return run
 

@@ -41,7 +41,7 @@ class Torch:
     """
 
     def __init__(self, layout: str, images: np.ndarray, classes: int, depth: int):
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
         import torch
 
         torch.set_num_threads(1)
