@@ -28,6 +28,7 @@ from trainlib.errors import (
 )
 from trainlib.files import check_target, make_directory, write_atomically
 from trainlib.model.weights import Abstract
+from trainlib.report import samples
 from trainlib.run import peers
 from trainlib.step import profile
 from trainlib.untrusted_files import read_small
@@ -36,7 +37,7 @@ CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 CLASS_NAMES, PICTURES = "class_names.txt", ("curves.png", "expert_load.png")
 # What a run writes into its workdir, and what says that a workdir is one.
 _FILES = (LOCK_NAME, CONFIG, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
-_FOLDERS = ("checkpoints", "tensorboard", profile.FOLDER)
+_FOLDERS = ("checkpoints", "tensorboard", profile.FOLDER, samples.FOLDER)
 _BESIDE = (".log", ".out", ".err", ".txt", ".md", ".sh")
 _NAMED = 3  # files that an error lists
 _EXPORTED = ("export.json", "model.safetensors", "model.safetensors.index.json")

@@ -1,0 +1,1 @@
+"""What the page of a run (`launch.report --html`) shows beside its figures."""
