@@ -16,7 +16,7 @@ from moe.routing.losses import auxiliary_loss
 from moe.routing.metrics import METRICS
 from moe.routing.placement import Placement, group_tokens, resolve_placement
 from moe.routing.route import route
-from tests.moe.routing import oracle
+from tests.moe.routing import one_hot
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate
@@ -95,7 +95,7 @@ def einsum_result(config, form="none"):
 
         y = jnp.stack(
             [
-                oracle.one_hot_layer(x[g], routed.slot[g], routed.gates[g], experts, E, rows)
+                one_hot.one_hot_layer(x[g], routed.slot[g], routed.gates[g], experts, E, rows)
                 for g in range(B)
             ]
         )

@@ -19,7 +19,7 @@ from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots, dispatch
 from moe.routing.route import route
 from moe.routing.slots import segments
-from tests.moe.routing import oracle
+from tests.moe.routing import one_hot
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import lowered_for
@@ -93,7 +93,7 @@ def test_dispatch_and_combine_equal_one_hot_einsums(groups, size, experts, facto
         rows = routed.source.shape[-1]
         total = 0.0
         for g in range(groups):
-            y = oracle.one_hot_layer(
+            y = one_hot.one_hot_layer(
                 x[g],
                 routed.slot[g],
                 routed.gates[g],

@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from moe.conformance import oracle
 from moe.routing.config import RoutingConfig, capacity, tokens_per_group
 from moe.routing.losses import auxiliary_loss
 from moe.routing.metrics import METRICS
 from moe.routing.route import route
-from tests.moe.routing import oracle
 from trainlib.errors import ConfigError
 from trainlib.sharding.mesh import make_mesh
 

@@ -1,0 +1,199 @@
+"""The rules of routing written out token by token in NumPy: what a router is compared with.
+
+It shares no line with `moe.routing`, is not vectorised over tokens and computes in the type of the
+logits it is given: float64 for reference values, float32 to compare float32 to the last tie.
+
+Letters: S tokens of a group, E experts, K choices of a token, C capacity (slots of one expert).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from moe.routing.config import RoutingConfig
+
+Place = tuple[int, int] | str  # (expert, position in it), "dropped" or "unsent"
+Sum = tuple[float | np.ndarray, float]  # (total, count); a value is total / count
+_GATE_EPSILON = 1e-9  # of Mesh TensorFlow, in the sum that gates are divided by
+
+
+class Routed(NamedTuple):
+    """What became of one group.
+
+    Attributes:
+      assignment: [S][K], where each choice went: (expert, position), "dropped" (the expert was
+        full) or "unsent" (padding, or by the second-choice policy).
+      gates: [S, K], the weight of each choice, 0 where it has no position.
+      losses: "balance" and "z" -> (total, count).
+      metrics: name -> (total, count), names of `moe.routing.metrics.METRICS`.
+    """
+
+    assignment: list[list[Place]]
+    gates: np.ndarray
+    losses: dict[str, Sum]
+    metrics: dict[str, Sum]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Of a vector, in its own type."""
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def log_sum_exp(x: np.ndarray) -> float:
+    """Of a vector, in its own type."""
+    return x.max() + np.log(np.exp(x - x.max()).sum())
+
+
+def capacity(config: RoutingConfig, size: int, train: bool) -> int:
+    """C of a group of `size` tokens: CF * S / E, times K if the options say so."""
+    factor = config.capacity_factor if train else config.capacity_factor_eval
+    exact = factor * size / config.num_experts * (config.top_k if config.capacity_per_choice else 1)
+    rows = math.floor(exact + 1e-9) if config.capacity_rounding == "floor" else round(exact)
+    return max(min(size, rows), config.min_capacity)
+
+
+def clipped(logits: np.ndarray, config: RoutingConfig) -> np.ndarray:
+    """Logits [..., E] within +-logit_clip, where the options have one."""
+    limit = config.logit_clip
+    return np.clip(logits, -limit, limit) if limit else logits
+
+
+def best_experts(scores: np.ndarray, count: int) -> list[int]:
+    """The `count` experts of the largest scores [E], equal ones by index."""
+    return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:count]
+
+
+def is_sent(rule: str, gate: float, draw: float, config: RoutingConfig) -> bool:
+    """Whether a choice beyond the first is sent, for its normalised gate and a uniform draw."""
+    likely = {"all": 1.0, "none": 0.0, "threshold": float(gate > config.second_threshold)}
+    return bool(draw < likely.get(rule, gate / config.second_threshold))
+
+
+def policy_name(config: RoutingConfig, train: bool) -> str:
+    """The second-choice policy."""
+    return config.second_policy if train else config.second_policy_eval
+
+
+def route_group(
+    logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, config: RoutingConfig, train: bool
+) -> Routed:
+    """Routes one group, tokens choosing their experts.
+
+    Args:
+      logits: [S, E], float32 or float64.
+      mask: bool [S], False for padding.
+      draws: [S, K - 1], uniform in [0, 1), for the policy "random".
+      config: the options, or anything with the same attributes.
+      train: training or evaluation (capacity factor, second-choice policy).
+    """
+    size, choices = len(logits), config.top_k
+    valid = mask & np.isfinite(logits).all(-1)
+    rule = policy_name(config, train)
+    gates, sent = np.zeros((size, choices), logits.dtype), np.zeros((size, choices), bool)
+    best: dict[int, list[int]] = {}
+    probs: dict[int, np.ndarray] = {}
+    for s in np.flatnonzero(valid).tolist():
+        x = clipped(logits[s], config)
+        probs[s] = softmax(x)
+        best[s] = best_experts(x, choices)
+        raw = np.array([probs[s][e] for e in best[s]])
+        normal = raw / (raw.sum() + logits.dtype.type(_GATE_EPSILON))
+        alone = choices == 1 or rule == "if_dropped" or not config.normalize_gates
+        gates[s] = raw if alone else normal
+        for k in range(choices):
+            sent[s, k] = k == 0 or is_sent(rule, normal[k], draws[s][k - 1], config)
+    order = list(probs)
+    if config.batch_prioritized:
+        order.sort(key=lambda s: -probs[s][best[s][0]])
+    rows = capacity(config, size, train) if config.dispatch == "index" else size
+    assignment = _fill(best, sent, order, rows, config.num_experts, rule == "if_dropped")
+    for s in range(size):
+        for k in range(choices):
+            gates[s, k] *= isinstance(assignment[s][k], tuple)
+    losses = _losses(logits, probs, best, config)
+    metrics = _metrics(logits, mask, probs, best, assignment, sent, config)
+    return Routed(assignment, gates, losses, metrics)
+
+
+def _fill(
+    best: Mapping[int, Sequence[int]],
+    sent: np.ndarray,
+    order: Sequence[int],
+    rows: int,
+    experts: int,
+    only_if_dropped: bool,
+) -> list[list[Place]]:
+    """[S][K]: all first choices take positions in `order`, then all second choices, and so on.
+
+    Args:
+      best: token -> its experts, best first.
+      sent: bool [S, K], which choices are sent; with `only_if_dropped` it is written.
+      order: tokens in the order in which they take positions.
+      rows: C.
+      experts: E.
+      only_if_dropped: a choice is sent when all before it of the same token found no position.
+    """
+    size, choices = sent.shape
+    used = [0] * experts
+    assignment: list[list[Place]] = [["unsent"] * choices for _ in range(size)]
+    for k in range(choices):
+        for s in order:
+            if only_if_dropped:
+                sent[s, k] = not any(isinstance(place, tuple) for place in assignment[s])
+            if sent[s, k]:
+                expert = best[s][k]
+                taken = used[expert] < rows
+                assignment[s][k] = (expert, used[expert]) if taken else "dropped"
+                used[expert] += taken
+    return assignment
+
+
+def _losses(
+    logits: np.ndarray,
+    probs: Mapping[int, np.ndarray],
+    best: Mapping[int, Sequence[int]],
+    config: RoutingConfig,
+) -> dict[str, Sum]:
+    """Balance loss E * sum_i f_i P_i and the sum of squared log-sum-exps."""
+    experts, tokens = logits.shape[1], sorted(probs)
+    count = len(tokens)
+    counted = 1 if config.balance_choices == "first" else None
+    chosen = [e for s in tokens for e in best[s][:counted]]
+    share = np.bincount(chosen, minlength=experts) / max(count, 1)
+    mean = sum((probs[s] for s in tokens), np.zeros(experts)) / max(count, 1)
+    z = sum(log_sum_exp(clipped(logits[s], config).astype(float)) ** 2 for s in tokens)
+    return {"balance": (experts * float(share @ mean), float(count > 0)), "z": (z, count)}
+
+
+def _metrics(
+    logits: np.ndarray,
+    mask: np.ndarray,
+    probs: Mapping[int, np.ndarray],
+    best: Mapping[int, Sequence[int]],
+    assignment: Sequence[Sequence[Place]],
+    sent: np.ndarray,
+    config: RoutingConfig,
+) -> dict[str, Sum]:
+    """What is reported of the group, by its name."""
+    experts, tokens = logits.shape[1], sorted(probs)
+    count = len(tokens)
+    flat = [(s, k) for s in tokens for k in range(config.top_k) if sent[s, k]]
+    entropy = -sum(sum(p * np.log(p) for p in probs[s] if p > 0) for s in tokens)
+    largest = max((np.abs(clipped(logits[s], config)).max() for s in tokens), default=0.0)
+    lost = [s for s in tokens if not any(isinstance(place, tuple) for place in assignment[s])]
+    broken = mask & ~np.isfinite(logits).all(-1)
+    return {
+        "load": (np.bincount([best[s][k] for s, k in flat], minlength=experts), len(flat)),
+        "dropped_choices": (sum(assignment[s][k] == "dropped" for s, k in flat), len(flat)),
+        "dropped_tokens": (len(lost), count),
+        "entropy": (entropy, count),
+        "max_logit": (largest, float(count > 0)),
+        "second_rate": (sum(k > 0 for _, k in flat), count),
+        "nonfinite": (int(broken.sum()), int(mask.sum())),
+    }
