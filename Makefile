@@ -62,7 +62,7 @@ compile-all: $(VENV)/.test
 AS_USERS := VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0
 
 soak: $(VENV)/.docs
-	$(AS_USERS) $(BIN)/python -m pytest -m slow
+	$(AS_USERS) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 	$(BIN)/python -m benchmarks.soak_resume
 
 # The wheel and the source distribution, in dist/.

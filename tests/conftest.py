@@ -40,6 +40,19 @@ def pytest_configure(config):
         config.pluginmanager.register(tiers.Announcement(config))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marks
+def pytest_collection_modifyitems(items):
+    tiers.sample(items)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+    """No file keeps what another one compiled: all of them together take 6 GB in each process."""
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
+
+
 def pytest_make_parametrize_id(config, val, argname):
     """Bytes are no part of a test's name: those of an archive hold the time, and processes that
     name a test differently cannot share the suite."""

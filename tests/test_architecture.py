@@ -184,6 +184,7 @@ def test_a_test_of_a_file_lies_where_the_file_does():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_every_dependency_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
@@ -217,6 +218,7 @@ def test_the_formatter_decides():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_only_the_agreed_names_of_nnx_are_used():
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno} uses nnx.{node.attr}"
@@ -247,6 +249,7 @@ def test_heavy_libraries_are_imported_where_they_are_used():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_nothing_is_pickled():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"

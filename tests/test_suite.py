@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tiers import COSTS, announcement
+from tests.tiers import COSTS, announcement, sample, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,3 +56,33 @@ def test_a_part_of_a_tier_promises_nothing():
 def test_the_tiers_are_those_of_the_settings(pytestconfig):
     added = pytestconfig.getini("addopts")
     assert added[added.index("-m") + 1] == next(iter(COSTS))
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "kept"),
+    [(3, 9, [0, 3, 6]), (2, 5, [0, 2]), (1, 4, [0]), (4, 4, [0, 1, 2, 3]), (9, 2, [0, 1])],
+)
+def test_a_sample_is_evenly_spaced(count, of, kept):
+    assert spread(count, of) == kept
+
+
+class Case:
+    """As much of a collected test as the sampling reads."""
+
+    def __init__(self, test: str, number: int, count: int | None):
+        self.nodeid, self.count, self.marks = f"{test}[{number}]", count, []
+
+    def get_closest_marker(self, name):
+        return None if self.count is None else pytest.mark.sample(self.count).mark
+
+    def add_marker(self, mark):
+        self.marks.append(mark.name)
+
+
+def test_cases_beyond_a_sample_are_slow():
+    cases = [Case(name, n, count) for n in range(6) for name, count in (("a", 2), ("b", None))]
+    sample(cases)
+    assert [case.nodeid for case in cases if case.marks == ["slow"]] == [
+        f"a[{n}]" for n in (1, 2, 4, 5)
+    ]
+    assert all(case.marks in ([], ["slow"]) for case in cases)

@@ -1,7 +1,16 @@
-"""What each tier of the suite costs, as measured, and how that is said when one starts."""
+"""The tiers of the suite: which cases of a test are slow, what each tier costs, as measured, and
+how that is said when one starts.
+
+The default tier and the thorough one decide what lands, so both together have to end within a
+quarter of an hour on two cores; a test beyond that is slow, and run by night. Where single cases
+are cheap and many of them are dear, `@pytest.mark.sample(3)` leaves three of them, evenly spaced,
+in the tier of the test and makes the others slow.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +27,24 @@ COSTS = {
     "not slow and not thorough": Cost("the default tier", 10, 6),
     "not slow": Cost("the default and the thorough tier", 15, 9),
 }
+
+
+def spread(count: int, of: int) -> list[int]:
+    """Indices of `count` of `of` cases, evenly spaced, the first among them."""
+    return [of * n // count for n in range(min(count, of))] if count < of else list(range(of))
+
+
+def sample(items: Sequence[pytest.Item]) -> None:
+    """Marks those cases of a test as slow that `@pytest.mark.sample(COUNT)` leaves out."""
+    cases = defaultdict(list)
+    for item in items:
+        if (mark := item.get_closest_marker("sample")) is not None:
+            cases[item.nodeid.partition("[")[0], mark.args[0]].append(item)
+    for (_, count), of_one in cases.items():
+        kept = set(spread(count, len(of_one)))
+        for number, item in enumerate(of_one):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 class Announcement:

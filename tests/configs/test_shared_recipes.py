@@ -76,6 +76,7 @@ def test_files_of_a_paper_differ_in_these_keys_alone(names, own):
         assert any(differs.startswith(key) for differs in keys), key
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", ["", *variants_of("sasa_resnet50")])
 def test_every_variant_of_standalone_attention_is_the_same_at_each_depth(variant):
     names = (f"{stem}:{variant}".rstrip(":") for stem in SASA)

@@ -65,6 +65,7 @@ def test_every_published_file_is_there():
     assert set(EXPECTED) <= set(MODULES)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(("stem", "variant"), NAMES, ids=lambda part: part or "-")
 def test_builds_and_cites_exactly_what_it_is(stem, variant):
     config = MODULES[stem].get_config(variant)
@@ -145,6 +146,7 @@ SAME = {"aa_resnet152": "aa_resnet101", "sasa_resnet38": "sasa_resnet26"}
 SAME["sasa_resnet50"] = "sasa_resnet26"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("stem", "other"), SAME.items())
 def test_small_digits_models_of_deeper_networks_are_the_same(stem, other):
     values, others = (flatten(MODULES[name].get_config("digits")) for name in (stem, other))
@@ -163,6 +165,7 @@ def build_digits(stem):
 QUICK = ("sasa_resnet26",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "stem",
     [

@@ -37,6 +37,7 @@ def test_there_are_enough_of_them():
     assert len(hostile.CASES) >= 60
 
 
+@pytest.mark.slow
 def test_what_was_not_damaged_is_taken(results):
     assert results["good"]["code"] == 0, results["good"]
 

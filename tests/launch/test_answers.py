@@ -90,6 +90,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_texts_are_answered_in_order_by_a_run_and_by_its_export(saved, texts, tmp_path, capsys):
     answers = tmp_path / "new" / "out.jsonl"
     flags = [f"--workdir={saved}", f"--input={texts}", f"--output={answers}"]
@@ -171,6 +172,7 @@ def test_mistakes_are_told_before_anything_is_answered(
     assert not places["out"].exists()
 
 
+@pytest.mark.thorough
 def test_blank_lines_keep_their_place_and_cut_answers_are_marked(saved, tmp_path, capsys):
     """Seven lines in, seven out; with a byte-order mark, through gzip and from an array."""
     rows = [{"inputs": f"copa premise: {'ab' * n}", "n": n} for n in range(5)]
@@ -211,6 +213,7 @@ def test_an_answer_that_ended_is_not_marked(saved, texts, tmp_path, capsys, monk
     assert f"{sum(cut)} of 19 answers" in out
 
 
+@pytest.mark.thorough
 def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
     """The best by rank comes first and is the prediction; scores are those of the same words as
     candidates.
@@ -273,6 +276,7 @@ def test_several_answers_have_scores(saved, tmp_path, capsys, monkeypatch):
         np.testing.assert_allclose(scores, known, atol=2e-2)  # of a model in bfloat16
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kept", [b"", b"{}\n", b"\xff\n", b'{"prediction": 1}\n', b"[]\n"])
 def test_damaged_beginnings_are_answered_again(saved, texts, tmp_path, capsys, monkeypatch, kept):
     def found(self, params, questions):
@@ -313,6 +317,7 @@ def test_answers_are_not_written_through_links(saved, texts, tmp_path, capsys, n
     assert other.read_text() == "mine"
 
 
+@pytest.mark.thorough
 def test_leader_board_files_hold_the_published_test_split(saved, tmp_path, capsys):
     """Ten files; an answer for each line of the test files, with its number, in its own form."""
     flags = [f"--workdir={saved}", f"--write_predictions={tmp_path / 'board'}"]

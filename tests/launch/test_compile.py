@@ -63,7 +63,7 @@ def dense_elements():
     return 4 * D * D + 3 * D * F + D * V
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @needs_libtpu
 def test_bytes_of_a_device_by_hand(small):
     report, _ = small
@@ -161,6 +161,7 @@ def test_a_key_that_lists_its_values_needs_none(small, monkeypatch, capsys, tmp_
     assert "encoder_decoder" in left_out
 
 
+@pytest.mark.thorough
 @needs_libtpu
 def test_what_does_not_fit_is_a_verdict(capsys):
     """Activations fill the memory, so what is missing grows with the batch as arithmetic says."""
@@ -232,6 +233,7 @@ def test_meshes_that_do_not_fit_the_target(arguments, said, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_program_is_the_one_that_the_target_would_trace(monkeypatch):
     """On a machine of the target every default says "tpu"; nothing may depend on which it says."""

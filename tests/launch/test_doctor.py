@@ -28,6 +28,7 @@ def examine(*arguments, **extra):
     )
 
 
+@pytest.mark.thorough
 def test_a_sound_machine_is_ready(tmp_path):
     flags = "--xla_force_host_platform_device_count=2"
     config = "--config=configs/resnet50.py:digits"
@@ -42,6 +43,7 @@ def test_a_sound_machine_is_ready(tmp_path):
     assert not list(tmp_path.rglob(".doctor*"))
 
 
+@pytest.mark.thorough
 def test_what_fails_decides_the_exit_code(tmp_path):
     config = ("--config=configs/resnet50.py:digits", f"--config.data.source=folder:{tmp_path}")
     done = examine(*config, "--config.batch_size=30", "--json")
@@ -53,6 +55,7 @@ def test_what_fails_decides_the_exit_code(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_two_machines_are_compared_and_measured_together(tmp_path):
     with Hosts(tmp_path, 2, "--seconds=0.2", module="launch.doctor") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0) + hosts.error(1)
@@ -259,6 +262,7 @@ def test_a_check_that_hangs_is_left_behind(tmp_path):
     assert done.stdout.endswith("To repair: devices.\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("case", "code", "words"),
     [

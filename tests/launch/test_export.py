@@ -90,6 +90,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_goes_out_comes_back_bit_for_bit(runs, tmp_path, capsys, way):
     name, flags, form = WAYS[way]
@@ -146,6 +147,7 @@ def test_bfloat16_keeps_statistics(runs, tmp_path, capsys):
     assert re.search(r"replaced +step 3 of \S+ as safetensors", again[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", pytest.param("t5x", marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_writes(runs, tmp_path, form):
     """Each writes files of its own, at the same time; none is written twice."""
@@ -273,6 +275,7 @@ def test_an_export_that_fails_half_way_is_none(two_steps, tmp_path, capsys, monk
     assert not list(out.glob("**/.*.partial"))
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_this_package(runs, tmp_path, capsys):
     workdir, values = runs["st_moe"]
     out = tmp_path / "out"
@@ -314,6 +317,7 @@ def test_a_program_runs_without_this_package(runs, tmp_path, capsys):
     assert signature["output"]["shape"][0] == "batch"
 
 
+@pytest.mark.thorough
 def test_a_program_of_a_vision_model(runs, tmp_path, capsys):
     workdir, _ = runs["vision"]
     flags = ["--format=stablehlo", "--platforms=cpu", "--dtype=bf16"]

@@ -142,6 +142,7 @@ def logits(config, values, images):
     return np.asarray(jax.jit(forward)(*parts, {"image": images}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eps", [0.1, 1e-3, 1e-6])
 def test_another_epsilon_is_in_the_variances(eps, tmp_path, capsys):
     """torch adds 1e-5, whatever ours was: an export that is read back has its epsilon."""
@@ -199,6 +200,7 @@ def test_a_cast_that_would_make_infinity_stops(value, dtype, fits):
 FORMS = {"safetensors": [], "own": ["--names=own"], "t5x": [], "stablehlo": ["--platforms=cpu"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", FORMS)
 def test_every_format_names_the_leaf_that_does_not_fit(form, tmp_path, capsys):
     config = models.config("t5")

@@ -105,6 +105,7 @@ def test_fine_tuning_has_a_variant_of_the_same_network(form, tmp_path):
     assert dataclasses.replace(ours, **same) == theirs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", FORMS)
 def test_a_detector_is_recognised_and_comes_back_bit_for_bit(form, tmp_path, capsys):
     made = configuration(form)
@@ -172,6 +173,7 @@ def coco(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_trained_weights_detect_at_once(coco, tmp_path, capsys):
     """By COCO's names, at torchvision's anchors: half of the image's scale is 64 pixels of the
     network for 128 of the picture."""

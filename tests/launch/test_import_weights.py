@@ -38,6 +38,7 @@ def take(capsys, *flags):
     return code, captured.out, " ".join(captured.err.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "switch"])
 def test_the_check_prints_the_difference(runs, tmp_path, capsys, name):
     pytest.importorskip("torch", reason="--check runs the other library")
@@ -246,7 +247,7 @@ def resnet(tmp_path_factory):
     return tensors, root / "run"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_torchvisions_resnet50_computes_the_same(resnet):
     pytest.importorskip("torch", reason="the reference is torch's arithmetic")
     tensors, workdir = resnet

@@ -79,6 +79,7 @@ def outcome(capsys, *argv: str) -> tuple[int, str, str]:
     return code, captured.out, " ".join(captured.err.split())
 
 
+@pytest.mark.slow
 def test_many_images_take_one_compilation_and_averaged_weights(saved, digits, capsys, monkeypatch):
     workdir, _, abstract, ema = saved
     folder, pixels = digits
@@ -215,6 +216,7 @@ def test_a_model_of_text_classifies_no_images(capsys, tmp_path, digits):
     assert "holds a run on texts: give --input=FILE.jsonl" in text
 
 
+@pytest.mark.thorough
 def test_the_command_itself(saved, digits, tmp_path):
     """On one device, from a process of its own, with the picture drawn."""
     picture = tmp_path / "out.png"

@@ -80,6 +80,7 @@ def alone():
     return trained(40)
 
 
+@pytest.mark.thorough
 def test_a_transformer_of_ones_own_learns(alone):
     losses, _ = alone
     assert losses[-1, 0] < 0.5 * losses[0, 0], losses
@@ -90,6 +91,7 @@ def mesh_of(kind):
     return jax.make_mesh((8,), ("data",), axis_types=(kind,))
 
 
+@pytest.mark.slow
 def test_it_trains_alike_on_eight_devices(alone):
     """Experts lie over `data`, the batch as well."""
     mesh = mesh_of(AxisType.Auto)
@@ -121,6 +123,7 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @KINDS
 def test_the_layer_runs_on_every_kind_of_mesh(layer_alone, kind):
     """The axes of `jax.make_mesh` have explicit types unless it is told otherwise."""
@@ -144,7 +147,7 @@ def test_the_batch_stays_split_however_the_layer_is_called(layer_alone):
     assert y.sharding.spec[0] == "data"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @KINDS
 def test_the_layer_runs_on_a_mesh_without_being_compiled(layer_alone, kind):
     make, x, expected = layer_alone
@@ -152,7 +155,7 @@ def test_the_layer_runs_on_a_mesh_without_being_compiled(layer_alone, kind):
         np.testing.assert_allclose(of_layer(make(), x), expected[0], rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @KINDS
 def test_a_whole_model_runs_and_generates_on_a_mesh_that_has_some_axes(kind):
     """A mesh of a stranger need not have an axis `model`."""
@@ -202,6 +205,7 @@ CASES = (
 QUICK = (3, 5, 7, 8, 9)  # the random policy, priority with a second try, Switch, and the others
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "options",
     [

@@ -79,7 +79,7 @@ def model():
     return moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0), routing=roomy, **TINY)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_by_name_learns_under_nnx():
     model = moe.create_model("st_moe_tiny", rngs=nnx.Rngs(0), dropout=0.1, **TINY)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
@@ -101,6 +101,7 @@ def test_a_model_by_name_learns_under_nnx():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.thorough
 def test_padding_and_the_first_column_are_found_without_segments(model):
     """What stands in padding, which zeros mark, changes no logit before it."""
     inputs = np.array([[5, 6, 7, 0, 0], [8, 9, 3, 4, 1]], np.int32)
@@ -124,6 +125,7 @@ def test_padding_and_the_first_column_are_found_without_segments(model):
         model(inputs)
 
 
+@pytest.mark.thorough
 def test_generated_tokens_are_the_likeliest_of_the_whole_model(model):
     """Token by token with a cache, against a forward of all tokens at once; and so the scores."""
     inputs = np.random.default_rng(0).integers(2, 32, (3, 6)).astype(np.int32)
@@ -220,7 +222,7 @@ def in_a_process(code, *arguments, cache):
     return done.stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_fresh_process_answers_as_the_command_does(run, tmp_path):
     texts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     texts.write_text("".join(json.dumps({"inputs": text}) + "\n" for text in TEXTS))
@@ -242,6 +244,7 @@ def loaded(run):
     return moe.load(run)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_generate_and_do_not_depend_on_the_batch(run, loaded):
     assert loaded.answer([]) == []
     assert repr(loaded) == f"LoadedModel({str(run)!r}, step=2)"
@@ -262,7 +265,7 @@ def test_answers_are_those_of_generate_and_do_not_depend_on_the_batch(run, loade
         np.testing.assert_allclose(score, answer.score, rtol=1e-4)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_several_answers_and_the_scores_of_given_ones(loaded):
     asked = loaded.config.decoding.to_dict()
     answers = loaded.answer(TEXTS[:2], num_beams=3, num_return_sequences=2, alpha=0.0)

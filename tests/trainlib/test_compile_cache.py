@@ -71,6 +71,7 @@ def programs(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.program"))
 
 
+@pytest.mark.thorough
 def test_the_second_start_compiles_nothing(folder):
     result, hits = computed()
     assert not hits

@@ -66,6 +66,7 @@ def test_an_augmented_convolution_in_one_line():
     assert bool(jnp.isfinite(y).all())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "shape", "expected"),
     [
@@ -151,6 +152,7 @@ def trained(model, x, labels, steps=20):
     return losses, len(traces)
 
 
+@pytest.mark.thorough
 def test_a_users_own_module_trains_and_moves_its_statistics():
     model, x = Own(nnx.Rngs(0)), images(12, 8, 8, 3)
     losses, traces = trained(model, x, jnp.arange(12) % 3)
@@ -185,6 +187,7 @@ def mixed():
     return model, losses, x, call(model, x)
 
 
+@pytest.mark.thorough
 def test_layers_train_between_those_of_flax(mixed):
     model, losses, x, _ = mixed
     assert losses[-1] < 0.7 * losses[0]
@@ -218,6 +221,7 @@ def test_a_checkpoint_of_the_users_own_by_orbax(mixed, tmp_path):
     np.testing.assert_array_equal(call(fresh, x), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet", pytest.param("wide_resnet", marks=pytest.mark.thorough)]
 )
@@ -227,6 +231,7 @@ def test_a_model_from_its_configuration_trains(name):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_mobile_networks_draw_by_a_key():
     model, x = build(SMALL["mnasnet"], rngs=nnx.Rngs(0)), images(2, 16, 16, 3)
     assert call(model, x).shape == (2, 3)
@@ -235,6 +240,7 @@ def test_mobile_networks_draw_by_a_key():
         call(model, x, train=True)
 
 
+@pytest.mark.thorough
 def test_statistics_move_as_the_step_moves_them():
     """Three batches, one of which has rows that do not count."""
     layer = BatchNorm(5, decay=0.8, rngs=nnx.Rngs(0))
@@ -253,6 +259,7 @@ def test_statistics_move_as_the_step_moves_them():
     assert int(layer.count[...]) == int(counts[0]) == statistics.FRESH + 3
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_arrays_at_once_and_arrays_made_later_are_the_same_module(name):
     """Same names, shapes and types; only the counts of updates come in addition."""

@@ -108,6 +108,7 @@ def test_random_crops_keep_to_the_aspect_of_the_image(target):
         assert box[3] <= 70 + 1e-9
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS)
 def test_counts_and_plans_see_both_sides(model):
     """A convolution costs by the pixel; the sides change places without changing the cost."""

@@ -97,6 +97,7 @@ def small_model(**overrides):
     return vitattn.create_model("aa_wrn28_10", **SMALL | overrides, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.thorough
 def test_a_model_by_name_is_ready_to_be_called():
     model = small_model(num_classes=3)
     logits = model(jnp.zeros((2, 8, 8, 3)), train=False)
@@ -152,6 +153,7 @@ def test_what_is_not_there_is_refused_with_the_nearest(name, changes, words):
 
 
 # ---------------------------------------------------------------- load
+@pytest.mark.slow
 def test_a_run_answers_in_a_fresh_process_as_the_command_does(run, pictures, capsys):
     predict.main(["--workdir", str(run), "--json", *map(str, pictures)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -307,6 +309,7 @@ class Mine(nnx.Module):
         return self.head(self.body(x, train=train))
 
 
+@pytest.mark.thorough
 def test_a_loaded_model_trains_on_inside_a_module_of_the_user(run):
     """Its statistics go on from those of the run, as the share of one more batch."""
     loaded = vitattn.load(run)

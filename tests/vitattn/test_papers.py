@@ -31,6 +31,7 @@ FLOPS_MISSED = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("name", ROWS)
 def test_computed_figures_are_the_printed_ones_or_known_misses(name):
     row = ROWS[name]

@@ -90,6 +90,7 @@ def test_every_default_is_in_its_range_and_every_range_is_declared(family):
             assert isinstance(entry, keys.Key), f"{name} declares no range"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: v[:20])
 def test_values_of_json_are_refused_or_in_range(configs, value):
     refused = 0
@@ -109,6 +110,7 @@ def test_values_of_json_are_refused_or_in_range(configs, value):
     assert refused > len(KEYS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS, ids=lambda v: ascii(v[:20]))
 def test_words_of_a_command_line_are_refused_or_in_range(configs, words):
     refused = [

@@ -72,6 +72,7 @@ def outcome(main, argv, capsys) -> tuple[int, str]:
     return code, " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("argv", "code", "words"), MISTAKES, ids=lambda v: str(v)[-40:])
 def test_training_refuses_in_one_paragraph(argv, code, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # no data set of this machine's user

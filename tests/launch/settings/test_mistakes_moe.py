@@ -44,6 +44,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES, ids=lambda v: str(v)[-40:])
 def test_training_refuses_in_one_paragraph(arguments, code, words, capsys, tmp_path, monkeypatch):
     def refuse(*_):

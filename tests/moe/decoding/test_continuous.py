@@ -211,6 +211,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 def test_answers_are_those_to_each_question_alone(planned, asked, options):
     """In any order, among any others and in any number: rows, neighbours and padding differ."""
@@ -259,6 +260,7 @@ def test_a_model_of_nan_stops_at_once(planned, asked):
         next(answerer.results(bad, asked))
 
 
+@pytest.mark.thorough
 def test_what_is_compiled_is_compiled_once(planned):
     """Five lengths of inputs are padded to two, and a second call compiles nothing."""
     plan, weights = planned
@@ -319,6 +321,7 @@ def test_rows_begin_where_they_are():
     assert compiled.memory_analysis().alias_size_in_bytes == held
 
 
+@pytest.mark.thorough
 def test_scores_are_those_of_each_question_alone(planned, asked):
     """In any order, and at any padding."""
     plan, weights = planned

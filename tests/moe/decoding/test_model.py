@@ -96,6 +96,7 @@ def uncached(model, inputs, quick):
     return lambda words, params=params: np.asarray(whole(params, inputs, words))
 
 
+@pytest.mark.slow
 def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, uncached, quick):
     """Random words in, max |logit difference| at every step; and a cache longer than needed."""
     _, abstract, params = model
@@ -122,6 +123,7 @@ def test_cached_decoding_is_the_uncached_model_step_by_step(model, inputs, uncac
     assert np.abs(found - expected).max() < 2e-5
 
 
+@pytest.mark.thorough
 def test_rows_are_at_places_of_their_own(model, inputs, uncached, quick):
     """Row b begins b steps after the first, in a cache that another sequence has filled before."""
     _, abstract, params = model
@@ -180,6 +182,7 @@ def test_one_beam_is_greedy(model, inputs):
     assert greedy != two
 
 
+@pytest.mark.slow
 def test_beams_keep_their_own_cache(model, decoded, uncached):
     """The same search over the model without a cache, which is given all words of a hypothesis.
     Answers end late, so that hypotheses change their places.
@@ -224,6 +227,7 @@ def scored(model, inputs, quick):
     return lambda candidates: np.asarray(score(params, {}, inputs | {"candidates": candidates}))
 
 
+@pytest.mark.slow
 def test_greedy_answers_score_what_the_scorer_says(decoded, uncached, scored):
     found = decoded("greedy")
     assert found["words"].shape == (8, 6)
@@ -257,6 +261,7 @@ def test_beams_are_no_worse_than_greedy(decoded):
     assert (two["words"] != greedy["words"]).any()
 
 
+@pytest.mark.thorough
 def test_sampled_answers_do_not_depend_on_the_batch(inputs, decoded):
     whole = decoded("sample")
     part = {name: np.roll(value, 3, axis=0) for name, value in inputs.items()}
@@ -265,6 +270,7 @@ def test_sampled_answers_do_not_depend_on_the_batch(inputs, decoded):
     assert len({tuple(row) for row in whole["words"].tolist()}) > 4
 
 
+@pytest.mark.thorough
 def test_several_draws_are_independent_and_the_first_is_that_of_one(
     model, inputs, decoded, scored, quick
 ):

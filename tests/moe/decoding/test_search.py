@@ -232,6 +232,7 @@ def test_the_search_stops_when_all_have_ended():
     assert words.tolist() == [[2, 2]] * 3
 
 
+@pytest.mark.slow
 def test_sampling_draws_from_the_words_that_are_allowed():
     logits = jnp.log(jnp.asarray([[0.5, 0.25, 0.15, 0.1]])) * jnp.ones((4000, 1))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4000))
@@ -342,6 +343,7 @@ def test_equal_continuations_are_taken_in_the_order_of_the_library():
         np.testing.assert_allclose(scores, 2 * np.log(0.25), atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", search.BEAM_RULES)
 def test_a_row_is_answered_the_same_alone_and_among_rows_that_end_at_other_times(rule):
     """Bit by bit, though alone it stops many steps sooner."""

@@ -59,6 +59,7 @@ def tokens(batch, dtype="float32", seed=1):
     return jnp.asarray(x, dtype)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("top_k", [1, 2, 3])
@@ -72,6 +73,7 @@ def test_the_chosen_experts_are_all_experts(batch, dtype, top_k):
     assert np.abs(want).max() > 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "routing",
     [
@@ -148,6 +150,7 @@ def made(compiled, experts):
     return [op for op in re.findall(array, compiled.as_text()) if op not in free]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_no_more_is_read_than_what_was_chosen(dtype, batch):

@@ -96,6 +96,7 @@ def each(*often, rest=()):
     return [*often, *slow]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("top_k", "sent"),
     each(
@@ -110,6 +111,7 @@ def test_any_number_of_choices_on_eight_devices(top_k, sent):
     close(result(config, (1, 8, 1)), roomy(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "room", "sent"),
     each(
@@ -139,6 +141,7 @@ def test_any_placement(shape, sent):
     close(result(config, shape, router=5.0), roomy(config, router=5.0))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sent", ["packets"], indirect=True)
 def test_bfloat16(sent):
     """Rows are rounded as on one device; sums over choices and columns are taken in float32."""
@@ -146,6 +149,7 @@ def test_bfloat16(sent):
     close(got, roomy(DROPLESS, dtype="bfloat16"), tolerance=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "options", "count"),
     [

@@ -85,6 +85,7 @@ DENSE = {
 RARE = ("t5_unscaled_tied", "t5_pytorch_tanh", "mt5_relu")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in RARE else []) for n in DENSE],
@@ -170,6 +171,7 @@ SWITCHES = {
 QUICK = ("encoder alone", "cut after a sparse layer")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n not in QUICK else []) for n in SWITCHES],

@@ -105,6 +105,7 @@ def as_older_versions(directory):
     (directory / "_CHECKPOINT_METADATA").unlink()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("older", [False, True], ids=["json", "msgpack"])
 def test_weights_of_a_train_state(written, tmp_path, name, older):

@@ -44,6 +44,7 @@ def by_loop(x, weights, starts, sizes, form):
     return out
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(
     ("sizes", "gated", "form", "dtype"),

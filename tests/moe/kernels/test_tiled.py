@@ -38,6 +38,7 @@ def case(*, gated, tokens=32, width=512, hidden=256):
     return x, weights, scale.astype(jnp.bfloat16), dy
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gated", "dropout", "memory"),
     [
@@ -138,6 +139,7 @@ RULES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kernels", "routing", "options"),
     [

@@ -107,6 +107,7 @@ def compare(one, other, tolerance):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", EACH)
 def test_the_kernel_is_the_plain_form(case, quick):
     plain = value_and_gradients(case, "plain", quick)
@@ -126,6 +127,7 @@ ON_MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "sizes"), ON_MESHES)
 def test_a_mesh_changes_nothing(case, sizes, quick):
     """The same sequences and keys are dropped on every mesh."""

@@ -117,6 +117,7 @@ def close(got, want, tolerance=2e-5):
     jax.tree_util.tree_map_with_path(check, got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TIGHT, ROOMY], ids=["tight", "roomy"])
 def test_index_dispatch_equals_one_hot_einsums(config):
     got = result(config)
@@ -129,18 +130,21 @@ DATA_MESHES = [None, (1, 2, 1), (1, 4, 1), (1, 8, 1)]
 ALL_AXES = (2, 2, 2)  # two replicas, two rows, two columns
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", DATA_MESHES)
 def test_index_dispatch_is_the_same_on_any_rows(shape):
     """Eight experts on 1, 2, 4 and 8 devices; the random policy on, and most choices dropped."""
     close(result(TIGHT, shape), einsum_result(TIGHT))
 
 
+@pytest.mark.thorough
 def test_index_dispatch_is_the_same_with_replicas_and_columns():
     """With a bias, which lies over rows and columns too."""
     got = result(TIGHT, ALL_AXES, expert_bias="multiplicative")
     close(got, einsum_result(TIGHT, "multiplicative"))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "shape",
     [

@@ -59,6 +59,7 @@ def tiles_of(monkeypatch, tokens, words=WORDS):
     monkeypatch.setattr(cross_entropy, "TILE_BYTES", 4 * words * tokens)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tokens", [12, 1000])  # three tiles, the last not full, and one
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_values_and_gradients_are_those_of_all_logits_at_once(monkeypatch, dtype, tokens):
@@ -93,6 +94,7 @@ def test_tiles_are_nearly_even_and_hold_no_more_than_they_may(monkeypatch, lengt
     assert cross_entropy.tile_length(1000, length, WORDS) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "reduce"),
     [
@@ -127,6 +129,7 @@ def test_the_same_on_every_mesh(monkeypatch, shape, reduce):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.thorough
 def test_a_tied_table_is_a_matrix_that_is_stored_the_other_way():
     x, matrix, targets, weights = drawn(2, 3)
     tied = nn.abstract(Embedding(WORDS, WIDTH))
@@ -157,6 +160,7 @@ def test_equal_logits_are_right_for_one_word_and_nan_for_none():
     assert np.isnan(values.cross_entropy).all()
 
 
+@pytest.mark.thorough
 def test_padding_adds_nothing_even_where_it_is_nan():
     logits = np.random.default_rng(1).normal(size=(1, 3, 5)).astype(np.float32)
     logits[0, 2] = np.nan

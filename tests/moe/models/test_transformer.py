@@ -34,6 +34,7 @@ def logits_of(made, quick):
     return make
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("experts", [0, 4])
 def test_decoder_is_causal_by_gradient_and_reads_all_of_the_encoder(small, made, quick, experts):
     config = small(experts, encoder_blocks=2)

@@ -65,6 +65,7 @@ def close(got, want, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("groups", "size", "experts", "factor", "options"),
     [
@@ -110,6 +111,7 @@ def test_dispatch_and_combine_equal_one_hot_einsums(groups, size, experts, facto
     close(got, want, 2e-5)
 
 
+@pytest.mark.slow
 def test_an_empty_slot_copies_a_token_that_has_one():
     """So that what padding holds, even if it is no number, reaches no gradient of weights."""
     config = RoutingConfig(4, second_policy="all", min_capacity=1, capacity_factor=4.0)
@@ -132,6 +134,7 @@ def test_an_empty_slot_copies_a_token_that_has_one():
     assert np.isfinite(jax.grad(loss)(jnp.ones((4, 6)))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["tokens_choose", "experts_choose"])
 def test_a_tpu_counts_and_adds_up_in_another_way_to_the_same_end(router):
     """Slots without a scatter, gradients of gates slot by slot; run here on what is at hand."""
@@ -215,6 +218,7 @@ def by_loop(x, weights, starts, sizes, form):
     return out
 
 
+@pytest.mark.thorough
 def test_grouped_equals_a_loop_over_experts():
     """The TPU kernel, interpreted."""
     sizes = [70, 0, 33, 1, 100]

@@ -55,6 +55,7 @@ def simple(logits, mask=None, draws=None, **options):
     return routing, (config, logits, mask, draws)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EDGES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 def test_edge(name, dtype):

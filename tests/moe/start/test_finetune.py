@@ -97,6 +97,7 @@ def test_subsets_that_do_not_exist_are_refused(config_of):
         plan_lib.make(dense, one_device())
 
 
+@pytest.mark.slow
 def test_non_moe_allocates_nothing_for_experts_and_leaves_them_bit_identical(config_of):
     """AdamW keeps two numbers a learned weight and nothing of the others; the compiled step needs
     less memory by more than the moments and gradients that are not there.
@@ -168,6 +169,7 @@ def test_a_run_starts_from_weights_and_slots(config_of, tmp_path):
         assert "step 5" in text
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_does_not_fit_is_told_as_a_table(config_of, tmp_path):
     """Other width, one block more, another output: missing, unexpected and of another shape."""
     config = config_of()
@@ -257,6 +259,7 @@ def finished(config_of, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_scores_its_tasks(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert {n for n in summary if n.startswith("score/")} == {
@@ -298,6 +301,7 @@ def noisy(plan, seed=3):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classify", "large"),
     [("generate", 8), pytest.param("rank", 16, marks=pytest.mark.slow)],
@@ -425,6 +429,7 @@ def request_of(tmp_path):
     return predict.Request(source, tmp_path / "out.jsonl")
 
 
+@pytest.mark.slow
 def test_answers_come_in_order_and_a_killed_run_goes_on(config_of, finished, request_of, capsys):
     config = config_of(experts=0)
     config.decoding.update(method="sample", max_length=6, temperature=2.0)

@@ -90,6 +90,7 @@ def flips(pristine, tmp_path, count: int) -> dict[str, int]:
     return outcome
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("error")  # a failed read leaves no traceback behind
 def test_no_flipped_bit_is_restored_silently(pristine, tmp_path):
     outcome = flips(pristine, tmp_path, 24)

@@ -18,6 +18,7 @@ def reference(logits, labels, smoothing):
     return -(target * logp).sum(-1), np.exp(logp) - target
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", [(7, 5), (1, 1), (3, 4, 11)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_values_and_gradients(shape, smoothing):

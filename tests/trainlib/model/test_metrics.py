@@ -50,6 +50,7 @@ def test_padding_may_hold_anything():
     assert tuple(map(float, metric)) == (1.0, 1.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [1, 7, 64, 360, 500])
 def test_any_batch_size_gives_the_same_figure_bit_for_bit(batch):
     rng = np.random.default_rng(3)

@@ -55,6 +55,7 @@ def test_a_rule_is_the_one_of_optax(config, rule):
     assert_same(actual, optax_result(rule))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", optax_rules.names())
 def test_every_rule_of_optax_steps_or_says_why_not(name):
     """Those that need more than gradients are refused when they are built."""

@@ -358,6 +358,7 @@ def test_what_cannot_work_is_refused_by_name(config, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw", "adafactor", "lion", "nadam"])
 def test_eight_devices_with_sharded_slots_are_one_device(name):
     shapes = {

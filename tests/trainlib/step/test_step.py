@@ -103,6 +103,7 @@ def test_steps_equal_numpy_whatever_the_microbatches(microbatches):
     assert int(found.step) == 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mesh_sizes", "rules"),
     [

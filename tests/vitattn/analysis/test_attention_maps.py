@@ -64,6 +64,7 @@ def check_reproduces(layer, x, values):
             np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("kind", "options"), LOCAL.values(), ids=LOCAL)
 def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(kind, options):
     layer, params = bound(kind(6, 8, num_heads=2, **options))
@@ -72,6 +73,7 @@ def test_values_summed_by_the_map_are_the_output_of_stand_alone_attention(kind, 
     check_reproduces(layer, x, seen @ params["qkv"][:, -8:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", STEM.values(), ids=STEM)
 def test_values_summed_by_the_map_are_the_output_of_the_attention_stem(options):
     layer, params = bound(AttentionStem(3, 8, num_heads=2, values="plain", **options))
@@ -101,6 +103,7 @@ def test_a_window_is_the_softmax_of_its_definition():
     assert (maps.sum((2, 3)) < 0.999).all()  # a third of the window lies above the image
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_augmented_rows_sum_to_one_and_equal_a_softmax(dtype):
     """logit = (q.k + q.rel_h[Y-y+H-1] + q.rel_w[X-x+W-1]) / sqrt(d), over all pixels."""
@@ -179,6 +182,7 @@ MODELS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("config", "sizes", "default"), MODELS.values(), ids=MODELS)
 def test_every_attention_layer_is_found_in_the_order_in_which_it_runs(config, sizes, default):
     abstract = nn.abstract(build(config))

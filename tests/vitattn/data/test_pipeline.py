@@ -67,6 +67,7 @@ def test_a_run_that_starts_again_reads_what_an_unbroken_one_reads(reference, sta
     assert_same(global_batches(config(), 1, start, 4), reference[start : start + 4])
 
 
+@pytest.mark.thorough
 def test_worker_processes_make_the_same_batches(reference):
     assert_same(global_batches(config(workers=2), 1, 27, 7), reference[27:34])
 
@@ -99,6 +100,7 @@ def test_a_record_is_augmented_anew_in_each_epoch_and_seeds_differ(reference):
     assert not np.array_equal(other["index"], reference[0]["index"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (4, 0), (1, 2)])
 def test_evaluation_reads_each_record_once_in_order_and_pads(hosts, workers):
     c = config(workers=workers)
@@ -151,6 +153,7 @@ def image_folder(root, bad=()):
     return config(source=f"folder:{root}", augment="inception", eval_crop=0.875)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_keeps_its_row_with_weight_0_and_is_named(tmp_path, workers):
     c = image_folder(tmp_path, bad=(7, 30))

@@ -32,6 +32,7 @@ def plain(length, first, last, count, kernel):
     return weights / weights.sum(1, keepdims=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kernel", ["cubic", "linear"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("box", BOXES)

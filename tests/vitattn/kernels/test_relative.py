@@ -77,6 +77,7 @@ def test_index_is_the_offset_of_the_key_from_the_query():
     assert all(index[i, j] == j - i + 4 for i in range(5) for j in range(5))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (6, 4), (1, 3), (7, 7)])
 def test_equals_the_formula(height, width):
     args = inputs(height=height, width=width)
@@ -107,6 +108,7 @@ def test_tables_that_do_not_fit_are_refused():
         relative_attention_2d(q, k, v, rel_h)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_values_and_gradients_do_not_depend_on_the_tile(rows):
     args = inputs(height=6, width=5)
@@ -127,6 +129,7 @@ def test_tiles_of_part_of_an_image_or_of_several_images_equal_one(monkeypatch, s
     np.testing.assert_allclose(relative_attention_2d(*args), single, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (10, 10), (5, 5), (5, 8)])
 def test_maps_of_a_detector_equal_the_naive_form_with_all_gradients(height, width, monkeypatch):
     """Keys of 3 channels a head and values of 1; the largest of these maps by rows of queries."""

@@ -57,6 +57,7 @@ def reference(x, params, kind, relative, heads):
     return out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("kind", ["mixed", "plain", "conv"])
 @pytest.mark.parametrize(("height", "width"), [(8, 4), (6, 9)])
@@ -87,6 +88,7 @@ def test_equals_the_loop_in_value_and_slope(height, width, kind, relative):
         assert abs(np.sum(gradient * direction) - slope) < 1e-5 * scale, name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "kernels"),
     [("mixed", "plain"), pytest.param("plain", "interpret", marks=pytest.mark.thorough)],

@@ -123,6 +123,7 @@ def value_and_vjp(fn, params, x, g):
     return jax.jit(run)(params, x, jnp.asarray(g, jnp.float32))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_the_reference_in_value_and_directional_derivatives(variant):
     model, params, x, options = build(**VARIANTS[variant])
@@ -164,6 +165,7 @@ def materialised(params, x, options):
     return jnp.concatenate([window, attended @ params["out"]], -1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 8)])
 def test_every_entry_of_every_gradient_equals_the_materialised_version(height, width):
     model, params, x, options = build(8, 24, size=(height, width), num_heads=4, key_depth=32)

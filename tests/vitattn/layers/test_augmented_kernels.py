@@ -69,6 +69,7 @@ def compare(actual, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kernels_change_nothing_but_roundings(variant):
     spec, params, x = build_layer(**VARIANTS[variant])
@@ -77,6 +78,7 @@ def test_kernels_change_nothing_but_roundings(variant):
     compare(jax.jit(step(spec, "interpret"))(params, x), jax.jit(step(spec, "plain"))(params, x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", [None, "data"], ids=["batch split", "fsdp"])
 def test_eight_devices_equal_one(rule):
     """Each has its two images; the gradients of weights, split or not, are those of all sixteen."""
@@ -107,6 +109,7 @@ def test_a_mesh_whose_axes_are_not_known_takes_the_plain_form():
     assert "pallas_call" not in text
 
 
+@pytest.mark.thorough
 def test_a_layer_with_arrays_under_nnx_jit_and_vmap():
     layer = AugmentedConv(8, 10, **BASE, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (3, 2, 5, 4, 8))
@@ -120,6 +123,7 @@ def test_a_layer_with_arrays_under_nnx_jit_and_vmap():
     np.testing.assert_allclose(run(layer, x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("platforms", "batch", "kernels"),
     [(("cpu", "tpu"), 4, 0), (("cpu", "tpu"), 0, 0), (("tpu",), 0, 0), (("tpu",), 4, 1)],
@@ -144,6 +148,7 @@ def test_exported_programs_have_the_kernel_where_they_are_for_a_tpu_alone(
         np.testing.assert_allclose(made.call(params, {"x": x}), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(("kernels", "times"), [("auto", 4), ("plain", 0)])
 def test_the_train_step_of_a_network_for_a_tpu(kernels, times):
@@ -181,6 +186,7 @@ def traced(name):
     return len(layers), str(program).count("pallas_call[")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUGMENTED)
 def test_every_site_of_the_published_networks_takes_the_kernel(monkeypatch, name):
     monkeypatch.setattr(

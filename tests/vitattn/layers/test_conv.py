@@ -70,6 +70,7 @@ def forward_and_back(x, kernel, stride, g, platform):
         return run(x, kernel, g)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("height", "width", "size", "stride"), CASES)
 def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride, platform):
@@ -91,6 +92,7 @@ def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride, 
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("size", "stride", "height"), [(3, 1, 6), (3, 2, 7), (5, 2, 6), (5, 1, 3)])
 def test_depthwise_equals_the_direct_sum(size, stride, height, platform):
@@ -120,6 +122,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_forms_of_the_cpu_equal_xla_s_convolution(case):
     """And are within 2e-6 of the largest of a sum in float64, gradients of kernels within 1e-5."""

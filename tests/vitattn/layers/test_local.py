@@ -103,6 +103,7 @@ def compare(fn, arrays, **options):
         assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max(), name
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("border", [False, True])
 @pytest.mark.parametrize("window", [3, 5, 7, 9, 11])
 def test_every_window_and_border_equals_the_loop(window, border):
@@ -111,6 +112,7 @@ def test_every_window_and_border_equals_the_loop(window, border):
     compare(attention, inputs(offsets=window), window=window, border=border)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("height", "width", "block"),
     [(1, 1, (7, 7)), (8, 3, (7, 8)), (5, 9, (1, 4)), (9, 4, (2, 3)), (4, 8, None), (10, 7, None)],
@@ -120,6 +122,7 @@ def test_every_size_and_block_equals_the_loop(height, width, block):
     compare(attention, inputs(1, height, width, offsets=5), window=5)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("block", "halo", "form"),
     [(2, 0, "plain"), (3, 1, "plain"), (4, 3, "plain"), (3, 1, "interpret")],
@@ -149,6 +152,7 @@ def test_without_positions_it_equals_the_loop_with_tables_of_zero():
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_queries_are_scaled_by_the_root_of_their_depth_unless_another_scale_is_given():
     """The scale covers content and positions, as if the queries had been scaled."""
     *args, _ = inputs(d=6, offsets=5)
@@ -295,6 +299,7 @@ def pooling(height, width):
     return rows[:, None, :, None] * cols[None, :, None, :]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("position", ["relative", "sine", "none"])
 @pytest.mark.parametrize(("stride", "height", "width"), [(1, 7, 4), (2, 5, 7), (2, 6, 3)])
 def test_layer_equals_the_loop_with_its_gradients(position, stride, height, width):
@@ -323,6 +328,7 @@ def test_layer_equals_the_loop_with_its_gradients(position, stride, height, widt
         assert np.abs(actual - want).max() < 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, pytest.param({"position_only": True, "stride": 2}, marks=pytest.mark.thorough)]
 )

@@ -118,6 +118,7 @@ def test_one_pass_far_from_the_running_mean_stays_finite_and_is_exact_one_step_l
     np.testing.assert_allclose(seen.var, np.float64(x).var(0), rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pool", [(3, 2), (4, 4)])
@@ -190,6 +191,7 @@ def plain_weighted(x, scale, bias, weights):
     return scale * (x - mean) / jnp.sqrt(var + EPS) + bias, mean, var
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["fillers", "general", "one"])
 @pytest.mark.parametrize("devices", [1, 8])

@@ -40,6 +40,7 @@ def sample(height, width, dtype=np.float32):
     return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (3, 1), (5, 2), (1, 2)])

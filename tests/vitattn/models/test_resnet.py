@@ -266,6 +266,7 @@ def test_stems():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -301,6 +302,7 @@ def test_zero_init_makes_every_block_its_shortcut():
     np.testing.assert_array_equal(after, jax.nn.relu(x))
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_close_to_float32_and_gives_float32_logits():
     spec, params, state, images = ready(TINY_AUGMENTED)
     low = nn.abstract(build(TINY_AUGMENTED | {"dtype": "bfloat16"}))

@@ -202,6 +202,7 @@ def test_classes_are_found_by_name(tmp_path):
     np.testing.assert_array_equal(ours[name], first[name])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("keys", "new"),
     [

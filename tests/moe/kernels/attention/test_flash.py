@@ -40,7 +40,7 @@ def check(case: Case, tolerance: float, *, wide: bool = False) -> None:
         assert differs(got, want) <= most, (name, differs(got, want), case)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients_are_those_of_the_plain_form(case, quick):
     check(case, 1e-5)
@@ -65,7 +65,7 @@ def test_tiles_are_diagonals_and_their_gradients_sums_over_them():
     np.testing.assert_array_equal(summed, *pull(gradient))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[1], dataclasses.replace(CASES[2], width=32, heads=4)])
 def test_bfloat16_is_as_exact_as_its_operands(case, quick):
     """Against the plain form in float32: within 2 % of the largest number of each result, from
@@ -101,6 +101,7 @@ def test_dropout_drops_what_its_reference_says(quick):
     check(Case(140, 200, heads=2, width=64, rate=0.3, causal=True), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
     [pytest.param(6, marks=pytest.mark.thorough), pytest.param(200, marks=pytest.mark.slow)],
@@ -121,6 +122,7 @@ def operands(length: int, *, batch: int = 1, heads: int = 1):
     return [jnp.asarray(draw(size=(batch, length, heads, 128)), jnp.float32) for _ in range(3)]
 
 
+@pytest.mark.thorough
 def test_nan_in_a_row_touches_that_row_alone():
     query, key, value = operands(200)
     out, logsumexp = run(query.at[0, 7].set(jnp.nan), key, value)
@@ -132,6 +134,7 @@ def test_nan_in_a_row_touches_that_row_alone():
     np.testing.assert_array_equal(logsumexp[..., others], want_logsumexp[..., others])
 
 
+@pytest.mark.thorough
 def test_large_logits_choose_a_key():
     """Logits of 10^6 and more: the largest takes all, nothing overflows, gradients vanish."""
     query, key, value = operands(150)
@@ -145,6 +148,7 @@ def test_large_logits_choose_a_key():
     assert float(jnp.max(jnp.abs(dkey))) <= 1e-3 * 1e5
 
 
+@pytest.mark.slow
 def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():
     """Padding, and a segment that the keys do not have; also where no block is visited at all."""
     query, key, value = operands(300)

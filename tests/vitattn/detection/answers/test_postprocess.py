@@ -82,6 +82,7 @@ OPTIONS = Options(candidates=40, max_detections=5)
 LEVELS = levels_of(np.random.default_rng(7), CONFIG, DRAWS["ties"])
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("candidates", [1, 30, 500])
 def test_detections_are_those_of_the_plain_way(draw, candidates):
@@ -97,6 +98,7 @@ def test_detections_are_those_of_the_plain_way(draw, candidates):
         assert (np.asarray(got["classes"]) == -1).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", ["classes", "boxes"])
 def test_a_number_that_is_not_finite_is_seen_wherever_it_stands(value, part):
@@ -113,6 +115,7 @@ def test_a_number_that_is_not_finite_is_seen_wherever_it_stands(value, part):
             np.testing.assert_array_equal(got["scores"][image], sound["scores"][image])
 
 
+@pytest.mark.thorough
 def test_eight_devices_each_thin_out_their_own_images():
     levels = [Level(*(jnp.tile(m, (3, 1, 1, 1))[:8] for m in level)) for level in LEVELS]
     rules = {"batch": ("replica", "data")}
@@ -127,6 +130,7 @@ def test_eight_devices_each_thin_out_their_own_images():
         assert collective not in str(compiled.as_text())
 
 
+@pytest.mark.slow
 def test_without_jit_it_is_the_same():
     options = dataclasses.replace(OPTIONS, max_detections=2)
     with jax.disable_jit():
@@ -135,6 +139,7 @@ def test_without_jit_it_is_the_same():
         np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_fewer_pairs_than_candidates_and_places():
     config = RetinaNetConfig(image_size=(32, 64), max_level=5, num_classes=1, aspect_ratios=(1,))
     levels = levels_of(np.random.default_rng(5), config, DRAWS["ties"])

@@ -53,6 +53,7 @@ def reference(anchors, boxes, classes, foreground, background, force):
     return kinds, rows, sum(v and m not in rows for m, v in enumerate(valid))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_to_loops(seed):
     rng = np.random.default_rng(seed)

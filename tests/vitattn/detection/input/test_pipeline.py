@@ -57,6 +57,7 @@ def reference():
     return global_batches(1, 0, 15)
 
 
+@pytest.mark.thorough
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(reference):
     assert_same(global_batches(2, 11, 3), reference[11:14])
 

@@ -34,6 +34,7 @@ def sample(seed=0, scale=4.0):
     return logits.astype(np.float32), classes.astype(np.int32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 2.0])
 def test_focal_loss_and_gradient(gamma):
     logits, classes = sample()

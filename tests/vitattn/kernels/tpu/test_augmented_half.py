@@ -70,6 +70,7 @@ def check(case, bound, dtype="float32", relative=True, scale=None):
     assert actual[0].dtype == actual[1][0].dtype == dtype
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_all_gradients_are_those_of_the_plain_form(name):
     check(CASES[name], 1e-5)
@@ -80,6 +81,7 @@ def test_heads_of_a_detector_have_three_channels_and_values_of_one():
     check((2, 5, 8, 16, 2, 3, 1, 2), 1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_scale_covers_the_relative_terms(scale):
     check(CASES["odd"], 1e-5, scale=scale)
@@ -89,6 +91,7 @@ def test_without_relative_positions():
     check(CASES["odd"], 1e-5, relative=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["odd", "published"])
 def test_bfloat16_is_as_close_as_its_roundings(name):
     """Queries, keys, probabilities and outputs are rounded at 2^-9 each; measured 0.014."""
@@ -131,6 +134,7 @@ def test_large_logits_neither_overflow_nor_lose_the_maximum():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(actual))
 
 
+@pytest.mark.slow
 def test_it_can_be_mapped_over_and_recomputed():
     """`jax.vmap` over maps and weights, and `jax.checkpoint`, whose residuals are the inputs."""
     given, cotangent = arguments(CASES["odd"])
@@ -154,7 +158,7 @@ def test_where_no_kernel_is_taken():
 
 
 @needs_figures
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "most"), [("half_14", 0.2), pytest.param("half_28", 1.4, marks=pytest.mark.slow)]
 )

@@ -69,6 +69,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_value_and_gradients_equal_the_plain_form(case):
     *shape, block, halo, border = case
@@ -91,7 +92,7 @@ def compare_random(seed):
     compare(fn, inputs(*shape, 2 * (block + halo) - 1, seed=seed), 2e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_random_shapes(seed):
     compare_random(seed)
@@ -103,6 +104,7 @@ def test_many_random_shapes(seed):
     compare_random(seed)
 
 
+@pytest.mark.slow
 def test_content_only_and_position_only():
     arrays = inputs(1, 6, 8, 2, 8, 8, 9)
     fn = functools.partial(halo_attention, **sizes(4, 1))
@@ -111,12 +113,14 @@ def test_content_only_and_position_only():
     compare(lambda q, v, row, col: fn(q, None, v, row, col), (q, v, row, col, g))
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_as_close_as_its_eight_bits():
     """Probabilities, and gradients of logits, are rounded to bfloat16 before the last products."""
     arrays = inputs(1, 4, 8, 2, 16, 16, 9, jnp.bfloat16)
     compare(functools.partial(halo_attention, block=4, halo=1), arrays, 2**-5)
 
 
+@pytest.mark.thorough
 def test_large_logits():
     """Of a softmax that has all its weight on one key the gradients are what rounding leaves."""
     q, *rest = inputs(1, 4, 4, 1, 8, 8, 9)
@@ -127,6 +131,7 @@ def test_large_logits():
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", [0, 1, 2])
 def test_a_nan_reaches_only_the_queries_that_see_it(what):
     """The pixel (1, 9) lies in the square of the block of columns 8 to 11 alone."""
@@ -143,6 +148,7 @@ def test_a_nan_reaches_only_the_queries_that_see_it(what):
     np.testing.assert_array_equal(reached, expected)
 
 
+@pytest.mark.thorough
 def test_eight_devices_equal_one():
     """Tables that are whole on every device, and their gradients summed over them."""
     arrays = inputs(8, 4, 5, 2, 8, 8, 9)

@@ -70,6 +70,7 @@ def check(case, bound, dtype="float32", scale=None):
     packed_check(case.sizes, bound, dtype, case.relative, scale, case.attention)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_all_gradients_are_those_of_the_plain_form(name):
     check(CASES[name], 1e-5)
@@ -113,11 +114,13 @@ def test_random_shapes(seed):
     check(case, 2**-4, "bfloat16", scale=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_some_random_shapes(seed):
     check(random_case(np.random.default_rng(1000 + seed)), 1e-5)
 
 
+@pytest.mark.thorough
 def test_the_float64_formula():
     case = Case(10, 9, 8, heads=1)
     given, cotangent = arguments(case.sizes)
@@ -146,6 +149,7 @@ def test_a_bad_pixel_touches_its_own_head_of_its_own_image_only():
         assert np.isnan(touched[0][1, :, :, 1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_large_logits_neither_overflow_nor_lose_the_maximum(dtype):
     """Logits of some 1e4 whose largest are in any block: one key has all the weight."""
@@ -159,6 +163,7 @@ def test_large_logits_neither_overflow_nor_lose_the_maximum(dtype):
         np.testing.assert_allclose(actual[0], expected[0], atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_it_can_be_mapped_over():
     case = Case(10, 4, 8, heads=1)
     stacked = jax.tree.map(lambda a: jnp.stack([a, a * 0.5]), arguments(case.sizes))
@@ -169,6 +174,7 @@ def test_it_can_be_mapped_over():
         np.testing.assert_allclose(a[1], b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_public_function_takes_them_for_maps_of_more_pixels_than_a_kernel_holds():
     sizes = (1, 50, 24, 1, 8, 2)
     packing = Packing(50, 24, 8, 2)
@@ -196,7 +202,7 @@ def test_maps_of_detection_fit_into_every_core(size, memory):
 
 
 @needs_figures
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_80_pixels_take_little_more_than_their_products():
     """8 images, 8 heads, d 20, values 3 on v5e, forward and backward.
 

@@ -78,16 +78,19 @@ def check(case, bound, dtype="float32", relative=True, scale=None, attention=rel
     assert [a.dtype for a in actual[1:]] == [a.dtype for a in given]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_all_gradients_are_those_of_the_plain_form(name):
     check(CASES[name], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_scale_covers_the_relative_terms(scale):
     check(CASES["odd"], 1e-5, scale=scale)
 
 
+@pytest.mark.thorough
 def test_maps_in_turn_are_as_one_after_the_other(monkeypatch):
     monkeypatch.setattr(packed, "_INTERPRETED", 4)
     check((2, 4, 5, 2, 6, 4), 1e-5)
@@ -98,6 +101,7 @@ def test_without_relative_positions(name):
     check(CASES[name], 1e-5, relative=False)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["odd", "terms in several registers", "published"])
 def test_bfloat16_is_as_close_as_its_roundings(name):
     """Queries, terms, probabilities and their gradients are rounded at 2^-9 each."""
@@ -125,6 +129,7 @@ def test_random_shapes(seed):
     check(case, 2**-4, "bfloat16", relative=relative, scale=scale)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(4))
 def test_some_random_shapes(seed):
     check(random_case(np.random.default_rng(1000 + seed)), 1e-5)
@@ -200,6 +205,7 @@ def test_packed_maps_need_no_padding_and_go_back():
         np.testing.assert_array_equal(packing.unpack(one, 2), other)
 
 
+@pytest.mark.slow
 def test_it_can_be_mapped_over_and_recomputed():
     given, cotangent = arguments(CASES["odd"])
     stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1] * 0.5]), (given, cotangent))
@@ -211,6 +217,7 @@ def test_it_can_be_mapped_over_and_recomputed():
             np.testing.assert_allclose(a[index], b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_every_device_has_its_part_of_the_batch():
     given, cotangent = arguments((8, 3, 4, 2, 6, 4))
     alone = value_and_gradients(relative_attention_2d, given, cotangent)
@@ -267,7 +274,7 @@ def check_figures(pixels, e, target, most):
 
 
 @needs_figures
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_time_and_bytes_at_14_pixels_on_v5e():
     """0.104 ms; the products take 0.092. Bytes 1.03 times the least."""
     check_figures(14, 6, "v5e-1", 0.115)

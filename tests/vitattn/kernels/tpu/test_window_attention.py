@@ -90,6 +90,7 @@ def compare(shape, seed=0, dtype=jnp.float32, tolerance=1e-5):
         assert error <= tolerance * np.abs(wanted).max(initial=0), (shape, one.shape, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -126,7 +127,7 @@ def drawn(seed):
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_shapes_drawn_at_random(seed):
     compare(drawn(seed), seed)
@@ -138,6 +139,7 @@ def test_many_shapes_drawn_at_random(seed):
     compare(drawn(seed), seed)
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_nearly_as_exact_as_its_results():
     """Products and sums are float32. What is lost is the rounding of results, 2^-9 of each, and in
     gradients that of the result of the forward pass, which they are computed from."""
@@ -184,7 +186,7 @@ def test_sizes_that_the_kernels_do_not_take_are_left_to_the_plain_form(change, t
 
 
 @needs_figures
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_time_of_the_kernels_on_a_chip():
     """28 px, 128 channels in 8 heads, batch 32, window 7: the goal with projections is 0.8 ms."""
     packing = Packing(32, 8, 28, 28, 7)
@@ -205,6 +207,7 @@ def test_time_of_the_kernels_on_a_chip():
     assert sum(one.total_hbm_bytes for one in kernels) < 2 * least
 
 
+@pytest.mark.thorough
 def test_local_attention_takes_the_kernels_and_packs_for_them():
     shape = Shape(heads=3, depth=4, window=5)
     q, k, v, tables, _ = inputs(shape)
@@ -220,6 +223,7 @@ def test_local_attention_takes_the_kernels_and_packs_for_them():
     assert "pallas_call" not in plainly
 
 
+@pytest.mark.thorough
 def test_a_pixel_that_is_not_a_number_reaches_only_those_that_see_it():
     """Forward: the queries whose window it lies in. Backward: what those see; the other maps that
     share its registers stay as they are."""

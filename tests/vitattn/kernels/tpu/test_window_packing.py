@@ -19,6 +19,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", SIZES)
 def test_a_pixel_lies_where_the_formula_says_and_the_rest_is_zero(sizes):
     packing = Packing(*sizes)

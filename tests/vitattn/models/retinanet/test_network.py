@@ -84,6 +84,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
 def test_every_level_has_its_map(config):
     resolved = configure(TINY | config)
@@ -121,6 +122,7 @@ def test_images_of_another_size_are_taken_and_of_a_wrong_one_refused():
         network(1, 128, 200, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", VARIANTS[2:4], ids=str)
 def test_arrays_at_once_and_arrays_made_later_are_the_same_module(config):
     """Same names, shapes and types; only the counts of updates come in addition."""
@@ -152,6 +154,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("p6_from", ["p5", "c5"])
 def test_pyramid_and_heads_against_plain_loops(p6_from):
     """Without normalisations, on one image; the predictors give each anchor its outputs in turn."""
@@ -229,6 +232,7 @@ def test_frozen_normalisations_are_statistics_that_stay():
         np.testing.assert_array_equal(value, state[name])
 
 
+@pytest.mark.thorough
 def test_frozen_parts_have_no_backward_pass():
     """With these patterns in `optimizer.frozen`, which leaves the weights that they match out of
     what is differentiated, each frozen part takes multiply-adds out of the program.
@@ -291,6 +295,7 @@ def on_one_device():
     return on_devices(1, "replicated")(images(8, 64, 128, 3))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_weight(on_one_device):
     spec, (found, (_, seen)) = ready(**SMALL)[0], on_one_device
     assert set(found) == set(spec.params)
@@ -322,6 +327,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=2e-4 * scale, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(on_one_device):
     found, (levels, _) = on_devices(8, "fsdp")(images(8, 64, 128, 3))
     for name, gradient in on_one_device[0].items():
