@@ -20,7 +20,9 @@ from trainlib.model.weights import Abstract
 
 
 def params_by_part(abstract: Abstract) -> dict[str, int]:
-    """Parameters of attention, dense feed-forward layers, experts, routers, norms and tables."""
+    """Parameters of attention, dense feed-forward layers, experts, shared experts, routers, norms
+    and tables.
+    """
     parts = Counter()
     for name, spec in abstract.params.items():
         parts[_part(name)] += spec.size
@@ -32,6 +34,7 @@ def _part(name: str) -> str:
         ("tables", ("embedding.", "output.")),
         ("routers", ("experts.router",)),
         ("norms", ("norm.scale",)),
+        ("shared experts", (".experts.shared.",)),
         ("experts", (".experts.",)),
         ("attention", ("attention.", ".bias.table")),
     ):
@@ -48,7 +51,8 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
     """
     lengths = {"encoder": encoder_length, "decoder": decoder_length}
     d, inner = model.d_model, model.num_heads * model.head_dim
-    ffn = (3 if model.activation == "geglu" else 2) * d * model.d_ff
+    matrices = (3 if model.activation == "geglu" else 2) * d
+    ffn, expert = matrices * model.d_ff, matrices * model.expert_width
     total = 0.0
     for stack in model.stacks:
         tokens = lengths[stack]
@@ -63,7 +67,8 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
             copies = model.routing.capacity_factor  # of each token, as far as experts compute
             if model.routing.dropless or model.routing.capacity_per_choice:
                 copies = model.routing.top_k * (1 if model.routing.dropless else copies)
-            total += sparse * (ffn * copies + d * model.routing.num_experts) * tokens
+            copies += model.shared_experts
+            total += sparse * (expert * copies + d * model.routing.num_experts) * tokens
     last = lengths["decoder" if "decoder" in model.stacks else "encoder"]
     return 2 * (total + d * model.vocab_size * last)
 

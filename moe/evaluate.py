@@ -54,23 +54,23 @@ def run(
         )
     if write_predictions is not None and jax.process_index() == 0:
         submission.prepare(write_predictions)
-    weights = load_weights(workdir, at_step, plan.abstract, plan.shardings)
+    loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
     if config.task == "finetune":
-        return score_tasks(plan, weights.params, weights.step, write_predictions)
+        return score_tasks(plan, loaded.weights, loaded.step, write_predictions)
     source = make_source(config.data, "holdout")
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     for note in source.notes:
         print(note, flush=True)
     unigram = unigram_entropy(source.target_counts())
     eval_step = compile_eval(objective.make_evaluate(plan), plan)
-    result = held_out.over_split(eval_step, weights.params, source, plan, unigram=unigram)
-    rows = [("step", weights.step), *result.rows(config)]
+    result = held_out.over_split(eval_step, loaded.weights, source, plan, unigram=unigram)
+    rows = [("step", loaded.step), *result.rows(config)]
     print(summary(f"{config.name} on {config.data.source}, held out", rows))
-    return {"step": weights.step, **result.everything()}
+    return {"step": loaded.step, **result.everything()}
 
 
 def score_tasks(
-    plan: Plan[Architecture], params: Arrays, number: int, write_predictions: Path | None
+    plan: Plan[Architecture], weights: Arrays, number: int, write_predictions: Path | None
 ) -> dict[str, Any]:
     """Scores all tasks of a configuration, prints their table and writes their predictions."""
     config = plan.config
@@ -78,7 +78,7 @@ def score_tasks(
     started = time.monotonic()
     main_host = jax.process_index() == 0
     with contextlib.closing(Progress(tasks.count, enabled=main_host, unit="example")) as progress:
-        answers = tasks.answers(params, progress.update)
+        answers = tasks.answers(weights, progress.update)
     scores = tasks.score(answers)
     rows = [("step", str(number)), *tasks.rows(scores)]
     rows.append(("answered", f"{tasks.count:,} in {duration(time.monotonic() - started)}"))

@@ -309,5 +309,5 @@ def load(
     if mesh is None and jax.process_count() == 1:
         mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     plan = plan_lib.make(config, mesh)
-    weights = load_weights(directory, step, plan.abstract, plan.shardings)
-    return LoadedModel(plan, weights.params, weights.step, directory)
+    loaded = load_weights(directory, step, plan.abstract, plan.shardings)
+    return LoadedModel(plan, loaded.weights, loaded.step, directory)

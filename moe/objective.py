@@ -20,15 +20,16 @@ import jax.numpy as jnp
 
 from moe.data.sources.packing import batch_fields
 from moe.eval.measured import ROUTER
-from moe.models.architecture import Architecture
+from moe.models.architecture import Architecture, is_sparse
 from moe.models.output import Reports, router_loss, router_outputs
 from moe.models.transformer import Transformer
+from moe.routing.choice import BiasStep
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import number
 from trainlib.model.weights import Abstract, Arrays
 from trainlib.step.plan import Plan
-from trainlib.step.step import Batch, LossFn, LossOutput, Sums
+from trainlib.step.step import Batch, LossFn, LossOutput, Sums, Tally
 
 ATTENTION = ("attention_z", "cross_attention_z")
 
@@ -101,6 +102,21 @@ def router_metrics(reports: Reports) -> Sums:
     }
 
 
+def bias_tallies(model: Architecture, reports: Reports) -> dict[str, Tally]:
+    """Name of each balance bias -> what its routers sent to the experts, [P, E], and the rule that
+    moves it; empty without `routing.balance_bias`.
+    """
+    return {
+        f"{stack}.{tree}.experts.balance_bias": Tally(
+            report["router"].metrics["load"][0], BiasStep(routing.bias_update_rate)
+        )
+        for stack, trees in reports.items()
+        if (routing := model.stack_routing(stack)) and routing.balance_bias
+        for tree, report in trees.items()
+        if is_sparse(tree)
+    }
+
+
 def _attention_z(reports: Reports) -> jax.Array:
     sums = [
         jnp.sum(report[name])
@@ -147,7 +163,10 @@ def loss_function(
             auxiliary = router_loss(router_outputs(reports), routing)
             loss += auxiliary
             sums["router_loss"] = (auxiliary, jnp.ones(()))
-        return loss, LossOutput(weight, model_state, sums | router_metrics(reports))
+        tallies = bias_tallies(model.config, reports)
+        return loss, LossOutput(
+            weight, model_state, sums | router_metrics(reports), tallies=tallies
+        )
 
     return loss_fn
 

@@ -65,10 +65,10 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     vocabulary = make_vocabulary(config.data)
     check_vocabulary(vocabulary, plan.model.vocab_size)
     answerer = Answerer(plan, vocabulary)
-    weights = load_weights(workdir, at_step, plan.abstract, plan.shardings)
+    loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
 
     main_host = jax.process_index() == 0
-    made_by = f"{to_json(config)} {weights.identity}"
+    made_by = f"{to_json(config)} {loaded.identity}"
     partial = PartialOutput(request.input, request.output, made_by, added, several)
     done, early, counts, lost = partial.resume()
     answered = done + len(early)
@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if main_host and (note := unknown(request.input, vocabulary)):
         print(note, flush=True)
     progress = Progress(total, answered, enabled=main_host, unit="line")
-    stream = Answered(answerer, weights.params, request.input, done, early, SEVERAL in added)
+    stream = Answered(answerer, loaded.weights, request.input, done, early, SEVERAL in added)
     with StopRequest() as stop:
         for lines in stream:
             if main_host:
@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: Path, request: Request, at_step: int | None
     if main_host:
         partial.finish()
         rows = [
-            ("step", str(weights.step)),
+            ("step", str(loaded.step)),
             ("lines", f"{total:,}"),
             answerer.truncation(counts.truncated, counts.answers),
             answerer.unfinished(counts.unfinished, counts.answers),

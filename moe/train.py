@@ -47,6 +47,8 @@ FIXED = (
     "batch_size",
     "model.d_model",
     "model.d_ff",
+    "model.expert_d_ff",
+    "model.shared_experts",
     "model.num_heads",
     "model.head_dim",
     "model.kind",
@@ -66,6 +68,8 @@ FIXED = (
     "model.residual_scale",
     "routing.num_experts",
     "routing.top_k",
+    "routing.scores",
+    "routing.balance_bias",
     "data.source",
     "data.parts",
     "data.vocabulary",
@@ -151,14 +155,14 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     ):
         if session.eval_pending:
             with session.evaluating(session.start):
-                session.result = measure(state.params)
+                session.result = measure(state.weights)
         for number, batch in session.steps(batches):
             on_devices = step.put_batch({n: batch[n] for n in fields}, plan.batch_sharding)
             state, sums = train_step(state, on_devices)
             session.record(number, sums)
             if session.eval_due(number):
                 with session.evaluating(number):
-                    session.result = measure(state.params)
+                    session.result = measure(state.weights)
             if session.save_due(number):
                 session.save(number, state)
     if session.main:
@@ -231,13 +235,13 @@ def over_held_out(
     data: Data,
     plan: Plan[Architecture],
     between: Callable[[], object],
-    params: Arrays,
+    weights: Arrays,
 ) -> Evaluation:
     """Measures weights on the held-out split and on the tasks; see `held_out.over_split`."""
     assert data.held_out is not None
     return held_out.over_split(
         eval_step,
-        params,
+        weights,
         data.held_out,
         plan,
         unigram=data.unigram,

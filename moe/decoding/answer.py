@@ -150,9 +150,9 @@ class Answerer:
         """Row of a table: how many answers were ended by the limit, and what that is."""
         return "unfinished", f"{cut:,} of {total:,} answers (limit {self.longest:,} tokens)"
 
-    def answers(self, params: Arrays, questions: Iterable[Question]) -> Iterator[Answer]:
+    def answers(self, weights: Arrays, questions: Iterable[Question]) -> Iterator[Answer]:
         """The answer to each question, in order; of several the first."""
-        for result in in_order(self.results(params, questions)):
+        for result in in_order(self.results(weights, questions)):
             yield self.first(result)
 
     def first(self, result: Found) -> Answer:
@@ -160,7 +160,7 @@ class Answerer:
         words = result["words"].reshape(-1, result["words"].shape[-1])[0]
         return Answer(self.vocabulary.decode(_before_eos(words)), EOS not in words)
 
-    def search(self, params: Arrays, questions: Iterable[Question]) -> Iterator[list[Scored]]:
+    def search(self, weights: Arrays, questions: Iterable[Question]) -> Iterator[list[Scored]]:
         """All answers to each question, in order: beams best first, draws as drawn.
 
         There are decoding.num_return_sequences, and fewer where so many beams did not end within
@@ -169,10 +169,10 @@ class Answerer:
         Raises:
           NumericAbort: the model gives NaN.
         """
-        return map(self.every, in_order(self.results(params, questions)))
+        return map(self.every, in_order(self.results(weights, questions)))
 
     def results(
-        self, params: Arrays, questions: Iterable[Question]
+        self, weights: Arrays, questions: Iterable[Question]
     ) -> Iterator[list[tuple[int, Found]]]:
         """What is found for each question, as pairs (place of the question, found) in the order in
         which answers end; now and then there are none.
@@ -186,14 +186,14 @@ class Answerer:
         waiting, size = self._waiting(questions)
         if self.sorts and self.beams == 1:
             rows = self._rows(size * self.options.num_return_sequences)
-            yield from rows.answers(params, waiting)
+            yield from rows.answers(weights, waiting)
             return
         for batch, length in _batches(waiting, size):
             # A last batch repeats its questions: empty ones would never end.
             asked = [*itertools.islice(itertools.cycle(question for _, question in batch), size)]
             numbers = np.asarray([question.number for question in asked], np.int32)
             inputs = {**padded_inputs(asked, length), "number": numbers}
-            result = self._run(self._search(length), params, inputs)
+            result = self._run(self._search(length), weights, inputs)
             _check(result.get("score", 0.0))
             yield [
                 (place, {name: value[row] for name, value in result.items()})
@@ -227,11 +227,11 @@ class Answerer:
             if score > NEVER / 2
         ]
 
-    def choices(self, params: Arrays, questions: Sequence[Question]) -> Iterator[int]:
+    def choices(self, weights: Arrays, questions: Sequence[Question]) -> Iterator[int]:
         """Number of the likeliest candidate of each question, the first of equal ones."""
-        return (int(np.argmax(scores)) for scores in self.scores(params, questions))
+        return (int(np.argmax(scores)) for scores in self.scores(weights, questions))
 
-    def scores(self, params: Arrays, questions: Sequence[Question]) -> Iterator[np.ndarray]:
+    def scores(self, weights: Arrays, questions: Sequence[Question]) -> Iterator[np.ndarray]:
         """The log-probability of each candidate of each question, float32 [candidates].
 
         It is the `score` that a search gives the same words, which may be words that a search
@@ -253,7 +253,7 @@ class Answerer:
                         candidates[row, number, len(ids)] = EOS
                 inputs = padded_inputs([*asked, *[None] * (size - len(asked))], length)
                 compiled = self._score(length)
-                scores = self._run(compiled, params, inputs | {"candidates": candidates})
+                scores = self._run(compiled, weights, inputs | {"candidates": candidates})
                 _check(scores)
                 yield [
                     (place, scores[row, : len(question.candidates)])
@@ -262,8 +262,8 @@ class Answerer:
 
         return in_order(found())
 
-    def _run(self, compiled: Any, params: Arrays, batch: dict[str, np.ndarray]) -> Any:
-        return jax.device_get(compiled(params, {}, self._put(batch)))
+    def _run(self, compiled: Any, weights: Arrays, batch: dict[str, np.ndarray]) -> Any:
+        return jax.device_get(compiled(*self.plan.abstract.split(weights), self._put(batch)))
 
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Batches of all devices, of which this process gives its part."""

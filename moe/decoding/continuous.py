@@ -49,7 +49,7 @@ class Continuous:
         self._programs, self._put, self._copies, self._check = programs, put, copies, check
         self.steps = 0
 
-    def answers(self, params: Arrays, waiting: Waiting) -> Iterator[list[tuple[int, Found]]]:
+    def answers(self, weights: Arrays, waiting: Waiting) -> Iterator[list[tuple[int, Found]]]:
         """Pairs (place, {"words" int32 [N, L], "score" float32 [N]}) as they are found; now and
         then there are none.
         """
@@ -65,11 +65,11 @@ class Continuous:
             free = held.count(None)
             if need and free >= need:
                 rows, size = self._resized(rows, size, waiting, [*held, *list(queue)[:need]])
-                rows = programs.begin(params, rows, self._put(self._begun(held, queue, size)))
+                rows = programs.begin(weights, rows, self._put(self._begun(held, queue, size)))
             elif free < programs.rows:
                 assert rows is not None
                 rows, size = self._resized(rows, size, waiting, held)
-                rows, state = programs.proceed(params, rows, need or programs.rows)
+                rows, state = programs.proceed(weights, rows, need or programs.rows)
                 yield self._ended(held, jax.device_get(state))
             else:
                 return

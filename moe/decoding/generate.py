@@ -163,23 +163,23 @@ def generate(
     if chosen.method == "sample":
         batch["number"] = jnp.arange(len(tokens)) if numbers is None else jnp.asarray(numbers)
     search = _compiled(model.config, chosen, vocabulary_size or model.config.vocab_size)
-    params = flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    result = search(_apart(params, model.config), batch)
+    weights = flatten(nnx.to_pure_dict(nnx.state(model)))
+    result = search(_apart(weights, model.config), batch)
     return Generated(result["words"], result["score"])
 
 
-def _apart(params: dict[str, Any], config: Architecture) -> dict[str, Any]:
+def _apart(weights: dict[str, Any], config: Architecture) -> dict[str, Any]:
     """The weights of the decoder's blocks as arrays of their own, where that costs nothing: on a
     CPU, which would else copy them for each call and compile a slice of each.
     """
-    if not all(_in_memory(value) for value in params.values()):
-        return params
+    if not all(_in_memory(value) for value in weights.values()):
+        return weights
     depths = {f"decoder.{name}": x.ndim for name, x in config.trees("decoder").items()}
-    found = dict(params)
+    found = dict(weights)
     for tree, depth in depths.items():
-        for name in params:
+        for name in weights:
             if name.startswith(f"{tree}.") and not name.startswith(f"{tree}.experts."):
-                found[name] = Members.of(params[name], depth)
+                found[name] = Members.of(weights[name], depth)
     return found
 
 
@@ -198,7 +198,7 @@ def _compiled(model: Architecture, options: Decoding, words: int) -> Callable[..
     """The jitted search: calls with the same settings share what is compiled."""
     search = make_generate(model, options, options.max_length, words)
 
-    def run(params: Any, batch: Any) -> Any:
-        return search(params, {}, batch)
+    def run(weights: Any, batch: Any) -> Any:
+        return search(weights, {}, batch)
 
-    return jax.jit(lambda params, batch: with_automatic_axes(run, lambda b: b, params, batch))
+    return jax.jit(lambda weights, batch: with_automatic_axes(run, lambda b: b, weights, batch))

@@ -70,10 +70,10 @@ class Programs:
       inputs: G; the draws of one question are encoded once, if they begin together.
       parts: P.
       empty: K -> rows that have all ended.
-      begin: (params, rows, {"encoder_inputs" [G, K], "encoder_segments" [G, K], "row" [M],
+      begin: (weights, rows, {"encoder_inputs" [G, K], "encoder_segments" [G, K], "row" [M],
         "input" [M], "number" [M, 2]}) -> rows. `row` and `input` count inside of a part; a row of
         R / P: there is none.
-      proceed: (params, rows, enough) -> (rows, {"ended", "words", "score", "steps"}); it returns
+      proceed: (weights, rows, enough) -> (rows, {"ended", "words", "score", "steps"}); it returns
         when so many rows have ended, and after `_MOST_STEPS` steps.
       pad: (rows, K) -> rows.
     """
@@ -123,12 +123,13 @@ def make_programs(
         """Shapes of the rows for inputs of K tokens."""
         abstract = decoding_model(model_of(size))
 
-        def cache(params: Arrays) -> Any:
+        def cache(weights: Arrays) -> Any:
             config = plan.model
             encoded = jnp.zeros((rows, size, config.d_model), config.dtype)
-            return abstract.bind(params, {}).init_cache(rows, length, encoded)
+            return abstract.bind(weights, {}).init_cache(rows, length, encoded)
 
-        weights = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in abstract.params.items()}
+        specs = {**abstract.params, **abstract.model_state}
+        weights = {n: jax.ShapeDtypeStruct(s.shape, s.dtype) for n, s in specs.items()}
         row = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         shapes: dict[str, Any] = {
             "cache": jax.eval_shape(cache, weights),
@@ -163,9 +164,9 @@ def make_programs(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rows_at(size))
         return dataclasses.replace(zeros, ended=jnp.ones(rows, bool))
 
-    def begin(params: Arrays, rows: Rows, batch: dict[str, jax.Array]) -> Rows:
+    def begin(weights: Arrays, rows: Rows, batch: dict[str, jax.Array]) -> Rows:
         segments = batch["encoder_segments"]
-        bound = decoding_model(model_of(segments.shape[1])).bind(params, {})
+        bound = decoding_model(model_of(segments.shape[1])).bind(weights, {})
         encoded, _ = bound.encode(batch["encoder_inputs"], segments, train=False)
         count = len(batch["row"])
         put = functools.partial(_put, batch["row"], batch["input"], parts)
@@ -180,8 +181,10 @@ def make_programs(
             score=here(rows.score, jnp.zeros(count)),
         )
 
-    def proceed(params: Arrays, rows: Rows, enough: jax.Array) -> tuple[Rows, dict[str, jax.Array]]:
-        bound = decoding_model(model_of(rows.segments.shape[1])).bind(params, {})
+    def proceed(
+        weights: Arrays, rows: Rows, enough: jax.Array
+    ) -> tuple[Rows, dict[str, jax.Array]]:
+        bound = decoding_model(model_of(rows.segments.shape[1])).bind(weights, {})
         decoder = bound.token_decoder(length)
         choose = choice_of(options, rows.number[:, 0], rows.number[:, 1])
 
@@ -214,7 +217,7 @@ def make_programs(
     def pad(rows: Rows, size: int) -> Rows:
         return jax.tree.map(_fitted, rows, rows_at(size))
 
-    arguments = plan.shardings.params, placed
+    arguments = plan.weight_shardings, placed
     proceed_until = compiled(
         on_mesh(proceed),
         in_shardings=(*arguments, whole),
@@ -222,8 +225,8 @@ def make_programs(
         donate_argnums=1,
     )
 
-    def proceed_on(params: Arrays, rows: Rows, enough: int) -> tuple[Rows, dict[str, jax.Array]]:
-        return proceed_until(params, rows, put_batch({"": np.int32(enough)}, whole)[""])
+    def proceed_on(weights: Arrays, rows: Rows, enough: int) -> tuple[Rows, dict[str, jax.Array]]:
+        return proceed_until(weights, rows, put_batch({"": np.int32(enough)}, whole)[""])
 
     return Programs(
         rows=rows,

@@ -28,7 +28,7 @@ FIGURES = ("cross_entropy", "accuracy")
 
 def over_split(
     eval_step: EvalStep,
-    params: Arrays,
+    weights: Arrays,
     source: Source,
     plan: Plan[Architecture],
     *,
@@ -40,7 +40,7 @@ def over_split(
 
     Args:
       eval_step: `step.compile_eval(objective.make_evaluate(plan), plan)`.
-      params: weights.
+      weights: of the model, with the state of its routers (`train_state.weights`).
       source: the split.
       plan: of the run.
       unigram: `unigram_entropy` of the target tokens of the split.
@@ -50,7 +50,7 @@ def over_split(
     parts: dict[str, Predicted] = {}
     whole, routers = Predicted(0.0, 0.0, 0), None
     for part, rate in source.parts():
-        measured, tokens = _over_part(eval_step, params, part, plan, between)
+        measured, tokens = _over_part(eval_step, weights, part, plan, between)
         scalars = measured.scalars
         parts[part.name] = Predicted(scalars["cross_entropy"], scalars["accuracy"], tokens)
         whole = whole.plus(rate, parts[part.name])
@@ -58,20 +58,21 @@ def over_split(
     assert routers is not None, "a source has at least one part"
     scores = Scores()
     if tasks is not None:
-        scores = tasks.score(tasks.answers(params, lambda count: between()))
+        scores = tasks.score(tasks.answers(weights, lambda count: between()))
     is_mixture = len(source.parts()) > 1
     return Evaluation(whole, parts if is_mixture else {}, routers, unigram, scores)
 
 
 def _over_part(
     eval_step: EvalStep,
-    params: Arrays,
+    weights: Arrays,
     source: Source,
     plan: Plan[Architecture],
     between: Callable[[], object],
 ) -> tuple[Measured, int]:
     """The values of a source that is no mixture, and how many tokens it has."""
     config, total = plan.config, None
+    held = plan.abstract.split(weights)
     size = config.eval_batch_size or config.batch_size
     process = jax.process_index(), jax.process_count()
     fields = batch_fields(plan.model.kind)
@@ -79,7 +80,7 @@ def _over_part(
         for batch in itertools.islice(batches, config.eval_batches or None):
             between()
             on_device = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
-            total = metrics.merge(total, metrics.to_host(eval_step(params, {}, on_device)))
+            total = metrics.merge(total, metrics.to_host(eval_step(*held, on_device)))
     assert total is not None, "a split has at least one batch"
     return Measured.of(total, plan.model.all_sparse_blocks), int(total["cross_entropy"].count)
 

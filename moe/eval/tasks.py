@@ -72,17 +72,17 @@ class Tasks:
         return self.answerer.question(example.inputs, number, choices)
 
     def answers(
-        self, params: Arrays, done: Callable[[int], object] = lambda count: None
+        self, weights: Arrays, done: Callable[[int], object] = lambda count: None
     ) -> dict[str, list[str]]:
         """Task -> the text that answers each of its examples.
 
         Args:
-          params: weights.
+          weights: of the model, with the state of its routers.
           done: called with the number of examples answered so far.
         """
         texts = {name: [""] * len(examples) for name, examples in self.examples.items()}
         count = 0
-        for found in self._answers(params):
+        for found in self._answers(weights):
             for name, number, text in found:
                 texts[name][number] = text
             count += len(found)
@@ -90,12 +90,12 @@ class Tasks:
                 done(count)
         return texts
 
-    def _answers(self, params: Arrays) -> Iterator[list[tuple[str, int, str]]]:
+    def _answers(self, weights: Arrays) -> Iterator[list[tuple[str, int, str]]]:
         """Groups of (task, number of the example, text), in any order."""
         searched: list[tuple[str, int, Question]] = []
         for name, questions in self.questions.items():
             if questions[0].candidates:
-                chosen = self.answerer.choices(params, questions)
+                chosen = self.answerer.choices(weights, questions)
                 for number, (example, choice) in enumerate(
                     zip(self.examples[name], chosen, strict=True)
                 ):
@@ -104,7 +104,7 @@ class Tasks:
                 searched += [(name, number, asked) for number, asked in enumerate(questions)]
         # All at once, so that rows are seldom idle.
         asked = (question for *_, question in searched)
-        for group in self.answerer.results(params, asked):
+        for group in self.answerer.results(weights, asked):
             yield [
                 (*searched[place][:2], self.answerer.first(found).text) for place, found in group
             ]

@@ -74,7 +74,8 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
             "Export with --names=own."
         )
     if names == "own" or wrong:
-        specs = nn.abstract(Transformer(model)).params
+        whole = nn.abstract(Transformer(model))
+        specs = {**whole.params, **whole.model_state}
         return own_layout(specs, {"config.json": settings.to_json(config)})
     lengths = {"encoder": config.data.encoder_length, "decoder": config.data.decoder_length}
     return hf.layout(model, dtype=dtype, lengths=lengths)

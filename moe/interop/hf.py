@@ -44,6 +44,23 @@ def blocks(model: Architecture, stack: str) -> Iterator[tuple[int, str, tuple[in
     yield from sorted(numbered)
 
 
+def same_experts(model: Architecture) -> list[tuple[bool, str]]:
+    """Whether experts are as wide as dense layers and chosen by the softmax of their logits alone,
+    as in the models of others, and what says otherwise.
+    """
+    routing = model.routing
+    if routing is None:
+        return []
+    return [
+        (model.expert_width == model.d_ff, f"model.expert_d_ff={model.expert_d_ff}"),
+        (not model.shared_experts, f"model.shared_experts={model.shared_experts}"),
+        (routing.scores == "softmax", f"routing.scores={routing.scores}"),
+        (routing.gate_scale == 1, f"routing.gate_scale={routing.gate_scale}"),
+        (not routing.balance_bias, "routing.balance_bias=True"),
+        (routing.expert_groups == 1, f"routing.expert_groups={routing.expert_groups}"),
+    ]
+
+
 def obstacles(model: Architecture) -> list[str]:
     """What keeps a model from being written in these names; empty when nothing does."""
     asked: list[tuple[bool, str]] = [
@@ -59,6 +76,7 @@ def obstacles(model: Architecture) -> list[str]:
             (model.extra_ffn == "none", f"model.extra_ffn={model.extra_ffn}, not none"),
             (model.expert_bias == "none", f"model.expert_bias={model.expert_bias}"),
             (model.router_input == "hidden", f"model.router_input={model.router_input}"),
+            *same_experts(model),
             (routing.top_k == 1, f"routing.top_k={routing.top_k}, not 1"),
             (routing.router == "tokens_choose", f"routing.router={routing.router}"),
             (not routing.batch_prioritized, "routing.batch_prioritized=True"),

@@ -30,7 +30,9 @@ from moe.exchange.dropless import dropless
 from moe.exchange.filled import placed, skips_empty_slots
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
+from moe.layers.ffn import FeedForward
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
+from moe.routing.choice import BiasStep
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.logits import router_logits
 from moe.routing.metrics import Sums
@@ -40,10 +42,12 @@ from trainlib.errors import ConfigError, one_of
 from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, keep
-from trainlib.model.weights import declare
+from trainlib.model.weights import declare, declare_stat
 from trainlib.sharding.constrain import active, automatic_axes, constrain
 
+_ROUTER = ("router", "balance_bias")  # what every device has whole
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
+EXPERT_WEIGHTS = ("gate", "up", "down", "bias")  # that have a dimension E of experts
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +79,9 @@ class SparseFFN(Layer):
 
     It maps x [B, L, D] to ([B, L, D], SparseOutput); the norm before it and the residual around it
     are the caller's. Weights are float32: `router` [D, E], `up` and (with "geglu") `gate`
-    [E, D, F], `down` [E, F, D]; experts compute in the type of x, the router in float32.
+    [E, D, F], `down` [E, F, D]; experts compute in the type of x, the router in float32. With
+    `routing.balance_bias` there is the state `balance_bias` [E], which no gradient changes: after a
+    step of a training loop of your own, `layer.rebalance(out)` moves it.
 
     On one device it needs nothing else. Under `jax.set_mesh(mesh)` tokens are split over the mesh
     axes `replica`, `data` and `model`, experts over `data` and their hidden width over `model`, as
@@ -89,6 +95,9 @@ class SparseFFN(Layer):
     Args:
       d_model: D.
       d_ff: F, hidden width of one expert.
+      shared_experts: experts that every token goes to beside those that it is routed to
+        (DeepSeekMoE, arXiv 2401.06066), as one dense layer of so many times F hidden units,
+        without expert bias; what it gives is added.
       routing: how tokens are routed and moved.
       activation: "geglu" or "relu".
       expert_bias: "none", "additive" or "multiplicative": [E, F] after the activation.
@@ -96,6 +105,8 @@ class SparseFFN(Layer):
         that is cut at two of them; 0.1 is that of ST-MoE, 1.0 the usual one.
       router_init_scale: of the router; None: as the experts.
       expert_dropout: of the experts' hidden vectors.
+      reduce: type in which gradients of shared experts are added up over devices, see
+        `moe.layers.product`.
       causal: the layer is in a decoder: options that look at later tokens are refused.
       rngs: keys of the weights, which are then arrays; None leaves them abstract (see
         `trainlib.model.weights.declare`).
@@ -115,6 +126,8 @@ class SparseFFN(Layer):
         init_scale: float = 0.1,
         router_init_scale: float | None = None,
         expert_dropout: float = 0.0,
+        shared_experts: int = 0,
+        reduce: str = "float32",
         causal: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
@@ -145,6 +158,19 @@ class SparseFFN(Layer):
         if expert_bias != "none":
             fill = ONES if expert_bias == "multiplicative" else ZEROS
             self.bias = declare((experts, d_ff), ("expert", "expert_mlp"), fill, rngs)
+        if routing.balance_bias:
+            self.balance_bias = declare_stat((experts,), ("router",), ZEROS, rngs)
+        self.shared_experts = shared_experts
+        if shared_experts:
+            self.shared = FeedForward(
+                d_model,
+                shared_experts * d_ff,
+                activation=activation,
+                init_scale=init_scale,
+                dropout_rate=expert_dropout,
+                reduce=reduce,
+                rngs=rngs,
+            )
 
     @automatic_axes(lambda batch: (batch, P()))
     def __call__(
@@ -161,7 +187,8 @@ class SparseFFN(Layer):
 
         Args:
           x: [B, L, D] in the compute type.
-          mask: bool [B, L], False for padding (routed nowhere, output 0); None: no padding.
+          mask: bool [B, L], False for padding (routed nowhere; output 0, or that of the shared
+            experts); None: no padding.
           key: a random key, needed in training if the second-choice policy is random, as it is by
             default, or if there is jitter, sampling or dropout.
           train: training or evaluation (capacity factor, policy, noise).
@@ -194,8 +221,8 @@ class SparseFFN(Layer):
         size = group_tokens(self.routing, batch, length, placement)  # S
         tokens = self._tokens(x, mask, key, router_input, train=train)
         hidden_scale = self._hidden_scale(key, x, size, placement, train=train)
-        names = ("gate", "up", "down", "bias")
-        weights = {n: getattr(self, n)[...] for n in names if hasattr(self, n)}
+        weights = {n: getattr(self, n)[...] for n in EXPERT_WEIGHTS if hasattr(self, n)}
+        router = {n: getattr(self, n)[...] for n in _ROUTER if hasattr(self, n)}
         if period is not None and not self._only_chosen(x, size, placement):
             weights, period = {n: stack[period] for n, stack in weights.items()}, None
         local = functools.partial(
@@ -220,9 +247,26 @@ class SparseFFN(Layer):
                 out_specs=P(placement.batch),
                 check_vma=False,
             )
-        y, routed = local(tokens, self.router[...], weights, hidden_scale)
+        y, routed = local(tokens, router, weights, hidden_scale)
         losses, metrics = jax.tree.map(lambda total: jnp.sum(total, axis=0), routed)
+        if self.shared_experts:
+            drops = train and self.expert_dropout
+            y = y + self.shared(x, _key_of(key, 5) if drops else None)
         return y, SparseOutput(losses, metrics)
+
+    def rebalance(self, report: SparseOutput) -> None:
+        """Moves the balance bias by what one training step sent to the experts; without
+        `routing.balance_bias` it does nothing.
+
+        A step of `launch.train` does this by itself. In a loop of your own, call it once a step,
+        after the gradients, with what the layer returned.
+
+        Args:
+          report: of this layer, for the whole batch.
+        """
+        if self.routing.balance_bias:
+            move = BiasStep(self.routing.bias_update_rate)
+            self.balance_bias[...] = move(self.balance_bias[...], report.metrics["load"][0])
 
     def _tokens(
         self,
@@ -320,7 +364,7 @@ def _key_of(key: jax.Array | None, role: int) -> jax.Array:
 
 def _local(
     tokens: dict[str, jax.Array],
-    router: jax.Array,
+    router: dict[str, jax.Array],
     weights: Weights,
     hidden_scale: jax.Array | None,
     *,
@@ -336,7 +380,7 @@ def _local(
     Args:
       tokens: "x" [b, L, D], and as far as there are any "mask" [b, L], "router_input" [b, L, D],
         "draws" [b, L, K - 1], "gumbel" [b, L, E], "noise" [b, L, D].
-      router: float32 [D, E].
+      router: "router" float32 [D, E], and "balance_bias" float32 [E] where there is one.
       weights: of this device's experts.
       hidden_scale: see `with_capacity`.
       routing: options of the router.
@@ -355,12 +399,22 @@ def _local(
         seen = grouped.get("router_input", x).astype(routing.router_dtype)
         if "noise" in tokens:
             seen = seen * grouped["noise"].astype(seen.dtype)
-        logits = keep(PRODUCT, router_logits(seen, router.astype(seen.dtype)))
+        logits = keep(PRODUCT, router_logits(seen, router["router"].astype(seen.dtype)))
     # The experts round the weights to the type of x: after the shard_map, whose transpose adds
     # gradients up over replicas in the type of what it was given, float32 (ST-MoE, section 3.4).
     mask, draws, gumbel = (grouped.get(name) for name in ("mask", "draws", "gumbel"))
     with jax.named_scope("route"):
-        routed = route(logits, routing, train=train, mask=mask, draws=draws, gumbel=gumbel)
+        routed = route(
+            logits,
+            routing,
+            train=train,
+            mask=mask,
+            draws=draws,
+            gumbel=gumbel,
+            bias=router.get("balance_bias"),
+            length=tokens["x"].shape[1],
+            axes=() if placement.automatic else placement.batch,
+        )
     if period is not None:
         y = chosen(x, routed, weights, period, bias_form)
     elif routing.dropless:

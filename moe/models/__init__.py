@@ -27,6 +27,47 @@ def architecture(model: Mapping[str, Any], routing: Mapping[str, Any]) -> Archit
     return Architecture(**dict(model.items()), routing=config)
 
 
+def fine_grained(model: Architecture, segments: int) -> Architecture:
+    """The same model with each expert cut into `segments` narrower ones (DeepSeekMoE, arXiv
+    2401.06066, section 3.1): m times as many experts of d_ff / m hidden units, of which a token
+    goes to m times as many.
+
+    Parameters of experts and FLOPs of a token stay what they are; only the router grows, by its m
+    times as many columns. The capacity factor is multiplied by m, since it counts no choices, and
+    shared experts are m times as many, so that they stay as wide as they were.
+
+    Example:
+      >>> fine = fine_grained(models.named("st_moe_tiny"), 4)  # 16 experts of 64, top-8
+      >>> model = moe.Transformer(fine, rngs=nnx.Rngs(0))
+
+    Raises:
+      ConfigError: a dense model, or a width that the segments do not divide.
+    """
+    routing, width = model.routing, model.expert_width
+    if routing is None:
+        raise ConfigError("fine_grained cuts experts, and this model has none: give it a routing.")
+    if segments < 1 or width % segments:
+        fits = max(n for n in range(1, max(segments, 1) + 1) if not width % n)
+        raise ConfigError(
+            f"segments={segments} does not divide the {width} hidden units of an expert. Nearest "
+            f"below: {fits}."
+        )
+    scale = 1 if routing.capacity_per_choice else segments
+    routing = dataclasses.replace(
+        routing,
+        num_experts=routing.num_experts * segments,
+        top_k=routing.top_k * segments,
+        capacity_factor=routing.capacity_factor * scale,
+        capacity_factor_eval=routing.capacity_factor_eval * scale,
+    )
+    return dataclasses.replace(
+        model,
+        routing=routing,
+        expert_d_ff=width // segments,
+        shared_experts=model.shared_experts * segments,
+    )
+
+
 def size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `model` and `routing` of a named size, as far as they differ from defaults.
 

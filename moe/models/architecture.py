@@ -80,7 +80,11 @@ class Architecture:
       kind: "encoder_decoder", "encoder" or "decoder".
       vocab_size: words, padded to a multiple of 128.
       d_model: width of the residual stream.
-      d_ff: hidden width of feed-forward layers and of each expert.
+      d_ff: hidden width of feed-forward layers and, without `expert_d_ff`, of each expert.
+      expert_d_ff: hidden width of each expert, where it is another one; 0: `d_ff`. Fine-grained
+        experts (arXiv 2401.06066) are m times as many and as narrow; see `fine_grained`.
+      shared_experts: experts of the same width that every token goes to beside those that it is
+        routed to, as one dense layer.
       num_heads: attention heads.
       head_dim: width of one head (d_kv of T5).
       encoder_blocks: blocks of the encoder.
@@ -123,6 +127,8 @@ class Architecture:
     vocab_size: Annotated[int, whole(1)] = 32128
     d_model: Width = 768
     d_ff: Width = 2048
+    expert_d_ff: Annotated[int, whole(1, 2**24, also={0: "d_ff"})] = 0
+    shared_experts: Annotated[int, whole(0, 2**10)] = 0
     num_heads: Width = 12
     head_dim: Width = 64
     encoder_blocks: Blocks = 12
@@ -206,6 +212,11 @@ class Architecture:
                 f"model.{key}={blocks} is no whole number of periods of model.{name}={period} "
                 f"blocks. Nearest: {' or '.join(map(str, fits))}{cut}."
             )
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden width of one expert."""
+        return self.expert_d_ff or self.d_ff
 
     def _is_sparse(self, stack: str) -> bool:
         return self.routing is not None and self.sparse_stacks in ("all", stack)

@@ -102,13 +102,15 @@ class Block(Layer):
             self.experts_norm = self._norm(rngs)
             self.experts = SparseFFN(
                 config.d_model,
-                config.d_ff,
+                config.expert_width,
                 routing,
                 activation=config.activation,
                 expert_bias=config.expert_bias,
                 init_scale=config.init_scale,
                 router_init_scale=config.router_init_scale or None,
                 expert_dropout=config.expert_dropout,
+                shared_experts=config.shared_experts,
+                reduce=config.reduce_dtype,
                 causal=causal,
                 rngs=rngs,
             )

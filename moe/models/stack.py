@@ -22,7 +22,7 @@ from moe.layers.attention import shared
 from moe.layers.attention_bias import AttentionBias, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
-from moe.layers.sparse import evaluation_key
+from moe.layers.sparse import EXPERT_WEIGHTS, SparseOutput, evaluation_key
 from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context
 from moe.models.stacked import Stacked, Step, fold, member, stack
@@ -104,7 +104,7 @@ class Stack(Layer):
         """
 
         def stays(path: tuple[str, ...]) -> bool:
-            return path[0] == "experts" and path[1] != "router"
+            return path[0] == "experts" and path[1] in EXPERT_WEIGHTS
 
         found = {}
         for tree, numbers in self.config.trees("decoder" if self.causal else "encoder").items():
@@ -112,6 +112,24 @@ class Stack(Layer):
                 block = member(getattr(self, tree), index, stays)
                 found[numbers[index]] = block, index[0] if is_sparse(tree) else None
         return tuple(found[number] for number in sorted(found))
+
+    def rebalance(self, report: SparseOutput) -> None:
+        """Moves the balance biases of all routers, see `SparseFFN.rebalance`.
+
+        Args:
+          report: of the sparse blocks in their order, leaves [P, ..], as in
+            `ModelOutput.routers`.
+        """
+        if self.routing is None:
+            return
+        done = 0
+        for section in self.sections:
+            for tree, numbers in section.numbers().items():
+                if is_sparse(tree):
+                    of = slice(done, done + len(numbers))
+                    part = jax.tree.map(lambda x, of=of: x[of], report)
+                    getattr(self, tree).experts.rebalance(part)
+                    done = of.stop
 
     def _context(
         self,

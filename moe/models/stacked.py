@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from trainlib.model.remat import recomputed
-from trainlib.model.weights import Initializer, declare
+from trainlib.model.weights import Initializer, declare, declare_stat
 
 M = TypeVar("M", bound=nnx.Module)
 # (a module, what modules hand on, slices of further arrays) -> (handed on, report)
@@ -44,7 +44,7 @@ def stack(
     module: M, sizes: tuple[int, ...], axes: tuple[str, ...], rngs: nnx.Rngs | None = None
 ) -> M:
     """Turns a freshly built module without arrays into a stack of such modules: each of its weights
-    [...] becomes [*sizes, ...].
+    and statistics [...] becomes [*sizes, ...].
 
     Args:
       module: holds abstract weights only; changed in place. `fold` calls its members.
@@ -53,11 +53,12 @@ def stack(
       rngs: see `declare`; with them, each member's weights are drawn with keys of their own.
     """
     for name, value in list(vars(module).items()):
-        if isinstance(value, nnx.Param):
+        if isinstance(value, nnx.Param | nnx.BatchStat):
+            make = declare if isinstance(value, nnx.Param) else declare_stat
             struct, meta = value.get_value(), value.get_metadata()
             init = _each(meta["init"], len(sizes))
             shape, names = (*sizes, *struct.shape), (*axes, *meta["axes"])
-            setattr(module, name, declare(shape, names, init, rngs, dtype=struct.dtype))
+            setattr(module, name, make(shape, names, init, rngs, dtype=struct.dtype))
         elif isinstance(value, nnx.Module):
             stack(value, sizes, axes, rngs)
     return module

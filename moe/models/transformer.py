@@ -171,6 +171,17 @@ class Transformer(Layer):
         matrix = self.output.kernel
         return token_loss(hidden, matrix, targets, weights, z_loss=z_loss, reduce=reduce)
 
+    def rebalance(self, output: ModelOutput) -> None:
+        """Moves the balance biases of all routers by what one training step sent to the experts,
+        for a loop of your own; see `moe.SparseFFN.rebalance`.
+
+        Example:
+          >>> optimizer.update(model, gradients)
+          >>> model.rebalance(output)
+        """
+        for stack, report in output.routers.items():
+            getattr(self, stack).rebalance(report)
+
     @automatic_axes(lambda batch: ModelOutput(batch, P(), P()))  # pyright: ignore
     def __call__(
         self,

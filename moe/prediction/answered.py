@@ -20,7 +20,7 @@ class Answered:
 
     Args:
       answerer: answers the texts.
-      params: weights.
+      weights: of the model.
       path: the file.
       start: number of the first line.
       known: lines that are answered, by their numbers.
@@ -33,13 +33,13 @@ class Answered:
     def __init__(
         self,
         answerer: Answerer,
-        params: Arrays,
+        weights: Arrays,
         path: Path,
         start: int,
         known: Mapping[int, Line],
         several: bool,
     ):
-        self._answerer, self._params, self._several = answerer, params, several
+        self._answerer, self._weights, self._several = answerer, weights, several
         self._path, self._start = path, start
         self.early: dict[int, Line] = dict(known)
         self._known = frozenset(known)
@@ -48,7 +48,7 @@ class Answered:
 
     def __iter__(self) -> Iterator[list[Line]]:
         following = self._start
-        for group in self._answerer.results(self._params, self._questions()):
+        for group in self._answerer.results(self._weights, self._questions()):
             for place, found in group:
                 number, question = self._numbers.pop(place)
                 line = self._read.pop(number)

@@ -17,6 +17,9 @@ from trainlib.keys import check_fields, choice, number, whole
 
 ROUTERS = ("tokens_choose", "experts_choose")
 DISPATCHES = ("index", "dropless", "grouped")
+SCORES = ("softmax", "sigmoid")
+GROUP_SCORES = ("top2", "best")
+BALANCE_OVER = ("group", "sequence", "batch")
 
 Factor = Annotated[float, number(1e-6, 1e6)]
 
@@ -35,6 +38,22 @@ class RoutingConfig:
       top_k: K, experts a token may be sent to. With 1 the gate is the probability itself (Switch).
       router: "tokens_choose", or "experts_choose" (arXiv 2202.09368): each expert takes its C
         likeliest tokens. That looks at later tokens, so it is refused in a causal stack.
+      scores: what the router makes of its logits: "softmax", or "sigmoid" of each on its own
+        (DeepSeek-V3, arXiv 2412.19437). Gates are scores; where probabilities are meant, in the
+        balance loss and the entropy, sigmoids are divided by their sum over all experts.
+      gate_scale: all gates are multiplied by it (`routed_scaling_factor` of DeepSeek-V3, 2.5).
+      balance_bias: each expert has a bias, which is added to its score where a token chooses its
+        experts and not in its gate. Every training step moves it by `bias_update_rate`: up where
+        an expert was sent less than the mean of all, down where more (balancing without an
+        auxiliary loss, arXiv 2408.15664). It is no weight but state, as running statistics are,
+        and stays as it is in evaluation.
+      bias_update_rate: see `balance_bias`; 0 leaves the bias as it is.
+      expert_groups: experts lie in so many groups of neighbours, and a token takes its experts from
+        the `groups_per_token` groups of the best score (DeepSeek-V2, arXiv 2405.04434). 1: from
+        all.
+      groups_per_token: see `expert_groups`.
+      expert_group_score: the score of a group: "top2", the sum of its two best scores, with their
+        biases (DeepSeek-V3), or "best" (DeepSeek-V2).
       capacity_factor: in training C = capacity_factor * S / E.
       capacity_factor_eval: in evaluation C = capacity_factor_eval * S / E.
       capacity_per_choice: multiply C by K too (V-MoE, MaxText); the paper's code does not.
@@ -66,6 +85,9 @@ class RoutingConfig:
       router_dtype: "float32", or "bfloat16" to see why the paper does not use it.
       balance_choices: "first" counts first choices in the balance loss (paper), "all" all K
         (flaxformer; uniform routing then costs K).
+      balance_over: the tokens of one balance loss: those of a "group" (paper), of a "sequence"
+        (DeepSeek-V3; a row of the batch) or of the whole "batch" on all devices (arXiv 2501.11873;
+        of one microbatch, where there are several). The loss is the mean over them.
       balance_loss_weight: coefficient of the balance loss.
       z_loss_weight: coefficient of the router z-loss.
       loss_reduction: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
@@ -89,6 +111,13 @@ class RoutingConfig:
     num_experts: Annotated[int, whole(1, 2**20)]
     top_k: Annotated[int, whole(1)] = 2
     router: Annotated[str, choice(*ROUTERS)] = "tokens_choose"
+    scores: Annotated[str, choice(*SCORES)] = "softmax"
+    gate_scale: Annotated[float, number(above=0)] = 1.0
+    balance_bias: bool = False
+    bias_update_rate: Annotated[float, number(0)] = 0.001
+    expert_groups: Annotated[int, whole(1)] = 1
+    groups_per_token: Annotated[int, whole(1)] = 1
+    expert_group_score: Annotated[str, choice(*GROUP_SCORES)] = "top2"
     capacity_factor: Factor = 1.25
     capacity_factor_eval: Factor = 2.0
     capacity_per_choice: bool = False
@@ -108,6 +137,7 @@ class RoutingConfig:
     logit_clip: Annotated[float, number(above=0, also={0: "off"})] = 0.0
     router_dtype: Annotated[str, choice("float32", "bfloat16")] = "float32"
     balance_choices: Annotated[str, choice("first", "all")] = "first"
+    balance_over: Annotated[str, choice(*BALANCE_OVER)] = "group"
     balance_loss_weight: Annotated[float, number(0)] = 0.01
     z_loss_weight: Annotated[float, number(0)] = 1e-3
     loss_reduction: Annotated[str, choice("sum", "mean")] = "sum"
@@ -144,6 +174,53 @@ class RoutingConfig:
                 f"routing.router='experts_choose' fills every expert to its capacity, which "
                 f"routing.dispatch={self.dispatch!r} does not have. Use routing.dispatch='index'."
             )
+        self._check_groups()
+        self._check_choice()
+
+    def _check_groups(self) -> None:
+        """Refuses groups of experts that do not divide, or that hold too few for a token."""
+        groups, experts = self.expert_groups, self.num_experts
+        if experts % groups:
+            near = [n for n in range(1, experts + 1) if not experts % n]
+            fits = min(near, key=lambda n: abs(n - groups))
+            raise ConfigError(
+                f"routing.expert_groups={groups} does not divide routing.num_experts={experts}. "
+                f"Nearest: {fits}."
+            )
+        if self.groups_per_token > groups:
+            raise ConfigError(
+                f"routing.groups_per_token={self.groups_per_token} is more than the "
+                f"routing.expert_groups={groups} that there are. Use at most {groups}."
+            )
+        held = self.groups_per_token * (experts // groups)
+        if self.top_k > held:
+            each = experts // groups
+            raise ConfigError(
+                f"routing.top_k={self.top_k} is more than the {held} experts of "
+                f"{self.groups_per_token} of {groups} groups (routing.groups_per_token, "
+                f"routing.expert_groups). Use groups_per_token={-(-self.top_k // each)} or more."
+            )
+
+    def _check_choice(self) -> None:
+        """Refuses what would change how tokens choose where something else chooses."""
+        for active, option, off in (
+            (self.balance_bias, "balance_bias=True", "balance_bias=False"),
+            (self.expert_groups > 1, f"expert_groups={self.expert_groups}", "expert_groups=1"),
+        ):
+            if not active:
+                continue
+            if self.router == "experts_choose":
+                raise ConfigError(
+                    f"routing.{option} is about the experts that a token chooses, and with "
+                    "routing.router='experts_choose' it chooses none: every expert has the same "
+                    f"load. Use routing.{off}, or router='tokens_choose'."
+                )
+            if self.sample_temperature:
+                raise ConfigError(
+                    f"routing.sample_temperature={self.sample_temperature} draws the experts of a "
+                    f"token from the softmax of all logits, in which routing.{option} has no "
+                    f"place. Use routing.sample_temperature=0, or routing.{off}."
+                )
 
     @property
     def dropless(self) -> bool:

@@ -41,27 +41,50 @@ def auxiliary_loss(losses: Sums, config: RoutingConfig) -> jax.Array:
 
 
 def balance_loss(
-    probs: jax.Array, best: jax.Array, valid: jax.Array, config: RoutingConfig
-) -> jax.Array:
-    """E * sum_i f_i P_i over the tokens of a group (ST-MoE, appendix A); 0 without tokens.
+    shares: jax.Array,
+    best: jax.Array,
+    valid: jax.Array,
+    config: RoutingConfig,
+    *,
+    length: int = 0,
+    axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array]:
+    """E * sum_i f_i P_i over the tokens of a group (ST-MoE, appendix A), of a sequence or of the
+    batch; 0 without tokens.
 
     f_i is the share of tokens whose first choice (or any choice) is i, P_i the mean probability.
 
     Args:
-      probs: float32 [G, S, E].
+      shares: float32 [G, S, E], probabilities.
       best: int32 [G, S, K], the best experts of each token.
       valid: bool [G, S], False for padding.
-      config: says which choices count.
+      config: says which choices count, and which tokens have one loss.
+      length: see `moe.routing.route.route`.
+      axes: see there.
 
     Returns:
-      float32 [G].
+      (total, count), float32 [G], or one entry a sequence: their sums over all groups and devices
+      are the sum of the losses and the number of them.
     """
-    experts = probs.shape[-1]
+    if config.balance_over == "sequence" and length:
+        shares, best, valid = (v.reshape(-1, length, *v.shape[2:]) for v in (shares, best, valid))
+    experts = shares.shape[-1]
     counted = best if config.balance_choices == "all" else best[..., :1]
     hits = jnp.where(valid[..., None], counted, experts)  # [G, S, 1 or K]
     index = jnp.arange(experts, dtype=jnp.int32)
     # Integer counts: a float32 sum of ones stops at 2**24.
-    share = jnp.sum(hits[..., None] == index, axis=(1, 2), dtype=jnp.int32).astype(jnp.float32)
-    tokens = jnp.maximum(jnp.sum(valid, axis=-1), 1).astype(jnp.float32)
-    mass = jnp.sum(jnp.where(valid[..., None], probs, 0.0), axis=1)  # [G, E]
-    return experts * jnp.sum(share * mass, axis=-1) / jnp.square(tokens)
+    share = jnp.sum(hits[..., None] == index, axis=(1, 2), dtype=jnp.int32)  # [G, E]
+    tokens = jnp.sum(valid, axis=-1)  # [G]
+    mass = jnp.sum(jnp.where(valid[..., None], shares, 0.0), axis=1)  # [G, E]
+    if config.balance_over != "batch":
+        count = jnp.maximum(tokens, 1).astype(jnp.float32)
+        total = experts * jnp.sum(share.astype(jnp.float32) * mass, axis=-1) / jnp.square(count)
+        return total, jnp.minimum(tokens, 1).astype(jnp.float32)
+    # The loss is linear in the probabilities: with the counts of the whole batch in place of its
+    # own, what each group adds is a part of the one loss, and no gradient crosses devices.
+    share, every = jnp.sum(share, axis=0), jnp.sum(tokens)
+    if axes:
+        share, every = jax.lax.psum((share, every), axes)
+    count = jnp.maximum(every, 1).astype(jnp.float32)
+    total = experts * jnp.sum(share.astype(jnp.float32) * mass, axis=-1) / jnp.square(count)
+    return total, tokens.astype(jnp.float32) / count

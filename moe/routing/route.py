@@ -5,7 +5,8 @@ expert for one group). Everything here is a pure function; `route` makes no arra
 [S, E, C].
 
 The order of events follows Mesh TensorFlow, the code base of the paper:
-  1. softmax of float32 logits; the K best experts of a token; gates divided by their sum.
+  1. softmax (or sigmoids) of float32 logits; the K best experts of a token (`moe.routing.choice`);
+     gates divided by their sum.
   2. The second-choice policy decides which choices beyond the first are sent at all.
   3. Each expert takes the first C of what is sent to it: all first choices in order, then all
      second choices, and so on. The rest is dropped: its gate is 0, other gates stay as they are.
@@ -18,6 +19,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moe.routing.choice import choose, scores_of
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.losses import balance_loss
 from moe.routing.metrics import Sums, routing_metrics
@@ -49,7 +51,8 @@ class Routing:
       gates: float32 [G, S, K], weight of each choice, 0 where it was not sent or was dropped.
       expert: int32 [G, S, K], the expert of each choice that was sent; E: not sent.
       losses: name -> (total [G], count [G]), float32: "balance" (count 1 for a group with
-        tokens), "z" (count: tokens) and "nonfinite" (tokens whose logits were not finite).
+        tokens; of sequences or of the batch as `RoutingConfig.balance_over` says), "z" (count:
+        tokens) and "nonfinite" (tokens whose logits were not finite).
       metrics: name -> (total [G, ...], count [G]), float32; see `moe.routing.metrics.METRICS`.
     """
 
@@ -110,6 +113,9 @@ def route(
     mask: jax.Array | None = None,
     draws: jax.Array | None = None,
     gumbel: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    length: int = 0,
+    axes: tuple[str, ...] = (),
 ) -> Routing:
     """Routes each group of tokens on its own (ST-MoE, arXiv 2202.08906, section 2 and appendix C).
 
@@ -132,9 +138,15 @@ def route(
         groups lie over devices.
       gumbel: float32 [G, S, E], standard Gumbel noise (`jax.random.gumbel`) for
         `sample_temperature`, or None.
+      bias: float32 [E], of a router with `balance_bias`; `moe.routing.choice.BiasStep` moves it.
+      length: tokens of a sequence, of which `balance_over="sequence"` takes each on its own, the
+        tokens of all groups in their order; 0: a group is a sequence.
+      axes: mesh axes of a shard_map over which the tokens of a batch lie, for
+        `balance_over="batch"`.
 
     Raises:
-      ConfigError: capacity below 1, or a group too large for 32-bit positions.
+      ConfigError: capacity below 1, a group too large for 32-bit positions, or a bias that is
+        missing or of no use.
       InputError: logits or a mask of another shape.
       ValueError: draws are needed and missing.
     """
@@ -149,58 +161,33 @@ def route(
     logits = jnp.where(valid[..., None], logits, 0.0)
     if config.logit_clip:
         logits = jnp.clip(logits, -config.logit_clip, config.logit_clip)
-    probs, log_normaliser = _softmax(logits)  # [G, S, E], [G, S]
+    scores, shares, log_normaliser = scores_of(logits, config.scores)  # [G, S, E] twice, [G, S]
     slots = size if config.dropless else capacity(config, size, train=train)  # C
     if config.router == "experts_choose":
-        slot, source, gates, expert = _experts_choose(probs, valid, slots)
-        balance = jnp.zeros((groups,), jnp.float32)
+        slot, source, gates, expert = _experts_choose(scores, valid, slots)
+        balance = jnp.zeros((groups,), jnp.float32), jnp.any(valid, axis=-1).astype(jnp.float32)
     else:
-        scores = jax.lax.stop_gradient(logits)
-        if gumbel is not None:
-            scores = scores / config.sample_temperature + gumbel
-        best = _best(scores, config.top_k)  # [G, S, K]
+        best = choose(logits, scores, config, bias, gumbel)  # [G, S, K]
         chosen = policy(config, train=train)
         slot, source, gates, expert = _tokens_choose(
-            best, probs, valid, draws, config, chosen, slots
+            best, scores, valid, draws, config, chosen, slots
         )
-        balance = balance_loss(probs, best, valid, config)
+        balance = balance_loss(shares, best, valid, config, length=length, axes=axes)
+    if config.gate_scale != 1:
+        gates = gates * config.gate_scale
     tokens, seen, broken = (  # all [G]
         jnp.sum(which, axis=-1).astype(jnp.float32) for which in (valid, mask, mask & ~finite)
     )
     z = jnp.sum(jnp.where(valid, jnp.square(log_normaliser), 0.0), axis=-1)
-    losses = {"balance": (balance, jnp.minimum(tokens, 1.0)), "z": (z, tokens)}
-    metrics = routing_metrics(logits, probs, valid, slot < experts * slots, expert)
+    losses = {"balance": balance, "z": (z, tokens)}
+    metrics = routing_metrics(logits, shares, valid, slot < experts * slots, expert)
     losses["nonfinite"] = metrics["nonfinite"] = (broken, seen)
     return Routing(slot, source, gates, expert, losses, metrics)
 
 
-def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Probabilities [..., E] and the logarithm of their normaliser [...], from one exponential."""
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    unnormalized = jnp.exp(logits - largest)
-    total = jnp.sum(unnormalized, axis=-1, keepdims=True)
-    return unnormalized / total, (largest + jnp.log(total))[..., 0]
-
-
-def _best(logits: jax.Array, count: int) -> jax.Array:
-    """int32 [..., count]: the experts of the largest logits, equal ones by index.
-
-    One arg-max after another: the automatic partitioner splits it over groups, where it would
-    gather the operand of a sort (`lax.top_k`).
-    """
-    index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    chosen = []
-    for _ in range(count):
-        largest = jnp.max(logits, axis=-1, keepdims=True)
-        best = jnp.min(jnp.where(logits == largest, index, logits.shape[-1]), axis=-1)
-        chosen.append(best)
-        logits = jnp.where(index == best[..., None], -jnp.inf, logits)
-    return jnp.stack(chosen, axis=-1)
-
-
 def _tokens_choose(
     best: jax.Array,
-    probs: jax.Array,
+    scores: jax.Array,
     valid: jax.Array,
     draws: jax.Array | None,
     config: RoutingConfig,
@@ -208,10 +195,10 @@ def _tokens_choose(
     slots: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Slot, source, gates and expert from the K best experts [G, S, K] of each token."""
-    experts = probs.shape[-1]
-    priority = _priority(best, probs) if config.batch_prioritized else None
+    experts = scores.shape[-1]
+    priority = _priority(best, scores) if config.batch_prioritized else None
     wanted = jnp.where(valid[..., None], best, experts)  # [G, S, K]
-    gates = _gates(best, probs)  # [G, S, K]
+    gates = _gates(best, scores)  # [G, S, K]
     normalized = gates / (jnp.sum(gates, axis=-1, keepdims=True) + _GATE_EPSILON)
     expert = chosen.send(
         Choices(
@@ -232,27 +219,27 @@ def _tokens_choose(
     return slot, source, jnp.where(sent, gates, 0.0), expert
 
 
-def _gates(best: jax.Array, probs: jax.Array) -> jax.Array:
-    """float32 [G, S, K]: the probabilities of the chosen experts."""
+def _gates(best: jax.Array, scores: jax.Array) -> jax.Array:
+    """float32 [G, S, K]: the scores of the chosen experts."""
     # Contractions with one-hot vectors in place of a gather: their gradient is no scatter.
-    index = jnp.arange(probs.shape[-1], dtype=jnp.int32)
+    index = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     chosen = [index == best[..., k, None] for k in range(best.shape[-1])]
-    return jnp.stack([jnp.sum(jnp.where(hit, probs, 0.0), axis=-1) for hit in chosen], axis=-1)
+    return jnp.stack([jnp.sum(jnp.where(hit, scores, 0.0), axis=-1) for hit in chosen], axis=-1)
 
 
-def _priority(best: jax.Array, probs: jax.Array) -> jax.Array:
-    """int32 [G, S]: tokens by descending first-choice probability, equal ones left to right."""
-    first = jnp.take_along_axis(jax.lax.stop_gradient(probs), best[..., :1], axis=-1)[..., 0]
+def _priority(best: jax.Array, scores: jax.Array) -> jax.Array:
+    """int32 [G, S]: tokens by descending first-choice score, equal ones left to right."""
+    first = jnp.take_along_axis(jax.lax.stop_gradient(scores), best[..., :1], axis=-1)[..., 0]
     return jnp.argsort(-first, axis=-1, stable=True).astype(jnp.int32)
 
 
 def _experts_choose(
-    probs: jax.Array, valid: jax.Array, slots: int
+    scores: jax.Array, valid: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Slot, source, gates and expert when experts choose; "choice" k is expert k, so K = E."""
-    _, size, experts = probs.shape
+    _, size, experts = scores.shape
     index = jnp.arange(experts, dtype=jnp.int32)[:, None]  # [E, 1]
-    scores = jnp.where(valid[..., None], jax.lax.stop_gradient(probs), -1.0)
+    scores = jnp.where(valid[..., None], jax.lax.stop_gradient(scores), -1.0)
     none = experts * slots
 
     def one_group(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -267,4 +254,4 @@ def _experts_choose(
 
     slot, source = jax.vmap(one_group, out_axes=(0, 1))(scores)  # [G, S, E], [E, G, C]
     sent = slot < none
-    return slot, source, jnp.where(sent, probs, 0.0), jnp.where(sent, index[:, 0], experts)
+    return slot, source, jnp.where(sent, scores, 0.0), jnp.where(sent, index[:, 0], experts)

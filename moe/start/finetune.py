@@ -44,22 +44,38 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
     number = checkpoints.pick(config.init_from_step or step)
     stored = checkpoints.shapes(number)
     wanted = to_flat(plan.abstract_state())
-    _refuse(misfits(stored, wanted, ["params/"]), f"Step {number} in {directory}", "weights")
-    names = [name for name in wanted if name.startswith("params/")]
+    where = f"Step {number} in {directory}"
+    _refuse(misfits(stored, wanted, ["params/"]), where, "weights")
+    _check_biases(stored, wanted, where)
+    # A balance bias that the other run had not starts at 0, as there.
+    held = ("params/", "model_state/")
+    names = [name for name in wanted if name.startswith(held) and name in stored]
     if config.finetune.keep_slots:
-        names += _slots(stored, wanted, f"Step {number} in {directory}")
+        names += _slots(stored, wanted, where)
     read = checkpoints.restore_some(number, {name: wanted[name] for name in names})
     checkpoints.close()
     flat = to_flat(state) | read
     leaves = [flat[name] for name in to_flat(state)]
     started = jax.tree.unflatten(jax.tree.structure(state), leaves)
-    slots = len(names) - len(plan.abstract.params)
+    slots = sum(name.startswith("opt_state/") for name in names)
     rows = [
         ("weights", f"{len(plan.abstract.params)}, {plan.abstract.param_count:,} numbers"),
         ("slots", f"{slots} kept" if slots else "new"),
         ("learning", learning(plan)),
     ]
     return started, summary(f"Starting from step {number} in {directory}", rows)
+
+
+def _check_biases(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Refuses to leave out a balance bias: the router would choose other experts."""
+    lost = [n for n in stored if n.startswith("model_state/") and n not in wanted]
+    if lost:
+        raise CheckpointError(
+            f"{where} (init_from) was trained with a balance bias, without which its routers "
+            "choose other experts. Set --config.routing.balance_bias=true; with "
+            "--config.routing.bias_update_rate=0 it stays as it is.",
+            "\n".join(f"  {name}" for name in lost),
+        )
 
 
 def _slots(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> list[str]:

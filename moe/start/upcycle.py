@@ -3,14 +3,20 @@
 Each expert of a sparse block starts as a copy of the dense feed-forward layer that stood there; the
 router is new, and so is the optimiser state. The gates of a token add up to 1, so the layer
 computes what the dense one did as long as no choice is held back or dropped: `departures` names the
-settings that do. A dense layer beside the experts (`model.extra_ffn`) starts with a zero last
-matrix and adds nothing at first.
+settings that do. What is computed beside the routed experts, a dense layer (`model.extra_ffn`) or
+shared experts, starts with a zero last matrix and adds nothing at first.
+
+Experts that are m times as narrow as the dense layer (`model.expert_d_ff`) are its m pieces, again
+and again: m neighbours make one copy of it. Their columns of the router start equal, so that a
+token goes to all m pieces or to none, each with 1/m of the gate of their copy; the last matrices
+start m times as large (virtual groups, arXiv 2410.07524).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +45,9 @@ _MEANING = (
     "model.residual_scale",
     "model.relative_attention_max_distance",
 )
-_NEW = ("experts.router", "experts.bias", "ffn")  # beginnings of what no dense block has
+# Beginnings of what no dense block has.
+_NEW = ("experts.router", "experts.bias", "experts.shared", "ffn")
+_SILENT = ("ffn.down", "experts.shared.down")  # start at zero
 
 
 def dense_of(model: Architecture) -> Architecture:
@@ -64,28 +72,63 @@ def _filled(name: str, value: jax.Array, dense: Arrays, model: Architecture) -> 
     trees = model.trees(stack) if stack in model.stacks else {}
     if tree not in trees:
         return dense[name]
+    pieces = pieces_of(model)
     if is_sparse(tree) and weight.startswith(_NEW):
-        return jnp.zeros_like(value) if weight == "ffn.down" else value
+        if weight == "experts.router" and pieces > 1:
+            return _jitted(lambda x: jnp.repeat(x[..., ::pieces], pieces, axis=-1), value)(value)
+        return jnp.zeros_like(value) if weight in _SILENT else value
     source = weight.replace("experts_norm.", "ffn_norm.").replace("experts.", "ffn.")
     original = dense[f"{stack}.dense.{source}"]
     experts = is_sparse(tree) and weight.startswith("experts.")
+    routing = model.routing
+    assert routing is not None
+    copies = routing.num_experts // pieces
 
     def fill(original: jax.Array) -> jax.Array:
         taken = original[0][jnp.asarray(trees[tree])]
-        if experts:
-            taken = taken[:, None]
-        return jnp.broadcast_to(taken, value.shape).astype(value.dtype)
+        if not experts:
+            return taken.astype(value.dtype)
+        taken = _cut(taken, pieces, axis=1 if weight == "experts.down" else 2)  # [P, m, ..]
+        if weight == "experts.down" and (scale := pieces / routing.gate_scale) != 1:
+            taken = scale * taken
+        taken = jnp.broadcast_to(taken[:, None], (len(taken), copies, *taken.shape[1:]))
+        return taken.reshape(value.shape).astype(value.dtype)
 
-    return jax.jit(fill, out_shardings=value.sharding)(original)
+    return _jitted(fill, value)(original)
 
 
-def departures(routing: RoutingConfig, *, train: bool) -> list[str]:
+def _jitted(fill: Callable[[jax.Array], jax.Array], like: jax.Array) -> Callable:
+    return jax.jit(fill, out_shardings=like.sharding)
+
+
+def _cut(x: jax.Array, pieces: int, axis: int) -> jax.Array:
+    """[P, ..] with its axis of hidden units in `pieces` [P, pieces, ..]."""
+    return jnp.stack(jnp.split(x, pieces, axis=axis), axis=1)
+
+
+def pieces_of(model: Architecture) -> int:
+    """m, experts that make one copy of the dense layer."""
+    return model.d_ff // model.expert_width
+
+
+def departures(routing: RoutingConfig, *, train: bool, pieces: int = 1) -> list[str]:
     """The settings for which an upcycled model does not compute at step 0 what the dense one did.
 
-    Each as `KEY=VALUE (what would serve)`; none when every token keeps gates that add up to 1.
+    Each as `KEY=VALUE (what would serve)`; none when every token keeps gates that add up to 1 and,
+    of experts that are `pieces` of a dense layer, goes to whole sets of them.
     """
     end = "" if train else "_eval"
     listed = []
+    if routing.router == "tokens_choose" and pieces > 1:
+        if routing.top_k % pieces:
+            listed.append(f"routing.top_k={routing.top_k} (a multiple of {pieces} pieces)")
+        if (each := routing.num_experts // routing.expert_groups) % pieces:
+            listed.append(
+                f"routing.expert_groups={routing.expert_groups}, whose {each} experts are no whole "
+                f"sets of {pieces} pieces (1)"
+            )
+        if train and routing.sample_temperature:
+            listed.append(f"routing.sample_temperature={routing.sample_temperature} (0)")
     if routing.router != "tokens_choose":
         listed.append(f"routing.router={routing.router} (tokens_choose)")
     elif routing.num_experts > 1:
@@ -137,6 +180,7 @@ def read(plan: Plan[Architecture]) -> DenseRun:
             "upcycle.workdir is set and routing.num_experts is 0: a dense model has no experts to "
             "fill. Ask for experts, or unset upcycle.workdir."
         )
+    _check_pieces(plan.model, plan.model.routing)
     directory, step = find(options.workdir, "upcycle.workdir")
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         number = checkpoints.pick(options.step or step)
@@ -170,6 +214,22 @@ def start(plan: Plan[Architecture], state: TrainState, dense: DenseRun) -> tuple
     return state, summary(title, _rows(plan, plan.model.routing, dense.config))
 
 
+def _check_pieces(model: Architecture, routing: RoutingConfig) -> None:
+    """Refuses experts that the dense layer cannot be cut into."""
+    if model.d_ff % model.expert_width:
+        raise ConfigError(
+            f"model.expert_d_ff={model.expert_d_ff} does not divide model.d_ff={model.d_ff}, and "
+            "upcycling cuts the dense layer into experts. Use a divisor of it."
+        )
+    if routing.num_experts % (pieces := pieces_of(model)):
+        near = max(pieces, round(routing.num_experts / pieces) * pieces)
+        raise ConfigError(
+            f"model.expert_d_ff={model.expert_d_ff} cuts the dense layer of "
+            f"model.d_ff={model.d_ff} into {pieces} experts, and routing.num_experts="
+            f"{routing.num_experts} is no multiple of {pieces}. Nearest: {near}."
+        )
+
+
 def _check_fit(
     checkpoints: Checkpoints, number: int, wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
@@ -191,14 +251,17 @@ def _check_fit(
 
 def _rows(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[tuple[str, str]]:
     blocks = sum(map(len, plan.model.all_sparse_blocks.values()))
+    pieces, copies = pieces_of(plan.model), f"{routing.num_experts} copies"
+    if pieces > 1:
+        copies = f"{routing.num_experts} pieces, {pieces} to a copy,"
     inside = {name.partition(".sparse.")[2] for name in plan.abstract.params}
     new = sorted(name for name in inside if name.startswith(_NEW))
     rows = [
-        ("experts", f"{routing.num_experts} copies of the feed-forward layer in {blocks} blocks"),
+        ("experts", f"{copies} of the feed-forward layer in {blocks} blocks"),
         ("new", ", ".join(new) + ", optimiser slots"),
     ]
     for mode, train in (("training", True), ("evaluation", False)):
-        listed = departures(routing, train=train)
+        listed = departures(routing, train=train, pieces=pieces)
         says = "the dense model"
         if listed:
             says = f"not the dense model at first: {'; '.join(listed)}"

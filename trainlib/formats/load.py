@@ -34,6 +34,11 @@ class Loaded(NamedTuple):
     model_state: Arrays
     identity: str
 
+    @property
+    def weights(self) -> Arrays:
+        """Weights and statistics by their names."""
+        return {**self.params, **self.model_state}
+
 
 def saved_config(
     directory: Path, family: str, schema: Callable[[Mapping[str, Any]], Schema]

@@ -164,6 +164,11 @@ class Abstract(Generic[M]):
         """Puts arrays into the model; cheap, meant for the inside of a jitted function."""
         return nnx.merge(self.graphdef, unflatten(params), unflatten(model_state))
 
+    def split(self, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(weights, running statistics) of a dictionary that holds both."""
+        params = {name: arrays[name] for name in self.params}
+        return params, {name: arrays[name] for name in self.model_state}
+
 
 def _spec(name: str, variable: nnx.Variable) -> Spec:
     """What a variable declares, or what follows from its value."""

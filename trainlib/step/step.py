@@ -35,6 +35,21 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count); a metric is total / count
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What a batch counted for a state that a step moves once, such as the bias of a router.
+
+    Attributes:
+      total: of the batch; those of microbatches are added up.
+      move: (the state, the total of the whole batch) -> the new state; a value that compares equal
+        to others of its kind, such as a frozen dataclass.
+    """
+
+    total: jax.Array
+    move: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class LossOutput:
     """What a loss function returns beside the scalar it is differentiated in.
@@ -42,15 +57,18 @@ class LossOutput:
     Attributes:
       count: f32 scalar, how many examples (or tokens) `loss` is the mean of.
       model_state: what the loss keeps from batch to batch; each microbatch gets what the one before
-        it left. Running statistics, which the step moves, stay in it as they are.
+        it left. Running statistics and what has a tally, which the step moves, stay in it as they
+        are.
       metrics: name -> (total, count), summed over microbatches and devices.
       moments: layer -> what it saw, for the running statistics.
+      tallies: name in `model_state` -> what moves it.
     """
 
     count: jax.Array
     model_state: Arrays
     metrics: Sums
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+    tallies: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
 
 
 jax.tree_util.register_dataclass(LossOutput)
@@ -82,17 +100,18 @@ def _gradients(
         (loss, out), grads = grad_fn(params, carried, part, jax.random.fold_in(key, index))
         grads = jax.tree.map(lambda t, g: t + g * out.count, total_grads, grads)
         carry = total_loss + loss * out.count, total_count + out.count, grads, out.model_state
-        return carry, (out.metrics, out.moments)
+        return carry, (out.metrics, out.moments, out.tallies)
 
     zero = jnp.zeros((), jnp.float32)
     start = (zero, zero, jax.tree.map(jnp.zeros_like, params), model_state)
     microbatches = (jnp.arange(parts), _split(batch, parts))
-    (loss, count, grads, model_state), (metrics, moments) = jax.lax.scan(body, start, microbatches)
+    carry, reports = jax.lax.scan(body, start, microbatches)
+    (loss, count, grads, model_state), (metrics, moments, tallies) = carry, reports
     scale = 1.0 / jnp.maximum(count, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
-    metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    metrics, tallies = jax.tree.map(lambda x: x.sum(0), (metrics, tallies))
     moments = {layer: statistics.merge(seen) for layer, seen in moments.items()}
-    return loss * scale, grads, LossOutput(count, model_state, metrics, moments)
+    return loss * scale, grads, LossOutput(count, model_state, metrics, moments, tallies)
 
 
 def _parted(params: Arrays, trained: Collection[str] | None) -> tuple[Arrays, Arrays]:
@@ -164,6 +183,8 @@ def make_train_step(
                 params = cast(Arrays, optax.apply_updates(state.params, updates))
             with jax.named_scope("running_statistics"):
                 moved, counts = statistics.follow(out.model_state, state.counts, out.moments)
+                for name, tally in out.tallies.items():
+                    moved[name] = tally.move(moved[name], tally.total)
             ema = state.ema
             if ema_decay:
                 with jax.named_scope("weight_average"):

@@ -41,6 +41,11 @@ class TrainState:
     skipped: Any
     counts: Any = ()
 
+    @property
+    def weights(self) -> Arrays:
+        """Weights and running statistics by their names, as an evaluation reads them."""
+        return {**self.params, **self.model_state}
+
 
 def state_shardings(
     abstract: Abstract,
