@@ -69,6 +69,42 @@ def best_experts(scores: np.ndarray, count: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:count]
 
 
+def scores_of(x: np.ndarray, config: RoutingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, of which gates are made; shares, which add up to 1) of clipped logits [E]."""
+    if config.scores == "softmax":
+        return softmax(x), softmax(x)
+    logarithm = -np.logaddexp(x.dtype.type(0), -x)
+    return np.exp(logarithm), softmax(logarithm)
+
+
+def chosen_experts(
+    x: np.ndarray, scores: np.ndarray, config: RoutingConfig, bias: np.ndarray | None
+) -> list[int]:
+    """The experts that a token takes, best first, equal ones by index.
+
+    Args:
+      x: [E], clipped logits.
+      scores: [E].
+      config: K and the groups of experts.
+      bias: [E], the balance bias, or None.
+    """
+    groups = config.expert_groups
+    if bias is None and groups == 1:
+        return best_experts(x, config.top_k)
+    affinity = scores if bias is None else scores + bias.astype(scores.dtype)
+    each, count = len(x) // groups, {"top2": 2, "best": 1}[config.expert_group_score]
+    worth = [sum(sorted(part, reverse=True)[:count]) for part in affinity.reshape(groups, each)]
+    taken = best_experts(np.asarray(worth), config.groups_per_token)
+    return [e for e in best_experts(affinity, len(x)) if e // each in taken][: config.top_k]
+
+
+def moved_bias(bias: np.ndarray, load: np.ndarray, rate: float) -> np.ndarray:
+    """The balance bias [E] after a step that sent `load` [E] choices to each expert."""
+    mean = sum(load) / len(load)
+    signs = [int(mean > count) - int(mean < count) for count in load]
+    return np.array([b + rate * sign for b, sign in zip(bias, signs, strict=True)])
+
+
 def is_sent(rule: str, gate: float, draw: float, config: RoutingConfig) -> bool:
     """Whether a choice beyond the first is sent, for its normalised gate and a uniform draw."""
     likely = {"all": 1.0, "none": 0.0, "threshold": float(gate > config.second_threshold)}
@@ -81,7 +117,12 @@ def policy_name(config: RoutingConfig, train: bool) -> str:
 
 
 def route_group(
-    logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, config: RoutingConfig, train: bool
+    logits: np.ndarray,
+    mask: np.ndarray,
+    draws: np.ndarray,
+    config: RoutingConfig,
+    train: bool,
+    bias: np.ndarray | None = None,
 ) -> Routed:
     """Routes one group, tokens choosing their experts.
 
@@ -91,6 +132,9 @@ def route_group(
       draws: [S, K - 1], uniform in [0, 1), for the policy "random".
       config: the options, or anything with the same attributes.
       train: training or evaluation (capacity factor, second-choice policy).
+      bias: [E], the balance bias, where the options ask for one.
+
+    The balance loss is that of the group, whatever `config.balance_over` says; see `balance`.
     """
     size, choices = len(logits), config.top_k
     valid = mask & np.isfinite(logits).all(-1)
@@ -98,11 +142,12 @@ def route_group(
     gates, sent = np.zeros((size, choices), logits.dtype), np.zeros((size, choices), bool)
     best: dict[int, list[int]] = {}
     probs: dict[int, np.ndarray] = {}
+    scores: dict[int, np.ndarray] = {}
     for s in np.flatnonzero(valid).tolist():
         x = clipped(logits[s], config)
-        probs[s] = softmax(x)
-        best[s] = best_experts(x, choices)
-        raw = np.array([probs[s][e] for e in best[s]])
+        scores[s], probs[s] = scores_of(x, config)
+        best[s] = chosen_experts(x, scores[s], config, bias)
+        raw = np.array([scores[s][e] for e in best[s]])
         normal = raw / (raw.sum() + logits.dtype.type(_GATE_EPSILON))
         alone = choices == 1 or rule == "if_dropped" or not config.normalize_gates
         gates[s] = raw if alone else normal
@@ -110,12 +155,12 @@ def route_group(
             sent[s, k] = k == 0 or is_sent(rule, normal[k], draws[s][k - 1], config)
     order = list(probs)
     if config.batch_prioritized:
-        order.sort(key=lambda s: -probs[s][best[s][0]])
+        order.sort(key=lambda s: -scores[s][best[s][0]])
     rows = capacity(config, size, train) if config.dispatch == "index" else size
     assignment = _fill(best, sent, order, rows, config.num_experts, rule == "if_dropped")
     for s in range(size):
         for k in range(choices):
-            gates[s, k] *= isinstance(assignment[s][k], tuple)
+            gates[s, k] *= isinstance(assignment[s][k], tuple) * config.gate_scale
     losses = _losses(logits, probs, best, config)
     metrics = _metrics(logits, mask, probs, best, assignment, sent, config)
     return Routed(assignment, gates, losses, metrics)
@@ -152,6 +197,39 @@ def _fill(
                 assignment[s][k] = (expert, used[expert]) if taken else "dropped"
                 used[expert] += taken
     return assignment
+
+
+def balance(
+    logits: np.ndarray,
+    mask: np.ndarray,
+    config: RoutingConfig,
+    bias: np.ndarray | None = None,
+    length: int = 0,
+) -> Sum:
+    """(sum, number) of the balance losses of a batch, of groups, sequences or all of it.
+
+    Args:
+      logits: [G, S, E]; the tokens of all groups follow one another.
+      mask: bool [G, S], False for padding.
+      config: the options.
+      bias: see `route_group`.
+      length: tokens of a sequence; 0: S.
+    """
+    groups, size, experts = logits.shape
+    tokens = {"group": size, "sequence": length or size, "batch": groups * size}
+    total = count = 0.0
+    for x, real in zip(
+        logits.reshape(-1, tokens[config.balance_over], experts),
+        mask.reshape(-1, tokens[config.balance_over]),
+        strict=True,
+    ):
+        best, shares = {}, {}
+        for s in np.flatnonzero(real & np.isfinite(x).all(-1)).tolist():
+            scores, shares[s] = scores_of(clipped(x[s], config), config)
+            best[s] = chosen_experts(clipped(x[s], config), scores, config, bias)
+        loss, some = _losses(x, shares, best, config)["balance"]
+        total, count = total + float(loss), count + some
+    return total, count
 
 
 def _losses(

@@ -64,12 +64,13 @@ def as_arrays(assignment, experts, rows):
     return slot, source
 
 
-def check(routing, config, logits, mask, draws, train=True):
+def check(routing, config, logits, mask, draws, train=True, bias=None):
     """One result against the oracle, group by group."""
     experts = config.num_experts
     rows = oracle.capacity(config, logits.shape[1], train)
     for g in range(len(logits)):
-        want = oracle.route_group(logits[g].astype(np.float32), mask[g], draws[g], config, train)
+        group = logits[g].astype(np.float32), mask[g], draws[g]
+        want = oracle.route_group(*group, config, train, bias)
         assignment, gates, losses, metrics = want
         slot, source = as_arrays(assignment, experts, rows)
         np.testing.assert_array_equal(routing.slot[g], slot)
@@ -90,8 +91,8 @@ def compiled(config, train):
         "xla_llvm_disable_expensive_passes": True,
     }  # less time in LLVM, the same XLA passes
 
-    def run(logits, mask, draws):
-        return route(logits, config, train=train, mask=mask, draws=draws)
+    def run(logits, mask, draws, bias=None):
+        return route(logits, config, train=train, mask=mask, draws=draws, bias=bias)
 
     return jax.jit(run, compiler_options=options)
 
