@@ -1,6 +1,7 @@
 """How a run stands, from the files in its workdir: `python -m launch.report --workdir=DIR`; of
 several, `python -m launch.report runs/a runs/b`, how they stand side by side and in which keys of
-the configuration they differ. `--plot=FILE.png` draws their curves over each other.
+the configuration they differ. `--plot=FILE.png` draws their curves over each other, and
+`--html=FILE.html` makes one page to look at, of a run or of several.
 
 Reads nothing but JSON, so it may be asked of a run that is training, on any host that sees the
 workdir. `--json` prints the same as data.
@@ -41,12 +42,32 @@ def main(argv: Sequence[str]) -> int:
     cli.add_path(
         parser, "--plot", metavar="FILE.png", help="draw the curves of the runs over each other"
     )
+    cli.add_path(
+        parser,
+        "--html",
+        metavar="FILE.html",
+        help="make a page to look at, which needs nothing else",
+    )
+    cli.add_path(
+        parser,
+        "--compare",
+        metavar="RUN",
+        nargs="+",
+        help="runs to draw over that of --workdir, as further ones beside it",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=int,
+        default=6,
+        help="of --html: how many answers of the newest checkpoint are shown (6); 0 = none",
+    )
     args, overrides = cli.parse(parser, argv)
     if overrides:
         raise ConfigError(
             f"{parser.prog} reads a run as it is; --config.KEY=VALUE changes nothing."
         )
-    given = [*(args.workdir or []), *args.runs]
+    given = [*(args.workdir or []), *args.runs, *(args.compare or [])]
     if not given:
         parser.error("name a run: its directory, or several of them")
     workdirs = runs.find(given)
@@ -60,6 +81,12 @@ def main(argv: Sequence[str]) -> int:
         names = draw(workdirs, args.plot)
         if not args.json:
             print(f"\n{', '.join(names)} drawn in {args.plot}")
+    if args.html is not None:
+        from launch.reporting.make import make
+
+        line = make(workdirs, args.html, report, args.samples)
+        if not args.json:
+            print(f"\n{line}")
     return 0
 
 
@@ -83,8 +110,12 @@ def _several(workdirs: Sequence[Path], as_json: bool) -> None:
     print(table.text(found, shutil.get_terminal_size((80, 24)).columns))
 
 
-def report(workdir: Path) -> dict[str, Any]:
+def report(workdir: Path, each: runs.Each = lambda record: None) -> dict[str, Any]:
     """What the files of a run say.
+
+    Args:
+      workdir: of the run.
+      each: is given every record of its metrics, which are read once.
 
     Returns:
       name, steps (asked for), step (of the last line of metrics), seconds_ago (since that line),
@@ -114,6 +145,7 @@ def report(workdir: Path) -> dict[str, Any]:
     damaged: list[int] = []
     for record in read(metrics, damaged.append) if metrics.exists() else ():
         last[record.get("kind", "train")] = record
+        each(record)
     held = workdir_lock.holder(workdir)
     gone = held is not None and held.gone is True
     return {

@@ -36,7 +36,7 @@ ARROW = {
 # The rooms of trainlib from the ground up; each imports what is below its floor, and no neighbour.
 FLOORS = (
     ("trainlib",),
-    ("trainlib.data", "trainlib.model", "trainlib.report"),
+    ("trainlib.data", "trainlib.model", "trainlib.pages", "trainlib.report"),
     ("trainlib.sharding",),
     ("trainlib.step",),
     ("trainlib.checkpoint",),

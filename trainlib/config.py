@@ -243,6 +243,21 @@ def mark_together(config: ConfigDict, names: Iterable[str]) -> None:
     object.__setattr__(config, _TOGETHER, frozenset(names))
 
 
+_ORIGIN = "where values were set"  # the same
+
+
+def origin_of(config: ConfigDict) -> dict[str, str]:
+    """Key -> where its value was set: a file, a variant, the command line, or "default"; empty for
+    a configuration that was made by hand.
+    """
+    return vars(config).get(_ORIGIN, {})
+
+
+def mark_origin(config: ConfigDict, origin: Mapping[str, str]) -> None:
+    """Notes where each value was set."""
+    object.__setattr__(config, _ORIGIN, dict(origin))
+
+
 def _walk(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
     *parents, leaf = name.split(".")
     for parent in parents:

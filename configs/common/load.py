@@ -102,14 +102,16 @@ def shipped() -> list[Path]:
 
 
 def _with_values(loaded: Loaded, values: Mapping[str, Any], where: str) -> Loaded:
-    from trainlib.config import flatten, mark_together, set_together
+    from trainlib.config import flatten, mark_origin, mark_together, set_together
 
     of_file = set_together(loaded.config)
     config = overrides.apply(loaded.config, values, where, typed=where != COMMAND_LINE)
     mark_together(config, of_file | set(values))
     paths.check(flatten(config))
-    origin = loaded.origin | dict.fromkeys(values, where)
-    return Loaded(config, {key: origin.get(key, "default") for key in flatten(config)})
+    known = loaded.origin | dict.fromkeys(values, where)
+    origin = {key: known.get(key, "default") for key in flatten(config)}
+    mark_origin(config, origin)
+    return Loaded(config, origin)
 
 
 # ------------------------------------------------------------------------------------- find

@@ -47,8 +47,18 @@ def find(given: Sequence[Path]) -> list[Path]:
     return unique
 
 
-def read(workdir: Path, report: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What a comparison shows of one run.
+Each = Callable[[dict[str, Any]], None]  # takes a record of the metrics
+
+
+def read(
+    workdir: Path, report: Callable[[Path, Each], dict[str, Any]], each: Each = lambda _: None
+) -> dict[str, Any]:
+    """What a comparison shows of one run, whose metrics are read once.
+
+    Args:
+      workdir: of the run.
+      report: its facts; gives every record to what it is given.
+      each: is given every record as well.
 
     Returns:
       The facts of `report`, and: workdir, config (dotted key -> value), best_eval (metric -> value,
@@ -57,10 +67,15 @@ def read(workdir: Path, report: Callable[[Path], dict[str, Any]]) -> dict[str, A
     """
     from trainlib.config import read_json
 
+    best: dict[str, dict[str, float]] = {}
+
+    def take(record: dict[str, Any]) -> None:
+        _better(best, record)
+        each(record)
+
     try:
-        facts = report(workdir)
+        facts = report(workdir, take)
         config = read_json(workdir / CONFIG)
-        best = _best_eval(workdir / "metrics.jsonl")
     except UserError as error:
         return {"workdir": str(workdir), "error": str(error)}
     return {
@@ -73,22 +88,18 @@ def read(workdir: Path, report: Callable[[Path], dict[str, Any]]) -> dict[str, A
     }
 
 
-def _best_eval(metrics: Path) -> dict[str, dict[str, float]]:
-    """Metric of the evaluations -> its best value and the step of it."""
+def _better(best: dict[str, dict[str, float]], record: Mapping[str, Any]) -> None:
+    """Notes what is the best so far: metric of the evaluations -> its best value and the step."""
     from trainlib.checkpoint.manifest import larger_is_better
-    from trainlib.run.metric_writers import read as records
 
-    best: dict[str, dict[str, float]] = {}
-    for record in records(metrics, lambda _: None) if metrics.exists() else ():
-        if record.get("kind") != "eval":
+    if record.get("kind") != "eval":
+        return
+    for name, value in record.items():
+        if isinstance(value, bool | str) or value is None or not math.isfinite(value):
             continue
-        for name, value in record.items():
-            if isinstance(value, bool | str) or value is None or not math.isfinite(value):
-                continue
-            sign = 1 if larger_is_better(name) else -1
-            if name != "step" and (name not in best or sign * value > sign * best[name]["value"]):
-                best[name] = {"value": value, "step": record["step"]}
-    return best
+        sign = 1 if larger_is_better(name) else -1
+        if name != "step" and (name not in best or sign * value > sign * best[name]["value"]):
+            best[name] = {"value": value, "step": record["step"]}
 
 
 def _parameters(folder: Path, steps: Sequence[int]) -> int | None:

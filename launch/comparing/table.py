@@ -19,9 +19,9 @@ Rows = dict[str, list[str]]  # quantity -> the cell of each run
 def text(runs: Sequence[Mapping[str, Any]], width: int) -> str:
     """The comparison as lines of at most `width` columns; only a single cell may be wider."""
     names = [_cut(name, _LABEL) for name in reading.labels(runs)]
-    facts, settings = _facts(runs), _settings(runs)
+    rows_of_facts, settings = facts(runs), _settings(runs)
     lines = []
-    for title, rows in (("", facts), ("configuration, where it differs", settings)):
+    for title, rows in (("", rows_of_facts), ("configuration, where it differs", settings)):
         if rows:
             lines += ["", *([title, "-" * len(title)] if title else [])]
             wide = _widths(rows, names)
@@ -91,7 +91,8 @@ def state(run: Mapping[str, Any]) -> str:
     return "broken off" if run["left_by"] else "stopped"
 
 
-def _facts(runs: Sequence[Mapping[str, Any]]) -> Rows:
+def facts(runs: Sequence[Mapping[str, Any]]) -> Rows:
+    """Quantity -> the cell of each run: state, steps, what was measured, speed and time."""
     from trainlib.run.progress import number
 
     def each(cell: Any) -> list[str]:

@@ -71,7 +71,8 @@ def _words(before: list[str], word: str) -> Iterable[str]:
     name, equals, value = word.partition("=")
     if word.startswith(KEY):
         return _setting(before, name, equals, value)
-    if name == "--compare" and equals and "=" not in value:
+    keys = name == "--compare" and not cli.is_path(flags[name])
+    if keys and equals and "=" not in value:
         return [f"{name}={key}" for key in _of(value, _schema(before))]
     if equals and name in flags:
         return [f"{name}={rest}" for rest in _values(flags[name], value)]

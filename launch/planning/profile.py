@@ -73,29 +73,19 @@ def check_page(out: Path) -> Path:
       ConfigError: something else lies there, or `--out` is no directory.
     """
     from trainlib.errors import ConfigError
-    from trainlib.files import check_target
+    from trainlib.pages.document import check_page as check
     from trainlib.planning.profile.page import FILE, MARK
 
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out={out} is a file. Give a directory, new or old.")
-    path = out / FILE
-    check_target(path)
-    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
-        raise ConfigError(
-            f"--out={out} already holds a {FILE} that no profile wrote. Give another directory."
-        )
-    return path
+    check(out / FILE, MARK, "--out")
+    return out / FILE
 
 
 def _write(out: Path, profile: Profile) -> Path:
-    from trainlib.errors import StorageError
-    from trainlib.files import write_atomically
+    from trainlib.pages.document import write_page
     from trainlib.planning.profile.page import to_html
 
     path = check_page(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, to_html(profile))
-    except OSError as error:
-        raise StorageError(f"The profile cannot be written to {path}: {error}.") from error
+    write_page(path, to_html(profile))
     return path

@@ -26,7 +26,7 @@ def series(path: str | Path) -> dict[str, Series]:
 
 
 # Figures that are read together, and so share a panel: its title -> their names.
-_TOGETHER = {
+TOGETHER = {
     "average precision": ("ap", "ap50", "ap75"),
     "average precision by size": ("ap_small", "ap_medium", "ap_large"),
     "average recall with 1, 10, 100 detections": ("ar_1", "ar_10", "ar_100"),
@@ -43,7 +43,7 @@ def _panels(found: dict[str, Series]) -> dict[str, list[str]]:
     first = [name for name in ("loss", "learning_rate", "accuracy") if name in found]
     evaluated = [name for name, kinds in found.items() if set(kinds) - {"train", "goodput"}]
     drawn = first + [name for name in evaluated if name not in (*first, *_COUNTS)]
-    title_of = {name: title for title, names in _TOGETHER.items() for name in names}
+    title_of = {name: title for title, names in TOGETHER.items() for name in names}
     panels: dict[str, list[str]] = {}
     for name in drawn:
         panels.setdefault(title_of.get(name, name.replace("_", " ")), []).append(name)

@@ -47,9 +47,11 @@ def shares(spent: Mapping[str, float], seconds: float) -> dict[str, float]:
 
 
 def values(progress: Progress) -> dict[str, float]:
-    """Figures for the metrics: throughput and MFU over the run (where known), and the shares."""
-    speed = progress.average()
-    found = shares(progress.spent(), progress.seconds())
+    """Figures for the metrics: throughput and MFU over the run (where known), the shares, and the
+    seconds since this start of the run, of which they are shares.
+    """
+    speed, seconds = progress.average(), progress.seconds()
+    found = shares(progress.spent(), seconds) | {"seconds": seconds}
     if speed.examples_per_second is not None:
         found["examples_per_second"] = speed.examples_per_second
     if speed.mfu is not None:

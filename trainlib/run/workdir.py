@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -34,9 +35,10 @@ from trainlib.step import profile
 from trainlib.untrusted_files import read_small
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+ORIGIN = "config_origin.json"  # where each value of the configuration was set
 CLASS_NAMES, PICTURES = "class_names.txt", ("curves.png", "expert_load.png")
 # What a run writes into its workdir, and what says that a workdir is one.
-_FILES = (LOCK_NAME, CONFIG, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
+_FILES = (LOCK_NAME, CONFIG, ORIGIN, METRICS, CLASS_NAMES, SUMMARY, *PICTURES)
 _FOLDERS = ("checkpoints", "tensorboard", profile.FOLDER, samples.FOLDER)
 _BESIDE = (".log", ".out", ".err", ".txt", ".md", ".sh")
 _NAMED = 3  # files that an error lists
@@ -211,8 +213,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved configuration; `--config=WORKDIR/config.json` starts from it."""
+    """Writes the resolved configuration, from which `--config=WORKDIR/config.json` starts, and
+    where each of its values was set, as far as that is known.
+    """
     write_text(workdir / CONFIG, settings.to_json(config))
+    if origin := settings.origin_of(config):
+        write_text(workdir / ORIGIN, json.dumps(origin, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_a_function_is_profiled(module, capsys):
     assert found["seconds"] == pytest.approx(sum(found["made_of"].values()))
     page.write_text("somebody else's")
     assert run_command(lambda: command.main([*arguments, "--out=pages"])) == 64
-    assert "that no profile wrote" in " ".join(capsys.readouterr().err.split())
+    assert "no page that this command wrote" in " ".join(capsys.readouterr().err.split())
     assert page.read_text() == "somebody else's"
 
 

@@ -42,6 +42,7 @@ def test_shares_of_a_run():
     assert progress.seconds() == 100
     found = goodput.values(progress)
     assert found.pop("examples_per_second") == pytest.approx(30 / 1.5)
+    assert found.pop("seconds") == 100
     assert found == pytest.approx(
         {
             "steps": 0.40,

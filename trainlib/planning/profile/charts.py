@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from trainlib.pages.markup import number, text, tip
 from trainlib.planning.profile.figures import Profile, percent, size, time
-from trainlib.planning.profile.markup import CLASSES, number, text, tip
+from trainlib.planning.profile.legend import CLASSES
 
 
 def composition(profile: Profile) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from trainlib.pages.markup import name, number, text
 from trainlib.planning.hlo import Instruction
 from trainlib.planning.profile.figures import Profile, size, time
-from trainlib.planning.profile.markup import name, number, text
 
 POINTS = 600  # of the curve
 LISTED = 6  # arrays at the peak

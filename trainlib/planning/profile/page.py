@@ -6,11 +6,11 @@ depends on the profile alone, so that two pages of one program are equal byte fo
 
 from __future__ import annotations
 
-from importlib import resources
-
+from trainlib.pages.document import asset, document
+from trainlib.pages.markup import section, text
 from trainlib.planning.profile import charts, headline
 from trainlib.planning.profile.figures import FAMILIES, Profile, percent, size, time
-from trainlib.planning.profile.markup import legend, section, text
+from trainlib.planning.profile.legend import legend
 from trainlib.planning.profile.memory import memory
 from trainlib.planning.profile.roofline import roofline
 from trainlib.planning.profile.table import ROWS, table
@@ -19,10 +19,6 @@ from trainlib.planning.profile.tree import icicle, tree
 
 FILE = "profile.html"
 MARK = "<!doctype html>\n<!-- a profile by vitattn-moe -->\n"  # how a page of ours begins
-# Nothing is loaded from anywhere, and no script runs but that of the page.
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-)
 
 
 def to_html(profile: Profile) -> str:
@@ -38,19 +34,11 @@ def to_html(profile: Profile) -> str:
         _operations(profile),
         _assumptions(profile),
     ]
-    style, script = (_asset(name) for name in ("style.css", "script.js"))
-    return (
-        f'{MARK}<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{text(title)}: {text(time(profile.seconds))}</title>\n<style>\n{style}</style>"
-        f"</head>\n<body><main>\n{''.join(parts)}\n</main>\n<script>\n{script}</script>\n"
-        "</body></html>\n"
+    style, script = (
+        asset("trainlib.planning.profile", name) for name in ("style.css", "script.js")
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("trainlib.planning.profile").joinpath(name).read_text("utf-8")
+    body = f"<main>\n{''.join(parts)}\n</main>"
+    return document(MARK, f"{title}: {time(profile.seconds)}", style, body, script)
 
 
 def _head(profile: Profile, title: str) -> str:

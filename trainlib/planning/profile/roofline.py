@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from trainlib.pages.markup import name, number, text
 from trainlib.planning.ledger import Operation
 from trainlib.planning.profile.figures import FAMILY_OF, Profile, arithmetic, percent, size, time
-from trainlib.planning.profile.markup import CLASSES, name, number, text
+from trainlib.planning.profile.legend import CLASSES
 
 WIDTH, HEIGHT = 680, 400
 LEFT, RIGHT, TOP, BOTTOM = 62, 26, 20, 44

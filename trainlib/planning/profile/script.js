@@ -1,34 +1,3 @@
-"use strict";
-document.documentElement.classList.add("script");
-
-// Tooltips at once, in place of the browser's own, which come late.
-const tip = document.body.appendChild(document.createElement("div"));
-tip.id = "tip";
-tip.hidden = true;
-const told = (element) => {
-  if (!element || !element.closest) return "";
-  const owner = element.closest("[title],[data-tip],rect,circle");
-  if (!owner) return "";
-  if (owner.dataset.tip === undefined) {
-    const child = owner.querySelector(":scope > title");
-    owner.dataset.tip = owner.getAttribute("title") || (child ? child.textContent : "");
-    owner.removeAttribute("title");
-    if (child) child.remove();
-  }
-  return owner.dataset.tip;
-};
-document.addEventListener("pointermove", (event) => {
-  const said = told(event.target);
-  tip.hidden = !said;
-  if (!said) return;
-  if (tip.textContent !== said) tip.textContent = said;
-  const box = tip.getBoundingClientRect();
-  const x = Math.min(event.clientX + 14, innerWidth - box.width - 8);
-  const below = event.clientY + 18 + box.height < innerHeight;
-  tip.style.left = Math.max(8, x) + "px";
-  tip.style.top = (below ? event.clientY + 18 : Math.max(8, event.clientY - box.height - 10)) + "px";
-});
-
 // A click on a layer makes it as wide as the picture, a click on what holds all shows all.
 for (const icicle of document.querySelectorAll(".icicle")) {
   const cells = [...icicle.children].map((cell) => ({

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainlib.pages.markup import name, text
 from trainlib.planning.profile.figures import (
     FAMILY_OF,
     Profile,
@@ -11,7 +12,7 @@ from trainlib.planning.profile.figures import (
     size,
     time,
 )
-from trainlib.planning.profile.markup import CLASSES, name, text
+from trainlib.planning.profile.legend import CLASSES
 
 ROWS = 250
 HEADS = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from trainlib.pages.markup import name, number, text, tip
 from trainlib.planning.ledger import Operation
 from trainlib.planning.ledger.schedule import Span
 from trainlib.planning.profile.figures import FAMILY_OF, Profile, size, time
-from trainlib.planning.profile.markup import CLASSES, name, number, text, tip
+from trainlib.planning.profile.legend import CLASSES
 from trainlib.planning.profile.memory import ticks
 from trainlib.planning.profile.tree import sections
 

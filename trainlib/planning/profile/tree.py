@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trainlib.chips import Chip
+from trainlib.pages.markup import name, number, tip
 from trainlib.planning.ledger import Operation
 from trainlib.planning.ledger.names import UNNAMED
 from trainlib.planning.profile.figures import (
@@ -16,7 +17,7 @@ from trainlib.planning.profile.figures import (
     size,
     time,
 )
-from trainlib.planning.profile.markup import CLASSES, name, number, tip
+from trainlib.planning.profile.legend import CLASSES
 
 ROW = 23  # pixels
 DEEPEST = 9  # rows

@@ -1,14 +1,15 @@
-"""Small pieces of HTML: names come from the code of users, so that every text is escaped here."""
+"""Small pieces of HTML: names come from files and from the code of users, so that every text is
+escaped here.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+import json
+from typing import Any
 
 from trainlib.errors import plain
-from trainlib.planning.profile.figures import FAMILIES, WAITING
 
-CLASSES = {**{family: f"f-{family}" for family in FAMILIES}, WAITING: "f-waiting", "": "f-mixed"}
 MOST_NAME = 300  # characters; names of transformed functions grow long
 
 
@@ -42,10 +43,14 @@ def section(identity: str, title: str, note: str, body: str) -> str:
     )
 
 
-def legend(families: Iterable[str]) -> str:
-    """Which colour is what."""
-    names = (
-        f'<span class="key"><i class="{CLASSES[family]}"></i>{text(family.strip("()"))}</span>'
-        for family in families
-    )
-    return f'<p class="legend">{"".join(names)}</p>'
+def data(identity: str, content: Any) -> str:
+    """What a script of the page reads: JSON in an element that is never run, and that no text in it
+    can end.
+
+    Raises:
+      ValueError: a number in it is not finite, which JSON does not have.
+    """
+    said = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":
+        said = said.replace(letter, f"\\u{ord(letter):04x}")
+    return f'<script type="application/json" id="{identity}">{said}</script>\n'
