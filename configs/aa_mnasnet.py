@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/aa_mnasnet.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_mnasnet.py:digits --workdir=runs/aa_mnasnet_digits
 
-Published (table 3): top-1 75.7 %, top-5 92.6 %, 4.06 M parameters, 0.70 GFLOP.
+Published (table 4): top-1 75.7 %, top-5 92.6 %, 4.06 M parameters, 0.70 GFLOP.
 Built here: 4,056,046 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: not stated in the paper; here a TPU v3-8 or larger slice, the same command on every host.

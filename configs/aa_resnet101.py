@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/aa_resnet101.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet101.py:digits --workdir=DIR
 
-Published (table 2): top-1 78.7 %, top-5 94.4 %, 45.4 M parameters, 16.1 GFLOP.
+Published (table 3): top-1 78.7 %, top-5 94.4 %, 45.4 M parameters, 16.1 GFLOP.
 Built here: 45,386,728 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.

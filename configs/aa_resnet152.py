@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/aa_resnet152.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet152.py:digits --workdir=DIR
 
-Published (table 2): top-1 79.1 %, top-5 94.6 %, 61.6 M parameters, 23.8 GFLOP.
+Published (table 3): top-1 79.1 %, top-5 94.6 %, 61.6 M parameters, 23.8 GFLOP.
 Built here: 61,613,536 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.

@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/aa_resnet34.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet34.py:digits --workdir=runs/aa_resnet34_digits
 
-Published (table 2): top-1 74.7 %, top-5 92.0 %, 20.7 M parameters, 7.1 GFLOP.
+Published (table 3): top-1 74.7 %, top-5 92.0 %, 20.7 M parameters, 7.1 GFLOP.
 Built here: 20,745,072 parameters. Attention in the first 3x3 convolution of a block, kappa =
   upsilon = 0.25: the reading that reproduces the counts.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.

@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/aa_resnet50.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=runs/aa_resnet50_digits
 
-Published (table 2): top-1 77.7 %, top-5 93.8 %, 25.8 M parameters, 8.3 GFLOP.
+Published (table 3): top-1 77.7 %, top-5 93.8 %, 25.8 M parameters, 8.3 GFLOP.
 Built here: 25,809,392 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.

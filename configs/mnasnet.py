@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/mnasnet.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/mnasnet.py:digits --workdir=runs/mnasnet_digits
 
-Published (table 3): top-1 75.2 %, top-5 92.4 %, 3.89 M parameters, 0.63 GFLOP.
+Published (table 4): top-1 75.2 %, top-5 92.4 %, 3.89 M parameters, 0.63 GFLOP.
 Built here: 3,887,038 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: not stated in the paper; here a TPU v3-8 or larger slice, the same command on every host.

@@ -4,7 +4,7 @@ that it is compared with.
     python -m launch.train --config=configs/resnet50.py --workdir=DIR --config.data.dir=DATA
     python -m launch.train --config=configs/resnet50.py:digits --workdir=runs/resnet50_digits
 
-Published (table 2): top-1 76.4 %, top-5 93.1 %, 25.6 M parameters, 8.2 GFLOP.
+Published (table 3): top-1 76.4 %, top-5 93.1 %, 25.6 M parameters, 8.2 GFLOP.
 Built here: 25,557,032 parameters.
 Recipe: that of the paper's appendix, written out below; what it leaves open is marked as assumed.
 Hardware: 8 V100 in the paper; here a TPU v3-8 or larger slice, the same command on every host.
@@ -12,8 +12,9 @@ Never run on ImageNet with this code: no score of ours stands here, and hours ar
 
 Variants:
   digits: the same network on 1,797 handwritten digits of 8x8 pixels.
-  se, cbam, gather_excite: a gate at the end of each residual branch. Published: SE 77.5 / 93.7 %,
-    28.1 M; CBAM 77.4 %, 28.1 M.
+  se, cbam, gala, gather_excite: a gate at the end of each residual branch. Published: SE 77.5 /
+    93.7 %, 28.1 M; CBAM 77.4 %, 28.1 M; GALA 77.5 %, 29.4 M.
+  bam: a gate after each stage but the last, 77.3 %, 25.9 M.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ DIGITS = {
 VARIANTS = {
     "digits": DIGITS,
     "se": {"model.gate": "se"},
+    "bam": {"model.gate": "bam"},
     "cbam": {"model.gate": "cbam"},
+    "gala": {"model.gate": "gala"},
     "gather_excite": {"model.gate": "gather_excite"},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration; variants: digits, se, cbam, gather_excite."""
+    """The configuration; variants: digits, and one for each gate."""
     config = default_config("resnet")
     config.name = "resnet50"
 

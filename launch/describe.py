@@ -4,9 +4,9 @@ No argument: a table of all shipped configurations. `--config=X [--json]`: one o
 without arrays. `--config=X --explain=KEY`: a key's value, meaning and where it was set.
 `--checkpoint=DIR [--config=X] [--json]`: what a checkpoint holds, whether it is whole, and how its
 configuration differs from X.
-`--table=papers [--json] [--rows=PATTERN]`: every row of the papers beside what is built here; with
-`--latency`, what each takes to answer a batch on this machine, or with `--latency=v5e-1` on a chip
-that is not here.
+`--table=papers [--json] [--rows=PATTERN]`: the models of the papers beside what is built here, and
+every table and figure as published; with `--latency` the models alone, and what each takes to
+answer a batch on this machine, or with `--latency=v5e-1` on a chip that is not here.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def show(rows: Sequence[Sequence[str]]) -> None:
 
 def table(name: str, args: argparse.Namespace) -> int:
     """Prints the published models: computed figures, printed ones, and what lies between; with
-    latency where that is asked for.
+    latency where that is asked for, and otherwise all tables and figures as published.
 
     Raises:
       ConfigError: there is no such table, or no such row.
@@ -185,10 +185,12 @@ def table(name: str, args: argparse.Namespace) -> int:
 
     if name not in TABLES:
         raise one_of("--table", name, TABLES)
+    from launch.papers import exhibits
     from launch.planning import latency
     from vitattn import papers
 
-    rows = latency.chosen(papers.published(), args.rows)
+    beside = [] if args.latency else exhibits.chosen(args.rows)
+    rows = latency.chosen(papers.published(), args.rows, also=beside)
     clock = latency.Clock.of_flags(args, len(rows)) if args.latency else None
     compared = []
     for row in rows:
@@ -200,14 +202,17 @@ def table(name: str, args: argparse.Namespace) -> int:
         facts = [compared_facts(row) for row in compared]
         for one, found in zip(facts, taken, strict=False):
             one["latency"] = latency.facts(found)
-        print(json.dumps(facts))
+        print(json.dumps({"models": facts, "exhibits": [e.facts() for e in beside]}))
         return 0
     cells = [list(PAPER_COLUMNS), *(compared_cells(row) for row in compared)]
     if taken:
         print(latency.heading(taken))
-        beside = [latency.COLUMNS, *(latency.cells(found) for found in taken)]
-        cells = [[*row[:-2], *more, *row[-2:]] for row, more in zip(cells, beside, strict=True)]
-    show(cells)
+        more = [latency.COLUMNS, *(latency.cells(found) for found in taken)]
+        cells = [[*row[:-2], *own, *row[-2:]] for row, own in zip(cells, more, strict=True)]
+    if compared:
+        show(cells)
+    for line in exhibits.lines(beside):
+        print(line)
     return 0
 
 

@@ -27,6 +27,7 @@ COMMANDS = {  # command -> module of `launch`
     "describe": "describe",
     "doctor": "doctor.__main__",
     "report": "report",
+    "reproduce": "reproduce.__main__",
     "completion": "completion.__main__",
 }
 

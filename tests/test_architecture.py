@@ -36,7 +36,7 @@ ARROW = {
 # The rooms of trainlib from the ground up; each imports what is below its floor, and no neighbour.
 FLOORS = (
     ("trainlib",),
-    ("trainlib.data", "trainlib.model", "trainlib.pages", "trainlib.report"),
+    ("trainlib.data", "trainlib.model", "trainlib.pages", "trainlib.papers", "trainlib.report"),
     ("trainlib.sharding",),
     ("trainlib.step",),
     ("trainlib.checkpoint",),
@@ -287,6 +287,7 @@ def test_a_loop_is_read_in_one_go():
         "prepare",
         "doctor",
         "report",
+        "reproduce",
         "compile",
         "export",
         "import_weights",

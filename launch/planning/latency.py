@@ -30,20 +30,25 @@ COLUMNS = ("ms", "quartiles", "images/s", "of the base")
 _ADDED = ("attention", "gate", "stem", "head_attention")
 
 
-def chosen(rows: Sequence[Published], pattern: str) -> list[Published]:
-    """The rows whose label or table contains a pattern, in which `*` and `?` stand for other
-    letters; all for "".
+def matches(pattern: str, *texts: str) -> bool:
+    """Whether one of the texts contains a pattern, in which `*` and `?` stand for other letters."""
+    asked = f"*{pattern.lower()}*"
+    return any(fnmatch.fnmatchcase(text.lower(), asked) for text in texts)
+
+
+def chosen(rows: Sequence[Published], pattern: str, also: Sequence[object] = ()) -> list[Published]:
+    """The rows whose label or table contains a pattern; all for "".
+
+    Args:
+      rows: which there are.
+      pattern: see `matches`.
+      also: what else was found by the pattern, without which there has to be a row.
 
     Raises:
       ConfigError: there is none; names the nearest label.
     """
-    asked = f"*{pattern.lower()}*"
-
-    def matches(row: Published) -> bool:
-        return any(fnmatch.fnmatchcase(text.lower(), asked) for text in (row.label, row.source))
-
-    found = [row for row in rows if matches(row)]
-    if not found:
+    found = [row for row in rows if matches(pattern, row.label, row.source)]
+    if not found and not also:
         labels = list(dict.fromkeys(row.label for row in rows))
         raise ConfigError(
             f"--rows={pattern}: no row of the table has this in its name or in its source. "

@@ -31,7 +31,8 @@ MODULES = {
 }
 NAMES = [(stem, v) for stem, module in MODULES.items() for v in ("", *module.VARIANTS)]
 PAPERS = {
-    (f"arXiv {row.source}", row.top1, row.top5, row.params): row for row in papers.published()
+    (f"arXiv {row.source}", row.top1, row.top5, row.params, float(row.gflops or 0)): row
+    for row in papers.published()
 }
 
 # Exact parameters of the models that the files are named after.
@@ -85,7 +86,8 @@ def test_builds_and_cites_exactly_what_it_is(stem, variant):
         assert not published.top1
     else:
         printed = published.params.rstrip("M")
-        row = PAPERS[published.source, published.top1, published.top5, printed]
+        scores = (published.top1, published.top5, printed, published.gflops)
+        row = PAPERS[published.source, *scores]
         assert abstract.param_count == nn.abstract(build(row.model)).param_count
     assert abs(float(schedule(config.steps // 2))) > 0
 

@@ -28,8 +28,10 @@ def four_rows(monkeypatch):
 
 def test_the_table_of_papers_shows_both_figures_and_what_lies_between(four_rows, capsys):
     assert run_command(lambda: describe.main(["--table=papers"])) == 0
-    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    models, *exhibits = capsys.readouterr().out.split("\n\n")
+    lines = {line.split("  ")[0]: line for line in models.splitlines()}
     assert set(lines) == {"model", *LABELS}
+    assert len(exhibits) == 53
     for cell in ("25,809,392", "25.8", "+0.01", "77.7 / 93.8", "1904.09925 ImageNet"):
         assert cell in lines["AA-ResNet-50"]
     assert "-0.15" in lines["AA-WRN-28-10"]
@@ -41,7 +43,8 @@ def test_the_table_of_papers_shows_both_figures_and_what_lies_between(four_rows,
 
 def test_the_table_of_papers_as_json(four_rows, capsys):
     assert run_command(lambda: describe.main(["--table=papers", "--json"])) == 0
-    rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)}
+    facts = json.loads(capsys.readouterr().out)
+    rows = {row["label"]: row for row in facts["models"]}
     row = rows["AA-ResNet-50"]
     assert row["params"] == 25_809_392
     printed = {"params": 25.8, "gflops": 8.3, "top1": 77.7, "top5": 93.8}
@@ -51,6 +54,21 @@ def test_the_table_of_papers_as_json(four_rows, capsys):
     assert row["gflops_delta"] == pytest.approx(100 * (row["gflops"] / 8.3 - 1))
     assert rows["AA-ResNet-50, position none"]["params_delta"] is None
     assert rows["RetinaNet-50"]["published"]["ap75"] == 39.5
+    kinds = [(exhibit["paper"], exhibit["kind"]) for exhibit in facts["exhibits"]]
+    assert kinds.count(("st_moe", "table")) == 21
+
+
+def test_exhibits_are_chosen_by_their_source_or_their_rows(four_rows, capsys):
+    assert run_command(lambda: describe.main(["--table=papers", "--rows=02.08906 table 9"])) == 0
+    out = capsys.readouterr().out
+    assert out.count("arXiv") == 1
+    assert "ST-MoE-32B, 2.0   4.819 (+14%)" in out
+    assert run_command(lambda: describe.main(["--table=papers", "--rows=multiplicative bias"])) == 0
+    out = capsys.readouterr().out
+    assert "Sparse + Multiplicative Bias  -1.361" in out
+    assert "Additive" not in out
+    assert run_command(lambda: describe.main(["--table=papers", "--rows=nothing"])) == 64
+    assert "no row of the table" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_table_is_refused(capsys):

@@ -59,6 +59,8 @@ def local(**options):
 
 EXACT = [
     (resnet(gate="se"), 28_088_024),
+    (resnet(gate="bam"), 25_918_126),
+    (resnet(gate="gala"), 29_377_592),
     (resnet(26, attention=local()), 10_331_264),
     (resnet(38, attention=local()), 14_173_384),
     (resnet(50, attention=local()), 18_015_504),
@@ -101,6 +103,20 @@ def test_squeeze_and_excitation_adds_what_is_derived_by_hand():
     blocks = {256: 3, 512: 4, 1024: 6, 2048: 3}
     added = sum(n * (2 * c * c // 16 + c // 16 + c) for c, n in blocks.items())
     assert 25_557_032 + added == 28_088_024
+
+
+# GALA: three matrices of C^2 / 16, three vectors of C / 16 and three of C for each block. BAM after
+# stages of C = 256, 512 and 1024, h = C / 16: three C x h matrices, two 3x3 convolutions of h,
+# biases and normalisations of C, h and 1 channels.
+def test_gates_between_and_within_branches_are_derived_by_hand():
+    blocks = {256: 3, 512: 4, 1024: 6, 2048: 3}
+    added = sum(n * (3 * c * c // 16 + 3 * c // 16 + 3 * c) for c, n in blocks.items())
+    assert 25_557_032 + added == 29_377_592
+    added = sum(
+        3 * c * h + 18 * h * h + 3 * c + 8 * h + 2
+        for c, h in zip(blocks, (16, 32, 64), strict=False)
+    )
+    assert 25_557_032 + added == 25_918_126
 
 
 # A SASA layer on C channels: 3 C^2 (queries, keys, values) + 7 C / 8 (row and column tables of

@@ -4,7 +4,7 @@ Letters: B batch, H W image, C channels, e expansion, k kernel size.
 
 A block widens its input by e with a 1x1 convolution, runs a depthwise k x k one there, gates it
 by squeeze-and-excitation, and projects back without an activation. Attention augmentation (arXiv
-1904.09925, table 3) replaces the 1x1 expansion wherever it runs at 1/16 of the image or less: the
+1904.09925, table 4) replaces the 1x1 expansion wherever it runs at 1/16 of the image or less: the
 reading that reproduces the published parameters and FLOPs of all four widths.
 """
 

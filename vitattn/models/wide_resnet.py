@@ -28,7 +28,7 @@ from vitattn.layers.augmented import AugmentedConfig
 from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import BatchNorm, Weights
 from vitattn.layers.pool import average_pool, global_average_pool
-from vitattn.layers.squeeze import make_gate
+from vitattn.layers.squeeze import BETWEEN_STAGES, Gate, make_gate
 from vitattn.models.resnet import config as fields
 
 GROUPS = (2, 3, 4)  # conv2_x .. conv4_x, as the paper of the network names them
@@ -46,7 +46,8 @@ class WideResNetConfig:
       num_classes: logits.
       image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
       attention: what augments the first convolution of each block.
-      gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
+      gate: "none"; "se", "cbam", "gala" or "gather_excite" at the end of each residual branch; or
+        "bam" after every group but the last.
       gate_ratio: channels of the branch over those within the gate.
       dtype: compute type, "float32" or "bfloat16".
       bn_decay: of running statistics.
@@ -61,7 +62,7 @@ class WideResNetConfig:
     num_classes: fields.Classes = 100
     image_size: fields.Pixels = 32
     attention: AugmentedConfig | None = None
-    gate: fields.Gate = "none"
+    gate: fields.GateName = "none"
     gate_ratio: fields.Ratio = 16
     dtype: fields.DType = "float32"
     bn_decay: fields.Share = 0.9
@@ -81,6 +82,18 @@ class WideResNetConfig:
     def size(self) -> tuple[int, int]:
         """Height and width of the image."""
         return sides(self.image_size)
+
+    def make_gate(self, channels: int, *, rngs: Rngs = None) -> Gate:
+        """The gate of a residual branch, or of a group, of so many channels."""
+        return make_gate(
+            self.gate,
+            channels,
+            ratio=self.gate_ratio,
+            decay=self.bn_decay,
+            eps=self.bn_eps,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
 
     def norm(self, channels: int, rngs: Rngs = None) -> BatchNorm:
         """A normalisation."""
@@ -130,16 +143,9 @@ class WideBlock(Layer):
             self.conv1 = Conv(in_channels, channels, 3, site.stride, **options)
         self.norm2 = config.norm(channels, rngs)
         self.conv2 = Conv(channels, channels, 3, **options)
-        self.gated = config.gate != "none"
+        self.gated = config.gate not in ("none", *BETWEEN_STAGES)
         if self.gated:
-            self.gate = make_gate(
-                config.gate,
-                channels,
-                ratio=config.gate_ratio,
-                decay=config.bn_decay,
-                eps=config.bn_eps,
-                **options,
-            )
+            self.gate = config.make_gate(channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool = False, weights: Weights = None) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C']."""
@@ -172,6 +178,8 @@ class WideResNet(Layer):
                 site = Site(group, stride, height, width)
                 blocks.append(WideBlock(config, channels, base * config.widening, site, rngs=rngs))
                 channels = base * config.widening
+            if config.gate in BETWEEN_STAGES and group < GROUPS[-1]:
+                blocks.append(config.make_gate(channels, rngs=rngs))
             setattr(self, f"conv{group}_x", nnx.List(blocks))
         self.norm = config.norm(channels, rngs)
         self.head = Classifier(channels, config.num_classes, rngs=rngs)

@@ -7,6 +7,8 @@ from typing import Any
 
 from vitattn.papers.row import AUGMENTED, PAIRS, STANDALONE, Published
 
+SIZES = ("AP small", "AP medium", "AP large")
+
 
 def _row(
     label: str,
@@ -15,12 +17,13 @@ def _row(
     gflops: str,
     *precision: float,
     note: str = "",
+    more: dict[str, str] | None = None,
     **model: Any,
 ) -> Published:
     """A row with AP, AP50 and AP75 of a network with these fields."""
-    ap, ap50, ap75 = precision
+    figures = dict(zip(("ap", "ap50", "ap75"), precision, strict=True))
     model = {"name": "retinanet", **model}
-    return Published(label, table, model, params, gflops, note=note, ap=ap, ap50=ap50, ap75=ap75)
+    return Published(label, table, model, params, gflops, note=note, more=more or {}, **figures)
 
 
 def _augmented() -> Iterator[Published]:
@@ -63,17 +66,22 @@ def _standalone() -> Iterator[Published]:
     table, name = f"{STANDALONE} COCO", "SASA-RetinaNet-50"
     stem: dict[str, Any] = {"attention": {"kind": "local"}}
     full = stem | {"stem": "attention"}
-    yield _row("RetinaNet-50, convolution", table, "33.4", "182", 36.5, 54.3, 39.0)
-    label = f"{name}, convolution stem"
-    yield _row(label, table, "25.9", "173", 36.8, 54.6, 39.3, **stem)
-    label = f"{name}, attention stem"
-    yield _row(label, table, "25.9", "173", 36.2, 54.0, 38.7, **full)
+
+    def sizes(*printed: str) -> dict[str, Any]:
+        return {"more": dict(zip(SIZES, printed, strict=True))}
+
+    by_size = sizes("18.3", "40.6", "51.7")
+    yield _row("RetinaNet-50, convolution", table, "33.4", "182", 36.5, 54.3, 39.0, **by_size)
+    label, by_size = f"{name}, convolution stem", sizes("18.4", "41.1", "51.7")
+    yield _row(label, table, "25.9", "173", 36.8, 54.6, 39.3, **stem, **by_size)
+    label, by_size = f"{name}, attention stem", sizes("17.5", "40.3", "51.7")
+    yield _row(label, table, "25.9", "173", 36.2, 54.0, 38.7, **full, **by_size)
     heads: dict[str, Any] = {"head_attention": "towers"}
-    label = f"{name} and heads, convolution stem"
-    yield _row(label, table, "22.0", "111", 36.6, 54.3, 39.1, **stem, **heads)
-    label = f"{name} and heads, attention stem"
-    note = "an attention stem adds 1.5 G, as without attention in heads; printed: 1 G less"
-    yield _row(label, table, "22.0", "110", 36.6, 54.5, 39.2, **full, **heads, note=note)
+    label, by_size = f"{name} and heads, convolution stem", sizes("19.0", "40.7", "51.1")
+    yield _row(label, table, "22.0", "111", 36.6, 54.3, 39.1, **stem, **heads, **by_size)
+    label, by_size = f"{name} and heads, attention stem", sizes("18.5", "40.6", "51.6")
+    by_size["note"] = "an attention stem adds 1.5 G, as without attention in heads; printed: 1 less"
+    yield _row(label, table, "22.0", "110", 36.6, 54.5, 39.2, **full, **heads, **by_size)
 
 
 def detection() -> list[Published]:

@@ -27,6 +27,7 @@ class Published:
       ap: COCO average precision, percent; 0 of classifiers.
       ap50: the same at an IoU of 0.5.
       ap75: the same at an IoU of 0.75.
+      more: what its table prints beside these, heading -> text.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Published:
     ap: float = 0.0
     ap50: float = 0.0
     ap75: float = 0.0
+    more: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,53 @@ def test_cbam_gates_channels_then_pixels():
     np.testing.assert_allclose(y, x2 * sigmoid(normal), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["se", "cbam", "gather_excite"])
+def test_gala_mixes_channels_and_pixels():
+    spec, params, state, x = ready("gala")
+    assert {name: s.shape for name, s in spec.params.items() if "excite" not in name} == {
+        "shrink.kernel": (1, 1, 8, 2),
+        "shrink.bias": (2,),
+        "collapse.kernel": (1, 1, 2, 1),
+        "sum_weight": (8,),
+        "product_weight": (8,),
+    }
+    weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    channel = mlp(params, x.mean((1, 2)))[:, None, None]
+    hidden = np.maximum(x @ weights["shrink.kernel"][0, 0] + weights["shrink.bias"], 0)
+    pixel = hidden @ weights["collapse.kernel"][0, 0]
+    mixed = weights["sum_weight"] * (channel + pixel)
+    mixed += weights["product_weight"] * channel * pixel
+    y = spec.bind(params, state)(jnp.asarray(x), train=True)
+    np.testing.assert_allclose(y, x * np.tanh(mixed), atol=1e-5)
+
+
+def test_bam_adds_what_it_gates():
+    """Taps of the 3x3 convolutions lie 4 pixels apart, so that a map of 5 x 4 sees few of them."""
+    spec, params, state, x = ready("bam")
+    p = {name: np.asarray(value, np.float64) for name, value in {**params, **state}.items()}
+
+    def normal(y, name):
+        y = (y - p[f"{name}.mean"]) / np.sqrt(p[f"{name}.var"] + 1e-5)
+        return y * p[f"{name}.scale"] + p[f"{name}.bias"]
+
+    def dilated(y, kernel):
+        padded = np.pad(y, ((0, 0), (4, 4), (4, 4), (0, 0)))
+        taps = [
+            padded[:, 4 * i : 4 * i + 5, 4 * j : 4 * j + 4] @ kernel[i, j]
+            for i in range(3)
+            for j in range(3)
+        ]
+        return sum(taps)
+
+    y = np.maximum(normal(x @ p["reduce.kernel"][0, 0], "norm1"), 0)
+    y = np.maximum(normal(dilated(y, p["dilated1.kernel"]), "norm2"), 0)
+    y = np.maximum(normal(dilated(y, p["dilated2.kernel"]), "norm3"), 0)
+    pixel = normal(y @ p["collapse.kernel"][0, 0], "pixel_norm")
+    channel = normal(mlp(params, x.mean((1, 2))), "channel_norm")[:, None, None]
+    got = jax.jit(lambda x: spec.bind(params, state)(x, train=False))(x)
+    np.testing.assert_allclose(got, x * (1 + sigmoid(channel + pixel)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["se", "bam", "cbam", "gala", "gather_excite"])
 def test_gates_keep_the_compute_type_and_pass_gradients(kind):
     spec, params, state, x = ready(kind, "bfloat16")
     x = jnp.asarray(x, jnp.bfloat16)

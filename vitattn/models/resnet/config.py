@@ -14,12 +14,13 @@ from flax import nnx
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, either, fit, many, number, pair, whole
 from vitattn.images.size import sides
+from vitattn.layers import squeeze
 from vitattn.layers.attention import AttentionConfig
 from vitattn.layers.augmented import AugmentedConfig
 from vitattn.layers.init import ONES, ZEROS
 from vitattn.layers.local import HaloConfig, LocalConfig
 from vitattn.layers.norm import BatchNorm
-from vitattn.layers.squeeze import GATES
+from vitattn.layers.squeeze import GATES, Gate
 
 STAGES = (2, 3, 4, 5)  # conv2_x .. conv5_x
 MOST_PIXELS = 2**16  # of a side of an image
@@ -48,7 +49,7 @@ Classes = Annotated[int, whole(1)]
 Pixels = Annotated[
     int | tuple[int, int], either(whole(1, MOST_PIXELS), pair(whole(1, MOST_PIXELS)))
 ]
-Gate = Annotated[str, choice(*GATES)]
+GateName = Annotated[str, choice(*GATES)]
 Ratio = Annotated[int, whole(1)]
 Norm = Annotated[str, choice("batch", "frozen")]
 DType = Annotated[str, choice(*DTYPES)]
@@ -89,7 +90,8 @@ class ResNetConfig:
       zero_init: residual branches start as nothing (scale of their last normalisation is 0), as in
         the public TPU recipe.
       attention: what replaces 3x3 convolutions.
-      gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
+      gate: "none"; "se", "cbam", "gala" or "gather_excite" at the end of each residual branch; or
+        "bam" after every stage but the last.
       gate_ratio: channels of the branch over those within the gate.
       norm: "batch", or "frozen": the same by scales, biases, means and variances that all stay as
         they are given and are no parameters (of pretrained weights).
@@ -107,7 +109,7 @@ class ResNetConfig:
     stem_relative: bool = False
     zero_init: bool = True
     attention: Attention | None = None
-    gate: Gate = "none"
+    gate: GateName = "none"
     gate_ratio: Ratio = 16
     norm: Norm = "batch"
     dtype: DType = "float32"
@@ -139,6 +141,18 @@ class ResNetConfig:
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier."""
         return round(base * self.width)
+
+    def make_gate(self, channels: int, *, rngs: nnx.Rngs | None = None) -> Gate:
+        """The gate of a residual branch, or of a stage, of so many channels."""
+        return squeeze.make_gate(
+            self.gate,
+            channels,
+            ratio=self.gate_ratio,
+            decay=self.bn_decay,
+            eps=self.bn_eps,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
 
     def make_norm(
         self, channels: int, *, last: bool = False, rngs: nnx.Rngs | None = None

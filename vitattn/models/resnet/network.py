@@ -28,7 +28,7 @@ from vitattn.layers.conv import Classifier, Conv
 from vitattn.layers.norm import Weights
 from vitattn.layers.pool import global_average_pool, max_pool
 from vitattn.layers.residual import add_relu
-from vitattn.layers.squeeze import make_gate
+from vitattn.layers.squeeze import BETWEEN_STAGES
 from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
     DEPTHS,
@@ -73,17 +73,9 @@ class Branch(Layer):
         *,
         rngs: Rngs = None,
     ):
-        self.gated = config.gate != "none"
+        self.gated = config.gate not in ("none", *BETWEEN_STAGES)
         if self.gated:
-            self.gate = make_gate(
-                config.gate,
-                out_channels,
-                ratio=config.gate_ratio,
-                decay=config.bn_decay,
-                eps=config.bn_eps,
-                dtype=config.dtype,
-                rngs=rngs,
-            )
+            self.gate = config.make_gate(out_channels, rngs=rngs)
         self.project = in_channels != out_channels or stride > 1
         if self.project:
             self.shortcut = Shortcut(config, in_channels, out_channels, stride, rngs=rngs)
@@ -250,6 +242,8 @@ class Backbone(Layer):
                 site = Site(stage, stride, height, width)
                 blocks.append(block(config, channels, stage_width, site, rngs=rngs))
                 channels = stage_width * block.expansion
+            if config.gate in BETWEEN_STAGES and stage < STAGES[-1]:
+                blocks.append(config.make_gate(channels, rngs=rngs))
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
 
     @named

@@ -53,7 +53,8 @@ class RetinaNetConfig:
       stem_relative: relative positions in the logits of an attention stem.
       zero_init: residual branches of the backbone start as nothing.
       attention: what replaces 3x3 convolutions of the backbone.
-      gate: "none", "se", "cbam" or "gather_excite", at the end of each residual branch.
+      gate: "none"; "se", "cbam", "gala" or "gather_excite" at the end of each residual branch; or
+        "bam" after every stage but the last.
       gate_ratio: channels of the branch over those within the gate.
       norm: of the backbone: "batch", or "frozen": scales, biases, means and variances all stay as
         they are given and are no parameters (of pretrained weights).
@@ -90,7 +91,7 @@ class RetinaNetConfig:
     stem_relative: bool = False
     zero_init: bool = True
     attention: resnet.Attention | None = None
-    gate: resnet.Gate = "none"
+    gate: resnet.GateName = "none"
     gate_ratio: resnet.Ratio = 16
     norm: resnet.Norm = "batch"
     dtype: resnet.DType = "float32"
