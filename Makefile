@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-detection reproduce-stability compile-32b compile-all soak wheel wheel-check nightly fuzz clean
+.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-detection reproduce-stability compile-32b compile-all compile-papers soak wheel wheel-check nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -58,6 +58,12 @@ compile-32b: $(VENV)/.test
 compile-all: $(VENV)/.test
 	$(BIN)/python -m launch.compile --all
 
+# A table of each paper at its own scale, compiled for its pods and priced in chip hours.
+compile-papers: $(VENV)/.test
+	$(BIN)/python -m launch.reproduce --paper=aa --table=2 --scale=full --plan
+	$(BIN)/python -m launch.reproduce --paper=sasa --table=6 --scale=full --plan
+	$(BIN)/python -m launch.reproduce --paper=st_moe --figure=8 --scale=full --plan
+
 # With the emitter of XLA that users have: tests/compiler.py.
 AS_USERS := VITATTN_MOE_TEST_COMPILER=--xla_backend_optimization_level=0
 
@@ -76,7 +82,7 @@ wheel-check: $(VENV)/.test
 	$(BIN)/python -m tests.wheel.check
 
 # And the whole suite in the mode that Flax is moving to, with the emitter of XLA that users have.
-nightly: soak wheel-check
+nightly: soak wheel-check compile-papers
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false \
 	$(AS_USERS) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 

@@ -103,7 +103,7 @@ def test_paths(tmp_path, monkeypatch):
         ("vitattn-moe train --config=aa_resnet50:dig", None, ["digits"]),
         ("vitattn-moe train --workdir=r", None, ["runs/"]),
         ("vitattn-moe predict my", None, ["my\\ cat.png"]),
-        ("vitattn-moe rep --json", 15, ["report"]),
+        ("vitattn-moe repo --json", 16, ["report"]),
     ],
 )
 def test_bash(line, point, found, tmp_path):
