@@ -20,7 +20,8 @@ FEWEST = 40
 MOST_NUMBERS = 300_000  # in all curves of a page, about 2 MB
 ROUTER = "router/"
 APART = ("goodput", "alert")  # kinds that are drawn elsewhere
-COUNTS = ("examples", "detections", "tokens", "skipped")  # numbers beside the figures
+# Numbers beside the figures, and what samples of routers repeat.
+LEFT_OUT = ("examples", "detections", "tokens", "skipped", "watched_loss")
 SCORES = "score"
 
 # name -> (title, unit); "%" means that the figure is a share of 1.
@@ -97,7 +98,7 @@ def _names(run: Metrics) -> list[str]:
         name
         for kind in _kinds(run)
         for name in run.of(kind)
-        if not name.startswith(ROUTER) and name not in COUNTS
+        if not name.startswith(ROUTER) and name not in LEFT_OUT
     ]
 
 

@@ -62,7 +62,7 @@ def _where(runs: Sequence[Run], checkpoints: Sequence[Checkpoint], now: float) -
     if len(runs) > 1:
         return ""
     facts = runs[0].facts
-    said = [str(runs[0].workdir.resolve())]
+    said = [str(runs[0].workdir)]
     if facts["holder"]:
         said.append(f"held by {facts['holder']}")
     if facts["seconds_ago"] is not None:

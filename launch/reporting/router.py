@@ -26,23 +26,26 @@ UNKNOWN, NOTHING, LOWEST, HIGHEST = 0, 1, 2, 255
 
 _NAME = re.compile(r"router/([^/]{1,80})/([^/]{1,80})")
 _LOAD = re.compile(r"load_(\d{1,5})")
-# name -> (title, unit); "%" means that the figure is a share of 1.
+_OF_EXPERTS = re.compile(r"(load|idle)_\d+")
+BEYOND = "violation"  # of the most loaded expert, from the loads themselves
+LEFT_OUT = ("violation_max",)  # the same, of fewer steps
+# name -> (title, unit), in the order in which they are drawn; "%": the figure is a share of 1.
 FIGURES: Mapping[str, tuple[str, str]] = {
     "dropped_choices": ("choices dropped", "%"),
+    BEYOND: ("most loaded expert, beyond its fair share", "%"),
     "dropped_tokens": ("tokens that no expert took", "%"),
-    "violation": ("most loaded expert, beyond its fair share", "%"),
-    "violation_max": ("most loaded expert, beyond its fair share", "%"),
-    "violation_mean": ("mean distance of a load from its fair share", "%"),
     "entropy": ("entropy of the router", "nats"),
+    "z": ("mean of logsumexp(logits)\u00b2", ""),
     "max_logit": ("largest logit", ""),
     "second_rate": ("choices beyond the first, per token", ""),
-    "nonfinite": ("tokens with logits that are not finite", ""),
-    "gate_mass": ("gates of the placed choices, summed", ""),
+    "gate_mass": ("gates of placed choices, per token", ""),
     "grad_norm": ("gradient norm of the router", ""),
-    "churn": ("routing compared with the checkpoint before", ""),
-    "z": ("mean squared log-sum-exp of the logits", ""),
+    "idle": ("idle experts", ""),
+    "spread": ("experts over which the load is spread", ""),
+    "violation_mean": ("mean difference from an even load", "%"),
+    "churn": ("routing moved since the checkpoint before", "%"),
+    "nonfinite": ("tokens with logits that are not finite", ""),
 }
-IMBALANCE = "violation"
 Layers = dict[str, dict[str, Column]]  # STACK.BLOCK -> figure -> column
 
 
@@ -57,7 +60,10 @@ def layers(metrics: Metrics) -> tuple[Layers, Layers]:
         for name, column in columns.items():
             match = _NAME.fullmatch(name)
             if match and (len(into) < MOST_LAYERS or match[1] in into):
-                into.setdefault(match[1], {}).setdefault(match[2], column)
+                figures = into.setdefault(match[1], {})
+                # Samples repeat some of what every step measures.
+                known = figures.setdefault(match[2], column)
+                figures[match[2]] = max(known, column, key=lambda one: len(one.steps))
     return trained, evaluated
 
 
@@ -134,9 +140,8 @@ def _figures(
     names = [
         name
         for name in dict.fromkeys(n for layer in order for n in found[layer])
-        if not _LOAD.fullmatch(name)
+        if not _OF_EXPERTS.fullmatch(name) and name not in LEFT_OUT
     ]
-    names.sort(key=lambda name: (list(FIGURES).index(name) if name in FIGURES else 99, name))
     figures = []
     for name in names:
         curves = [
@@ -146,14 +151,16 @@ def _figures(
         longest = max(known, key=lambda curve: len(curve.steps))
         rows = [None if curve is None else (curve.steps, curve.means) for curve in curves]
         figures.append(_figure(name, longest.steps, rows, steps, not longest.exact))
-    if drawn and not {IMBALANCE, "violation_max"} & set(names):
+    if drawn:
         by_layer = {one["name"]: largest for one, largest in drawn}
         rows = [by_layer.get(shown(layer, 60)) for layer in order]
         known = [row for row in rows if row is not None]
         at = max((at for at, _ in known), key=len)
         beyond = [None if row is None else (row[0], row[1] - 1.0) for row in rows]
         means = any(one["means"] for one, _ in drawn)
-        figures.insert(0, _figure(IMBALANCE, at, beyond, steps, means))
+        figures.append(_figure(BEYOND, at, beyond, steps, means))
+    order_of = {name: place for place, name in enumerate(FIGURES)}
+    figures.sort(key=lambda figure: (order_of.get(figure["name"], 99), figure["name"]))
     return [figure for figure in figures if not _is_dull(figure)]
 
 

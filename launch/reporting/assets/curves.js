@@ -65,11 +65,16 @@ class Curves {
   }
 
   legend() {
-    const keys = this.lines.filter((line) => line.label).slice(0, 40);
-    if (!keys.length) return "";
-    const seen = new Map(keys.map((line) => [line.label, line.color]));
-    return make("p", { class: "legend" }, ...[...seen].map(([label, color]) =>
-      make("span", { class: "key" }, make("i", { style: `background:${color}` }), label)));
+    const seen = [...new Map(this.lines.filter((line) => line.label)
+      .map((line) => [line.label, line.color]))];
+    if (!seen.length) return "";
+    const key = ([label, color]) =>
+      make("span", { class: "key" }, make("i", { style: `background:${color}` }), label);
+    if (seen.length <= 8) return make("p", { class: "legend" }, ...seen.map(key));
+    // Of many layers the first and the last of each stack, between which colours change by degrees.
+    const stacks = Map.groupBy(seen, ([label]) => label.split(".")[0]);
+    return make("p", { class: "legend" }, ...[...stacks.values()].flatMap((stack) =>
+      stack.length > 2 ? [key(stack[0]), "to", key(stack[stack.length - 1])] : stack.map(key)));
   }
 
   summary() {
@@ -99,7 +104,7 @@ class Curves {
     const [x0, x1] = this.range(lines);
     const [low, high] = this.heights(lines, x0, x1);
     const scale = (y) => this.log ? (y > 0 ? Math.log10(y) : null) : y;
-    const marks = (this.log ? powers(low, high) : ticks(low, high, 4));
+    const marks = (this.log ? powers(low, high) : ticks(low, high, 5));
     const named = marks.map((mark) => figure(this.log ? Math.pow(10, mark) : mark, 3));
     const left = 10 + 7 * Math.max(2, ...named.map((name) => name.length));
     const box = { left, right: width - 8, top: 8, bottom: height - 22 };

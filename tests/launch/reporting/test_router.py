@@ -41,7 +41,8 @@ def test_a_load_reads_back_within_two_percent():
     fair = np.clip(8 * loads.T, 2**-4, 2**4)
     np.testing.assert_allclose(decoded(codes(layer)), fair, rtol=0.02)
     largest = 100 * (8 * loads.max(axis=1) - 1)
-    np.testing.assert_allclose(found["figures"][0]["rows"][0], largest, rtol=1e-3)
+    [beyond] = found["figures"]
+    np.testing.assert_allclose(beyond["rows"][0], largest, rtol=1e-3)
 
 
 def test_an_expert_without_tokens_and_an_unknown_load_are_told_apart():
@@ -67,12 +68,14 @@ def test_evaluations_are_shown_where_training_measured_nothing():
 def test_figures_of_layers_are_rows_and_zeros_are_left_out():
     made = run([[0.5, 0.5]] * 3, dropped_choices=0.25, nonfinite=0.0)
     for step in (1, 3):
-        made.add({"step": step, "kind": "router", "router/encoder.3/churn": 0.5 * step})
+        sample = {"dropped_choices": 0.25, "idle_0": 7.0, "churn": 0.125 * step}
+        named = {f"router/encoder.3/{name}": value for name, value in sample.items()}
+        made.add({"step": step, "kind": "router", **named})
     maps = router.maps(made, steps := Steps())
     found = {one["name"]: one for one in maps["figures"]}
     assert found["dropped_choices"]["rows"] == [[25, 25, 25]]
-    assert (steps.lists[found["churn"]["x"]], found["churn"]["rows"]) == ([1, 3], [[0.5, 1.5]])
-    assert "nonfinite" not in found
+    assert (steps.lists[found["churn"]["x"]], found["churn"]["rows"]) == ([1, 3], [[12.5, 37.5]])
+    assert list(found) == ["dropped_choices", "churn"]  # neither zeros nor an even load
 
 
 def test_hundreds_of_experts_over_many_steps_stay_small():
