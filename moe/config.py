@@ -18,6 +18,7 @@ from moe.decoding.model import Decoding
 from moe.decoding.waiting import Batching
 from moe.models.architecture import Architecture
 from moe.objective import Objective
+from moe.observatory.options import RouterOptions
 from moe.routing.config import RoutingConfig
 from moe.start import subsets
 from trainlib import config as config_lib
@@ -124,6 +125,7 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **GENERAL,
         **config_lib.prefixed("model", config_lib.dataclass_schema(Architecture)),
         **config_lib.prefixed("routing", experts | config_lib.dataclass_schema(RoutingConfig)),
+        **config_lib.prefixed("router", config_lib.dataclass_schema(RouterOptions)),
         **config_lib.prefixed("objective", config_lib.dataclass_schema(Objective)),
         **config_lib.prefixed("data", data_defaults()),
         **config_lib.prefixed("finetune", subsets.defaults()),

@@ -137,7 +137,8 @@ def _bound(abstract: Abstract, params: Arrays, model_state: Arrays) -> Transform
 def make_loss(plan: Plan[Architecture]) -> LossFn:
     """The training loss of a run; see `loss_function`."""
     objective = Objective(**dict(plan.config.objective.items()))
-    return loss_function(plan.abstract, plan.model.routing, objective)
+    watched = plan.config.router.log_every > 0
+    return loss_function(plan.abstract, plan.model.routing, objective, routers=watched)
 
 
 def make_evaluate(plan: Plan[Architecture]) -> Callable[[Arrays, Arrays, Batch], Sums]:
@@ -146,9 +147,15 @@ def make_evaluate(plan: Plan[Architecture]) -> Callable[[Arrays, Arrays, Batch],
 
 
 def loss_function(
-    abstract: Abstract, routing: RoutingConfig | None, objective: Objective
+    abstract: Abstract,
+    routing: RoutingConfig | None,
+    objective: Objective,
+    *,
+    routers: bool = True,
 ) -> LossFn:
-    """The training loss of a batch; metrics: cross-entropy, accuracy, and those of the router."""
+    """The training loss of a batch; metrics: cross-entropy, accuracy, and, with `routers`, what
+    each router did, which is otherwise not computed.
+    """
 
     def loss_fn(
         params: Arrays, model_state: Arrays, batch: Batch, key: jax.Array
@@ -163,10 +170,10 @@ def loss_function(
             auxiliary = router_loss(router_outputs(reports), routing)
             loss += auxiliary
             sums["router_loss"] = (auxiliary, jnp.ones(()))
+        if routers:
+            sums |= router_metrics(reports)
         tallies = bias_tallies(model.config, reports)
-        return loss, LossOutput(
-            weight, model_state, sums | router_metrics(reports), tallies=tallies
-        )
+        return loss, LossOutput(weight, model_state, sums, tallies=tallies)
 
     return loss_fn
 

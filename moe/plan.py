@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from moe import objective
 from moe.config import STACKED_AXES, check, sharding_rules, slot_rules
 from moe.data.sources.packing import batch_fields
+from moe.eval.measured import ROUTER
 from moe.kernels.grouped import check_platform
 from moe.models import architecture
-from moe.models.architecture import Architecture
+from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.routing.config import capacity
 from moe.routing.placement import group_tokens, resolve_placement
@@ -61,7 +62,19 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
         optimizer=optimizer,
         shardings=shardings,
         trained=frozenset(trained_names(options, abstract.params)),
+        gradient_norms=_router_norms(model) if config.router.log_every else {},
     )
+
+
+def _router_norms(model: Architecture) -> dict[str, tuple[str, ...]]:
+    """Metric -> the routers of the sparse blocks of a stack, in the order of the blocks."""
+    return {
+        f"{ROUTER}{stack}/grad_norm": tuple(
+            f"{stack}.{tree}.experts.router" for tree in model.trees(stack) if is_sparse(tree)
+        )
+        for stack, blocks in model.all_sparse_blocks.items()
+        if blocks
+    }
 
 
 def lengths(plan: Plan[Architecture]) -> dict[str, int]:

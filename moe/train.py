@@ -22,6 +22,7 @@ from moe.eval.evaluation import Evaluation
 from moe.eval.measured import Measured
 from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
+from moe.observatory import watch
 from moe.plan import abstract_batch, lengths, make
 from moe.start import finetune, upcycle
 from trainlib.data.order import split_facts
@@ -128,6 +129,7 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
         evaluates=data.held_out is not None,
         shown=("cross_entropy", "accuracy"),
         values_of=functools.partial(step_values, plan.model),
+        watching=functools.partial(watch.routers, config, plan.model),
         profile=profile,
     )
     if session.complete:
@@ -303,11 +305,12 @@ def report(
     measured = {"evaluation": "none: data.holdout=0 holds nothing out"}
     if result is not None:
         measured = dict(result.rows(config))
+    alerts = watch.alerts(session.workdir)
     session.report(
-        measured,
+        measured | (watch.rows(alerts) if watch.watched(config, plan.model) else {}),
         throughput=f"{speed:,.1f} rows/s, {speed * tokens:,.0f} tokens/s",
         pictures={"pictures": ", ".join(str(path) for path in pictures if path) or "not drawn"},
         unreadable=unreadable,
         unit="records",
-        figures=result.everything() if result else {},
+        figures=(result.everything() if result else {}) | {"alerts": alerts},
     )

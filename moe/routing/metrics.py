@@ -17,20 +17,28 @@ METRICS: Mapping[str, str] = {
     "dropped_choices": "share of the choices sent that found no slot",
     "dropped_tokens": "share of the tokens that no expert took",
     "entropy": "mean entropy of the router probabilities, nats; ln E is uniform",
+    "z": "mean of logsumexp(logits)^2, which the router z-loss keeps small",
     "max_logit": "largest |logit| of a group, mean over groups",
     "second_rate": "choices beyond the first that were sent, per token",
+    "gate_mass": "sum of the gates of the choices that found a slot, per token",
     "nonfinite": "tokens whose logits were not finite; they are routed nowhere",
 }
 
 
 def routing_metrics(
-    logits: jax.Array, probs: jax.Array, valid: jax.Array, placed: jax.Array, expert: jax.Array
+    logits: jax.Array,
+    probs: jax.Array,
+    gates: jax.Array,
+    valid: jax.Array,
+    placed: jax.Array,
+    expert: jax.Array,
 ) -> Sums:
-    """All entries of `METRICS` but `nonfinite`, which `route` adds; no gradient.
+    """All entries of `METRICS` but `z` and `nonfinite`, which `route` adds; no gradient.
 
     Args:
       logits: float32 [G, S, E].
       probs: float32 [G, S, E].
+      gates: float32 [G, S, K], 0 where a choice was not sent or found no slot.
       valid: bool [G, S], False for padding.
       placed: bool [G, S, K], which choices found a slot.
       expert: int32 [G, S, K], the expert of each choice that was sent; E: not sent.
@@ -38,7 +46,7 @@ def routing_metrics(
     Returns:
       name -> (total float32 [G, ...], count float32 [G]).
     """
-    logits, probs = jax.lax.stop_gradient((logits, probs))
+    logits, probs, gates = jax.lax.stop_gradient((logits, probs, gates))
     experts = logits.shape[-1]
     sent = expert < experts
 
@@ -58,4 +66,5 @@ def routing_metrics(
         "entropy": (total(entropy), tokens),
         "max_logit": (jnp.max(jnp.abs(logits), axis=(1, 2)), jnp.minimum(tokens, 1.0)),
         "second_rate": (total(later), tokens),
+        "gate_mass": (total(gates), tokens),
     }

@@ -180,7 +180,8 @@ def route(
     )
     z = jnp.sum(jnp.where(valid, jnp.square(log_normaliser), 0.0), axis=-1)
     losses = {"balance": balance, "z": (z, tokens)}
-    metrics = routing_metrics(logits, shares, valid, slot < experts * slots, expert)
+    metrics = routing_metrics(logits, shares, gates, valid, slot < experts * slots, expert)
+    metrics["z"] = jax.lax.stop_gradient((z, tokens))
     losses["nonfinite"] = metrics["nonfinite"] = (broken, seen)
     return Routing(slot, source, gates, expert, losses, metrics)
 

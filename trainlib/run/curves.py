@@ -32,6 +32,8 @@ TOGETHER = {
     "average recall with 1, 10, 100 detections": ("ar_1", "ar_10", "ar_100"),
     "average recall by size": ("ar_small", "ar_medium", "ar_large"),
 }
+# Kinds of records that are no evaluation.
+_BESIDE = {"train", "goodput", "router", "alert"}
 # How many were evaluated, or found: numbers beside the figures.
 _COUNTS = ("examples", "detections")
 
@@ -41,7 +43,7 @@ def _panels(found: dict[str, Series]) -> dict[str, list[str]]:
     evaluations measured.
     """
     first = [name for name in ("loss", "learning_rate", "accuracy") if name in found]
-    evaluated = [name for name, kinds in found.items() if set(kinds) - {"train", "goodput"}]
+    evaluated = [name for name, kinds in found.items() if set(kinds) - _BESIDE]
     drawn = first + [name for name in evaluated if name not in (*first, *_COUNTS)]
     title_of = {name: title for title, names in TOGETHER.items() for name in names}
     panels: dict[str, list[str]] = {}

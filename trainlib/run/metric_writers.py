@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from trainlib.errors import DataError, StorageError, UserError, paragraph, shown
 from trainlib.files import check_target, create, make_directory, open_to_write
+from trainlib.run.trackers.feed import scalars
 from trainlib.untrusted_files import open_regular, parse_json
 
 FLUSH_SECONDS = 10.0  # between two flushes of TensorBoard events
@@ -255,12 +256,9 @@ class TensorBoard:
         """Writes the values that are numbers."""
         from tensorboardX.summary import scalar
 
-        numbers = {n: v for n, v in values.items() if not isinstance(v, str | bool)}
         with self._refusals():
-            for name, value in numbers.items():
-                if value is not None:
-                    summary = scalar(f"{kind}/{name}", float(value))
-                    self._add(self._event(summary=summary, step=int(step)))
+            for name, value in scalars(kind, values).items():
+                self._add(self._event(summary=scalar(name, value), step=int(step)))
             if time.monotonic() > self._last + FLUSH_SECONDS:
                 self._writer.flush()
                 self._last = time.monotonic()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,29 @@ from trainlib.model.metrics import compute
 from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress
 from trainlib.step.step import Sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A further record of a step.
+
+    Attributes:
+      kind: of the record.
+      values: name -> number or text.
+      line: what the run says of it; "" is nothing.
+    """
+
+    kind: str
+    values: Mapping[str, Any]
+    line: str = ""
+
+
+Watch = Callable[[int, Mapping[str, float]], Iterable[Note]]  # number of a step, what it measured
+
+
+def no_watch(number: int, values: Mapping[str, float]) -> Iterable[Note]:
+    """Has nothing to write."""
+    return ()
 
 
 class Recorder:
@@ -27,6 +51,7 @@ class Recorder:
       writers: metric files; None on all hosts but the first.
       shown: metrics that the live line shows.
       values_of: sums of a step -> values to write.
+      watch: what else is to be written of a step; asked at each, on the host that writes.
     """
 
     def __init__(
@@ -38,9 +63,11 @@ class Recorder:
         *,
         shown: tuple[str, ...] = ("loss",),
         values_of: Callable[[Sums], dict[str, float]] = compute,
+        watch: Watch = no_watch,
     ):
         self._config, self._schedule, self._shown = config, schedule, shown
         self._progress, self._writers, self._values_of = progress, writers, values_of
+        self._watch = watch
         self._pending: tuple[int, Sums] | None = None
 
     def record(self, number: int, sums: Sums) -> None:
@@ -66,6 +93,11 @@ class Recorder:
                 # A skipped update does not move the schedule; this was the rate of this step.
                 rate = float(self._schedule(number - 1 - int(values["skipped"] - (row > 0))))
             self._writers.write(number, "train", values | {"learning_rate": rate})
+        if self._writers:
+            for note in self._watch(number, values):
+                self._writers.write(number, note.kind, note.values)
+                if note.line:
+                    self._progress.message(note.line)
         if row > self._config.max_skipped_steps:
             raise NumericAbort(
                 f"The loss or a gradient was not finite for {int(row)} steps in a row, up to step "

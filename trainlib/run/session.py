@@ -28,7 +28,7 @@ from trainlib.run import goodput, peers, watchdog
 from trainlib.run.interrupt import GivenUp, StopRequest
 from trainlib.run.metric_writers import Writers
 from trainlib.run.progress import Progress, duration
-from trainlib.run.recorder import Recorder
+from trainlib.run.recorder import Recorder, Watch, no_watch
 from trainlib.run.resume import checkpoint_meta, eval_due, resume
 from trainlib.run.summary import report_complete, save_summary
 from trainlib.run.trackers.feed import Trackers
@@ -69,6 +69,7 @@ class Evaluation(Protocol):
 _COLLECTIONS = (700, 10, 10)
 
 Result = TypeVar("Result", bound=Evaluation)
+MakeWatch = Callable[[Path, int], Watch]  # workdir, step that the run starts from
 CheckMeta = Callable[[Mapping[str, Any], int], object]
 
 
@@ -87,6 +88,8 @@ class Session(Generic[Result]):
       check: (meta of a manifest, step) -> raises where the run may not resume from it.
       shown: metrics of a step on the progress line.
       values_of: sums of a step -> values to write.
+      watching: what looks at each step and has more to write; made when the records after the start
+        are cut, on the host that writes.
       profile: steps of which the first process writes a trace.
 
     Attributes:
@@ -122,6 +125,7 @@ class Session(Generic[Result]):
         check: CheckMeta = lambda meta, step: None,
         shown: tuple[str, ...] = ("loss",),
         values_of: Callable[[Sums], dict[str, float]] = compute,
+        watching: MakeWatch = lambda workdir, start: no_watch,
         profile: Steps | None = None,
     ):
         check_memory(plan)
@@ -130,7 +134,7 @@ class Session(Generic[Result]):
         self.main = jax.process_index() == 0
         self._source, self._meta = source, dict(meta or {})
         self._began, self._evaluates, self._forward_flops = began, evaluates, forward_flops
-        self._shown, self._values_of = shown, values_of
+        self._shown, self._values_of, self._watching = shown, values_of, watching
         self._tracker_classes = classes(config.writers.extra) if self.main else {}
         self._checkpoints = open_workdir(config, workdir, plan.abstract)
         agree_on_workdir(workdir, self._checkpoints)
@@ -209,6 +213,7 @@ class Session(Generic[Result]):
             self._writers,
             shown=self._shown,
             values_of=self._values_of,
+            watch=self._watching(self.workdir, self.start) if self.main else no_watch,
         )
         with (
             contextlib.closing(self._trackers),
@@ -303,6 +308,20 @@ class Session(Generic[Result]):
         if number == self.start:  # pending; the checkpoint is there already
             self._checkpoints.add_metrics(number, figures)
 
+    def measured(self, number: int, kind: str, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Writes what is measured beside evaluations, if there is anything.
+
+        Args:
+          number: of the step.
+          kind: of the record.
+          measure: called on every host.
+        """
+        self._recorder.flush()
+        with self.progress.pause("evaluating"):
+            values = measure()
+        if self._writers and values:
+            self._writers.write(number, kind, values)
+
     # ---------------------------------------------------------------- saving, and the end
 
     def save_due(self, number: int) -> bool:
@@ -327,7 +346,7 @@ class Session(Generic[Result]):
         pictures: Mapping[str, str],
         unreadable: list[tuple[str, str]],
         unit: str,
-        figures: Mapping[str, float],
+        figures: Mapping[str, Any],
     ) -> None:
         """Prints the summary of the finished run and keeps it as JSON.
 

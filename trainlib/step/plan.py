@@ -7,6 +7,7 @@ A family's `plan.make(config, mesh)` builds it; what is compiled from it is in `
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import optax
@@ -36,6 +37,8 @@ class Plan(Generic[Model]):
       optimizer: over the flat dictionary of weights.
       shardings: of every leaf of the train state.
       trained: names of the weights that learn.
+      gradient_norms: metric of a train step -> weights whose gradients it measures: one norm for
+        each index of their first axis, as of the layers of a stack.
     """
 
     config: ConfigDict
@@ -47,6 +50,7 @@ class Plan(Generic[Model]):
     optimizer: optax.GradientTransformation
     shardings: TrainState
     trained: frozenset[str]
+    gradient_norms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_sharding(self) -> NamedSharding:

@@ -136,6 +136,23 @@ def _if(finite: jax.Array, updated: Callable[[], Any], before: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
 
 
+def _norms(grads: Arrays, watched: Mapping[str, tuple[str, ...]]) -> Sums:
+    """Metric -> (norms of the gradient [n], ones [n]), one for each index of the first axis of the
+    weights that it names, one weight after the other; none of weights that do not learn.
+    """
+
+    def norms(grad: jax.Array) -> jax.Array:
+        rest = tuple(range(1, grad.ndim))
+        return jnp.sqrt(jnp.sum(jnp.square(grad.astype(jnp.float32)), axis=rest))
+
+    found = {
+        metric: jnp.concatenate([norms(grads[name]) for name in names])
+        for metric, names in watched.items()
+        if all(name in grads for name in names)
+    }
+    return {metric: (values, jnp.ones_like(values)) for metric, values in found.items()}
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -144,6 +161,7 @@ def make_train_step(
     microbatches: int = 1,
     ema_decay: float = 0.0,
     trained: Collection[str] | None = None,
+    gradient_norms: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds the pure train step `(state, batch) -> (state, metrics)`.
 
@@ -160,6 +178,7 @@ def make_train_step(
         are not differentiated: what lies before the first trained weight has no backward pass, and
         `grad_norm` does not count them. Running statistics are no weights: those of frozen parts
         follow the batches as ever.
+      gradient_norms: see `Plan`.
 
     The metrics gain `loss`, `grad_norm`, `skipped` (updates left out so far because they were not
     finite) and `skipped_in_row` (those of them in a row up to this step).
@@ -176,6 +195,7 @@ def make_train_step(
         with jax.named_scope("gradient_norm"):
             norm = optax.global_norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            norms = _norms(grads, gradient_norms or {})
 
         def updated() -> tuple[Any, ...]:
             with jax.named_scope("optimizer"):
@@ -196,7 +216,9 @@ def make_train_step(
         bad = (~finite).astype(jnp.int32)
         skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + bad) * bad])
         one = jnp.ones((), jnp.float32)
-        metrics = out.metrics | {
+        metrics = {
+            **out.metrics,
+            **norms,
             "loss": (loss.astype(jnp.float32), one),
             "grad_norm": (norm.astype(jnp.float32), one),
             "skipped": (skipped[0].astype(jnp.float32), one),
@@ -230,6 +252,7 @@ def compile_train(loss_fn: LossFn, plan: Plan[Any]) -> Any:
         microbatches=config.microbatches,
         ema_decay=config.get("ema_decay", 0.0),
         trained=None if plan.trained == set(plan.abstract.params) else plan.trained,
+        gradient_norms=plan.gradient_norms,
     )
     return compile_step(train_step, plan.shardings, plan.mesh, plan.rules, config.kernels)
 

@@ -144,7 +144,7 @@ class Trackers:
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Hands a record on: the numbers in it, as `kind/name`."""
-        metrics = numbers(values, f"{kind}/")
+        metrics = scalars(kind, values)
         for feed in self._feeds:
             # Each has a dictionary of its own, which it may change.
             feed.write(int(step), dict(metrics))
@@ -180,6 +180,16 @@ class Trackers:
                     f"the tracker {shown(feed.name)} failed in {feed.first}. Training continues; "
                     "metrics.jsonl has everything, and the summary counts what the tracker lost."
                 )
+
+
+def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record as dashboards name them, `kind/name`; an alert is one series for what
+    it is and where, `alert/dead_expert/decoder.3`.
+    """
+    if kind == "alert":
+        name = "/".join(str(values[part]) for part in ("alert", "where") if values[part])
+        return numbers({name: values["value"]}, "alert/")
+    return numbers(values, f"{kind}/")
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

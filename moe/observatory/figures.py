@@ -1,0 +1,64 @@
+"""What follows from the figures of a router: how uneven the load is, which experts lie idle, how
+far the routing of a text has moved.
+
+Letters: E experts, K choices of a token, T tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+IDLE = 0.01  # an expert that is sent less than this part of an even share does not learn
+
+
+def uneven(load: np.ndarray) -> dict[str, float]:
+    """How uneven the load of a layer is; NaN where nothing was sent.
+
+    Args:
+      load: float [E], share of the choices sent that each expert got, as of `METRICS`.
+
+    Returns:
+      violation_max and violation_mean, the largest and the mean of |E * load - 1| over experts, of
+      which the largest is that of the busiest (MaxVio of arXiv 2408.15664: 0 is even, E - 1 is all
+      on one); spread, exp of the entropy of the load: over how many experts it is spread, 1 to E.
+    """
+    relative = load * len(load)
+    logs = np.log(load, where=load > 0, out=np.zeros_like(load))
+    return {
+        "violation_max": float(np.max(relative) - 1),
+        "violation_mean": float(np.mean(np.abs(relative - 1))),
+        "spread": float(np.exp(-np.sum(load * logs))),
+    }
+
+
+def idle_for(load: np.ndarray, before: np.ndarray, steps: int) -> np.ndarray:
+    """For how many steps each expert has been idle, see `IDLE`.
+
+    Args:
+      load: float [E] at this step; NaN, where nothing was sent, says nothing of any expert.
+      before: [E], the same at the record before.
+      steps: since then.
+    """
+    if np.isnan(load).any():
+        return before
+    return np.where(load * len(load) < IDLE, before + steps, 0.0)
+
+
+def sent_to(expert: np.ndarray, experts: int) -> np.ndarray:
+    """bool [T, E]: which experts each token was sent to.
+
+    Args:
+      expert: int [.., K], the expert of each choice; E: not sent.
+      experts: E.
+    """
+    flat = expert.reshape(-1, expert.shape[-1])
+    return np.any(flat[..., None] == np.arange(experts), axis=1)
+
+
+def churn(before: np.ndarray, now: np.ndarray) -> float:
+    """1 - cosine of two routings bool [T, E]: 0 where every token goes where it went, 1 where none
+    does. With as many choices sent both times it is the share of the choices that moved; NaN where
+    nothing was sent.
+    """
+    lengths = float(np.sqrt(before.sum(dtype=float) * now.sum(dtype=float)))
+    return 1.0 - float((before & now).sum()) / lengths if lengths else float("nan")

@@ -1,0 +1,62 @@
+"""The advice of alerts fits the configuration, and is a setting that the configuration takes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from moe.config import default_config
+from moe.observatory.alerts import Cause, Layer
+from moe.observatory.options import RouterOptions
+from moe.observatory.words import describe
+from moe.routing.config import RoutingConfig
+from trainlib import config as config_lib
+
+LAYER = Layer("decoder.3", RoutingConfig(4, 1))
+
+
+def advice(alert, **changes):
+    """(advice, the settings that it names) for a configuration with changes."""
+    config = default_config()
+    config_lib.assign(config, {key.replace("__", "."): v for key, v in changes.items()}, "here")
+    record = {"step": 9, "watched_loss": 2.0, LAYER.key("violation_max"): 1.0}
+    record |= {LAYER.key(f"load_{expert}"): 0.25 for expert in range(4)}
+    record |= {LAYER.key("max_logit"): 70.0}
+    causes = {Cause(alert, "" if alert == "loss_spike" else LAYER.name): 70.0}
+    settings = config_lib.flatten(config)
+    (found,) = describe(causes, [record] * 6, [LAYER], RouterOptions(), settings)
+    assert found.text.endswith(".")
+    assert found.advice.endswith(".")
+    assert found.step == 9
+    flags = dict(re.findall(r"--config\.([\w.]+)=([\w.-]*\w)", found.advice))
+    for name, value in flags.items():
+        config_lib.override(
+            config, name, value, "here"
+        )  # every one is a key with a value that it takes
+    return flags
+
+
+@pytest.mark.parametrize(
+    ("alert", "changes", "expected"),
+    [
+        ("collapse", {"routing__balance_loss_weight": 0.0}, ("routing.balance_loss_weight", 0.01)),
+        ("dead_expert", {}, ("routing.balance_loss_weight", 0.1)),
+        ("logits", {"routing__router_dtype": "bfloat16"}, ("routing.router_dtype", "float32")),
+        ("logits", {"routing__z_loss_weight": 0.0}, ("routing.z_loss_weight", 0.001)),
+        ("logits", {}, ("routing.z_loss_weight", 0.01)),
+        (
+            "logits",
+            {"routing__z_loss_weight": 0.01, "schedule__learning_rate": 2.0},
+            ("schedule.learning_rate", 0.5),
+        ),
+        ("dropped", {"routing__capacity_factor": 0.5}, ("routing.capacity_factor", 1.25)),
+        ("dropped", {}, ("routing.capacity_factor", 2.0)),
+        ("dropped", {"routing__capacity_factor": 3.0}, ("routing.capacity_factor", 6.0)),
+        ("loss_spike", {"schedule__learning_rate": 2.0}, ("schedule.learning_rate", 0.5)),
+    ],
+)
+def test_advice_is_a_setting_that_fits_the_configuration(alert, changes, expected):
+    key, value = expected
+    found = advice(alert, **changes)[key]
+    assert (float(found) if not isinstance(value, str) else found) == value
