@@ -163,6 +163,7 @@ def route_group(
             gates[s, k] *= isinstance(assignment[s][k], tuple) * config.gate_scale
     losses = _losses(logits, probs, best, config)
     metrics = _metrics(logits, mask, probs, best, assignment, sent, config)
+    metrics |= {"z": losses["z"], "gate_mass": (float(gates.sum()), len(probs))}
     return Routed(assignment, gates, losses, metrics)
 
 

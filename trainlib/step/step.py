@@ -136,7 +136,7 @@ def _if(finite: jax.Array, updated: Callable[[], Any], before: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
 
 
-def _norms(grads: Arrays, watched: Mapping[str, tuple[str, ...]]) -> Sums:
+def norms_of(grads: Arrays, watched: Mapping[str, tuple[str, ...]]) -> Sums:
     """Metric -> (norms of the gradient [n], ones [n]), one for each index of the first axis of the
     weights that it names, one weight after the other; none of weights that do not learn.
     """
@@ -195,7 +195,7 @@ def make_train_step(
         with jax.named_scope("gradient_norm"):
             norm = optax.global_norm(grads)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            norms = _norms(grads, gradient_norms or {})
+            norms = norms_of(grads, gradient_norms or {})
 
         def updated() -> tuple[Any, ...]:
             with jax.named_scope("optimizer"):

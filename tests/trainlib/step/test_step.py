@@ -103,6 +103,22 @@ def test_steps_equal_numpy_whatever_the_microbatches(microbatches):
     assert int(found.step) == 5
 
 
+def test_norms_of_gradients_are_told_for_each_index_of_the_first_axis():
+    """Of two weights one after the other, over microbatches; nothing of one that does not learn."""
+    start = nn.initialise(abstract_weights().params, jax.random.key(0))
+    batch = {name: np.float64(value) for name, value in make_batch(0).items()}
+    weight = batch["weight"][:, None]
+    error = batch["x"] @ np.float64(start["w"]) + np.float64(start["b"]) - batch["y"]
+    gradient = 2 * error * weight / weight.sum()
+    expected = [*np.linalg.norm(batch["x"].T @ gradient, axis=1), *np.abs(gradient.sum(0))]
+    watched = {"rows": ("w", "b"), "bias": ("b",)}
+    _, (found,) = train(1, microbatches=2, gradient_norms=watched)
+    np.testing.assert_allclose(found["rows"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["bias"], expected[-2:], rtol=1e-5)
+    learned = {"b": jnp.asarray(gradient.sum(0))}  # of a step in which `w` is frozen
+    assert set(step.norms_of(learned, watched)) == {"bias"}
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mesh_sizes", "rules"),
