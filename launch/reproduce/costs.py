@@ -24,12 +24,12 @@ COLUMNS = ("row", "configuration", "target", "fits", "a step", "steps", "chip ho
 def price(
     experiment: Experiment, target: str | None, cache: Path, settings: Sequence[Setting]
 ) -> list[dict[str, Any]]:
-    """Compiles every row for its pod, equal ones once, and says what each would take.
+    """Compiles every row for its pod, and says what each would take.
 
     Args:
       experiment: whose rows.
       target: a pod in place of those that the configurations name; None for these.
-      cache: where reports are kept.
+      cache: where reports are kept; a row that other tables have too is compiled once.
       settings: the rows.
 
     Returns:

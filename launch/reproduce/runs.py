@@ -43,6 +43,8 @@ def place(setting: Setting, seed: int, folder: Path) -> Path:
 
 def finished(setting: Setting, seed: int, folder: Path) -> bool:
     """Whether this run is done."""
+    if not folder.is_dir():  # to place a run, its configuration is loaded
+        return False
     return (place(setting, seed, folder) / "summary.json").is_file()
 
 
