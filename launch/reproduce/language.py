@@ -41,8 +41,8 @@ _UNSTABLE: Values = {
     "steps": "20000",
     "target": _POD,
 }
-_PRETRAINED: Values = {"steps": "100", "eval_every": "100", "checkpoint.every": "100"}
-_TUNED: Values = {"steps": "60", "eval_every": "60", "checkpoint.every": "60"}
+_PRETRAINED: Values = {"steps": "100", "eval_every": "100", "checkpoint.every": "25"}
+_TUNED: Values = {"steps": "60", "eval_every": "60", "checkpoint.every": "20"}
 _TINY, _SAMPLE = "st_moe_stability", "st_moe_superglue:sample"
 _Z_LOSS = "st_moe_stability:z_loss"
 

@@ -14,6 +14,9 @@ from launch.reproduce.experiment import Experiment, Measure
 from launch.reproduce.runs import Record, cost
 from trainlib.papers.exhibit import number
 
+_ACROSS = 4  # panels in a row of a picture
+_COSTS = ("parameters", "GFLOP")  # beginnings of columns that are not drawn
+
 
 def file_name(experiment: Experiment) -> str:
     """Such as "st_moe_table_5"."""
@@ -153,7 +156,7 @@ def write(result: dict[str, Any], experiment: Experiment, folder: Path, command:
 
 
 def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | None:
-    """Draws each measured figure, a bar a row and a dot a seed, beside the published ones.
+    """Draws each measured figure, a dot a seed, beside the published ones; not what models cost.
 
     Returns:
       The file; None without matplotlib, which is said, or without numbers.
@@ -167,24 +170,25 @@ def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | N
         print("no picture: matplotlib is not installed (the extra plots)", flush=True)
         return None
     rows, panels = list(result["rows"]), {**published, **ours}
-    figure = Figure(figsize=(3.2 + 2.6 * len(panels), 1.2 + 0.32 * len(rows)), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
+    across = min(len(panels), _ACROSS)
+    down = -(-len(panels) // across)
+    size = 3.2 + 2.6 * across, 0.6 + down * (0.8 + 0.28 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    places = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes, (title, values) in zip(places, panels.items(), strict=False):
         colour = "C7" if title in published else "C0"
         for height, row in enumerate(rows):
-            dots = values.get(row, [])
-            if dots:
-                axes.barh(height, statistics.mean(dots), color=colour, alpha=0.35, height=0.7)
+            if dots := values.get(row, []):
+                axes.plot([min(dots), max(dots)], [height] * 2, "-", color=colour, alpha=0.5)
                 axes.plot(dots, [height] * len(dots), "o", color=colour, markersize=4)
-        drawn = [value for dots in values.values() for value in dots]
-        low, high = min(drawn), max(drawn)
-        room = 0.15 * (high - low) or 0.05 * abs(high) or 1.0
-        axes.set_xlim(low - 2 * room, high + room)
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
-        axes.grid(axis="x", alpha=0.3)
-    all_axes[0].set_yticks(range(len(rows)), rows)
-    all_axes[0].invert_yaxis()
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.15)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    places[0].set_yticks(range(len(rows)), rows)
+    places[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(f"arXiv {result['arxiv']}, {result['name']}: {result['title']}", fontsize=10)
     figure.savefig(path, dpi=110)
     return path
@@ -199,6 +203,8 @@ def _panels(
     """What is drawn, title -> values: published columns of numbers, and ours."""
     published: dict[str, Panel] = {}
     for column in experiment.exhibit.columns:
+        if column.startswith(_COSTS):
+            continue
         read = {row: number(cells[column]) for row, cells in result["rows"].items()}
         values = {row: [value] for row, value in read.items() if value is not None}
         if len(values) > 1:
@@ -209,6 +215,7 @@ def _panels(
             row: [run[measure.title] for run in seeds.values() if run[measure.title] is not None]
             for row, seeds in result["runs"].items()
         }
-        if any(values.values()) and not measure.count:
+        drawn = not (measure.count or measure.title.endswith(_COSTS))
+        if drawn and any(values.values()):
             ours[measure.title] = values
     return published, ours

@@ -22,10 +22,10 @@ _SHORT = {
     "steps": "100",
     "schedule.warmup_steps": "10",
     "eval_every": "100",
-    "checkpoint.every": "100",
+    "checkpoint.every": "25",
     "data.workers": "0",
 }
-_DETECTOR = {**_SHORT, "steps": "120", "eval_every": "120", "checkpoint.every": "120"}
+_DETECTOR = {**_SHORT, "steps": "120", "eval_every": "120", "checkpoint.every": "30"}
 _CONV, _SASA = "reproduce_small", "reproduce_small:standalone"
 _AA = "reproduce_small:augmented"
 _ATTENTION = "model.attention."
