@@ -26,6 +26,7 @@ COMMANDS = {  # command -> module of `launch`
     "compile": "compile",
     "describe": "describe",
     "doctor": "doctor.__main__",
+    "analyse": "analyse.__main__",
     "report": "report",
     "reproduce": "reproduce.__main__",
     "completion": "completion.__main__",

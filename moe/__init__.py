@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe.decoding.generate import Generated, generate
-    from moe.layers.sparse import SparseFFN, SparseOutput
+    from moe.layers.sparse import SparseFFN, SparseOutput, TokenChoices
     from moe.library import Answer, LoadedModel, create_model, list_models, load
     from moe.models.architecture import Architecture
     from moe.models.output import ModelOutput
@@ -41,6 +41,7 @@ __all__ = [
     "RoutingConfig",
     "SparseFFN",
     "SparseOutput",
+    "TokenChoices",
     "Transformer",
     "auxiliary_loss",
     "combine",
@@ -55,7 +56,7 @@ __all__ = [
 
 _HOMES = {
     "moe.decoding.generate": ("Generated", "generate"),
-    "moe.layers.sparse": ("SparseFFN", "SparseOutput"),
+    "moe.layers.sparse": ("SparseFFN", "SparseOutput", "TokenChoices"),
     "moe.library": ("Answer", "LoadedModel", "create_model", "list_models", "load"),
     "moe.models.architecture": ("Architecture",),
     "moe.models.output": ("ModelOutput",),

@@ -288,6 +288,7 @@ def test_a_loop_is_read_in_one_go():
         "doctor",
         "report",
         "reproduce",
+        "analyse",
         "compile",
         "export",
         "import_weights",

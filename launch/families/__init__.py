@@ -108,6 +108,10 @@ class Vision:
 
         return check
 
+    @property
+    def analyse(self) -> protocol.Analysing | None:
+        return None
+
 
 class Language:
     """Models of text, `moe`."""
@@ -190,6 +194,12 @@ class Language:
     @property
     def check(self) -> protocol.Checking | None:
         return None
+
+    @property
+    def analyse(self) -> protocol.Analysing | None:
+        from moe import analyse
+
+        return analyse
 
 
 FAMILIES: tuple[Family, ...] = (Vision(), Language())

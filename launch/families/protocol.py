@@ -200,6 +200,21 @@ class Checking(Protocol):
         ...
 
 
+class Analysing(Protocol):
+    """`analyse`: says what the parts of a model took to be theirs."""
+
+    @property
+    def Request(self) -> Callable[..., Any]:
+        """What to analyse."""
+        ...
+
+    def run(
+        self, config: ConfigDict, workdir: Path, request: Any, at_step: int | None = None
+    ) -> dict[str, Any]:
+        """Writes a report, prints its headline and returns its figures."""
+        ...
+
+
 class Family(Protocol):
     """A family of models: its roles, each imported when it is first asked for."""
 
@@ -250,4 +265,9 @@ class Family(Protocol):
     @property
     def check(self) -> Checking | None:
         """None where data sets are checked as they are prepared."""
+        ...
+
+    @property
+    def analyse(self) -> Analysing | None:
+        """None where models have no router."""
         ...

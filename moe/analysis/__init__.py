@@ -1,1 +1,1 @@
-"""Pictures of what a run measured."""
+"""What routers do with tokens, as figures and tables; and pictures of what a run measured."""

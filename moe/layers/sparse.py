@@ -32,12 +32,12 @@ from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
 from moe.layers.ffn import FeedForward
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
-from moe.routing.choice import BiasStep
+from moe.routing.choice import BiasStep, scores_of
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
 from moe.routing.logits import router_logits
 from moe.routing.metrics import Sums
 from moe.routing.placement import Placement, group_tokens, resolve_placement
-from moe.routing.route import route
+from moe.routing.route import Routing, route
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.inputs import check_array
 from trainlib.model.layer import Layer
@@ -48,6 +48,26 @@ from trainlib.sharding.constrain import active, automatic_axes, constrain
 _ROUTER = ("router", "balance_bias")  # what every device has whole
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 EXPERT_WEIGHTS = ("gate", "up", "down", "bias")  # that have a dimension E of experts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenChoices:
+    """What a router did with each token; a layer or a model gives it with `trace=True`.
+
+    Attributes:
+      expert: int32 [B, L, K], the expert that each choice was sent to; E: it was not sent, as at
+        padding, at tokens whose logits are not finite, or by the second-choice policy. With
+        experts_choose K is E, and choice k is expert k.
+      gate: float32 [B, L, K], its weight in the output; 0 where it was not sent or was dropped.
+      placed: bool [B, L, K], whether it found a slot: what was sent and not placed was dropped.
+      entropy: float32 [B, L], of the router's probabilities in nats, 0 where nothing is routed.
+    """
+
+    expert: jax.Array
+    gate: jax.Array
+    placed: jax.Array
+    entropy: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -67,10 +87,12 @@ class SparseOutput:
       losses: name -> (total, count) float32 scalars (stacked over layers or not), the argument of
         `moe.routing.losses.auxiliary_loss`.
       metrics: name -> (total, count), see `moe.routing.metrics.METRICS`; "load" has total [E].
+      choices: of every token, where `trace` asked for them; else None.
     """
 
     losses: Sums
     metrics: Sums
+    choices: TokenChoices | None = None
 
 
 class SparseFFN(Layer):
@@ -182,6 +204,7 @@ class SparseFFN(Layer):
         train: bool = False,
         router_input: jax.Array | None = None,
         period: int | None = None,
+        trace: bool = False,
     ) -> tuple[jax.Array, SparseOutput]:
         """Applies the layer.
 
@@ -196,6 +219,7 @@ class SparseFFN(Layer):
           period: in decoding: `gate`, `up`, `down` and `bias` are those of all periods of a stack,
             [P, E, ..], and those of this one are meant. Of a few tokens, whose experts lie on one
             device and drop none, only the experts are read that a token chose.
+          trace: in evaluation, report where each token went as well: `SparseOutput.choices`.
 
         Returns:
           [B, L, D] in the type of x, and the losses and metrics.
@@ -203,8 +227,10 @@ class SparseFFN(Layer):
         Raises:
           ConfigError: see `resolve_placement`, `group_tokens` and `moe.routing.config.capacity`.
           InputError: x has another shape or whole numbers, or the mask another shape.
-          ValueError: a key is needed and missing.
+          ValueError: a key is needed and missing, or training is to be traced.
         """
+        if trace and train:
+            raise ValueError("trace=True is for evaluation: call the layer with train=False.")
         width = self.router.shape[0]
         check_array("SparseFFN", x, "batch length d_model", "float", d_model=width)
         batch, length, _ = x.shape
@@ -233,6 +259,7 @@ class SparseFFN(Layer):
             placement=placement,
             train=train,
             period=period,
+            trace=trace,
         )
         if placement.mesh is not None and not placement.automatic:
             local = jax.shard_map(
@@ -248,11 +275,12 @@ class SparseFFN(Layer):
                 check_vma=False,
             )
         y, routed = local(tokens, router, weights, hidden_scale)
-        losses, metrics = jax.tree.map(lambda total: jnp.sum(total, axis=0), routed)
+        *sums, choices = routed
+        losses, metrics = jax.tree.map(lambda total: jnp.sum(total, axis=0), sums)
         if self.shared_experts:
             drops = train and self.expert_dropout
             y = y + self.shared(x, _key_of(key, 5) if drops else None)
-        return y, SparseOutput(losses, metrics)
+        return y, SparseOutput(losses, metrics, choices)
 
     def rebalance(self, report: SparseOutput) -> None:
         """Moves the balance bias by what one training step sent to the experts; without
@@ -374,7 +402,8 @@ def _local(
     placement: Placement,
     train: bool,
     period: int | None,
-) -> tuple[jax.Array, tuple[Sums, Sums]]:
+    trace: bool,
+) -> tuple[jax.Array, tuple[Sums, Sums, TokenChoices | None]]:
     """The layer on the tokens of one device (or of all, under the automatic partitioner).
 
     Args:
@@ -389,9 +418,10 @@ def _local(
       placement: the mesh axes.
       train: training or evaluation.
       period: see `moe.exchange.chosen`; None: the weights are of one.
+      trace: see `SparseFFN.__call__`.
 
     Returns:
-      [b, L, D], and losses and metrics with a leading dimension of groups.
+      [b, L, D], losses and metrics with a leading dimension of groups, and what is traced.
     """
     grouped = {name: v.reshape(-1, size, *v.shape[2:]) for name, v in tokens.items()}  # [G, S, ..]
     x = grouped["x"]
@@ -425,4 +455,23 @@ def _local(
     else:
         asked = routing.exchange_chunks
         y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement, asked)
-    return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics)
+    choices = _traced(logits, routed, routing, tokens["x"].shape[:2]) if trace else None
+    return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics, choices)
+
+
+def _traced(
+    logits: jax.Array, routed: Routing, routing: RoutingConfig, shape: tuple[int, ...]
+) -> TokenChoices:
+    """What became of the tokens of groups [G, S, ..], as they lie in sequences [b, L, ..]."""
+    logits = logits.astype(jnp.float32)
+    if routing.logit_clip:
+        logits = jnp.clip(logits, -routing.logit_clip, routing.logit_clip)
+    shares = scores_of(logits, routing.scores).shares
+    entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=-1)
+    sent = jnp.any(routed.expert < routed.num_experts, axis=-1)
+    return TokenChoices(
+        routed.expert.reshape(*shape, -1),
+        routed.gates.reshape(*shape, -1),
+        (routed.slot < routed.num_experts * routed.capacity).reshape(*shape, -1),
+        jnp.where(sent, entropy, 0.0).reshape(shape),
+    )

@@ -159,6 +159,7 @@ class Block(Layer):
         key: jax.Array | None = None,
         *,
         train: bool = False,
+        trace: bool = False,
     ) -> tuple[jax.Array, Aux]:
         """Runs the block on all tokens at once.
 
@@ -168,6 +169,7 @@ class Block(Layer):
           key: for dropout, noise and random policies. None draws nothing, and is refused where
             training needs draws. In evaluation only a policy that is random there too draws.
           train: training or evaluation.
+          trace: see `SparseFFN`.
 
         Returns:
           ([B, L, D], "attention_z" and "cross_attention_z", float32 scalars, and "router", the
@@ -194,7 +196,7 @@ class Block(Layer):
             valid = context.valid.reshape(inputs, -1)
             aux["cross_attention_z"] = _mean_square(normaliser, valid)
             x = self._add(x, y.reshape(x.shape), keys[3])
-        x, report = self._feed_forward(x, context, keys[4:], train=train)
+        x, report = self._feed_forward(x, context, keys[4:], train=train, trace=trace)
         return x, aux | report
 
     def init_cache(
@@ -276,6 +278,7 @@ class Block(Layer):
         *,
         train: bool,
         period: int | None = None,
+        trace: bool = False,
     ) -> tuple[jax.Array, Aux]:
         """The dense layer and the experts, in their order; `keys` are those of the dense layer, its
         branch, the experts and their branch; for `period` see `decode_step`.
@@ -293,6 +296,7 @@ class Block(Layer):
                 train=train,
                 router_input=self._router_input(y, context),
                 period=period,
+                trace=trace,
             )
             x = self._add(x, y, keys[3])
         if self.dense and not before:

@@ -70,6 +70,7 @@ class Stack(Layer):
         *,
         key: jax.Array | None = None,
         train: bool = False,
+        trace: bool = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Runs all blocks.
 
@@ -82,6 +83,7 @@ class Stack(Layer):
           key: for dropout, noise and random policies in training; None draws nothing, and is
             refused where training needs draws.
           train: training or evaluation, which has no dropout and no noise.
+          trace: see `SparseFFN`.
 
         Returns:
           ([B, L, D], tree -> what its blocks report, stacked [P, ...] or [P, n, ...]).
@@ -90,7 +92,8 @@ class Stack(Layer):
         context = self._context(x, segments, source, source_segments)
 
         def step(block: Block, x: jax.Array, number: jax.Array) -> tuple[jax.Array, Aux]:
-            return block(x, context, self._block_key(blocks_key, number, train), train=train)
+            own_key = self._block_key(blocks_key, number, train)
+            return block(x, context, own_key, train=train, trace=trace)
 
         x = dropout(x, self.config.dropout, first_key)
         remat = (self.config.decoder_remat if self.causal else "") or self.config.remat

@@ -68,10 +68,11 @@ class Transformer(Layer):
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        trace: bool = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L] -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
-        return self.encoder(x, segments, key=key, train=train)
+        return self.encoder(x, segments, key=key, train=train, trace=trace)
 
     @named
     def decode(
@@ -83,10 +84,12 @@ class Transformer(Layer):
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        trace: bool = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L], already shifted right -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
-        return self.decoder(x, segments, encoded, encoder_segments, key=key, train=train)
+        options = {"key": key, "train": train, "trace": trace}
+        return self.decoder(x, segments, encoded, encoder_segments, **options)
 
     def init_cache(
         self, batch: int, length: int, encoded: jax.Array | None = None
@@ -115,7 +118,12 @@ class Transformer(Layer):
 
     @named
     def hidden(
-        self, batch: Batch, *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Batch,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        trace: bool = False,
     ) -> tuple[jax.Array, Reports]:
         """The last hidden states [B, L, D] of the decoder (of the encoder, where it is alone).
 
@@ -125,6 +133,7 @@ class Transformer(Layer):
           train: training or evaluation: dropout, noise, policies and capacity factor.
           key: for dropout, noise and random policies; None draws nothing, and is refused where
             training needs draws.
+          trace: in evaluation, report where routers sent each token; see `moe.SparseOutput`.
         """
         keys = {
             name: None if key is None else jax.random.fold_in(key, number)
@@ -135,7 +144,11 @@ class Transformer(Layer):
         if "encoder" in self.config.stacks:
             segments = batch["encoder_segments"]
             x, reports["encoder"] = self.encode(
-                batch["encoder_inputs"], segments, train=train, key=keys["encoder"]
+                batch["encoder_inputs"],
+                segments,
+                train=train,
+                key=keys["encoder"],
+                trace=trace,
             )
         if "decoder" in self.config.stacks:
             x, reports["decoder"] = self.decode(
@@ -145,6 +158,7 @@ class Transformer(Layer):
                 segments,
                 train=train,
                 key=keys["decoder"],
+                trace=trace,
             )
         assert x is not None
         return x, reports
@@ -192,6 +206,7 @@ class Transformer(Layer):
         decoder_segments: jax.Array | None = None,
         train: bool = False,
         key: jax.Array | None = None,
+        trace: bool = False,
     ) -> ModelOutput:
         """Logits of a batch, and the losses of the routers; see the example of the class.
 
@@ -206,6 +221,8 @@ class Transformer(Layer):
           train: dropout, router noise, and the policies and capacity of training.
           key: random key of training; it is needed if there is dropout, jitter or a random
             second-choice policy, which is the default of `RoutingConfig`.
+          trace: in evaluation, report where routers sent each token as well:
+            `out.routers["encoder"].choices.expert` is int32 [P, B, length, choices].
 
         Raises:
           InputError: tokens that are no whole numbers [batch, length].
@@ -228,7 +245,7 @@ class Transformer(Layer):
                 given = segments[stack]
                 batch[f"{stack}_inputs"] = tokens
                 batch[f"{stack}_segments"] = _segments(tokens, stack) if given is None else given
-        x, reports = self.hidden(batch, train=train, key=key)
+        x, reports = self.hidden(batch, train=train, key=key, trace=trace)
         routers = router_outputs(reports)
         return ModelOutput(self.logits(x), router_loss(routers, self.config.routing), routers)
 

@@ -17,6 +17,8 @@ from trainlib.errors import ConfigError, DataError, one_of
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 
+_BYTES = tuple(bytes([b]) for b in range(256))
+
 
 class Vocabulary(Protocol):
     """What the pipeline needs to know. It pickles to worker processes."""
@@ -34,6 +36,12 @@ class Vocabulary(Protocol):
 
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of the ids; padding, EOS and sentinels give nothing."""
+        ...
+
+    def pieces(self, ids: np.ndarray) -> list[bytes]:
+        """Returns the UTF-8 bytes that each id stands for, part of a letter perhaps; b"" for
+        padding, EOS, unknown and sentinels.
+        """
         ...
 
 
@@ -54,6 +62,9 @@ class ByteVocabulary:
         ids = np.asarray(ids)
         text = ids[(ids >= 3) & (ids < 3 + 256)] - 3
         return text.astype(np.uint8).tobytes().decode(errors="ignore")
+
+    def pieces(self, ids: np.ndarray) -> list[bytes]:
+        return [_BYTES[i - 3] if 3 <= i < 3 + 256 else b"" for i in np.asarray(ids).tolist()]
 
 
 class SentencePieceVocabulary:
@@ -115,6 +126,19 @@ class SentencePieceVocabulary:
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids)
         return self._processor().decode(ids[(ids > EOS) & (ids < self._base)].tolist())
+
+    def pieces(self, ids: np.ndarray) -> list[bytes]:
+        model = self._processor()
+
+        def piece(number: int) -> bytes:
+            if not UNKNOWN < number < self._base or model.is_control(number):
+                return b""
+            text = model.id_to_piece(number)
+            if model.is_byte(number):  # written <0x0A>
+                return bytes([int(text[1:-1], 16)])
+            return text.replace("\u2581", " ").encode()  # how SentencePiece writes a blank
+
+        return [piece(number) for number in np.asarray(ids).tolist()]
 
 
 def _digest(content: bytes, extra_ids: int) -> str:

@@ -1,0 +1,1 @@
+"""Where the routers of a run send tokens, for `launch.analyse`."""
