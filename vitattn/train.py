@@ -81,6 +81,7 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
         return session.report_complete()
     # What a start from elsewhere refuses is said at once, and not after the compilation.
     if not (session.state or config.init_from):
+        check_learns(plan)
         train_step = compiled_ahead(train_step, plan.abstract_state(), abstract_batch(plan))
     state = session.state or first_state(plan, splits.names)
     if session.main:
@@ -107,20 +108,24 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     return 0
 
 
-def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
-    """The state before the first step: new weights, or those that `init_from` names.
+def check_learns(plan: Plan[ModelConfig]) -> None:
+    """Of a run that starts from new weights.
 
     Raises:
       ConfigError: weights would stay as they are drawn at random.
     """
     weights, learn = len(plan.abstract.params), len(plan.trained)
-    if not plan.config.init_from and learn < weights:
+    if learn < weights:
         raise ConfigError(
             f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps {weights - learn} of "
             f"{weights} weights as they start, and without init_from they start at random. Name "
             "weights with --config.init_from=DIR, or let all of them learn with "
             "--config.optimizer.frozen=."
         )
+
+
+def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:
+    """The state before the first step: new weights, or those that `init_from` names."""
     key = jax.random.key(plan.config.seed)
     state = train_state.create(plan.abstract, plan.optimizer, key, plan.shardings)
     if plan.config.init_from:
