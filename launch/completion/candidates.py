@@ -105,7 +105,8 @@ def _values(action: argparse.Action, text: str) -> list[str]:
     if action.choices is not None:
         return _of(text, map(str, action.choices))
     if not cli.is_path(action):
-        return []
+        words = str(action.metavar).split("|")  # such as skip|fail; in capitals it is no word
+        return _of(text, [word for word in words if word.islower()]) if len(words) > 1 else []
     found = _paths(text)
     return [path for path in found if path.endswith("/")] if "DIR" in str(action.metavar) else found
 

@@ -49,12 +49,12 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> cli.Parser:
     parser = cli.command_parser("reproduce", "Reproduce tables and figures of the papers.")
     add = parser.add_argument
-    add("--paper", metavar="NAME", help="aa, sasa or st_moe, or an arXiv id")
+    add("--paper", metavar="aa|sasa|st_moe", help="which paper; its arXiv id does as well")
     add("--table", metavar="N", help="a table of it")
     add("--figure", metavar="N", help="a figure of it")
     add(
         "--scale",
-        metavar="SCALE",
+        metavar="tiny|full",
         help="tiny: train a variant for a laptop; full: print the commands of the paper's scale",
     )
     add(

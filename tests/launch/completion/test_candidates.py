@@ -35,6 +35,9 @@ def test_commands_and_their_flags():
     assert after("export --form") == ["--format="]
     assert after("evaluate --js") == ["--json"]  # takes no value
     assert after("completion z") == ["zsh"]
+    assert after("reproduce --paper=s") == ["--paper=sasa", "--paper=st_moe"]
+    assert after("reproduce --scale ") == ["full", "tiny"]
+    assert after("train --compile_cache=o") == ["--compile_cache=off"]
     assert after("nothing --a") == after("report --nothing=") == []
 
 

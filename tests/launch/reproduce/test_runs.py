@@ -131,6 +131,31 @@ def test_when_a_run_counts_as_stable(tmp_path, evaluated, skipped, stable):
     assert runs.Record(Setting("a", "b"), 0, tmp_path).stable == stable
 
 
+# One block a stage and an eighth of the width compile sooner.
+ONE_STEP = {
+    "steps": "1",
+    "schedule.warmup_steps": "0",
+    "eval_every": "1",
+    "checkpoint.every": "1",
+    "data.workers": "0",
+    "model.blocks": "1,1,1,1",
+    "model.width": "0.125",
+    "model.gate": "bam",
+}
+
+
+@pytest.mark.thorough
+def test_a_real_run_is_read_as_it_was_written(tmp_path):
+    setting = Setting("BAM", "reproduce_small", ONE_STEP)
+    workdir = runs.train(setting, 0, tmp_path)
+    (record,) = runs.records([setting], 2, tmp_path)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert record.percent("top1") == pytest.approx(100 * summary["top1"])
+    assert record.trained("loss") > 0
+    assert record.params > 10_000
+    assert runs.cost(workdir) > 1
+
+
 @pytest.mark.parametrize(
     ("measure", "values", "text"),
     [
