@@ -57,6 +57,7 @@ class Steps:
         return self._known[key]
 
 
+@np.errstate(all="ignore")  # values of files may be of any size
 def panels(runs: Sequence[Metrics], steps: Steps) -> list[dict[str, Any]]:
     """The panels of the curves of runs, first those on how good a run is."""
     names = list(dict.fromkeys(name for run in runs for name in _names(run)))

@@ -67,6 +67,7 @@ def layers(metrics: Metrics) -> tuple[Layers, Layers]:
     return trained, evaluated
 
 
+@np.errstate(all="ignore")  # values of files may be of any size
 def maps(metrics: Metrics, steps: Steps, cells: int = MOST_CELLS) -> dict[str, Any] | None:
     """Everything on the routers of a run; None where no record has a router.
 
@@ -113,9 +114,8 @@ def _map(name: str, loads: list[Column], bins: int, steps: Steps) -> tuple[dict[
     at = curves[0].steps[:points]
     shares = np.stack([curve.means[:points] for curve in curves])  # [E, P]
     fair = len(loads) * shares
-    with np.errstate(divide="ignore", invalid="ignore"):
-        place = (np.log2(fair) + OCTAVES) / (2 * OCTAVES)
-        code = LOWEST + np.round((HIGHEST - LOWEST) * np.clip(place, 0.0, 1.0))
+    place = (np.log2(fair) + OCTAVES) / (2 * OCTAVES)
+    code = LOWEST + np.round((HIGHEST - LOWEST) * np.clip(place, 0.0, 1.0))
     code = np.where(np.isnan(fair), UNKNOWN, np.where(fair <= 0, NOTHING, code)).astype(np.uint8)
     one = {
         "name": shown(name, 60),

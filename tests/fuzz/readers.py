@@ -161,9 +161,12 @@ def _run(folder: Path) -> Path:
         save_summary(folder, "done", {"top-1": "75 %"}, {"step": 20, "top1": 0.75})
     writers = Writers(folder, tensorboard=False)
     for step in range(1, 21):
-        writers.write(step, "train", {"loss": 3.0 / step, "learning_rate": 0.1, "note": "NaN"})
+        routed = {"router/encoder.3/load_0": 0.25, "router/encoder.3/load_1": 0.75}
+        values = {"loss": 3.0 / step, "learning_rate": 0.1, "note": "NaN"}
+        writers.write(step, "train", values | routed)
     writers.write(20, "eval", {"top1": 0.75, "loss": 0.5})
-    writers.write(20, "goodput", {"steps": 0.5, "input_wait": 0.5, "mfu": 0.4})
+    writers.write(20, "goodput", {"steps": 0.5, "input_wait": 0.5, "mfu": 0.4, "seconds": 9})
+    writers.write(20, "alert", {"alert": "collapse", "where": "encoder.3", "value": 1.0})
     writers.close()
     (folder / "config.json").write_text('{"family": "moe", "name": "small", "steps": 20}')
     return folder
@@ -177,10 +180,11 @@ def read_summary(path: Path) -> Any:
 
 
 def read_metrics(path: Path) -> list[Any]:
-    """What a report, the curves and a resumed run make of the metrics: [records, lines that were
-    said to be damaged, finished lines in the file].
+    """What a report, its page, the curves and a resumed run make of the metrics: [records, lines
+    that were said to be damaged, finished lines in the file].
     """
     from launch import report
+    from launch.reporting import gather, page
     from trainlib.run import curves as plots
     from trainlib.run import metric_writers as writers
     from trainlib.run import progress
@@ -190,6 +194,8 @@ def read_metrics(path: Path) -> list[Any]:
     records = list(writers.read(path / "metrics.jsonl", damaged.append))
     with contextlib.redirect_stderr(io.StringIO()):
         progress.summary("", report.rows(report.report(path)))
+        runs, _ = gather.gather([path], report.report)
+        page.to_html(runs, gather.settings(runs[0]), [], "", (), 0.0)
         plots.series(path / "metrics.jsonl")
         writers.truncate(path / "metrics.jsonl", 10)
     return [records, sum(damaged), lines]

@@ -1,5 +1,7 @@
 """Where a configuration is found: shipped ones by name, files of one's own by their path."""
 
+import json
+
 import pytest
 
 from configs.common import load
@@ -57,3 +59,21 @@ def test_a_copy_of_a_shipped_one_needs_no_word(folder, capsys):
 def test_a_path_to_elsewhere_is_never_answered_with_a_shipped_one(text, folder):
     with pytest.raises(ConfigError, match="there is no such file"):
         name_of(text)
+
+
+def test_a_run_notes_where_its_values_were_set(tmp_path):
+    """Beside config.json, from a command line and from Python; a resumed run notes it anew."""
+    from configs import load as of_python
+    from trainlib.run.workdir import save_config
+
+    def noted(config):
+        save_config(config, tmp_path)
+        return json.loads((tmp_path / "config_origin.json").read_text())
+
+    origin = noted(load.from_flags("aa_resnet50:digits", {"seed": "3"}).config)
+    assert origin["seed"] == "command line"
+    assert origin["data.source"] == "aa_resnet50.py, variant digits"
+    assert origin["name"] == "aa_resnet50.py, variant digits"
+    assert origin["checkpoint.keep"] == "default"
+    assert set(origin) == set(json.loads((tmp_path / "config.json").read_text()))
+    assert noted(of_python("aa_resnet50:digits", steps=7))["steps"] == "configs.load"

@@ -91,6 +91,7 @@ def test_paths(tmp_path, monkeypatch):
     (tmp_path / ".hidden").touch()
     assert after("evaluate --workdir=ru") == ["--workdir=runs/"]
     assert after("evaluate --workdir runs/") == ["runs/mine/"]
+    assert after("report --compare=ru") == ["--compare=run.txt", "--compare=runs/"]
     assert after("predict --class_names=ru") == ["--class_names=run.txt", "--class_names=runs/"]
     assert after("predict ru") == ["run.txt", "runs/"]
     assert after("predict ") == ["run.txt", "runs/"]

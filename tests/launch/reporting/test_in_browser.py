@@ -51,6 +51,7 @@ def opened(chromium, path, width=1280, **look):
     chromium.look(width, **look)
     chromium.open(path)
     while chromium.ask("document.documentElement.dataset.ready") != "yes":
+        assert chromium.complaints == []
         chromium.drawn()
     if folder := os.environ.get("SCREENSHOTS"):
         theme = "dark" if look.get("dark") else "light"
