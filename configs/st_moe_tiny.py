@@ -8,7 +8,9 @@ here: 2,494,720 parameters. Hardware: 2 CPU cores. No paper has a score at this 
 the unigram entropy of its targets, 3.55 nats, which a model that learns nothing but frequencies
 reaches. Measured here: see docs/results.md.
 
-Variant `dense`: the same without experts, 1,707,008 parameters.
+Variant `dense`: the same without experts, 1,707,008 parameters. Variant `deepseek`: experts and
+router after DeepSeek-V3 (arXiv 2412.19437), each of the four experts cut into four and one of the
+two choices made a shared expert, 2,694,400 parameters; see docs/router_options.md.
 """
 
 from __future__ import annotations
@@ -18,11 +20,32 @@ from ml_collections import ConfigDict
 from configs.common.variants import pick
 from moe.config import default_config
 
-VARIANTS = {"dense": {"routing.num_experts": 0}}
+VARIANTS = {
+    "dense": {"routing.num_experts": 0},
+    "deepseek": {
+        "model.expert_d_ff": 64,
+        "model.shared_experts": 4,
+        "routing.num_experts": 16,
+        "routing.top_k": 4,
+        "routing.capacity_factor": 5.0,
+        "routing.capacity_factor_eval": 8.0,
+        "routing.second_policy": "all",
+        "routing.scores": "sigmoid",
+        "routing.gate_scale": 2.5,
+        "routing.balance_bias": True,
+        "routing.bias_update_rate": 0.01,  # ten times the usual, for a run of some hundred steps
+        "routing.expert_groups": 4,
+        "routing.groups_per_token": 2,
+        "routing.balance_over": "sequence",
+        "routing.balance_choices": "all",
+        "routing.balance_loss_weight": 1e-4,
+        "routing.z_loss_weight": 0.0,
+    },
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration; variants: dense."""
+    """The configuration; variants: dense, deepseek."""
     config = default_config()
     config.name = "st_moe_tiny"
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
-from moe.routing.config import policy_name
+from moe.routing.config import RoutingConfig, policy_name
 from trainlib.model import weights
 from trainlib.model.weights import Abstract
 
@@ -120,6 +120,7 @@ def routing(model: Architecture) -> str:
     if config.router == "experts_choose":  # in a decoder they cannot
         words = f"{config.num_experts} experts, which choose their tokens in the encoder"
         return f"{words}, top-{config.top_k} in the decoder" if "decoder" in model.stacks else words
+    words += "".join(f", {said}" for said in _choice(model, config))
     if config.batch_prioritized:
         words += ", by priority in the encoder"
     train, held_out = (policy_name(config, train=mode) for mode in (True, False))
@@ -129,6 +130,17 @@ def routing(model: Architecture) -> str:
     if (train, held_out) == ("random", "all"):
         words += " (the paper's code draws there too: routing.second_policy_eval=random)"
     return words
+
+
+def _choice(model: Architecture, config: RoutingConfig) -> list[str]:
+    """What is unlike the top K of a softmax."""
+    said = {
+        f"by {config.scores}s": config.scores != "softmax",
+        "with balance biases": config.balance_bias,
+        f"in {config.groups_per_token} of {config.expert_groups} groups": config.expert_groups > 1,
+        f"{model.shared_experts} shared beside them": model.shared_experts,
+    }
+    return [words for words, true in said.items() if true]
 
 
 def row(facts: dict[str, Any]) -> list[str]:

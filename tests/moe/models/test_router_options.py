@@ -14,11 +14,12 @@ import optax
 import pytest
 from flax import nnx
 
+import configs
 import moe
 from moe import describe, interop
 from moe.config import default_config
 from moe.conformance import oracle
-from moe.models import fine_grained, named
+from moe.models import architecture, fine_grained, named
 from moe.models.transformer import Transformer
 from moe.objective import Objective, loss_function
 from trainlib.errors import ConfigError
@@ -185,6 +186,17 @@ def test_an_export_holds_the_bias_and_other_libraries_names_do_not():
     )
     with pytest.raises(ConfigError, match=r"routing\.balance_bias=True"):
         interop.layout(config, "t5x")
+
+
+def test_a_description_names_what_is_unlike_a_softmax():
+    config = configs.load("st_moe_tiny:deepseek")
+    facts = describe.describe(config)
+    assert facts["params"] == 2_694_400
+    assert facts["params_by_part"]["shared experts"] == 2 * 3 * 128 * 256
+    said = describe.routing(architecture(config.model, config.routing))
+    assert said.startswith(
+        "16 experts, top-4, by sigmoids, with balance biases, in 2 of 4 groups, 4 shared beside"
+    )
 
 
 def test_the_state_lies_whole_on_every_device():
