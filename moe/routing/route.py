@@ -25,6 +25,7 @@ from moe.routing.losses import balance_loss
 from moe.routing.metrics import Sums, routing_metrics
 from moe.routing.policies import Choices, Policy
 from moe.routing.slots import assign_slots
+from trainlib.errors import ConfigError
 from trainlib.model.inputs import check_array
 
 _GATE_EPSILON = 1e-9
@@ -145,14 +146,19 @@ def route(
         `balance_over="batch"`.
 
     Raises:
-      ConfigError: capacity below 1, a group too large for 32-bit positions, or a bias that is
-        missing or of no use.
+      ConfigError: capacity below 1, a group too large for 32-bit positions, a bias that is
+        missing or of no use, or a length that does not divide the tokens.
       InputError: logits or a mask of another shape.
       ValueError: draws are needed and missing.
     """
     check_routing("route", config)
     check_array("moe.route", logits, "groups tokens experts", experts=config.num_experts)
     groups, size, experts = logits.shape
+    if length and groups * size % length:
+        raise ConfigError(
+            f"route was given length={length}, the tokens of a sequence, which does not divide the "
+            f"{groups} x {size} tokens of the logits. Give whole sequences, or 0."
+        )
     logits = logits.astype(jnp.float32)
     mask = jnp.ones((groups, size), bool) if mask is None else mask
     check_array("The mask of moe.route", mask, "groups tokens", groups=groups, tokens=size)

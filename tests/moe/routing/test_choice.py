@@ -242,6 +242,12 @@ def test_options_that_cannot_work_are_named(options, words):
         RoutingConfig(8, **options)
 
 
+def test_a_length_that_does_not_divide_the_tokens_is_named():
+    config = RoutingConfig(4, balance_over="sequence", **ALL)
+    with pytest.raises(ConfigError, match=r"length=5, the tokens of a sequence.* 2 x 8 tokens"):
+        jax.eval_shape(lambda x: route(x, config, train=True, length=5), jnp.zeros((2, 8, 4)))
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_bias_is_given_where_it_is_asked_for_and_only_there(asked):
     config = RoutingConfig(4, balance_bias=asked, **ALL)
