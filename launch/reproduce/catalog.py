@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launch.papers.exhibits import exhibits
-from launch.reproduce import language, vision
+from launch.reproduce import augmented, language, standalone
 from launch.reproduce.experiment import Experiment
 from trainlib.errors import ConfigError, nearest, one_of
 
@@ -13,8 +13,8 @@ def experiments() -> list[Experiment]:
     known = {
         (paper, name): more
         for paper, found in (
-            ("aa", vision.augmented()),
-            ("sasa", vision.standalone()),
+            ("aa", augmented.experiments()),
+            ("sasa", standalone.experiments()),
             ("st_moe", language.experiments()),
         )
         for name, more in found
