@@ -11,6 +11,8 @@ from launch.reproduce.experiment import Measure, Rows, Setting, Values, settings
 from moe.papers.fine_tuning import row_of
 from moe.sweep import SETTINGS
 
+Known = Iterator[tuple[str, dict[str, Any]]]  # name of an exhibit, what `Experiment` takes
+
 MC4 = "mC4 (public) with its vocabulary of 250,112 pieces"
 C4 = "C4 (public)"
 GLAM = "C4 (public) and GLaM's data sets, which are private: data.parts names those of the user"
@@ -41,6 +43,8 @@ _UNSTABLE: Values = {
     "steps": "20000",
     "target": _POD,
 }
+_DENSE: Values = {"routing.num_experts": "0"}
+_LARGER: Values = {**_DENSE, **_XL}
 _PRETRAINED: Values = {"steps": "100", "eval_every": "100", "checkpoint.every": "25"}
 _TUNED: Values = {"steps": "60", "eval_every": "60", "checkpoint.every": "20"}
 _TINY, _SAMPLE = "st_moe_stability", "st_moe_superglue:sample"
@@ -55,7 +59,7 @@ DROPPED = Measure("ours: tokens dropped %", lambda run: run.mean_percent("droppe
 _DONE = "`make reproduce-stability`: five of the seven settings, three seeds, docs/results.md"
 
 
-def experiments() -> Iterator[tuple[str, dict[str, Any]]]:
+def experiments() -> Known:
     """Name of an exhibit -> what `Experiment` takes beside it."""
     yield from _stability()
     yield from _fine_tuning()
@@ -64,7 +68,20 @@ def experiments() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from _tracing()
 
 
-def _stability() -> Iterator[tuple[str, dict[str, Any]]]:
+def _stability() -> Known:
+    yield from _methods()
+    yield "figure 1", {"note": "two seeds of the baseline of table 2: --table=2 --seeds=2"}
+    yield (
+        "figure 2",
+        {
+            "compute": computed.roundoff,
+            "computed_is": "the spacing of each format below the end of the range, by NumPy",
+        },
+    )
+    yield from _coefficients()
+
+
+def _methods() -> Known:
     methods: dict[str, dict[str, Values]] = {
         "table 2": {
             "Baseline": {},
@@ -106,14 +123,9 @@ def _stability() -> Iterator[tuple[str, dict[str, Any]]]:
                 "done": _DONE,
             },
         )
-    yield "figure 1", {"note": "two seeds of the baseline of table 2: --table=2 --seeds=2"}
-    yield (
-        "figure 2",
-        {
-            "compute": computed.roundoff,
-            "computed_is": "the spacing of each format below the end of the range, by NumPy",
-        },
-    )
+
+
+def _coefficients() -> Known:
     weights = {"no z-loss": "0"} | {w: w for w in ("1e-4", "1e-3", "1e-2", "1e-1")}
     sweep: dict[str, str | tuple[str, Values]] = {
         row: (_TINY, {"routing.z_loss_weight": weight}) for row, weight in weights.items()
@@ -141,7 +153,16 @@ def _tuned(rows: Rows) -> list[Setting]:
     return settings(rows, target=_POD)
 
 
-def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
+def _fine_tuning() -> Known:
+    yield from _dropped_tokens()
+    yield from _sentinels()
+    yield from _overfitting()
+    yield from _dropout()
+    yield from _subsets()
+    yield from _sensitivity()
+
+
+def _dropped_tokens() -> Known:
     factors = [(0.75, 2.0), (1.25, 2.0), (2.0, 3.0), (4.0, 5.0)]
     grid = {
         f"train {train}, eval {held_out}, {'' if loss else 'no '}aux loss": {
@@ -160,11 +181,13 @@ def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
             **_samples({row: (_SAMPLE, v) for row, v in grid.items()}, (DROPPED, SCORE), 7),
         },
     )
+
+
+def _sentinels() -> Known:
     yield "table 6", {"note": "an illustration; `--config.data.sentinels=1` writes its last row"}
-    dense = {"routing.num_experts": "0"}
     marks = {
         f"{model}, {'' if count == '1' else 'no '}sentinels": {**values, "data.sentinels": count}
-        for model, values in (("Dense", dense), ("Sparse", {}))
+        for model, values in (("Dense", _DENSE), ("Sparse", {}))
         for count in ("0", "1")
     }
     yield (
@@ -176,10 +199,13 @@ def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
             "note": "the column of grammar has no task here",
         },
     )
+
+
+def _overfitting() -> Known:
     pairs = {
         f"{model}, {title}": (task, values)
         for task, title in (("cb", "CB"), ("record", "ReCoRD"))
-        for model, values in (("Dense", dense), ("Sparse", {}))
+        for model, values in (("Dense", _DENSE), ("Sparse", {}))
     }
     yield (
         "figure 3",
@@ -209,6 +235,9 @@ def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
             | {"tiny_is": SAMPLES.replace("scored on what it was trained on", "a few held out")},
         },
     )
+
+
+def _dropout() -> Known:
     rates = {
         f"dropout {rate}": {"model.dropout": rate, "model.expert_dropout": rate}
         for rate in ("0.0", "0.1", "0.2", "0.3")
@@ -225,6 +254,9 @@ def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
             "note": "the rates beyond 0.1 are assumed: those of the picture cannot be read",
         },
     )
+
+
+def _subsets() -> Known:
     subsets = {"All": "all", "Non MoE": "non_moe", "MoE": "moe"}
     subsets |= {"Attention": "attention", "FFN": "ffn"}
     learned = {row: {"finetune.train": name} for row, name in subsets.items()}
@@ -239,9 +271,12 @@ def _fine_tuning() -> Iterator[tuple[str, dict[str, Any]]]:
             **tuned,
         },
     )
+
+
+def _sensitivity() -> Known:
     sweep = {
         f"{model}, {row_of(setting)}": {**values, "sweep": str(number)}
-        for model, values in (("Dense", dense), ("Sparse", {}))
+        for model, values in (("Dense", _DENSE), ("Sparse", {}))
         for number, setting in enumerate(SETTINGS)
     }
     yield (
@@ -311,9 +346,13 @@ def _pretrained(
     }
 
 
-def _design() -> Iterator[tuple[str, dict[str, Any]]]:
-    dense: Values = {"routing.num_experts": "0"}
-    larger: Values = {**dense, **_XL}
+def _design() -> Known:
+    yield from _routing()
+    yield from _architecture()
+    yield from _scale()
+
+
+def _routing() -> Known:
     plain = {
         f"Top-{n} {train}/{held_out}": _routed(n, train, held_out)
         for n, train in ((1, "0.75"), (2, "0.75"), (1, "1.0"), (2, "1.0"), (1, "1.25"), (2, "1.25"))
@@ -329,7 +368,7 @@ def _design() -> Iterator[tuple[str, dict[str, Any]]]:
         "table 8",
         {
             **_pretrained(
-                {"Dense-L": dense, "Dense-XL": larger, **plain, **most},
+                {"Dense-L": _DENSE, "Dense-XL": _LARGER, **plain, **most},
                 ("Dense-L", *few, "Top-2 2.0/2.0", "Top-3 2.0/2.0"),
                 6,
             ),
@@ -346,7 +385,7 @@ def _design() -> Iterator[tuple[str, dict[str, Any]]]:
     yield (
         "table 18",
         _pretrained(
-            {"Dense": dense, "Dense-L": larger, **plain, **prioritised},
+            {"Dense": _DENSE, "Dense-L": _LARGER, **plain, **prioritised},
             (
                 *("Dense", "BPR Top-1 0.5/2.0", *few[:2], "BPR Top-1 0.75/2.0"),
                 *(*few[2:], "BPR Top-1 1.25/2.0"),
@@ -361,10 +400,13 @@ def _design() -> Iterator[tuple[str, dict[str, Any]]]:
     }
     yield (
         "table 21",
-        _pretrained({"Dense": dense, "Dense-L": larger, **thresholds}, ("Dense", *thresholds), 4),
+        _pretrained({"Dense": _DENSE, "Dense-L": _LARGER, **thresholds}, ("Dense", *thresholds), 4),
     )
+
+
+def _architecture() -> Known:
     beside: dict[str, Values] = {
-        "Dense": dense,
+        "Dense": _DENSE,
         "Sparse": {"model.extra_ffn": "none"},
         "Sparse, extra FFN after": {"model.extra_ffn": "after"},
         "Sparse, extra FFN before": {"model.extra_ffn": "before"},
@@ -377,12 +419,15 @@ def _design() -> Iterator[tuple[str, dict[str, Any]]]:
         },
     )
     biases: dict[str, Values] = {
-        "Dense": dense,
+        "Dense": _DENSE,
         "Sparse": {},
         "Sparse + Additive Bias": {"model.expert_bias": "additive"},
         "Sparse + Multiplicative Bias": {"model.expert_bias": "multiplicative"},
     }
     yield "table 17", _pretrained(biases, tuple(biases), 3)
+
+
+def _scale() -> Known:
     yield (
         "table 9",
         {
@@ -432,8 +477,7 @@ def _design() -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-def _results() -> Iterator[tuple[str, dict[str, Any]]]:
-    dense: Values = {"routing.num_experts": "0"}
+def _results() -> Known:
     tasks = {"SQuADv2": "squad_v2", "XSum": "xsum", "CNN-DM": "cnn_dailymail"}
     tasks |= {"WinoGrande (XL)": "winogrande", "ANLI (R3)": "anli", "ARC-Easy": "arc_easy"}
     tasks |= {"ARC-Challenge": "arc_challenge", "Closed Book TriviaQA": "trivia_qa"}
@@ -443,7 +487,7 @@ def _results() -> Iterator[tuple[str, dict[str, Any]]]:
     samples: dict[str, tuple[str, Values]] = {
         f"{title}, {model}": (config, values)
         for title, config in (("SuperGLUE", _SAMPLE), ("the other tasks", "st_moe_tasks:sample"))
-        for model, values in (("Dense", dense), ("ST-MoE", {}))
+        for model, values in (("Dense", _DENSE), ("ST-MoE", {}))
     }
     yield (
         "table 10",
@@ -451,7 +495,7 @@ def _results() -> Iterator[tuple[str, dict[str, Any]]]:
             "needs": OTHER_TASKS,
             "full": _tuned({f"{title}, ST-MoE-L": config for title, config in named.items()})
             + _tuned(
-                {f"{title}, Dense-L": (config, dense) for title, config in named.items()},
+                {f"{title}, Dense-L": (config, _DENSE) for title, config in named.items()},
             ),
             **_samples(samples, (SCORE, TRAINED), 4),
             "done": "`vitattn-moe train --config=st_moe_superglue:sample`: 100 in all tasks on its "
@@ -486,7 +530,7 @@ def _results() -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-def _tracing() -> Iterator[tuple[str, dict[str, Any]]]:
+def _tracing() -> Known:
     trained = f"{C4}, and a trained ST-MoE-L"
     for name, needs in (("table 13", trained), ("table 15", f"{MC4}, and a model trained on it")):
         yield (
