@@ -26,7 +26,7 @@ from trainlib.run.progress import Progress, summary
 from trainlib.step import step
 from trainlib.step.plan import Plan
 
-RECORD, REPORT, DATA = "routing.npz", "report.md", "report.json"
+RECORD, REPORT, DATA = "tokens.npz", "report.md", "report.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run(
     config: ConfigDict, workdir: Path, request: Request, at_step: int | None = None
 ) -> dict[str, Any]:
     """Reads text with the weights of a run, and writes what its routers did with each token:
-    `report.md` with pictures beside it, `report.json`, and `routing.npz` (`moe.analysis.record`).
+    `report.md` with pictures beside it, `report.json`, and `tokens.npz` (`moe.analysis.record`).
 
     Returns:
       What `report.json` holds.

@@ -75,7 +75,7 @@ def test_a_split_and_a_file_of_languages(saved, tmp_path, capsys):
     report = (folder / "report.md").read_text()
     for words in (*layers, "table 14 of ST-MoE", "Nearest experts by router", "punctuation"):
         assert words in report
-    read = record.read(folder / "routing.npz")
+    read = record.read(folder / "tokens.npz")
     assert 3000 <= read.tokens < 3000 + 8 * 96
     assert read.tokens == sum(stack["tokens"] for stack in found["stacks"].values())
     pictures = sorted(path.name for path in folder.glob("*.png"))

@@ -142,7 +142,7 @@ def test_chance(text, layer):
     assert sum(map(len, found.typical_words)) + sum(map(len, found.typical_classes)) <= 1
 
 
-def test_a_planted_router_in_a_whole_model():
+def test_a_planted_router_in_a_whole_model(quick):
     """A router of a Transformer that sees the word embedding, which says the parity of the token,
     through `make_trace`'s own path: model, trace, record, findings."""
     config = moe.Architecture(
@@ -176,7 +176,7 @@ def test_a_planted_router_in_a_whole_model():
         "decoder_segments": np.ones_like(targets),
     }
     recorder = record.Recorder(config)
-    recorder.add(jax.jit(record.make_trace(Plan))({}, {}, batch), 0)
+    recorder.add(quick(record.make_trace(Plan))({}, {}, batch), 0)
     found = findings.find(recorder.record(("",), {}), VOCABULARY)
     for stack in ("encoder", "decoder"):
         (one,) = found.stacks[stack].layers

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moe.layers.sparse import SparseFFN
-from moe.models.output import router_outputs
 from moe.routing.config import RoutingConfig
 from moe.routing.route import route
 from tests.moe.layers.test_sparse import RULES, TIGHT, B, D, E, F, L, made
@@ -18,8 +17,8 @@ from trainlib.sharding.rules import batch_sharding, resolve_specs
 
 CONFIGS = {
     "index": dataclasses.replace(TIGHT, capacity_factor_eval=1.0),
-    "dropless": dataclasses.replace(TIGHT, dispatch="dropless", second_policy_eval="threshold"),
     "experts": dataclasses.replace(TIGHT, router="experts_choose", capacity_factor_eval=1.0),
+    "dropless": dataclasses.replace(TIGHT, dispatch="dropless", second_policy_eval="threshold"),
 }
 
 
@@ -41,6 +40,7 @@ def traced(config, quick, shape=None):
         return jax.device_get(quick(both)(params, jax.device_put(x, batch_sharding(RULES, mesh))))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_choices_are_those_of_the_router(name, quick):
     config = CONFIGS[name]
@@ -77,13 +77,12 @@ def test_a_model_reports_its_blocks_in_order(small, made, text, quick):
 
     def run(params, batch):
         model = abstract.bind(params, {})
-        return model.hidden(batch, trace=True)[1], model(
-            batch["encoder_inputs"], batch["decoder_inputs"], trace=True
-        ).routers["decoder"].choices
+        inputs = batch["encoder_inputs"], batch["decoder_inputs"]
+        segments = {f"{name}_segments": batch[f"{name}_segments"] for name in config.stacks}
+        return model(*inputs, **segments, trace=True).routers
 
-    reports, decoder = jax.device_get(quick(run)(params, batch))
-    routers = router_outputs(reports)
-    assert decoder.expert.shape == (1, *batch["decoder_inputs"].shape, 2)
+    routers = jax.device_get(quick(run)(params, batch))
+    assert routers["decoder"].choices.expert.shape == (1, *batch["decoder_inputs"].shape, 2)
     for stack, blocks in (("encoder", 2), ("decoder", 1)):
         choices, metrics = routers[stack].choices, routers[stack].metrics
         assert choices.expert.shape[0] == len(config.sparse_blocks(stack)) == blocks
