@@ -249,7 +249,7 @@ def test_heavy_libraries_are_imported_where_they_are_used():
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_nothing_is_pickled():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"

@@ -23,7 +23,7 @@ def collected(seed: int) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_no_name_of_a_test_depends_on_the_process_that_collects():
     """pytest-xdist refuses to start where two processes differ."""
     one, other = collected(1), collected(2)

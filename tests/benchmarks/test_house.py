@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 from benchmarks import house
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +67,7 @@ def test_the_places_to_touch_are_there():
     assert not [text for text in listed.values() if text.startswith("not as listed")], listed
 
 
+@pytest.mark.thorough
 def test_the_report_of_this_checkout():
     lines = list(house.report(ROOT, quick=True))
     assert "| circles of files | 0 |" in lines

@@ -40,7 +40,7 @@ def test_every_published_file_is_there():
     assert set(EXPECTED) == set(MODULES) - {"reproduce_detection"}
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(("stem", "variant"), NAMES, ids=lambda part: part or "-")
 def test_builds_and_cites_exactly_what_it_is(stem, variant):
     config = MODULES[stem].get_config(variant)

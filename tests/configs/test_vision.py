@@ -167,7 +167,7 @@ def build_digits(stem):
 QUICK = ("sasa_resnet26",)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stem",
     [

@@ -48,6 +48,7 @@ def results(request, tmp_path_factory):
     return json.loads((folder / run_pages.RESULTS).read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in RUNNABLE],

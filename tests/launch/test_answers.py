@@ -172,7 +172,7 @@ def test_mistakes_are_told_before_anything_is_answered(
     assert not places["out"].exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_blank_lines_keep_their_place_and_cut_answers_are_marked(saved, tmp_path, capsys):
     """Seven lines in, seven out; with a byte-order mark, through gzip and from an array."""
     rows = [{"inputs": f"copa premise: {'ab' * n}", "n": n} for n in range(5)]

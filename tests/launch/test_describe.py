@@ -26,6 +26,7 @@ def four_rows(monkeypatch):
     monkeypatch.setattr(papers, "published", lambda: rows)
 
 
+@pytest.mark.thorough
 def test_the_table_of_papers_shows_both_figures_and_what_lies_between(four_rows, capsys):
     assert run_command(lambda: describe.main(["--table=papers"])) == 0
     models, *exhibits = capsys.readouterr().out.split("\n\n")

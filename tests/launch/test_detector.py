@@ -86,6 +86,7 @@ def outcome(capsys, command, *argv):
     return code, captured.out, " ".join(captured.err.split())
 
 
+@pytest.mark.slow
 def test_boxes_are_drawn_and_written_in_pixels_of_each_picture(run, photographs, capsys, tmp_path):
     out = tmp_path / "new" / "out"
     flags = [f"--workdir={run[0]}", photographs, "--json", f"--boxes={out}", "--min_score=0"]
@@ -129,6 +130,7 @@ def test_boxes_are_drawn_and_written_in_pixels_of_each_picture(run, photographs,
             assert one.score == pytest.approx(other["score"], abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_lines_for_people_and_attention_of_a_detector(
     run, photographs, capsys, monkeypatch, tmp_path
 ):
@@ -166,6 +168,7 @@ def test_what_cannot_be_drawn_is_refused_first(run, photographs, capsys, tmp_pat
     assert words in error
 
 
+@pytest.mark.slow
 def test_a_detector_that_has_diverged_says_so(run, photographs, capsys, tmp_path):
     save(run[1], tmp_path, 1e30)
     picture = photographs / "a" / "x.png"
@@ -177,6 +180,7 @@ def test_a_detector_that_has_diverged_says_so(run, photographs, capsys, tmp_path
         vitattn.load(tmp_path).predict(picture)
 
 
+@pytest.mark.thorough
 def test_detections_of_the_library(run, photographs, tmp_path):
     loaded = vitattn.load(run[0])
     picture = photographs / "a" / "x.png"
@@ -209,7 +213,7 @@ def test_detections_of_the_library(run, photographs, tmp_path):
             unnamed.draw(**given)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_an_exported_detector_runs_without_this_package(run, photographs, capsys, tmp_path):
     """Post-processing is in the program, for any batch and for several platforms."""
     out = tmp_path / "exported"

@@ -55,7 +55,7 @@ def test_what_fails_decides_the_exit_code(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_machines_are_compared_and_measured_together(tmp_path):
     with Hosts(tmp_path, 2, "--seconds=0.2", module="launch.doctor") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0) + hosts.error(1)

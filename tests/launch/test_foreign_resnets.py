@@ -142,7 +142,7 @@ def logits(config, values, images):
     return np.asarray(jax.jit(forward)(*parts, {"image": images}))
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("eps", [0.1, 1e-3, 1e-6])
 def test_another_epsilon_is_in_the_variances(eps, tmp_path, capsys):
     """torch adds 1e-5, whatever ours was: an export that is read back has its epsilon."""

@@ -242,7 +242,7 @@ def test_the_card_of_a_detector_is_read_by_a_hub_and_its_snippet_runs(
     assert names["one"].class_name == "cat"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_snippet_of_a_program_runs(coco, tmp_path, capsys, monkeypatch):
     flags = [f"--workdir={coco}", f"--out={tmp_path}", "--format=stablehlo", "--platforms=cpu"]
     code, _, err = run(capsys, export, *flags)

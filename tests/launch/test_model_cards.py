@@ -52,6 +52,7 @@ def snippet(text: str) -> str:
     return code
 
 
+@pytest.mark.thorough
 def test_a_card_says_what_was_measured_and_no_path(runs, tmp_path, capsys):
     text = exported(runs / "vision", tmp_path / "out", "--format=safetensors", "--license=mit")
     assert "config.json holds paths of this machine: data.dir" in capsys.readouterr().out
@@ -103,7 +104,7 @@ SNIPPETS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", SNIPPETS)
 def test_the_snippet_of_a_card_works(runs, tmp_path, monkeypatch, case):
     run, *flags = SNIPPETS[case]

@@ -52,6 +52,7 @@ def here(compiled_once, capsys):
     return call
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_what_the_readme_says_and_ends_with_a_summary(finished):
     workdir, output = finished
     for name in ("config.json", "class_names.txt", "metrics.jsonl", "curves.png", "checkpoints/12"):
@@ -65,6 +66,7 @@ def test_a_run_leaves_what_the_readme_says_and_ends_with_a_summary(finished):
     assert json.loads((workdir / "config.json").read_text())["model.width"] == 0.25
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_more_steps_go_on(finished, here, cache):
     workdir, _ = finished
     before = losses(workdir)
@@ -102,7 +104,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(finished, cache, tmp_p
     assert losses(tmp_path)[: reached + 4] == losses(whole)[: reached + 4]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_killed_inside_a_save_goes_on_bit_for_bit(finished, cache, tmp_path):
     arguments = (*TINY, "--config.steps=12")
     killed("mid_shard", 10, *arguments, cache=cache, workdir=tmp_path)
@@ -112,6 +114,7 @@ def test_a_run_killed_inside_a_save_goes_on_bit_for_bit(finished, cache, tmp_pat
     assert losses(tmp_path)[:12] == losses(finished[0])[:12]
 
 
+@pytest.mark.thorough
 def test_evaluation_repeats_the_last_one_of_the_run(finished, here, cache):
     workdir, _ = finished
     done = run("evaluate", f"--workdir={workdir}", "--json", cache=cache)
@@ -136,7 +139,7 @@ def test_a_run_is_not_mixed_with_another_model(finished, here):
         here(train.main, *arguments)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_saved_configuration_starts_the_same_run(finished, cache, tmp_path):
     workdir, _ = finished
     config = f"--config={workdir / 'config.json'}"

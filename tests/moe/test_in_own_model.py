@@ -80,7 +80,7 @@ def alone():
     return trained(40)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_transformer_of_ones_own_learns(alone):
     losses, _ = alone
     assert losses[-1, 0] < 0.5 * losses[0, 0], losses

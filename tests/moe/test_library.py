@@ -282,7 +282,7 @@ def test_several_answers_and_the_scores_of_given_ones(loaded):
     assert loaded.score([], ["True"]) == loaded.answer([]) == []
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_over_eight_devices_answers_as_on_one(run, loaded):
     spread = moe.load(run, mesh=make_mesh(2, 4, 1))
     experts = spread.model.encoder.sparse.experts.up[...]

@@ -20,6 +20,7 @@ def logsumexp(x):
     return np.log(np.exp(x - top).sum(-1)) + top[..., 0]
 
 
+@pytest.mark.thorough
 def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     """Every weight is put on a scale of its own, so that a part left out or doubled is seen."""
     config = small(
@@ -55,6 +56,7 @@ def test_the_loss_is_the_sum_of_its_parts(small, made, text, quick):
     assert float(out.count) == weights.sum()
 
 
+@pytest.mark.thorough
 def test_padding_reaches_no_expert_and_no_loss(small, made, text, quick):
     """Other words in the padding change no loss, gradient or metric, bit for bit, where experts are
     full and every z-loss is on; the routers count real tokens alone.

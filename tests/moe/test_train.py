@@ -62,6 +62,7 @@ def finished(config_of, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_losses_router_metrics_and_pictures(finished):
     lines = logged(finished, "train")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -81,6 +82,7 @@ def test_a_run_leaves_losses_router_metrics_and_pictures(finished):
     assert list((finished / "tensorboard").iterdir())
 
 
+@pytest.mark.thorough
 def test_a_run_stopped_in_its_evaluations_is_the_unbroken_one_bit_for_bit(
     config_of, finished, tmp_path, monkeypatch
 ):
@@ -132,6 +134,7 @@ def test_evaluating_the_checkpoint_gives_the_score_of_the_run(config_of, finishe
     assert "unigram entropy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_nothing_out_is_not_evaluated(config_of, tmp_path, capsys):
     """From the first line to the report, and the advice of each refusal, carried out."""
     (tmp_path / "mine.txt").write_text("A small text of one's own.\n" * 100)
@@ -214,6 +217,7 @@ def test_a_decoder_alone_learns_running_text(config_of, tmp_path, capsys):
     assert second["cross_entropy"] < first["cross_entropy"]
 
 
+@pytest.mark.thorough
 def test_a_sparse_run_starts_from_the_checkpoint_of_a_dense_one(config_of, tmp_path):
     dense = plan_lib.make(config_of(experts=0))
     key = jax.random.key(7)

@@ -79,6 +79,7 @@ def padded(batch, filler):
     return {name: np.concatenate([value, rows[name]]) for name, value in batch.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_every_normalisation_of_a_model_is_told_which_rows_count(name, monkeypatch):
     told, plain = [], norm.batch_normalise
@@ -115,6 +116,7 @@ def test_rows_that_do_not_count_are_in_no_statistics():
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fillers", [False, True])
 def test_microbatches_move_statistics_once_by_all_pieces(fillers):
     batch = make_batch()

@@ -152,7 +152,7 @@ def trained(model, x, labels, steps=20):
     return losses, len(traces)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_users_own_module_trains_and_moves_its_statistics():
     model, x = Own(nnx.Rngs(0)), images(12, 8, 8, 3)
     losses, traces = trained(model, x, jnp.arange(12) % 3)

@@ -17,6 +17,7 @@ from vitattn.models import build, configure
 SMALL = {"name": "resnet", "depth": 18, "width": 0.125, "image_size": 32, "num_classes": 3}
 
 
+@pytest.mark.thorough
 def test_a_classifier_is_measured():
     found = latency.measure(SMALL, Setting(batch=2, image_size=16, seconds=0.01))
     assert 0 < found.low <= found.seconds <= found.high

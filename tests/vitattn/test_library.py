@@ -97,7 +97,7 @@ def small_model(**overrides):
     return vitattn.create_model("aa_wrn28_10", **SMALL | overrides, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_by_name_is_ready_to_be_called():
     model = small_model(num_classes=3)
     logits = model(jnp.zeros((2, 8, 8, 3)), train=False)

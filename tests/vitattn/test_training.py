@@ -94,7 +94,8 @@ def test_the_step_compiles_once(one_device):
     assert len([name for name in one_device[1] if "on_mesh" in name]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("mesh", "kind"), [((1, 8), "replicated"), ((1, 8), "zero"), ((2, 4), "fsdp")]
 )

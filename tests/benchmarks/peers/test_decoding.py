@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="the peer")
 pytest.importorskip("transformers", reason="the peer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["decoding", "first_decoding"])
 def test_both_sides_find_the_same(row):
     command = [sys.executable, "-m", f"benchmarks.peers.{row}", "--tiny", "--length=4"]

@@ -25,7 +25,7 @@ def test_bare_products_are_those_of_a_step(monkeypatch):
     assert counted == attention + feed_forward + head
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_both_sides_compute_the_same(monkeypatch):
     pytest.importorskip("torch", reason="the peer needs torch")
     pytest.importorskip("transformers", reason="the peer is transformers")

@@ -17,6 +17,7 @@ from tests.launch.hosts.simulated import Hosts, environment, free_port
 BOUND = 1200  # seconds: nobody is left behind for ever, however busy the machine is
 
 
+@pytest.mark.thorough
 def test_all_join_and_add_up_one_number(tmp_path):
     with Hosts(tmp_path, 2, "--steps=3") as hosts:
         assert hosts.wait()[0] == [0, 0], hosts.error(0) + hosts.error(1)
@@ -25,6 +26,7 @@ def test_all_join_and_add_up_one_number(tmp_path):
         assert hosts.output(0).splitlines()[-3:] == hosts.output(1).splitlines()[-3:]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alone", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_who_is_missing_is_named(tmp_path, alone):
     with Hosts(tmp_path, 2, "--start_timeout=2", started=[alone]) as hosts:
@@ -50,6 +52,7 @@ def test_processes_that_differ_are_refused_before_the_first_step(tmp_path):
 # ---------------------------------------------------------------- stopping and failing
 
 
+@pytest.mark.slow
 def test_a_notice_to_one_process_stops_all_at_one_step(tmp_path):
     with Hosts(tmp_path, 2) as hosts:
         hosts.until(3)
@@ -63,6 +66,7 @@ def test_a_notice_to_one_process_stops_all_at_one_step(tmp_path):
         assert all(f"Stopped after step {step}." in hosts.error(i) for i in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [
@@ -83,6 +87,7 @@ def test_an_error_in_one_process_ends_all_with_its_code_and_is_named(tmp_path, f
     assert "Traceback" not in other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
     with Hosts(tmp_path, 2, "--heartbeat=10") as hosts:
@@ -94,6 +99,7 @@ def test_a_killed_process_takes_no_other_with_it_in_silence(tmp_path, victim):
         assert "the loss of another\nprocess" in hosts.error(1 - victim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "fault", "words"),
     [

@@ -32,6 +32,7 @@ def test_every_table_and_figure_has_one():
 CORNERS = (("aa", "table 6"), ("sasa", "table 3"), ("st_moe", "table 5"), ("st_moe", "figure 8"))
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     "key",
     [
@@ -54,6 +55,7 @@ def test_rows_are_different_and_can_be_configured(key):
                 assert config.target, f"{setting.flags}: no pod to compile for"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "key",
     [

@@ -45,6 +45,7 @@ def command(folder, *more):
     return run_command(lambda: reproduce.main(argv))
 
 
+@pytest.mark.thorough
 def test_a_table_is_trained_written_and_then_only_read(loop, tmp_path, capsys):
     assert command(tmp_path, "--table=2", "--seeds=2") == 0
     assert len(loop.trained) == 6

@@ -67,6 +67,7 @@ def scored(tell, workdir, source, *more):
     return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, out + error
 
 
+@pytest.mark.slow
 def test_other_data_are_scored_by_name_from_a_run_and_its_export(trained, tell, tmp_path):
     workdir, source = trained
     bc, odd = folders(tmp_path / "BC", "bee", "cat"), folders(tmp_path / "odd", "bee", zebra="cat")
@@ -141,6 +142,7 @@ def test_a_run_does_not_go_on_with_other_classes(trained, tell, tmp_path, change
     assert (copy / "class_names.txt").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_head_of_other_classes_is_refused_and_the_advice_works(trained, tell, tmp_path):
     workdir, _ = trained
     data = folders(tmp_path / "data", "bee", "cat", zebra="ant")
@@ -156,6 +158,7 @@ def test_a_head_of_other_classes_is_refused_and_the_advice_works(trained, tell, 
     assert (tmp_path / "run" / "class_names.txt").read_text().startswith("bee\ncat\nzebra\n")
 
 
+@pytest.mark.thorough
 def test_the_best_step_is_named_and_taken(trained, tell, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(trained[0], copy)

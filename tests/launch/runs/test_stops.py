@@ -108,6 +108,7 @@ def test_workers_end_with_their_command_and_do_not_end_it():
     assert process.returncode == 7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments", [("describe", "--config=configs/resnet50.py"), ("train", "--help")]
 )

@@ -26,7 +26,7 @@ class Notes:
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_trains_on_while_its_tracker_fails_and_resumes_with_the_same(tmp_path):
     (tmp_path / "notes_tracker.py").write_text(TRACKER)
     cache, workdir = tmp_path / "cache", tmp_path / "run"

@@ -80,6 +80,7 @@ def test_order_does_not_depend_on_hosts_or_restarts(data_config, settings):
     assert (other["encoder_inputs"] != whole[0]["encoder_inputs"]).any()
 
 
+@pytest.mark.thorough
 def test_order_does_not_depend_on_workers(data_config):
     parts = (("pydoc", 0.7), ("pydoc", 0.3))
     here, there = (data_config(source="mixture", parts=parts, workers=w) for w in (0, 2))

@@ -321,7 +321,7 @@ def test_rows_begin_where_they_are():
     assert compiled.memory_analysis().alias_size_in_bytes == held
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_scores_are_those_of_each_question_alone(planned, asked):
     """In any order, and at any padding."""
     plan, weights = planned

@@ -343,7 +343,7 @@ def test_equal_continuations_are_taken_in_the_order_of_the_library():
         np.testing.assert_allclose(scores, 2 * np.log(0.25), atol=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", search.BEAM_RULES)
 def test_a_row_is_answered_the_same_alone_and_among_rows_that_end_at_other_times(rule):
     """Bit by bit, though alone it stops many steps sooner."""

@@ -73,7 +73,7 @@ def test_the_chosen_experts_are_all_experts(batch, dtype, top_k):
     assert np.abs(want).max() > 0.1
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "routing",
     [

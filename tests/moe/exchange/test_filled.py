@@ -73,6 +73,7 @@ def close(got, want, tolerance=2e-5):
     jax.tree_util.tree_map_with_path(check, got, want)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("config", "options", "tolerance"),
     [
@@ -100,6 +101,7 @@ def test_it_is_the_layer_that_computes_every_slot(config, options, tolerance, mo
     assert (dropped > 0) == (config is not ROOMY)
 
 
+@pytest.mark.thorough
 def test_only_one_cpu_skips_what_is_empty(monkeypatch):
     monkeypatch.setattr(moe.exchange.filled, "_LEAST_WORK", 1)
     config = RoutingConfig(2, second_policy="all", capacity_factor=2.5)
@@ -118,6 +120,7 @@ def test_only_one_cpu_skips_what_is_empty(monkeypatch):
     assert not skips_empty_slots(few, weights, None, alone)
 
 
+@pytest.mark.thorough
 def test_memory_and_copies_are_those_of_the_rows():
     """T=2048, D=512, F=1024, E=8: temporary bytes are below those of the layer that computes every
     slot, and gradients of weights are written in place: nothing of their size is copied but the

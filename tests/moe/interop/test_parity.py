@@ -75,6 +75,7 @@ OURS += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_transformers_computes_what_we_exported(name, tmp_path):
     config = models.config(name)
@@ -131,6 +132,7 @@ THEIRS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[pytest.mark.slow] if "_" in k else []) for k in sorted(THEIRS)]
 )
@@ -151,6 +153,7 @@ def test_we_compute_what_transformers_saved(kind, tmp_path):
     assert "largest difference" in parity.compare(config, models.structs(values), tmp_path)
 
 
+@pytest.mark.slow
 def test_router_losses_are_theirs(tmp_path):
     """z-loss and balance loss of a Switch model, per layer as they weigh them."""
     torch.manual_seed(0)

@@ -44,6 +44,7 @@ def test_inputs_are_those_of_its_stacks():
     assert "segments" in facts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["t5", "st_moe"])
 def test_a_program_takes_any_number_of_rows(kind):
     """Forms that are chosen by size have to choose without the size of the batch."""

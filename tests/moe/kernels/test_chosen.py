@@ -44,6 +44,7 @@ def tokens(batch, dtype="float32"):
     return jnp.asarray(np.random.default_rng(1).normal(size=(batch, 1, D)), dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("batch", "top_k", "dtype", "options"),
     [
@@ -93,6 +94,7 @@ def on_a_chip(experts, dtype, batch=8):
     return ledger_of(run, params, x, target="v5e-1")
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_a_tpu_rounds_no_experts_but_the_chosen(dtype):
@@ -100,6 +102,7 @@ def test_a_tpu_rounds_no_experts_but_the_chosen(dtype):
     assert on_a_chip(64, dtype).temporaries < 2**20
 
 
+@pytest.mark.thorough
 @needs_figures
 def test_a_tpu_takes_the_time_in_which_the_chosen_experts_arrive():
     """Two of 16 or of 64 experts at 819 GB/s: 84.5 of 111 us."""

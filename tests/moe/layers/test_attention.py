@@ -58,6 +58,7 @@ def both_forms(function, *args):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 4e-2)])
 def test_a_cpu_computes_what_others_do(dtype, tolerance):
     q, k, v, bias, mask = inputs(dtype)
@@ -90,6 +91,7 @@ def test_a_cpu_writes_fewer_arrays_of_pairs():
     assert written("cpu") < written("tpu")
 
 
+@pytest.mark.thorough
 def test_gradients():
     q, k, v, bias, mask = inputs(queries=2, keys=3)
     check_grads(

@@ -137,7 +137,7 @@ def test_index_dispatch_is_the_same_on_any_rows(shape):
     close(result(TIGHT, shape), einsum_result(TIGHT))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_index_dispatch_is_the_same_with_replicas_and_columns():
     """With a bias, which lies over rows and columns too."""
     got = result(TIGHT, ALL_AXES, expert_bias="multiplicative")

@@ -114,6 +114,7 @@ def by_hand(config):
     return loss, y, load
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("config", [TIGHT, ROOMY], ids=["tight, batch", "roomy, sequence"])
 def test_the_layer_is_its_rules(config):
     (loss, (y, metrics)), _ = result(config)
@@ -142,6 +143,7 @@ def test_gradients_are_those_of_finite_differences_of_the_rules():
     np.testing.assert_allclose(slope, (values[0] - values[1]) / 2e-3, rtol=2e-3)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "shape", [(1, 8, 1), pytest.param(ALL_AXES, marks=pytest.mark.thorough)], ids=str
 )
@@ -150,6 +152,7 @@ def test_it_is_the_same_on_eight_devices(config, shape):
     close(result(config, shape), result(config))
 
 
+@pytest.mark.slow
 def test_all_dispatches_and_partitioners_give_the_same():
     close(result(dataclasses.replace(ROOMY, dispatch="dropless"), (1, 8, 1)), result(ROOMY))
     close(result(dataclasses.replace(TIGHT, partitioner="automatic"), (1, 8, 1)), result(TIGHT))
@@ -170,6 +173,7 @@ def test_shared_experts_are_a_dense_layer_beside_the_others():
     np.testing.assert_array_equal(*both(silent, alone))
 
 
+@pytest.mark.thorough
 def test_a_loop_of_ones_own_moves_the_bias():
     """`rebalance` follows the rule, and evaluation and gradients leave the bias as it is."""
     layer = SparseFFN(D, F, TIGHT, rngs=nnx.Rngs(0))

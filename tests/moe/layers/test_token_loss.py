@@ -129,7 +129,7 @@ def test_the_same_on_every_mesh(monkeypatch, shape, reduce):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_tied_table_is_a_matrix_that_is_stored_the_other_way():
     x, matrix, targets, weights = drawn(2, 3)
     tied = nn.abstract(Embedding(WORDS, WIDTH))

@@ -25,6 +25,7 @@ from trainlib.model import weights
 ROUTING = RoutingConfig(num_experts=4)
 
 
+@pytest.mark.slow
 def test_a_sparse_layer_in_one_line():
     x = jax.random.normal(jax.random.key(0), (2, 8, 32))
     y, out = SparseFFN(32, 64, ROUTING, rngs=nnx.Rngs(0))(x)
@@ -58,6 +59,7 @@ def builders(small):
     }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "name", ["sparse", "block", pytest.param("stack", marks=pytest.mark.thorough), "model"]
 )
@@ -99,6 +101,7 @@ class Classifier(nnx.Module):
         return self.head((x + y).mean(1)), auxiliary_loss(out.losses, ROUTING)
 
 
+@pytest.mark.thorough
 def test_a_users_own_module_learns():
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
@@ -124,6 +127,7 @@ def test_a_users_own_module_learns():
     assert float(last) < 0.5 * float(first)
 
 
+@pytest.mark.thorough
 def test_a_whole_model_at_once(small, text):
     config = small()
     model = Transformer(config, rngs=nnx.Rngs(0))

@@ -66,6 +66,7 @@ def same(actual, wanted, tolerance=1e-4):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape", "weights"),
     [

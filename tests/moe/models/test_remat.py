@@ -61,6 +61,7 @@ def counted(small, made, text):
     return count
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("encoder", "decoder"),
     [
@@ -75,6 +76,7 @@ def test_a_policy_computes_again_what_it_does_not_keep(counted, encoder, decoder
     assert work - least == first + again(decoder or encoder, config, DECODER, ENCODER)
 
 
+@pytest.mark.thorough
 def test_minimal_keeps_products_however_they_are_computed(counted):
     form = ("dropless", "bfloat16")
     config, work = counted("minimal", "minimal", *form)

@@ -64,6 +64,7 @@ def trained(small, made, text):
     return once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_moves_every_bias_once_by_what_was_sent(trained, microbatches):
     """By the choices of the whole batch, in all periods of both stacks, however it is cut."""
@@ -85,6 +86,7 @@ def test_a_skipped_step_leaves_the_bias(trained):
         np.testing.assert_array_equal(after.model_state[name], before.model_state[name])
 
 
+@pytest.mark.slow
 def test_a_module_of_flax_moves_its_biases_as_a_step_does(small, text):
     """`Transformer.rebalance`, over whole periods of a stack and one that is cut off."""
     config = small(4, ROUTING, partial_period=True, encoder_blocks=7, decoder_blocks=2)
@@ -109,6 +111,7 @@ def test_a_module_of_flax_moves_its_biases_as_a_step_does(small, text):
         np.testing.assert_allclose(bias, oracle.moved_bias(np.zeros(4), load, RATE), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_decoding_chooses_by_the_bias_too(small):
     """Greedy answers, token by token with a cache, are the likeliest words of whole passes; a
     model with other biases gives other answers.

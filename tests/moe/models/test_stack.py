@@ -57,6 +57,7 @@ def one_by_one(config, params, x, segments):
     return stack.norm(x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("experts", "blocks", "period", "offset"), LAYOUTS)
 def test_a_stack_runs_its_blocks_in_order(
     small, made, text, quick, experts, blocks, period, offset
@@ -86,6 +87,7 @@ def test_a_stack_runs_its_blocks_in_order(
         np.testing.assert_allclose(shares, np.ones(blocks // period), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -34,7 +34,7 @@ def logits_of(made, quick):
     return make
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 4])
 def test_decoder_is_causal_by_gradient_and_reads_all_of_the_encoder(small, made, quick, experts):
     config = small(experts, encoder_blocks=2)
@@ -90,6 +90,7 @@ def row(*examples):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 4])
 def test_packed_examples_and_padding_do_not_matter(small, logits_of, experts):
     """Two examples in one row give what each gives in a row of its own, whatever the padding."""
@@ -111,6 +112,7 @@ def test_one_stack_alone_with_a_tied_output(small, logits_of, text, kind):
     assert np.all(np.isfinite(logits))
 
 
+@pytest.mark.slow
 def test_options_of_the_stability_studies_act(small, made, logits_of, text):
     """Each one changes the logits and leaves them finite."""
     base = small(kind="decoder")
@@ -124,6 +126,7 @@ def test_options_of_the_stability_studies_act(small, made, logits_of, text):
         assert np.abs(logits - plain).max() > 1e-3, change
 
 
+@pytest.mark.slow
 def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, text, quick):
     """In scoring and in decoding, with other draws in each block."""
     routing = {"second_policy": "random", "second_policy_eval": "random", "second_threshold": 1.0}
@@ -154,6 +157,7 @@ def test_a_random_policy_in_evaluation_draws_the_same_every_time(small, made, te
     np.testing.assert_array_equal(run(params)[0]["second_rate"][0], sent)
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quick):
     config = small(dtype="bfloat16", encoder_blocks=2)
     abstract, params = made(config)
@@ -173,6 +177,7 @@ def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quic
     assert np.median(np.abs(logits - expected)) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "weights"),
     [
@@ -206,6 +211,7 @@ def test_eight_devices_are_one(small, made, text, quick, capfd, shape, weights):
         np.testing.assert_allclose(split.metrics[name][0], total, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_gradients_of_weights_are_added_up_in_float32_over_devices(small, made, text):
     """With bfloat16 activations on a mesh of 2 x 2 x 2, read from what is handed to the
     compiler: what expert layers reduce, and every matrix's gradient, which the partitioner reduces.

@@ -66,6 +66,7 @@ def drawn(name, number=0):
     return config, logits.astype(np.float32), mask, draws, bias
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHAPES)
 def test_choices_equal_their_rules(name):
     """Maps, gates, losses and metrics of 6 cases of each setting, with ties and padding."""

@@ -65,7 +65,7 @@ def close(got, want, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()))
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("groups", "size", "experts", "factor", "options"),
     [

@@ -91,6 +91,7 @@ def products(compiled):
 SIZES = ((8, 2048, 512, 1024), (64, 2048, 256, 512))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experts", "tokens", "width", "hidden"), SIZES)
 def test_arithmetic_is_that_of_the_padded_experts(experts, tokens, width, hidden):
     """At most 1.02 of the experts' own, the router's 6 T D E set aside. One-hot einsums: 2.1."""
@@ -102,6 +103,7 @@ def test_arithmetic_is_that_of_the_padded_experts(experts, tokens, width, hidden
     assert (products(compiled) - router) / floor <= 1.02
 
 
+@pytest.mark.thorough
 def test_arithmetic_is_linear_in_tokens():
     ratio = products(layer(64, 8192, 256, 512)[0]) / products(layer(64, 2048, 256, 512)[0])
     assert ratio <= 4.05
@@ -152,6 +154,7 @@ def outputs(text, op):
     return sizes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("partitioner", ["shard_map", "automatic"])
 def test_expert_parallel_training_is_four_all_to_alls(partitioner):
     """Two forward, two backward, each K * CF * T/n * D * 4 bytes a device; no gather of anything.
@@ -176,6 +179,7 @@ def test_expert_parallel_training_is_four_all_to_alls(partitioner):
     assert sum(found["all-reduce"]) <= width * experts + 10 * experts
 
 
+@pytest.mark.thorough
 def test_columns_gather_and_reduce_scatter_but_never_all_reduce_rows():
     """With d_ff over columns: buffers are gathered before the experts and reduce-scattered after
     (and the reverse in the backward pass); experts never move.

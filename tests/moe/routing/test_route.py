@@ -97,7 +97,7 @@ def compiled(config, train):
     return jax.jit(run, compiler_options=options)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 def test_routing_equals_its_rules(shape, dtype):

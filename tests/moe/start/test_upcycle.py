@@ -16,6 +16,7 @@ from trainlib.errors import CheckpointError, ConfigError
 from trainlib.sharding.mesh import make_mesh
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "layout",
     [

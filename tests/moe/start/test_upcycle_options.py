@@ -18,6 +18,7 @@ V3 = {"scores": "sigmoid", "gate_scale": 2.5, "balance_bias": True}
 BLOCKS = {"encoder_blocks": 2, "decoder_blocks": 2, "sparse_period": 2}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("experts", "routing", "model"),
     [

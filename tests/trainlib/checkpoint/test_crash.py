@@ -93,6 +93,7 @@ def newest_whole(folder: Path, like):
     return None, None
 
 
+@pytest.mark.thorough
 def test_a_kill_at_any_moment_of_a_save_leaves_a_good_step(states, snapshots, tmp_path):
     """keep=1, so that retention removes the only older step as soon as it may."""
     real, like = states

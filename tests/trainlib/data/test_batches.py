@@ -38,6 +38,7 @@ def batches(make=numbers, workers=0, start=0, stop=4, pieces=2, max_fraction=1.0
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order_from_any_number_of_workers(workers):
     with batches(workers=workers, start=3, stop=8) as reader:
@@ -50,6 +51,7 @@ def test_batches_come_in_order_from_any_number_of_workers(workers):
     assert bad[:3] == [("record 300", "fifth"), ("record 305", "fifth"), ("record 400", "fifth")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_reaches_the_reader_with_its_type(workers):
     make = functools.partial(numbers, fail_at=2, error=DataError)
@@ -64,6 +66,7 @@ def workers_of(reader):
     return [p for p in multiprocessing.active_children() if "grain" in p.name]
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_is_an_error_not_a_hang_and_ctrl_c_does_not_reach_workers():
     with batches(workers=2, stop=None) as reader:
         next(reader)
@@ -130,6 +133,7 @@ def all_end(pids):
     return not any(alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_program_that_just_ends_leaves_no_worker_and_no_traceback(tmp_path):
     done = run_program(tmp_path, "end")
     assert (done.returncode, done.stderr) == (3, "")

@@ -153,7 +153,7 @@ def image_folder(root, bad=()):
     return config(source=f"folder:{root}", augment="inception", eval_crop=0.875)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_keeps_its_row_with_weight_0_and_is_named(tmp_path, workers):
     c = image_folder(tmp_path, bad=(7, 30))

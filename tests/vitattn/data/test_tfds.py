@@ -83,6 +83,7 @@ def test_imagenet_is_read_from_array_records_without_tensorflow(imagenet):
     assert (len(make_source(c, "train")), len(make_source(c, "holdout"))) == (9, 3)
 
 
+@pytest.mark.thorough
 def test_worker_processes_read_imagenet_as_this_process_does(imagenet):
     batches = []
     for workers in (0, 2):

@@ -129,7 +129,7 @@ def test_tiles_of_part_of_an_image_or_of_several_images_equal_one(monkeypatch, s
     np.testing.assert_allclose(relative_attention_2d(*args), single, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (10, 10), (5, 5), (5, 8)])
 def test_maps_of_a_detector_equal_the_naive_form_with_all_gradients(height, width, monkeypatch):
     """Keys of 3 channels a head and values of 1; the largest of these maps by rows of queries."""

@@ -57,7 +57,7 @@ def reference(x, params, kind, relative, heads):
     return out
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("kind", ["mixed", "plain", "conv"])
 @pytest.mark.parametrize(("height", "width"), [(8, 4), (6, 9)])

@@ -78,7 +78,7 @@ def test_kernels_change_nothing_but_roundings(variant):
     compare(jax.jit(step(spec, "interpret"))(params, x), jax.jit(step(spec, "plain"))(params, x))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [None, "data"], ids=["batch split", "fsdp"])
 def test_eight_devices_equal_one(rule):
     """Each has its two images; the gradients of weights, split or not, are those of all sixteen."""

@@ -70,7 +70,7 @@ def forward_and_back(x, kernel, stride, g, platform):
         return run(x, kernel, g)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("height", "width", "size", "stride"), CASES)
 def test_values_and_gradients_equal_the_direct_sum(height, width, size, stride, platform):

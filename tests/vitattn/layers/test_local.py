@@ -112,7 +112,7 @@ def test_every_window_and_border_equals_the_loop(window, border):
     compare(attention, inputs(offsets=window), window=window, border=border)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("height", "width", "block"),
     [(1, 1, (7, 7)), (8, 3, (7, 8)), (5, 9, (1, 4)), (9, 4, (2, 3)), (4, 8, None), (10, 7, None)],

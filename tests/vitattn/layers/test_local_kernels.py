@@ -54,6 +54,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "options"), LAYERS.values(), ids=LAYERS)
 def test_layers_equal_the_plain_form(kind, options):
     x = image(2, 5, 6, 8)
@@ -72,7 +73,7 @@ def test_bfloat16():
     close(actual, run(fn, params, x), 2**-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["batch", "fsdp"])
 def test_eight_devices_equal_one(sharded):
     x = image(8, 4, 5, 8)

@@ -118,7 +118,7 @@ def test_one_pass_far_from_the_running_mean_stays_finite_and_is_exact_one_step_l
     np.testing.assert_allclose(seen.var, np.float64(x).var(0), rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pool", [(3, 2), (4, 4)])

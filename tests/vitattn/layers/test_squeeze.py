@@ -121,6 +121,7 @@ def test_bam_adds_what_it_gates():
     np.testing.assert_allclose(got, x * (1 + sigmoid(channel + pixel)), atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["se", "bam", "cbam", "gala", "gather_excite"])
 def test_gates_keep_the_compute_type_and_pass_gradients(kind):
     spec, params, state, x = ready(kind, "bfloat16")

@@ -88,6 +88,7 @@ def test_xla_counts_a_whole_network_alike():
     assert counted == pytest.approx(forward_flops(spec, (224, 224)), rel=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "config",
     [

@@ -92,6 +92,7 @@ def ready(**options):
     return spec, params, state, jax.random.normal(jax.random.key(0), (4, 5, 5, 3))
 
 
+@pytest.mark.thorough
 def test_every_weight_learns_and_dropout_follows_its_key():
     spec, params, state, images = ready(attention=AUGMENTED | {"kappa": 0.25, "upsilon": 0.25})
 

@@ -38,6 +38,7 @@ def ready(config, size=8):
     return spec, *arrays, images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -76,6 +76,7 @@ def test_shortcut_of_an_odd_map_averages_the_pixels_that_exist():
     np.testing.assert_allclose(widen(x, 1, 2)[0, ..., 0], [[2, 3.5], [6.5, 8]])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [

@@ -73,6 +73,7 @@ def started(config, **options):
     return (*transfer.start(plan, first), first)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("place", "step", "number"), [("", 0, 5), ("", 3, 3), ("checkpoints/3", 0, 3)]
 )
@@ -127,6 +128,7 @@ def test_without_averages_weights_and_statistics_are_taken(tmp_path):
     assert begun.ema == {}
 
 
+@pytest.mark.slow
 def test_a_new_head_and_interpolated_tables_are_reported(workdir):
     directory, ema = workdir
     changes = {"model__num_classes": 7, "model__image_size": 16, "sharding": "fsdp"}
@@ -176,6 +178,7 @@ def test_what_nothing_takes_is_left_over(workdir):
     assert "rel_h" in report.split("left over")[1]
 
 
+@pytest.mark.thorough
 def test_counts_of_updates_come_along_with_the_statistics(tmp_path):
     config = small_config(steps=40, init_from=str(tmp_path))
     _, first = planned(config)
@@ -207,6 +210,7 @@ def test_a_place_without_checkpoints_is_named(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_frozen_weights_do_not_move_and_have_no_slots():
     frozen = (r"^stem\.", r"^conv[23]_x\.")
     factors = ((r"^conv4_x\.", 0.5),)

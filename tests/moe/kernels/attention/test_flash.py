@@ -95,7 +95,7 @@ def test_keys_in_chunks(quick, monkeypatch):
     check(case, 1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_dropout_drops_what_its_reference_says(quick):
     """The plain form has the reference's mask on its probabilities."""
     check(Case(140, 200, heads=2, width=64, rate=0.3, causal=True), 1e-5)
@@ -122,7 +122,7 @@ def operands(length: int, *, batch: int = 1, heads: int = 1):
     return [jnp.asarray(draw(size=(batch, length, heads, 128)), jnp.float32) for _ in range(3)]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_nan_in_a_row_touches_that_row_alone():
     query, key, value = operands(200)
     out, logsumexp = run(query.at[0, 7].set(jnp.nan), key, value)

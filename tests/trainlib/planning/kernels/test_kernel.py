@@ -43,6 +43,7 @@ def found() -> dict[str, Kernel]:
     return {kernel.function: kernel for kernel in listed.values()}
 
 
+@pytest.mark.thorough
 def test_the_matrix_unit_may_be_what_takes_longest():
     kernel = found()["product"]
     assert kernel.product_seconds == pytest.approx(0.1744e-3, rel=1e-3)
@@ -53,6 +54,7 @@ def test_the_matrix_unit_may_be_what_takes_longest():
         assert kernel.bundles == pytest.approx(232_000, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_the_first_and_the_last_step_of_a_sum_do_more():
     kernel = found()["accumulated"]
     assert kernel.seconds == kernel.bundle_seconds > kernel.memory_seconds
@@ -62,6 +64,7 @@ def test_the_first_and_the_last_step_of_a_sum_do_more():
         assert kernel.bundles == pytest.approx(332_900, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_turns_of_a_loop_multiply_its_bundles():
     kernel = found()["looped"]
     # Each of 16 x 32 turns takes a bundle or more for its tanh.
@@ -69,6 +72,7 @@ def test_turns_of_a_loop_multiply_its_bundles():
     assert not kernel.notes
 
 
+@pytest.mark.thorough
 def test_what_is_not_known_is_said():
     assert found()["copied"].notes == ("Copies that the kernel makes itself are not counted.",)
     assert (

@@ -186,7 +186,7 @@ def test_totals_are_those_of_the_installed_compiler(name):
     assert ledger.memory.peak == pytest.approx(ledger.temporaries, rel=0.1, abs=2**16)
 
 
-@pytest.mark.thorough
+@pytest.mark.sample(2)
 @needs_libtpu
 @pytest.mark.parametrize("chip", ["v4:1x1x1", "v5p:1x1x1", "v6e-1", "tpu7x:1x1x1"])
 def test_every_chip_has_a_clock(chip):

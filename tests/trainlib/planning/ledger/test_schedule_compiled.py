@@ -49,6 +49,7 @@ def layers() -> Ledger:
     )
 
 
+@pytest.mark.thorough
 def test_collectives_of_a_compiled_program_are_named_by_axis_and_partly_hidden():
     ledger = layers()
     found = ledger.schedule
@@ -61,6 +62,7 @@ def test_collectives_of_a_compiled_program_are_named_by_axis_and_partly_hidden()
     assert {"core", "copies", "ici x", "ici y"} == lanes
 
 
+@pytest.mark.thorough
 def test_what_is_gathered_and_scattered_is_what_the_layers_hold():
     sent = {
         axes: sum(o.times * o.wire_bytes for o in layers().operations if o.axes == (axes,))
@@ -73,6 +75,7 @@ def test_what_is_gathered_and_scattered_is_what_the_layers_hold():
     assert least <= sent["model"] < 1.05 * least
 
 
+@pytest.mark.thorough
 def test_spans_of_a_lane_do_not_overlap():
     spans = layers().schedule.spans
     for lane in ("core", "ici x"):
@@ -80,6 +83,7 @@ def test_spans_of_a_lane_do_not_overlap():
         assert all(end <= start + 1e-12 for (_, end), (start, _) in itertools.pairwise(own))
 
 
+@pytest.mark.thorough
 @needs_figures
 @pytest.mark.parametrize("target", ["v5e:1x1", "v5p:1x1x1", "v4:1x1x1"])
 def test_a_product_takes_the_time_of_the_matrix_unit(target):

@@ -49,6 +49,7 @@ def case(rng, n):
 
 
 # Sizes are few, so that few programs are compiled for the thousand cases.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("n", "most", "cases"), [(1, 3, 40), (7, 4, 320), (24, 24, 480), (60, 9, 160)]
 )
@@ -63,6 +64,7 @@ def test_a_thousand_cases_agree_with_the_loop(n, most, cases):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("images", "n", "most"), [(1, 5, 8), (9, 40, 12)])
 def test_the_kernel_agrees_with_the_loop(images, n, most):
     rng = np.random.default_rng(n)

@@ -67,7 +67,7 @@ def test_a_run_that_starts_again_reads_what_an_unbroken_one_reads(reference, sta
     assert_same(global_batches(1, start, 2), reference[start : start + 2])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_worker_processes_make_the_same_batches(reference):
     assert_same(global_batches(1, 10, 4, workers=2), reference[10:14])
 

@@ -122,6 +122,7 @@ def reference(batch, settings):
     return classes, boxes, positives
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_formula():
     batch = make_batch()
     classes, boxes, positives = reference(batch, SETTINGS)
@@ -137,6 +138,7 @@ def test_the_loss_is_that_of_the_formula():
     np.testing.assert_allclose([figures[name] for name in names], (0.3, 0.2, 0.1), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_images_of_weight_0_count_nowhere():
     batch, broken = make_batch(), make_batch()
     for name in ("image", "boxes"):
@@ -179,6 +181,7 @@ def updated(plan, batch, mesh, microbatches):
     return after.params, {name: float(total / count) for name, (total, count) in sums.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (1, 4), (4, 2)])
 def test_devices_and_microbatches_give_the_step_of_one(devices, microbatches):
     """Images have from none to many positives, so that no mean of means would be right."""

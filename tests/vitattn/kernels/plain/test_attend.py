@@ -50,6 +50,7 @@ def error(actual, expected):
     return difference / max(np.abs(expected).max(), 1e-30)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_plain_softmax_in_value_and_all_gradients(shape):
     *args, g = inputs(shape)
@@ -86,6 +87,7 @@ def test_bfloat16_is_close_to_the_reference_of_the_rounded_inputs():
         assert error(np.asarray(actual, np.float32), want) < 4 * 2**-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_masked_keys_take_no_part_and_get_no_gradient(dtype):
     """Rows and columns masked in both factors: their logits hold two mask values."""

@@ -17,6 +17,7 @@ def test_blocks_of_small_maps_have_only_keys_that_are_there():
     assert inside_starts(7, 7, 0) is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("large", [False, True])
 def test_what_lies_outside_is_the_sum_over_its_keys(large):
     size, block, window, depth = 5, 3, 7, 4

@@ -16,6 +16,7 @@ def direct(x, kernel):
     return np.sum([x[:, a : a + height, c : c + width] @ kernel[a, c] for a, c in taps], 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(2, 6, 8), (3, 5, 7), (1, 1, 4), (1, 2, 1)], ids=str)
 def test_values_and_gradients_equal_the_plain_sum(shape):
     rng = np.random.default_rng(0)

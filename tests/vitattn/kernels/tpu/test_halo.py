@@ -148,7 +148,7 @@ def test_a_nan_reaches_only_the_queries_that_see_it(what):
     np.testing.assert_array_equal(reached, expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     """Tables that are whole on every device, and their gradients summed over them."""
     arrays = inputs(8, 4, 5, 2, 8, 8, 9)

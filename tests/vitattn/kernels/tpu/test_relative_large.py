@@ -163,7 +163,7 @@ def test_large_logits_neither_overflow_nor_lose_the_maximum(dtype):
         np.testing.assert_allclose(actual[0], expected[0], atol=1e-2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_it_can_be_mapped_over():
     case = Case(10, 4, 8, heads=1)
     stacked = jax.tree.map(lambda a: jnp.stack([a, a * 0.5]), arguments(case.sizes))

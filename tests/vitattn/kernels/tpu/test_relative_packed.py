@@ -90,7 +90,7 @@ def test_the_scale_covers_the_relative_terms(scale):
     check(CASES["odd"], 1e-5, scale=scale)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_maps_in_turn_are_as_one_after_the_other(monkeypatch):
     monkeypatch.setattr(packed, "_INTERPRETED", 4)
     check((2, 4, 5, 2, 6, 4), 1e-5)
@@ -217,7 +217,7 @@ def test_it_can_be_mapped_over_and_recomputed():
             np.testing.assert_allclose(a[index], b, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_device_has_its_part_of_the_batch():
     given, cotangent = arguments((8, 3, 4, 2, 6, 4))
     alone = value_and_gradients(relative_attention_2d, given, cotangent)

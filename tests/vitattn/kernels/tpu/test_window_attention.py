@@ -139,7 +139,7 @@ def test_many_shapes_drawn_at_random(seed):
     compare(drawn(seed), seed)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_bfloat16_is_nearly_as_exact_as_its_results():
     """Products and sums are float32. What is lost is the rounding of results, 2^-9 of each, and in
     gradients that of the result of the forward pass, which they are computed from."""

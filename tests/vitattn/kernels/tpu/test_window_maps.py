@@ -32,6 +32,7 @@ def arrays(*shapes):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_into_the_packed_layout_and_out_again_is_the_product(sizes):
     batch, height, width, heads, depth, channels = sizes
@@ -50,6 +51,7 @@ def test_into_the_packed_layout_and_out_again_is_the_product(sizes):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [3, 8])
 def test_packing_is_that_of_the_formula_and_unpacking_its_inverse(batch):
     height, width, heads, depth = 2, 9, 8, 3
@@ -63,6 +65,7 @@ def test_packing_is_that_of_the_formula_and_unpacking_its_inverse(batch):
     np.testing.assert_array_equal(pull(plain)[0], flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [2, 9])
 def test_local_attention_of_any_number_of_heads(heads):
     q, k, v, row, col, g = arrays(

@@ -154,7 +154,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("p6_from", ["p5", "c5"])
 def test_pyramid_and_heads_against_plain_loops(p6_from):
     """Without normalisations, on one image; the predictors give each anchor its outputs in turn."""
