@@ -51,10 +51,17 @@ def log_sum_exp(x: np.ndarray) -> float:
 
 
 def capacity(config: RoutingConfig, size: int, train: bool) -> int:
-    """C of a group of `size` tokens: CF * S / E, times K if the options say so."""
+    """C of a group of `size` tokens: CF * S / E, times K if the options say so.
+
+    Rounding "ceil", which other code bases know, is no option of ours.
+    """
     factor = config.capacity_factor if train else config.capacity_factor_eval
     exact = factor * size / config.num_experts * (config.top_k if config.capacity_per_choice else 1)
-    rows = math.floor(exact + 1e-9) if config.capacity_rounding == "floor" else round(exact)
+    rows = {
+        "floor": math.floor(exact + 1e-9),
+        "round": round(exact),
+        "ceil": math.ceil(exact - 1e-9),
+    }[config.capacity_rounding]
     return max(min(size, rows), config.min_capacity)
 
 
@@ -123,6 +130,8 @@ def route_group(
     config: RoutingConfig,
     train: bool,
     bias: np.ndarray | None = None,
+    *,
+    token_major: bool = False,
 ) -> Routed:
     """Routes one group, tokens choosing their experts.
 
@@ -133,6 +142,8 @@ def route_group(
       config: the options, or anything with the same attributes.
       train: training or evaluation (capacity factor, second-choice policy).
       bias: [E], the balance bias, where the options ask for one.
+      token_major: all choices of a token take positions before those of the next (MaxText), in
+        place of all first choices before all second ones.
 
     The balance loss is that of the group, whatever `config.balance_over` says; see `balance`.
     """
@@ -157,7 +168,10 @@ def route_group(
     if config.batch_prioritized:
         order.sort(key=lambda s: -scores[s][best[s][0]])
     rows = capacity(config, size, train) if config.dispatch == "index" else size
-    assignment = _fill(best, sent, order, rows, config.num_experts, rule == "if_dropped")
+    visits = [(s, k) for k in range(choices) for s in order]
+    if token_major:
+        visits = [(s, k) for s in order for k in range(choices)]
+    assignment = _fill(best, sent, visits, rows, config.num_experts, rule == "if_dropped")
     for s in range(size):
         for k in range(choices):
             gates[s, k] *= isinstance(assignment[s][k], tuple) * config.gate_scale
@@ -170,17 +184,17 @@ def route_group(
 def _fill(
     best: Mapping[int, Sequence[int]],
     sent: np.ndarray,
-    order: Sequence[int],
+    visits: Sequence[tuple[int, int]],
     rows: int,
     experts: int,
     only_if_dropped: bool,
 ) -> list[list[Place]]:
-    """[S][K]: all first choices take positions in `order`, then all second choices, and so on.
+    """[S][K]: where each choice goes; they take positions in the order of `visits`.
 
     Args:
       best: token -> its experts, best first.
       sent: bool [S, K], which choices are sent; with `only_if_dropped` it is written.
-      order: tokens in the order in which they take positions.
+      visits: (token, choice), in the order in which they take positions.
       rows: C.
       experts: E.
       only_if_dropped: a choice is sent when all before it of the same token found no position.
@@ -188,15 +202,14 @@ def _fill(
     size, choices = sent.shape
     used = [0] * experts
     assignment: list[list[Place]] = [["unsent"] * choices for _ in range(size)]
-    for k in range(choices):
-        for s in order:
-            if only_if_dropped:
-                sent[s, k] = not any(isinstance(place, tuple) for place in assignment[s])
-            if sent[s, k]:
-                expert = best[s][k]
-                taken = used[expert] < rows
-                assignment[s][k] = (expert, used[expert]) if taken else "dropped"
-                used[expert] += taken
+    for s, k in visits:
+        if only_if_dropped:
+            sent[s, k] = not any(isinstance(place, tuple) for place in assignment[s])
+        if sent[s, k]:
+            expert = best[s][k]
+            taken = used[expert] < rows
+            assignment[s][k] = (expert, used[expert]) if taken else "dropped"
+            used[expert] += taken
     return assignment
 
 

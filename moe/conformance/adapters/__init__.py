@@ -1,0 +1,1 @@
+"""Adapters: what lies between the kit and the routers of several code bases."""

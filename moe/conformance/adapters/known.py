@@ -1,0 +1,94 @@
+"""The adapters by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import cast
+
+from moe.conformance.cases import Case
+from moe.conformance.reference import Answer
+from moe.conformance.verdict import Adapter
+from trainlib import extension
+from trainlib.errors import ConfigError, nearest, shown
+
+KNOWN = {  # name -> module, class, packages it needs
+    "moe": ("moe.conformance.adapters.ours", "Ours", ()),
+    "transformers_switch": (
+        "moe.conformance.adapters.switch",
+        "Switch",
+        ("torch", "transformers"),
+    ),
+    "transformers_mixtral": (
+        "moe.conformance.adapters.mixtral",
+        "Mixtral",
+        ("torch", "transformers"),
+    ),
+    "st_moe_pytorch": (
+        "moe.conformance.adapters.st_moe",
+        "StMoe",
+        ("torch", "st_moe_pytorch"),
+    ),
+}
+
+
+class _Function:
+    """A function from a case to an answer as an adapter."""
+
+    declares = ()
+
+    def __init__(self, name: str, route: Callable[[Case], Answer]):
+        self.name, self._route = name, route
+
+    def route(self, case: Case) -> Answer:
+        return self._route(case)
+
+
+def load(word: str) -> Adapter:
+    """The adapter of a name, or that of MODULE:NAME: a class with `route`, or a function from a
+    case to an answer.
+
+    Raises:
+      ConfigError: there is none, or it needs a package that is not installed.
+    """
+    if word in KNOWN:
+        module, name, packages = KNOWN[word]
+        missing = [package for package in packages if not _there(package)]
+        if missing:
+            raise ConfigError(
+                f"--adapter={word} runs the router of another code base and needs "
+                f"{' and '.join(missing)}: pip install {' '.join(missing).replace('_', '-')}."
+            )
+        return getattr(importlib.import_module(module), name)()
+    if not extension.is_reference(word):
+        raise ConfigError(
+            f"--adapter={shown(word, 60)} is no adapter. {nearest(word, KNOWN)}Adapters: "
+            f"{', '.join(KNOWN)}, or MODULE:NAME of your own."
+        )
+    value = extension.load_from_flag(word, "--adapter")
+    if not isinstance(value, type):
+        return _Function(word, value)
+    adapter = value()
+    if not callable(getattr(adapter, "route", None)):
+        raise extension.misfit(
+            word, "--adapter", value, "a function from a case to an answer, or a class with `route`"
+        )
+    for name, default in (("name", word), ("declares", ())):
+        if not hasattr(adapter, name):
+            setattr(adapter, name, default)
+    return cast(Adapter, adapter)
+
+
+def _there(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
+def version(package: str) -> str:
+    """Name and version of an installed package."""
+    from importlib import metadata
+
+    return f"{package} {metadata.version(package)}"

@@ -1,0 +1,75 @@
+"""The router of Switch Transformers in Hugging Face transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe.conformance.adapters import torch_answers
+from moe.conformance.adapters.known import version
+from moe.conformance.cases import Case
+from moe.conformance.reference import Answer
+from moe.conformance.settings import Settings
+from moe.conformance.verdict import CannotExpress
+
+
+class Switch:
+    """`SwitchTransformersSparseMLP` with experts that answer with unit vectors, and the losses as
+    `SwitchTransformersForConditionalGeneration` computes them.
+    """
+
+    declares = ("capacity by sequence",)
+
+    def __init__(self):
+        self.name = f"Switch of {version('transformers')}"
+
+    def route(self, case: Case) -> Answer:
+        _check(case.settings)
+        tokens = torch_answers.leaf(case)
+        several = tokens if case.layers > 1 else tokens[None]
+        layer = _layer(case.settings.num_experts, case.settings.capacity(case.mask.shape[1]))
+        logits = [layer.router(x)[2] for x in several]
+        balance, z = _losses(logits)
+        combine = layer(tokens) if case.layers == 1 else None
+        return torch_answers.answer(case, tokens, combine=combine, balance=balance, z=z)
+
+
+def _check(settings: Settings) -> None:
+    for missing, what in (
+        (settings.top_k > 1, "one expert a token alone"),
+        (settings.scores != "softmax", "softmax alone"),
+        (settings.batch_prioritized, "left to right alone"),
+        (settings.logit_clip > 0, "no clip of logits"),
+    ):
+        if missing:
+            raise CannotExpress(what)
+
+
+def _layer(experts: int, capacity: int) -> Any:
+    import torch
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers import modeling_switch_transformers as peer
+
+    config = SwitchTransformersConfig(
+        d_model=experts,
+        d_ff=1,
+        num_experts=experts,
+        expert_capacity=capacity,
+        router_jitter_noise=0.0,
+    )
+    layer = peer.SwitchTransformersSparseMLP(config).train()
+    layer.router.classifier.weight = torch.nn.Parameter(torch.eye(experts))
+    for number in range(experts):
+        layer.experts[f"expert_{number}"] = torch_answers.unit(number, experts)
+    return layer
+
+
+def _losses(layers: list[Any]) -> tuple[Any, Any]:
+    """Balance loss and z-loss of logits [B, L, E] of all layers of a stack."""
+    import torch
+    from transformers.models.switch_transformers import modeling_switch_transformers as peer
+
+    unpack = peer.SwitchTransformersForConditionalGeneration._unpack_router_logits
+    logits, indices = unpack(None, tuple(layers))  # pyright: ignore[reportArgumentType]
+    probabilities = torch.nn.Softmax(dim=-1)(logits)
+    balance = peer.load_balancing_loss_func(probabilities, indices)
+    return balance, peer.router_z_loss_func(logits)

@@ -1,0 +1,193 @@
+"""The cases and their files: a JSON object a line, 20 lines a file (docs/router_conformance.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe.conformance.reference import GRADIENTS, Answer, Choices, cotangent
+from moe.conformance.settings import Settings
+from trainlib.errors import DataError, nearest, shown
+
+FOLDER = Path(__file__).parent / "files"
+FORMAT = 1
+# Significant digits of results, of which float32 has seven, and digits after the point.
+_DIGITS, _DECIMALS = 6, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One question to a router, and the answer of the reference.
+
+    Attributes:
+      name: THEME/NUMBER.
+      settings: what is asked for.
+      logits: float32 [B, L, E]; of several layers [N, B, L, E].
+      mask: bool [B, L], False for padding.
+      draws: float32 [B, L, K - 1], uniform in [0, 1), for the policy "random".
+      choices: what becomes of each choice; None of several layers.
+      expected: the answer; of several layers the losses alone.
+    """
+
+    name: str
+    settings: Settings
+    logits: np.ndarray
+    mask: np.ndarray
+    draws: np.ndarray
+    choices: Choices | None
+    expected: Answer
+
+    @property
+    def layers(self) -> int:
+        """N."""
+        return len(self.logits) if self.logits.ndim == 4 else 1
+
+    @property
+    def group_size(self) -> int:
+        """S."""
+        return self.settings.group_sequences * self.mask.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """C of a group; S where there is none."""
+        return self.settings.capacity(self.group_size)
+
+    @property
+    def cotangent(self) -> np.ndarray:
+        """[B, L, E]: the weights of `combine` in the gradient "combine"."""
+        return cotangent(self.logits.shape[-3:])
+
+
+def themes(folder: Path = FOLDER) -> list[str]:
+    """Names of the files, without their ending."""
+    return sorted(path.stem for path in folder.glob("*.jsonl"))
+
+
+def load(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Case]:
+    """The cases of these themes, or of all.
+
+    Raises:
+      DataError: there is no such theme, or a file that is not as it should be.
+    """
+    known = themes(folder)
+    for theme in only:
+        if theme not in known:
+            raise DataError(
+                f"There are no cases '{shown(theme)}' in {shown(folder)}. "
+                f"{nearest(theme, known)}Themes: {', '.join(known) or 'none'}."
+            )
+    return [case for theme in (only or known) for case in _read(folder / f"{theme}.jsonl")]
+
+
+def _read(path: Path) -> list[Case]:
+    cases = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            cases.append(decode(json.loads(line)))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(
+                f"{shown(path)}, line {number} is no case of format {FORMAT}: {shown(error)}."
+            ) from error
+    return cases
+
+
+def decode(data: Mapping[str, Any]) -> Case:
+    """A case of what JSON holds.
+
+    Raises:
+      ValueError, KeyError, TypeError: it holds something else.
+    """
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']}")
+    settings = Settings.of(data["settings"])
+    logits = np.array(_numbers(data["logits"]), np.float32)
+    shape = logits.shape[-3:-1]
+    mask = np.array(data["mask"], bool) if "mask" in data else np.ones(shape, bool)
+    draws = np.zeros((*shape, settings.top_k - 1), np.float32)
+    if "draws" in data:
+        draws = np.array(data["draws"], np.float32).reshape(draws.shape)
+    expected = data["expected"]
+    answer = Answer(balance=float(expected["balance"]), z=float(expected["z"]))
+    choices = None
+    if logits.ndim == 3:
+        places = np.array(expected["choices"], float)  # [B, L, K, 3]
+        expert, position = places[..., 0].astype(int), places[..., 1].astype(int)
+        choices = Choices(expert, position, places[..., 2])
+        answer.combine, answer.position = np.zeros(logits.shape), np.full(logits.shape, -1)
+        for b, l, k in np.argwhere(position >= 0):
+            answer.combine[b, l, expert[b, l, k]] = choices.gate[b, l, k]
+            answer.position[b, l, expert[b, l, k]] = position[b, l, k]
+        answer.gradients = {n: np.array(expected["gradients"][n], float) for n in GRADIENTS}
+    return Case(data["name"], settings, logits, mask, draws, choices, answer)
+
+
+def encode(case: Case) -> str:
+    """The line of a file."""
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "name": case.name,
+        "settings": case.settings.values(),
+        "logits": _plain(case.logits),
+    }
+    if not case.mask.all():
+        data["mask"] = case.mask.astype(int).tolist()
+    if case.settings.second_policy == "random":
+        data["draws"] = _plain(case.draws)
+    expected: dict[str, Any] = {}
+    if case.choices is not None:
+        places = (case.choices.expert, case.choices.position, case.choices.gate)
+        expected["capacity"] = case.capacity
+        expected["choices"] = [
+            [
+                [[int(e), int(p), _rounded(g)] for e, p, g in zip(*token, strict=True)]
+                for token in row
+            ]
+            for row in zip_tokens(places)
+        ]
+    expected["balance"] = _rounded(case.expected.balance)
+    expected["z"] = _rounded(case.expected.z)
+    if case.expected.gradients:
+        expected["gradients"] = {
+            n: _plain(np.round(g, 5)) for n, g in case.expected.gradients.items()
+        }
+    return json.dumps(data | {"expected": expected}, separators=(",", ":"))
+
+
+def zip_tokens(arrays: Sequence[np.ndarray]) -> Iterable[Iterable[tuple[np.ndarray, ...]]]:
+    """Of arrays [B, L, ..], what each has of each token."""
+    return (zip(*rows, strict=True) for rows in zip(*arrays, strict=True))
+
+
+def write(cases: Iterable[Case], folder: Path) -> None:
+    """Writes the files of cases."""
+    lines: dict[str, list[str]] = {}
+    for case in cases:
+        lines.setdefault(case.name.split("/")[0], []).append(encode(case))
+    folder.mkdir(parents=True, exist_ok=True)
+    for theme, text in lines.items():
+        (folder / f"{theme}.jsonl").write_text("\n".join(text) + "\n")
+
+
+_NAMES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}  # JSON has no such numbers
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return _NAMES[value] if isinstance(value, str) else value
+
+
+def _plain(array: np.ndarray) -> Any:
+    if array.ndim:
+        return [_plain(entry) for entry in array]
+    return _rounded(array) if np.isfinite(array) else str(float(array))
+
+
+def _rounded(value: Any) -> int | float:
+    short = round(float(f"{float(value):.{_DIGITS}g}"), _DECIMALS)
+    return int(short) if short == int(short) and abs(short) < 1e6 else short
