@@ -25,6 +25,7 @@ COMMANDS = {  # command -> module of `launch`
     "import": "import_weights",
     "compile": "compile",
     "describe": "describe",
+    "conformance": "conformance",
     "doctor": "doctor.__main__",
     "analyse": "analyse.__main__",
     "report": "report",

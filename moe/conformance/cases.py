@@ -75,11 +75,15 @@ def load(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Case]:
       DataError: there is no such theme, or a file that is not as it should be.
     """
     known = themes(folder)
+    if not known:
+        raise DataError(
+            f"There are no cases in {shown(folder)}. A file of cases is THEME.jsonl, a case a line."
+        )
     for theme in only:
         if theme not in known:
             raise DataError(
                 f"There are no cases '{shown(theme)}' in {shown(folder)}. "
-                f"{nearest(theme, known)}Themes: {', '.join(known) or 'none'}."
+                f"{nearest(theme, known)}Themes: {', '.join(known)}."
             )
     return [case for theme in (only or known) for case in _read(folder / f"{theme}.jsonl")]
 
@@ -147,7 +151,7 @@ def encode(case: Case) -> str:
                 [[int(e), int(p), _rounded(g)] for e, p, g in zip(*token, strict=True)]
                 for token in row
             ]
-            for row in zip_tokens(places)
+            for row in _tokens(places)
         ]
     expected["balance"] = _rounded(case.expected.balance)
     expected["z"] = _rounded(case.expected.z)
@@ -158,7 +162,7 @@ def encode(case: Case) -> str:
     return json.dumps(data | {"expected": expected}, separators=(",", ":"))
 
 
-def zip_tokens(arrays: Sequence[np.ndarray]) -> Iterable[Iterable[tuple[np.ndarray, ...]]]:
+def _tokens(arrays: Sequence[np.ndarray]) -> Iterable[Iterable[tuple[np.ndarray, ...]]]:
     """Of arrays [B, L, ..], what each has of each token."""
     return (zip(*rows, strict=True) for rows in zip(*arrays, strict=True))
 

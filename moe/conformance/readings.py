@@ -35,9 +35,12 @@ class Reading:
     changes: Mapping[str, Any]
     where: str
 
-    def changed(self, settings: Settings) -> bool:
-        """Whether it changes anything about these settings."""
-        return any(getattr(settings, n, None) != value for n, value in self.changes.items())
+    def applies(self, settings: Settings, layers: int) -> bool:
+        """Whether it changes anything about a case with these settings."""
+        several = layers > 1 or not {"layers_pooled", "layers_mean"} & set(self.changes)
+        return several and any(
+            getattr(settings, name, None) != value for name, value in self.changes.items()
+        )
 
 
 def _routing(name: str, where: str, kind: str = CONVENTION, **changes: Any) -> Reading:
@@ -58,7 +61,6 @@ READINGS: tuple[Reading, ...] = (
     _routing("capacity of the whole batch", "Megatron-LM", group_sequences=10**6),
     _routing("capacity times k", "V-MoE, MaxText", capacity_per_choice=True),
     _routing("capacity not times k", "Mesh TensorFlow, flaxformer", capacity_per_choice=False),
-    _routing("no capacity", f"{_HF} Mixtral, MegaBlocks", dispatch="dropless"),
     _routing("at least four slots", "Mesh TensorFlow, flaxformer", min_capacity=4),
     _routing("capacity rounded", "flaxformer", capacity_rounding="round"),
     _routing("capacity rounded down", "Mesh TensorFlow", capacity_rounding="floor"),
@@ -80,6 +82,7 @@ READINGS: tuple[Reading, ...] = (
     _routing("left to right", "Mesh TensorFlow", batch_prioritized=False),
     _routing("padding takes slots", "flaxformer, transformers", padding_routed=True),
     _routing("every choice is sent", "flaxformer", second_policy="all"),
+    _routing("no capacity", f"{_HF} Mixtral, MegaBlocks", dispatch="dropless"),
     _routing(
         "tokens without a slot keep their input",
         "huggingface/transformers#37017",
@@ -157,6 +160,13 @@ NO_CAPACITY = "no capacity"
 TIES = Reading("ties go to another expert", CONVENTION, "routing", {}, "torch.topk names no order")
 NOT_FINITE = Reading(
     "logits that are no numbers spread", CONVENTION, "routing", {}, "most code does not look"
+)
+NO_TOKENS = Reading(
+    "a batch of padding alone gives no number",
+    BUG,
+    "balance",
+    {},
+    "transformers Mixtral, found with this kit",
 )
 UNEXPLAINED = Reading("unexplained", BUG, "routing", {}, "")
 

@@ -29,6 +29,8 @@ class Answer:
       position: int [B, L, E], the slot of a token in the expert, -1 where it has none.
       balance: the balance loss without its coefficient, a mean over groups; summed over layers.
       z: the router z-loss without its coefficient, a mean over tokens; summed over layers.
+      choice: int [B, L, K], the experts that a token prefers, best first. It says which of equal
+        experts were taken, and is needed for nothing else.
       gradients: of `sum(cotangent * combine)`, of `balance` and of `z` by the logits, [B, L, E],
         by the names of `GRADIENTS`; any may be missing.
     """
@@ -37,6 +39,7 @@ class Answer:
     position: np.ndarray | None = None
     balance: float | None = None
     z: float | None = None
+    choice: np.ndarray | None = None
     gradients: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -85,11 +88,13 @@ def answer(
         found.gradients["z"] = by_z[0]
     if not set(parts) & {"routing", "balance"}:
         return found
-    choices = choose(logits, mask & finite, draws, rules)
+    # The balance loss seldom hangs on what became of the choices.
+    needed = "routing" in parts or rules.counted_when_placed
+    choices = choose(logits, mask & finite, draws, rules) if needed else None
     if "balance" in parts:
         found.balance, by_balance = _balance([logits], [choices], counted, rules)
         found.gradients["balance"] = by_balance[0]
-    if "routing" in parts:
+    if "routing" in parts and choices is not None:
         found.combine, found.gradients["combine"] = _combine(logits, choices, rules)
         found.position = _positions(choices, rules.num_experts)
         if rules.pass_through:
@@ -104,7 +109,8 @@ def answer_of_layers(
     found = [_finite(logits) for logits in layers]
     finite = np.all([ok for _, ok in found], axis=0)
     logits = [values for values, _ in found]
-    choices = [choose(values, mask & finite, draws, rules) for values in logits]
+    needed = rules.counted_when_placed
+    choices = [choose(x, mask & finite, draws, rules) if needed else None for x in logits]
     counted = finite & (mask | rules.padding_counted)
     return Answer(
         balance=_balance(logits, choices, counted, rules)[0], z=_z(logits, counted, rules)[0]
@@ -231,7 +237,7 @@ def _pass_through(
 
 # ------------------------------------------------------------------------------------- losses
 def _balance(
-    layers: list[np.ndarray], choices: list[Choices], counted: np.ndarray, rules: Rules
+    layers: list[np.ndarray], choices: list[Choices | None], counted: np.ndarray, rules: Rules
 ) -> tuple[float, list[np.ndarray]]:
     """E * sum_i f_i P_i, a mean over groups; its gradient by the logits of each layer."""
     inputs = [_clipped(logits, rules) for logits in layers]
@@ -291,16 +297,19 @@ def _shares_back(x: np.ndarray, dp: np.ndarray, rules: Rules) -> np.ndarray:
     return slope * _softmax_back(p, dp)
 
 
-def _hits(x: np.ndarray, choices: Choices, rules: Rules) -> np.ndarray:
+def _hits(x: np.ndarray, choices: Choices | None, rules: Rules) -> np.ndarray:
     """[B, L, E], how often a token counts for an expert in the balance loss."""
     hits = np.zeros(x.shape)
     if rules.counted_full:
         size = rules.group_sequences * x.shape[1]
         return hits + rules.capacity(size) / size
     count = 1 if rules.balance_choices == "first" else rules.top_k
-    for at in np.ndindex(x.shape[:2]):
-        for k, expert in enumerate(oracle.best_experts(x[at], count)):
-            hits[at][expert] += not rules.counted_when_placed or choices.position[at][k] >= 0
+    best = np.argsort(-x, axis=-1, kind="stable")[..., :count]
+    counts = np.ones(best.shape)
+    if rules.counted_when_placed and choices is not None:
+        counts = choices.position[..., :count] >= 0
+    for k in range(count):
+        np.put_along_axis(hits, best[..., k : k + 1], counts[..., k : k + 1], axis=-1)
     return hits / (rules.top_k if rules.share_over_choices and count > 1 else 1)
 
 

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from moe.conformance.readings import (
     CONVENTION,
     IGNORED,
     NO_CAPACITY,
+    NO_TOKENS,
     NOT_FINITE,
     READINGS,
     TIES,
@@ -36,7 +37,7 @@ from trainlib.errors import DataError, shown
 RIGHT, UNTOLD, UNEXPRESSED = "right", "not told", "not expressed"
 OUTCOMES = (RIGHT, CONVENTION, BUG, UNEXPRESSED, UNTOLD)
 RELATIVE, ABSOLUTE = 2e-4, 3e-5  # of float32 results against six digits
-_SEARCHED = 8  # cases of one part that are searched in pairs and threes without success
+_SEARCHED = 2  # cases of one part that are searched in pairs and threes without success
 Readings = tuple[Reading, ...]
 
 
@@ -49,8 +50,9 @@ class Adapter(Protocol):
 
     Attributes:
       name: of the router, with its version.
-      declares: names of conventions that the router is known to follow. Only "no capacity" changes
-        a verdict: without it, a router that drops nothing has ignored its capacity.
+      declares: names of conventions that the router is known to follow, which are tried first.
+        "no capacity" belongs there where it is meant: a router that drops nothing and does not
+        say so has ignored its capacity.
     """
 
     name: str
@@ -84,15 +86,12 @@ class Finding:
     detail: str = ""
 
 
-def judge(
-    adapter: Adapter, cases: Sequence[Case], seen: Callable[[Case], None] = lambda case: None
-) -> list[Finding]:
+def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
     """Runs all cases and explains the answers.
 
     Args:
       adapter: the router.
       cases: the questions.
-      seen: called after each case, for a line of progress.
 
     Raises:
       DataError: an answer has another shape than its case.
@@ -101,7 +100,6 @@ def judge(
     wrong: dict[str, list[tuple[Case, Answer, str]]] = {part: [] for part in PARTS}
     for case in cases:
         answer = _answer(adapter, case)
-        seen(case)
         if isinstance(answer, Finding):
             found += [dataclasses.replace(answer, part=part) for part in PARTS]
             continue
@@ -115,7 +113,7 @@ def judge(
                 found.append(Finding(case.name, part, RIGHT))
     routing: dict[str, Readings] = {}
     for part, answers in wrong.items():
-        explained = explain(part, answers, routing)
+        explained = explain(part, answers, routing, adapter.declares)
         for (case, _, detail), why in zip(answers, explained, strict=True):
             if part == "routing":
                 routing[case.name] = why
@@ -181,7 +179,10 @@ def _figures(
 
 # ------------------------------------------------------------------------------------ explain
 def explain(
-    part: str, answers: Sequence[tuple[Case, Answer, str]], routing: dict[str, Readings]
+    part: str,
+    answers: Sequence[tuple[Case, Answer, str]],
+    routing: dict[str, Readings],
+    declared: Sequence[str] = (),
 ) -> list[Readings]:
     """The readings that explain each answer, `UNEXPLAINED` where none does.
 
@@ -189,17 +190,20 @@ def explain(
       part: of the answers, which is not that of the case in any of them.
       answers: (case, answer, anything).
       routing: case -> what explains its routing, on which the balance loss may hang.
+      declared: names of readings that are tried before others.
     """
     votes: collections.Counter[Readings] = collections.Counter()
     found: list[Readings] = []
     failures = 0
     for case, answer, _ in answers:
         tried = _Trial(case, answer, part, routing.get(case.name, ()))
+        own = [*_sets(part, case, 0), *_declared(part, case, declared)]
         usual = [readings for readings, _ in votes.most_common()]
-        few = itertools.chain(usual, _sets(part, case, 0), _sets(part, case, 1))
-        why = next(filter(tried, few), None)
-        if why is None and failures < _SEARCHED:
-            more = itertools.chain(_sets(part, case, 2), _sets(part, case, 3, usual))
+        why = next(filter(tried, itertools.chain(own, usual, _sets(part, case, 1))), None)
+        if why is None:
+            why = next(filter(tried, _with_one(part, case, own)), None)
+        if why is None and failures < _SEARCHED and not tried.broken:
+            more = itertools.chain(_sets(part, case, 2), _sets(part, case, 3))
             why = next(filter(tried, more), None)
             failures += why is None
         if why is not None:
@@ -208,20 +212,31 @@ def explain(
     order = [readings for readings, _ in votes.most_common()]
     for number, (case, answer, _) in enumerate(answers):
         tried = _Trial(case, answer, part, routing.get(case.name, ()))
-        found[number] = tried.marked(next(filter(tried, order), found[number]))
+        own = [*_sets(part, case, 0), *_declared(part, case, declared)]
+        why = next(filter(tried, itertools.chain(own, order)), found[number])
+        found[number] = tried.marked(why)
     return found
 
 
-def _sets(part: str, case: Case, size: int, usual: Sequence[Readings] = ()) -> Iterator[Readings]:
+def _declared(part: str, case: Case, names: Sequence[str]) -> Iterator[Readings]:
+    """Sets of declared readings, few before many."""
+    for size in range(1, len(names) + 1):
+        for readings in _sets(part, case, size):
+            if all(reading.name in names for reading in readings):
+                yield readings
+
+
+def _with_one(part: str, case: Case, sets: Sequence[Readings]) -> Iterator[Readings]:
+    """Each of the sets with one reading more."""
+    for readings in sets:
+        for (one,) in _sets(part, case, 1):
+            if not {key for r in readings for key in r.changes} & set(one.changes):
+                yield (*readings, one)
+
+
+def _sets(part: str, case: Case, size: int) -> Iterator[Readings]:
     """Sets of so many readings that change something, and not the same thing twice."""
-    known = {reading.name for readings in usual for reading in readings}
-    several = [
-        reading
-        for reading in READINGS
-        if reading.part == part
-        and (reading.changed(rules(case.settings)))
-        and (size < 3 or reading.name in known)
-    ]
+    several = [r for r in READINGS if r.part == part and r.applies(case.settings, case.layers)]
     for readings in itertools.combinations(several, size):
         keys = [key for reading in readings for key in reading.changes]
         if len(set(keys)) == len(keys):
@@ -233,47 +248,64 @@ class _Trial:
 
     def __init__(self, case: Case, answer: Answer, part: str, routing: Readings):
         self.case, self.answer, self.part = case, answer, part
-        self.base = tuple(r for r in routing if r.kind != BUG)
+        base = tuple(r for r in routing if r.kind != BUG and r.changes)
+        self.bases: list[Readings] = [(), base] if part == "balance" and base else [()]
         values = np.sort(case.logits, axis=-1)
         self.tied = bool(np.any(np.diff(values, axis=-1) == 0))
         self.finite = bool(np.isfinite(case.logits).all())
+        figures = _figures(answer, case.expected, part)
+        self.broken = not all(np.isfinite(got).all() for _, got, _ in figures)
 
     def __call__(self, readings: Readings) -> bool:
-        return self._how(readings) is not None
+        return any(self._order((*readings, *base)) is not None for base in self.bases)
 
     def marked(self, readings: Readings) -> Readings:
-        """The readings, with what else was needed."""
-        if readings == (UNEXPLAINED,):
-            return readings if self.finite else (NOT_FINITE,)
-        return (*readings, *(self._how(readings) or ()))
-
-    def _how(self, readings: Readings) -> Readings | None:
-        """What else is needed to explain the answer: the readings of its routing, or that ties are
-        decided in another way. None if it is not explained.
+        """Those of the readings that this case needs, with what else it needs: readings of its
+        routing, or that ties go otherwise.
         """
-        bases: list[Readings] = [()]
-        if self.part == "balance" and self.base:
-            bases.append(self.base)
-        for base in bases:
-            changes = {key: v for r in (*base, *readings) for key, v in r.changes.items()}
-            asked = rules(self.case.settings, **changes)
-            for tilt in range(3 if self.tied else 1):
-                want = self._reference(asked, tilt)
-                if not difference(self.case, self.answer, want, self.part):
-                    return (*base, TIES) if tilt else base
+        if readings == (UNEXPLAINED,):
+            if not self.finite:
+                return (NOT_FINITE,)
+            return (NO_TOKENS,) if self.broken and not self.case.mask.any() else readings
+        why = next(
+            (*readings, *base) for base in self.bases if self._order((*readings, *base)) is not None
+        )
+        for reading in why:
+            less = tuple(r for r in why if r is not reading)
+            if self._order(less) is not None:
+                why = less
+        return (*why, TIES) if self._order(why) else why
+
+    def _order(self, readings: Readings) -> int | None:
+        """The number of the order of ties under which readings explain the answer, or None."""
+        changes = {key: value for r in readings for key, value in r.changes.items()}
+        asked = rules(self.case.settings, **changes)
+        for number, order in enumerate(self.orders):
+            want = self._reference(asked, order)
+            if not difference(self.case, self.answer, want, self.part):
+                return number
         return None
 
-    def _reference(self, asked: Rules, tilt: int) -> Answer:
+    def _reference(self, asked: Rules, order: np.ndarray) -> Answer:
         case = self.case
         if case.layers > 1:
             return reference.answer_of_layers(case.logits, case.mask, case.draws, asked)
-        logits = self._tilted if tilt else case.logits
-        if tilt == 2:
-            logits = logits + 1e-10 * np.arange(case.logits.shape[-1])
+        logits = case.logits + order
         return reference.answer(logits, case.mask, case.draws, asked, (self.part,))
 
     @functools.cached_property
-    def _tilted(self) -> np.ndarray:
-        """Logits in which ties are decided as in the answer, as far as that shows."""
-        used = 0.0 if self.answer.combine is None else self.answer.combine
-        return self.case.logits + 1e-9 * (np.asarray(used) != 0) + 1e-9 * np.asarray(used)
+    def orders(self) -> list[np.ndarray]:
+        """What is added to logits to decide ties: nothing, so that the first expert goes first; as
+        the answer says or shows it, then the first or the last.
+        """
+        shape = self.case.logits.shape
+        if not self.tied:
+            return [np.zeros(shape)]
+        combine, choice = self.answer.combine, self.answer.choice
+        shown = np.zeros(shape) if combine is None else 1e-9 * (combine != 0) + 1e-9 * combine
+        if choice is not None:
+            shown = np.zeros(shape)
+            for k in range(choice.shape[-1]):
+                np.put_along_axis(shown, choice[..., k : k + 1], 1e-9 * (9 - k), axis=-1)
+        last = np.broadcast_to(1e-10 * np.arange(shape[-1]), shape)
+        return [np.zeros(shape), shown, shown + last, last]

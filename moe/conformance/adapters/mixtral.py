@@ -17,7 +17,13 @@ class Mixtral:
     model gives it. There is no z-loss.
     """
 
-    declares = ("no capacity",)
+    declares = (
+        "no capacity",
+        "gates over their sum, which is top-k before softmax",
+        "top-k before softmax makes a single gate 1",
+        "balance over the batch",
+        "balance of all choices",
+    )
 
     def __init__(self):
         self.name = f"Mixtral of {version('transformers')}"
@@ -42,7 +48,8 @@ class Mixtral:
         _, gates, experts = layers[0]
         flat = torch.zeros(gates.shape[0], settings.num_experts)
         combine = flat.scatter_add(1, experts, gates).reshape(case.logits.shape)
-        return torch_answers.answer(case, tokens, combine=combine, balance=balance)
+        choice = experts.reshape(*case.mask.shape, settings.top_k)
+        return torch_answers.answer(case, tokens, combine=combine, balance=balance, choice=choice)
 
 
 def _check(settings: Settings) -> None:

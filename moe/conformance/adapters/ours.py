@@ -71,7 +71,7 @@ def _compiled(config: RoutingConfig, length: int) -> Any:
 
     def run(logits: jax.Array, mask: Any, draws: Any, cotangent: Any) -> Any:
         def figures(logits: jax.Array) -> Any:
-            routed = route(logits, config, train=True, mask=mask, draws=draws)
+            routed = route(logits, config, train=True, mask=mask, draws=draws, length=length)
             combine = jnp.sum(routed.combine_weights(), axis=-1)
             parts = {
                 n: jnp.sum(t) / jnp.maximum(jnp.sum(c), 1) for n, (t, c) in routed.losses.items()

@@ -21,7 +21,16 @@ class StMoe:
     multiplied by the number of choices; the adapter does that where a case asks for it.
     """
 
-    declares = ("capacity by sequence", "at least four slots", "padding takes slots")
+    declares = (
+        "capacity by sequence",
+        "at least four slots",
+        "gates over their sum, which is top-k before softmax",
+        "padding takes slots",
+        "padding counts in the balance loss",
+        "padding counts in the z-loss",
+        "balance over a sequence",
+        "balance of first choices",
+    )
 
     def __init__(self):
         self.name = version("st-moe-pytorch")
@@ -39,6 +48,7 @@ class StMoe:
             )
         out, combine = self._one(case, tokens)
         taken = combine.detach() > 0
+        choice = tokens.softmax(-1).topk(case.settings.top_k).indices  # as the router does
         slots = taken.long().argmax(-1).where(taken.any(-1), -1)
         return torch_answers.answer(
             case,
@@ -47,6 +57,7 @@ class StMoe:
             balance=out.balance_loss,
             z=out.router_z_loss,
             slots=slots,
+            choice=choice,
         )
 
     def _one(self, case: Case, tokens: Any) -> tuple[Any, Any]:

@@ -17,7 +17,14 @@ class Switch:
     `SwitchTransformersForConditionalGeneration` computes them.
     """
 
-    declares = ("capacity by sequence",)
+    declares = (
+        "capacity by sequence",
+        "padding takes slots",
+        "balance over a sequence",
+        "padding counts in the balance loss",
+        "padding counts in the z-loss",
+        "mean of the layers' z-losses",
+    )
 
     def __init__(self):
         self.name = f"Switch of {version('transformers')}"

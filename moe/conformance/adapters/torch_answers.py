@@ -38,6 +38,7 @@ def answer(
     balance: Any = None,
     z: Any = None,
     slots: Any = None,
+    choice: Any = None,
 ) -> Answer:
     """An answer with its gradients, of tensors that hang on `logits`.
 
@@ -48,6 +49,7 @@ def answer(
       balance: scalar.
       z: scalar.
       slots: int [B, L, E], -1 where a token has none.
+      choice: int [B, L, K].
     """
     import torch
 
@@ -69,5 +71,6 @@ def answer(
         None if slots is None else slots.numpy(),
         None if balance is None else float(balance.detach()),
         None if z is None else float(z.detach()),
+        None if choice is None else choice.numpy(),
         {name: gradient.numpy() for name, gradient in gradients.items()},
     )

@@ -1,0 +1,61 @@
+"""The command that says whether a router is right."""
+
+import json
+
+import pytest
+
+from launch import conformance
+from trainlib.errors import ConfigError, DataError
+
+ROUTER = """
+from moe.conformance.reference import answer
+from moe.conformance.settings import rules
+
+
+def right(case):
+    return answer(case.logits, case.mask, case.draws, rules(case.settings))
+
+
+def wrong(case):
+    return answer(case.logits, case.mask, case.draws, rules(case.settings, dispatch="dropless"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def routers(tmp_path, monkeypatch):
+    (tmp_path / "command_line_routers.py").write_text(ROUTER)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_right_router_ends_with_0(capsys):
+    assert conformance.main(["--adapter=command_line_routers:right", "--only=top1,ties"]) == 0
+    out = capsys.readouterr().out
+    assert "Router conformance of command_line_routers:right, 40 cases" in out
+    assert "Verdict: right." in out
+
+
+def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
+    assert conformance.main(["--adapter=command_line_routers:wrong", "--only=top1"]) == 1
+    out = capsys.readouterr().out
+    assert "capacity is ignored (routing, 20 cases)" in out
+    assert "found in: huggingface/transformers#48293" in out
+    assert conformance.main(["--adapter=command_line_routers:wrong", "--only=top1", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["counts"]["routing"]["bug"] == 20
+    assert data["readings"][0]["name"] == "capacity is ignored"
+    assert len(data["findings"]) == 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        ([], ConfigError, "name a router"),
+        (["--adapter=mo"], ConfigError, "Did you mean 'moe'"),
+        (["--adapter=moe", "--config.x=1"], ConfigError, "reads no configuration"),
+        (["--adapter=command_line_routers:right", "--only=top9"], DataError, "Themes: "),
+        (["--adapter=command_line_routers:right", "--cases=."], DataError, "no cases"),
+    ],
+)
+def test_what_cannot_work_is_named(flags, error, words):
+    with pytest.raises(error, match=words):
+        conformance.main(flags)
