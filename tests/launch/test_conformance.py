@@ -37,12 +37,14 @@ def test_a_right_router_ends_with_0(capsys):
 def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
     assert conformance.main(["--adapter=command_line_routers:wrong", "--only=top1"]) == 1
     out = capsys.readouterr().out
-    assert "capacity is ignored (routing, 20 cases)" in out
+    assert "  capacity is ignored (routing, " in out
     assert "found in: huggingface/transformers#48293" in out
     assert conformance.main(["--adapter=command_line_routers:wrong", "--only=top1", "--json"]) == 1
     data = json.loads(capsys.readouterr().out)
-    assert data["counts"]["routing"]["bug"] == 20
-    assert data["readings"][0]["name"] == "capacity is ignored"
+    (reading,) = data["readings"]
+    assert reading["name"] == "capacity is ignored"
+    # All but cases in which no expert is full.
+    assert data["counts"]["routing"]["bug"] == len(reading["cases"]) > 15
     assert len(data["findings"]) == 60
 
 
