@@ -202,19 +202,19 @@ def _combine(logits: np.ndarray, choices: Choices, rules: Rules) -> tuple[np.nda
     """Combine weights [B, L, E], and the gradient of their product with the cotangent."""
     x, passes = _clipped(logits, rules)
     scores = _scores(x, rules)
+    best = np.argsort(-x, axis=-1, kind="stable")[..., : rules.top_k]
+    raw, weight = (np.take_along_axis(v, best, axis=-1) for v in (scores, cotangent(x.shape)))
+    placed = (choices.position >= 0).astype(float)
+    over = placed if rules.renormalize else np.ones(raw.shape)
+    total = np.sum(over * raw, axis=-1, keepdims=True) + _GATE_EPSILON
+    if not _normalizes(rules):
+        total, over = np.ones_like(total), np.zeros(raw.shape)
+    # d(raw_k / total) = d raw_k / total - raw_k * d total / total ** 2
+    cost = placed * weight
+    by_raw = cost / total - over * np.sum(cost * raw, axis=-1, keepdims=True) / total**2
     combine, ds = np.zeros_like(x), np.zeros_like(x)
-    weight = cotangent(x.shape)
-    for at in np.ndindex(x.shape[:2]):
-        best = oracle.best_experts(x[at], rules.top_k)
-        raw, placed = scores[at][best], choices.position[at] >= 0
-        over = placed if rules.renormalize else np.ones(rules.top_k, bool)
-        total = raw[over].sum() + _GATE_EPSILON
-        if not _normalizes(rules):
-            total, over = 1.0, np.zeros(rules.top_k, bool)
-        combine[at][best] = placed * raw / total
-        cost = placed * weight[at][best]
-        # d(raw_k / total) = d raw_k / total - raw_k * d total / total ** 2
-        ds[at][best] = cost / total - over * np.sum(cost * raw) / total**2
+    np.put_along_axis(combine, best, placed * raw / total, axis=-1)
+    np.put_along_axis(ds, best, by_raw, axis=-1)
     gradient = passes * _scores_back(x, ds, rules)
     return combine, np.zeros_like(gradient) if rules.constant_gates else gradient
 

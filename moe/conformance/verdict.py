@@ -195,8 +195,9 @@ def explain(
     votes: collections.Counter[Readings] = collections.Counter()
     found: list[Readings] = []
     failures = 0
-    for case, answer, _ in answers:
-        tried = _Trial(case, answer, part, routing.get(case.name, ()))
+    trials = [_Trial(case, answer, part, routing.get(case.name, ())) for case, answer, _ in answers]
+    for tried in trials:
+        case = tried.case
         own = [*_sets(part, case, 0), *_declared(part, case, declared)]
         usual = [readings for readings, _ in votes.most_common()]
         why = next(filter(tried, itertools.chain(own, usual, _sets(part, case, 1))), None)
@@ -209,12 +210,12 @@ def explain(
         if why is not None:
             votes[why] += 1
         found.append(why if why is not None else (UNEXPLAINED,))
-    order = [readings for readings, _ in votes.most_common()]
-    for number, (case, answer, _) in enumerate(answers):
-        tried = _Trial(case, answer, part, routing.get(case.name, ()))
-        own = [*_sets(part, case, 0), *_declared(part, case, declared)]
-        why = next(filter(tried, itertools.chain(own, order)), found[number])
-        found[number] = tried.marked(why)
+    # What was found first need not be what explains most.
+    covers = {readings: sum(tried(readings) for tried in trials) for readings in votes}
+    order = sorted(votes, key=lambda readings: (-covers[readings], len(readings)))
+    for number, tried in enumerate(trials):
+        own = [*_sets(part, tried.case, 0), *_declared(part, tried.case, declared)]
+        found[number] = tried.marked(next(filter(tried, [*own, *order]), found[number]))
     return found
 
 
@@ -248,6 +249,7 @@ class _Trial:
 
     def __init__(self, case: Case, answer: Answer, part: str, routing: Readings):
         self.case, self.answer, self.part = case, answer, part
+        self._known: dict[Readings, bool] = {}
         base = tuple(r for r in routing if r.kind != BUG and r.changes)
         self.bases: list[Readings] = [(), base] if part == "balance" and base else [()]
         values = np.sort(case.logits, axis=-1)
@@ -257,7 +259,10 @@ class _Trial:
         self.broken = not all(np.isfinite(got).all() for _, got, _ in figures)
 
     def __call__(self, readings: Readings) -> bool:
-        return any(self._order((*readings, *base)) is not None for base in self.bases)
+        if readings not in self._known:
+            orders = (self._order((*readings, *base)) for base in self.bases)
+            self._known[readings] = any(order is not None for order in orders)
+        return self._known[readings]
 
     def marked(self, readings: Readings) -> Readings:
         """Those of the readings that this case needs, with what else it needs: readings of its
