@@ -11,7 +11,8 @@ from vitattn import latency, papers
 from vitattn.latency import Latency, Setting
 
 LABELS = ("ResNet-50", "AA-ResNet-50", "AA-ResNet-50, position relative", "SE-WRN-28-10")
-ROWS = [row for row in papers.published() if row.label in LABELS and "1904" in row.source]
+TABLES = [f"1904.09925 {name}" for name in ("ImageNet", "position encodings", "CIFAR-100")]
+ROWS = [row for row in papers.published() if row.label in LABELS and row.source in TABLES]
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +52,9 @@ def lines(capsys):
 
 def test_rows_are_chosen_by_name_or_by_table(capsys):
     assert run("--rows=se-wrn") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "model",
-        LABELS[3],
-    ]
+    models, table_1 = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in models.splitlines()] == ["model", LABELS[3]]
+    assert table_1.startswith("arXiv 1904.09925 table 1")
     assert [row.label for row in table.chosen(ROWS, "cifar-100")] == [LABELS[3]]
     assert [row.label for row in table.chosen(ROWS, "aa*position")] == [LABELS[2]]
     assert table.chosen(ROWS, "") == ROWS
@@ -109,7 +109,7 @@ def test_a_prediction_is_kept_for_the_next_call(timed, tmp_path):
 
 def test_latency_as_json(timed, capsys):
     assert run("--rows=ResNet-50", "--latency", "--json") == 0
-    rows = {row["label"]: row["latency"] for row in json.loads(capsys.readouterr().out)}
+    rows = {row["label"]: row["latency"] for row in json.loads(capsys.readouterr().out)["models"]}
     assert rows["AA-ResNet-50"]["seconds"] == 0.03
     assert rows["AA-ResNet-50"]["of_base"] == pytest.approx(1.5)
     assert rows["ResNet-50"]["of_base"] is None
