@@ -24,7 +24,8 @@ class Choices:
 
     Attributes:
       expert: int32 [G, S, K], the best experts of each token, best first; E at padding.
-      gates: float32 [G, S, K], their probabilities divided by their sum; no gradient.
+      gates: float32 [G, S, K], their scores divided by their sum; no gradient. A balance bias is in
+        the order of experts and not in gates, which then need not descend.
       draws: float32 [G, S, K - 1], uniform in [0, 1), where the policy needs them.
       threshold: `routing.second_threshold`.
       priority: int32 [G, S], the order in which tokens take slots; None: left to right.
