@@ -183,7 +183,8 @@ def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(confi
         return {"cross_entropy": (own.sum(), weights.sum()), "accuracy": (8.0, 16.0)}
 
     source, plan = make_source(config.data, "holdout"), plan_lib.make(config)
-    result = held_out.over_split(eval_step, {}, source, plan, unigram=0.5)
+    weights = dict.fromkeys(plan.abstract.params, np.zeros(()))
+    result = held_out.over_split(eval_step, weights, source, plan, unigram=0.5)
     first, second = (result.parts[name] for name in names)
     assert 0.5 < first.cross_entropy < 1
     assert second.cross_entropy == 0
