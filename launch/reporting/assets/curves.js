@@ -8,8 +8,9 @@ const smoothed = (y, window) => { // means of as many points around each, of tho
     counts.push(counts[counts.length - 1] + (value === null ? 0 : 1));
   }
   return y.map((_, at) => {
-    const reach = Math.min(half, at, y.length - 1 - at); // fewer at the ends, as many on both sides
-    const [from, to] = [at - reach, at + reach + 1], count = counts[to] - counts[from];
+    const reach = Math.min(half, at); // at the beginning, where curves are steep, of fewer
+    const [from, to] = [at - reach, Math.min(y.length, at + reach + 1)];
+    const count = counts[to] - counts[from];
     return count ? (sums[to] - sums[from]) / count : null;
   });
 };
