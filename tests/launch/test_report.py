@@ -33,7 +33,7 @@ def test_a_run_on_its_way(workdir, capsys):
     output = capsys.readouterr().out
     for words in (
         "held by process 12 on a",
-        "20 of 30, written 0s ago",
+        "20 of 30, written ",
         "loss 0.15",
         "top1 0.75",
         "1,234 examples/s, MFU 40.0 %",
