@@ -29,7 +29,7 @@ class Routed(NamedTuple):
       assignment: [S][K], where each choice went: (expert, position), "dropped" (the expert was
         full) or "unsent" (padding, or by the second-choice policy).
       gates: [S, K], the weight of each choice, 0 where it has no position.
-      losses: "balance" and "z" -> (total, count).
+      losses: "balance", "z" and "entropy" -> (total, count).
       metrics: name -> (total, count), names of `moe.routing.metrics.METRICS`.
     """
 
@@ -132,6 +132,7 @@ def route_group(
     bias: np.ndarray | None = None,
     *,
     token_major: bool = False,
+    alive: Sequence[bool] | None = None,
 ) -> Routed:
     """Routes one group, tokens choosing their experts.
 
@@ -144,6 +145,7 @@ def route_group(
       bias: [E], the balance bias, where the options ask for one.
       token_major: all choices of a token take positions before those of the next (MaxText), in
         place of all first choices before all second ones.
+      alive: [E], False for an expert whose output is dropped in this step, or None.
 
     The balance loss is that of the group, whatever `config.balance_over` says; see `balance`.
     """
@@ -175,6 +177,8 @@ def route_group(
     for s in range(size):
         for k in range(choices):
             gates[s, k] *= isinstance(assignment[s][k], tuple) * config.gate_scale
+            if alive is not None and s in best:
+                gates[s, k] *= alive[best[s][k]] / (1.0 - config.whole_expert_dropout)
     losses = _losses(logits, probs, best, config)
     metrics = _metrics(logits, mask, probs, best, assignment, sent, config)
     metrics |= {"z": losses["z"], "gate_mass": (float(gates.sum()), len(probs))}
@@ -252,15 +256,42 @@ def _losses(
     best: Mapping[int, Sequence[int]],
     config: RoutingConfig,
 ) -> dict[str, Sum]:
-    """Balance loss E * sum_i f_i P_i and the sum of squared log-sum-exps."""
+    """The balance loss, the sum of squared log-sum-exps, and that of ln E less the entropy."""
     experts, tokens = logits.shape[1], sorted(probs)
-    count = len(tokens)
-    counted = 1 if config.balance_choices == "first" else None
-    chosen = [e for s in tokens for e in best[s][:counted]]
-    share = np.bincount(chosen, minlength=experts) / max(count, 1)
-    mean = sum((probs[s] for s in tokens), np.zeros(experts)) / max(count, 1)
+    counted = 1 if config.balance_choices == "first" else config.top_k
+    balance = _imbalance({s: best[s][:counted] for s in tokens}, probs, experts)
+    later_weight = getattr(config, "later_balance_weight", 0.0)  # settings of cases have none
+    for k in range(1, config.top_k if later_weight else 0):
+        left = {s: _without(probs[s], best[s][:k]) for s in tokens}
+        balance += later_weight * _imbalance({s: best[s][k : k + 1] for s in tokens}, left, experts)
     z = sum(log_sum_exp(clipped(logits[s], config).astype(float)) ** 2 for s in tokens)
-    return {"balance": (experts * float(share @ mean), float(count > 0)), "z": (z, count)}
+    sharp = sum(math.log(experts) - entropy(probs[s]) for s in tokens)
+    count = len(tokens)
+    return {"balance": (balance, float(count > 0)), "z": (z, count), "entropy": (sharp, count)}
+
+
+def _imbalance(
+    counted: Mapping[int, Sequence[int]], probs: Mapping[int, np.ndarray], experts: int
+) -> float:
+    """E * sum_i f_i P_i: f_i is how many of the counted choices are expert i, by token, and P_i the
+    mean probability.
+    """
+    count = max(len(counted), 1)
+    share = np.bincount([e for chosen in counted.values() for e in chosen], minlength=experts)
+    mean = sum((probs[s] for s in counted), np.zeros(experts)) / count
+    return experts * float(share / count @ mean)
+
+
+def _without(probs: np.ndarray, taken: Sequence[int]) -> np.ndarray:
+    """Probabilities [E] among the experts that are not taken, 0 for those that are."""
+    left = probs.copy()
+    left[list(taken)] = 0
+    return left / (left.sum() + probs.dtype.type(_GATE_EPSILON))
+
+
+def entropy(probs: np.ndarray) -> float:
+    """Of probabilities [E], in nats."""
+    return -sum(p * np.log(p) for p in probs if p > 0)
 
 
 def _metrics(
@@ -276,7 +307,6 @@ def _metrics(
     experts, tokens = logits.shape[1], sorted(probs)
     count = len(tokens)
     flat = [(s, k) for s in tokens for k in range(config.top_k) if sent[s, k]]
-    entropy = -sum(sum(p * np.log(p) for p in probs[s] if p > 0) for s in tokens)
     largest = max((np.abs(clipped(logits[s], config)).max() for s in tokens), default=0.0)
     lost = [s for s in tokens if not any(isinstance(place, tuple) for place in assignment[s])]
     broken = mask & ~np.isfinite(logits).all(-1)
@@ -284,7 +314,7 @@ def _metrics(
         "load": (np.bincount([best[s][k] for s, k in flat], minlength=experts), len(flat)),
         "dropped_choices": (sum(assignment[s][k] == "dropped" for s, k in flat), len(flat)),
         "dropped_tokens": (len(lost), count),
-        "entropy": (entropy, count),
+        "entropy": (sum(entropy(probs[s]) for s in tokens), count),
         "max_logit": (largest, float(count > 0)),
         "second_rate": (sum(k > 0 for _, k in flat), count),
         "nonfinite": (int(broken.sum()), int(mask.sum())),

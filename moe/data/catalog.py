@@ -10,7 +10,7 @@ from moe.data.cache.build import build
 from moe.data.cache.read import Cache, is_complete
 from moe.data.cache_paths import cache_directory, notes_path
 from moe.data.data_sets import KINDS, kind_of, usage
-from moe.data.mixtures import MIXTURE, MIXTURES, parts_of
+from moe.data.mixtures import MIXTURE, MIXTURES, parts_of, shared
 from moe.data.options import data_defaults
 from moe.data.sources.examples import Examples
 from moe.data.sources.from_cache import from_cache
@@ -139,13 +139,15 @@ def _rates(
     config: ConfigDict, sources: list[Windows | Examples], given: list[float]
 ) -> list[float]:
     """The rates of a mixture as they are given; of fine-tuning tasks, every training example
-    equally often, except that a task counts as `most_examples` at most.
+    equally often, except that a task counts as `most_examples` at most. Text that is mixed in has
+    its share of the rows.
     """
     kind = kind_of(config.source)
-    if kind is None or kind.most_examples is None:
+    if kind is None or kind.parts is None:
         return given
-    most = kind.most_examples
-    return [len(source) * min(1.0, most / source.cache.documents) for source in sources]
+    if (most := kind.most_examples) is not None:
+        given = [len(source) * min(1.0, most / source.cache.documents) for source in sources]
+    return shared(config, [source.name for source in sources], given)
 
 
 def _open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,15 +42,20 @@ MIXTURES = {
 def parts_of(config: ConfigDict, split: str = "train") -> list[tuple[str, float]]:
     """The (source, rate) pairs that `data.source` stands for; one pair unless a mixture.
 
-    Fine-tuning tasks are those that have the split; their rates follow from their sizes.
+    Fine-tuning tasks are those that have the split; their rates follow from their sizes, see
+    `shared`. What is mixed into them comes last.
 
     Raises:
-      ConfigError: the mixture is not known, or `data.parts` is not what it needs.
+      ConfigError: the mixture is not known, `data.parts` is not what it needs, or there is nothing
+        to mix pre-training into.
       DataError: parts of a published mixture are not supplied.
     """
     kind = kind_of(config.source)
+    has_parts = kind is not None and kind.parts is not None
+    _check_pretraining(config, has_parts)
     if kind is not None and kind.parts is not None:
-        return [(part, 1.0) for part in kind.parts(config, split)]
+        mixed = [(config.pretraining_source, 1.0)] if config.pretraining_share else []
+        return [*((part, 1.0) for part in kind.parts(config, split)), *mixed]
     name, _, mixture = config.source.partition(":")
     if name != MIXTURE:
         if config.parts:
@@ -72,6 +78,48 @@ def parts_of(config: ConfigDict, split: str = "train") -> list[tuple[str, float]
             "for example --config.data.parts=\"(('c4',0.8),('jsonl:/data/news',0.2))\"."
         )
     return pairs
+
+
+def _check_pretraining(config: ConfigDict, has_parts: bool) -> None:
+    """Refuses pre-training text without a share, a share of nothing, and a source of running text
+    or of several to mix with.
+    """
+    source, share = config.pretraining_source, config.pretraining_share
+    if bool(source) != bool(share):
+        raise ConfigError(
+            f"data.pretraining_source={source!r} and data.pretraining_share={share:g} belong "
+            "together: give both, such as --config.data.pretraining_source=c4 "
+            "--config.data.pretraining_share=0.05, or neither."
+        )
+    if source and not has_parts:
+        raise ConfigError(
+            f"data.pretraining_source={source!r} is mixed into fine-tuning tasks, and "
+            f"data.source={config.source!r} names none. Mix sources of text with "
+            "--config.data.source=mixture and data.parts."
+        )
+    kind = kind_of(source) if source else None
+    if source and (kind is None or kind.parts is not None):
+        raise ConfigError(
+            f"data.pretraining_source={source!r} is not one source of running text. Give one that "
+            "data.source takes: pydoc, text:PATH, jsonl:PATH, c4, tfds:NAME or seqio:NAME."
+        )
+
+
+def shared(config: ConfigDict, names: Sequence[str], rates: Sequence[float]) -> list[float]:
+    """The rates of a mixture in which `data.pretraining_source` has its share, and the others have
+    what is left in proportion to the rates given here.
+
+    Args:
+      config: the `data` part of a configuration.
+      names: of the sources.
+      rates: of each; that of the pre-training text is of no account.
+    """
+    text, share = config.pretraining_source, config.pretraining_share
+    whole = sum(rate for name, rate in zip(names, rates, strict=True) if name != text)
+    return [
+        share if share and name == text else rate / whole * (1.0 - share)
+        for name, rate in zip(names, rates, strict=True)
+    ]
 
 
 def _mixture_file(config: ConfigDict) -> Path:

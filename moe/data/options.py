@@ -28,6 +28,18 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
             "of a mixture: (source, rate) pairs; of a named mixture: (part, source) pairs",
             many(part),
         ),
+        "pretraining_source": key(
+            "",
+            "of tasks: running text that is mixed into fine-tuning, a data.source that is no "
+            "mixture; '' = none (ST-MoE, appendix J, found no gain)",
+            text(),
+        ),
+        "pretraining_share": key(
+            0.0,
+            "share of the rows of fine-tuning that are of data.pretraining_source; the paper tried "
+            "0.01, 0.05 and 0.25",
+            number(0, below=1),
+        ),
         "dir": key(
             "",
             "TFDS data directory, or of task: the parent of the published folders; empty is TFDS's "

@@ -50,5 +50,6 @@ def skips_empty_slots(
 
 def placed(routed: Routing) -> Routing:
     """The same with the choices that found no slot sent nowhere."""
-    found = routed.slot < routed.num_experts * routed.capacity
-    return dataclasses.replace(routed, expert=jnp.where(found, routed.expert, routed.num_experts))
+    return dataclasses.replace(
+        routed, expert=jnp.where(routed.placed, routed.expert, routed.num_experts)
+    )

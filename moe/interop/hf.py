@@ -77,6 +77,8 @@ def obstacles(model: Architecture) -> list[str]:
             (model.expert_bias == "none", f"model.expert_bias={model.expert_bias}"),
             (model.router_input == "hidden", f"model.router_input={model.router_input}"),
             *same_experts(model),
+            (not model.router_history, "model.router_history=True"),
+            (not model.expert_embedding, "model.expert_embedding=True"),
             (routing.top_k == 1, f"routing.top_k={routing.top_k}, not 1"),
             (routing.router == "tokens_choose", f"routing.router={routing.router}"),
             (not routing.batch_prioritized, "routing.batch_prioritized=True"),

@@ -82,6 +82,8 @@ def obstacles(model: Architecture, names: str) -> list[str]:
         (model.norm_scale, "model.norm_scale=False"),
         (model.residual_scale == 1, f"model.residual_scale={model.residual_scale}"),
         (model.router_input == "hidden", f"model.router_input={model.router_input}"),
+        (not model.router_history, "model.router_history=True"),
+        (not model.expert_embedding, "model.expert_embedding=True"),
         (
             model.routing is None or not model.routing.logit_clip,
             f"routing.logit_clip={model.routing.logit_clip if model.routing else 0}",

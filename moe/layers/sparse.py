@@ -34,6 +34,7 @@ from moe.layers.ffn import FeedForward
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
 from moe.routing.choice import BiasStep, scores_of
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
+from moe.routing.embeddings import expert_embedding, history_embedding
 from moe.routing.logits import router_logits
 from moe.routing.metrics import Sums
 from moe.routing.placement import Placement, group_tokens, resolve_placement
@@ -45,7 +46,8 @@ from trainlib.model.remat import PRODUCT, keep
 from trainlib.model.weights import declare, declare_stat
 from trainlib.sharding.constrain import active, automatic_axes, constrain
 
-_ROUTER = ("router", "balance_bias")  # what every device has whole
+# What every device has whole.
+_ROUTER = ("router", "router_history", "expert_embedding", "balance_bias")
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 EXPERT_WEIGHTS = ("gate", "up", "down", "bias")  # that have a dimension E of experts
 
@@ -88,11 +90,13 @@ class SparseOutput:
         `moe.routing.losses.auxiliary_loss`.
       metrics: name -> (total, count), see `moe.routing.metrics.METRICS`; "load" has total [E].
       choices: of every token, where `trace` asked for them; else None.
+      taken: bool [B, L], which tokens an expert had room for; of a layer with `router_history`.
     """
 
     losses: Sums
     metrics: Sums
     choices: TokenChoices | None = None
+    taken: jax.Array | None = None
 
 
 class SparseFFN(Layer):
@@ -129,6 +133,10 @@ class SparseFFN(Layer):
       expert_dropout: of the experts' hidden vectors.
       reduce: type in which gradients of shared experts are added up over devices, see
         `moe.layers.product`.
+      router_history: N, sparse layers of the stack: `router_history` [N, D], which begins at 0, is
+        added to what the router sees, the row of how many layers before took the token; 0: not.
+      expert_embedding: `expert_embedding` [E + 1, D], which begins at 0, is added to the output:
+        the row of each expert that took a token, by its gate, and the last of a dropped token.
       causal: the layer is in a decoder: options that look at later tokens are refused.
       rngs: keys of the weights, which are then arrays; None leaves them abstract (see
         `trainlib.model.weights.declare`).
@@ -150,6 +158,8 @@ class SparseFFN(Layer):
         expert_dropout: float = 0.0,
         shared_experts: int = 0,
         reduce: str = "float32",
+        router_history: int = 0,
+        expert_embedding: bool = False,
         causal: bool = False,
         rngs: nnx.Rngs | None = None,
     ):
@@ -173,6 +183,12 @@ class SparseFFN(Layer):
             ("expert", "expert_mlp", "expert_embed"),
         )
         self.router = declare((d_model, experts), ("expert_embed", "router"), router_init, rngs)
+        if router_history:
+            shape, axes = (router_history, d_model), ("router", "expert_embed")
+            self.router_history = declare(shape, axes, ZEROS, rngs)
+        if expert_embedding:
+            shape, axes = (experts + 1, d_model), ("router", "expert_embed")
+            self.expert_embedding = declare(shape, axes, ZEROS, rngs)
         if activation == "geglu":
             self.gate = declare((experts, d_model, d_ff), into, init, rngs)
         self.up = declare((experts, d_model, d_ff), into, init, rngs)
@@ -203,6 +219,7 @@ class SparseFFN(Layer):
         *,
         train: bool = False,
         router_input: jax.Array | None = None,
+        times: jax.Array | None = None,
         period: int | None = None,
         trace: bool = False,
     ) -> tuple[jax.Array, SparseOutput]:
@@ -216,6 +233,8 @@ class SparseFFN(Layer):
             default, or if there is jitter, sampling or dropout.
           train: training or evaluation (capacity factor, policy, noise).
           router_input: [B, L, D] that the router sees in place of x (routing by word embedding).
+          times: int32 [B, L], how many sparse layers before took a token, for `router_history`;
+            None: this is the first.
           period: in decoding: `gate`, `up`, `down` and `bias` are those of all periods of a stack,
             [P, E, ..], and those of this one are meant. Of a few tokens, whose experts lie on one
             device and drop none, only the experts are read that a token chose.
@@ -245,10 +264,13 @@ class SparseFFN(Layer):
         sharding = active()
         placement = resolve_placement(*sharding, self.routing) if sharding else Placement()
         size = group_tokens(self.routing, batch, length, placement)  # S
-        tokens = self._tokens(x, mask, key, router_input, train=train)
+        tokens = self._tokens(x, mask, key, router_input, times, train=train)
         hidden_scale = self._hidden_scale(key, x, size, placement, train=train)
         weights = {n: getattr(self, n)[...] for n in EXPERT_WEIGHTS if hasattr(self, n)}
         router = {n: getattr(self, n)[...] for n in _ROUTER if hasattr(self, n)}
+        if train and (rate := self.routing.whole_expert_dropout):
+            shape = (self.routing.num_experts,)
+            router["alive"] = jax.random.bernoulli(_key_of(key, 6), 1.0 - rate, shape)
         if period is not None and not self._only_chosen(x, size, placement):
             weights, period = {n: stack[period] for n, stack in weights.items()}, None
         local = functools.partial(
@@ -274,13 +296,13 @@ class SparseFFN(Layer):
                 out_specs=P(placement.batch),
                 check_vma=False,
             )
-        y, routed = local(tokens, router, weights, hidden_scale)
+        y, routed, taken = local(tokens, router, weights, hidden_scale)
         *sums, choices = routed
         losses, metrics = jax.tree.map(lambda total: jnp.sum(total, axis=0), sums)
         if self.shared_experts:
             drops = train and self.expert_dropout
             y = y + self.shared(x, _key_of(key, 5) if drops else None)
-        return y, SparseOutput(losses, metrics, choices)
+        return y, SparseOutput(losses, metrics, choices, taken)
 
     def rebalance(self, report: SparseOutput) -> None:
         """Moves the balance bias by what one training step sent to the experts; without
@@ -302,6 +324,7 @@ class SparseFFN(Layer):
         mask: jax.Array | None,
         key: jax.Array | None,
         router_input: jax.Array | None,
+        times: jax.Array | None,
         *,
         train: bool,
     ) -> dict[str, jax.Array]:
@@ -314,6 +337,8 @@ class SparseFFN(Layer):
             tokens["mask"] = mask
         if router_input is not None:
             tokens["router_input"] = router_input
+        if hasattr(self, "router_history"):
+            tokens["times"] = jnp.zeros(x.shape[:2], jnp.int32) if times is None else times
         if policy(config, train=train).needs_draws:
             shape = (*x.shape[:2], config.top_k - 1)
             tokens["draws"] = jax.random.uniform(_key_of(key, 0), shape)
@@ -378,7 +403,7 @@ def _draws_for(layer: SparseFFN) -> str:
     routing = layer.routing
     if policy(routing, train=True).needs_draws:
         return f"second_policy={routing.second_policy!r} of its routing"
-    for name in ("sample_temperature", "jitter", "router_dropout"):
+    for name in ("sample_temperature", "jitter", "router_dropout", "whole_expert_dropout"):
         if getattr(routing, name):
             return f"{name}={getattr(routing, name)} of its routing"
     return f"expert_dropout={layer.expert_dropout}" if layer.expert_dropout else ""
@@ -403,13 +428,14 @@ def _local(
     train: bool,
     period: int | None,
     trace: bool,
-) -> tuple[jax.Array, tuple[Sums, Sums, TokenChoices | None]]:
+) -> tuple[jax.Array, tuple[Sums, Sums, TokenChoices | None], jax.Array | None]:
     """The layer on the tokens of one device (or of all, under the automatic partitioner).
 
     Args:
       tokens: "x" [b, L, D], and as far as there are any "mask" [b, L], "router_input" [b, L, D],
-        "draws" [b, L, K - 1], "gumbel" [b, L, E], "noise" [b, L, D].
-      router: "router" float32 [D, E], and "balance_bias" float32 [E] where there is one.
+        "times" [b, L], "draws" [b, L, K - 1], "gumbel" [b, L, E], "noise" [b, L, D].
+      router: "router" float32 [D, E], and as far as there are any "router_history" [N, D],
+        "expert_embedding" [E + 1, D], "balance_bias" float32 [E], "alive" bool [E].
       weights: of this device's experts.
       hidden_scale: see `with_capacity`.
       routing: options of the router.
@@ -421,12 +447,16 @@ def _local(
       trace: see `SparseFFN.__call__`.
 
     Returns:
-      [b, L, D], losses and metrics with a leading dimension of groups, and what is traced.
+      [b, L, D]; losses and metrics with a leading dimension of groups, and what is traced; and with
+      "times" which tokens an expert had room for, bool [b, L].
     """
     grouped = {name: v.reshape(-1, size, *v.shape[2:]) for name, v in tokens.items()}  # [G, S, ..]
     x = grouped["x"]
     with jax.named_scope("router"):
         seen = grouped.get("router_input", x).astype(routing.router_dtype)
+        if "times" in tokens:
+            table = router["router_history"].astype(seen.dtype)
+            seen = seen + history_embedding(grouped["times"], table)
         if "noise" in tokens:
             seen = seen * grouped["noise"].astype(seen.dtype)
         logits = keep(PRODUCT, router_logits(seen, router["router"].astype(seen.dtype)))
@@ -444,6 +474,7 @@ def _local(
             bias=router.get("balance_bias"),
             length=tokens["x"].shape[1],
             axes=() if placement.automatic else placement.batch,
+            alive=router.get("alive"),
         )
     if period is not None:
         y = chosen(x, routed, weights, period, bias_form)
@@ -455,8 +486,13 @@ def _local(
     else:
         asked = routing.exchange_chunks
         y = with_capacity(x, routed, weights, bias_form, hidden_scale, placement, asked)
+    if "expert_embedding" in router:
+        y = y + expert_embedding(routed, router["expert_embedding"]).astype(y.dtype)
+    taken = None
+    if "times" in tokens:
+        taken = jnp.any(routed.placed, axis=-1).reshape(tokens["times"].shape)
     choices = _traced(logits, routed, routing, tokens["x"].shape[:2]) if trace else None
-    return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics, choices)
+    return y.reshape(tokens["x"].shape), (routed.losses, routed.metrics, choices), taken
 
 
 def _traced(
@@ -472,6 +508,6 @@ def _traced(
     return TokenChoices(
         routed.expert.reshape(*shape, -1),
         routed.gates.reshape(*shape, -1),
-        (routed.slot < routed.num_experts * routed.capacity).reshape(*shape, -1),
+        routed.placed.reshape(*shape, -1),
         jnp.where(sent, entropy, 0.0).reshape(shape),
     )

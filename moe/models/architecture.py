@@ -108,6 +108,12 @@ class Architecture:
       router_init_scale: s of the router's initialiser; 0 takes `init_scale`.
       router_input: what the router sees: "hidden" (the layer's input), "word" (the word embedding)
         or "both", their sum.
+      router_input_gradient: whether the router's gradient reaches the word embedding that it sees;
+        False stops it there (ST-MoE, arXiv 2202.08906, appendix C, tried both).
+      router_history: the router also sees a learned vector of how many sparse blocks before took
+        the token; without gain in the paper (appendix J).
+      expert_embedding: a learned vector of each expert is added to its output, and one of its own
+        to a token that no expert took; without gain in the paper (appendix J).
       tie_word_embeddings: logits from the input table instead of a matrix of their own.
       norm_scale: learned scale in every RMSNorm.
       init_scale: s of the initialiser sqrt(s / fan-in).
@@ -148,6 +154,9 @@ class Architecture:
     expert_dropout: Annotated[float, number(0, below=1)] = 0.0
     router_init_scale: Annotated[float, number(above=0, also={0: "init_scale"})] = 0.0
     router_input: Annotated[str, choice(*ROUTER_INPUTS)] = "hidden"
+    router_input_gradient: bool = True
+    router_history: bool = False
+    expert_embedding: bool = False
     tie_word_embeddings: bool = False
     norm_scale: bool = True
     init_scale: Annotated[float, number(above=0)] = 0.1
@@ -164,6 +173,11 @@ class Architecture:
         for key in self.stacks.values():
             fit(f"model.{key}", getattr(self, key), whole(1, MOST_BLOCKS))
         self._check_positions()
+        if not self.router_input_gradient and self.router_input == "hidden":
+            raise ConfigError(
+                "model.router_input_gradient=False stops the gradient at the word embedding, which "
+                "routers do not see with model.router_input='hidden'. Use 'word' or 'both'."
+            )
         if self.routing is not None:
             self._check_periods()
             if self.kind == "decoder":
@@ -248,6 +262,10 @@ class Architecture:
         """Numbers of the sparse blocks of a stack, from 0."""
         trees = self.trees(stack).items()
         return tuple(int(n) for tree, numbers in trees if is_sparse(tree) for n in numbers)
+
+    def history_length(self, stack: str) -> int:
+        """Rows of the table of `router_history` in a stack: its sparse blocks; 0 without it."""
+        return len(self.sparse_blocks(stack)) if self.router_history else 0
 
     @property
     def all_sparse_blocks(self) -> dict[str, tuple[int, ...]]:

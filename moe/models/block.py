@@ -47,6 +47,8 @@ class Context:
       source: [B, K, D] encoder output, or None.
       source_bias: what cross-attention adds to its logits: segments.
       words: [B, L, D] embeddings of the words, where routers see them, or None.
+      times: int32 [B, L], how many sparse blocks before took a token, where routers see that, or
+        None.
     """
 
     bias: Bias
@@ -54,6 +56,7 @@ class Context:
     source: jax.Array | None = None
     source_bias: Bias = None
     words: jax.Array | None = None
+    times: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -66,12 +69,14 @@ class TokenContext:
       valid: bool [B, 1].
       source_bias: float32 [B, 1, 1, K] of cross-attention, or None.
       words: [B, 1, D], see `Context`.
+      times: int32 [B, 1], see `Context`.
     """
 
     bias: jax.Array
     valid: jax.Array
     source_bias: jax.Array | None = None
     words: jax.Array | None = None
+    times: jax.Array | None = None
 
 
 class Block(Layer):
@@ -111,6 +116,8 @@ class Block(Layer):
                 expert_dropout=config.expert_dropout,
                 shared_experts=config.shared_experts,
                 reduce=config.reduce_dtype,
+                router_history=config.history_length("decoder" if causal else "encoder"),
+                expert_embedding=config.expert_embedding,
                 causal=causal,
                 rngs=rngs,
             )
@@ -145,7 +152,10 @@ class Block(Layer):
     def _router_input(self, x: jax.Array, context: Context | TokenContext) -> jax.Array | None:
         if context.words is None:
             return None
-        return context.words if self.config.router_input == "word" else x + context.words
+        words = context.words
+        if not self.config.router_input_gradient:
+            words = jax.lax.stop_gradient(words)
+        return words if self.config.router_input == "word" else x + words
 
     def _add(self, x: jax.Array, branch: jax.Array, key: jax.Array | None) -> jax.Array:
         branch = dropout(branch, self.config.dropout, key)
@@ -172,8 +182,9 @@ class Block(Layer):
           trace: see `SparseFFN`.
 
         Returns:
-          ([B, L, D], "attention_z" and "cross_attention_z", float32 scalars, and "router", the
-          `SparseOutput` of the experts, as far as the block has them).
+          ([B, L, D], "attention_z" and "cross_attention_z", float32 scalars, "router", the
+          `SparseOutput` of the experts, and "times", those of the context and of these experts, as
+          far as the block has them).
         """
         keys = split_key(key, 8) if train else [*(None,) * 6, key, None]
         aux: Aux = {}
@@ -233,7 +244,7 @@ class Block(Layer):
         key: jax.Array | None = None,
         *,
         period: int | None = None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, Cache, jax.Array | None]:
         """One more token of each sequence, without dropout or noise.
 
         Args:
@@ -246,7 +257,7 @@ class Block(Layer):
             [P, E, ..]; None: it holds those of this block alone.
 
         Returns:
-          ([B, 1, D], the cache with this token).
+          ([B, 1, D], the cache with this token, `times` of the context after this block).
         """
         y, *own = attend_own(
             self.attention,
@@ -267,8 +278,9 @@ class Block(Layer):
             )
             x = self._add(x, y, None)
         keys = [None, None, key, None]
-        x, _ = self._feed_forward(x, context, keys, train=False, period=period)
-        return x, cache | dict(zip(OWN, own, strict=True))
+        x, report = self._feed_forward(x, context, keys, train=False, period=period)
+        times = report.get("times", context.times)
+        return x, cache | dict(zip(OWN, own, strict=True)), times
 
     def _feed_forward(
         self,
@@ -289,15 +301,19 @@ class Block(Layer):
             x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
         if self.sparse:
             y = self.experts_norm(x)
-            y, aux["router"] = self.experts(
+            y, router = self.experts(
                 y,
                 context.valid,
                 keys[2],
                 train=train,
                 router_input=self._router_input(y, context),
+                times=context.times,
                 period=period,
                 trace=trace,
             )
+            if context.times is not None and router.taken is not None:
+                aux["times"] = context.times + router.taken
+            aux["router"] = dataclasses.replace(router, taken=None)
             x = self._add(x, y, keys[3])
         if self.dense and not before:
             x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])

@@ -13,6 +13,9 @@ blocks at once.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +33,7 @@ from trainlib.model.layer import Layer
 from trainlib.sharding.constrain import constrain, platform
 
 MOST_WRITTEN_OUT = 8  # blocks of a stack
+Handed = tuple[jax.Array, jax.Array | None]  # residual stream, and `Context.times` where it counts
 
 
 class Stack(Layer):
@@ -91,14 +95,22 @@ class Stack(Layer):
         first_key, last_key, blocks_key = split_key(key if train else None, 3)
         context = self._context(x, segments, source, source_segments)
 
-        def step(block: Block, x: jax.Array, number: jax.Array) -> tuple[jax.Array, Aux]:
+        def step(block: Block, handed: Handed, number: jax.Array) -> tuple[Handed, Aux]:
+            x, times = handed
+            seen = dataclasses.replace(context, times=times)
             own_key = self._block_key(blocks_key, number, train)
-            return block(x, context, own_key, train=train, trace=trace)
+            x, report = block(x, seen, own_key, train=train, trace=trace)
+            return (x, report.pop("times", times)), report
 
         x = dropout(x, self.config.dropout, first_key)
         remat = (self.config.decoder_remat if self.causal else "") or self.config.remat
-        x, aux = self._fold(x, step, remat=remat)
+        (x, _), aux = self._fold((x, self.no_times(x)), step, remat=remat)
         return dropout(self.norm(x), self.config.dropout, last_key), aux
+
+    def no_times(self, x: jax.Array) -> jax.Array | None:
+        """`Context.times` of tokens x [B, L, D] before the first block: int32 [B, L], or None."""
+        counts = self.config.router_history and self.routing is not None
+        return jnp.zeros(x.shape[:2], jnp.int32) if counts else None
 
     def blocks(self) -> tuple[tuple[Block, int | None], ...]:
         """The blocks one by one, in their order, with slices of the stacked weights; of a sparse
@@ -172,7 +184,7 @@ class Stack(Layer):
             return evaluation_key(self.routing, number)
         return None if key is None else jax.random.fold_in(key, number)
 
-    def _fold(self, x: jax.Array, step: Step, *, remat: str) -> tuple:
+    def _fold(self, x: Any, step: Step, *, remat: str) -> tuple[Any, dict[str, Aux]]:
         """`for block in blocks: x, report = step(block, x, number)`.
 
         Args:

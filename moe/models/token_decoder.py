@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -96,12 +97,16 @@ class TokenDecoder:
             valid=jnp.ones(x.shape[:2], bool),
             source_bias=source_bias,
             words=None if config.router_input == "hidden" else x,
+            times=self.stack.no_times(x),
         )
         written = []
         for number, (block, period) in enumerate(self.blocks):
             # Of sequences at different places the draws are those of the first.
             key = evaluation_key(self.stack.routing, number, position.ravel()[0])
             with jax.named_scope(f"decoder/{number}"):
-                x, kept = block.decode_step(x, cache[number], position, context, key, period=period)
+                x, kept, times = block.decode_step(
+                    x, cache[number], position, context, key, period=period
+                )
+            context = dataclasses.replace(context, times=times)
             written.append(kept)
         return self.logits(self.stack.norm(x))[:, 0], tuple(written)

@@ -90,6 +90,15 @@ class RoutingConfig:
         of one microbatch, where there are several). The loss is the mean over them.
       balance_loss_weight: coefficient of the balance loss.
       z_loss_weight: coefficient of the router z-loss.
+      later_balance_weight: weight, beside the first choice's balance loss, of one for each later
+        choice, over the experts that the choices before it left (the second-place loss of Mesh
+        TensorFlow, there 0.5); 0: off. The paper found it of little use (appendix J).
+      entropy_loss_weight: coefficient of a loss of ln E less the entropy of the router
+        probabilities, which spreads them; 0: off. As noise of pre-training it did not help the
+        paper's fine-tuning (appendix J).
+      whole_expert_dropout: in training, the share of experts whose outputs are dropped, drawn anew
+        for each layer and step; those of the others are divided by what is left. It did not help
+        either (appendix J); `model.expert_dropout` drops hidden units in its place.
       loss_reduction: "sum" (paper) or "mean" (T5X) of the losses of all sparse layers.
       dispatch: "index" (capacity, gathers), "dropless" (no capacity, any backend) or "grouped"
         (no capacity, grouped-matmul kernels of TPU or GPU).
@@ -140,6 +149,9 @@ class RoutingConfig:
     balance_over: Annotated[str, choice(*BALANCE_OVER)] = "group"
     balance_loss_weight: Annotated[float, number(0)] = 0.01
     z_loss_weight: Annotated[float, number(0)] = 1e-3
+    later_balance_weight: Annotated[float, number(0)] = 0.0
+    entropy_loss_weight: Annotated[float, number(0)] = 0.0
+    whole_expert_dropout: Annotated[float, number(0, below=1)] = 0.0
     loss_reduction: Annotated[str, choice("sum", "mean")] = "sum"
     dispatch: Annotated[str, choice(*DISPATCHES)] = "index"
     dropless_room: Annotated[float, number(1)] = 1.5
@@ -221,6 +233,13 @@ class RoutingConfig:
                     f"token from the softmax of all logits, in which routing.{option} has no "
                     f"place. Use routing.sample_temperature=0, or routing.{off}."
                 )
+
+        if self.later_balance_weight and (self.top_k == 1 or self.router == "experts_choose"):
+            raise ConfigError(
+                f"routing.later_balance_weight={self.later_balance_weight} balances the choices of "
+                f"a token beyond its first, and with routing.top_k={self.top_k} and routing.router="
+                f"{self.router!r} there are none. Use routing.top_k=2 and 'tokens_choose', or 0."
+            )
 
     @property
     def dropless(self) -> bool:

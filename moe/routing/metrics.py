@@ -25,6 +25,14 @@ METRICS: Mapping[str, str] = {
 }
 
 
+def entropy(probs: jax.Array) -> jax.Array:
+    """Entropy [...] of probabilities [..., E], in nats; its gradient is finite where one is 0."""
+    positive = probs > 0
+    return jnp.sum(
+        jnp.where(positive, -probs * jnp.log(jnp.where(positive, probs, 1.0)), 0), axis=-1
+    )
+
+
 def routing_metrics(
     logits: jax.Array,
     probs: jax.Array,
@@ -55,15 +63,14 @@ def routing_metrics(
 
     index = jnp.arange(experts, dtype=jnp.int32)
     load = jnp.sum(expert[..., None] == index, axis=(1, 2), dtype=jnp.int32).astype(jnp.float32)
-    surprise = jnp.where(probs > 0, -probs * jnp.log(jnp.where(probs > 0, probs, 1.0)), 0.0)
     tokens, choices = total(valid), total(sent)
-    entropy = jnp.where(valid, jnp.sum(surprise, axis=-1), 0.0)  # [G, S]
+    surprise = jnp.where(valid, entropy(probs), 0.0)  # [G, S]
     later = sent[..., 1:]
     return {
         "load": (load, choices),
         "dropped_choices": (total(sent & ~placed), choices),
         "dropped_tokens": (total(valid & ~jnp.any(placed, axis=-1)), tokens),
-        "entropy": (total(entropy), tokens),
+        "entropy": (total(surprise), tokens),
         "max_logit": (jnp.max(jnp.abs(logits), axis=(1, 2)), jnp.minimum(tokens, 1.0)),
         "second_rate": (total(later), tokens),
         "gate_mass": (total(gates), tokens),

@@ -15,20 +15,19 @@ The order of events follows Mesh TensorFlow, the code base of the paper:
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 from moe.routing.choice import choose, scores_of
 from moe.routing.config import RoutingConfig, capacity, check_routing, policy
-from moe.routing.losses import balance_loss
-from moe.routing.metrics import Sums, routing_metrics
+from moe.routing.losses import EPSILON, balance_loss
+from moe.routing.metrics import Sums, entropy, routing_metrics
 from moe.routing.policies import Choices, Policy
 from moe.routing.slots import assign_slots
 from trainlib.errors import ConfigError
 from trainlib.model.inputs import check_array
-
-_GATE_EPSILON = 1e-9
 
 
 @jax.tree_util.register_dataclass
@@ -51,9 +50,11 @@ class Routing:
       source: int32 [E, G, C]; the choice in that slot, as k * S + s; K * S: it is empty.
       gates: float32 [G, S, K], weight of each choice, 0 where it was not sent or was dropped.
       expert: int32 [G, S, K], the expert of each choice that was sent; E: not sent.
+      valid: bool [G, S], the tokens that were routed: no padding, and their logits are finite.
       losses: name -> (total [G], count [G]), float32: "balance" (count 1 for a group with
-        tokens; of sequences or of the batch as `RoutingConfig.balance_over` says), "z" (count:
-        tokens) and "nonfinite" (tokens whose logits were not finite).
+        tokens; of sequences or of the batch as `RoutingConfig.balance_over` says), "z" and
+        "entropy" (count: tokens; ln E less the entropy) and "nonfinite" (tokens whose logits were
+        not finite).
       metrics: name -> (total [G, ...], count [G]), float32; see `moe.routing.metrics.METRICS`.
     """
 
@@ -61,6 +62,7 @@ class Routing:
     source: jax.Array
     gates: jax.Array
     expert: jax.Array
+    valid: jax.Array
     losses: Sums
     metrics: Sums
 
@@ -74,6 +76,11 @@ class Routing:
         """C, slots of one expert for one group."""
         return self.source.shape[2]
 
+    @property
+    def placed(self) -> jax.Array:
+        """bool [G, S, K]: which choices found a slot."""
+        return self.slot < self.num_experts * self.capacity
+
     def expert_and_position(self) -> tuple[jax.Array, jax.Array]:
         """(expert, position) of each choice, int32 [G, S, K] both.
 
@@ -82,9 +89,8 @@ class Routing:
         sent or was dropped because the expert was full: a dropped choice has an expert and no
         position. With a router of kind "experts_choose", K is E and choice k is expert k.
         """
-        has_slot = self.slot < self.num_experts * self.capacity
         expert = jnp.where(self.expert < self.num_experts, self.expert, -1)
-        return expert, jnp.where(has_slot, self.slot % self.capacity, -1)
+        return expert, jnp.where(self.placed, self.slot % self.capacity, -1)
 
     def dispatch_mask(self) -> jax.Array:
         """bool [G, S, E, C]: whether token s has slot c of expert e (`dispatch_tensor`).
@@ -117,6 +123,7 @@ def route(
     bias: jax.Array | None = None,
     length: int = 0,
     axes: tuple[str, ...] = (),
+    alive: jax.Array | None = None,
 ) -> Routing:
     """Routes each group of tokens on its own (ST-MoE, arXiv 2202.08906, section 2 and appendix C).
 
@@ -144,6 +151,8 @@ def route(
         tokens of all groups in their order; 0: a group is a sequence.
       axes: mesh axes of a shard_map over which the tokens of a batch lie, for
         `balance_over="batch"`.
+      alive: bool [E], False for the experts that `whole_expert_dropout` leaves out, or None. Tokens
+        are sent there as ever, and have a gate of 0.
 
     Raises:
       ConfigError: capacity below 1, a group too large for 32-bit positions, a bias that is
@@ -181,15 +190,21 @@ def route(
         balance = balance_loss(shares, best, valid, config, length=length, axes=axes)
     if config.gate_scale != 1:
         gates = gates * config.gate_scale
+    if alive is not None:
+        scale = jnp.pad(alive / (1.0 - config.whole_expert_dropout), (0, 1))  # of E, not sent, 0
+        gates = gates * scale[expert]
     tokens, seen, broken = (  # all [G]
         jnp.sum(which, axis=-1).astype(jnp.float32) for which in (valid, mask, mask & ~finite)
     )
     z = jnp.sum(jnp.where(valid, jnp.square(log_normaliser), 0.0), axis=-1)
-    losses = {"balance": balance, "z": (z, tokens)}
+    # A loss that has no weight has no gradient: its forward pass is that of the metric.
+    spread = shares if config.entropy_loss_weight else jax.lax.stop_gradient(shares)
+    sharp = jnp.sum(jnp.where(valid, math.log(experts) - entropy(spread), 0.0), axis=-1)
+    losses = {"balance": balance, "z": (z, tokens), "entropy": (sharp, tokens)}
     metrics = routing_metrics(logits, shares, gates, valid, slot < experts * slots, expert)
     metrics["z"] = jax.lax.stop_gradient((z, tokens))
     losses["nonfinite"] = metrics["nonfinite"] = (broken, seen)
-    return Routing(slot, source, gates, expert, losses, metrics)
+    return Routing(slot, source, gates, expert, valid, losses, metrics)
 
 
 def _tokens_choose(
@@ -206,7 +221,7 @@ def _tokens_choose(
     priority = _priority(best, scores) if config.batch_prioritized else None
     wanted = jnp.where(valid[..., None], best, experts)  # [G, S, K]
     gates = _gates(best, scores)  # [G, S, K]
-    normalized = gates / (jnp.sum(gates, axis=-1, keepdims=True) + _GATE_EPSILON)
+    normalized = gates / (jnp.sum(gates, axis=-1, keepdims=True) + EPSILON)
     expert = chosen.send(
         Choices(
             expert=wanted,

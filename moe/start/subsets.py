@@ -30,7 +30,7 @@ def defaults() -> dict[str, tuple[Any, str]]:
 
 def kind_of(name: str, router_with_moe: bool) -> str:
     """What a weight is: "moe", "attention", "ffn" or "other"."""
-    if name.endswith(".experts.router"):
+    if ".experts.router" in name:
         return "moe" if router_with_moe else "other"
     if ".experts." in name:
         return "moe"

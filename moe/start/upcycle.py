@@ -46,7 +46,10 @@ _MEANING = (
     "model.relative_attention_max_distance",
 )
 # Beginnings of what no dense block has.
-_NEW = ("experts.router", "experts.bias", "experts.shared", "ffn")
+_NEW = (
+    *("experts.router", "experts.expert_embedding", "experts.bias", "experts.shared"),
+    "ffn",
+)
 _SILENT = ("ffn.down", "experts.shared.down")  # start at zero
 
 
@@ -146,6 +149,8 @@ def departures(routing: RoutingConfig, *, train: bool, pieces: int = 1) -> list[
             f"routing.capacity_factor{end}={factor:g}, which may drop choices ({enough:g}, or "
             "dispatch=dropless)"
         )
+    if train and routing.whole_expert_dropout:
+        listed.append(f"routing.whole_expert_dropout={routing.whole_expert_dropout:g} (0)")
     return listed
 
 

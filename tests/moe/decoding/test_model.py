@@ -52,7 +52,8 @@ def test_a_minimum_above_the_length_is_refused_before_anything_is_compiled(small
 @pytest.fixture(scope="module")
 def model(small, made):
     """A sparse model of two periods and a part of one, whose training capacity would drop tokens in
-    its decoder, and whose relative positions are not T5's.
+    its decoder, whose relative positions are not T5's, and whose routers see how often the layers
+    before took a token.
     """
     config = small(
         encoder_blocks=2,
@@ -62,6 +63,8 @@ def model(small, made):
         relative_attention_max_distance=5,
         sparse_offset=0,
         extra_ffn="before",
+        router_history=True,
+        expert_embedding=True,
         routing={"capacity_factor_eval": 0.5, "min_capacity": 1},
     )
     abstract = decode.decoding_model(config)

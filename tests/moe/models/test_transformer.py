@@ -186,9 +186,13 @@ def test_bfloat16_activations_float32_weights_and_logits(small, made, text, quic
     ],
 )
 def test_eight_devices_are_one(small, made, text, quick, capfd, shape, weights):
-    """Loss within 1e-5 and every gradient; the random policy draws the same on any mesh."""
-    routing = {"second_policy": "random", "capacity_factor": 1.0}
-    config = small(8, routing, encoder_blocks=2, remat="full")
+    """Loss within 1e-5 and every gradient; the random policy draws the same on any mesh, and so
+    does the dropout of whole experts. With what appendix J of ST-MoE tried.
+    """
+    routing = {"second_policy": "random", "capacity_factor": 1.0, "whole_expert_dropout": 0.3}
+    routing |= {"later_balance_weight": 0.5, "entropy_loss_weight": 0.01}
+    tried = {"router_history": True, "expert_embedding": True, "router_input": "both"}
+    config = small(8, routing, encoder_blocks=4, remat="full", **tried)
     abstract, params = made(config)
     batch = text(16)
     loss_fn = pretrain.loss_function(abstract, config.routing, pretrain.Objective())

@@ -1,4 +1,4 @@
-"""Routing against its rules in NumPy: 200 random cases over all options, float32 and bfloat16,
+"""Routing against its rules in NumPy: 220 random cases over all options, float32 and bfloat16,
 compiled, over devices; then the figures of the papers.
 """
 
@@ -20,7 +20,7 @@ from moe.routing.route import route
 from trainlib.errors import ConfigError
 from trainlib.sharding.mesh import make_mesh
 
-CASES = 200
+CASES = 220
 # (groups, tokens, experts, options): every option appears, with odd sizes.
 SHAPES = (
     (1, 16, 4, {"top_k": 1}),
@@ -33,6 +33,8 @@ SHAPES = (
     (2, 32, 2, {"top_k": 2, "second_policy": "all", "logit_clip": 1.0, "min_capacity": 4}),
     (1, 5, 9, {"top_k": 2, "capacity_factor": 3.0}),  # fewer tokens than experts
     (2, 15, 4, {"top_k": 3, "second_policy": "if_dropped", "capacity_factor": 0.9}),
+    # What appendix J of ST-MoE reports as without gain.
+    (2, 14, 5, {"top_k": 3, "later_balance_weight": 0.5, "whole_expert_dropout": 0.4}),
 )
 
 
@@ -48,6 +50,12 @@ def draw_case(number, dtype=np.float32):
     mask = rng.random((groups, size)) < (1.0 if number % 4 else 0.7)
     draws = rng.random((groups, size, config.top_k - 1)).astype(np.float32)
     return config, logits, mask, draws
+
+
+def alive_of(config):
+    """bool [E] of `whole_expert_dropout`, or None."""
+    rng = np.random.default_rng(config.num_experts)
+    return rng.random(config.num_experts) < 0.6 if config.whole_expert_dropout else None
 
 
 def as_arrays(assignment, experts, rows):
@@ -70,7 +78,7 @@ def check(routing, config, logits, mask, draws, train=True, bias=None):
     rows = oracle.capacity(config, logits.shape[1], train)
     for g in range(len(logits)):
         group = logits[g].astype(np.float32), mask[g], draws[g]
-        want = oracle.route_group(*group, config, train, bias)
+        want = oracle.route_group(*group, config, train, bias, alive=alive_of(config))
         assignment, gates, losses, metrics = want
         slot, source = as_arrays(assignment, experts, rows)
         np.testing.assert_array_equal(routing.slot[g], slot)
@@ -78,10 +86,11 @@ def check(routing, config, logits, mask, draws, train=True, bias=None):
         unsent = np.array([[a == "unsent" for a in row] for row in assignment])
         np.testing.assert_array_equal(routing.expert[g] == experts, unsent)
         np.testing.assert_allclose(routing.gates[g], gates, rtol=2e-6, atol=1e-7)
-        for name, (total, count) in {**losses, **metrics}.items():
-            got = (routing.losses | routing.metrics)[name]
-            np.testing.assert_allclose(got[0][g], total, rtol=2e-5, atol=1e-5, err_msg=name)
-            assert float(got[1][g]) == count, name
+        for figures, rules in ((routing.losses, losses), (routing.metrics, metrics)):
+            for name, (total, count) in rules.items():
+                got = figures[name]
+                np.testing.assert_allclose(got[0][g], total, rtol=2e-5, atol=1e-5, err_msg=name)
+                assert float(got[1][g]) == count, name
 
 
 @functools.cache
@@ -92,7 +101,8 @@ def compiled(config, train):
     }  # less time in LLVM, the same XLA passes
 
     def run(logits, mask, draws, bias=None):
-        return route(logits, config, train=train, mask=mask, draws=draws, bias=bias)
+        given = {"mask": mask, "draws": draws, "bias": bias, "alive": alive_of(config)}
+        return route(logits, config, train=train, **given)
 
     return jax.jit(run, compiler_options=options)
 
@@ -101,7 +111,7 @@ def compiled(config, train):
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 def test_routing_equals_its_rules(shape, dtype):
-    """20 cases of each of 10 settings; each setting in training and in evaluation."""
+    """20 cases of each of 11 settings; each setting in training and in evaluation."""
     train = (shape % 2 == 0) == (dtype == jnp.float32)
     for number in range(shape, CASES, len(SHAPES)):
         config, logits, mask, draws = draw_case(number, dtype)
@@ -164,8 +174,10 @@ def test_float32_softmax_keeps_what_bfloat16_loses():
     np.testing.assert_allclose(first, [0.142, 0.091], atol=5e-4)
 
 
-def test_losses_have_the_gradients_of_finite_differences():
-    config = RoutingConfig(5, balance_loss_weight=1.0, z_loss_weight=0.1, second_policy="all")
+@pytest.mark.parametrize("tried", [{}, {"later_balance_weight": 0.5, "entropy_loss_weight": 0.3}])
+def test_losses_have_the_gradients_of_finite_differences(tried):
+    weights = {"balance_loss_weight": 1.0, "z_loss_weight": 0.1} | tried
+    config = RoutingConfig(5, **weights, second_policy="all")
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 12, 5))
     direction = rng.normal(size=logits.shape)
@@ -185,6 +197,40 @@ def test_losses_have_the_gradients_of_finite_differences():
     step = 1e-2  # small enough that no first choice changes
     ahead, behind = (float(run(jnp.float32(logits + s * direction))[0]) for s in (step, -step))
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-3)
+
+
+def test_losses_of_even_and_of_certain_routers():
+    """Uniform probabilities have the entropy ln E, and cost 0 by it; a certain router costs ln E.
+    Choices that are even at every place cost 1 by each balance loss, K = 3: 1 + 0.5 + 0.5.
+    """
+    config = RoutingConfig(4, 3, later_balance_weight=0.5, second_policy="all")
+    turns = np.stack([np.roll(np.arange(4), s) for s in range(4)])  # every expert at every place
+    for scale, entropy in ((0.0, 0.0), (200.0, np.log(4))):
+        losses = compiled(config, True)(np.float32(scale * turns)[None], None, None).losses
+        np.testing.assert_allclose(losses["entropy"][0] / 4, [entropy], atol=1e-5)
+    losses = compiled(config, True)(np.float32(1e-3 * turns)[None], None, None).losses
+    np.testing.assert_allclose(losses["balance"][0], [2.0], rtol=1e-5)
+
+
+def test_a_loss_of_entropy_spreads_a_router_and_costs_nothing_without_weight():
+    logits = np.random.default_rng(3).normal(size=(1, 16, 4)).astype(np.float32)
+
+    def of(weight):
+        config = RoutingConfig(
+            4, 2, z_loss_weight=0.0, balance_loss_weight=0.0, entropy_loss_weight=weight
+        )
+        step = functools.partial(route, config=config, train=False)
+        return jax.value_and_grad(lambda x: auxiliary_loss(step(x).losses, config))
+
+    (value, gradient), (nothing, still) = (jax.jit(of(weight))(logits) for weight in (0.5, 0.0))
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    entropy = -(probs * np.log(probs)).sum(-1)
+    np.testing.assert_allclose(value, 0.5 * (np.log(4) - entropy).mean(), rtol=1e-5)
+    # Of sum p ln p: p_i (ln p_i + H), divided by the tokens.
+    expected = 0.5 * probs * (np.log(probs) + entropy[..., None]) / 16
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    assert nothing == 0
+    assert not np.any(still)
 
 
 def test_losses_of_layers_add_up_or_average():
@@ -279,6 +325,8 @@ def test_a_group_size_that_does_not_divide_is_named(options, words):
         ({"router": "experts_choose", "dispatch": "dropless"}, "dispatch='index'"),
         ({"partitioner": "automatic", "dispatch": "dropless"}, "partitioner='shard_map'"),
         ({"num_experts": 0}, "num_experts=0"),
+        ({"top_k": 1, "later_balance_weight": 0.5}, "top_k=1 .* there are none"),
+        ({"router": "experts_choose", "later_balance_weight": 0.5}, "there are none"),
     ],
 )
 def test_options_that_cannot_work_are_named(options, words):

@@ -25,7 +25,8 @@ from trainlib.sharding.mesh import make_mesh
             marks=pytest.mark.thorough,
         ),
         {"sparse_period": 4, "sparse_offset": 1, "extra_ffn": "before", "kind": "encoder"},
-        {"sparse_period": 1, "extra_ffn": "none", "activation": "relu", "kind": "decoder"},
+        {"sparse_period": 1, "extra_ffn": "none", "activation": "relu", "kind": "decoder"}
+        | {"router_history": True, "expert_embedding": True},
         pytest.param(
             {"encoder_blocks": 3, "partial_period": True, "sparse_offset": 0, "decoder_blocks": 1}
             | {"sparse_stacks": "encoder"},
@@ -34,11 +35,15 @@ from trainlib.sharding.mesh import make_mesh
     ],
 )
 def test_logits_are_those_of_the_dense_model(small, made, text, quick, layout):
-    """Max |difference| with nothing dropped; a bias that starts as nothing is no obstacle."""
+    """Max |difference| with nothing dropped; a bias and tables that start as nothing are no
+    obstacle.
+    """
     sparse = small(4, **layout)
     dense = upcycle.dense_of(sparse)
     abstract, fresh = made(sparse)
     fresh |= {n: np.ones_like(w) for n, w in fresh.items() if n.endswith("experts.bias")}
+    tables = ("router_history", "expert_embedding")
+    fresh |= {n: np.zeros_like(w) for n, w in fresh.items() if n.endswith(tables)}
     original, weights = made(dense)
     filled = upcycle.upcycle(jax.device_put(fresh), jax.device_put(weights), sparse)
     assert {n: w.shape for n, w in filled.items()} == {n: w.shape for n, w in fresh.items()}
@@ -72,6 +77,8 @@ def test_what_keeps_the_first_step_from_the_dense_model_is_named(small):
     assert "routing.capacity_factor_eval=2, which may drop choices (4, or" in " ".join(found)
     for served in ({}, {"capacity_factor": 4.0}, {"dispatch": "dropless", "capacity_factor": 0.1}):
         assert not upcycle.departures(small(4, served).routing, train=True)
+    noisy = upcycle.departures(small(4, {"whole_expert_dropout": 0.1}).routing, train=True)
+    assert noisy == ["routing.whole_expert_dropout=0.1 (0)"]
     for unlike in ({"top_k": 1}, {"normalize_gates": False}, {"router": "experts_choose"}):
         assert len(upcycle.departures(small(4, unlike).routing, train=False)) == 1
     one = {"num_experts": 1, "top_k": 1, "normalize_gates": False}
