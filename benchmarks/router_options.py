@@ -26,8 +26,9 @@ from launch import cli
 
 CONFIG = "configs/st_moe_tiny.py"
 SMALLER = {
-    **{"model.d_model": "64", "model.d_ff": "128", "model.head_dim": "16"},
-    **{"model.sparse_period": "2", "routing.num_experts": "8", "routing.group_sequences": "4"},
+    **{"model.d_model": "32", "model.d_ff": "64", "model.num_heads": "2", "model.head_dim": "16"},
+    **{"model.encoder_blocks": "2", "model.decoder_blocks": "2", "model.sparse_period": "1"},
+    **{"routing.num_experts": "8", "routing.group_sequences": "4"},
     **{"data.encoder_length": "64", "data.decoder_length": "32", "data.workers": "0"},
     **{"batch_size": "16", "steps": "200", "eval_every": "200", "checkpoint.every": "200"},
     **{"log_every": "10", "eval_batches": "20", "checkpoint.keep": "1"},
@@ -59,7 +60,7 @@ TODAY = {
     "shared": ("one shared expert", {"model.shared_experts": "1"}),
     "fine": (
         "fine-grained: 16 experts of half the width, top-4",
-        {"routing.num_experts": "16", "routing.top_k": "4", "model.expert_d_ff": "64"}
+        {"routing.num_experts": "16", "routing.top_k": "4", "model.expert_d_ff": "32"}
         | {"routing.capacity_factor": "2.5", "routing.capacity_factor_eval": "4"},
     ),
     "groups": (

@@ -37,5 +37,5 @@ def test_every_option_is_a_model(kind, tmp_path):
     run = router_options.planned(tmp_path, kind, 1, {})
     model = architecture(run.config.model, run.config.routing)
     base = router_options.planned(tmp_path, "", 1, {}).config
-    assert model.all_sparse_blocks == {"encoder": (1, 3), "decoder": (1, 3)}
+    assert model.all_sparse_blocks == {"encoder": (0, 1), "decoder": (0, 1)}
     assert (model == architecture(base.model, base.routing)) == (kind == "")
