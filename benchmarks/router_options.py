@@ -54,7 +54,8 @@ TODAY = {
     "sigmoid": ("sigmoid scores", {"routing.scores": "sigmoid"}),
     "bias": (
         "bias in place of a balance loss",
-        {"routing.balance_bias": "true", "routing.balance_loss_weight": "0"},
+        {"routing.balance_bias": "true", "routing.bias_update_rate": "0.01"}
+        | {"routing.balance_loss_weight": "0"},
     ),
     "none": ("no balance loss, no bias", {"routing.balance_loss_weight": "0"}),
     "shared": ("one shared expert", {"model.shared_experts": "1"}),
