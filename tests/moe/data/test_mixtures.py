@@ -9,7 +9,7 @@ from moe.data.sources.packing import fill_batch
 from moe.text.vocabulary import EOS
 from trainlib.errors import ConfigError
 
-LENGTHS = {"encoder_length": 512, "decoder_length": 96}
+LENGTHS = {"encoder_length": 512, "decoder_length": 114}
 
 
 @pytest.fixture

@@ -127,6 +127,7 @@ def expected(config=ALL):
         dropped = mask & ~placed.any(-1)
         y = jnp.stack(y) + rows + jnp.where(dropped[..., None], table[E], 0.0)
         losses, metrics = jax.tree.map(lambda v: v.sum(0), (routed.losses, routed.metrics))
+        metrics["gate_mass"] = jnp.sum(gates), metrics["gate_mass"][1]
         return y, (losses, placed.any(-1), metrics)
 
     return jax.device_get(jax.jit(step_of(config, apply), compiler_options=QUICK)(params, x))
