@@ -26,7 +26,7 @@ from trainlib.model.weights import Arrays
 from trainlib.step import step
 from trainlib.step.plan import Plan
 from vitattn.analysis import attention_picture
-from vitattn.analysis.attention_picture import Picture
+from vitattn.analysis.attention_picture import Maps, Picture
 from vitattn.answers import Answer, printed, renderer
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.files import find_images
@@ -167,10 +167,10 @@ def choose_names(file: Path | None, known: ModelNames | None, outputs: int) -> N
     return known.names if known is not None else (None,) * outputs
 
 
-def batch_size(images: int, plan: Plan[ModelConfig], picture: Picture | None) -> int:
+def batch_size(images: int, plan: Plan[ModelConfig], maps: Maps | None) -> int:
     """Returns B: a multiple of the devices, one for each where attention is drawn."""
     devices = plan.mesh.size
-    most = 1 if picture else min(images, most_images(plan.model.size))
+    most = 1 if maps else min(images, most_images(plan.model.size))
     return -(-most // devices) * devices
 
 
@@ -181,7 +181,7 @@ def most_images(image_size: tuple[int, int]) -> int:
 
 
 def make_predict(
-    plan: Plan[ModelConfig], task: Task, picture: Picture | None
+    plan: Plan[ModelConfig], task: Task, watched: Maps | None
 ) -> Callable[[Arrays, Arrays, step.Batch], dict[str, Any]]:
     """Returns the pure function `(params, model_state, {"image": f32 [B, H, W, 3]}) -> result`.
 
@@ -192,8 +192,8 @@ def make_predict(
     def predict(params: Arrays, model_state: Arrays, batch: step.Batch) -> dict[str, Any]:
         model = plan.abstract.bind(params, model_state)
         maps: dict[str, jax.Array] = {}
-        if picture is not None:
-            picture.watch(model, maps)
+        if watched is not None:
+            watched.watch(model, maps)
         outputs = of_images(model, batch["image"])
         return {"outputs": outputs, "maps": maps}
 

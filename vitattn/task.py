@@ -14,11 +14,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from trainlib import extension
 from trainlib.data.batches import Batches
 from trainlib.errors import ConfigError, one_of
 from trainlib.model.weights import Arrays
+from trainlib.report.samples import Sample
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn
 from vitattn.classification import task as classification
@@ -228,6 +230,19 @@ class Task(Protocol):
 
     def caption(self, outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
         """Returns the prediction for one image as a phrase under a picture."""
+        ...
+
+    def sample(
+        self,
+        example: Any,
+        outputs: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        seen: Image.Image,
+    ) -> Sample:
+        """Returns the finished prediction for one held-out image beside its truth, without a title:
+        `example` is what the split gave, `names` are printable, `seen` is the image as the model
+        saw it, enlarged where it is small.
+        """
         ...
 
     def open_pictures(

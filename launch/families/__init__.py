@@ -63,6 +63,12 @@ class Vision:
 
         return predict
 
+    @property
+    def samples(self) -> protocol.Sampling:
+        from vitattn.samples import images
+
+        return images
+
     def request(self, args: Namespace, fail: protocol.Fail) -> Any:
         if not args.images:
             fail("there is no image: name image files or folders after the flags")
@@ -158,6 +164,12 @@ class Language:
         from moe import predict
 
         return predict
+
+    @property
+    def samples(self) -> protocol.Sampling:
+        from moe.samples import texts
+
+        return texts
 
     def request(self, args: Namespace, fail: protocol.Fail) -> Any:
         if args.images or not args.input or not args.output:

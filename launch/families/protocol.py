@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainlib.formats.layout import Foreign, Layout
     from trainlib.formats.model_card import Subject
     from trainlib.model.weights import Abstract, Arrays
+    from trainlib.report.samples import Samples
     from trainlib.step.plan import Plan
     from trainlib.step.profile import Steps
     from trainlib.step.step import Batch, LossFn
@@ -104,6 +105,16 @@ class Predicting(Protocol):
         self, config: ConfigDict, workdir: Path, request: Any, at_step: int | None = None
     ) -> int:
         """Answers a request, which `Family.request` made; returns the exit code."""
+        ...
+
+
+class Sampling(Protocol):
+    """`samples`: asks a checkpoint about held-out data, for the page of a run."""
+
+    def take(self, config: ConfigDict, workdir: Path, at_step: int | None, count: int) -> Samples:
+        """Answers to at most `count` held-out examples with their truth, of a step (None: the
+        newest).
+        """
         ...
 
 
@@ -244,6 +255,9 @@ class Family(Protocol):
 
     @property
     def predict(self) -> Predicting: ...
+
+    @property
+    def samples(self) -> Sampling: ...
 
     def request(self, args: Namespace, fail: Fail) -> Any:
         """What the flags of `launch.predict` ask `predict` for; `fail` refuses flags that this

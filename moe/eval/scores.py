@@ -131,6 +131,19 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
     return METRICS[benchmark(task).metric].figures(known, said)
 
 
+def right(task: str, example: TextExample, answer: str) -> bool | None:
+    """Whether one answer is right; None where this is a matter of degree (summaries), or nobody
+    published what is right.
+    """
+    if not example.known:
+        return None
+    if example.choices:
+        return class_of(example, answer) == example.label
+    figures = score(task, [example], [answer])
+    exact = figures.get("accuracy", figures.get("em"))
+    return None if exact is None else exact == 100
+
+
 def main(task: str, figures: Mapping[str, float]) -> float:
     """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
     ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for closed-book questions.

@@ -10,7 +10,7 @@ from PIL import Image
 from trainlib import commands
 from trainlib.errors import ConfigError, DataError, StorageError
 from vitattn import config as config_lib
-from vitattn.analysis import plots
+from vitattn.analysis import overlay, plots
 from vitattn.analysis.attention_picture import choose_query
 from vitattn.data import make_source
 from vitattn.data.catalog import statistics
@@ -60,8 +60,8 @@ def test_the_query_is_the_centre_or_a_pixel_of_the_image():
 
 
 def test_a_map_is_spread_over_the_image_without_new_extremes():
-    assert np.allclose(plots.upsampled(np.full((3, 2), 0.25), 30, 40), 0.25)
-    fine = plots.upsampled(np.array([[1.0, 0.0], [0.0, 0.0]]), 64, 64)
+    assert np.allclose(overlay.upsampled(np.full((3, 2), 0.25), 30, 40), 0.25)
+    fine = overlay.upsampled(np.array([[1.0, 0.0], [0.0, 0.0]]), 64, 64)
     assert fine.shape == (64, 64)
     assert fine.min() == 0
     assert fine.max() == 1

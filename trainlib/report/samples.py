@@ -127,12 +127,14 @@ class Samples:
       about: what they are samples of, in a sentence.
       samples: at most `MOST`.
       weights: text that tells the weights from others; "" where nobody wrote it.
+      asked: how many were asked for; a split may have fewer.
     """
 
     step: int
     about: str
     samples: tuple[Sample, ...]
     weights: str = ""
+    asked: int = 0
 
 
 def path_of(workdir: Path, step: int) -> Path:
@@ -235,10 +237,12 @@ def read(workdir: Path, step: int) -> Samples | None:
 
 
 def _samples(values: dict[str, Any]) -> Samples:
-    if type(values["step"]) is not int:
-        raise ValueError("`step` is no whole number")
+    for name in ("step", "asked"):
+        if type(values[name]) is not int:
+            raise ValueError(f"`{name}` is no whole number")
     parts = tuple(_sample(one) for one in _list(values["samples"], "samples", MOST))
-    return Samples(values["step"], _text(values["about"]), parts, _text(values["weights"]))
+    about, weights = _text(values["about"]), _text(values["weights"])
+    return Samples(values["step"], about, parts, weights, values["asked"])
 
 
 def _sample(value: Any) -> Sample:

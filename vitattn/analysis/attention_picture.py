@@ -22,17 +22,15 @@ from vitattn.layers.attention import AttentionLayer
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """What a picture of attention shows.
+class Maps:
+    """Which maps of attention are asked of a model.
 
     Attributes:
-      path: the file to draw.
       query: row and column of the pixel of the model's image that attends.
       heads: attention layer -> numbers of its heads.
       size: H, W.
     """
 
-    path: Path
     query: tuple[int, int]
     heads: dict[str, tuple[int, ...]]
     size: tuple[int, int]
@@ -50,6 +48,17 @@ class Picture:
 
         attention_maps.watch(model, self.heads, record)
 
+
+@dataclasses.dataclass(frozen=True)
+class Picture(Maps):
+    """What a picture of attention shows.
+
+    Attributes:
+      path: the file to draw.
+    """
+
+    path: Path
+
     def rows(
         self, pixels: np.ndarray, caption: str, maps: dict[str, np.ndarray], mean: Rgb, std: Rgb
     ) -> list[plots.AttentionRow]:
@@ -62,7 +71,7 @@ class Picture:
           mean: that was subtracted from the pixels.
           std: that they were divided by.
         """
-        image = np.clip(pixels * np.asarray(std) + np.asarray(mean), 0, 1).astype(np.float32)
+        image = seen(pixels, mean, std)
         return [
             plots.AttentionRow(
                 image,
@@ -78,6 +87,11 @@ class Picture:
     def draw(self, rows: Sequence[plots.AttentionRow]) -> None:
         """Draws the picture."""
         plots.attention_picture(self.path, rows, self.query)
+
+
+def seen(pixels: np.ndarray, mean: Rgb, std: Rgb) -> np.ndarray:
+    """Returns an image f32 [H, W, 3] in 0..1 of the normalised pixels that a model saw."""
+    return np.clip(pixels * np.asarray(std) + np.asarray(mean), 0, 1).astype(np.float32)
 
 
 def choose(
@@ -109,7 +123,7 @@ def choose(
     names = attention_maps.choose_layers(facts, layers)
     chosen = attention_maps.choose_heads(facts, names, heads)
     plots.check_picture(path, images * sum(map(len, chosen.values())))
-    return Picture(path, query, chosen, size)
+    return Picture(query, chosen, size, path)
 
 
 def choose_query(query: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:

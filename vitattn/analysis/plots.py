@@ -14,14 +14,13 @@ import numpy as np
 from trainlib import commands
 from trainlib.errors import ConfigError, StorageError, one_of
 from trainlib.files import check_target, save_picture
+from vitattn.analysis import overlay
 
 FORMATS = ("pdf", "png", "svg")
 MAX_PANELS = 1000  # a page of 60 images, one layer and 16 heads; larger ones take minutes to draw
 
 _INCHES = 1.55  # of a panel
 _DPI = 120
-_DIMMED = 0.55  # brightness of the image below a map
-_COLOURS = "inferno"
 
 
 class AttentionRow(NamedTuple):
@@ -72,17 +71,6 @@ def check_picture(path: Path, panels: int) -> None:
         )
 
 
-def upsampled(weights: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Map [h, w] -> [height, width], each cell over its part of the image, blended in between.
-
-    Linear in between the centres of the cells: unlike cubic it makes no maximum that is not there.
-    """
-    from PIL import Image
-
-    image = Image.fromarray(np.asarray(weights, np.float32), mode="F")
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-
-
 def attention_picture(path: Path, rows: Sequence[AttentionRow], query: tuple[int, int]) -> None:
     """Draws one line a row: the image with the query, the mean of the heads, and each head.
 
@@ -130,21 +118,10 @@ def _draw_image(axes: Any, row: AttentionRow, query: tuple[int, int]) -> None:
 def _draw_map(
     axes: Any, name: str, weights: np.ndarray, row: AttentionRow, query: tuple[int, int]
 ) -> None:
-    """The dimmed image in grey, coloured by the map where it attends."""
-    from matplotlib import colormaps
-
     height, width = row.image.shape[:2]
-    fine = max(1, round(240 / max(height, width)))  # small images are enlarged before colouring
-    shape = height * fine, width * fine
-    top = float(weights.max())
-    share = np.clip(upsampled(weights, *shape) / (top or 1.0), 0, 1)[..., None]
-    grey = np.repeat(np.repeat(row.image.mean(-1), fine, 0), fine, 1)[..., None] * _DIMMED
-    colour = colormaps[_COLOURS](0.15 + 0.85 * share[..., 0])[..., :3]
-    axes.imshow(grey * (1 - 0.8 * share) + colour * 0.8 * share, extent=(0, width, height, 0))
+    axes.imshow(overlay.overlay(row.image, weights), extent=(0, width, height, 0))
     _mark_query(axes, query)
-    beyond = 1 - float(weights.sum())
-    note = f"\n{100 * beyond:.0f} % beyond the border" if beyond > 0.005 else ""
-    axes.set_title(f"{name}, to {100 * top:.3g} %{note}", fontsize=6)
+    axes.set_title(f"{name}, {overlay.words(weights)}", fontsize=6)
 
 
 def _mark_query(axes: Any, query: tuple[int, int]) -> None:

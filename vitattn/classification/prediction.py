@@ -13,12 +13,16 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from trainlib.errors import ConfigError, shown
+from trainlib.errors import ConfigError, NumericAbort, shown
 from trainlib.keys import fit, whole
+from trainlib.report.samples import Compared, Picture, Sample
+from vitattn.data.source import Example
 from vitattn.labels.class_names import Names
 
 TOP = 5  # classes that are printed
+_SHARES = 3  # classes of a sample
 
 
 def make_predict(config: ConfigDict) -> Callable[..., dict[str, jax.Array]]:
@@ -147,6 +151,33 @@ def caption(outputs: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     probabilities = outputs["probabilities"]
     best = likeliest(probabilities)[0]
     return f"{names[best]} ({100 * probabilities[best]:.0f} %)"
+
+
+def sample(
+    example: Example, outputs: Mapping[str, np.ndarray], names: Sequence[str], seen: Image.Image
+) -> Sample:
+    """Returns the class beside the true one, the likeliest classes, and the image as the model saw
+    it; see `vitattn.task.Task.sample`.
+
+    Raises:
+      NumericAbort: a probability is not finite.
+    """
+    probabilities = outputs["probabilities"]
+    if not np.isfinite(probabilities).all():
+        raise NumericAbort(
+            "The classifier gives probabilities that are not finite (NaN or infinite): its weights "
+            "have diverged. Take an earlier checkpoint with --step=N."
+        )
+    best = likeliest(probabilities, _SHARES)
+    true, said = (f"{names[n]} ({100 * probabilities[n]:.3g} %)" for n in (example.label, best[0]))
+    right = best[0] == example.label
+    return Sample(
+        "",
+        right,
+        compared=(Compared("class", true, said, right),),
+        shares=tuple((names[n], float(probabilities[n])) for n in best),
+        pictures=(Picture.of("as the model saw it", seen),),
+    )
 
 
 def open_pictures(directory: Path, images: Sequence[Path], names: Names, least: float) -> NoReturn:

@@ -11,6 +11,7 @@ from vitattn.classification.prediction import (
     finish,
     make_predict,
     open_pictures,
+    sample,
     serving,
 )
 from vitattn.classification.settings import check, settings
@@ -44,6 +45,7 @@ __all__ = [
     "open_pictures",
     "open_training",
     "over_split",
+    "sample",
     "serving",
     "settings",
     "statistics",

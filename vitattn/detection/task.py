@@ -10,6 +10,7 @@ from vitattn.detection.answers.prediction import (
     make_predict,
     serving,
 )
+from vitattn.detection.answers.sample import sample
 from vitattn.detection.check import check_data
 from vitattn.detection.data.catalog import make_source, statistics
 from vitattn.detection.evaluation.evaluation import MEASURED, WRITES_PREDICTIONS, over_split
@@ -44,6 +45,7 @@ __all__ = [
     "open_pictures",
     "open_training",
     "over_split",
+    "sample",
     "serving",
     "settings",
     "statistics",
