@@ -158,13 +158,9 @@ def spread(count: int, total: int) -> list[int]:
     return [number * total // count for number in range(count)]
 
 
-def write(workdir: Path, samples: Samples) -> Samples:
-    """Writes samples below a workdir; returns what was written: texts of at most `LONGEST`
-    characters, and as many samples as fit into `MAX_BYTES`.
-
-    Raises:
-      ConfigError: a link, or anything but a file, has the name.
-      StorageError: the disk refuses.
+def bounded(samples: Samples) -> Samples:
+    """Samples as a file may hold them: texts of at most `LONGEST` characters, and as many samples
+    as fit into `MAX_BYTES`.
     """
     some, left = [], MAX_BYTES - MIB // 16
     for sample in map(_bounded, samples.samples[:MOST]):
@@ -172,8 +168,19 @@ def write(workdir: Path, samples: Samples) -> Samples:
         if left < 0:
             break
         some.append(sample)
-    kept = dataclasses.replace(samples, about=clipped(samples.about), samples=tuple(some))
-    values = dataclasses.asdict(kept) | {"format": _FORMAT, "samples": list(map(_as_json, some))}
+    return dataclasses.replace(samples, about=clipped(samples.about), samples=tuple(some))
+
+
+def write(workdir: Path, samples: Samples) -> Samples:
+    """Writes samples below a workdir; returns what was written, which is `bounded`.
+
+    Raises:
+      ConfigError: a link, or anything but a file, has the name.
+      StorageError: the disk refuses.
+    """
+    kept = bounded(samples)
+    values = {field.name: getattr(kept, field.name) for field in dataclasses.fields(kept)}
+    values |= {"format": _FORMAT, "samples": list(map(_as_json, kept.samples))}
     path = path_of(workdir, samples.step)
     try:
         make_directory(path.parent)
