@@ -9,10 +9,13 @@ workdir. `--json` prints the same as data.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from launch import cli
 from launch.comparing import runs
 from trainlib import commands
 from trainlib.errors import ConfigError, plain, shown
+from trainlib.report.samples import MOST
 
 KINDS = ("train", "eval", "goodput")
 HIDDEN = ("step", "kind")  # and names with a slash: what single routers do
@@ -58,9 +62,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=int,
+        type=_count,
         default=6,
-        help="of --html: how many answers of the newest checkpoint are shown (6); 0 = none",
+        help="of --html: how many answers of the newest checkpoint are shown; 0: none; default: 6. "
+        "They are kept in the workdir; where they are not there yet, the model answers here",
     )
     args, overrides = cli.parse(parser, argv)
     if overrides:
@@ -84,10 +89,17 @@ def main(argv: Sequence[str]) -> int:
     if args.html is not None:
         from launch.reporting.make import make
 
-        line = make(workdirs, args.html, report, args.samples)
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        line = make(workdirs, args.html, report, args.samples, say, args.compile_cache)
         if not args.json:
             print(f"\n{line}")
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to {MOST}")
+    return int(text)
 
 
 def _one(workdir: Path, as_json: bool) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.reporting import gather, page
-from trainlib.errors import DataError, shown
+from launch.reporting import gather, page, samples
+from trainlib.errors import shown
 from trainlib.pages.document import check_page, write_page
-from trainlib.report import samples
 from trainlib.report.samples import Samples
 
 FLAG = "--html"
+Say = Callable[[str], object]
 
 
-def make(workdirs: Sequence[Path], path: Path, report: gather.Report, count: int) -> str:
+def make(
+    workdirs: Sequence[Path],
+    path: Path,
+    report: gather.Report,
+    count: int,
+    say: Say = print,
+    compile_cache: str = "",
+) -> str:
     """Writes the page.
 
     Args:
@@ -24,6 +31,8 @@ def make(workdirs: Sequence[Path], path: Path, report: gather.Report, count: int
       path: of the page.
       report: what `launch.report` says of a run.
       count: of samples; 0 shows none.
+      say: told what takes time.
+      compile_cache: of `--compile_cache`, for the model that gives samples.
 
     Returns:
       A line on what was written.
@@ -41,7 +50,7 @@ def make(workdirs: Sequence[Path], path: Path, report: gather.Report, count: int
         runs,
         gather.settings(runs[0]),
         checkpoints,
-        _samples(runs[0].workdir, checkpoints, count),
+        _samples(runs[0].workdir, checkpoints, count, say, compile_cache),
         refused,
         time.time(),
     )
@@ -51,14 +60,13 @@ def make(workdirs: Sequence[Path], path: Path, report: gather.Report, count: int
     return f"The page of {several}: {shown(path)}, {len(text.encode()) / 1e6:.2f} MB{left_out}"
 
 
-def _samples(workdir: Path, checkpoints: Sequence[gather.Checkpoint], count: int) -> Samples | str:
+def _samples(
+    workdir: Path, checkpoints: Sequence[gather.Checkpoint], count: int, say: Say, cache: str
+) -> Samples | str:
     """The samples of the newest checkpoint, or why there are none; "" where none were asked for."""
     if not count:
         return ""
     newest = next((one for one in checkpoints if not one.damage), None)
     if newest is None:
         return "There is no whole checkpoint, so that nothing can answer."
-    try:
-        return samples.read(workdir, newest.step) or ""
-    except DataError as error:
-        return str(error)
+    return samples.of_checkpoint(workdir, newest.step, count, say, cache)

@@ -42,8 +42,8 @@ def of_checkpoint(
     count = min(count, files.MOST)
     try:
         content = manifest.read(workdir / "checkpoints" / str(step))
-        there = _written(workdir, step, _digest(content))
-        if there is None or there.asked < count:
+        there = files.read(workdir, step)
+        if there is None or there.weights != digest(content) or there.asked < count:
             there = _made(workdir, content, count, say, compile_cache)
     except manifest.NOT_READ as error:
         return f"The checkpoint of step {step} cannot be read: {error}."
@@ -52,19 +52,10 @@ def of_checkpoint(
     return dataclasses.replace(there, samples=there.samples[:count])
 
 
-def _digest(content: manifest.Manifest) -> str:
-    """Tells the weights of a step from others: those of a run that was trained again."""
+def digest(content: manifest.Manifest) -> str:
+    """A text that tells the weights of a step from those of a run that was trained again."""
     digests = sorted((name, leaf.digest) for name, leaf in content.leaves.items())
     return hashlib.sha256(repr(digests).encode()).hexdigest()[:16]
-
-
-def _written(workdir: Path, step: int, weights: str) -> Samples | None:
-    """What lies in the workdir for these weights; None where that is nothing, or nothing of use."""
-    try:
-        there = files.read(workdir, step)
-    except DataError:
-        return None  # it is replaced
-    return there if there is not None and there.weights == weights else None
 
 
 def _made(
@@ -97,7 +88,7 @@ def _made(
     except jax.errors.JaxRuntimeError as error:
         reason = shown(str(error).partition("\n")[0], 300)
         raise DataError(f"JAX cannot run the model on this machine: {reason}.") from None
-    made = dataclasses.replace(made, weights=_digest(content), asked=count)
+    made = dataclasses.replace(made, weights=digest(content), asked=count)
     try:
         return files.write(workdir, made)
     except UserError as error:

@@ -89,7 +89,7 @@ def parts(ids: np.ndarray, vocabulary: Vocabulary) -> dict[Gap, np.ndarray]:
     first = vocabulary.size - vocabulary.extra_ids
     marks = np.flatnonzero(ids >= first)
     cut: dict[Gap, np.ndarray] = {None: ids[: marks[0]] if len(marks) else ids}
-    for start, stop in zip(marks, [*marks[1:], len(ids)], strict=True):
+    for start, stop in zip(marks, [*marks, len(ids)][1:], strict=True):
         cut.setdefault(int(vocabulary.size - ids[start]), ids[start + 1 : stop])
     return cut
 

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from launch.reporting.samples import digest
 from trainlib.checkpoint import manifest
 from trainlib.report import samples
 from trainlib.run.metric_writers import Writers
@@ -96,4 +97,5 @@ def answers(workdir: Path, step: int, title: str = "copa 3") -> None:
     seen = samples.Sample("image 7", True, shares=(("cat", 0.75),), pictures=(picture,))
     compared = (samples.Compared("answer", "True", "False", False),)
     read = samples.Sample(title, False, (("input", "A text."),), compared)
-    samples.write(workdir, samples.Samples(step, "Held-out examples.", (seen, read)))
+    weights = digest(manifest.read(workdir / "checkpoints" / str(step)))
+    samples.write(workdir, samples.Samples(step, "Held-out examples.", (seen, read), weights, 48))

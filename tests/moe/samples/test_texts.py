@@ -13,7 +13,7 @@ from moe.tasks.task import TextExample
 from moe.text.vocabulary import EOS, ByteVocabulary
 from tests.launch.commands import TINY_MOE
 from trainlib.checkpoint import checkpoints as checkpoint
-from trainlib.errors import CheckpointError, ConfigError
+from trainlib.errors import CheckpointError, DataError
 from trainlib.report.samples import Compared
 from trainlib.run.resume import checkpoint_meta
 from trainlib.sharding.mesh import make_mesh
@@ -64,7 +64,7 @@ def test_places_of_next_words_end_with_the_last():
 
 
 ENTAILED = TextExample("rte ..", ("not",), (0,), 1, ("yes", "not"))
-ASKED = TextExample("squad ..", ("Paris",), (1,), answers=("Paris", "the city of Paris"))
+ASKED = TextExample("trivia_qa ..", ("Paris",), (1,), answers=("Paris", "the city of Paris"))
 PRONOUN = TextExample("wsc ..", (), (2,), 0, answers=("the cat",))
 SUMMED = TextExample("xsum ..", ("A cat sat.",), (3,), answers=("A cat sat.",))
 HIDDEN = TextExample("rte ..", (), (4,), -1, ("yes", "not"))
@@ -75,8 +75,8 @@ HIDDEN = TextExample("rte ..", (), (4,), -1, ("yes", "not"))
     [
         ("rte", ENTAILED, " not ", True, "not"),
         ("rte", ENTAILED, "no", False, "not"),
-        ("squad", ASKED, "paris", True, "Paris / the city of Paris"),
-        ("squad", ASKED, "Paris, Texas", False, "Paris / the city of Paris"),
+        ("trivia_qa", ASKED, "paris", True, "Paris / the city of Paris"),
+        ("trivia_qa", ASKED, "Paris, Texas", False, "Paris / the city of Paris"),
         ("wsc", PRONOUN, "a dog", True, "not the cat"),
         ("wsc", PRONOUN, "The cat", False, "not the cat"),
         pytest.param(
@@ -134,12 +134,11 @@ def test_a_pre_trained_model_fills_gaps(run):
         assert whole.startswith(true)
         assert len(sample.compared) == min(8, (targets >= 384 - 100).sum() or 1) or true == whole
         assert "⟨1⟩" in sample.fields[0][1]
-    config.data.holdout = 0.0
-    with pytest.raises(ConfigError, match="nothing to evaluate on"):
-        texts.take(config, workdir, None, 3)
-    config.data.holdout = 0.1
     with pytest.raises(CheckpointError):
         texts.take(config, workdir, 8, 3)
+    config.data.source = f"text:{workdir / 'gone'}"
+    with pytest.raises(DataError, match="gone"):
+        texts.take(config, workdir, None, 3)
 
 
 @pytest.mark.thorough
