@@ -87,13 +87,13 @@ def test_a_classifier_shows_images_classes_and_where_it_looks(config, saved):
         picture, attention = sample.pictures
         shown = np.asarray(Image.open(io.BytesIO(picture.content)))
         assert np.array_equal(shown[::30, ::30], np.rint(255 * image))
-        assert attention.caption.startswith("attention of group3.")
-        assert "mean of 2 heads, to " in attention.caption
+        assert attention.caption.startswith("attention of conv3_x.0.conv1, ")
+        assert ", mean of 2 heads, to " in attention.caption
         assert Image.open(io.BytesIO(attention.content)).size == (240, 240)
 
 
 def test_what_is_missing_is_said(config, saved, tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no whole step"):
         images.take(config, tmp_path, None, 4)
     elsewhere = config.copy_and_resolve_references()
     elsewhere.data.source = f"folder:{tmp_path / 'gone'}"
