@@ -53,7 +53,7 @@ LARGER_FOLDERS = {  # folder -> (how many, why)
     "benchmarks": (13, "one file a command"),
     "benchmarks.peers": (16, "one file a row"),
     "configs": (26, "one file a published result"),
-    "launch": (15, "one file a command"),
+    "launch": (14, "one file a command"),
 }
 IMPORT_NAMES = {
     "absl-py": "absl",

@@ -53,12 +53,8 @@ def load(word: str) -> Adapter:
     """
     if word in KNOWN:
         module, name, packages = KNOWN[word]
-        missing = [package for package in packages if not _there(package)]
-        if missing:
-            raise ConfigError(
-                f"--adapter={word} runs the router of another code base and needs "
-                f"{' and '.join(missing)}: pip install {' '.join(missing).replace('_', '-')}."
-            )
+        for package in packages:
+            _need(package, word)
         return getattr(importlib.import_module(module), name)()
     if not extension.is_reference(word):
         raise ConfigError(
@@ -79,12 +75,14 @@ def load(word: str) -> Adapter:
     return cast(Adapter, adapter)
 
 
-def _there(package: str) -> bool:
+def _need(package: str, word: str) -> None:
     try:
         importlib.import_module(package)
-    except ImportError:
-        return False
-    return True
+    except ImportError as error:
+        raise ConfigError(
+            f"--adapter={word} runs the router of another code base, whose package {package} cannot "
+            f"be imported here ({shown(error)}): pip install {package.replace('_', '-')}."
+        ) from error
 
 
 def version(package: str) -> str:

@@ -34,8 +34,7 @@ class Switch:
         tokens = torch_answers.leaf(case)
         several = tokens if case.layers > 1 else tokens[None]
         layer = _layer(case.settings.num_experts, case.settings.capacity(case.mask.shape[1]))
-        logits = [layer.router(x)[2] for x in several]
-        balance, z = _losses(logits)
+        balance, z = _losses([layer.router(x)[2] for x in several])
         combine = layer(tokens) if case.layers == 1 else None
         return torch_answers.answer(case, tokens, combine=combine, balance=balance, z=z)
 
