@@ -80,7 +80,7 @@ def _need(package: str, word: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"--adapter={word} runs the router of another code base, whose package {package} cannot "
+            f"--adapter={word} runs the router of another code base: its package {package} cannot "
             f"be imported here ({shown(error)}): pip install {package.replace('_', '-')}."
         ) from error
 
