@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from moe.conformance.cases import Case
 from moe.conformance.settings import Settings, rules
 
 Shape = tuple[int, int, int]  # B, L, E
-Setting = tuple[Shape, dict[str, object]]
+Setting = tuple[Shape, dict[str, Any]]
 PER_THEME = 20
 APART = 1e-3  # least difference of two gates or draws that decide something
 
@@ -87,7 +88,7 @@ PLAIN: dict[str, tuple[Setting, ...]] = {
 }
 
 # Each of these is one case, or two with other numbers.
-EDGES: tuple[tuple[str, Shape, dict[str, object]], ...] = (
+EDGES: tuple[tuple[str, Shape, dict[str, Any]], ...] = (
     ("one expert", (2, 4, 1), {"top_k": 1}),
     ("one token", (1, 1, 4), {}),
     ("huge", (2, 6, 4), {"top_k": 1, "capacity_factor": 1.0}),
@@ -128,23 +129,26 @@ def everything() -> Iterator[Case]:
 
 def make(theme: str, number: int) -> Case:
     """One case; the same whenever it is asked for."""
-    what, shape, options = (
-        "",
-        *PLAIN.get(theme, [((0, 0, 0), {})])[number % len(PLAIN.get(theme, [0]))],
-    )
-    if theme == "edges":
-        what, shape, options = EDGES[number]
-    settings = Settings(shape[-1], **options)  # pyright: ignore[reportArgumentType]
+    what, shape, options = _setting(theme, number)
+    settings = Settings(shape[-1], **options)
     place = ["edges", *PLAIN].index(theme)
     for attempt in range(1000):
         random = np.random.default_rng([place, number, attempt])
         draws = random.integers(0, 64, (*shape[:2], settings.top_k - 1)) / np.float32(64)
         count = (3, *shape) if theme == "layers" else shape
-        logits = np.float32(_logits(theme, what, count, random))
+        logits = _logits(theme, what, count, random).astype(np.float32)
         mask = _mask(theme, what, shape, random)
         if theme == "ties" or _decided(logits, mask, draws, settings):
             return _answered(f"{theme}/{number:02d}", settings, logits, mask, draws)
     raise ValueError(f"no case {theme}/{number} without close decisions")
+
+
+def _setting(theme: str, number: int) -> tuple[str, Shape, dict[str, Any]]:
+    """(kind of edge, shape, options) of a case."""
+    if theme == "edges":
+        return EDGES[number]
+    shape, options = PLAIN[theme][number % len(PLAIN[theme])]
+    return "", shape, options
 
 
 def _logits(
@@ -208,7 +212,7 @@ def _decided(logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, settings: 
                 return False
             if np.any(np.abs(draws[tuple(at)] - gates / settings.second_threshold) < APART):
                 return False
-        close = len(firsts) > 1 and np.min(np.diff(np.sort(firsts))) < APART / 10
+        close = len(firsts) > 1 and float(np.min(np.diff(np.sort(firsts)))) < APART / 10
         if settings.batch_prioritized and close:
             return False
     return True
@@ -222,7 +226,7 @@ def _answered(
         answer = reference.answer_of_layers(logits, mask, draws, asked)
         return Case(name, settings, logits, mask, draws, None, answer)
     answer = reference.answer(logits, mask, draws, asked)
-    finite = np.isfinite(logits).all(-1)
+    finite = np.asarray(np.isfinite(logits).all(-1))
     usable = np.where(finite[..., None], logits, 0.0).astype(float)
     choices = reference.choose(usable, mask & finite, draws, asked)
     assert answer.combine is not None

@@ -121,7 +121,7 @@ def _finite(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits in float64 with zeros in tokens that have others than finite ones; and which have
     none.
     """
-    finite = np.isfinite(logits).all(-1)
+    finite = np.asarray(np.isfinite(logits).all(-1))
     return np.where(finite[..., None], logits, 0.0).astype(float), finite
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from moe.conformance.cases import Case
@@ -35,7 +35,7 @@ KNOWN = {  # name -> module, class, packages it needs
 class _Function:
     """A function from a case to an answer as an adapter."""
 
-    declares = ()
+    declares: Sequence[str] = ()
 
     def __init__(self, name: str, route: Callable[[Case], Answer]):
         self.name, self._route = name, route

@@ -41,7 +41,9 @@ class Ours:
         def grouped(x: np.ndarray) -> np.ndarray:
             return x.reshape(groups, case.group_size, *x.shape[2:])
 
-        arrays = [grouped(x) for x in (logits, case.mask, case.draws, np.float32(case.cotangent))]
+        arrays = [
+            grouped(x) for x in (logits, case.mask, case.draws, case.cotangent.astype(np.float32))
+        ]
         run = _compiled(config, case.mask.shape[1])
         combine, position, balance, z, gradients = jax.device_get(run(*arrays))
         return Answer(
@@ -49,7 +51,7 @@ class Ours:
             position.reshape(shape),
             float(balance),
             float(z),
-            {name: gradient.reshape(shape) for name, gradient in gradients.items()},
+            gradients={name: gradient.reshape(shape) for name, gradient in gradients.items()},
         )
 
 

@@ -34,9 +34,13 @@ class Switch:
         tokens = torch_answers.leaf(case)
         several = tokens if case.layers > 1 else tokens[None]
         layer = _layer(case.settings.num_experts, case.settings.capacity(case.mask.shape[1]))
-        balance, z = _losses([layer.router(x)[2] for x in several])
-        combine = layer(tokens) if case.layers == 1 else None
-        return torch_answers.answer(case, tokens, combine=combine, balance=balance, z=z)
+        recorded: list[Any] = []  # as `OutputRecorder` of the model does
+        layer.router.register_forward_hook(lambda module, given, out: recorded.append(out[2]))
+        combine = [layer(x) for x in several]
+        balance, z = _losses(recorded)
+        return torch_answers.answer(
+            case, tokens, combine=combine[0] if case.layers == 1 else None, balance=balance, z=z
+        )
 
 
 def _check(settings: Settings) -> None:
@@ -70,12 +74,17 @@ def _layer(experts: int, capacity: int) -> Any:
 
 
 def _losses(layers: list[Any]) -> tuple[Any, Any]:
-    """Balance loss and z-loss of logits [B, L, E] of all layers of a stack."""
+    """Balance loss and z-loss of what was recorded of all layers of a stack; None where the model
+    stops, as releases do before the correction of huggingface/transformers#48293.
+    """
     import torch
     from transformers.models.switch_transformers import modeling_switch_transformers as peer
 
     unpack = peer.SwitchTransformersForConditionalGeneration._unpack_router_logits
-    logits, indices = unpack(None, tuple(layers))  # pyright: ignore[reportArgumentType]
+    try:
+        logits, indices = unpack(None, tuple(layers))  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, ValueError):
+        return None, None
     probabilities = torch.nn.Softmax(dim=-1)(logits)
     balance = peer.load_balancing_loss_func(probabilities, indices)
     return balance, peer.router_z_loss_func(logits)
