@@ -212,7 +212,7 @@ def _decided(logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, settings: 
                 return False
             if np.any(np.abs(draws[tuple(at)] - gates / settings.second_threshold) < APART):
                 return False
-        close = len(firsts) > 1 and float(np.min(np.diff(np.sort(firsts)))) < APART / 10
+        close = bool(np.any(np.diff(np.sort(firsts)) < APART / 10))
         if settings.batch_prioritized and close:
             return False
     return True

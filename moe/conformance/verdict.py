@@ -32,7 +32,7 @@ from moe.conformance.readings import (
 )
 from moe.conformance.reference import PARTS, Answer
 from moe.conformance.settings import Rules, rules
-from trainlib.errors import DataError, shown
+from trainlib.errors import ConfigError, DataError, UserError, shown
 
 RIGHT, UNTOLD, UNEXPRESSED = "right", "not told", "not expressed"
 OUTCOMES = (RIGHT, CONVENTION, BUG, UNEXPRESSED, UNTOLD)
@@ -94,6 +94,7 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
       cases: the questions.
 
     Raises:
+      ConfigError: the adapter stops with an error, or returns something else.
       DataError: an answer has another shape than its case.
     """
     found: list[Finding] = []
@@ -127,9 +128,23 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
 
 def _answer(adapter: Adapter, case: Case) -> Answer | Finding:
     try:
-        return adapter.route(case)
+        answer = adapter.route(case)
     except CannotExpress as error:
         return Finding(case.name, "", UNEXPRESSED, detail=str(error))
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"The adapter {shown(adapter.name)} stops with {type(error).__name__} in case "
+            f"{case.name}: {shown(error)}. --debug prints the traceback. For a case that a router "
+            "has no settings for it raises moe.conformance.verdict.CannotExpress."
+        ) from error
+    if not isinstance(answer, Answer):
+        raise ConfigError(
+            f"The adapter {shown(adapter.name)} returns {shown(type(answer).__name__)} for case "
+            f"{case.name}; it has to be a moe.conformance.reference.Answer."
+        )
+    return answer
 
 
 def _told(answer: Answer, part: str) -> bool:

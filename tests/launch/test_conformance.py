@@ -16,6 +16,14 @@ def right(case):
     return answer(case.logits, case.mask, case.draws, rules(case.settings))
 
 
+def broken(case):
+    return 1 / 0
+
+
+def silent(case):
+    pass
+
+
 def wrong(case):
     return answer(case.logits, case.mask, case.draws, rules(case.settings, dispatch="dropless"))
 """
@@ -52,6 +60,8 @@ def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
     ("flags", "error", "words"),
     [
         ([], ConfigError, "name a router"),
+        (["--adapter=command_line_routers:broken"], ConfigError, "stops with ZeroDivisionError"),
+        (["--adapter=command_line_routers:silent"], ConfigError, "returns NoneType for case"),
         (["--adapter=mo"], ConfigError, "Did you mean 'moe'"),
         (["--adapter=moe", "--config.x=1"], ConfigError, "reads no configuration"),
         (["--adapter=command_line_routers:right", "--only=top9"], DataError, "Themes: "),
