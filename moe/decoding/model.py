@@ -221,7 +221,7 @@ def choice_of(
 def make_generate(
     model: Architecture, options: Decoding, length: int, words: int
 ) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """`(params, {}, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
+    """`(params, model_state, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
     after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
     "score".
 
@@ -289,7 +289,7 @@ def make_generate(
 def make_score(
     model: Architecture,
 ) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], jax.Array]:
-    """`(params, {}, batch) -> float32 [B, C]`: log-probability of every candidate answer.
+    """`(params, model_state, batch) -> float32 [B, C]`: log-probability of every candidate answer.
 
     One pass of the encoder and one of the decoder over all candidates, which share its keys and
     values: much faster than decoding.
