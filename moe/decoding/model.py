@@ -221,8 +221,8 @@ def choice_of(
 def make_generate(
     model: Architecture, options: Decoding, length: int, words: int
 ) -> Callable[[Arrays, Arrays, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """`(params, model_state, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis N
-    after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
+    """`(params, model_state, batch) -> {"words": int32 [B, L], "score": float32 [B]}`, with an axis
+    N after B where options.num_return_sequences is above 1; beams have "rank_score" too, shaped as
     "score".
 
     The batch holds `encoder_inputs` and `encoder_segments`, int32 [B, K], one input in each, and
