@@ -145,7 +145,7 @@ ONE_STEP = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_real_run_is_read_as_it_was_written(tmp_path):
     setting = Setting("BAM", "reproduce_small", ONE_STEP)
     workdir = runs.train(setting, 0, tmp_path)
