@@ -32,6 +32,8 @@ from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, LossFn, LossOutput, Sums, Tally
 
 ATTENTION = ("attention_z", "cross_attention_z")
+# Sums, and stack -> int32 [P, rows, L, choices], the experts of tokens (`TokenChoices.expert`).
+Evaluated = tuple[Sums, dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +143,10 @@ def make_loss(plan: Plan[Architecture]) -> LossFn:
     return loss_function(plan.abstract, plan.model.routing, objective, routers=watched)
 
 
-def make_evaluate(plan: Plan[Architecture]) -> Callable[[Arrays, Arrays, Batch], Sums]:
+def make_evaluate(plan: Plan[Architecture]) -> Callable[[Arrays, Arrays, Batch], Evaluated]:
     """The metrics of a run; see `evaluate_function`."""
-    return evaluate_function(plan.abstract)
+    rows = plan.config.router.probe_rows if plan.config.router.log_every else 0
+    return evaluate_function(plan.abstract, rows)
 
 
 def loss_function(
@@ -178,13 +181,22 @@ def loss_function(
     return loss_fn
 
 
-def evaluate_function(abstract: Abstract) -> Callable[[Arrays, Arrays, Batch], Sums]:
-    """Sums over the real target tokens at evaluation capacity, without dropout or noise."""
+def evaluate_function(
+    abstract: Abstract, probe_rows: int = 0
+) -> Callable[[Arrays, Arrays, Batch], Evaluated]:
+    """(sums over the real target tokens, experts that tokens of the first rows were sent to), at
+    evaluation capacity, without dropout or noise.
+    """
 
-    def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Sums:
+    def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Evaluated:
         model = _bound(abstract, params, model_state)
-        hidden, reports = model.hidden(batch, train=False)
+        hidden, reports = model.hidden(batch, train=False, trace=probe_rows > 0)
         _, _, sums = token_loss(model, batch, hidden)
-        return sums | router_metrics(reports)
+        chosen = {
+            stack: router.choices.expert[:, :probe_rows]
+            for stack, router in router_outputs(reports).items()
+            if router.choices is not None
+        }
+        return sums | router_metrics(reports), chosen
 
     return evaluate

@@ -23,6 +23,7 @@ from moe.eval.measured import Measured
 from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
 from moe.observatory import watch
+from moe.observatory.probe import Probe
 from moe.plan import abstract_batch, lengths, make
 from moe.start import finetune, upcycle
 from trainlib.data.order import split_facts
@@ -146,6 +147,7 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
 
     # ---------------------------------------------------------------- loop
     measure = functools.partial(over_held_out, eval_step, data, plan, session.give_up)
+    probe = Probe(eval_step, plan, data.held_out)
     with (
         session.running(),
         train_batches(
@@ -158,6 +160,8 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
             jax.process_count(),
         ) as batches,
     ):
+        if session.start:
+            probe.begin(state.weights)
         if session.eval_pending:
             with session.evaluating(session.start):
                 session.result = measure(state.weights)
@@ -169,6 +173,7 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
                 with session.evaluating(number):
                     session.result = measure(state.weights)
             if session.save_due(number):
+                session.measured(number, "router", functools.partial(probe.moved, state.weights))
                 session.save(number, state)
     if session.main:
         report(session, plan, batches.bad)

@@ -22,7 +22,7 @@ from trainlib.step import step
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, Sums
 
-EvalStep = Callable[[Arrays, Arrays, Batch], Sums]
+EvalStep = Callable[[Arrays, Arrays, Batch], tuple[Sums, object]]
 FIGURES = ("cross_entropy", "accuracy")
 
 
@@ -80,7 +80,8 @@ def _over_part(
         for batch in itertools.islice(batches, config.eval_batches or None):
             between()
             on_device = step.put_batch({name: batch[name] for name in fields}, plan.batch_sharding)
-            total = metrics.merge(total, metrics.to_host(eval_step(*held, on_device)))
+            sums, _ = eval_step(*held, on_device)
+            total = metrics.merge(total, metrics.to_host(sums))
     assert total is not None, "a split has at least one batch"
     return Measured.of(total, plan.model.all_sparse_blocks), int(total["cross_entropy"].count)
 

@@ -44,6 +44,7 @@ def config_of(tmp_path_factory):
         config.mesh.update(data=4, replica=2)
         config.update(batch_size=8, steps=4, eval_batches=2, log_every=1)
         config.checkpoint.every = config.eval_every = 2
+        config.router.log_every = 1
         config.update(changes)
         return config
 
@@ -73,6 +74,13 @@ def test_a_run_leaves_losses_router_metrics_and_pictures(finished):
         assert sum(shares) == pytest.approx(1)
         assert 0 <= lines[-1][f"router/{stack}.0/dropped_choices"] < 1
         assert 0 < lines[-1][f"router/{stack}.0/entropy"] <= math.log(4) + 1e-6
+        assert lines[-1][f"router/{stack}.0/grad_norm"] > 0
+        assert 0 < lines[-1][f"router/{stack}.0/gate_mass"] <= 1 + 1e-6
+    samples = [line for line in logged(finished, "router") if "watched_loss" in line]
+    assert [line["watched_loss"] for line in samples] == [line["loss"] for line in lines]
+    (moved,) = (line for line in logged(finished, "router") if "watched_loss" not in line)
+    assert moved["step"] == 4  # the first checkpoint has none before it
+    assert 0 < moved["router/encoder.0/churn"] < 1
     summary = json.loads((finished / "summary.json").read_text())
     assert 2 < summary["unigram_entropy"] < summary["cross_entropy"]
     assert "load" in summary["rows"]["router encoder.0"]
@@ -114,7 +122,7 @@ def test_a_run_stopped_in_its_evaluations_is_the_unbroken_one_bit_for_bit(
         assert [r["step"] for r in logged(tmp_path, "train")] == list(range(1, step + 1))
         assert [r["step"] for r in logged(tmp_path, "eval")] == [2][: stop_in - 1]
     assert run(0) == 0
-    for kind in ("train", "eval"):
+    for kind in ("train", "eval", "router", "alert"):
         assert logged(tmp_path, kind) == logged(finished, kind)
     for step, kept in Checkpoints(tmp_path / "checkpoints").manifests().items():
         assert kept.metrics == Checkpoints(finished / "checkpoints").manifest(step).metrics
