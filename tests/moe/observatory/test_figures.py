@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from moe.observatory import figures
+from moe.observatory.alerts import RULES
+from moe.routing.metrics import METRICS
+from tests.launch.commands import ROOT
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,10 @@ def test_churn_is_one_less_the_cosine_of_the_two_routings():
     cosine = flat[0] @ flat[1] / math.sqrt(flat[0] @ flat[0] * (flat[1] @ flat[1]))
     found = figures.churn(*(figures.sent_to(expert, 4) for expert in (before, now)))
     assert found == pytest.approx(1 - cosine)
+
+
+def test_the_page_explains_every_figure_and_every_alert():
+    page = (ROOT / "docs" / "router.md").read_text()
+    figures_of_load = figures.uneven(np.ones(1))
+    for name in {*METRICS, *figures_of_load, "grad_norm", "churn", *RULES, "loss_spike"} - {"load"}:
+        assert f"`{name}`" in page, name
