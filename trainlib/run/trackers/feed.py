@@ -183,13 +183,18 @@ class Trackers:
 
 
 def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record as dashboards name them, `kind/name`; an alert is one series for what
-    it is and where, `alert/dead_expert/decoder.3`.
+    """The numbers of a record as dashboards name them, `kind/name`.
+
+    Names that begin with a kind of their own, `router/`, are those of a record of this kind, and
+    are left out of others: hundreds of series cost a dashboard more than a step of a large model
+    costs its host. An alert is one series for what it is and where, `alert/dead_expert/decoder.3`.
     """
     if kind == "alert":
         name = "/".join(str(values[part]) for part in ("alert", "where") if values[part])
         return numbers({name: values["value"]}, "alert/")
-    return numbers(values, f"{kind}/")
+    own = {name: v for name, v in values.items() if name.startswith("router/")}
+    others = {name: v for name, v in values.items() if name not in own}
+    return numbers(others, f"{kind}/") | (numbers(own) if kind == "router" else {})
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

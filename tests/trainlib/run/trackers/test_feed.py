@@ -10,7 +10,7 @@ import pytest
 from trainlib.errors import ConfigError
 from trainlib.run.metric_writers import Writers, read
 from trainlib.run.trackers import feed
-from trainlib.run.trackers.feed import Trackers
+from trainlib.run.trackers.feed import Trackers, scalars
 
 
 class Recording:
@@ -136,3 +136,13 @@ def test_config_is_plain_data(said):
     made[0].calls[0][2]["name"] = "changed"
     assert json.loads(json.dumps(made[1].calls[0][2])) == values
     both.close()
+
+
+def test_dashboards_get_routers_from_their_own_records_and_alerts_by_name():
+    values = {"loss": 2.0, "router/encoder.3/load_0": 0.5, "note": "text"}
+    assert scalars("train", values) == {"train/loss": 2.0}
+    sampled = scalars("router", {"watched_loss": 2.0, "router/encoder.3/load_0": 0.5})
+    assert sampled == {"router/watched_loss": 2.0, "router/encoder.3/load_0": 0.5}
+    alert = {"alert": "dead_expert", "where": "decoder.3", "value": 100, "bound": 90, "text": "."}
+    assert scalars("alert", alert) == {"alert/dead_expert/decoder.3": 100.0}
+    assert scalars("alert", alert | {"where": ""}) == {"alert/dead_expert": 100.0}
