@@ -90,7 +90,10 @@ def predict(name: str, target: str) -> None:
         config = configs.load(name, router={"log_every": every})
         report = plans.compiled_report(*plans.planned(config, target))
         seconds[every] = report["step_time"]["seconds"]
-        print(f"{name} on {target}, router.log_every={every}: {1e3 * seconds[every]:.2f} ms", flush=True)
+        print(
+            f"{name} on {target}, router.log_every={every}: {1e3 * seconds[every]:.2f} ms",
+            flush=True,
+        )
     print(f"step     {_change(seconds[0], seconds[10])}")
 
 
