@@ -20,7 +20,7 @@ def text(tmp_path):
     return f"text:{tmp_path / 'text'}"
 
 
-@pytest.mark.parametrize("share", [0.01, 0.25])
+@pytest.mark.parametrize("share", [pytest.param(0.01, marks=pytest.mark.thorough), 0.25])
 def test_a_share_of_the_rows_is_text_and_the_tasks_keep_their_proportions(data_config, text, share):
     """Exactly in the 65,536 rows of a cycle; the text has spans replaced by sentinels."""
     tasks = {"source": "sample:boolq,copa", "holdout": 0.0, **LENGTHS}

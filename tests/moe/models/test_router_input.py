@@ -38,23 +38,21 @@ def test_a_router_sees_how_often_the_layers_before_took_a_token(small, made, qui
 
 @pytest.mark.parametrize("seen", ["word", "both"])
 def test_the_gradient_of_a_router_stops_at_the_word_embedding(small, made, quick, seen):
-    """The z-loss of the first router, which sees words alone: without the gradient the embedding
-    gets none of it. Beside the layer's input ("both") it gets that which goes through the layers.
+    """The z-loss of a router that sees words alone: without the gradient the embedding gets none of
+    it. Beside the layer's input ("both") it gets that which goes through the attention.
     """
     gradients = {}
     batch = {name: np.ones((1, 5), np.int32) for name in ("decoder_inputs", "decoder_segments")}
     for flows in (True, False):
-        config = small(
-            kind="decoder", sparse_period=1, router_input=seen, router_input_gradient=flows
-        )
-        abstract, params = made(config)
+        one = {"kind": "decoder", "decoder_blocks": 1, "sparse_period": 1, "extra_ffn": "none"}
+        abstract, params = made(small(**one, router_input=seen, router_input_gradient=flows))
 
-        def z_loss(params, abstract=abstract):
-            _, reports = abstract.bind(params, {}).hidden(batch)
+        def z_loss(table, abstract=abstract, params=params):
+            _, reports = abstract.bind(params | {"embedding.table": table}, {}).hidden(batch)
             return jnp.sum(reports["decoder"]["sparse"]["router"].losses["z"][0])
 
-        loss, gradient = quick(jax.value_and_grad(z_loss))(params)
-        gradients[flows] = loss, np.asarray(gradient["embedding.table"])
+        loss, gradient = quick(jax.value_and_grad(z_loss))(params["embedding.table"])
+        gradients[flows] = loss, np.asarray(gradient)
     np.testing.assert_allclose(gradients[True][0], gradients[False][0], rtol=1e-6)
     assert np.abs(gradients[True][1]).max() > 0
     assert np.abs(gradients[True][1] - gradients[False][1]).max() > 1e-3
