@@ -69,4 +69,8 @@ def piece(vocabulary: Vocabulary, ids: np.ndarray) -> str:
     inner = text.strip(" ")
     left = len(text) - len(text.lstrip(" ")) if inner else len(text)
     right = len(text) - len(inner) - left
-    return f"{'␣' * left}{inner}{'␣' * right}".replace("\n", "↵")
+    return f"{_blanks(left)}{inner}{_blanks(right)}".replace("\n", "↵")
+
+
+def _blanks(count: int) -> str:
+    return "␣" * count if count <= 8 else f"␣ x {count}"

@@ -24,6 +24,7 @@ from vitattn.analysis import attention_maps, plots
 from vitattn.detection.annotations import official
 from vitattn.detection.answers import pictures
 from vitattn.interop import torchvision as interop
+from vitattn.samples import images
 
 OVERRIDES = [
     "--config.model.width=0.125",
@@ -299,3 +300,18 @@ def test_attention_of_heads_is_shown_on_their_finest_map():
     assert layers["backbone.conv5_x.0.conv2"].size == (4, 4)
     for head in ("classes", "boxes"):
         assert layers[f"heads.{head}.tower.0.conv"].size == (8, 8)
+
+
+@pytest.mark.thorough
+def test_samples_of_a_detector_show_true_and_found_boxes(run):
+    workdir, config = run
+    taken = images.take(config, workdir, None, 2)
+    assert taken.step == 3
+    assert taken.about.startswith("2 of the ")
+    for sample in taken.samples:
+        assert sample.right is None
+        true, found, *attention = [picture.caption for picture in sample.pictures]
+        assert true.startswith("the truth, ")
+        assert found.startswith("what is found, ")
+        assert [caption.split()[0] for caption in attention] == ["attention"]
+        assert sum(int(row.truth) for row in sample.compared) == int(true.split()[2])

@@ -6,6 +6,7 @@ import pytest
 
 from configs.common import load
 from moe import plan as plan_lib
+from moe.data.cache.read import Damage
 from moe.eval import scores
 from moe.samples import answers, gaps, held_out, next_words, texts
 from moe.samples.held_out import HeldOut
@@ -128,7 +129,9 @@ def test_a_pre_trained_model_fills_gaps(run):
     for number, sample in enumerate(taken.samples):
         record = number * len(source) // 3
         assert sample.title == f"pydoc, record {record:,}"
-        ((_, targets),) = source.read(np.asarray([record]), None, 0)[0]
+        (read,) = source.read(np.asarray([record]), None, 0)
+        assert not isinstance(read, Damage)
+        ((_, targets),) = read
         whole = source.vocabulary.decode(targets)
         true = "".join(row.truth for row in sample.compared).replace("␣", " ").replace("↵", "\n")
         assert whole.startswith(true)

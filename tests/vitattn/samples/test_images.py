@@ -65,13 +65,15 @@ def test_a_classifier_shows_images_classes_and_where_it_looks(config, saved):
     source = make_source(config.data, config.data.eval_split)
     records = [len(source) * n // 4 for n in range(4)]
     assert taken.step == 3
-    right = sum(sample.right for sample in taken.samples)
+    right = sum(bool(sample.right) for sample in taken.samples)
     assert taken.about == (
         f"4 of the {len(source):,} images of the split test of digits, at equal distances; {right} "
         "of them are classified right."
     )
     mean, std = task_of(config).statistics(config.data)
-    pixels = np.stack([source[record].image for record in records]) / 255  # none is cut or resized
+    pixels = (
+        np.stack([np.asarray(source[record].image) for record in records]) / 255
+    )  # none is cut or resized
     seen = np.broadcast_to(pixels, (4, 8, 8, 3)).astype(np.float32)
     forward = jax.jit(lambda x: abstract.bind(*arrays)(x, train=False))
     logits = np.asarray(forward((seen - mean) / std))
