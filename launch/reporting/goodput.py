@@ -20,7 +20,8 @@ def intervals(metrics: Metrics, batch_size: int) -> dict[str, Any] | None:
       batch_size: examples in a step.
 
     Returns:
-      clock: [[step, seconds that the run had taken until then]], from [0, 0] on;
+      clock: [[step, seconds that the run had taken until then]], from [0, 0] on, or from the step
+        before which nobody measured time;
       parts: [[seconds of each of `PARTS`]], one list an interval;
       rate: examples per second of steps, None where no step was made; mfu: the same, None where
         the chip is unknown; starts: seconds at which the run was started.
@@ -29,7 +30,7 @@ def intervals(metrics: Metrics, batch_size: int) -> dict[str, Any] | None:
     records = _records(metrics)
     if not records:
         return None
-    clock, parts, rates, mfus, starts = [[0, 0.0]], [], [], [], [0.0]
+    clock, parts, rates, mfus, starts = [[_begin(metrics, records[0][0]), 0.0]], [], [], [], [0.0]
     before: Mapping[str, float] | None = None
     for step, record in records:
         if before is not None and _is_another_session(before, record):
@@ -61,6 +62,12 @@ def _records(metrics: Metrics) -> list[tuple[int, dict[str, float]]]:
             if 0 <= value < 1e12:  # not NaN
                 found.setdefault(step, {})[name] = value
     return [(step, found[step]) for step in sorted(found) if found[step].get("seconds", 0) > 0]
+
+
+def _begin(metrics: Metrics, first: int) -> int:
+    """The step from which time is known: that of the last record before, which does not say it."""
+    column = metrics.of("goodput").get("steps")
+    return max((step for step in column.steps.tolist() if step < first), default=0) if column else 0
 
 
 def _seconds(record: Mapping[str, float] | None, part: str) -> float:

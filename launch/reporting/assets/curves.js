@@ -106,7 +106,9 @@ class Curves {
     const [low, high] = this.heights(lines, x0, x1);
     const scale = (y) => this.log ? (y > 0 ? Math.log10(y) : null) : y;
     const marks = (this.log ? powers(low, high) : ticks(low, high, 5));
-    const named = marks.map((mark) => figure(this.log ? Math.pow(10, mark) : mark, 3));
+    const names = (digits) => marks.map((mark) => figure(this.log ? Math.pow(10, mark) : mark, digits));
+    const named = [3, 4, 5, 6, 7].map(names).find((found) => new Set(found).size === found.length)
+      || names(7); // as few digits as tell the marks apart
     const left = 10 + 7 * Math.max(2, ...named.map((name) => name.length));
     const box = { left, right: width - 8, top: 8, bottom: height - 22 };
     const toX = (x) => box.left + (x - x0) / (x1 - x0 || 1) * (box.right - box.left);

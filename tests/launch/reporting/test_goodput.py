@@ -42,3 +42,10 @@ def test_many_records_are_put_together():
 def test_records_without_a_clock_say_nothing():
     assert goodput.intervals(records((1, {"steps": 0.5})), 1) is None
     assert goodput.intervals(records((1, {"steps": 0.5, "seconds": float("nan")})), 1) is None
+
+
+def test_steps_before_time_was_noted_are_not_counted_as_fast_ones():
+    noted = {"steps": 0.5, "start": 0.5, "seconds": 20.0}
+    found = goodput.intervals(records((160, {"steps": 0.9}), (180, noted)), batch_size=8)
+    assert found["clock"] == [[160, 0], [180, 20]]
+    assert found["rate"] == [16]
