@@ -78,6 +78,7 @@ def test_what_cannot_be_asked_is_said_instead(workdir, taken, monkeypatch):
     assert "no key 'family'" in titles(workdir, 3)
     save(workdir, "2" * 16, (10**8, 10**5))
     text = titles(workdir, 3)
+    assert isinstance(text, str)
     assert text.startswith("To answer with the weights of step 40 asks for 74,505.8 GiB and this ")
     (workdir / "checkpoints" / "40" / "manifest.json").unlink()
     assert "step 40 cannot be read" in titles(workdir, 3)
