@@ -163,7 +163,7 @@ def route(
     check_routing("route", config)
     check_array("moe.route", logits, "groups tokens experts", experts=config.num_experts)
     groups, size, experts = logits.shape
-    if length and groups * size % length:
+    if config.balance_over == "sequence" and length and groups * size % length:
         raise ConfigError(
             f"route was given length={length}, the tokens of a sequence, which does not divide the "
             f"{groups} x {size} tokens of the logits. Give whole sequences, or 0."
