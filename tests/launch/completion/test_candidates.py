@@ -57,8 +57,8 @@ def test_a_configuration_after_a_blank_and_as_a_file(tmp_path, monkeypatch):
     (tmp_path / "configs" / "notes.txt").touch()
     assert after("train --config st_moe_ti") == [
         "st_moe_tiny",
-        "st_moe_tiny:dense",
         "st_moe_tiny:deepseek",
+        "st_moe_tiny:dense",
     ]
     assert after("train --config st_moe_t") == ["st_moe_tasks", "st_moe_tiny"]
     assert after("train --config=con") == ["--config=configs/"]
