@@ -212,7 +212,8 @@ def _decided(logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, settings: 
                 return False
             if np.any(np.abs(draws[tuple(at)] - gates / settings.second_threshold) < APART):
                 return False
-        close = bool(np.any(np.diff(np.sort(firsts)) < APART / 10))
+        gaps = np.diff(np.sort(np.array(firsts, np.float64)))
+        close = bool((gaps < APART / 10).any())
         if settings.batch_prioritized and close:
             return False
     return True
