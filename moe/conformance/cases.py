@@ -13,6 +13,7 @@ import numpy as np
 from moe.conformance.reference import GRADIENTS, Answer, Choices, cotangent
 from moe.conformance.settings import Settings
 from trainlib.errors import DataError, nearest, shown
+from trainlib.untrusted_files import parse_json, read_small
 
 FOLDER = Path(__file__).parent / "files"
 FORMAT = 1
@@ -90,9 +91,11 @@ def load(only: Sequence[str] = (), folder: Path = FOLDER) -> list[Case]:
 
 def _read(path: Path) -> list[Case]:
     cases = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    content = read_small(path, follow=True, error=DataError)
+    for number, line in enumerate(content.splitlines(), 1):
+        case = parse_json(line, f"{shown(path)}, line {number}", error=DataError)
         try:
-            cases.append(decode(json.loads(line)))
+            cases.append(decode(case))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{shown(path)}, line {number} is no case of format {FORMAT}: {shown(error)}."

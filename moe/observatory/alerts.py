@@ -125,10 +125,12 @@ def _steady(
 
 def least_spread(layer: Layer, options: RouterOptions) -> float:
     """Over how many experts the load has to be spread. The K choices of a token go to different
-    experts, so that a router that sends all tokens to the same ones spreads it over K.
+    experts, so that a router that sends all tokens to the same ones spreads it over K, and one that
+    sends them everywhere over E, which is little more where K is nearly E.
     """
-    routing = layer.routing
-    return max(options.min_spread * routing.num_experts, 1.1 * routing.top_k)
+    experts, choices = layer.routing.num_experts, layer.routing.top_k
+    collapsed = min(1.1 * choices, (choices + experts) / 2)
+    return max(options.min_spread * experts, collapsed)
 
 
 def _collapse(records: Sequence[Record], layer: Layer, options: RouterOptions) -> Values:

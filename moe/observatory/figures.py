@@ -32,7 +32,8 @@ def uneven(load: np.ndarray) -> dict[str, float]:
 
 
 def idle_for(load: np.ndarray, before: np.ndarray, steps: int) -> np.ndarray:
-    """For how many steps each expert has been idle, see `IDLE`.
+    """For how many steps each expert has been idle, see `IDLE`, from the first record that says so:
+    of the steps before that one nothing is known.
 
     Args:
       load: float [E] at this step; NaN, where nothing was sent, says nothing of any expert.
@@ -41,7 +42,8 @@ def idle_for(load: np.ndarray, before: np.ndarray, steps: int) -> np.ndarray:
     """
     if np.isnan(load).any():
         return before
-    return np.where(load * len(load) < IDLE, before + steps, 0.0)
+    longer = np.where(before > 0, before + steps, 1.0)
+    return np.where(load * len(load) < IDLE, longer, 0.0)
 
 
 def sent_to(expert: np.ndarray, experts: int) -> np.ndarray:

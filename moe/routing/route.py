@@ -261,11 +261,12 @@ def _experts_choose(
     """Slot, source, gates and expert when experts choose; "choice" k is expert k, so K = E."""
     _, size, experts = scores.shape
     index = jnp.arange(experts, dtype=jnp.int32)[:, None]  # [E, 1]
-    scores = jnp.where(valid[..., None], jax.lax.stop_gradient(scores), -1.0)
+    # The order alone has no gradient: gates are the scores themselves.
+    order = jnp.where(valid[..., None], jax.lax.stop_gradient(scores), -1.0)
     none = experts * slots
 
-    def one_group(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-        best, token = jax.lax.top_k(scores.T, min(slots, size))  # both [E, min(C, S)]
+    def one_group(order: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, token = jax.lax.top_k(order.T, min(slots, size))  # both [E, min(C, S)]
         filled = best >= 0.0
         taken = index * slots + jnp.arange(token.shape[1], dtype=jnp.int32)
         slot = jnp.full((experts, size), none, jnp.int32)  # [E, S]
@@ -274,6 +275,6 @@ def _experts_choose(
         empty = ((0, 0), (0, slots - token.shape[1]))
         return slot.T, jnp.pad(source, empty, constant_values=experts * size)
 
-    slot, source = jax.vmap(one_group, out_axes=(0, 1))(scores)  # [G, S, E], [E, G, C]
+    slot, source = jax.vmap(one_group, out_axes=(0, 1))(order)  # [G, S, E], [E, G, C]
     sent = slot < none
     return slot, source, jnp.where(sent, scores, 0.0), jnp.where(sent, index[:, 0], experts)

@@ -30,14 +30,14 @@ class Asked:
         tasks = max(1, len(tasks_of(source, evaluated.split)))
         self.tasks, self.count = Tasks(plan, limit=-(-count // tasks)), count
 
-    def answered(self, params: Arrays) -> tuple[list[Sample], str]:
+    def answered(self, weights: Arrays) -> tuple[list[Sample], str]:
         """The samples, and a sentence on them.
 
         Raises:
           NumericAbort: the model gives NaN.
         """
         tasks = self.tasks
-        said = tasks.answers(params)
+        said = tasks.answers(weights)
         asked = [
             (number, name, example)
             for name, examples in tasks.examples.items()

@@ -45,14 +45,14 @@ class Asked:
         self.examples = held_out.examples(self.source, count)
         self.answerer = Answerer(plan, self.vocabulary, num_return_sequences=1)
 
-    def answered(self, params: Arrays) -> tuple[list[Sample], str]:
+    def answered(self, weights: Arrays) -> tuple[list[Sample], str]:
         """The samples, and a sentence on them.
 
         Raises:
           NumericAbort: the model gives NaN.
         """
         questions = [Question(one.inputs, n) for n, one in enumerate(self.examples)]
-        found = in_order(self.answerer.results(params, questions))
+        found = in_order(self.answerer.results(weights, questions))
         samples = [
             sample(
                 example, result["words"].reshape(-1, result["words"].shape[-1])[0], self.vocabulary

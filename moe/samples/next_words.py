@@ -47,7 +47,7 @@ class Asked:
         for row, one in enumerate(self.examples):
             self.batch["places"][row] = places(len(one.targets))
 
-    def answered(self, params: Arrays) -> tuple[list[Sample], str]:
+    def answered(self, weights: Arrays) -> tuple[list[Sample], str]:
         """The samples, and a sentence on them.
 
         Raises:
@@ -55,7 +55,7 @@ class Asked:
         """
         compiled = step.compile_eval(self._expected, self.plan)
         batch = step.put_batch(self.batch, self.plan.batch_sharding)
-        expected = jax.device_get(compiled(params, {}, batch))
+        expected = jax.device_get(compiled(*self.plan.abstract.split(weights), batch))
         if not np.isfinite(expected["truth"]).all():
             raise NumericAbort(
                 "The model gives NaN for the probability of a word: its weights are damaged, or "

@@ -37,6 +37,6 @@ def take(config: ConfigDict, workdir: Path, at_step: int | None, count: int) -> 
     else:
         kind = gaps if plan.model.kind == "encoder_decoder" else next_words
     asked = kind.Asked(plan, count)  # what is wrong with the data is found out first
-    weights = load_weights(workdir, at_step, plan.abstract, plan.shardings)
-    found, about = asked.answered(weights.params)
-    return Samples(weights.step, about, tuple(found))
+    loaded = load_weights(workdir, at_step, plan.abstract, plan.shardings)
+    found, about = asked.answered(loaded.weights)
+    return Samples(loaded.step, about, tuple(found))

@@ -71,3 +71,11 @@ def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
 def test_what_cannot_work_is_named(flags, error, words):
     with pytest.raises(error, match=words):
         conformance.main(flags)
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"[" * 100_000, b"{}\n", b"[]\n"])
+def test_a_file_that_holds_no_cases_is_named(line, tmp_path):
+    (tmp_path / "mine.jsonl").write_bytes(line)
+    flags = ["--adapter=command_line_routers:right", f"--cases={tmp_path}"]
+    with pytest.raises(DataError, match=r"mine\.jsonl, line 1"):
+        conformance.main(flags)

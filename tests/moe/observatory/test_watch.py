@@ -97,6 +97,7 @@ def test_a_collapsed_layer_is_named_once_its_load_has_stayed_so():
         (RoutingConfig(4, 2), [0.5, 0.5, 0.0, 0.0], True),  # top-2 cannot be less spread than this
         (RoutingConfig(2, 2), [0.5, 0.5], False),  # both experts of every token: nothing to choose
         (RoutingConfig(1, 1), [1.0], False),
+        (RoutingConfig(12, 11), [0.08] * 11 + [0.12], False),  # of a spread from 11 to 12, 11.9
         (RoutingConfig(4, 1, router="experts_choose"), [1.0, 0.0, 0.0, 0.0], False),
     ],
 )

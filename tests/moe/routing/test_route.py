@@ -266,6 +266,23 @@ def test_experts_choose_their_likeliest_tokens():
     assert float(routing.losses["balance"][0].sum()) == 0.0
 
 
+def test_the_gates_of_experts_that_choose_have_the_gradient_of_their_scores():
+    config = RoutingConfig(4, router="experts_choose", capacity_factor=1.0, min_capacity=1)
+    rng = np.random.default_rng(3)
+    logits, weights = rng.normal(size=(2, 2, 12, 4)).astype(np.float32)
+    taken = np.asarray(route(logits, config, train=True).placed)
+
+    def mass(logits):
+        return jnp.sum(weights * route(logits, config, train=True).gates)
+
+    def of_scores(logits):
+        return jnp.sum(weights * jnp.where(taken, jax.nn.softmax(logits), 0.0))
+
+    want = jax.grad(of_scores)(logits)
+    np.testing.assert_allclose(jax.jit(jax.grad(mass))(logits), want, rtol=1e-5, atol=1e-7)
+    assert float(jnp.abs(want).max()) > 0.01
+
+
 def test_sampled_experts_follow_the_softmax_of_the_temperature():
     """4000 tokens of the same logits; the gates stay probabilities at temperature 1."""
     logits, size = np.array([1.0, 0.0, -1.0]), 4000

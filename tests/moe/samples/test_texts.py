@@ -111,7 +111,8 @@ def run(tmp_path_factory):
             for name, spec in sorted(plan.abstract.params.items())
         }
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
-        state = TrainState(np.int32(7), made, {}, (), None, np.zeros(2, np.int32))
+        biases = {n: np.ones(s.shape, np.float32) for n, s in plan.abstract.model_state.items()}
+        state = TrainState(np.int32(7), made, biases, (), None, np.zeros(2, np.int32))
         checkpoints.save(7, state, checkpoint_meta(config, {}))
         checkpoints.close()
         return config, workdir
@@ -120,7 +121,7 @@ def run(tmp_path_factory):
 
 
 def test_a_pre_trained_model_fills_gaps(run):
-    config, workdir = run()
+    config, workdir = run(**{"routing.balance_bias": "True"})
     taken = texts.take(config, workdir, None, 3)
     source = held_out.open_held_out(config, 384)
     assert taken.step == 7
@@ -146,7 +147,8 @@ def test_a_pre_trained_model_fills_gaps(run):
 
 @pytest.mark.thorough
 def test_a_decoder_alone_says_what_comes_next(run):
-    config, workdir = run(**{"model.kind": "decoder", "data.objective": "language_model"})
+    kind = {"model.kind": "decoder", "data.objective": "language_model"}
+    config, workdir = run(**kind, **{"routing.balance_bias": "True"})
     taken = texts.take(config, workdir, None, 6)
     assert len(taken.samples) == 4  # a batch of an evaluation
     assert "places the likeliest word is the true one." in taken.about
