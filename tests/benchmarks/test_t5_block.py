@@ -28,7 +28,7 @@ EVERYWHERE = [(size, target) for size in t5_block.SIZES for target in ("v5e-1", 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("part", ["norm", "loss"])
+@pytest.mark.parametrize("part", ["norm", pytest.param("loss", marks=pytest.mark.slow)])
 def test_parts_of_a_base_model_on_v5e(part):
     check(part, "base", "v5e-1")
 

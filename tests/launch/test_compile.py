@@ -83,7 +83,7 @@ def test_bytes_of_a_device_by_hand(small):
     assert sizes["margin"] == 16 * 2**30 - sizes["total"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @needs_libtpu
 def test_collectives_of_the_sparse_step(small):
     """The exchange over rows alone, twice each forward, recomputed and backward; experts stay."""

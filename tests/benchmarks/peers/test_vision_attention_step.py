@@ -7,7 +7,7 @@ from benchmarks.harness import timing
 pytest.importorskip("torch")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_row_compares_and_reports(monkeypatch, capsys):
     from benchmarks.peers import vision_attention_step
 

@@ -91,7 +91,7 @@ def test_four_pictures_are_learned_by_heart(one_device):
     assert ap50(plan, state, few(4)) >= 0.9
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(one_device):
     """One image a device: the normaliser of the loss and the statistics are those of all images."""
     one = one_device[2][:4]
