@@ -20,15 +20,12 @@ def save_summary(workdir: Path, title: str, rows: Mapping[str, str], result: dic
     """Prints the summary of a finished run and keeps it as JSON, with the figures in `result` and
     a digest, by which it is recognised.
     """
-    content = {**result, "rows": dict(rows)}
-    text = json.dumps({**content, "sha256": _digest(content)}, indent=2, default=float)
+    # An array's float is a number there, and what JSON has no number for is a name, such as "NaN".
+    whole = json.dumps({**result, "rows": dict(rows)}, default=float)
+    content = json.loads(whole, parse_constant=str)
+    text = json.dumps({**content, "sha256": seal_of(content)}, indent=2, allow_nan=False)
     write_text(workdir / SUMMARY, text + "\n")
     print(summary(title, list(rows.items())), flush=True)
-
-
-def _digest(content: dict[str, Any]) -> str:
-    """Of what JSON makes of it: an array's float is a number there."""
-    return seal_of(json.loads(json.dumps(content, default=float)))
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
