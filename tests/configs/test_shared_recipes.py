@@ -54,10 +54,10 @@ RECIPES = {
     "st_moe_base st_moe_l st_moe_32b": """
         model.d_model model.d_ff model.num_heads model.head_dim model.encoder_blocks
         model.decoder_blocks routing.num_experts routing.group_sequences data.source steps target
-        mesh.""",
+        mesh. router.log_every router.dead_after""",
     "st_moe_l st_moe_32b": """
         model.d_model model.d_ff model.num_heads model.head_dim routing.num_experts data.source
-        steps target mesh.""",
+        steps target mesh. router.log_every router.dead_after""",
     "st_moe_tiny st_moe_stability": """
         model.d_model model.d_ff model.head_dim routing.z_loss_weight data.encoder_length
         data.decoder_length schedule.learning_rate optimizer.factored_min_size max_skipped_steps

@@ -145,7 +145,7 @@ def test_an_answer_of_another_shape_is_refused():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("no JSON", "line 1 is no case of format 1"),
+        ("no JSON", "line 1 is not JSON"),
         ('{"format": 9}', "format 9"),
         ('{"format": 1, "name": "x"}', "settings"),
     ],
