@@ -188,7 +188,7 @@ def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(confi
         """The letter a costs 1, everything else nothing."""
         weights = np.asarray(batch["decoder_weights"])
         own = weights * (np.asarray(batch["decoder_targets"]) == 3 + ord("a"))
-        return {"cross_entropy": (own.sum(), weights.sum()), "accuracy": (8.0, 16.0)}
+        return {"cross_entropy": (own.sum(), weights.sum()), "accuracy": (8.0, 16.0)}, {}
 
     source, plan = make_source(config.data, "holdout"), plan_lib.make(config)
     weights = dict.fromkeys(plan.abstract.params, np.zeros(()))
