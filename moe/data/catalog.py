@@ -116,7 +116,11 @@ def make_source(config: ConfigDict, split: str) -> Source:
     sources = [_open(config, source, split, vocabulary) for source, _ in parts]
     if len(sources) == 1:
         return sources[0]
-    return Mixture(config.source, sources, _rates(config, sources, [rate for _, rate in parts]))
+    mixture = Mixture(config.source, sources, _rates(config, sources, [rate for _, rate in parts]))
+    if config.pretraining_share and split == "train":
+        share = f"{100 * config.pretraining_share:.3g} % of the rows are of"
+        mixture.notes += (f"mixed in: {share} {config.pretraining_source}, as in pre-training",)
+    return mixture
 
 
 def _nothing(config: ConfigDict, split: str) -> ConfigError | DataError:

@@ -42,6 +42,9 @@ def test_a_share_of_the_rows_is_text_and_the_tasks_keep_their_proportions(data_c
         assert (batch[side] >= sentinels).sum(1).min() > 1, side
     assert (batch["decoder_targets"] == EOS).any(1).all()
     assert mixed.digest != alone.digest
+    assert mixed.notes[
+        -1
+    ] == f"mixed in: {share:.0%} of the rows are of {text}, as in pre-training".replace("%", " %")
     # Of the text nothing is held out, and evaluation is that of the tasks.
     assert (
         make_source(config, "holdout").digest == make_source(data_config(**tasks), "holdout").digest
