@@ -88,6 +88,13 @@ def _closed(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
     return answer_scores(answers, [example.answers for example in examples])
 
 
+def _grammar(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+    """Sentences that equal one of the corrections, word by word and with case (ST-MoE, table 7)."""
+    pairs = zip(examples, answers, strict=True)
+    hits = [said.split() in [text.split() for text in e.answers] for e, said in pairs]
+    return {"em": 100 * sum(hits) / len(hits)}
+
+
 class Metric(NamedTuple):
     """How a task is scored.
 
@@ -105,6 +112,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "cb": Metric(_cb),
     "closed_book": Metric(_closed, ("em",)),
+    "grammar": Metric(_grammar),
     "matthews": Metric(_matthews, ("matthews",)),
     "multirc": Metric(_multirc),
     "parity": Metric(_parity, ("accuracy",)),

@@ -2,7 +2,8 @@
 
 The leader board takes ten files of the test split, named as the folders: BoolQ.jsonl, CB.jsonl, ..,
 AX-b.jsonl and AX-g.jsonl. An answer that names no class becomes the first one, because it takes
-classes only. DPR is no part of it and is left out.
+classes only. DPR is no part of it and is left out. Corrected sentences stand one a line in a file
+.txt, in the order of the published ones, as the BEA-2019 shared task takes them.
 """
 
 from __future__ import annotations
@@ -85,7 +86,20 @@ def lines_of(task: str, examples: Sequence[TextExample], answers: Sequence[str])
 
 def file_of(task: str) -> str:
     """Name of the file of a task."""
+    if _sentences(task):
+        return f"{task}.txt"
     return f"{benchmark(task).folders[0] if task in BOARD else task}.jsonl"
+
+
+def content_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> str:
+    """What stands in the file of a task."""
+    if _sentences(task):
+        return "".join(f"{' '.join(answer.split())}\n" for answer in answers)
+    return "".join(json.dumps(line) + "\n" for line in lines_of(task, examples, answers))
+
+
+def _sentences(task: str) -> bool:
+    return benchmark(task).metric == "grammar"
 
 
 def missing(tasks: Collection[str], split: str) -> str:
@@ -119,7 +133,7 @@ def prepare(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
-            there = sorted(path.name for path in directory.glob("*.jsonl"))
+            there = sorted(p.name for p in directory.iterdir() if p.suffix in (".jsonl", ".txt"))
     except OSError as error:
         raise _refused(directory, error) from None
     if there:
@@ -143,8 +157,7 @@ def write(
             if task == "dpr":
                 continue
             path = directory / file_of(task)
-            lines = lines_of(task, asked, answers[task])
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_atomically(path, content_of(task, asked, answers[task]))
             written.append(path)
     except OSError as error:
         raise _refused(directory, error) from None

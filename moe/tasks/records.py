@@ -77,7 +77,8 @@ def read(config: ConfigDict, source: str, split: str) -> Iterator[tuple[str, Tex
                 )
             if example.key in seen:
                 raise Bad(f"repeats the id {_shown(example.key)} of {seen[example.key]}")
-            seen[example.key] = where
+            if example.key:
+                seen[example.key] = where
         except Bad as error:
             yield where, error
             continue
@@ -128,6 +129,13 @@ def published_folder(task: Benchmark, config: ConfigDict, source: str) -> Path |
     if source.startswith("sample:"):
         return SAMPLES / task.folders[0]
     if not config.dir:
+        if not task.tfds:
+            raise DataError(
+                f"{source}: {task.name} is read from its published files. Name the directory that "
+                f"holds the folder {' or '.join(task.folders)} with --config.data.dir=DIR, or try "
+                "the examples that come with this package: "
+                f"--config.data.source=sample:{task.name}."
+            )
         return None
     root = paths.resolve(config.dir, "data.dir")
     for folder in task.folders:
@@ -135,13 +143,15 @@ def published_folder(task: Benchmark, config: ConfigDict, source: str) -> Path |
             return root / folder
     if root.name in {Path(folder).name for folder in task.folders} and root.is_dir():
         return root
-    if (root / task.tfds.partition(":")[0]).is_dir():
+    name = task.tfds.partition(":")[0]
+    if name and (root / name).is_dir():
         return None
+    also = f", nor {name} as TFDS keeps it" if name else ""
+    made = f"make the set there with `tfds build {name}`, " if name else ""
     raise DataError(
         f"{source}: {config.dir} has no folder {' or '.join(task.folders)} with the files of "
-        f"{task.name} as published, nor {task.tfds.partition(':')[0]} as TFDS keeps it. Give their "
-        "parent directory with --config.data.dir=DIR, make the set there with "
-        f"`tfds build {task.tfds.partition(':')[0]}`, or try the examples that come with this "
+        f"{task.name} as published{also}. Give their parent directory with "
+        f"--config.data.dir=DIR, {made}or try the examples that come with this "
         f"package: --config.data.source=sample:{task.name}."
     )
 

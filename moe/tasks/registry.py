@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from moe.tasks import question_answering, reasoning, summaries, superglue
+from moe.tasks import grammar, question_answering, reasoning, summaries, superglue
 from moe.tasks.task import Benchmark
 from trainlib import extension
 from trainlib.errors import ConfigError, nearest
 
 TASKS: dict[str, Benchmark] = {
     task.name: task
-    for module in (superglue, question_answering, reasoning, summaries)
+    for module in (superglue, question_answering, reasoning, summaries, grammar)
     for task in module.TASKS
 }
 # Their mean is the score of SuperGLUE; DPR is trained on beside them.

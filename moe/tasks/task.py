@@ -36,6 +36,7 @@ class TextExample:
       inputs: what the encoder reads.
       targets: texts to train on, one training example each; none where there is nothing to learn.
       key: names the example among those of its task; for tasks scored in groups, the group first.
+        () where examples have no name: none is then found to be repeated.
       label: number of the right class, or -1.
       choices: every text that can be an answer, in the order of the classes; () for free answers.
       answers: accepted answers, for free answers; the referent, for WSC.
@@ -73,8 +74,8 @@ class Benchmark:
       folders: names that its directory has in the published archive.
       files: split -> name of its file there.
       read: file -> its rows.
-      tfds: builder, configuration and version.
-      tfds_splits: split -> what TFDS calls it.
+      tfds: builder, configuration and version; "" where TFDS has no such set.
+      tfds_splits: split -> what TFDS calls it; the splits that are published.
       labels: words of the classes, by number.
       group: name that stands for this task and others of its kind in `data.source`.
       answer: field of a published record with the right answer; only the test split may lack it.

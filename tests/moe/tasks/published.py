@@ -96,6 +96,14 @@ TARGET = '(list (description "A b") (description C))'
 URL = "http://x/1"
 STORY = f"cnn/stories/{hashlib.sha1(URL.encode()).hexdigest()}.story"
 
+M2 = """S He go to a school .
+A 1 2|||R:VERB:SVA|||goes|||REQUIRED|||-NONE-|||0
+A 3 4|||U:DET||||||REQUIRED|||-NONE-|||0
+
+S All good .
+A -1 -1|||noop|||-NONE-|||REQUIRED|||-NONE-|||0
+"""
+
 # task -> files, inputs and targets of the first examples.
 GOLDEN = {
     "boolq": (
@@ -284,6 +292,17 @@ GOLDEN = {
             "@highlight\n\nSecond!\n",
         },
         [("summarize: One line. Two.", ("First.\nSecond!",))],
+    ),
+    "bea2019": (
+        {"wi+locness/m2/ABC.train.gold.bea19.m2": M2},
+        [
+            ("grammar: He go to a school .", ("He goes to school .",)),
+            ("grammar: All good .", ("All good .",)),
+        ],
+    ),
+    "c4_200m": (
+        {"C4_200M/sentence_pairs.tsv": "He go.\tHe goes.\n"},
+        [("grammar: He go.", ("He goes.",))],
     ),
 }
 
