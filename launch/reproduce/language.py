@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launch.reproduce import computed
@@ -319,7 +319,7 @@ _PRETRAINING = Setting(
 
 
 def _samples(
-    rows: dict[str, tuple[str, Values]], measures: tuple[Measure, ...], minutes: float
+    rows: Mapping[str, tuple[str, Values]], measures: tuple[Measure, ...], minutes: float
 ) -> dict[str, Any]:
     """A tiny variant on the embedded examples."""
     tiny = {row: (config, {**_TUNED, **values}) for row, (config, values) in rows.items()}
