@@ -35,14 +35,6 @@ _XL: Values = {
     "model.d_ff": "5120",
     "model.num_heads": "32",
 }
-# FLOP-matched to T5-XL, with 32 experts on mC4 for 20k steps.
-_UNSTABLE: Values = {
-    **_XL,
-    "model.vocab_size": "250112",
-    "routing.z_loss_weight": "0",
-    "steps": "20000",
-    "target": _POD,
-}
 _DENSE: Values = {"routing.num_experts": "0"}
 _LARGER: Values = {**_DENSE, **_XL}
 _PRETRAINED: Values = {"steps": "100", "eval_every": "100", "checkpoint.every": "25"}
@@ -100,7 +92,7 @@ def _methods() -> Known:
         },
     }
     # Two matrices have the parameters of GEGLU's three at 1.5 times the width.
-    wider = {"st_moe_l": {"model.d_ff": "7680"}, _TINY: {"model.d_ff": "192"}}
+    wider = {"st_moe_l:mc4": {"model.d_ff": "7680"}, _TINY: {"model.d_ff": "192"}}
     for name, rows in methods.items():
         full, tiny = (
             {
@@ -113,9 +105,7 @@ def _methods() -> Known:
             name,
             {
                 "needs": MC4,
-                "full": [
-                    dataclasses.replace(s, values={**_UNSTABLE, **s.values}) for s in settings(full)
-                ],
+                "full": settings(full),
                 "tiny": settings(tiny),
                 "measures": (STABLE, QUALITY, LARGEST),
                 "tiny_is": STABILITY,

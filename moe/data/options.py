@@ -52,7 +52,12 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "vocabulary": key(
             "bytes", "bytes, or sentencepiece:FILE for a SentencePiece model", text(1)
         ),
-        "extra_ids": key(100, "sentinels added at the top of the vocabulary", whole(0, 1_000_000)),
+        "extra_ids": key(
+            100,
+            "sentinels at the top of the vocabulary, added unless a SentencePiece model has them "
+            "already (<extra_id_0>, as mT5's does)",
+            whole(0, 1_000_000),
+        ),
         "text_feature": key(
             "text", "field of a jsonl line or TFDS example that holds the text", text(1, 200)
         ),

@@ -78,7 +78,7 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
     """Returns seqio's vocabulary with the same ids."""
     seqio = import_seqio(f"data.vocabulary={vocabulary.name}")
     if isinstance(vocabulary, SentencePieceVocabulary):
-        return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
+        return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.added)
     return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
 
 

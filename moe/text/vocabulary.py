@@ -68,7 +68,14 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model file, with the sentinels above its own pieces."""
+    """A SentencePiece model file, with the sentinels above its own pieces.
+
+    A model that ends in the pieces <extra_id_N> to <extra_id_0>, as mT5's does, has its sentinels
+    already: none are added.
+
+    Attributes:
+      added: sentinels that the model does not have, `extra_ids` or 0.
+    """
 
     def __init__(self, path: str, extra_ids: int):
         """Reads the model.
@@ -76,7 +83,8 @@ class SentencePieceVocabulary:
         Raises:
           DataError: it is absent, no SentencePiece model, or has other ids for padding, EOS and
             unknown than 0, 1 and 2.
-          ConfigError: the package sentencepiece is not installed.
+          ConfigError: the package sentencepiece is not installed, or the model has another number
+            of sentinels than `extra_ids`.
         """
         self.name, self.path, self.extra_ids = f"sentencepiece:{path}", path, extra_ids
         file = paths.resolve(path, "data.vocabulary")
@@ -96,9 +104,17 @@ class SentencePieceVocabulary:
                 f"(-1 is none); this framework, like T5, needs {(PAD, EOS, UNKNOWN)}. Train it "
                 "with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1."
             )
-        self._base = pieces.get_piece_size()
+        inside = _sentinels_of(pieces)
+        if inside and inside != extra_ids:
+            raise ConfigError(
+                f"the vocabulary {path} ends in {inside} sentinels of its own, <extra_id_0> the "
+                f"last, and data.extra_ids={extra_ids}. Set --config.data.extra_ids={inside}: "
+                "these are used, and none are added."
+            )
+        self.added = 0 if inside else extra_ids
+        self._base = pieces.get_piece_size() - inside
         self.size = self._base + extra_ids
-        self.digest = _digest(self._model, extra_ids)
+        self.digest = _digest(self._model, self.added)
 
     def _processor(self) -> Any:
         if self._loaded is None:
@@ -139,6 +155,16 @@ class SentencePieceVocabulary:
             return text.replace("\u2581", " ").encode()  # how SentencePiece writes a blank
 
         return [piece(number) for number in np.asarray(ids).tolist()]
+
+
+def _sentinels_of(model: Any) -> int:
+    """How many pieces at the top are <extra_id_0> (the last), <extra_id_1> and so on."""
+    count, size = 0, model.get_piece_size()
+    while count < size and model.id_to_piece(size - 1 - count).lstrip("\u2581") == (
+        f"<extra_id_{count}>"
+    ):
+        count += 1
+    return count
 
 
 def _digest(content: bytes, extra_ids: int) -> str:

@@ -106,3 +106,38 @@ def test_no_sentencepiece_model(data_config, tmp_path):
     (tmp_path / "notes.model").write_text("hello")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         make_vocabulary(data_config(vocabulary=f"sentencepiece:{tmp_path}/notes.model"))
+
+
+@pytest.fixture(scope="module")
+def with_sentinels(train_pieces):
+    """A model that ends in its own 3 sentinels, as mT5's in 100; and the same without them."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    plain = train_pieces("own", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    model = sentencepiece_model_pb2.ModelProto.FromString(plain.read_bytes())
+    for number in (2, 1, 0):
+        model.pieces.add(piece=f"\u2581<extra_id_{number}>", score=0.0, type=4)  # USER_DEFINED
+    path = plain.with_name("sentinels.model")
+    path.write_bytes(model.SerializeToString())
+    return path, plain
+
+
+def test_sentinels_of_the_model_are_used_and_none_are_added(data_config, with_sentinels):
+    path, plain = with_sentinels
+    ours = make_vocabulary(data_config(vocabulary=f"sentencepiece:{path}", extra_ids=3))
+    same = make_vocabulary(data_config(vocabulary=f"sentencepiece:{plain}", extra_ids=3))
+    assert (ours.size, ours.extra_ids) == (same.size, 3)
+    ids = ours.encode("a word")
+    np.testing.assert_array_equal(ids, same.encode("a word"))
+    # The highest id is the first sentinel, and stands for no text.
+    assert ours.decode(np.concatenate([ids, [ours.size - 1]])) == "a word"
+    assert ours.pieces(np.asarray([ours.size - 3])) == [b""]
+    assert ours.digest != same.digest
+
+
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_another_number_of_sentinels_than_the_model_has(data_config, with_sentinels, count):
+    with pytest.raises(ConfigError, match=r"ends in 3 sentinels.*extra_ids=3"):
+        make_vocabulary(
+            data_config(vocabulary=f"sentencepiece:{with_sentinels[0]}", extra_ids=count)
+        )
