@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from moe.data import eval_batches, make_source
 from moe.data.sources.packing import Example, batch_fields, fill_batch, pack_starts
 from moe.data.sources.span_corruption import SpanCorruption, corrupt, window_length
 from moe.models.architecture import Architecture
-from moe.text.json_rows import Bad, read_rows
+from moe.text.json_rows import Bad, input_rows
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import host_slice
 from trainlib.errors import DataError, shown
@@ -26,7 +27,6 @@ from trainlib.step.plan import Plan
 
 SPLITS = ("holdout", "train")
 INPUTS, TARGETS, LANGUAGE = "inputs", "targets", "language"  # fields of a line
-_SHOWN = 20  # bad lines that an error lists
 _SEED = 22_02_08906  # of the spans that are hidden in lines
 
 HostBatch = dict[str, np.ndarray]  # this host's part of a batch
@@ -110,34 +110,19 @@ def _batch_size(config: ConfigDict) -> int:
 
 def _lines(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(label, fields of text) of each line."""
-    bad, count = [], 0
-    try:
-        for where, row in read_rows(path):
-            if row is None:
-                continue
-            count += 1
-            try:
-                yield _line(row, text_field)
-            except Bad as error:
-                bad.append(f"{where} {error}")
-    except OSError as error:
-        raise DataError(
-            f"--input={shown(path)} cannot be read ({error.strerror}). Give a JSONL file whose "
-            f'lines have their text in the field "{text_field}", or "{INPUTS}" and "{TARGETS}".'
-        ) from None
-    if bad or not count:
-        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        what = f"{len(bad)} lines of {count} without text: " if bad else "no line"
-        raise DataError(
-            f"--input={shown(path)} has {what}{'; '.join(bad[:_SHOWN])}{more}. Every line is a "
-            f'JSON object with text in the field "{text_field}", such as {{"{text_field}": "It '
-            f'fell."}}, or in "{INPUTS}" and "{TARGETS}"; "{LANGUAGE}" is optional.'
-        )
+    found = input_rows(
+        path,
+        lambda row: _line(row, text_field),
+        f'Give a JSONL file whose lines have their text in the field "{text_field}", or '
+        f'"{INPUTS}" and "{TARGETS}".',
+        f'Every line is a JSON object with text in the field "{text_field}", such as '
+        f'{{"{text_field}": "It fell."}}, or in "{INPUTS}" and "{TARGETS}"; "{LANGUAGE}" is '
+        "optional.",
+    )
+    return (line for line in found if line is not None)
 
 
-def _line(row: dict | Bad, text_field: str) -> tuple[str, dict[str, str]]:
-    if isinstance(row, Bad):
-        raise row
+def _line(row: dict[str, Any], text_field: str) -> tuple[str, dict[str, str]]:
     pair = [name for name in (INPUTS, TARGETS) if name in row]
     names = pair if INPUTS in pair else [text_field]
     fields = {name: row.get(name) for name in (*names, *({LANGUAGE} & row.keys()))}

@@ -11,15 +11,14 @@ from typing import Any
 from moe.decoding.answer import Answer, Scored
 from moe.decoding.waiting import Question
 from moe.tasks.task import words
-from moe.text.json_rows import Bad, read_rows
+from moe.text.json_rows import Bad, input_rows, read_rows
 from moe.text.vocabulary import UNKNOWN, Vocabulary
-from trainlib.errors import DataError, shown
+from trainlib.errors import shown
 
 INPUTS = "inputs"  # the field with the text for the model
 # What is added to each line; a field of the user's with such a name would be lost.
 ADDED: dict[str, type] = {"prediction": str, "truncated": bool, "unfinished": bool}
 SEVERAL = "predictions"  # and this, where there are several answers
-_SHOWN = 20  # bad lines that an error lists
 
 Line = dict[str, Any] | None  # None is a blank line
 
@@ -66,35 +65,20 @@ def check_input(path: Path, added: Iterable[str] = ADDED) -> int:
     Raises:
       DataError: no file, no lines, lines without text, or with fields that answers would replace.
     """
-    bad, count, answers = [], 0, 0
-    try:
-        for where, row in read_rows(path):
-            count += 1
-            answers += row is not None
-            try:
-                _check(row, added)
-            except Bad as error:
-                bad.append(f"{where} {error}")
-    except OSError as error:
-        raise DataError(
-            f"--input={shown(path)} cannot be read ({error.strerror}). Give a JSONL file whose "
-            f'lines have the text for the model in the field "{INPUTS}".'
-        ) from None
-    if bad or not answers:
-        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        what = f"{len(bad)} lines of {count}: {'; '.join(bad[:_SHOWN])}{more}" if bad else "no line"
-        raise DataError(
-            f"--input={shown(path)} has {what}. Every line is a JSON object with text in the field "
-            f'"{INPUTS}", such as {{"{INPUTS}": "rte hypothesis: .. premise: .."}}.'
+    added = tuple(added)
+    return sum(
+        1
+        for _ in input_rows(
+            path,
+            lambda row: _check(row, added),
+            f'Give a JSONL file whose lines have the text for the model in the field "{INPUTS}".',
+            f'Every line is a JSON object with text in the field "{INPUTS}", such as '
+            f'{{"{INPUTS}": "rte hypothesis: .. premise: .."}}.',
         )
-    return count
+    )
 
 
-def _check(row: dict[str, Any] | Bad | None, added: Iterable[str]) -> None:
-    if isinstance(row, Bad):
-        raise row
-    if row is None:
-        return
+def _check(row: dict[str, Any], added: Iterable[str]) -> None:
     words(row, INPUTS)
     for name in added:
         if name in row:

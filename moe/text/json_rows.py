@@ -13,9 +13,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from moe.text.files import BOM, GZIP_ERRORS, damaged_gzip
 from trainlib.errors import DataError, shown
@@ -24,8 +24,10 @@ from trainlib.untrusted_files import open_regular, parse_json
 # A line above this is refused: it would be a mistake, and has to fit memory several times.
 LARGEST_BYTES = 64 << 20
 
+_SHOWN = 20  # bad lines that an error lists
 _CHUNK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
+_Taken = TypeVar("_Taken")
 
 
 class Bad(Exception):
@@ -111,6 +113,46 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
                 yield f"line {number}", row
     except GZIP_ERRORS as error:
         raise damaged_gzip(path, error) from None
+
+
+def input_rows(
+    path: Path, take: Callable[[dict[str, Any]], _Taken], wanted: str, advice: str
+) -> Iterator[_Taken | None]:
+    """What `take` makes of each row of the file that `--input` names; None of a blank line.
+
+    Every bad row is read past and said at the end, so that all can be mended at once: what was
+    yielded counts for nothing before the iterator is exhausted.
+
+    Args:
+      path: of the file.
+      take: of a row; raises `Bad` where it cannot be used.
+      wanted: what to give in place of a file that cannot be read.
+      advice: what every line has to be, a sentence.
+
+    Raises:
+      DataError: the file cannot be read, has no row, or rows that cannot be used; names them.
+    """
+    bad, lines_, rows = [], 0, 0
+    try:
+        for where, row in read_rows(path):
+            lines_ += 1
+            rows += row is not None
+            try:
+                if isinstance(row, Bad):
+                    raise row
+                yield None if row is None else take(row)
+            except Bad as error:
+                bad.append(f"{where} {error}")
+    except OSError as error:
+        raise DataError(
+            f"--input={shown(path)} cannot be read ({error.strerror}). {wanted}"
+        ) from None
+    if bad or not rows:
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        what = (
+            f"{len(bad)} lines of {lines_}: {'; '.join(bad[:_SHOWN])}{more}" if bad else "no line"
+        )
+        raise DataError(f"--input={shown(path)} has {what}. {advice}")
 
 
 def array_at_start(file: io.BufferedReader) -> bool:
