@@ -10,6 +10,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from trainlib.errors import one_of
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -218,8 +220,15 @@ FAMILIES: tuple[Family, ...] = (Vision(), Language())
 
 
 def by_name(name: str) -> Family:
-    """The family of this name, which must be one of `FAMILIES`."""
-    return next(family for family in FAMILIES if family.name == name)
+    """The family of this name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    families = {family.name: family for family in FAMILIES}
+    if name not in families:
+        raise one_of("family", name, families)
+    return families[name]
 
 
 def of(config: ConfigDict) -> Family:

@@ -113,14 +113,16 @@ def gather(workdirs: Sequence[Path], report: Report) -> tuple[list[Run], list[tu
     return found, refused
 
 
-def settings(run: Run) -> list[Setting]:
-    """The configuration of a run, key by key, in the order of the file."""
+def settings(run: Run) -> tuple[list[Setting], str]:
+    """The configuration of a run, key by key, in the order of the file; and why it is not known
+    what the keys mean, "" where it is.
+    """
     from trainlib.config import read_json
 
     origins: dict[str, Any] = {}
     with contextlib.suppress(UserError):
         origins = read_json(run.workdir / "config_origin.json", follow=False)
-    schema = _schema(run)
+    schema, unknown = _schema(run)
     found = []
     for key, value in run.config.items():
         default, meaning = schema.get(key, (None, ""))
@@ -129,15 +131,15 @@ def settings(run: Run) -> list[Setting]:
         found.append(
             Setting(key, value, origin if isinstance(origin, str) else "", meaning, default, same)
         )
-    return found
+    return found, unknown
 
 
 def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _schema(run: Run) -> Mapping[str, tuple[Any, str]]:
-    """Key -> (default, meaning); empty where the configuration cannot be understood: it may be of
+def _schema(run: Run) -> tuple[Mapping[str, tuple[Any, str]], str]:
+    """Key -> (default, meaning), and "". Or nothing, and the reason: the configuration may be of
     another version, or name code that nobody here trusts.
     """
     from launch import families
@@ -146,9 +148,11 @@ def _schema(run: Run) -> Mapping[str, tuple[Any, str]]:
     values = {key: value for key, value in run.config.items() if key != "writers.extra"}
     try:
         extension.check(values, str(run.workdir))
-        return families.by_name(values["family"]).config.schema(values)
-    except Exception:
-        return {}
+        return families.by_name(values.get("family", "")).config.schema(values), ""
+    except UserError as error:
+        return {}, str(error)
+    except Exception as error:  # of the user's own code, which may raise anything
+        return {}, f"{type(error).__name__}: {error}"
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:

@@ -48,7 +48,7 @@ def make(
     checkpoints = gather.checkpoints(runs[0])
     text = page.to_html(
         runs,
-        gather.settings(runs[0]),
+        *gather.settings(runs[0]),
         checkpoints,
         _samples(runs[0].workdir, checkpoints, count, say, compile_cache),
         refused,

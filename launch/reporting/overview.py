@@ -190,19 +190,31 @@ def color(place: int) -> str:
 def side_by_side(runs: Sequence[Run]) -> str:
     """The figures of runs as a table, a column a run."""
     rows = table.facts([run.facts for run in runs])
+    return compared(runs, {name: list(map(_starred, cells)) for name, cells in rows.items()})
+
+
+def compared(runs: Sequence[Run], rows: Mapping[str, Sequence[str]], kind: str = "") -> str:
+    """A table with a column a run.
+
+    Args:
+      runs: in their order.
+      rows: what a row is of -> the HTML of the cell of each run.
+      kind: the class of the heads of rows.
+    """
+    mark = f' class="{kind}"' if kind else ""
     body = "".join(
-        f'<tr><th scope="row">{text(name)}</th>'
-        + "".join(f"<td>{_starred(cell)}</td>" for cell in cells)
+        f'<tr><th scope="row"{mark}>{text(name)}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
         for name, cells in rows.items()
     )
     return (
-        f'<div class="wide"><table class="compared">{run_heads(runs)}'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="wide"><table class="compared">{_heads(runs)}<tbody>{body}</tbody></table>'
+        "</div>"
     )
 
 
-def run_heads(runs: Sequence[Run]) -> str:
+def _heads(runs: Sequence[Run]) -> str:
     """The head of a table with a column a run."""
     names = "".join(
         f'<th scope="col"><i style="background:{color(place)}"></i>'

@@ -25,6 +25,7 @@ SCRIPTS = ("scales.js", "curves.js", "maps.js", "page.js")
 def to_html(
     runs: Sequence[Run],
     settings: Sequence[Setting],
+    unknown: str,
     checkpoints: Sequence[Checkpoint],
     samples: Samples | str,
     refused: Sequence[tuple[str, str]],
@@ -36,6 +37,7 @@ def to_html(
       runs: at least one; the first is the one whose configuration, checkpoints and samples are
         shown.
       settings: its configuration.
+      unknown: why it is not known what its keys mean; "" where it is.
       checkpoints: of it.
       samples: of its newest checkpoint, or why there are none; "" where none were asked for.
       refused: (label, reason) of runs that could not be read.
@@ -49,7 +51,7 @@ def to_html(
         _time(runs, figures),
         _router(runs, figures),
         _samples(runs, samples, 0),
-        _section("configuration", *_configuration(runs, settings)),
+        _section("configuration", *_configuration(runs, settings, unknown)),
         _section("checkpoints", *_checkpoints(runs, checkpoints)),
     ]
     head = overview.head(runs, checkpoints, now)
@@ -254,13 +256,16 @@ def _samples(runs: Sequence[Run], samples: Samples | str, room: int) -> Part:
     return _section("samples", "Samples", note, drawn)
 
 
-def _configuration(runs: Sequence[Run], settings: Sequence[Setting]) -> tuple[str, str, str]:
+def _configuration(
+    runs: Sequence[Run], settings: Sequence[Setting], unknown: str
+) -> tuple[str, str, str]:
     noted = any(one.origin for one in settings)
-    note = (
-        "What was set, and where; the meaning of each key below it."
-        if noted
-        else "What differs from the defaults. The run did not note where its values were set."
-    )
+    if unknown:
+        note = f"What the keys mean is not known here: {text(shown(unknown, 600))}"
+    elif noted:
+        note = "What was set, and where; the meaning of each key below it."
+    else:
+        note = "What differs from the defaults. The run did not note where its values were set."
     drawn = tables.settings(settings)
     if len(runs) > 1:
         drawn = (

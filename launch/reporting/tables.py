@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.comparing import runs as comparing
 from launch.reporting.gather import Checkpoint, Run, Setting
-from launch.reporting.overview import run_heads, when
+from launch.reporting.overview import compared, when
 from trainlib.errors import shown
 from trainlib.pages.markup import text
 from trainlib.run.progress import number
@@ -65,16 +65,8 @@ def differences(runs: Sequence[Run]) -> str:
     found = comparing.differences([run.facts for run in runs])
     if not found:
         return "<p>The runs have one configuration, as far as they have the same keys.</p>"
-    rows = "".join(
-        f'<tr><th scope="row" class="key-name">{text(shown(key, 100))}</th>'
-        + "".join(f"<td>{_value(value)}</td>" for value in values)
-        + "</tr>"
-        for key, values in found.items()
-    )
-    return (
-        f'<div class="wide"><table class="compared">{run_heads(runs)}'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    rows = {shown(key, 100): list(map(_value, values)) for key, values in found.items()}
+    return compared(runs, rows, "key-name")
 
 
 def checkpoints(found: Sequence[Checkpoint], best: int | None) -> str:

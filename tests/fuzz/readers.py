@@ -195,7 +195,7 @@ def read_metrics(path: Path) -> list[Any]:
     with contextlib.redirect_stderr(io.StringIO()):
         progress.summary("", report.rows(report.report(path)))
         runs, _ = gather.gather([path], report.report)
-        page.to_html(runs, gather.settings(runs[0]), [], "", (), 0.0)
+        page.to_html(runs, *gather.settings(runs[0]), [], "", (), 0.0)
         plots.series(path / "metrics.jsonl")
         writers.truncate(path / "metrics.jsonl", 10)
     return [records, sum(damaged), lines]

@@ -5,39 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from launch import report
 from launch.reporting import page as page_module
+from tests.html_reader import Reader
 from tests.launch.reporting import fixtures
 from tests.launch.reporting.fixtures import EVIL
 from trainlib.errors import ConfigError
-
-VOID = {"meta", "input", "br", "img"}
-
-
-class Reader(HTMLParser):
-    """Elements, attributes and text; fails where tags do not nest."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(page)
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def written(path, *flags):
@@ -58,7 +34,7 @@ def page(workdir):
 
 
 def test_everything_of_the_run_is_said(page, workdir):
-    text = " ".join(" ".join(Reader(page).words).split())
+    text = Reader(page).text
     manifest = (workdir / "checkpoints" / "100" / "manifest.json").read_bytes()
     for said in (
         *("small", "complete", "8 x TPU v5e", "jax 0.10.2"),
@@ -72,6 +48,7 @@ def test_everything_of_the_run_is_said(page, workdir):
         "The run was started 2 times.",
     ):
         assert said in text, said
+    assert "is not known here" not in text
 
 
 def test_the_page_needs_nothing_and_nobody(page):
@@ -105,7 +82,7 @@ def test_names_and_values_are_text_and_nothing_else(tmp_path):
 
 def test_runs_are_compared(workdir, tmp_path):
     other = fixtures.make(tmp_path / "warm", faster=2.0, seed=1)
-    text = " ".join(Reader(written(tmp_path / "p.html", workdir, "--compare", other)).words)
+    text = Reader(written(tmp_path / "p.html", workdir, "--compare", other)).text
     for said in ("2 runs compared", "Side by side", "warm", "Where the runs differ", "seed"):
         assert said in text, said
 
@@ -113,15 +90,29 @@ def test_runs_are_compared(workdir, tmp_path):
 def test_a_run_that_cannot_be_read_is_named_and_the_first_is_refused(workdir, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text("[")
-    text = " ".join(Reader(written(tmp_path / "p.html", workdir, tmp_path / "bad")).words)
+    text = Reader(written(tmp_path / "p.html", workdir, tmp_path / "bad")).text
     assert "Runs that cannot be read" in text
     with pytest.raises(ConfigError, match=r"config\.json"):
         written(tmp_path / "p.html", tmp_path / "bad")
 
 
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"family": "none"}, "family='none' is not known."),
+        ({"optimizer.name": "unknown_rules:signum"}, "optimizer.name names code"),
+    ],
+)
+def test_keys_without_meanings_say_why(changed, why, tmp_path):
+    read = Reader(written(tmp_path / "p.html", fixtures.make(tmp_path / "small", **changed)))
+    assert "What the keys mean is not known here: " in read.text
+    assert why in read.text
+    assert "schedule.learning_rate" in read.text
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     (tmp_path / "config.json").write_text('{"name": "new", "steps": 3}')
-    text = " ".join(Reader(written(tmp_path / "p.html", tmp_path)).words)
+    text = Reader(written(tmp_path / "p.html", tmp_path)).text
     assert "Nothing has been measured yet." in text
     assert "None has been saved." in text
 
@@ -131,7 +122,7 @@ def test_damaged_checkpoints_and_samples_say_why(tmp_path):
     (made / "checkpoints" / "50" / "data").write_bytes(b"")
     (made / "report").mkdir()
     (made / "report" / "samples-100.json").write_text("{")
-    text = " ".join(Reader(written(tmp_path / "p.html", made)).words)
+    text = Reader(written(tmp_path / "p.html", made)).text
     assert "has 0 bytes, and 1,000 were written" in text
     assert "samples-100.json" in text
 
@@ -146,5 +137,5 @@ def test_only_a_page_of_a_report_is_written_over(workdir, tmp_path):
 
 def test_samples_fill_what_is_left_of_a_page(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MOST_BYTES", 1)
-    text = " ".join(Reader(written(tmp_path / "p.html", workdir)).words)
+    text = Reader(written(tmp_path / "p.html", workdir)).text
     assert "2 more do not fit into the page." in text

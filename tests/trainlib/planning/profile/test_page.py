@@ -7,10 +7,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from html.parser import HTMLParser
 
 import pytest
 
+from tests.html_reader import Reader
 from tests.trainlib.planning.profile.programs import EVIL, profile
 from trainlib.planning.ledger.schedule import Span
 from trainlib.planning.profile import memory, timeline
@@ -18,33 +18,6 @@ from trainlib.planning.profile.figures import Profile
 from trainlib.planning.profile.page import MARK, to_html
 from trainlib.planning.profile.roofline import roofline
 from trainlib.planning.profile.tree import icicle, sections, tree
-
-VOID = {"meta", "input", "br", "img", "path", "rect"}
-
-
-class Reader(HTMLParser):
-    """Elements, attributes and text; fails where tags do not nest."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(page)
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID - {"rect"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")
