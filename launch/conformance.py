@@ -4,7 +4,7 @@
 given to a router, and its answers are compared: right, by another convention, or a bug, by name
 where it is known. NAME is a router of this package (`moe`) or of another that is installed, or
 MODULE:NAME of your own adapter; docs/router_conformance.md writes one. Exit code 1 when there is a
-bug.
+bug, 64 when the router answers none of the cases.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     asked = cases.load(only, args.cases or cases.FOLDER)
     adapter = known.load(args.adapter)
     findings = verdict.judge(adapter, asked)
+    if not any(finding.outcome in verdict.JUDGED for finding in findings):
+        raise ConfigError(report.nothing(adapter.name, findings))
     if args.json:
         print(json.dumps(report.as_data(adapter.name, findings)))
     else:

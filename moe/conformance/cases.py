@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 
 from moe.conformance.reference import GRADIENTS, Answer, Choices, cotangent
 from moe.conformance.settings import Settings
-from trainlib.errors import DataError, nearest, shown
+from trainlib.errors import ConfigError, DataError, nearest, shown
 from trainlib.untrusted_files import parse_json, read_small
 
 FOLDER = Path(__file__).parent / "files"
 FORMAT = 1
+_NAME = re.compile(r"[\w.-]{1,60}/[\w.-]{1,60}")
 # Significant digits of results, of which float32 has seven, and digits after the point.
 _DIGITS, _DECIMALS = 6, 6
 
@@ -96,10 +98,14 @@ def _read(path: Path) -> list[Case]:
         case = parse_json(line, f"{shown(path)}, line {number}", error=DataError)
         try:
             cases.append(decode(case))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ConfigError, ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+            # A key that is missing says its name and nothing else.
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"{shown(path)}, line {number} is no case of format {FORMAT}: {shown(error)}."
+                f"{shown(path)}, line {number} is no case of format {FORMAT}: {shown(what, 300)}"
             ) from error
+    if not cases:
+        raise DataError(f"{shown(path)} is empty: a file of cases has a case a line.")
     return cases
 
 
@@ -107,30 +113,80 @@ def decode(data: Mapping[str, Any]) -> Case:
     """A case of what JSON holds.
 
     Raises:
-      ValueError, KeyError, TypeError: it holds something else.
+      ConfigError: its settings are not those of `Settings`.
+      ValueError, KeyError, TypeError, IndexError, OverflowError: it holds something else.
     """
     if data["format"] != FORMAT:
         raise ValueError(f"format {data['format']}")
-    settings = Settings.of(data["settings"])
+    name, settings = data["name"], Settings.of(data["settings"])
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"the name is {name!r}, and not THEME/NUMBER")
     logits = np.array(_numbers(data["logits"]), np.float32)
+    if logits.ndim not in (3, 4) or not logits.size or logits.shape[-1] != settings.num_experts:
+        raise ValueError(f"logits of shape {logits.shape}, of {settings.num_experts} experts")
     shape = logits.shape[-3:-1]
-    mask = np.array(data["mask"], bool) if "mask" in data else np.ones(shape, bool)
-    draws = np.zeros((*shape, settings.top_k - 1), np.float32)
+    if shape[0] % settings.group_sequences:
+        raise ValueError(f"{shape[0]} sequences in groups of {settings.group_sequences}")
+    mask, draws = np.ones(shape), np.zeros((*shape, settings.top_k - 1))
+    if "mask" in data:
+        mask = _array(data["mask"], "mask", mask.shape)
+        _within("mask", mask, (mask == 0) | (mask == 1))
     if "draws" in data:
-        draws = np.array(data["draws"], np.float32).reshape(draws.shape)
+        draws = _array(data["draws"], "draws", draws.shape)
+        _within("draws", draws, (draws >= 0) & (draws < 1))
+    case = Case(name, settings, logits, mask.astype(bool), draws.astype(np.float32), None, Answer())
     expected = data["expected"]
-    answer = Answer(balance=float(expected["balance"]), z=float(expected["z"]))
-    choices = None
-    if logits.ndim == 3:
-        places = np.array(expected["choices"], float)  # [B, L, K, 3]
-        expert, position = places[..., 0].astype(int), places[..., 1].astype(int)
-        choices = Choices(expert, position, places[..., 2])
-        answer.combine, answer.position = np.zeros(logits.shape), np.full(logits.shape, -1)
-        for b, l, k in np.argwhere(position >= 0):
-            answer.combine[b, l, expert[b, l, k]] = choices.gate[b, l, k]
-            answer.position[b, l, expert[b, l, k]] = position[b, l, k]
-        answer.gradients = {n: np.array(expected["gradients"][n], float) for n in GRADIENTS}
-    return Case(data["name"], settings, logits, mask, draws, choices, answer)
+    balance, z = (float(_array(expected[n], n, ())) for n in ("balance", "z"))
+    if case.layers > 1:
+        return dataclasses.replace(case, expected=Answer(balance=balance, z=z))
+    choices = _choices(case, expected)
+    answer = Answer(np.zeros(logits.shape), np.full(logits.shape, -1), balance, z)
+    assert answer.combine is not None
+    assert answer.position is not None
+    for b, l, k in np.argwhere(choices.position >= 0):
+        at = b, l, choices.expert[b, l, k]
+        answer.combine[at], answer.position[at] = choices.gate[b, l, k], choices.position[b, l, k]
+    answer.gradients = {
+        n: _array(expected["gradients"][n], f"gradients.{n}", logits.shape) for n in GRADIENTS
+    }
+    return dataclasses.replace(case, choices=choices, expected=answer)
+
+
+def _choices(case: Case, expected: Mapping[str, Any]) -> Choices:
+    """[B, L, K] of [expert, slot, gate]."""
+    settings, capacity = case.settings, case.capacity
+    if expected["capacity"] != capacity:
+        raise ValueError(f"capacity {expected['capacity']}, and the settings give {capacity}")
+    shape = (*case.mask.shape, settings.top_k, 3)
+    expert, position, gate = np.moveaxis(_array(expected["choices"], "choices", shape), -1, 0)
+    for what, values, size in (
+        ("an expert of choices", expert, settings.num_experts),
+        ("a slot of choices", position, capacity),
+    ):
+        _within(what, values, (values == np.round(values)) & (values >= -1) & (values < size))
+    _within("a slot without an expert", position, (expert >= 0) | (position < 0))
+    return Choices(expert.astype(int), position.astype(int), gate)
+
+
+def _array(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float64 of this shape.
+
+    Raises:
+      ValueError: it holds others than finite numbers, or is of another shape.
+    """
+    array = np.array(value)
+    if array.dtype.kind not in "biuf" and array.size:
+        raise ValueError(f"{name} holds what is no number")
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape}, and not {shape}")
+    array = array.astype(float)
+    _within(name, array, np.isfinite(array))
+    return array
+
+
+def _within(name: str, values: np.ndarray, fits: np.ndarray) -> None:
+    if not np.all(fits):
+        raise ValueError(f"{name} is {np.asarray(values)[~fits].flat[0]:g}")
 
 
 def encode(case: Case) -> str:

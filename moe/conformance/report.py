@@ -8,7 +8,7 @@ from typing import Any
 
 from moe.conformance.readings import BUG, CONVENTION, UNEXPLAINED, Reading
 from moe.conformance.reference import PARTS
-from moe.conformance.verdict import OUTCOMES, RIGHT, UNEXPRESSED, UNTOLD, Finding
+from moe.conformance.verdict import JUDGED, OUTCOMES, RIGHT, UNEXPRESSED, UNTOLD, Finding
 from trainlib.errors import plain
 
 
@@ -36,8 +36,20 @@ def summary(findings: Sequence[Finding]) -> str:
     names = [r.name for r, _, _ in used(findings)]
     if names:
         return f"right, by other conventions: {'; '.join(dict.fromkeys(names))}"
-    told = any(f.outcome == RIGHT for f in findings)
-    return "right" if told else "nothing was asked that this router can express"
+    told = any(f.outcome in JUDGED for f in findings)
+    return "right" if told else "nothing was judged"
+
+
+def nothing(name: str, findings: Sequence[Finding]) -> str:
+    """What to say where no case was judged."""
+    cases = _cases(len({f.case for f in findings}))
+    why = collections.Counter(f.detail for f in findings if f.outcome == UNEXPRESSED)
+    said = "; ".join(f"{plain(one)}: {_cases(n // len(PARTS))}" for one, n in why.most_common(5))
+    return (
+        f"Nothing was judged: {plain(name)} answers none of the {cases}"
+        f"{f' ({said})' if said else ''}. Ask for others, --only=THEME,..., or let the adapter "
+        "answer with what it can tell: combine, balance or z."
+    )
 
 
 def as_data(name: str, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from moe.conformance import oracle
+from trainlib import keys
+from trainlib.errors import ConfigError, nearest, shown
+from trainlib.keys import choice, number, whole
+
+LARGEST = 10**6  # of what is counted in a case
+Count = Annotated[int, whole(1, LARGEST)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +44,47 @@ class Settings:
       scores: "softmax" or "sigmoid".
     """
 
-    num_experts: int
-    top_k: int = 2
-    group_sequences: int = 1
-    capacity_factor: float = 1.25
+    num_experts: Count
+    top_k: Count = 2
+    group_sequences: Count = 1
+    capacity_factor: Annotated[float, number(1e-6, 1e6)] = 1.25
     capacity_per_choice: bool = False
-    capacity_rounding: str = "floor"
-    min_capacity: int = 1
+    capacity_rounding: Annotated[str, choice("floor", "round")] = "floor"
+    min_capacity: Annotated[int, whole(0, LARGEST)] = 1
     normalize_gates: bool = True
-    second_policy: str = "all"
-    second_threshold: float = 0.2
+    second_policy: Annotated[str, choice("all", "none", "threshold", "random", "if_dropped")] = (
+        "all"
+    )
+    second_threshold: Annotated[float, number(above=0)] = 0.2
     batch_prioritized: bool = False
-    balance_choices: str = "first"
-    balance_over: str = "group"
-    logit_clip: float = 0.0
-    dispatch: str = "index"
-    scores: str = "softmax"
+    balance_choices: Annotated[str, choice("first", "all")] = "first"
+    balance_over: Annotated[str, choice("group", "sequence", "batch")] = "group"
+    logit_clip: Annotated[float, number(0)] = 0.0
+    dispatch: Annotated[str, choice("index", "dropless")] = "index"
+    scores: Annotated[str, choice("softmax", "sigmoid")] = "softmax"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
-        """From the settings of a file, which leaves out what is as above."""
-        return cls(**values)
+        """From the settings of a file, which leaves out what is as above.
+
+        Raises:
+          ConfigError: a name or a value that is not one of these.
+          TypeError: they are no mapping, or without `num_experts`.
+        """
+        kinds, fitted = keys.of_fields(Settings), {}
+        for name, value in dict(values).items():
+            if name not in kinds:
+                raise ConfigError(
+                    f"settings.{shown(name, 60)} is not known. {nearest(name, kinds)}Settings: "
+                    f"{', '.join(kinds)}."
+                )
+            fitted[name] = keys.fit(f"settings.{name}", value, kinds[name])
+        made = cls(**fitted)
+        if made.top_k > made.num_experts:
+            raise ConfigError(
+                f"settings.top_k={made.top_k} is more than settings.num_experts={made.num_experts}."
+            )
+        return made
 
     def values(self) -> dict[str, Any]:
         """What a file says: all that is not as above."""

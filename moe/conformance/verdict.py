@@ -8,11 +8,12 @@ has few of them.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,12 +31,13 @@ from moe.conformance.readings import (
     UNEXPLAINED,
     Reading,
 )
-from moe.conformance.reference import PARTS, Answer
+from moe.conformance.reference import GRADIENTS, PARTS, Answer
 from moe.conformance.settings import Rules, rules
-from trainlib.errors import ConfigError, DataError, UserError, shown
+from trainlib.errors import ConfigError, DataError, UserError, nearest, shown
 
 RIGHT, UNTOLD, UNEXPRESSED = "right", "not told", "not expressed"
 OUTCOMES = (RIGHT, CONVENTION, BUG, UNEXPRESSED, UNTOLD)
+JUDGED = (RIGHT, CONVENTION, BUG)  # those that say something about the router
 RELATIVE, ABSOLUTE = 2e-4, 3e-5  # of float32 results against six digits
 _SEARCHED = 2  # cases of one part that are searched in pairs and threes without success
 Readings = tuple[Reading, ...]
@@ -95,7 +97,7 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
 
     Raises:
       ConfigError: the adapter stops with an error, or returns something else.
-      DataError: an answer has another shape than its case.
+      DataError: an answer has another shape than its case, or holds others than numbers.
     """
     found: list[Finding] = []
     wrong: dict[str, list[tuple[Case, Answer, str]]] = {part: [] for part in PARTS}
@@ -104,7 +106,7 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
         if isinstance(answer, Finding):
             found += [dataclasses.replace(answer, part=part) for part in PARTS]
             continue
-        _check(case, answer)
+        answer = _checked(case, answer)
         for part in PARTS:
             if not _told(answer, part):
                 found.append(Finding(case.name, part, UNTOLD))
@@ -128,12 +130,13 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
 
 def _answer(adapter: Adapter, case: Case) -> Answer | Finding:
     try:
-        answer = adapter.route(case)
+        # A copy: an adapter that writes into its case would be held against what it wrote.
+        answer = adapter.route(copy.deepcopy(case))
     except CannotExpress as error:
         return Finding(case.name, "", UNEXPRESSED, detail=str(error))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"The adapter {shown(adapter.name)} stops with {type(error).__name__} in case "
             f"{case.name}: {shown(error)}. --debug prints the traceback. For a case that a router "
@@ -151,15 +154,60 @@ def _told(answer: Answer, part: str) -> bool:
     return getattr(answer, "combine" if part == "routing" else part) is not None
 
 
-def _check(case: Case, answer: Answer) -> None:
+def _checked(case: Case, answer: Answer) -> Answer:
+    """The answer with float64 arrays and losses, and integers for `choice`.
+
+    Raises:
+      DataError: something in it is of another shape, or holds others than numbers.
+    """
     shape = case.logits.shape[-3:]
-    arrays = {"combine": answer.combine, "position": answer.position, **answer.gradients}
-    for name, value in arrays.items():
-        if value is not None and np.shape(value) != shape:
+    words = "[sequences, tokens, experts]"
+    if unknown := set(answer.gradients) - set(GRADIENTS):
+        name = min(map(str, unknown))
+        raise DataError(
+            f"The answer to {case.name} has a gradient of '{shown(name)}'. "
+            f"{nearest(name, GRADIENTS)}There are those of {', '.join(GRADIENTS)}."
+        )
+
+    def array(name: str, value: Any, shape: tuple[int, ...], words: str) -> Any:
+        if value is None:
+            return None
+        wanted = f"it has to be {words}{f', {shape}' if shape else ''}"
+        try:
+            read = np.asarray(value)
+            if read.dtype.kind in "OSUMmc":
+                raise TypeError
+            read = read if read.dtype.kind in "biu" else read.astype(np.float64)
+        except (ValueError, TypeError, RuntimeError):
             raise DataError(
-                f"The answer to {case.name} has '{shown(name)}' of shape {np.shape(value)}; it has "
-                f"to be [sequences, tokens, experts], {shape}."
+                f"The answer to {case.name} has '{shown(name)}' of others than numbers; {wanted}."
+            ) from None
+        if read.shape != shape:
+            raise DataError(
+                f"The answer to {case.name} has '{shown(name)}' of shape {read.shape}; {wanted}."
             )
+        return read
+
+    choice = array(
+        "choice", answer.choice, (*shape[:2], case.settings.top_k), "[sequences, tokens, choices]"
+    )
+    if choice is not None and not np.all((choice >= 0) & (choice < shape[-1])):
+        raise DataError(
+            f"The answer to {case.name} has experts in 'choice' that are not 0 to {shape[-1] - 1}."
+        )
+    balance, z = (array(n, getattr(answer, n), (), "a number") for n in ("balance", "z"))
+    return Answer(
+        array("combine", answer.combine, shape, words),
+        array("position", answer.position, shape, words),
+        None if balance is None else float(balance),
+        None if z is None else float(z),
+        None if choice is None else choice.astype(int),
+        {
+            name: array(f"gradients.{name}", value, shape, words)
+            for name, value in answer.gradients.items()
+            if value is not None
+        },
+    )
 
 
 def difference(case: Case, answer: Answer, want: Answer, part: str) -> str:

@@ -8,8 +8,9 @@ from launch import conformance
 from trainlib.errors import ConfigError, DataError
 
 ROUTER = """
-from moe.conformance.reference import answer
+from moe.conformance.reference import Answer, answer
 from moe.conformance.settings import rules
+from moe.conformance.verdict import CannotExpress
 
 
 def right(case):
@@ -22,6 +23,14 @@ def broken(case):
 
 def silent(case):
     pass
+
+
+def mute(case):
+    return Answer()
+
+
+def picky(case):
+    raise CannotExpress("hash routing alone")
 
 
 def wrong(case):
@@ -62,6 +71,12 @@ def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
         ([], ConfigError, "name a router"),
         (["--adapter=command_line_routers:broken"], ConfigError, "stops with ZeroDivisionError"),
         (["--adapter=command_line_routers:silent"], ConfigError, "returns NoneType for case"),
+        (
+            ["--adapter=command_line_routers:picky", "--only=top1"],
+            ConfigError,
+            r"Nothing was judged.*none of the 20 cases \(hash routing alone: 20 cases\)",
+        ),
+        (["--adapter=command_line_routers:mute", "--only=top1"], ConfigError, "Nothing was judged"),
         (["--adapter=mo"], ConfigError, "Did you mean 'moe'"),
         (["--adapter=moe", "--config.x=1"], ConfigError, "reads no configuration"),
         (["--adapter=command_line_routers:right", "--only=top9"], DataError, "Themes: "),
@@ -73,7 +88,7 @@ def test_what_cannot_work_is_named(flags, error, words):
         conformance.main(flags)
 
 
-@pytest.mark.parametrize("line", [b"\xff\n", b"[" * 100_000, b"{}\n", b"[]\n"])
+@pytest.mark.parametrize("line", [b"\xff\n", b"[" * 100_000, b"{}\n", b"[]\n", b"\n"])
 def test_a_file_that_holds_no_cases_is_named(line, tmp_path):
     (tmp_path / "mine.jsonl").write_bytes(line)
     flags = ["--adapter=command_line_routers:right", f"--cases={tmp_path}"]

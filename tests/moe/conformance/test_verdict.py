@@ -1,6 +1,8 @@
 """Whatever a router reads otherwise is found by name; what is not told or not possible is said."""
 
+import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from moe.conformance import cases, reference, report, verdict
 from moe.conformance.readings import BUG, CONVENTION, READINGS
 from moe.conformance.reference import Answer
 from moe.conformance.settings import rules
-from trainlib.errors import DataError
+from trainlib.errors import ConfigError, DataError
 
 ALL = cases.load()
 # What shows each reading that these two do not.
@@ -133,27 +135,123 @@ def test_what_is_not_told_or_cannot_be_expressed_is_said():
     assert "tells nothing about: routing, balance" in text
 
 
-def test_an_answer_of_another_shape_is_refused():
-    class Flat(Planted):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"combine": np.zeros(3)}, r"shape \(3,\).*\(2, 6, 4\)"),
+        ({"combine": [[0.0], [0.0, 1.0]]}, "'combine' of others than numbers"),
+        ({"balance": "1.0"}, "'balance' of others than numbers; it has to be a number"),
+        ({"z": np.ones(2)}, r"'z' of shape \(2,\)"),
+        ({"position": np.full((2, 6, 4), None)}, "'position' of others than numbers"),
+        ({"choice": np.full((2, 6, 1), 4)}, "'choice' that are not 0 to 3"),
+        ({"gradients": {"balence": np.zeros((2, 6, 4))}}, "Did you mean 'balance'"),
+        ({"gradients": {"z": np.zeros(1)}}, r"'gradients\.z' of shape"),
+    ],
+)
+def test_answers_that_are_no_figures_of_the_case_are_refused(changes, words):
+    class Odd(Planted):
         def route(self, case):
-            return Answer(combine=np.zeros(3))
+            return dataclasses.replace(super().route(case), **changes)
 
-    with pytest.raises(DataError, match=r"shape \(3,\).*\(2, 6, 4\)"):
-        verdict.judge(Flat(), of("top1")[:1])
+    with pytest.raises(DataError, match=words):
+        verdict.judge(Odd(), of("top1")[:1])
+
+
+def test_lists_and_small_floats_are_numbers_too():
+    class Lists(Planted):
+        def route(self, case):
+            answer = super().route(case)
+            position = answer.position.astype(np.int8).tolist()
+            return dataclasses.replace(answer, position=position, z=np.float32(answer.z))
+
+    assert {f.outcome for f in verdict.judge(Lists(), of("top1")[:1])} == {verdict.RIGHT}
+
+
+def test_an_adapter_that_changes_its_case_is_held_against_the_case():
+    class Careless(Planted):
+        def route(self, case):
+            case.logits[:] = 0.0
+            answer = super().route(case)
+            case.expected.combine, case.expected.position = answer.combine, answer.position
+            case.expected.balance, case.expected.z = answer.balance, answer.z
+            case.expected.gradients = answer.gradients
+            return answer
+
+    (case,) = of("top1")[:1]
+    logits = case.logits.copy()
+    assert {f.outcome for f in verdict.judge(Careless(), [case])} == {BUG}
+    np.testing.assert_array_equal(case.logits, logits)
+
+
+def test_an_adapter_that_leaves_is_named():
+    class Leaves(Planted):
+        def route(self, case):
+            raise SystemExit(0)
+
+    with pytest.raises(ConfigError, match="stops with SystemExit in case top1/00"):
+        verdict.judge(Leaves(), of("top1")[:1])
+
+
+GOOD = json.loads((cases.FOLDER / "random.jsonl").read_text().splitlines()[0])
+
+
+def changed(**values):
+    """A good case with other values, by dotted names; ... takes one away."""
+    case = copy.deepcopy(GOOD)
+    for name, value in values.items():
+        *path, last = name.split("__")
+        inner = case
+        for step in path:
+            inner = inner[step]
+        if value is ...:
+            del inner[last]
+        else:
+            inner[last] = value
+    return json.dumps(case)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("no JSON", "line 1 is not JSON"),
+        ("[]", "line 1"),
         ('{"format": 9}', "format 9"),
-        ('{"format": 1, "name": "x"}', "settings"),
+        ('{"format": 1, "name": "x"}', "lacks 'settings'"),
+        ("", "own.jsonl is empty"),
+        (changed(name="../../x"), "THEME/NUMBER"),
+        (changed(settings__topk=2), "Did you mean 'top_k'"),
+        (changed(settings__top_k=9), "more than settings.num_experts=4"),
+        (changed(settings__top_k=None), "settings.top_k=None is not allowed"),
+        (changed(settings__second_policy="rondom"), "Did you mean 'random'"),
+        (changed(settings__group_sequences=5), "groups of 5"),
+        (changed(logits=[[[1.0, 2.0]]]), r"logits of shape \(1, 1, 2\)"),
+        (changed(logits=[[[1.0], [1.0, 2.0]]]), "line 1 is no case"),
+        (changed(logits=[[[10**400] * 4]]), "line 1"),
+        (changed(draws=[[0.5]]), "draws of shape"),
+        (changed(draws=[[[1.5]] * 6] * 2), "draws is 1.5"),
+        (changed(mask=[[2] * 6] * 2), "mask is 2"),
+        (changed(expected__z="1"), "z holds what is no number"),
+        (changed(expected__balance=[1.0]), "balance of shape"),
+        (changed(expected__capacity=1), "capacity 1, and the settings give"),
+        (changed(expected__choices=[[[[4, 0, 0.5]] * 2] * 6] * 2), "an expert of choices is 4"),
+        (changed(expected__choices=[[[[0, 99, 0.5]] * 2] * 6] * 2), "a slot of choices is 99"),
+        (changed(expected__choices=[[[[-1, 0, 0.5]] * 2] * 6] * 2), "without an expert"),
+        (changed(expected__gradients__z=[0.0]), "gradients.z of shape"),
+        (changed(expected__gradients__z=...), "lacks 'z'"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, line, words):
-    (tmp_path / "own.jsonl").write_text(line + "\n")
+    (tmp_path / "own.jsonl").write_text(line and line + "\n")
     with pytest.raises(DataError, match=words):
         cases.load((), tmp_path)
+
+
+def test_what_is_written_is_read(tmp_path):
+    some = of("random", "padding", "layers")[::7]
+    cases.write(some, tmp_path)
+    assert [cases.encode(case) for case in cases.load((), tmp_path)] == sorted(
+        map(cases.encode, some), key=lambda line: json.loads(line)["name"]
+    )
 
 
 def test_a_theme_that_is_not_there_is_named():
