@@ -12,6 +12,7 @@ import pytest
 from moe.exchange import chosen
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
+from tests.moe.meshes import QUICK
 from trainlib.model import weights as nn
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
@@ -21,7 +22,6 @@ RULES = {
     **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
     **{"expert_mlp": "model", "router": None},
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 D, F, E, P = 8, 10, 8, 3
 TWO = RoutingConfig(E, capacity_factor_eval=float(E), min_capacity=1, group_sequences=1)
 DROPLESS = RoutingConfig(E, dispatch="dropless")  # groups of all tokens

@@ -17,17 +17,10 @@ from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
 from moe.routing.placement import Placement
+from tests.moe.meshes import close, run
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
-from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding, resolve_specs
 
-RULES = {
-    **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
-    **{"expert_mlp": "model", "router": None},
-}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 B, L, D, F, E = 8, 7, 6, 10, 8  # odd sizes
 DROPLESS = RoutingConfig(E, dispatch="dropless", group_sequences=1, balance_loss_weight=1.0)
 
@@ -50,17 +43,7 @@ def result(config, shape=None, *, dtype="float32", router=1.0, bias="none"):
         return total, y.astype(jnp.float32)
 
     step = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    if shape is None:
-        return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x))
-    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    params = jax.device_put(params, resolve_specs(spec.params, RULES, mesh))
-
-    def on_mesh(params, x):
-        with activate(mesh, RULES):
-            return step(params, x)
-
-    placed = jax.device_put(x, batch_sharding(RULES, mesh))
-    return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, placed))
+    return run(step, spec, params, x, shape=shape)
 
 
 @functools.cache
@@ -70,14 +53,6 @@ def roomy(config, dtype="float32", router=1.0, bias="none"):
         config, dispatch="index", capacity_factor=float(E), dropless_room=1.5, exchange_chunks=0
     )
     return result(index, dtype=dtype, router=router, bias=bias)
-
-
-def close(got, want, tolerance=2e-5):
-    def check(path, a, b):
-        limit = tolerance * max(1.0, np.abs(b).max())
-        np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
-
-    jax.tree_util.tree_map_with_path(check, got, want)
 
 
 @pytest.fixture

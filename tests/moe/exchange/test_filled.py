@@ -17,16 +17,11 @@ from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
 from moe.routing.placement import Placement
 from moe.routing.route import route
+from tests.moe.meshes import close, run
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate, lowered_for
+from trainlib.sharding.constrain import lowered_for
 from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding, resolve_specs
 
-RULES = {
-    **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
-    **{"expert_mlp": "model", "router": None},
-}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 B, L, D, F, E = 8, 23, 6, 10, 5  # odd sizes
 TIGHT = RoutingConfig(E, group_sequences=1, balance_loss_weight=1.0)  # drops 4 of 10 choices
 ROOMY = RoutingConfig(E, group_sequences=2, second_policy="all", capacity_factor=3.0)
@@ -52,25 +47,7 @@ def result(config, *, filled, dtype="float32", bias="none", shape=None, monkeypa
         return total, (y.astype(jnp.float32), out.metrics)
 
     step = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    if shape is None:
-        return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x))
-    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    params = jax.device_put(params, resolve_specs(spec.params, RULES, mesh))
-    x = jax.device_put(x, batch_sharding(RULES, mesh))
-
-    def on_mesh(params, x):
-        with activate(mesh, RULES):
-            return step(params, x)
-
-    return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, x))
-
-
-def close(got, want, tolerance=2e-5):
-    def check(path, a, b):
-        limit = tolerance * max(1.0, np.abs(b).max())
-        np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
-
-    jax.tree_util.tree_map_with_path(check, got, want)
+    return run(step, spec, params, x, shape=shape)
 
 
 @pytest.mark.sample(1)

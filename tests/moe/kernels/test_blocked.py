@@ -11,10 +11,10 @@ import pytest
 
 from moe.kernels.batched import BIASES
 from moe.kernels.blocked import ALIGN, blocked, plan, room
+from tests.moe.meshes import QUICK
 from trainlib.sharding.constrain import lowered_for
 
 D, F = 8, 12
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def case(sizes, form, gated, dtype):

@@ -12,13 +12,13 @@ import pytest
 from moe.kernels import chosen as module
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
+from tests.moe.meshes import QUICK
 from tests.tpu_compiler import needs_figures, needs_libtpu
 from trainlib.model import weights as nn
 from trainlib.planning.ledger import ledger_of
 from trainlib.sharding.kernels import use_kernels
 
 D, F, E, P = 128, 256, 4, 2
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ROUTING = RoutingConfig(E, capacity_factor_eval=float(E), min_capacity=1, group_sequences=1)
 
 

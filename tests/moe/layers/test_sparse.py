@@ -16,18 +16,12 @@ from moe.routing.losses import auxiliary_loss
 from moe.routing.metrics import METRICS
 from moe.routing.placement import Placement, group_tokens, resolve_placement
 from moe.routing.route import route
+from tests.moe.meshes import QUICK, RULES, close, run
 from tests.moe.routing import one_hot
 from trainlib.errors import ConfigError
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding, resolve_specs
 
-RULES = {
-    **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
-    **{"expert_mlp": "model", "router": None},
-}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 B, L, D, F, E = 8, 12, 8, 10, 8
 
 # Groups of one sequence, so that a group stays whole on every mesh; most second choices dropped.
@@ -66,17 +60,7 @@ def result(config, shape=None, dtype="float32", **options):
     def step(params, x):
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
 
-    if shape is None:
-        return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x))
-    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    params = jax.device_put(params, resolve_specs(spec.params, RULES, mesh))
-    x = jax.device_put(x, batch_sharding(RULES, mesh))
-
-    def on_mesh(params, x):
-        with activate(mesh, RULES):
-            return step(params, x)
-
-    return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, x))
+    return run(step, spec, params, x, shape=shape)
 
 
 @functools.cache
@@ -104,17 +88,6 @@ def einsum_result(config, form="none"):
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=QUICK)
     return jax.device_get(step(params, x))
-
-
-def close(got, want, tolerance=2e-5):
-    """Every output, gradient and metric, relative to the largest element of its array."""
-
-    def check(path, a, b):
-        a, b = np.float32(a), np.float32(b)
-        limit = tolerance * max(1.0, np.abs(b).max())
-        np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
-
-    jax.tree_util.tree_map_with_path(check, got, want)
 
 
 @pytest.mark.slow

@@ -18,11 +18,9 @@ from moe.layers.ffn import FeedForward
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
-from tests.moe.layers.test_sparse import ALL_AXES, QUICK, RULES, B, D, E, F, L, close
+from tests.moe.layers.test_sparse import ALL_AXES, B, D, E, F, L
+from tests.moe.meshes import QUICK, RULES, close, run
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
-from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding, resolve_specs
 
 SHARED = 2
 ALL_RULES = RULES | {"layer_batch": ("replica", "data"), "embed": None, "mlp": "model"}
@@ -71,17 +69,7 @@ def result(config, shape=None):
         return total, (y, out.metrics)
 
     step = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    if shape is None:
-        return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x, state))
-    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    params = jax.device_put(params, resolve_specs(spec.params, ALL_RULES, mesh))
-    x = jax.device_put(x, batch_sharding(ALL_RULES, mesh))
-
-    def on_mesh(params, x, state):
-        with activate(mesh, ALL_RULES):
-            return step(params, x, state)
-
-    return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, x, state))
+    return run(step, spec, params, x, state, shape=shape, rules=ALL_RULES)
 
 
 def geglu(x, gate, up, down):

@@ -15,17 +15,10 @@ from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
 from moe.routing.route import route
+from tests.moe.meshes import QUICK, close, run
 from tests.moe.routing.one_hot import one_hot_layer
 from trainlib.model import weights as nn
-from trainlib.sharding.constrain import activate
-from trainlib.sharding.mesh import make_mesh
-from trainlib.sharding.rules import batch_sharding, resolve_specs
 
-RULES = {
-    **{"batch": ("replica", "data", "model"), "expert": "data", "expert_embed": None},
-    **{"expert_mlp": "model", "router": None},
-}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 B, L, D, F, E, N = 8, 12, 8, 10, 8, 3
 KEY = jax.random.key(5)
 
@@ -85,18 +78,7 @@ def result(config=ALL, shape=None):
         y, out = spec.bind(params, {})(x, mask, KEY, train=True, times=times)
         return y, (out.losses, out.taken, out.metrics)
 
-    step = step_of(config, apply)
-    if shape is None:
-        return jax.device_get(jax.jit(step, compiler_options=QUICK)(params, x))
-    mesh = make_mesh(*shape)
-    params = jax.device_put(params, resolve_specs(spec.params, RULES, mesh))
-    x = jax.device_put(x, batch_sharding(RULES, mesh))
-
-    def on_mesh(params, x):
-        with activate(mesh, RULES):
-            return step(params, x)
-
-    return jax.device_get(jax.jit(on_mesh, compiler_options=QUICK)(params, x))
+    return run(step_of(config, apply), spec, params, x, shape=shape)
 
 
 @functools.cache
@@ -131,15 +113,6 @@ def expected(config=ALL):
         return y, (losses, placed.any(-1), metrics)
 
     return jax.device_get(jax.jit(step_of(config, apply), compiler_options=QUICK)(params, x))
-
-
-def close(got, want, tolerance=2e-5):
-    def check(path, a, b):
-        a, b = np.float32(a), np.float32(b)
-        limit = tolerance * max(1.0, np.abs(b).max())
-        np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
-
-    jax.tree_util.tree_map_with_path(check, got, want)
 
 
 def test_the_options_are_what_they_say():

@@ -10,7 +10,8 @@ import pytest
 from moe.layers.sparse import SparseFFN
 from moe.routing.config import RoutingConfig
 from moe.routing.route import route
-from tests.moe.layers.test_sparse import RULES, TIGHT, B, D, E, F, L, made
+from tests.moe.layers.test_sparse import TIGHT, B, D, E, F, L, made
+from tests.moe.meshes import RULES
 from trainlib.sharding.constrain import activate
 from trainlib.sharding.mesh import make_mesh
 from trainlib.sharding.rules import batch_sharding, resolve_specs

@@ -18,11 +18,11 @@ from moe.routing.choice import BiasStep
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
 from moe.routing.route import route
+from tests.moe.meshes import QUICK
 from tests.moe.routing.test_route import check, compiled
 from trainlib.errors import ConfigError
 from trainlib.sharding.mesh import make_mesh
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ALL = {"second_policy": "all", "min_capacity": 1}
 GROUPS = {"expert_groups": 4, "groups_per_token": 2}
 # What DeepSeek-V3 does, at a small size: 12 experts in 4 groups, 4 choices in the best 2.
