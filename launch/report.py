@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         "--compare",
         metavar="RUN",
         nargs="+",
-        help="runs to draw over that of --workdir, as further ones beside it",
+        help="further runs, as if they were named beside the others",
     )
     parser.add_argument(
         "--samples",
@@ -76,21 +76,33 @@ def main(argv: Sequence[str]) -> int:
     if not given:
         parser.error("name a run: its directory, or several of them")
     workdirs = runs.find(given)
-    if len(workdirs) == 1:
-        _one(workdirs[0], args.json)
-    else:
-        _several(workdirs, args.json)
+    if args.compare and len(workdirs) == 1:
+        raise ConfigError(
+            f"--compare draws runs over another one, and {shown(workdirs[0])} is the only run that "
+            f"is named. Name both: `{commands.name('report')} RUN --compare OTHER`; or leave "
+            "--compare out to see this one alone."
+        )
+    # What is refused is refused before anything is printed.
+    if args.html is not None:
+        from launch.reporting import make
+
+        make.check(args.html)
+    drawn: list[str] = []
     if args.plot is not None:
         from launch.comparing.overlay import draw
 
-        names = draw(workdirs, args.plot)
-        if not args.json:
-            print(f"\n{', '.join(names)} drawn in {args.plot}")
+        drawn = draw(workdirs, args.plot)
+    if len(workdirs) == 1:
+        _one(workdirs[0], args.json)
+    else:
+        _several(workdirs, args.json, page=args.html is not None)
+    if drawn and not args.json:
+        print(f"\n{', '.join(drawn)} drawn in {args.plot}")
     if args.html is not None:
-        from launch.reporting.make import make
+        from launch.reporting import make
 
         say = functools.partial(print, file=sys.stderr, flush=True)
-        line = make(workdirs, args.html, report, args.samples, say, args.compile_cache)
+        line = make.make(workdirs, args.html, report, args.samples, say, args.compile_cache)
         if not args.json:
             print(f"\n{line}")
     return 0
@@ -112,8 +124,10 @@ def _one(workdir: Path, as_json: bool) -> None:
     print(summary(f"{facts['name']} in {workdir}", rows(facts)))
 
 
-def _several(workdirs: Sequence[Path], as_json: bool) -> None:
+def _several(workdirs: Sequence[Path], as_json: bool, page: bool) -> None:
     found = [runs.read(workdir, report) for workdir in workdirs]
+    if page and "error" in found[0]:
+        report(workdirs[0])  # raises what is wrong with it: there is no page without the first run
     if as_json:
         print(json.dumps({"runs": found, "differences": runs.differences(found)}))
         return
@@ -210,7 +224,7 @@ def _checkpoints(folder: Path) -> list[int]:
 
 def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The report as rows (name, text)."""
-    from trainlib.run.goodput import phrase
+    from trainlib.run.goodput import percent, phrase
     from trainlib.run.progress import duration, number
 
     done = facts["step"] >= facts["steps"]
@@ -237,7 +251,7 @@ def rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if spent:
         speed = spent.get("examples_per_second")
         examples = "unknown" if speed is None else f"{number(speed)} examples/s"
-        mfu = f", MFU {100 * spent['mfu']:.1f} %" if "mfu" in spent else ""
+        mfu = f", MFU {percent(spent['mfu'], 1)}" if "mfu" in spent else ""
         table += [("speed", examples + mfu), ("time went to", phrase(spent))]
     table.append(("checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"))
     if facts["best"]:

@@ -93,6 +93,7 @@ def state(run: Mapping[str, Any]) -> str:
 
 def facts(runs: Sequence[Mapping[str, Any]]) -> Rows:
     """Quantity -> the cell of each run: state, steps, what was measured, speed and time."""
+    from trainlib.run.goodput import percent
     from trainlib.run.progress import number
 
     def each(cell: Any) -> list[str]:
@@ -110,7 +111,7 @@ def facts(runs: Sequence[Mapping[str, Any]]) -> Rows:
         rows[f"{name}, best"] = _best(runs, name)
     rows["examples/s"] = each(lambda run: _number(run["goodput"].get("examples_per_second")))
     rows["MFU"] = each(
-        lambda run: f"{100 * run['goodput']['mfu']:.1f} %" if "mfu" in run["goodput"] else ""
+        lambda run: percent(run["goodput"]["mfu"], 1) if "mfu" in run["goodput"] else ""
     )
     rows["parameters"] = each(
         lambda run: "" if run["parameters"] is None else number(float(run["parameters"]))

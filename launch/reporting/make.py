@@ -15,6 +15,15 @@ FLAG = "--html"
 Say = Callable[[str], object]
 
 
+def check(path: Path) -> None:
+    """Refuses to write over what is no page of a report.
+
+    Raises:
+      ConfigError: something else lies at `path`.
+    """
+    check_page(path, page.MARK, FLAG)
+
+
 def make(
     workdirs: Sequence[Path],
     path: Path,
@@ -41,7 +50,7 @@ def make(
       ConfigError: something else than such a page lies at `path`, or the first run cannot be read.
       StorageError: the disk refuses.
     """
-    check_page(path, page.MARK, FLAG)
+    check(path)
     runs, refused = gather.gather(workdirs, report)
     if not runs or runs[0].workdir != workdirs[0]:
         report(workdirs[0], lambda _: None)  # raises what is wrong with it

@@ -13,6 +13,7 @@ from launch.reporting.gather import Checkpoint, Run
 from trainlib.errors import plain, shown
 from trainlib.pages.markup import number as coordinate
 from trainlib.pages.markup import text
+from trainlib.run.goodput import percent
 from trainlib.run.progress import number
 
 PILLS = {  # state of a run -> the class of its mark
@@ -121,9 +122,9 @@ def _best(run: Run) -> tuple[str, str, int] | None:
     if name is None:
         return None
     name_of, unit = TITLES.get(name, (name.replace("_", " ").replace("score/mean", "score"), ""))
-    percent = unit == "%" or name in ("ap", "score/mean")
+    is_share = unit == "%" or name in ("ap", "score/mean")
     value = found[name]["value"]
-    told = f"{100 * value:.1f} %" if percent else number(value)
+    told = percent(value, 1) if is_share else number(value)
     return shown(name_of, 60), told, found[name]["step"]
 
 
@@ -141,9 +142,9 @@ def _tiles(run: Run) -> str:
     if _is_figure(speed):
         tiles.append((number(speed), "examples a second", ""))
     if _is_figure(goodput.get("mfu")):
-        tiles.append((f"{100 * goodput['mfu']:.1f} %", "MFU", ""))
+        tiles.append((percent(goodput["mfu"], 1), "MFU", ""))
     if _is_figure(goodput.get("steps")):
-        tiles.append((f"{100 * goodput['steps']:.0f} %", "goodput: time in steps", ""))
+        tiles.append((percent(goodput["steps"]), "goodput: time in steps", ""))
     if facts["time"]:
         tiles.append((plain(facts["time"])[:16], "for the run", ""))
     if facts["parameters"] is not None:

@@ -8,7 +8,8 @@ import pytest
 
 from launch import report
 from tests.launch.comparing.fixtures import make
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, UserError
+from trainlib.run import goodput
 from trainlib.run.metric_writers import Writers
 
 
@@ -42,6 +43,43 @@ def test_a_run_on_its_way(workdir, capsys):
     ):
         assert words in output
     assert "router" not in output
+
+
+@pytest.mark.parametrize("share", [1e308, "much", -1.0])
+def test_shares_that_are_none_are_unknown(share, workdir, capsys):
+    record = {"step": 21, "kind": "goodput", "steps": share, "mfu": share, "seconds": 1.0}
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    for flags in ([workdir], [workdir, make(workdir / "other", name="other")]):
+        assert report.main([*map(str, flags), f"--html={workdir / 'page.html'}"]) == 0
+        assert " inf" not in capsys.readouterr().out
+        assert "inf %" not in (workdir / "page.html").read_text()
+    assert goodput.percent(share) == "unknown"
+
+
+def test_runs_are_compared_without_a_workdir(workdir, tmp_path_factory, capsys):
+    other = make(tmp_path_factory.mktemp("two") / "other", name="other")
+    assert report.main(["--compare", str(workdir), str(other)]) == 0
+    assert "other" in capsys.readouterr().out
+    for flags in ([f"--compare={workdir}"], [str(workdir), f"--compare={workdir}"]):
+        with pytest.raises(ConfigError, match=r"the only run that is named\. Name both"):
+            report.main(flags)
+
+
+def test_a_page_or_a_picture_that_is_refused_comes_before_the_report(workdir, tmp_path, capsys):
+    path = tmp_path / "notes.html"
+    path.write_text("mine")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "config.json").write_text("[")
+    for flags in (
+        [workdir, f"--html={path}"],
+        [bad, workdir, f"--html={tmp_path / 'new.html'}"],
+        [workdir, f"--plot={tmp_path / 'x.nothing'}"],
+    ):
+        with pytest.raises(UserError):
+            report.main(list(map(str, flags)))
+        assert capsys.readouterr().out == ""
 
 
 def test_the_same_as_data(workdir, capsys):

@@ -68,14 +68,21 @@ def rows(progress: Progress, devices: Sequence[Any]) -> dict[str, str]:
     elif mfu is None:
         told = "unknown: fewer than two steps"
     else:
-        told = f"{100 * mfu:.1f} % of {len(devices)} x {chip.flops / 1e12:,.0f} TFLOP/s ({kind})"
+        told = f"{percent(mfu, 1)} of {len(devices)} x {chip.flops / 1e12:,.0f} TFLOP/s ({kind})"
     return {"MFU": told, "time went to": phrase(shares(progress.spent(), progress.seconds()))}
+
+
+_LARGEST = 1e4  # no share that anything measured is larger
+
+
+def percent(share: Any, digits: int = 0) -> str:
+    """A share in words; "unknown" where it is none, as files of others may hold."""
+    known = isinstance(share, int | float) and 0 <= share < _LARGEST  # not for NaN
+    return f"{100 * share:.{digits}f} %" if known else "unknown"
 
 
 def phrase(parts: Mapping[str, float]) -> str:
     """Shares as words: `steps 82 %, data 1 %, saves 2 %, evaluation 3 %, start 12 %`."""
     words = {"input_wait": "data", "checkpoint_stall": "saves"}
     names = ("steps", *OTHERS)
-    return ", ".join(
-        f"{words.get(name, name)} {100 * parts.get(name, 0.0):.0f} %" for name in names
-    )
+    return ", ".join(f"{words.get(name, name)} {percent(parts.get(name, 0.0))}" for name in names)
