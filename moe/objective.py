@@ -23,6 +23,7 @@ from moe.eval.measured import ROUTER
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.output import Reports, router_loss, router_outputs
 from moe.models.transformer import Transformer
+from moe.observatory.options import PROBE_TOKENS
 from moe.routing.choice import BiasStep
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
@@ -184,16 +185,22 @@ def loss_function(
 def evaluate_function(
     abstract: Abstract, probe_rows: int = 0
 ) -> Callable[[Arrays, Arrays, Batch], Evaluated]:
-    """(sums over the real target tokens, experts that tokens of the first rows were sent to), at
-    evaluation capacity, without dropout or noise.
+    """(sums over the real target tokens, experts [P, R, l, K] that tokens of the first R rows were
+    sent to), at evaluation capacity, without dropout or noise.
+
+    Args:
+      abstract: the model.
+      probe_rows: R; of more tokens than `PROBE_TOKENS` the first l of each row are taken.
     """
+    rows = min(probe_rows, PROBE_TOKENS)
+    region = (rows, PROBE_TOKENS // rows) if rows else False
 
     def evaluate(params: Arrays, model_state: Arrays, batch: Batch) -> Evaluated:
         model = _bound(abstract, params, model_state)
-        hidden, reports = model.hidden(batch, train=False, trace=probe_rows > 0)
+        hidden, reports = model.hidden(batch, train=False, trace=region)
         _, _, sums = token_loss(model, batch, hidden)
         chosen = {
-            stack: router.choices.expert[:, :probe_rows]
+            stack: router.choices.expert
             for stack, router in router_outputs(reports).items()
             if router.choices is not None
         }

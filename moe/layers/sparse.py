@@ -49,6 +49,7 @@ from trainlib.sharding.constrain import active, automatic_axes, constrain
 # What every device has whole.
 _ROUTER = ("router", "router_history", "expert_embedding", "balance_bias")
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
+Trace = bool | tuple[int, int]  # of all tokens, or of the first (rows, tokens of a row)
 EXPERT_WEIGHTS = ("gate", "up", "down", "bias")  # that have a dimension E of experts
 
 
@@ -221,7 +222,7 @@ class SparseFFN(Layer):
         router_input: jax.Array | None = None,
         times: jax.Array | None = None,
         period: int | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, SparseOutput]:
         """Applies the layer.
 
@@ -238,7 +239,8 @@ class SparseFFN(Layer):
           period: in decoding: `gate`, `up`, `down` and `bias` are those of all periods of a stack,
             [P, E, ..], and those of this one are meant. Of a few tokens, whose experts lie on one
             device and drop none, only the experts are read that a token chose.
-          trace: in evaluation, report where each token went as well: `SparseOutput.choices`.
+          trace: in evaluation, report where each token went as well: `SparseOutput.choices`; of
+            (rows, tokens) the first rows and the first tokens of them, which is all that is kept.
 
         Returns:
           [B, L, D] in the type of x, and the losses and metrics.
@@ -281,7 +283,7 @@ class SparseFFN(Layer):
             placement=placement,
             train=train,
             period=period,
-            trace=trace,
+            trace=bool(trace),
         )
         if placement.mesh is not None and not placement.automatic:
             local = jax.shard_map(
@@ -298,6 +300,8 @@ class SparseFFN(Layer):
             )
         y, routed, taken = local(tokens, router, weights, hidden_scale)
         *sums, choices = routed
+        if isinstance(trace, tuple):
+            choices = jax.tree.map(lambda of_tokens: of_tokens[: trace[0], : trace[1]], choices)
         losses, metrics = jax.tree.map(lambda total: jnp.sum(total, axis=0), sums)
         if self.shared_experts:
             drops = train and self.expert_dropout

@@ -26,7 +26,7 @@ from moe.layers.dropout import dropout, split_key
 from moe.layers.ffn import FeedForward
 from moe.layers.norm import RMSNorm
 from moe.layers.residual import to_layer
-from moe.layers.sparse import SparseFFN
+from moe.layers.sparse import SparseFFN, Trace
 from moe.models.architecture import Architecture
 from moe.routing.config import RoutingConfig
 from trainlib.model.layer import Layer
@@ -169,7 +169,7 @@ class Block(Layer):
         key: jax.Array | None = None,
         *,
         train: bool = False,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, Aux]:
         """Runs the block on all tokens at once.
 
@@ -290,7 +290,7 @@ class Block(Layer):
         *,
         train: bool,
         period: int | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, Aux]:
         """The dense layer and the experts, in their order; `keys` are those of the dense layer, its
         branch, the experts and their branch; for `period` see `decode_step`.

@@ -25,7 +25,7 @@ from moe.layers.attention import shared
 from moe.layers.attention_bias import AttentionBias, RelativeBias
 from moe.layers.dropout import dropout, split_key
 from moe.layers.norm import RMSNorm
-from moe.layers.sparse import EXPERT_WEIGHTS, SparseOutput, evaluation_key
+from moe.layers.sparse import EXPERT_WEIGHTS, SparseOutput, Trace, evaluation_key
 from moe.models.architecture import Architecture, Section, is_sparse
 from moe.models.block import Aux, Block, Context
 from moe.models.stacked import Stacked, Step, fold, member, stack
@@ -74,7 +74,7 @@ class Stack(Layer):
         *,
         key: jax.Array | None = None,
         train: bool = False,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Runs all blocks.
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe.kernels.cross_entropy import TokenValues
 from moe.layers.embed import Embedding, Output
+from moe.layers.sparse import Trace
 from moe.layers.token_loss import token_loss
 from moe.models.architecture import Architecture
 from moe.models.block import Aux, Cache
@@ -68,7 +69,7 @@ class Transformer(Layer):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L] -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
@@ -84,7 +85,7 @@ class Transformer(Layer):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, dict[str, Aux]]:
         """Tokens int32 [B, L], already shifted right -> [B, L, D] and the reports of the blocks."""
         x = self.embedding(tokens, self.config.dtype)
@@ -123,7 +124,7 @@ class Transformer(Layer):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> tuple[jax.Array, Reports]:
         """The last hidden states [B, L, D] of the decoder (of the encoder, where it is alone).
 
@@ -206,7 +207,7 @@ class Transformer(Layer):
         decoder_segments: jax.Array | None = None,
         train: bool = False,
         key: jax.Array | None = None,
-        trace: bool = False,
+        trace: Trace = False,
     ) -> ModelOutput:
         """Logits of a batch, and the losses of the routers; see the example of the class.
 

@@ -6,6 +6,8 @@ Letters: E experts, K choices of a token, T tokens.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 IDLE = 0.01  # an expert that is sent less than this part of an even share does not learn
@@ -47,20 +49,23 @@ def idle_for(load: np.ndarray, before: np.ndarray, steps: int) -> np.ndarray:
 
 
 def sent_to(expert: np.ndarray, experts: int) -> np.ndarray:
-    """bool [T, E]: which experts each token was sent to.
+    """uint8 [T, ceil(E / 8)]: which experts each token was sent to, as packed bits.
 
     Args:
       expert: int [.., K], the expert of each choice; E: not sent.
       experts: E.
     """
     flat = expert.reshape(-1, expert.shape[-1])
-    return np.any(flat[..., None] == np.arange(experts), axis=1)
+    sent = np.zeros((len(flat), experts + 1), bool)
+    np.put_along_axis(sent, flat, True, axis=-1)
+    return np.packbits(sent[:, :experts], axis=-1)
 
 
 def churn(before: np.ndarray, now: np.ndarray) -> float:
-    """1 - cosine of two routings bool [T, E]: 0 where every token goes where it went, 1 where none
+    """1 - cosine of two routings of `sent_to`: 0 where every token goes where it went, 1 where none
     does. With as many choices sent both times it is the share of the choices that moved; NaN where
     nothing was sent.
     """
-    lengths = float(np.sqrt(before.sum(dtype=float) * now.sum(dtype=float)))
-    return 1.0 - float((before & now).sum()) / lengths if lengths else float("nan")
+    both, *alone = (float(np.bitwise_count(bits).sum()) for bits in (before & now, before, now))
+    lengths = math.sqrt(alone[0] * alone[1])
+    return 1.0 - both / lengths if lengths else math.nan

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from trainlib.keys import check_fields, number, whole
 
+PROBE_TOKENS = 4096  # most tokens whose routing is compared, whatever `probe_rows` says
+
 
 @dataclasses.dataclass(frozen=True)
 class RouterOptions:
@@ -28,7 +30,7 @@ class RouterOptions:
       max_spike: alert when the loss is so many times its usual spread above its median in the last
         20 records; 0: never.
       probe_rows: rows of the first held-out batch whose routing is compared at each checkpoint with
-        that at the one before; 0: none.
+        that at the one before, 4,096 tokens at most: of long rows the first tokens; 0: none.
     """
 
     log_every: Annotated[int, whole(1, also={0: "never"})] = 10

@@ -1,6 +1,6 @@
 """How far the routing of one text moves from checkpoint to checkpoint.
 
-Letters: P sparse blocks of a stack, R rows, L length, K choices, T tokens of the rows, E experts.
+Letters: T tokens of the rows, E experts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainlib.step.plan import Plan
 from trainlib.step.step import Batch, Sums
 
 EvalStep = Callable[[Arrays, Arrays, Batch], tuple[Sums, dict[str, jax.Array]]]
-Routes = Mapping[str, np.ndarray]  # STACK.BLOCK -> bool [T, E], experts that each token was sent to
+Routes = Mapping[str, np.ndarray]  # STACK.BLOCK -> `figures.sent_to`
 
 
 class Probe:

@@ -126,3 +126,22 @@ def test_microbatches_and_dense_models_have_a_loss(small, made, text, quick):
 def test_an_encoder_alone_has_no_targets():
     with pytest.raises(ConfigError, match="encoder_decoder"):
         batch_fields("encoder")
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(0, None), (2, (2, 3)), (9, (6, 1))])
+def test_evaluation_keeps_the_choices_of_its_sample_alone(
+    rows, kept, small, made, text, monkeypatch
+):
+    """And not those of every token, in no array of the program: a batch may have millions."""
+    monkeypatch.setattr(pretrain, "PROBE_TOKENS", 6)
+    config = small(4, encoder_blocks=2, decoder_blocks=2)
+    abstract, params = made(config)
+    batch = text(7)
+    evaluate = pretrain.evaluate_function(abstract, rows)
+    _, chosen = jax.eval_shape(evaluate, params, {}, batch)
+    blocks, choices = len(config.sparse_blocks("encoder")), config.routing.top_k
+    shapes = {stack: array.shape for stack, array in chosen.items()}
+    assert shapes == (dict.fromkeys(config.stacks, (blocks, *kept, choices)) if kept else {})
+    program = str(jax.make_jaxpr(evaluate)(params, {}, batch))
+    length = batch["encoder_inputs"].shape[1]
+    assert f"i32[{blocks},7,{length},{choices}]" not in program

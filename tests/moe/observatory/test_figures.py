@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def test_churn_is_the_share_of_the_choices_that_moved():
     moved[:250, 0] = [next(e for e in range(8) if e not in pair) for pair in expert[:250]]
     assert figures.churn(before, figures.sent_to(moved, 8)) == pytest.approx(250 / 2000)
     assert figures.churn(before, figures.sent_to(np.full_like(expert, 8), 8)) != 0  # NaN: no choice
+
+
+def test_experts_that_choose_take_no_square_of_their_number():
+    """Choice k is expert k there: a comparison of all with all would have T * E * E entries."""
+    experts, tokens = 4096, 64
+    taken = np.random.default_rng(0).random((tokens, experts)) < 0.1
+    expert = np.where(taken, np.arange(experts), experts)
+    tracemalloc.start()
+    sent = figures.sent_to(expert, experts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * tokens * experts
+    np.testing.assert_array_equal(np.unpackbits(sent, axis=1).astype(bool), taken)
 
 
 def test_churn_is_one_less_the_cosine_of_the_two_routings():
