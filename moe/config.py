@@ -77,6 +77,13 @@ GENERAL = config_lib.COMMON | {
         "examples of each task, from the first, that are scored while training; 0 = all",
         whole(1, also={0: "all"}),
     ),
+    "evaluation.metrics": key(
+        "",
+        "of pairs: metrics with commas between, METRIC or TASK=METRIC, the first the main one: "
+        "accuracy, exact_match, f1, macro_f1, matthews, rouge, bleu, or MODULE:FUNCTION of your "
+        "own; '' = accuracy of rows with choices, exact_match and f1 of others",
+        text(),
+    ),
     "evaluation.classify": key(
         "generate",
         "how a task with given candidates is answered: generate the words, as T5 does, or rank the "

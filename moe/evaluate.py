@@ -18,6 +18,7 @@ from moe.data import check_vocabulary, make_source, unigram_entropy
 from moe.eval import held_out, submission
 from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
+from moe.pairs import files as pairs
 from trainlib.errors import ConfigError
 from trainlib.formats.load import load_weights
 from trainlib.model.weights import Arrays
@@ -81,11 +82,13 @@ def score_tasks(
         answers = tasks.answers(weights, progress.update)
     scores = tasks.score(answers)
     rows = [("step", str(number)), *tasks.rows(scores)]
+    if tasks.own:
+        rows += [("leak", line) for line in pairs.leaks(config.data)]
     rows.append(("answered", f"{tasks.count:,} in {duration(time.monotonic() - started)}"))
     if write_predictions is not None and main_host:
-        written = submission.write(write_predictions, tasks.examples, answers)
+        written = submission.write(write_predictions, tasks.examples, answers, tasks.own)
         rows.append(("predictions", ", ".join(map(str, written)) or "none"))
-        if lacking := submission.missing(tasks.examples, tasks.split):
+        if lacking := submission.missing(tasks.examples.keys() - tasks.own.keys(), tasks.split):
             rows.append(("no submission", lacking))
     if main_host:
         print(summary(f"{config.name} on {config.data.source}, {tasks.split}", rows))

@@ -24,6 +24,7 @@ from moe.eval.tasks import Tasks
 from moe.models.architecture import Architecture
 from moe.observatory import watch
 from moe.observatory.probe import Probe
+from moe.pairs import files as pairs
 from moe.plan import abstract_batch, lengths, make
 from moe.start import finetune, upcycle
 from trainlib.data.order import split_facts
@@ -275,6 +276,7 @@ def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
         *([f"  {nothing}"] if data.held_out is None else []),
         *(f"  {note}" for note in source.notes),
         *truncated(config.data, source),
+        *scored(config, data),
         f"  targets  unigram entropy {data.unigram:.4f} nats: what ignoring all context can reach",
         f"  routing  {describe.routing(plan.model)}",
         f"  devices  {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {dict(mesh.shape)}",
@@ -297,6 +299,15 @@ def truncated(data: ConfigDict, source: Source) -> list[str]:
         f"  cut      {most}{inputs:,} of {pairs:,} training inputs (limit {fits[0]:,} tokens), "
         f"{targets:,} targets (limit {fits[1]:,})"
     ]
+
+
+def scored(config: ConfigDict, data: Data) -> list[str]:
+    """Lines on the tasks that are scored: answers that cannot be reached, and, of one's own, what
+    their files hold.
+    """
+    rows = data.tasks.unreachable() if data.tasks else []
+    notes = pairs.notes(config.data) if pairs.is_pairs(config.data.source) else []
+    return [f"  {name:<8} {text}" for name, text in rows] + [f"  {note}" for note in notes]
 
 
 def report(

@@ -32,7 +32,7 @@ FORM = "MODULE:NAME"
 # Every key whose values may name code. `load` refuses all others, so that none escapes `check`.
 _KEY = re.compile(
     r"optimizer\.name|data\.source|data\.parts|task|model\.\w+\.kind|writers\.extra"
-    r"|routing\.second_policy(_eval)?"
+    r"|routing\.second_policy(_eval)?|evaluation\.metrics"
 )
 _REFERENCE = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+")
 _MOST = 200  # characters
@@ -136,10 +136,12 @@ def _texts(value: Any) -> list[str]:
 
 
 def names(key: str, text: str) -> list[str]:
-    """Every MODULE:NAME of a value that may name several, separated by commas: that of
-    `writers.extra`.
+    """Every MODULE:NAME of a value that may name several, separated by commas: those of
+    `writers.extra` and `evaluation.metrics`, in which TASK= may stand before one.
     """
-    parts = text.split(",") if key == "writers.extra" else [text]
+    parts = text.split(",") if key in ("writers.extra", "evaluation.metrics") else [text]
+    if key == "evaluation.metrics":
+        parts = [part.rpartition("=")[2] for part in parts]
     return [part.strip() for part in parts if part.strip()]
 
 

@@ -19,6 +19,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{2}")
 _ROOTED = re.compile(r"(?:^|(?<=[\s:=,;'\"(\[]))(?:~[\w.-]*/|/(?=\w)|[A-Za-z]:[\\/])[^\s,;'\")\]]*")
 KEYS = (
     *("data.dir", "data.images", "data.eval_json", "data.eval_images", "data.cache"),
+    *("data.train", "data.validation", "data.test"),
     *("init_from", "upcycle.workdir"),
 )
 # Values that hold a path after a colon: key -> the words before it.

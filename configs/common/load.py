@@ -58,7 +58,7 @@ def from_flags(text: str | None, flags: Mapping[str, str]) -> Loaded:
     if not text:
         raise ConfigError(f"--config is missing: {CONFIG_HELP}.")
     extension.trust_values(flags)
-    return _with_values(_loaded(text), flags, COMMAND_LINE)
+    return _like_its_start(_with_values(_loaded(text), flags, COMMAND_LINE), text, flags)
 
 
 def from_python(name: str, values: Mapping[str, Any]) -> ConfigDict:
@@ -67,7 +67,7 @@ def from_python(name: str, values: Mapping[str, Any]) -> ConfigDict:
 
     given = flat(values, CALL)
     extension.trust_values(given)
-    return _with_values(_loaded(name), given, CALL).config
+    return _like_its_start(_with_values(_loaded(name), given, CALL), name, given).config
 
 
 def of_workdir(workdir: Path, flags: Mapping[str, str]) -> ConfigDict:
@@ -110,6 +110,22 @@ def _with_values(loaded: Loaded, values: Mapping[str, Any], where: str) -> Loade
     paths.check(flatten(config))
     known = loaded.origin | dict.fromkeys(values, where)
     origin = {key: known.get(key, "default") for key in flatten(config)}
+    mark_origin(config, origin)
+    return Loaded(config, origin)
+
+
+def _like_its_start(loaded: Loaded, text: str, values: Mapping[str, Any]) -> Loaded:
+    """The same with the model of the run that it starts from, where it asks for that. A JSON file
+    has the model already.
+    """
+    config, origin = loaded.config, dict(loaded.origin)
+    if config.family != "moe" or not config.init_from or Path(text).suffix == ".json":
+        return loaded
+    from configs.common import like_start
+    from trainlib.config import mark_origin
+
+    taken = like_start.settle(config, values.keys())
+    origin |= dict.fromkeys(taken, "init_from")
     mark_origin(config, origin)
     return Loaded(config, origin)
 

@@ -71,7 +71,7 @@ def open_reader(
 def holds_out(config: ConfigDict, source: str) -> bool:
     """Whether a part of the source is kept out of training, to evaluate on."""
     kind = kind_of(source)
-    return config.holdout > 0 or kind is None or kind.always_held_out
+    return kind is None or kind.holds_out(config)
 
 
 def evaluates(config: ConfigDict) -> bool:

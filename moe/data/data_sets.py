@@ -7,6 +7,7 @@ A new kind is a file with a `Kind` and a row of `KINDS`, or a `Kind` in a module
 
 from __future__ import annotations
 
+from moe.pairs import reader as pairs_reader
 from moe.tasks import task_reader
 from moe.text import jsonl, pydoc_topics, seqio_source, text_folder
 from moe.text.reader import Kind
@@ -21,6 +22,7 @@ KINDS: dict[str, Kind] = {
     "seqio": seqio_source.SEQIO,
     "task": task_reader.TASK,
     "sample": task_reader.SAMPLE,
+    "pairs": pairs_reader.KIND,
 }
 
 

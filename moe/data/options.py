@@ -19,7 +19,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
     return {
         "source": key(
             "pydoc",
-            f"what is read: {usage()} (task: and sample: are fine-tuning tasks); mixture, "
+            f"what is read: {usage()} (task: and sample: are fine-tuning tasks, pairs:* all tasks "
+            "of one's own in data.train); mixture, "
             f"{', '.join(f'mixture:{name}' for name in MIXTURES)}",
             text(1),
         ),
@@ -40,6 +41,11 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
             "0.01, 0.05 and 0.25",
             number(0, below=1),
         ),
+        "train": key("", "of pairs: file of rows with inputs and targets", text()),
+        "validation": key(
+            "", "of pairs: file of the rows that are scored; '' holds data.holdout out", text()
+        ),
+        "test": key("", "of pairs: file of the rows of evaluation.split=test", text()),
         "dir": key(
             "",
             "TFDS data directory, or of task: the parent of the published folders; empty is TFDS's "
@@ -66,7 +72,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "holdout": key(
             0.01,
-            "fraction of the documents of text: and jsonl: kept out of training",
+            "fraction of the documents of text: and jsonl:, and of the rows of pairs without "
+            "data.validation, kept out of training",
             number(0, below=1),
         ),
         "eval_split": key(

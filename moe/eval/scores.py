@@ -8,57 +8,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from ml_collections import ConfigDict
 
-from moe.eval.classification import INVALID, accuracy, gender_parity, macro_f1, matthews, multirc
-from moe.eval.rouge import rouge
+from moe.eval import named
+from moe.eval.classification import accuracy, gender_parity, macro_f1, matthews, multirc
+from moe.eval.named import Figures, Metric, class_of, classes
+from moe.eval.overlap import rouge
 from moe.eval.text_match import answer_scores, names_referent, normalise_trivia
 from moe.tasks.question_answering import UNANSWERABLE
 from moe.tasks.registry import SUPERGLUE, benchmark
-from moe.tasks.task import TextExample
+from moe.tasks.task import Benchmark, TextExample
 
-Figures = dict[str, float]
 SCORE = "score/"  # prefix of the figures of tasks in files
+_EXACT = ("accuracy", "exact_match", "em")  # figures that are 100 where one answer is right
 _AVERAGES = {"superglue": "SuperGLUE", "mean": "mean of tasks"}
 
 
-def class_of(example: TextExample, answer: str) -> int:
-    """Number of the class that an answer names, `INVALID` for none; the words have to be equal."""
-    text = answer.strip()
-    return example.choices.index(text) if text in example.choices else INVALID
-
-
-def _classes(examples: Sequence[TextExample], answers: Sequence[str]) -> tuple[list, list]:
-    pairs = zip(examples, answers, strict=True)
-    return [e.label for e in examples], [class_of(e, a) for e, a in pairs]
-
-
-def _accuracy(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
-    return {"accuracy": accuracy(*_classes(examples, answers))}
-
-
 def _cb(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
-    pairs = _classes(examples, answers)
+    pairs = classes(examples, answers)
     return {"f1": macro_f1(*pairs, classes=3), "accuracy": accuracy(*pairs)}
 
 
 def _matthews(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
     # Of RTE's classes the first is the positive one.
-    labels, said = _classes(examples, answers)
+    labels, said = classes(examples, answers)
     return {"matthews": matthews(labels, said), "accuracy": accuracy(labels, said)}
 
 
 def _parity(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
-    labels, said = _classes(examples, answers)
+    labels, said = classes(examples, answers)
     parity = gender_parity(said, [cast(int, example.key[0]) for example in examples])
     return {"accuracy": accuracy(labels, said), "gender_parity": parity}
 
 
 def _multirc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
-    return multirc(*_classes(examples, answers), [example.key[:-1] for example in examples])
+    return multirc(*classes(examples, answers), [example.key[:-1] for example in examples])
 
 
 def _wsc(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
@@ -81,7 +68,7 @@ def _trivia(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
 
 
 def _rouge(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
-    return rouge(answers, [example.answers[0] for example in examples])
+    return rouge(answers, [example.answers[:1] for example in examples])
 
 
 def _closed(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
@@ -95,40 +82,37 @@ def _grammar(examples: Sequence[TextExample], answers: Sequence[str]) -> Figures
     return {"em": 100 * sum(hits) / len(hits)}
 
 
-class Metric(NamedTuple):
-    """How a task is scored.
-
-    Attributes:
-      figures: (examples, answers) -> figures in percent.
-      main: those that the one figure of a task is the mean of; (): all of them.
-    """
-
-    figures: Callable[[Sequence[TextExample], Sequence[str]], Figures]
-    main: tuple[str, ...] = ()
-
-
-# `Benchmark.metric` -> how it is scored. A new metric is a function above and a row here.
+# `Benchmark.metric` -> how it is scored, beside what `moe.eval.named` has for all tasks. A new
+# metric is a function above and a row here, or a row there.
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_accuracy),
     "cb": Metric(_cb),
     "closed_book": Metric(_closed, ("em",)),
     "grammar": Metric(_grammar),
-    "matthews": Metric(_matthews, ("matthews",)),
+    "axb": Metric(_matthews, ("matthews",)),
     "multirc": Metric(_multirc),
     "parity": Metric(_parity, ("accuracy",)),
     "record": Metric(_free),
-    "rouge": Metric(_rouge, ("rouge2",)),
+    "summary": Metric(_rouge, ("rouge2",)),
     "squad": Metric(_free, ("f1",)),
     "trivia": Metric(_trivia, ("em",)),
     "wsc": Metric(_wsc),
 }
 
 
-def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Figures:
+def metric_of(task: str | Benchmark) -> Metric:
+    """How a task is scored: one of this package by its name, or one's own."""
+    if isinstance(task, str):
+        task = benchmark(task)
+    return METRICS.get(task.metric) or named.combined(task.metric)
+
+
+def score(
+    task: str | Benchmark, examples: Sequence[TextExample], answers: Sequence[str]
+) -> Figures:
     """The figures of a task; examples whose right answer is not published do not count.
 
     Args:
-      task: its name.
+      task: it, or its name where it is one of this package.
       examples: what was asked.
       answers: the text that the model gave to each.
     """
@@ -136,10 +120,10 @@ def score(task: str, examples: Sequence[TextExample], answers: Sequence[str]) ->
     if not pairs:
         return {}
     known, said = zip(*pairs, strict=True)
-    return METRICS[benchmark(task).metric].figures(known, said)
+    return metric_of(task).figures(known, said)
 
 
-def right(task: str, example: TextExample, answer: str) -> bool | None:
+def right(task: str | Benchmark, example: TextExample, answer: str) -> bool | None:
     """Whether one answer is right; None where this is a matter of degree (summaries), or nobody
     published what is right.
     """
@@ -148,15 +132,15 @@ def right(task: str, example: TextExample, answer: str) -> bool | None:
     if example.choices:
         return class_of(example, answer) == example.label
     figures = score(task, [example], [answer])
-    exact = figures.get("accuracy", figures.get("em"))
+    exact = next((figures[name] for name in _EXACT if name in figures), None)
     return None if exact is None else exact == 100
 
 
-def main(task: str, figures: Mapping[str, float]) -> float:
+def main(task: str | Benchmark, figures: Mapping[str, float]) -> float:
     """The one figure of a task: the mean of its figures, as SuperGLUE has it for CB, MultiRC and
     ReCoRD; ROUGE-2 for summaries, F1 for SQuAD, exact match for closed-book questions.
     """
-    names = METRICS[benchmark(task).metric].main or tuple(figures)
+    names = named.main_names(metric_of(task), figures)
     return sum(figures[name] for name in names) / len(names)
 
 
@@ -166,20 +150,26 @@ class Scores:
 
     Attributes:
       tasks: task -> its figures; none where its right answers are not published.
+      own: those of one's own, by name.
     """
 
     tasks: Mapping[str, Figures] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
 
     def averages(self) -> dict[str, float]:
         """`mean` over the tasks that have figures; `superglue` where all of its tasks have."""
-        mains = [main(task, figures) for task, figures in self.tasks.items() if figures]
+        mains = [
+            main(self.own.get(task, task), figures)
+            for task, figures in self.tasks.items()
+            if figures
+        ]
         averages = {"mean": sum(mains) / len(mains)} if mains else {}
         superglue = self.superglue()
         return averages if math.isnan(superglue) else averages | {"superglue": superglue}
 
     def superglue(self) -> float:
         """Mean of the eight tasks of SuperGLUE; NaN where one is missing."""
-        if not all(self.tasks.get(task) for task in SUPERGLUE):
+        if not all(self.tasks.get(task) and task not in self.own for task in SUPERGLUE):
             return math.nan
         return sum(main(task, self.tasks[task]) for task in SUPERGLUE) / len(SUPERGLUE)
 

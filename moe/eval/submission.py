@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.eval.scores import class_of, wsc_class
+from moe.eval.named import class_of
+from moe.eval.scores import wsc_class
 from moe.tasks.registry import SUPERGLUE, benchmark
 from moe.tasks.task import TEST, TextExample
 from trainlib.errors import ConfigError, StorageError
@@ -66,6 +67,14 @@ def _plain(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
     return [{"id": "/".join(map(str, e.key)), "prediction": answer} for e, answer in pairs]
 
 
+def _own(examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
+    """Rows of one's own with the answers; `row` counts those of the file that are not blank."""
+    return [
+        {"row": e.key[0], "inputs": e.inputs, "targets": list(e.targets), "prediction": answer}
+        for e, answer in zip(examples, answers, strict=True)
+    ]
+
+
 _BOOL = ("false", "true")
 _FORMS = {
     "boolq": _labels(_BOOL),
@@ -77,29 +86,37 @@ _FORMS = {
 }
 
 
-def lines_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> Lines:
-    """The lines of one task."""
+def lines_of(
+    task: str, examples: Sequence[TextExample], answers: Sequence[str], own: bool = False
+) -> Lines:
+    """The lines of one task; `own`: it is one of the user's, whatever its name."""
+    if own:
+        return _own(examples, answers)
     if task in BOARD:
         return _FORMS.get(task, _labels(benchmark(task).labels))(examples, answers)
     return _plain(examples, answers)
 
 
-def file_of(task: str) -> str:
+def file_of(task: str, own: bool = False) -> str:
     """Name of the file of a task."""
-    if _sentences(task):
+    if _sentences(task, own):
         return f"{task}.txt"
-    return f"{benchmark(task).folders[0] if task in BOARD else task}.jsonl"
+    board = task in BOARD and not own
+    return f"{benchmark(task).folders[0] if board else task}.jsonl"
 
 
-def content_of(task: str, examples: Sequence[TextExample], answers: Sequence[str]) -> str:
+def content_of(
+    task: str, examples: Sequence[TextExample], answers: Sequence[str], own: bool = False
+) -> str:
     """What stands in the file of a task."""
-    if _sentences(task):
+    if _sentences(task, own):
         return "".join(f"{' '.join(answer.split())}\n" for answer in answers)
-    return "".join(json.dumps(line) + "\n" for line in lines_of(task, examples, answers))
+    lines = lines_of(task, examples, answers, own)
+    return "".join(json.dumps(line, ensure_ascii=not own) + "\n" for line in lines)
 
 
-def _sentences(task: str) -> bool:
-    return benchmark(task).metric == "grammar"
+def _sentences(task: str, own: bool) -> bool:
+    return not own and benchmark(task).metric == "grammar"
 
 
 def missing(tasks: Collection[str], split: str) -> str:
@@ -144,9 +161,18 @@ def prepare(directory: Path) -> None:
 
 
 def write(
-    directory: Path, examples: dict[str, list[TextExample]], answers: dict[str, list[str]]
+    directory: Path,
+    examples: dict[str, list[TextExample]],
+    answers: dict[str, list[str]],
+    own: Collection[str] = (),
 ) -> list[Path]:
     """Writes one file a task, none for DPR, in a prepared directory; returns their paths.
+
+    Args:
+      directory: see `prepare`.
+      examples: by task.
+      answers: to each of them.
+      own: tasks of the user's own.
 
     Raises:
       StorageError: the directory cannot be written.
@@ -154,10 +180,10 @@ def write(
     written = []
     try:
         for task, asked in examples.items():
-            if task == "dpr":
+            if task == "dpr" and task not in own:
                 continue
-            path = directory / file_of(task)
-            write_atomically(path, content_of(task, asked, answers[task]))
+            path = directory / file_of(task, task in own)
+            write_atomically(path, content_of(task, asked, answers[task], task in own))
             written.append(path)
     except OSError as error:
         raise _refused(directory, error) from None

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ml_collections import ConfigDict
 
 from moe.decoding.answer import Answerer
 from moe.decoding.waiting import Question
-from moe.eval import scores
+from moe.eval import named, scores
 from moe.eval.scores import Scores
 from moe.models.architecture import Architecture
-from moe.tasks.records import load
-from moe.tasks.registry import tasks_of
+from moe.pairs import files as pairs
+from moe.tasks import registry
+from moe.tasks.records import load, whole
 from moe.tasks.task import SPLITS, Benchmark, TextExample
 from moe.tasks.task_reader import check_labels
 from moe.text.vocabulary import check_vocabulary, make_vocabulary
-from trainlib.errors import DataError, one_of
+from trainlib.errors import ConfigError, DataError, one_of, shown
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 
 CLASSIFY = ("generate", "rank")
+
+
+def tasks_of(config: ConfigDict, split: str) -> list[Benchmark]:
+    """The tasks of a run of which a split has examples.
+
+    Args:
+      config: the whole configuration.
+      split: of `moe.tasks.task.SPLITS`.
+
+    Raises:
+      ConfigError: metrics that cannot work, or no such task.
+      DataError: no task has the split, or files of one's own that cannot be read.
+    """
+    source, metrics = config.data.source, config.evaluation.metrics
+    own = pairs.is_pairs(source)
+    if metrics and not own:
+        raise ConfigError(
+            f"{named.KEY}={shown(metrics)} is for pairs of your own, and data.source="
+            f"{shown(source)} has tasks with metrics of their own. Unset it."
+        )
+    found = pairs.tasks_of(config.data, source, split) if own else registry.tasks_of(source, split)
+    if not found:
+        advice = f"Choose another with --config.evaluation.split={', '.join(SPLITS)}."
+        if own:
+            advice += f" Or give its rows: --config.data.{split}=FILE."
+        raise DataError(
+            f"None of the tasks of data.source={source!r} publishes the split '{split}'. {advice}"
+        )
+    return named.settle(metrics, found) if own else found
 
 
 class Tasks:
@@ -44,18 +77,17 @@ class Tasks:
         check_vocabulary(self.vocabulary, plan.model.vocab_size)
         self.answerer = Answerer(plan, self.vocabulary, num_return_sequences=1)
         self.config = config
+        tasks = tasks_of(config, self.split)
+        check_labels(tasks, self.vocabulary)
+        self.own = {t.name: t for t in tasks} if pairs.is_pairs(config.data.source) else {}
         kind = config.data.source.partition(":")[0]
-        check_labels(config.data.source, self.split, self.vocabulary)
         self.examples: dict[str, list[TextExample]] = {
-            task.name: load(config.data, f"{kind}:{task.name}", self.split)[: limit or None]
-            for task in self._tasks()
+            task.name: self._read(task, f"{kind}:{task.name}", task is tasks[0])[: limit or None]
+            for task in tasks
         }
-        if not self.examples:
-            raise DataError(
-                f"None of the tasks of data.source={config.data.source!r} publishes the split "
-                f"'{self.split}'. Choose another with --config.evaluation.split="
-                f"{', '.join(SPLITS)}."
-            )
+        for task in self.own.values():
+            known = [example for example in self.examples[task.name] if example.known]
+            named.try_out(scores.metric_of(task), known, own=":" in task.metric)
         self.questions = {
             name: [self._question(n, example) for n, example in enumerate(examples)]
             for name, examples in self.examples.items()
@@ -63,9 +95,22 @@ class Tasks:
         asked = [question for questions in self.questions.values() for question in questions]
         self.count = len(asked)
         self.truncated = sum(question.cut for question in asked)
+        self.too_long = sum(map(self._is_too_long, itertools.chain(*self.examples.values())))
 
-    def _tasks(self) -> list[Benchmark]:
-        return tasks_of(self.config.data.source, self.split)
+    def _read(self, task: Benchmark, source: str, first: bool) -> list[TextExample]:
+        if task.name not in self.own:
+            return load(self.config.data, source, self.split)
+        # Rows whose task cannot be told are refused with the first task.
+        rows = pairs.read(self.config.data, task.name, self.split, strays=first)
+        return whole(rows, source, self.split)
+
+    def _is_too_long(self, example: TextExample) -> bool:
+        """Whether no answer can be right, since those that are have more tokens than is allowed."""
+        longest, right = self.answerer.longest, example.answers or example.targets
+        # A token has a letter at least, and EOS is one.
+        if not right or min(len(text.encode()) for text in right) < longest:
+            return False
+        return all(len(self.vocabulary.encode(text)) >= longest for text in right)
 
     def _question(self, number: int, example: TextExample) -> Question:
         choices = example.choices if self.ranked else ()
@@ -94,7 +139,7 @@ class Tasks:
         """Groups of (task, number of the example, text), in any order."""
         searched: list[tuple[str, int, Question]] = []
         for name, questions in self.questions.items():
-            if questions[0].candidates:
+            if all(question.candidates for question in questions):
                 chosen = self.answerer.choices(weights, questions)
                 for number, (example, choice) in enumerate(
                     zip(self.examples[name], chosen, strict=True)
@@ -113,15 +158,25 @@ class Tasks:
         """The figures of every task, in percent."""
         return Scores(
             {
-                name: scores.score(name, examples, answers[name])
+                name: scores.score(self.own.get(name, name), examples, answers[name])
                 for name, examples in self.examples.items()
-            }
+            },
+            self.own,
         )
 
     def rows(self, scored: Scores) -> list[tuple[str, str]]:
         """The table of all tasks, their average, and how many inputs were cut."""
         table = scored.table({name: len(asked) for name, asked in self.examples.items()})
-        return [*table, self.answerer.truncation(self.truncated, self.count)]
+        return [*table, self.answerer.truncation(self.truncated, self.count), *self.unreachable()]
+
+    def unreachable(self) -> list[tuple[str, str]]:
+        """A row of a table: how many right answers are longer than any that is given; none where
+        none is.
+        """
+        if not self.too_long:
+            return []
+        limit = f"limit {self.answerer.longest:,} tokens with EOS: decoding.max_length"
+        return [("too long", f"{self.too_long:,} of {self.count:,} right answers ({limit})")]
 
     def figure_names(self) -> list[str]:
         """Names of the figures that scoring gives, before anything is answered."""

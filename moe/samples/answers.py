@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from moe.eval import scores
-from moe.eval.tasks import Tasks
+from moe.eval.tasks import Tasks, tasks_of
 from moe.models.architecture import Architecture
-from moe.tasks.registry import tasks_of
-from moe.tasks.task import UNKNOWN_LABEL, TextExample
+from moe.tasks.task import UNKNOWN_LABEL, Benchmark, TextExample
 from trainlib.errors import shown
 from trainlib.model.weights import Arrays
 from trainlib.report.samples import Compared, Sample
@@ -26,8 +25,7 @@ class Asked:
     """
 
     def __init__(self, plan: Plan[Architecture], count: int):
-        evaluated, source = plan.config.evaluation, plan.config.data.source
-        tasks = max(1, len(tasks_of(source, evaluated.split)))
+        tasks = len(tasks_of(plan.config, plan.config.evaluation.split))
         self.tasks, self.count = Tasks(plan, limit=-(-count // tasks)), count
 
     def answered(self, weights: Arrays) -> tuple[list[Sample], str]:
@@ -44,19 +42,29 @@ class Asked:
             for number, example in enumerate(examples)
         ]
         first = sorted(asked, key=lambda one: one[0])[: self.count]  # of each task the same number
-        samples = [sample(name, example, said[name][number]) for number, name, example in first]
+        samples = [
+            sample(name, example, said[name][number], tasks.own.get(name))
+            for number, name, example in first
+        ]
         judged = [one.right for one in samples if one.right is not None]
         right = f"; {sum(judged)} of {len(judged)} answers are right" if judged else ""
         source = f"the split {tasks.split} of {shown(tasks.config.data.source)}"
         return samples, f"The first examples of each task in {source}{right}."
 
 
-def sample(task: str, example: TextExample, answer: str) -> Sample:
-    """One question with its answer, and the scores of those that are neither right nor wrong."""
-    right = scores.right(task, example, answer)
+def sample(task: str, example: TextExample, answer: str, own: Benchmark | None = None) -> Sample:
+    """One question with its answer, and the scores of those that are neither right nor wrong.
+
+    Args:
+      task: its name.
+      example: the question, with what is right.
+      answer: the text that the model gave.
+      own: the task, where it is one of the user's own.
+    """
+    right = scores.right(own or task, example, answer)
     fields = [("input", example.inputs)]
     if right is None and example.known:
-        figures = scores.score(task, [example], [answer])
+        figures = scores.score(own or task, [example], [answer])
         fields += [(name, f"{value:.1f} %") for name, value in figures.items()]
     row = Compared("answer", truth(example), answer.strip() or "(nothing)", right)
     where = f", {shown(example.where)}" if example.where else ""

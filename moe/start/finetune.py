@@ -22,6 +22,7 @@ from trainlib.run.progress import summary
 from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState
 
+_TASKS = ("task", "sample", "pairs")  # kinds of data.source that can be scored
 _RESTARTED = "opt_state/rate/"  # the count of updates that the learning rate follows
 
 
@@ -127,8 +128,9 @@ def check(plan: Plan[Architecture]) -> None:
         raise ConfigError(
             "init_from and upcycle.workdir both say where the weights come from. Unset one of them."
         )
-    if config.task == "finetune" and config.data.source.partition(":")[0] not in ("task", "sample"):
+    if config.task == "finetune" and config.data.source.partition(":")[0] not in _TASKS:
         raise ConfigError(
             f"task='finetune' scores tasks, and data.source={config.data.source!r} names none. Use "
-            "--config.data.source=task:superglue with --config.data.dir=DIR, or sample:superglue."
+            "--config.data.source=task:superglue with --config.data.dir=DIR, sample:superglue, or "
+            "pairs:* with --config.data.train=FILE of your own."
         )

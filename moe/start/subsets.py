@@ -24,6 +24,12 @@ def defaults() -> dict[str, tuple[Any, str]]:
     return {
         "train": key("all", f"weights that learn: {', '.join(SUBSETS)}", choice(*SUBSETS)),
         "router_with_moe": key(True, "whether routers count as moe (True) or as non_moe", switch()),
+        "as_init_from": key(
+            False,
+            "take the keys of model. and routing. and the vocabulary from the configuration of "
+            "init_from, but for those that are set with it by hand",
+            switch(),
+        ),
         "keep_slots": key(True, "take the optimiser's slots from init_from along, too", switch()),
     }
 

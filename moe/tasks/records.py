@@ -43,9 +43,25 @@ def load(config: ConfigDict, source: str, split: str) -> list[TextExample]:
       DataError: the data is not there, or some of it cannot be used: a score over the rest would
         be no score of the task.
     """
+    return whole(read(config, source, split), source, split)
+
+
+def whole(
+    read: Iterable[tuple[str, TextExample | Bad]], source: str, split: str
+) -> list[TextExample]:
+    """All examples of a split, if each of them can be used.
+
+    Args:
+      read: (file and position, example or why there is none).
+      source: one task, for messages.
+      split: the same.
+
+    Raises:
+      DataError: see `load`.
+    """
     examples: list[TextExample] = []
     bad: list[str] = []
-    for where, example in read(config, source, split):
+    for where, example in read:
         if isinstance(example, Bad):
             bad.append(f"{where} {example}")
         else:

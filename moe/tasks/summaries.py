@@ -139,7 +139,7 @@ _SPLITS = {split: split for split in (TRAIN, VALIDATION, TEST)}
 TASKS = (
     Benchmark(
         name="xsum",
-        metric="rouge",
+        metric="summary",
         group="summaries",
         text=_text("document", "summary"),
         records=_xsum_records,
@@ -151,7 +151,7 @@ TASKS = (
     ),
     Benchmark(
         name="cnn_dailymail",
-        metric="rouge",
+        metric="summary",
         group="summaries",
         text=_text("article", "highlights"),
         records=_story_records,

@@ -288,7 +288,7 @@ TASKS = (
         _plain(ENTAILMENT),
         _pairs("rte", "sentence2", "sentence1"),
         ENTAILMENT,
-        metric="matthews",
+        metric="axb",
         group="diagnostics",
         files={TEST: "AX-b.jsonl"},
         tfds_splits={TEST: TEST},

@@ -67,7 +67,7 @@ class Benchmark:
 
     Attributes:
       name: as in `data.source`.
-      metric: key of `moe.eval.scores.METRICS`.
+      metric: key of `moe.eval.scores.METRICS`, or names of `moe.eval.named` with commas between.
       text: record -> example; raises `Bad` for a field that is absent, empty or of another type,
         whatever the source.
       records: row as published -> records; raises `Bad`.

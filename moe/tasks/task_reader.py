@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moe.tasks.records import published_folder, read, sample_digest
 from moe.tasks.registry import benchmark, task_names, tasks_of
-from moe.tasks.task import TRAIN, VALIDATION, Bad, TextExample
+from moe.tasks.task import TRAIN, VALIDATION, Bad, Benchmark, TextExample
 from moe.text.fingerprint import files_digest
 from moe.text.reader import Document, Kind
 from moe.text.vocabulary import UNKNOWN, Vocabulary
@@ -25,13 +25,13 @@ TEXT_VERSION = 4
 RATE_LIMIT = 65_536  # examples of a task that count for its share (ST-MoE, section 6.1)
 
 
-def check_labels(source: str, split: str, vocabulary: Vocabulary) -> None:
-    """Refuses a vocabulary that has no words for the classes of the tasks.
+def check_labels(tasks: Iterable[Benchmark], vocabulary: Vocabulary) -> None:
+    """Refuses a vocabulary that has no words for the classes of tasks.
 
     Raises:
       DataError: names the task, the word and the vocabulary.
     """
-    for task in tasks_of(source, split):
+    for task in tasks:
         ids = {word: tuple(vocabulary.encode(word).tolist()) for word in task.labels}
         for word, encoded in ids.items():
             same = [other for other in ids if other != word and ids[other] == encoded]
@@ -75,9 +75,16 @@ class TaskReader:
 
     def __init__(self, config: ConfigDict, source: str, split: str, vocabulary: Vocabulary):
         self.name, self.config, self.vocabulary = source, config, vocabulary
-        self.split = _published(split)
+        self.split = published(split)
         self.notes: Path | None = None  # see `files_digest`
-        check_labels(source, self.split, vocabulary)
+        check_labels(self._tasks(), vocabulary)
+
+    def _tasks(self) -> list[Benchmark]:
+        return tasks_of(self.name, self.split)
+
+    def _examples(self) -> Iterator[tuple[str, TextExample | Bad]]:
+        """(file and position, example or why there is none) of every record of the split."""
+        return read(self.config, self.name, self.split)
 
     def _files(self) -> tuple[Path, list[str]]:
         """A folder, and the files of this split in it."""
@@ -100,7 +107,7 @@ class TaskReader:
         return files_digest(self.name, *self._files(), self.notes) or self.split
 
     def documents(self, shard: int, shards: int) -> Iterator[Document]:
-        for number, (where, example) in enumerate(read(self.config, self.name, self.split)):
+        for number, (where, example) in enumerate(self._examples()):
             if number % shards != shard:
                 continue
             if isinstance(example, Bad):
@@ -123,14 +130,14 @@ class TaskReader:
         return dict(zip(self.features, pair, strict=True))
 
 
-def _published(split: str) -> str:
+def published(split: str) -> str:
     """The published split that "train" or "holdout" is."""
     return TRAIN if split == "train" else VALIDATION
 
 
 def _parts(config: ConfigDict, split: str) -> list[str]:
     kind = config.source.partition(":")[0]
-    return [f"{kind}:{task.name}" for task in tasks_of(config.source, _published(split))]
+    return [f"{kind}:{task.name}" for task in tasks_of(config.source, published(split))]
 
 
 def _deciding(config: ConfigDict, source: str, split: str) -> list[Any]:

@@ -130,13 +130,13 @@ def _looked_at(path: Path, name: str, kind: str, probe: _Probe) -> tuple[TextFil
         packed = start.startswith(b"\x1f\x8b")
         if packed:
             size, start = probe.unpack(file, size, path)
-    if what := _other_format(start):
+    if what := other_format(start):
         advice = "convert it to UTF-8" if "UTF" in what else "unpack or convert it"
         return None, f"{'is ' if not name else ''}{what}: {advice}"
     return TextFile(name, size, packed, kind == "jsonl" and _is_array(start)), ""
 
 
-def _other_format(start: bytes) -> str:
+def other_format(start: bytes) -> str:
     """What begins like this and is no text; "" when nothing that is known does."""
     if start[257:262] == b"ustar":
         return "a tar archive"

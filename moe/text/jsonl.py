@@ -19,7 +19,7 @@ from moe.text.json_rows import (
     parse_row,
     skip_line,
 )
-from moe.text.reader import Document, Kind
+from moe.text.reader import Document, Kind, by_share
 from moe.text.vocabulary import Vocabulary
 from trainlib.errors import shown
 
@@ -109,4 +109,4 @@ def _deciding(config: ConfigDict, source: str, split: str) -> list[Any]:
     return [config.holdout, config.text_feature, config.inputs_feature]
 
 
-KIND = Kind("jsonl:PATH", _make, _deciding, always_held_out=False, is_path=True)
+KIND = Kind("jsonl:PATH", _make, _deciding, holds_out=by_share, is_path=True)

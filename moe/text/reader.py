@@ -68,6 +68,15 @@ def _nothing(config: ConfigDict, source: str, split: str) -> list[Any]:
     return []
 
 
+def _always(config: ConfigDict) -> bool:
+    return True
+
+
+def by_share(config: ConfigDict) -> bool:
+    """For data sets without a held-out part of their own: whether `data.holdout` keeps one back."""
+    return config.holdout > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of text data set, and all that the catalog has to know of it.
@@ -82,7 +91,7 @@ class Kind:
       deciding: what decides the content of its token cache beside source, split and vocabulary. The
         name of the cache is a digest of it, so that its order and its types have to stay.
       parts: the sources that one value of `data.source` stands for, where it stands for several.
-      always_held_out: a part of it is held out of training whatever `data.holdout` is.
+      holds_out: takes the `data` section; whether a part of it is held out of training.
       is_path: the argument is the path of files that may be relative.
       at_first_use: it is tokenised when a run asks for it, however large it is.
       most_examples: of each part, so many examples count for its share in training; None: rates
@@ -93,7 +102,7 @@ class Kind:
     make: Callable[[ConfigDict, str, str, Vocabulary], Reader]
     deciding: Callable[[ConfigDict, str, str], list[Any]] = _nothing
     parts: Callable[[ConfigDict, str], list[str]] | None = None
-    always_held_out: bool = True
+    holds_out: Callable[[ConfigDict], bool] = _always
     is_path: bool = False
     at_first_use: bool = False
     most_examples: int | None = None

@@ -12,7 +12,7 @@ from moe.text import file_reader
 from moe.text.files import BOM, GZIP_ERRORS, TextFile, damaged_gzip
 from moe.text.json_rows import not_utf8, open_rows
 from moe.text.pieces import Pieces, divide
-from moe.text.reader import Document, Kind
+from moe.text.reader import Document, Kind, by_share
 from moe.text.vocabulary import Vocabulary
 
 
@@ -77,4 +77,4 @@ def _deciding(config: ConfigDict, source: str, split: str) -> list[Any]:
     return [config.holdout]
 
 
-KIND = Kind("text:FOLDER", _make, _deciding, always_held_out=False, is_path=True)
+KIND = Kind("text:FOLDER", _make, _deciding, holds_out=by_share, is_path=True)

@@ -1,0 +1,1 @@
+"""One's own tasks: files of inputs and targets, as examples to train on and to score."""
