@@ -75,6 +75,7 @@ NNX_NAMES = {
 HEAVY = {
     *("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "matplotlib", "sklearn"),
     *("torch", "libtpu", "rich", "tensorboardX", "safetensors", "transformers", "pycocotools"),
+    *("pyarrow", "sacrebleu", "rouge_score"),
 }
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

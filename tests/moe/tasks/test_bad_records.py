@@ -281,16 +281,15 @@ class _Vocabulary:
 
 
 def test_a_vocabulary_without_the_label_words_is_refused():
+    tasks = registry.tasks_of("task:cb", TRAIN)
     task_reader.check_labels(
-        "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 7})
+        tasks, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 7})
     )
     with pytest.raises(
         DataError, match="cb has the label 'neutral', which the vocabulary words cannot encode"
     ):
-        task_reader.check_labels(
-            "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6})
-        )
+        task_reader.check_labels(tasks, _Vocabulary({"entailment": 5, "contradiction": 6}))
     with pytest.raises(DataError, match="cannot tell from"):
         task_reader.check_labels(
-            "task:cb", TRAIN, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 6})
+            tasks, _Vocabulary({"entailment": 5, "contradiction": 6, "neutral": 6})
         )
