@@ -45,6 +45,19 @@ def questions(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def pairs(path: Path) -> None:
+    """Rows of a task of one's own, with choices."""
+    rows = [
+        {
+            "inputs": f"Is {number} an even number?",
+            "targets": ("yes", "no")[number % 2],
+            "choices": ["yes", "no"],
+        }
+        for number in range(50)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def texts(path: Path) -> None:
     """A folder of six text files."""
     path.mkdir(parents=True)
@@ -138,6 +151,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "pictures": pictures,
     "photos": photos,
     "questions.jsonl": questions,
+    "train.jsonl": pairs,
     "texts": texts,
     "runs/aa_resnet50_digits": digits,
     "blood": blood,

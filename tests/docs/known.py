@@ -98,7 +98,9 @@ def _check_launch(command: Command, runs: bool) -> None:
     # A page that is run may make the module of a task or layer that it names.
     makes = runs and any(extension.is_reference(value) for value in overrides.values())
     if (shipped and not makes) or (config and not runs):
-        load.from_flags(str(config), overrides)
+        # The run that a page starts from is not here, and some configurations take its model.
+        here = {key: value for key, value in overrides.items() if key != "init_from"}
+        load.from_flags(str(config), here)
         return
     for key in overrides:
         if key not in all_keys():

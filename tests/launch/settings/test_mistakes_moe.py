@@ -1,5 +1,8 @@
 """Mistakes about experts and text: one paragraph, the right exit code, nothing compiled before."""
 
+import json
+import re
+
 import pytest
 
 from launch import train
@@ -7,6 +10,7 @@ from trainlib.errors import run_command
 
 TINY = "--config=configs/st_moe_tiny.py"
 DECODER = ("--config.model.kind=decoder", "--config.data.objective=language_model")
+OWN = ("--config.task=finetune", "--config.data.source=pairs:*")
 SMALL_GROUPS = ("--config.routing.min_capacity=0", "--config.routing.group_size=8")
 
 
@@ -41,6 +45,31 @@ MISTAKES = [
     (["--config.data.source=seqio:mine"], 65, ["has not been prepared", "launch.prepare"]),
     (["--config.upcycle.workdir=T"], 66, ["upcycle.workdir=", "holds no checkpoint"]),
     (["--config.upcycle.workdir=T", *routing(num_experts=0)], 64, ["no experts to fill"]),
+    (OWN, 64, ["data.train names no file", "--config.data.train=FILE"]),
+    ([*OWN, "--config.data.train=T/no.csv"], 65, ["no.csv: there is no such file"]),
+    ([*OWN, "--config.data.train=T/short"], 65, ["is a folder", "In it: a.txt"]),
+    ([*OWN, "--config.data.train=T/bad.jsonl"], 65, ["bad.jsonl line 2", "none of its choices"]),
+    (
+        [*OWN, "--config.data.train=T/good.jsonl", "--config.data.validation=T/bad.jsonl"],
+        65,
+        ["bad.jsonl line 2", "none of its choices"],
+    ),
+    (
+        [*OWN, "--config.data.train=T/good.jsonl", "--config.evaluation.metrics=acuracy"],
+        64,
+        ["no metric 'acuracy'", "Did you mean 'accuracy'"],
+    ),
+    (
+        [*OWN, "--config.data.train=T/good.jsonl", "--config.evaluation.metrics=json:dumps"],
+        64,
+        ["json:dumps", "where a number is needed"],
+    ),
+    (
+        [*OWN, "--config.data.train=T/good.jsonl", "--config.evaluation.split=test"],
+        65,
+        ["the split 'test'", "--config.data.test=FILE"],
+    ),
+    (["--config.evaluation.metrics=f1", "--config.task=finetune"], 64, ["names none", "pairs:*"]),
 ]
 
 
@@ -56,8 +85,13 @@ def test_training_refuses_in_one_paragraph(arguments, code, words, capsys, tmp_p
     for name, content in (("empty", b""), ("latin", b"caf\xe9"), ("short", b"x")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_bytes(content)
+    rows = [{"inputs": f"{n}", "targets": "yes", "choices": ["yes", "no"]} for n in range(40)]
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[1]["targets"] = "maybe"
+    bad = [rows[0], *[rows[1]] * 9]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
     given = [word.replace("=text:T", f"=text:{tmp_path}") for word in arguments]
-    given = [word.replace("workdir=T", f"workdir={tmp_path}") for word in given]
+    given = [re.sub("(workdir|train|validation)=T", rf"\1={tmp_path}", word) for word in given]
     own = [TINY, f"--workdir={tmp_path}/w", f"--config.data.cache={tmp_path}/cache"]
     if not any("num_experts" in word for word in arguments):
         own.append("--config.routing.num_experts=8")  # one for each of the eight devices
