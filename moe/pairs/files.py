@@ -71,9 +71,14 @@ def tasks_of(config: ConfigDict, source: str, split: str) -> list[Benchmark]:
       split: of `moe.tasks.task.SPLITS`.
 
     Raises:
-      ConfigError: there is no training file, or no task of a name.
+      ConfigError: no task is named, none of a name is there, or there is no training file.
       DataError: see `survey`.
     """
+    if not source.partition(":")[2].strip(" ,"):
+        raise ConfigError(
+            f"data.source={source!r} names no task: pairs:* reads all of the file, pairs:NAMES "
+            "those that its rows name so."
+        )
     if (split == TEST and not config.test) or (split == VALIDATION and not holds_out(config)):
         return []
     surveyed = _surveyed(config, split)
@@ -113,7 +118,7 @@ def _chosen(config: ConfigDict, source: str, there: list[str]) -> set[str]:
     Raises:
       ConfigError: no file has one of them.
     """
-    names = [name.strip() for name in source.removeprefix(PREFIX).split(",")]
+    names = [name.strip() for name in source.removeprefix(PREFIX).split(",") if name.strip()]
     if names == [ALL]:
         return set(there)
     known = list(dict.fromkeys([*there, *_surveyed(config, TRAIN).tasks]))

@@ -62,7 +62,7 @@ MISTAKES = [
     (
         [*OWN, "--config.data.train=T/good.jsonl", "--config.evaluation.metrics=json:dumps"],
         64,
-        ["json:dumps", "where a number is needed"],
+        ["json:dumps stops with TypeError", "a list of answers"],
     ),
     (
         [*OWN, "--config.data.train=T/good.jsonl", "--config.evaluation.split=test"],

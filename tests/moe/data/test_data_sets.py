@@ -32,7 +32,8 @@ def test_an_argument_is_there_where_it_is_needed_and_nowhere_else(data_config, n
     source, wanted = (name, "a path or name") if takes else (f"{name}:x", "nothing")
     refusal = f"'{name}' takes {wanted} after a colon"
     if KINDS[name].parts is not None:  # the list of tasks says more
-        refusal = f"'{name}' names no task: {name}:superglue"
+        example = r"\*" if name == "pairs" else "superglue"
+        refusal = f"'{name}' names no task: {name}:{example}"
     with pytest.raises(ConfigError, match=refusal):
         make_source(data_config(source=source), "train")
 
