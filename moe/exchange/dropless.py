@@ -40,6 +40,7 @@ from moe.routing.placement import Placement
 from moe.routing.route import Routing
 from moe.routing.slots import segments
 from trainlib.model.remat import EXCHANGED, PRODUCT, keep
+from trainlib.sharding.kernels import kernel_mode
 
 
 def dropless(
@@ -105,7 +106,8 @@ class _Kernel:
         if self.dispatch == "dropless":
             y: jax.Array = blocked(rows, starts, sizes, weights, self.bias_form)
         else:
-            y = grouped(rows, sizes, weights, self.bias_form)
+            interpret = kernel_mode() == "interpret"
+            y = grouped(rows, sizes, weights, self.bias_form, interpret=interpret)
         return keep(PRODUCT, y)
 
 

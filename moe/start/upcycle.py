@@ -48,6 +48,7 @@ _MEANING = (
 # Beginnings of what no dense block has.
 _NEW = (
     *("experts.router", "experts.expert_embedding", "experts.bias", "experts.shared"),
+    "experts.balance_bias",
     "ffn",
 )
 _SILENT = ("ffn.down", "experts.shared.down")  # start at zero
@@ -249,7 +250,8 @@ def _check_fit(
         raise CheckpointError(
             f"{where} is not the dense form of this model: the weights below differ. Nothing was "
             "loaded. Set the keys of model. as in the config.json beside that checkpoint; only "
-            "model.extra_ffn, model.expert_bias and model.sparse_* may be others.",
+            "what sparse blocks alone have (model.sparse_*, extra_ffn, expert_*, shared_experts, "
+            "router_*) may be another.",
             misfitting.table(),
         )
 
@@ -259,7 +261,8 @@ def _rows(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[
     pieces, copies = pieces_of(plan.model), f"{routing.num_experts} copies"
     if pieces > 1:
         copies = f"{routing.num_experts} pieces, {pieces} to a copy,"
-    inside = {name.partition(".sparse.")[2] for name in plan.abstract.params}
+    names = [*plan.abstract.params, *plan.abstract.model_state]
+    inside = {name.partition(".sparse.")[2] for name in names}
     new = sorted(name for name in inside if name.startswith(_NEW))
     rows = [
         ("experts", f"{copies} of the feed-forward layer in {blocks} blocks"),

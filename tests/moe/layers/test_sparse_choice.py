@@ -21,6 +21,7 @@ from moe.routing.losses import auxiliary_loss
 from tests.moe.layers.test_sparse import ALL_AXES, B, D, E, F, L
 from tests.moe.meshes import QUICK, RULES, close, run
 from trainlib.model import weights as nn
+from trainlib.sharding.kernels import use_kernels
 
 SHARED = 2
 ALL_RULES = RULES | {"layer_batch": ("replica", "data"), "embed": None, "mlp": "model"}
@@ -144,6 +145,18 @@ def test_it_is_the_same_on_eight_devices(config, shape):
 def test_all_dispatches_and_partitioners_give_the_same():
     close(result(dataclasses.replace(ROOMY, dispatch="dropless"), (1, 8, 1)), result(ROOMY))
     close(result(dataclasses.replace(TIGHT, partitioner="automatic"), (1, 8, 1)), result(TIGHT))
+
+
+@pytest.mark.thorough
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("over", ["sequence", "batch"])
+@pytest.mark.parametrize("shape", [None, (1, 8, 1), ALL_AXES], ids=str)
+def test_grouped_products_give_the_same(over, shape):
+    """By the kernels of a TPU, interpreted."""
+    roomy = dataclasses.replace(ROOMY, balance_over=over)
+    with use_kernels("interpret"):
+        got = result(dataclasses.replace(roomy, dispatch="grouped"), shape)
+    close(got, result(roomy))
 
 
 def test_shared_experts_are_a_dense_layer_beside_the_others():

@@ -18,6 +18,7 @@ from moe.routing.route import route
 from tests.moe.meshes import QUICK, close, run
 from tests.moe.routing.one_hot import one_hot_layer
 from trainlib.model import weights as nn
+from trainlib.sharding.kernels import use_kernels
 
 B, L, D, F, E, N = 8, 12, 8, 10, 8, 3
 KEY = jax.random.key(5)
@@ -34,6 +35,7 @@ ALL = RoutingConfig(
     entropy_loss_weight=0.3,
     whole_expert_dropout=0.4,
 )
+ROOMY = dataclasses.replace(ALL, capacity_factor=float(E))
 OPTIONS = {"router_history": N, "expert_embedding": True}
 
 
@@ -131,8 +133,16 @@ def test_the_options_are_the_same_on_eight_devices(shape):
 
 
 def test_the_options_work_without_capacity():
-    roomy = dataclasses.replace(ALL, capacity_factor=float(E))
-    close(result(dataclasses.replace(roomy, dispatch="dropless")), expected(roomy))
+    close(result(dataclasses.replace(ROOMY, dispatch="dropless")), expected(ROOMY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [None, (1, 8, 1), (2, 2, 2)], ids=str)
+def test_the_options_work_with_grouped_products(shape):
+    """By the kernels of a TPU, interpreted."""
+    with use_kernels("interpret"):
+        got = result(dataclasses.replace(ROOMY, dispatch="grouped"), shape)
+    close(got, expected(ROOMY))
 
 
 @functools.partial(jax.jit, compiler_options=QUICK)

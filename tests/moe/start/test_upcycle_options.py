@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 
+from moe import objective, train
 from moe import plan as plan_lib
 from moe.config import default_config
 from moe.start import upcycle
+from trainlib import config as config_lib
+from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.errors import ConfigError
 from trainlib.sharding.mesh import make_mesh
+from trainlib.step import step
 
 V3 = {"scores": "sigmoid", "gate_scale": 2.5, "balance_bias": True}
 BLOCKS = {"encoder_blocks": 2, "decoder_blocks": 2, "sparse_period": 2}
@@ -56,6 +61,52 @@ def test_logits_are_those_of_the_dense_model(small, made, text, quick, experts, 
     real = batch["decoder_segments"] > 0
     assert np.abs(before).max() > 1
     assert np.abs(after - before)[real].max() < 1e-4 * np.abs(before).max()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str
+)
+def test_a_run_with_every_table_starts_as_the_dense_one(tmp_path, text, shape, capsys):
+    """Through its checkpoint, on one device and on eight: the loss of a batch."""
+
+    def plan_of(experts: int, **changes: object):
+        config = default_config("st_moe_tiny")
+        config.model.update(d_model=16, d_ff=24, num_heads=2, head_dim=8, vocab_size=384)
+        config.model.update(encoder_blocks=1, decoder_blocks=1, sparse_period=1, dtype="float32")
+        config.routing.update(num_experts=experts, dispatch="dropless")
+        config.data.update(encoder_length=12, decoder_length=7)
+        config.update(batch_size=8)
+        config_lib.assign(config, changes, "test")
+        return plan_lib.make(config, make_mesh(*shape, devices=jax.devices()[: math.prod(shape)]))
+
+    def loss(plan, state):
+        evaluate = step.compile_eval(objective.make_evaluate(plan), plan)
+        batch = {name: text(8)[name] for name in objective.fields(plan)}
+        on_devices = step.put_batch(batch, plan.batch_sharding)
+        sums, _ = evaluate(*plan.abstract.split(state.weights), on_devices)
+        total, count = jax.device_get(sums["cross_entropy"])
+        return total / count
+
+    dense_plan = plan_of(0)
+    dense = train.first_state(dense_plan)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, dense, {"config": config_lib.flatten(dense_plan.config)})
+    checkpoints.close()
+    tables = {"router_history": True, "expert_embedding": True, "expert_bias": "multiplicative"}
+    plan = plan_of(
+        8,
+        **{"upcycle.workdir": str(tmp_path), "routing.second_policy": "all", "routing.top_k": 4},
+        **{"routing.expert_groups": 2, "routing.groups_per_token": 2, "model.expert_d_ff": 12},
+        **{"model.shared_experts": 1} | {f"model.{name}": value for name, value in tables.items()},
+        **{f"routing.{name}": value for name, value in V3.items()},
+    )
+    sparse = train.first_state(plan)
+    told = capsys.readouterr().out
+    for name in (*tables, "shared.down", "balance_bias"):
+        assert name.replace("expert_bias", "experts.bias") in told
+    assert told.count("the dense model") == 2 + told.count("not the dense model")
+    assert loss(plan, sparse) == pytest.approx(loss(dense_plan, dense), rel=1e-5)
 
 
 def test_what_keeps_pieces_from_being_whole_copies_is_named(small):
