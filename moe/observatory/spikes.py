@@ -70,11 +70,14 @@ def first_mover(
     for where, figures in names.items():
         for figure, name in figures.items():
             values = np.array([record.get(name, math.nan) for record in records])
-            if not np.isfinite(values[:half]).all():
+            usual = values[:half]
+            if not np.isfinite(usual).all():
                 continue
-            middle, spread = _usual(values[:half], 1e-6)
+            middle, spread = _usual(usual, 1e-6)
             distance = np.abs(values[half:] - middle) / spread
-            there = np.flatnonzero(distance <= MOVED)  # NaN is nowhere
+            # A few values that agree by chance have next to no spread: what was seen is usual too.
+            seen = (values[half:] >= usual.min()) & (values[half:] <= usual.max())
+            there = np.flatnonzero(seen | (distance <= MOVED))  # NaN is nowhere
             first = half + (int(there[-1]) + 1 if len(there) else 0)
             if first < len(records):
                 last = float(np.nan_to_num(distance[-1], nan=math.inf))

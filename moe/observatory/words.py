@@ -11,7 +11,7 @@ from typing import Any
 
 from moe.observatory.alerts import LOSS, WINDOW, Alert, Cause, Layer, Record, least_spread
 from moe.observatory.options import RouterOptions
-from moe.observatory.spikes import first_mover, loss_bound
+from moe.observatory.spikes import Mover, first_mover, loss_bound
 
 Settings = Mapping[str, Any]  # dotted key -> value of the configuration
 
@@ -161,6 +161,29 @@ def _slower(settings: Settings) -> str:
     return f"--config.schedule.learning_rate={now / 4:g} (now {now:g})"
 
 
+def _last_good(records: Sequence[Record], mover: Mover | None) -> int:
+    """The newest step whose weights showed no sign of the spike. The loss of a step is that of the
+    weights after one update less, and it is looked at in every step; routers are in samples alone.
+    """
+    step = int(records[-1]["step"])
+    first = step if mover is None else int(records[mover.record]["step"])
+    if mover is None or first == step:
+        return step - 2
+    return min(int(records[mover.record - 1]["step"]), first - 2)
+
+
+def _from_before(good: int, settings: Settings) -> str:
+    """How to go on from the last checkpoint of a step up to `good`."""
+    every, keep = settings["checkpoint.every"], settings["checkpoint.keep"]
+    advice = "If the loss does not come back in some hundred steps, "
+    if not (step := good // every * every):
+        return f"{advice}start again with {_slower(settings)}."
+    return (
+        f"{advice}remove the checkpoints after step {step} (the newest {keep} are kept: copy it "
+        f"if it will be older) and go on from it with {_slower(settings)}."
+    )
+
+
 def _loss_spike(
     records: Sequence[Record],
     layers: Sequence[Layer],
@@ -184,9 +207,6 @@ def _loss_spike(
             f"of the routers that of {mover.where} moved first, {when}: its {mover.figure} went "
             f"from {mover.before:.3g} to {mover.now:.3g}"
         )
-    advice = (
-        "If the loss does not come back in some hundred steps, start from the checkpoint before it "
-        f"with {_slower(settings)}."
-    )
+    advice = _from_before(_last_good(records, mover), settings)
     where, bound = mover.where if mover else "", loss_bound(before, options.max_spike)
     return Alert(step, "loss_spike", where, loss, bound, f"{rose}; {moved}.", advice)

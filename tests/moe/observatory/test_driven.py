@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
+import statistics
 
 import pytest
 
 from moe import train
 from moe.config import default_config
+from moe.observatory import watch
+from moe.observatory.alerts import RULES
+from moe.observatory.options import RouterOptions
+from moe.observatory.words import MOVING
 from trainlib import config as config_lib
 from trainlib.run.metric_writers import read
 
@@ -94,3 +101,115 @@ def test_with_the_advice_of_its_alerts_the_same_run_raises_none_of_them(bad, con
     assert settings["routing__capacity_factor"] == 1.25
     assert train.run(config_of(**settings), tmp_path) == 0
     assert not causes(alerts(tmp_path)) & causes(alerts(bad))
+
+
+HEALTHY = {
+    "schedule__name": "constant",
+    "schedule__learning_rate": 0.03,
+    "router__log_every": 1,
+    "checkpoint__every": 10,
+    "checkpoint__keep": 9,
+    "steps": 40,
+}
+
+
+@pytest.fixture(scope="module")
+def healthy(config_of, tmp_path_factory):
+    """A run of 40 steps whose loss falls, saved every 10 steps."""
+    workdir = tmp_path_factory.mktemp("healthy") / "run"
+    assert train.run(config_of(**HEALTHY), workdir) == 0
+    assert "loss_spike" not in {alert["alert"] for alert in alerts(workdir)}
+    return workdir
+
+
+def goes_on(workdir, config_of, **settings):
+    """Resumes a run with other settings; returns its loss spikes."""
+    assert train.run(config_of(**HEALTHY | settings), workdir) == 0
+    return [alert for alert in alerts(workdir) if alert["alert"] == "loss_spike"]
+
+
+def moved(records, layer, figure):
+    """The step since which a figure has been off what the older half of some samples shows."""
+    values = [record[f"router/{layer}/{figure}"] for record in records]
+    usual, since = values[: len(values) // 2], None
+    middle = statistics.median(usual)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in usual)
+    margin = 6 * max(spread, 0.02 * abs(middle), 1e-6)
+    low, high = min(*usual, middle - margin), max(*usual, middle + margin)
+    for record, value in zip(records[::-1], values[: len(usual) - 1 : -1], strict=False):
+        if low <= value <= high:
+            break
+        since = record["step"]
+    return since
+
+
+def steps_since(workdir, spike):
+    """Layer -> the step since which it had moved when the loss spiked; 99: never."""
+    samples = [r for r in watch.samples(workdir) if r["step"] <= spike["step"]][-21:]
+    assert samples[-1]["watched_loss"] == spike["value"] > spike["bound"]
+    return {
+        layer: min((n for figure in MOVING if (n := moved(samples, layer, figure))), default=99)
+        for layer in ("encoder.0", "decoder.0")
+    }
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_too_large_raises_a_loss_spike_and_with_its_advice_the_run_goes_on(
+    healthy, config_of, tmp_path, capsys
+):
+    """The update after step 40 is the first large one, and step 42 the first that can show it."""
+    workdir = shutil.copytree(healthy, tmp_path / "run")
+    settings = {"schedule__learning_rate": 0.45, "steps": 60}
+    (spike,) = goes_on(workdir, config_of, **settings)
+    assert 42 <= spike["step"] <= 45
+    said = f"alert at step {spike['step']}: {spike['text']} {spike['advice']}"
+    assert said in capsys.readouterr().out
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert f"loss spike in {spike['where']} at step" in summary["rows"]["router alerts"]
+    since = steps_since(workdir, spike)
+    assert since[spike["where"]] == min(since.values()) < 99
+    assert f"of the routers that of {spike['where']} moved first" in spike["text"]
+
+    (good,) = map(int, re.findall(r"remove the checkpoints after step (\d+)", spike["advice"]))
+    assert good == 40
+    for checkpoint in (workdir / "checkpoints").glob("[0-9]*"):
+        if int(checkpoint.name) > good:
+            shutil.rmtree(checkpoint)
+    settings |= advised([spike])
+    assert settings["schedule__learning_rate"] == 0.1125
+    assert goes_on(workdir, config_of, **settings) == []
+    losses = {sample["step"]: sample["watched_loss"] for sample in watch.samples(workdir)}
+    later, before = ([losses[end - n] for n in range(5)] for end in (60, 40))
+    assert statistics.mean(later) < statistics.mean(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_the_one_router_that_learns_too_fast_is_named(healthy, config_of, tmp_path, stack):
+    workdir = shutil.copytree(healthy, tmp_path / "run")
+    fast = ((rf"{stack}\..*router$", 300.0),)
+    (spike,) = goes_on(workdir, config_of, optimizer__lr_multipliers=fast, steps=50)
+    assert spike["where"] == f"{stack}.0"
+    assert "already at step 42: its max_logit went from" in spike["text"]
+    assert steps_since(workdir, spike)[spike["where"]] == 42
+
+
+DEFAULTS = {f"router__{key}": value for key, value in dataclasses.asdict(RouterOptions()).items()}
+
+
+@pytest.mark.slow
+def test_at_the_default_bounds_one_bad_run_raises_every_alert_and_with_the_advice_none(
+    config_of, tmp_path
+):
+    """The rate grows until the model breaks, at half the usual room and without router losses."""
+    rate = {"name": "constant", "learning_rate": 1.0, "warmup_steps": 200}
+    settings = BAD | DEFAULTS | {f"schedule__{key}": value for key, value in rate.items()}
+    settings |= {"steps": 200, "checkpoint__every": 200}
+    assert train.run(config_of(**settings), tmp_path / "bad") == 0
+    raised = alerts(tmp_path / "bad")
+    assert {alert["alert"] for alert in raised} == {*RULES, "loss_spike"}
+    # The other way against drops: with a capacity factor of 1.25 more than a fifth are dropped here.
+    settings |= advised(raised) | {"routing__dispatch": "dropless"}
+    assert settings["schedule__learning_rate"] == 0.25
+    assert train.run(config_of(**settings), tmp_path / "advised") == 0
+    assert alerts(tmp_path / "advised") == []

@@ -69,3 +69,15 @@ def test_one_that_came_back_has_not_moved_and_one_that_broke_has():
     mover = first_mover(records(**back, **{"encoder.1/entropy": [math.nan]}), NAMES)
     assert mover is not None
     assert mover.where == "encoder.1"
+
+
+def test_what_was_seen_before_is_no_move():
+    """Three of five values agree, so that the deviation of most of them is next to nothing."""
+    values = {"encoder.0/entropy": [0.42, 0.2, 0.42, 0.43, 0.63, 0.62]}
+    names = {"encoder.0": {"entropy": "encoder.0/entropy"}}
+    series = [{name: v[i] for name, v in values.items()} for i in range(6)]
+    assert first_mover(series, names) is None
+    series[-1]["encoder.0/entropy"] = 0.7
+    mover = first_mover(series, names)
+    assert mover is not None
+    assert mover.record == 5

@@ -17,7 +17,7 @@ LAYER = Layer("decoder.3", RoutingConfig(4, 1))
 
 
 def advice(alert, **changes):
-    """(advice, the settings that it names) for a configuration with changes."""
+    """The settings that the advice names, for a configuration with changes."""
     config = default_config()
     config_lib.assign(config, {key.replace("__", "."): v for key, v in changes.items()}, "here")
     record = {"step": 9, "watched_loss": 2.0, LAYER.key("violation_max"): 1.0}
@@ -60,3 +60,35 @@ def test_advice_is_a_setting_that_fits_the_configuration(alert, changes, expecte
     key, value = expected
     found = advice(alert, **changes)[key]
     assert (float(found) if not isinstance(value, str) else found) == value
+
+
+@pytest.mark.parametrize(
+    ("every", "spiked", "moved", "good"),
+    [
+        (1, 22, 22, 20),  # the loss of step 21 is that of 20 updates, and was good
+        (1, 21, 21, 10),
+        (1, 22, None, 20),
+        (1, 22, 14, 10),  # the router of step 14 had moved, after 13 updates
+        (1, 20, 12, 10),
+        (1, 20, 11, 0),  # after 10 updates: those of the checkpoint
+        (5, 100, 85, 80),  # between samples of steps 80 and 85
+        (5, 100, 80, 70),
+    ],
+)
+def test_a_run_goes_back_to_weights_that_were_good(every, spiked, moved, good):
+    """20 samples of every so many steps, and every 10 steps saved."""
+    config = default_config()
+    config.checkpoint.every = 10
+    records = [
+        {
+            "step": step,
+            "watched_loss": 9.0 if step == spiked else 2.0,
+            LAYER.key("grad_norm"): 9.0 if moved and step >= moved else 1.0,
+        }
+        for step in range(spiked - 19 * every, spiked + 1, every)
+    ]
+    causes, settings = {Cause("loss_spike", ""): 9.0}, config_lib.flatten(config)
+    (alert,) = describe(causes, records, [LAYER], RouterOptions(), settings)
+    assert alert.where == (LAYER.name if moved else "")
+    back = f"remove the checkpoints after step {good} (the newest 3 are kept"
+    assert (back if good else "start again with") in alert.advice
