@@ -36,6 +36,7 @@ from vitattn.task import Evaluation, Splits, Task, task_of
 
 # What a resumed run may not change: the meaning of the weights or of the data position.
 FIXED = ("family", "task", "seed", "batch_size", "model.", "data.source", "data.holdout")
+FIXED += ("data.repeats",)
 
 
 def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:

@@ -27,9 +27,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import goals, timing
+
+if TYPE_CHECKING:
+    from vitattn.augmentation.settings import Chosen
 
 BATCH = 32
 QUALITIES = (75, 80, 85, 90, 95)
@@ -84,10 +87,15 @@ def photographs(directory: Path | None, count: int) -> list[bytes]:
     return made
 
 
-def ours(encoded: Sequence[bytes], size: int, augmentation: str) -> Callable[[], object]:
-    """The training pipeline over all photographs once, without worker processes."""
+def ours(
+    encoded: Sequence[bytes], size: int, augmentation: str, chosen: Chosen | None = None
+) -> Callable[[], object]:
+    """The training pipeline over all photographs once, without worker processes; `chosen` is what
+    images go through beyond their augmentation.
+    """
     from trainlib.data.bad_records import BadRecords
     from trainlib.data.batches import Batches
+    from vitattn.augmentation.settings import OFF
     from vitattn.data import imagenet, pipeline, reading
 
     source = Photographs(encoded)
@@ -99,8 +107,11 @@ def ours(encoded: Sequence[bytes], size: int, augmentation: str) -> Callable[[],
         imagenet.MEAN,
         imagenet.STD,
         seed=0,
+        chosen=chosen or OFF,
     )
-    make = functools.partial(reading._training_piece, reader, BATCH, 0, BATCH, BATCH)
+    rows = functools.partial(reading._positions, 0, BATCH, BATCH)
+    mixing = reader.chosen.mixing
+    make = functools.partial(reading._training_piece, reader, BATCH, rows, 1, mixing)
 
     def run() -> None:
         stop, bad = len(encoded) // BATCH, BadRecords(len(encoded), 0.0, source.describe)

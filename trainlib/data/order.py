@@ -1,14 +1,14 @@
 """The order of records: which records a batch holds, what is drawn for each, which part a host
 reads, and the position that a checkpoint saves.
 
-B global batch, H hosts, N records.
+B global batch, H hosts, N records, K repeats of a record in a batch (one, unless asked for).
 
 Everything a batch contains is a pure function of (seed, batch number), so a resumed run, a run on
 another number of hosts and a run with another number of worker processes all read the same records:
 batch b holds the global positions [b*B, (b+1)*B), position p is record `record_order(seed, p // N,
 N)[p % N]` (or what the shuffle of a source of its own gives), and host h takes the part [h*B/H,
 (h+1)*B/H) of every batch. The position to save in a checkpoint is therefore the number of the next
-batch.
+batch. With K repeats a batch holds B/K records, those of the positions [b*B/K, (b+1)*B/K).
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import numpy as np
 
 from trainlib.errors import ConfigError
 
-# Roles keep the random streams of one seed apart: the order of records, and what is drawn for each
-# record.
+# Roles keep the random streams of one seed apart: the order of records, what is drawn for each
+# record, and how records of a batch are mixed.
 _ORDER_ROLE = 0
-_RECORD_ROLE = 1
+RECORD = 1
+MIXING = 2
 
 
-def generator(seed: int, epoch: int, record: int) -> np.random.Generator:
-    """Returns the random generator that belongs to one record in one epoch."""
-    entropy = np.random.SeedSequence((_RECORD_ROLE, seed, epoch, record))
+def generator(seed: int, epoch: int, record: int, role: int = RECORD) -> np.random.Generator:
+    """Returns the random generator that belongs to one record in one epoch, for one role."""
+    entropy = np.random.SeedSequence((role, seed, epoch, record))
     return np.random.Generator(np.random.Philox(entropy))
 
 
@@ -54,6 +55,30 @@ def records_at(positions: np.ndarray, seed: int, records: int) -> tuple[np.ndarr
         here = epochs == epoch
         numbers[here] = record_order(seed, int(epoch), records)[offsets[here]]
     return epochs, numbers
+
+
+def repeated_records(
+    batch: int, rows: np.ndarray, batch_size: int, repeats: int, seed: int, records: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (draws, record numbers), both int64 like `rows`, for rows of a global batch that
+    holds each of its B/K records K times.
+
+    A draw tells the readings of a record apart: epoch * K + the number of the repeat, which without
+    repeats is the epoch. Rows k*B/K to (k+1)*B/K are repeat k. Each begins one record later than
+    the one before, so that a record has another neighbour there.
+
+    Args:
+      batch: b.
+      rows: in 0..B-1.
+      batch_size: B, a multiple of K.
+      repeats: K.
+      seed: of the order.
+      records: N.
+    """
+    distinct = batch_size // repeats
+    repeat, row = np.divmod(rows, distinct)
+    epochs, numbers = records_at(batch * distinct + (row + repeat) % distinct, seed, records)
+    return epochs * repeats + repeat, numbers
 
 
 def host_slice(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from trainlib import config as config_lib
 from trainlib.errors import ConfigError
 from trainlib.keys import key, number
+from vitattn.augmentation import settings as augmentation
 from vitattn.data import data_defaults
 
 
@@ -23,13 +24,14 @@ def settings() -> dict[str, tuple[Any, str]]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a model that gives no logits of classes.
+    """Refuses a model that gives no logits of classes, and batches that cannot be made.
 
     Raises:
-      ConfigError: it is a detector.
+      ConfigError: it is a detector, or batch_size does not suit the augmentation.
     """
     if config.model.name == "retinanet":
         raise ConfigError(
             "task='classification' and model.name='retinanet' do not go together: a RetinaNet "
             "finds boxes. Set --config.task=detection, or a model of another name."
         )
+    augmentation.check(config.data, config.batch_size)

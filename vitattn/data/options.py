@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainlib.keys import choice, key, many, number, text, whole
+from vitattn.augmentation import settings as augmentation
 from vitattn.data import catalog
 from vitattn.images.augment import AUGMENTATIONS
 
@@ -66,5 +67,6 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
             "part of the shorter side that evaluation sees; 1.0 is all of it",
             number(above=0, high=1),
         ),
+        **augmentation.KEYS,
         **READING,
     }

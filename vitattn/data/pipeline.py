@@ -5,6 +5,10 @@ B global batch, b its part on this host, H W image size. A batch is a dict of
   label  int32   [b]
   weight float32 [b]           1, or 0 for a bad record (then blank) and for padding
   index  int64   [b]           record number in the source, -1 for padding
+and for training with mixup or CutMix, where the target is `share` of the label and the rest of the
+partner's,
+  partner int32   [b]          label of the image that is mixed in
+  share   float32 [b]          of the image's own label, 1 where it is not mixed
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ from ml_collections import ConfigDict
 from trainlib.config import check_section
 from trainlib.data.batches import Batches
 from trainlib.data.order import generator
+from vitattn.augmentation import settings as augmentation
+from vitattn.augmentation.settings import OFF, Chosen
 from vitattn.data import reading
 from vitattn.data.options import data_defaults
 from vitattn.data.source import Source
 from vitattn.images import augment
-from vitattn.images.decode import Rgb, guarded, open_picture
+from vitattn.images.decode import Picture, Rgb, guarded, open_picture
 from vitattn.images.files import UnreadableRecord
 from vitattn.images.size import Size, sides
 
@@ -38,6 +44,7 @@ class LabelledImages:
       mean: that is subtracted from the pixels, in units of the full range.
       std: that they are divided by.
       seed: of the order and the augmentation.
+      chosen: what training images go through beyond `augmentation`.
     """
 
     source: Source
@@ -47,6 +54,7 @@ class LabelledImages:
     mean: Rgb
     std: Rgb
     seed: int
+    chosen: Chosen = OFF
 
     def blank(self, size: int) -> dict[str, np.ndarray]:
         """Returns {"image": float32 [size, H, W, 3], "label": int32 [size]} of zeros."""
@@ -65,18 +73,29 @@ class LabelledImages:
     def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
         """Writes one record to example `number`; see `Reader.fill`."""
         example = self.source[record]
-        picture = open_picture(example.image)
-        if self.augmentation is None:
-            image = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
-        else:
-            rng = generator(self.seed, epoch, record)
-            apply = augment.AUGMENTATIONS[self.augmentation]
-            image = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
         if not 0 <= example.label < self.source.num_classes:
             last = self.source.num_classes - 1
             raise UnreadableRecord(f"has the label {example.label}, outside 0..{last}")
-        augment.normalise(image, self.mean, self.std, arrays["image"][number])
+        picture, image = open_picture(example.image), arrays["image"][number]
+        if self.augmentation is None:
+            self._evaluation(picture, image)
+        else:
+            self._training(picture, image, generator(self.seed, epoch, record))
         arrays["label"][number] = example.label
+
+    def _evaluation(self, picture: Picture, out: np.ndarray) -> None:
+        levels = guarded(lambda: augment.evaluation(picture, self.image_size, self.eval_crop))
+        augment.normalise(levels, self.mean, self.std, out)
+
+    def _training(self, picture: Picture, out: np.ndarray, rng: np.random.Generator) -> None:
+        assert self.augmentation is not None
+        apply, chosen = augment.AUGMENTATIONS[self.augmentation], self.chosen
+        levels = guarded(lambda: apply(picture, self.image_size, rng, self.mean))
+        if chosen.rand_augment:
+            levels = chosen.rand_augment.apply(levels, rng, self.mean)
+        augment.normalise(levels, self.mean, self.std, out)
+        if chosen.erasing:
+            chosen.erasing.apply(out, rng, self.mean, self.std)
 
 
 def check_settings(source: Source, config: ConfigDict, image_size: Size) -> None:
@@ -114,8 +133,16 @@ def train_batches(
       ConfigError: a setting cannot work.
     """
     reader = _reader(source, config, image_size, seed, config.augment)
+    augmentation.check(config, batch_size, process_count)
     return reading.train_batches(
-        reader, config, batch_size, start_batch, process_index, process_count
+        reader,
+        config,
+        batch_size,
+        start_batch,
+        process_index,
+        process_count,
+        repeats=config.repeats,
+        mixing=reader.chosen.mixing,
     )
 
 
@@ -141,8 +168,10 @@ def eval_batches(
 
 
 def _reader(
-    source: Source, config: ConfigDict, image_size: Size, seed: int, augmentation: str | None
+    source: Source, config: ConfigDict, image_size: Size, seed: int, augment: str | None
 ) -> LabelledImages:
+    """Of training with this augmentation, or of evaluation with None."""
     check_section("data", data_defaults(), config)
     mean, std = tuple(config.mean) or source.mean, tuple(config.std) or source.std
-    return LabelledImages(source, image_size, augmentation, config.eval_crop, mean, std, seed)
+    chosen = augmentation.chosen(config, seed) if augment is not None else OFF
+    return LabelledImages(source, image_size, augment, config.eval_crop, mean, std, seed, chosen)

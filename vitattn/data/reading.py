@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from trainlib.data.bad_records import BadRecords
 from trainlib.data.batches import Batch, Batches, worker_count
-from trainlib.data.order import host_slice, records_at
+from trainlib.data.order import host_slice, repeated_records
 from trainlib.errors import ConfigError
 from vitattn.data.source import Records
 from vitattn.images.decode import BadImage
@@ -50,10 +50,32 @@ class Reader(Protocol):
         ...
 
     def fill(self, arrays: dict[str, np.ndarray], number: int, record: int, epoch: int) -> None:
-        """Writes one record, as it is in this epoch, to example `number` of the arrays.
+        """Writes one record, as it is in this epoch, to example `number` of the arrays. Where a
+        batch repeats its records, each repeat counts as an epoch.
 
         Raises:
           BadImage, UnreadableRecord: it cannot be read; nothing was written.
+        """
+        ...
+
+
+class Mixing(Protocol):
+    """What becomes of pairs of examples, rows 2i and 2i + 1 of a batch. It pickles to workers."""
+
+    def apply(
+        self,
+        arrays: dict[str, np.ndarray],
+        weights: np.ndarray,
+        records: np.ndarray,
+        draws: np.ndarray,
+    ) -> None:
+        """Changes the arrays of a reader, and may add some, all of n examples.
+
+        Args:
+          arrays: those of the reader, filled.
+          weights: float32 [n], 0 for bad records, which are blank.
+          records: int64 [n].
+          draws: int64 [n], their epochs, as `Reader.fill` gets them.
         """
         ...
 
@@ -66,6 +88,8 @@ def train_batches(
     process_index: int,
     process_count: int,
     note: Callable[[Batch], object] = lambda batch: None,
+    repeats: int = 1,
+    mixing: Mixing | None = None,
 ) -> Batches:
     """Returns this host's training batches from number `start_batch` on, without end.
 
@@ -77,6 +101,8 @@ def train_batches(
       process_index: number of this host, in 0..process_count-1.
       process_count: hosts that share each global batch.
       note: called with each batch before it is returned.
+      repeats: how often a batch holds each of its records; divides B.
+      mixing: of pairs of examples; the part of a host is then even.
 
     Raises:
       ConfigError: a setting cannot work.
@@ -85,7 +111,10 @@ def train_batches(
         raise ConfigError(f"seed={reader.seed} is negative: use 0 or more.")
     start, stop = host_slice(batch_size, process_index, process_count)
     most = _piece_size(reader)
-    make_piece = functools.partial(_training_piece, reader, batch_size, start, stop, most)
+    if mixing is not None:
+        most = max(2, most - most % 2)  # no pair lies in two pieces
+    rows = functools.partial(_positions, start, stop, most)
+    make_piece = functools.partial(_training_piece, reader, batch_size, rows, repeats, mixing)
     pieces = -(-(stop - start) // most)
     return _batches(make_piece, reader.source, config, pieces, start_batch, None, note)
 
@@ -145,11 +174,18 @@ def _positions(start: int, stop: int, most: int, piece: int) -> np.ndarray:
 
 
 def _training_piece(
-    reader: Reader, batch_size: int, start: int, stop: int, most: int, batch: int, piece: int
+    reader: Reader,
+    batch_size: int,
+    rows: Callable[[int], np.ndarray],
+    repeats: int,
+    mixing: Mixing | None,
+    batch: int,
+    piece: int,
 ) -> dict[str, Any]:
-    positions = batch * batch_size + _positions(start, stop, most, piece)
-    epochs, records = records_at(positions, reader.seed, len(reader.source))
-    return _read(reader, records, epochs)
+    draws, records = repeated_records(
+        batch, rows(piece), batch_size, repeats, reader.seed, len(reader.source)
+    )
+    return _read(reader, records, draws, mixing)
 
 
 def _evaluation_piece(
@@ -160,7 +196,9 @@ def _evaluation_piece(
     return _read(reader, records, np.zeros_like(records))
 
 
-def _read(reader: Reader, records: np.ndarray, epochs: np.ndarray) -> dict[str, Any]:
+def _read(
+    reader: Reader, records: np.ndarray, epochs: np.ndarray, mixing: Mixing | None = None
+) -> dict[str, Any]:
     """Reads records int [n] of epochs int [n]; a bad one stays blank and has weight 0."""
     arrays = reader.unwritten(len(records))
     weights = np.zeros(len(records), np.float32)
@@ -176,4 +214,6 @@ def _read(reader: Reader, records: np.ndarray, epochs: np.ndarray) -> dict[str, 
     if not weights.all():
         for name, blank in reader.blank(1).items():
             arrays[name][weights == 0] = blank
+    if mixing is not None:
+        mixing.apply(arrays, weights, records, epochs)
     return {**arrays, "weight": weights, "index": records, "bad": bad}

@@ -51,6 +51,8 @@ MISTAKES = [
     ([DIGITS, "--config.data.source=digitz"], 64, ["digitz", "Did you mean 'digits'"]),
     ([DIGITS, "--config.checkpoint.best=top-1"], 64, ["'top-1'", "loss, top1, top5"]),
     ([DIGITS, "--config.data.augment=mixup"], 64, ["data.augment='mixup'"]),
+    ([DIGITS, "--config.data.mixup=-1"], 64, ["data.mixup=-1", "0 for off"]),
+    ([DIGITS, "--config.data.repeats=5"], 64, ["no multiple of data.repeats=5", "=95"]),
     ([DIGITS, "--config.data.source=folder:no/such/dir"], 65, ["no/such/dir"]),
     (["--config=configs/aa_resnet50.py"], 65, ["folder:", "digits"]),
 ]

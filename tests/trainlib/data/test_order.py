@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from trainlib.data.order import (
+    MIXING,
     data_position,
     generator,
     host_slice,
     position_changes,
     record_order,
     records_at,
+    repeated_records,
 )
 from trainlib.errors import ConfigError
 
@@ -67,3 +69,29 @@ def test_a_changed_data_set_is_noticed():
     assert len(changes) == 3
     assert "batch size was 64" in changes[0]
     assert "records was 1000" in changes[1]
+
+
+def test_repeats_of_records_have_other_draws_and_other_neighbours():
+    # 4 records a batch, three times: epoch 0 ends in the third batch of 10 records.
+    draws, found = repeated_records(2, np.arange(12), 12, 3, 1, 10)
+    order, following = record_order(1, 0, 10), record_order(1, 1, 10)
+    first = [*order[8:], *following[:2]]
+    assert found.tolist() == [*first, *first[1:], first[0], *first[2:], *first[:2]]
+    epochs = np.array([0, 0, 1, 1])
+    assert draws.tolist() == [
+        *(3 * epochs),
+        *(3 * np.roll(epochs, -1) + 1),
+        *(3 * np.roll(epochs, -2) + 2),
+    ]
+
+
+def test_without_repeats_a_batch_is_a_part_of_the_order():
+    rows = np.arange(3, 8)
+    for found, expected in zip(
+        repeated_records(4, rows, 8, 1, 1, 10), records_at(32 + rows, 1, 10), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_roles_have_streams_of_their_own():
+    assert generator(1, 2, 3).random() != generator(1, 2, 3, MIXING).random()

@@ -1,0 +1,1 @@
+"""What the input of classifiers costs."""

@@ -1,0 +1,1 @@
+"""Augmentations beyond crop, flip and colour: off unless a configuration asks for them."""
