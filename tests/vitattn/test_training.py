@@ -76,7 +76,9 @@ def series(mesh, **changes) -> tuple[list[float], list[str]]:
     ):
         for _ in range(STEPS):
             batch = {
-                name: value for name, value in next(batches).items() if name in classify.FIELDS
+                name: value
+                for name, value in next(batches).items()
+                if name in classify.FIELDS + classify.MIXED
             }
             current, sums = train_step(current, step.put_batch(batch, rows))
             total, count = jax.device_get(sums["loss"])
@@ -104,6 +106,15 @@ def test_eight_devices_give_the_series_of_one(one_device, mesh, kind):
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
     assert len(set(one_device[0])) == STEPS
     assert len([name for name in compiled if "on_mesh" in name]) == 1
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_series_of_one_on_mixed_images(one_device):
+    sharp = {"data.mixup": 0.2, "data.cutmix": 1.0, "data.repeats": 4, "data.erase": 0.5}
+    one, _ = series(make_mesh(data=1, devices=jax.devices()[:1]), **sharp)
+    eight, _ = series(make_mesh(1, 8), **sharp)
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert not np.allclose(one, one_device[0], rtol=1e-3)
 
 
 def test_gradients_are_those_of_one_device():
