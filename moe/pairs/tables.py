@@ -28,6 +28,8 @@ _BATCH_ROWS = 1024
 # Bounds of what the head of a Parquet file may ask for.
 _HEAD_BYTES, _HEAD_ENTRIES = 64 << 20, 1 << 20
 LISTS = ("targets", "choices")
+# Columns of CSV; files with more are no pairs.
+MOST_COLUMNS = 1000
 
 
 def _library(key: str, path: Path) -> Any:
@@ -43,13 +45,13 @@ def _library(key: str, path: Path) -> Any:
 
 @contextlib.contextmanager
 def _explained(path: Path, key: str, what: str, hint: str) -> Iterator[None]:
-    """Words what pyarrow refuses."""
+    """Words what pyarrow refuses, or stumbles over."""
     pyarrow = _library(key, path)
     try:
         yield
     except GZIP_ERRORS as error:
         raise damaged_gzip(path, error) from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, ArithmeticError) as error:
         reason = shown(" ".join(str(error).split()), 200)
         raise DataError(f"{key}={shown(path)} is no {what} file ({reason}). {hint}") from None
 
@@ -77,7 +79,7 @@ def csv_rows(path: Path, key: str, fields: Sequence[str], separator: str) -> Row
     def skip(row: Any) -> str:
         ragged[row.number] = (
             f"has {row.actual_columns} cells where the first line names {row.expected_columns} "
-            f"columns ({shown(row.text, 60)}). Cells that hold the separator, a quotation mark or "
+            f"columns ({shown(_utf8(row.text, 'backslashreplace'), 60)}). Cells that hold the separator, a quotation mark or "
             "a line end stand in quotation marks"
         )
         return "skip"
@@ -88,23 +90,34 @@ def csv_rows(path: Path, key: str, fields: Sequence[str], separator: str) -> Row
     with _explained(path, key, "CSV", hint), open_rows(path) as file:
         reader = csv.open_csv(
             file,
-            # One thread, so that rows that are skipped come with their numbers.
-            read_options=csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+            # One thread, so that rows that are skipped come with their numbers. The names are read
+            # as a row, since pyarrow would guess the types of columns that nobody asked for.
+            # Every byte is a letter of Latin-1, so that what is no UTF-8 spoils its own row alone.
+            read_options=csv.ReadOptions(
+                block_size=BLOCK_BYTES,
+                use_threads=False,
+                autogenerate_column_names=True,
+                encoding="latin-1",
+            ),
             parse_options=csv.ParseOptions(
                 delimiter=separator, newlines_in_values=True, invalid_row_handler=skip
             ),
-            # As bytes, so that one cell that is no UTF-8 spoils its own row alone.
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(fields, pyarrow.binary()), null_values=[]
+                column_types={f"f{n}": pyarrow.string() for n in range(MOST_COLUMNS)},
+                null_values=[],
             ),
         )
-        names = reader.schema.names
-        _check_names(path, key, names, separator)
-        number = 1
+        names: list[str] = []
+        number = 0
         for batch in reader:
-            columns = {name: batch.column(name).to_pylist() for name in names if name in fields}
+            first = 0
+            if not names and batch.num_rows:
+                names = _names(path, key, [cell[0].as_py() for cell in batch.columns], separator)
+                first, number = 1, 1
+            wanted = {name: names.index(name) for name in names if name in fields}
+            columns = {name: batch.column(at).to_pylist() for name, at in wanted.items()}
             others = dict.fromkeys(name for name in names if name not in fields)
-            for row in range(batch.num_rows):
+            for row in range(first, batch.num_rows):
                 number += 1
                 while number in ragged:
                     yield f"row {number}", Bad(ragged.pop(number))
@@ -114,13 +127,21 @@ def csv_rows(path: Path, key: str, fields: Sequence[str], separator: str) -> Row
         yield from ((f"row {n}", Bad(why)) for n, why in sorted(ragged.items()))
 
 
-def _check_names(path: Path, key: str, names: Sequence[str], separator: str) -> None:
-    """Refuses columns without `inputs`, and a name that stands twice."""
+def _names(path: Path, key: str, cells: Sequence[object], separator: str) -> list[str]:
+    """The names of the columns, from the cells of the first row.
+
+    Raises:
+      DataError: there is no `inputs` among them, one stands twice, or there are too many.
+    """
+    if len(cells) > MOST_COLUMNS:
+        raise DataError(f"{key}={shown(path)} has more than {MOST_COLUMNS:,} columns.")
+    names = [_utf8(str(cell), "backslashreplace") for cell in cells]
+    names[0] = names[0].removeprefix("\ufeff")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise DataError(f"{key}={shown(path)} row 1 names the column {shown(twice[0])!r} twice.")
     if "inputs" in names:
-        return
+        return names
     hint = nearest("inputs", names)
     other = {",": ";", "\t": ","}[separator]
     if len(names) == 1 and other in names[0]:
@@ -134,13 +155,18 @@ def _check_names(path: Path, key: str, names: Sequence[str], separator: str) -> 
     )
 
 
-def _row_of_csv(cells: dict[str, bytes], others: dict[str, None]) -> dict[str, Any] | Bad:
+def _utf8(letters: str, errors: str = "strict") -> str:
+    """The text of bytes that were read as Latin-1."""
+    return letters.encode("latin-1").decode(errors=errors)
+
+
+def _row_of_csv(cells: dict[str, str], others: dict[str, None]) -> dict[str, Any] | Bad:
     row: dict[str, Any] = dict(others)
-    for name, content in cells.items():
+    for name, letters in cells.items():
         try:
-            text = content.decode()
+            text = _utf8(letters)
         except UnicodeDecodeError as error:
-            byte = content[error.start]
+            byte = error.object[error.start]
             return Bad(f"has a byte in the column '{name}' that is not UTF-8 (0x{byte:02x})")
         if text or name == "inputs":  # an empty cell is no value
             row[name] = _listed(text) if name in LISTS else text
@@ -192,16 +218,24 @@ def parquet_rows(path: Path, key: str, fields: Sequence[str]) -> Rows:
         numbers = itertools.count(1)
         # Nested columns are read by the names of their leaves; a whole column by its own.
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False):
-            for cells in batch.to_pylist():
-                yield f"row {next(numbers)}", _row_of_parquet(cells, others)
+            for row in _values(batch):
+                cells = row if isinstance(row, Bad) else others | row
+                yield f"row {next(numbers)}", cells
 
 
-def _row_of_parquet(cells: dict[str, Any], others: dict[str, None]) -> dict[str, Any] | Bad:
+def _values(batch: Any) -> Iterator[dict[str, Any] | Bad]:
+    """The values of each row of a batch; one that holds bytes that are no text spoils itself
+    alone.
+    """
     try:
-        values = {name: _text(value) for name, value in cells.items() if value is not None}
-    except UnicodeDecodeError as error:
-        return Bad(f"holds bytes that are not UTF-8 ({error.reason})")
-    return others | values
+        rows = batch.to_pylist()
+        yield from [{k: _text(v) for k, v in row.items() if v is not None} for row in rows]
+    except ValueError as error:  # a UnicodeDecodeError, or a date that is none
+        if batch.num_rows > 1:
+            for row in range(batch.num_rows):
+                yield from _values(batch.slice(row, 1))
+        else:
+            yield Bad(f"holds a value that cannot be read ({shown(error, 80)})")
 
 
 def _text(value: Any) -> Any:

@@ -358,6 +358,29 @@ def in_range(good: Any, result: Any) -> str:
     return ""
 
 
+def make_pairs(folder: Path) -> Path:
+    """One's own rows, as all formats that are read."""
+    import json
+
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"inputs": f"is it so, {n}?", "targets": "yes", "choices": ["yes", "no"]} for n in range(20)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cells = [f'"{row["inputs"]}",yes,"[""yes"", ""no""]"' for row in rows]
+    (folder / "rows.csv").write_text("\n".join(["inputs,targets,choices", *cells]) + "\n")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    return folder
+
+
+def read_pairs(folder: Path) -> Any:
+    from moe.pairs.survey import survey
+
+    return [list(survey(path, "data.train").tasks) for path in sorted(folder.glob("rows.*"))]
+
+
 READERS: dict[str, Reader] = {
     "configurations": Reader(make_configurations, read_configurations, ConfigError, in_range),
     "cache": Reader(make_cache, read_cache, UserError, sealed),
@@ -365,6 +388,7 @@ READERS: dict[str, Reader] = {
     "unfinished_cache": Reader(make_unfinished_cache, read_unfinished_cache, UserError, sealed),
     "hf": Reader(_export("hf"), read_hugging_face, CheckpointError),
     "t5x": Reader(_export("t5x"), read_t5x, CheckpointError, damaged=_few_arrays),
+    "pairs": Reader(make_pairs, read_pairs, DataError),
     "summary": Reader(_run, read_summary, DataError, sealed, _named("summary.json")),
     "metrics": Reader(_run, read_metrics, DataError, lines_that_vanish, _named("metrics.jsonl")),
     "tfds": Reader(

@@ -52,6 +52,13 @@ def test_damaged_caches_of_tokens_are_refused_or_harmless(tmp_path):
     assert int(re.search(r"(\d+) refused", said)[1]) > 20
 
 
+def test_damaged_files_of_pairs_are_refused_or_read(tmp_path):
+    """JSON lines, CSV and Parquet, with bytes that are no text and heads that lie."""
+    said = mutate.run(300, 11, tmp_path, ["pairs"])
+    assert " 0 crashes, 0 silent" in said
+    assert int(re.search(r"(\d+) refused", said)[1]) > 50
+
+
 def test_damaged_sets_with_boxes_are_refused_or_have_sound_boxes(tmp_path):
     """Of COCO, VOC and YOLO: whatever a file says, a box lies in an image that there is."""
     said = mutate.run(150, 5, tmp_path, ["coco", "voc", "yolo"])

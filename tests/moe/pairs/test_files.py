@@ -116,6 +116,7 @@ FILES = [
     ("input,targets\na,b\n", "train.csv", "row 1 names no column 'inputs'. Did you mean 'input'"),
     ("inputs,inputs\na,b\n", "train.csv", "row 1 names the column 'inputs' twice"),
     ("inputs,targets\n", "train.csv", "has no rows"),
+    ("inputs" + ",x" * 1200 + "\n", "train.csv", "has more than 1,000 columns"),
     (b"PAR1 and no more", "train.parquet", "is no whole Parquet file"),
     (b"\x1f\x8b\x08 and no more", "train.jsonl.gz", "is no whole gzip file"),
     (b"PK\x03\x04", "train.zip", "is a zip archive: unpack or convert it"),
@@ -161,11 +162,16 @@ def test_csv_gives_the_rows_of_the_csv_module(tmp_path, monkeypatch):
     from moe.pairs import tables
 
     cells = [["a, b", "x"], ['say "so"\r\nor not', "007"], ["NA", ""], ["é☃", "null"]] * 40
+    # A column that begins with numbers, and whose type would be guessed from them.
+    cells = [[*row, str(n) if n < 80 else "text"] for n, row in enumerate(cells)]
     path = tmp_path / "t.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([["inputs", "targets"], *cells])
+        csv.writer(file).writerows([["inputs", "targets", "idx"], *cells])
     with path.open(newline="", encoding="utf-8-sig") as file:
-        expected = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        expected = [
+            {k: v for k, v in row.items() if v and k != "idx"} | {"idx": None}
+            for row in csv.DictReader(file)
+        ]
     monkeypatch.setattr(tables, "BLOCK_BYTES", 256)
     found = list(rows_of(path, "data.train"))
     assert [row for _, row in found] == expected
@@ -193,11 +199,11 @@ def test_rows_of_csv_that_are_ragged_or_no_text_are_named(tmp_path, monkeypatch)
 
     path = tmp_path / "t.csv"
     good = b'"good\nline",yes\n' * 30
-    path.write_bytes(b"inputs,targets\n" + good + b"a,b,c\n\xff,yes\n" + good + b"short\n")
+    path.write_bytes(b"inputs,targets\n" + good + b"a,b,\xff\n\xff,yes\n" + good + b"short\n")
     monkeypatch.setattr(tables, "BLOCK_BYTES", 128)
     bad = {where: str(row) for where, row in rows_of(path, "k") if isinstance(row, Bad)}
     assert list(bad) == ["row 32", "row 33", "row 64"]
-    assert "has 3 cells where the first line names 2 columns (a,b,c)" in bad["row 32"]
+    assert "has 3 cells where the first line names 2 columns (a,b,\\xff)" in bad["row 32"]
     assert "in the column 'inputs' that is not UTF-8 (0xff)" in bad["row 33"]
     path.write_bytes(b'inputs,targets\n"never closed,' + b"x" * 300)
     with pytest.raises(DataError, match="look for a quotation mark that is not closed"):
