@@ -77,10 +77,11 @@ def csv_rows(path: Path, key: str, fields: Sequence[str], separator: str) -> Row
     ragged: dict[int, str] = {}
 
     def skip(row: Any) -> str:
+        text = shown(_utf8(row.text, "backslashreplace"), 60)
         ragged[row.number] = (
             f"has {row.actual_columns} cells where the first line names {row.expected_columns} "
-            f"columns ({shown(_utf8(row.text, 'backslashreplace'), 60)}). Cells that hold the separator, a quotation mark or "
-            "a line end stand in quotation marks"
+            f"columns ({text}). Cells that hold the separator, a quotation mark or a line end "
+            "stand in quotation marks"
         )
         return "skip"
 
