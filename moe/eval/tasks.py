@@ -107,10 +107,12 @@ class Tasks:
     def _is_too_long(self, example: TextExample) -> bool:
         """Whether no answer can be right, since those that are have more tokens than is allowed."""
         longest, right = self.answerer.longest, example.answers or example.targets
-        # A token has a letter at least, and EOS is one.
-        if not right or min(len(text.encode()) for text in right) < longest:
+        if not right or (self.ranked and example.choices):
             return False
-        return all(len(self.vocabulary.encode(text)) >= longest for text in right)
+        # A token has a byte at least, but for SentencePiece's mark of a first word.
+        if min(len(text.encode()) for text in right) < longest:
+            return False
+        return all(len(self.vocabulary.encode(text)) > longest for text in right)
 
     def _question(self, number: int, example: TextExample) -> Question:
         choices = example.choices if self.ranked else ()
@@ -175,7 +177,7 @@ class Tasks:
         """
         if not self.too_long:
             return []
-        limit = f"limit {self.answerer.longest:,} tokens with EOS: decoding.max_length"
+        limit = f"limit {self.answerer.longest:,} tokens: decoding.max_length"
         return [("too long", f"{self.too_long:,} of {self.count:,} right answers ({limit})")]
 
     def figure_names(self) -> list[str]:

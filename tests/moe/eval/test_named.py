@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +58,13 @@ def test_bleu_is_that_of_sacrebleu():
     several = sacrebleu.BLEU().corpus_score(SAID, [[t[0] for t in FREE], [None, "a b c d e", None]])
     assert scored("bleu", asked(FREE), SAID) == {"bleu": several.score}
     assert several.score != expected
+
+
+@pytest.mark.parametrize(("name", "package"), [("bleu", "sacrebleu"), ("rouge", "rouge_score")])
+def test_a_package_that_is_missing_is_named_before_a_run(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=r"not installed: .*\[text\]"):
+        named.try_out(scores.metric_of(task(name)), asked(["a"]), own=False)
 
 
 def test_rouge_takes_the_best_reference():

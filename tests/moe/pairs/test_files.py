@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 
 import pytest
 
@@ -242,7 +243,7 @@ def test_parquet_gives_what_was_written(tmp_path, written):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text("inputs,targets\na,b\n")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pyarrow, which is not installed.*\[text\]"):
         list(rows_of(path, "data.train"))
 
