@@ -15,15 +15,12 @@ compilation took, and draws what the best kind of network found on 12 test image
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.harness import sweep
@@ -38,11 +35,12 @@ FIGURES = ("ap", "ap50", "ap75")
 GOAL, AIM = 0.75, 0.85  # AP50 of the best of the three
 SHOWN, LEAST_SCORE = 12, 0.4  # images of the picture; what of their detections is drawn
 PANEL, MARGIN, PAIRS = (224, 168), 6, 4  # of a panel and beside a pair, pixels; pairs in a row
-COST = "cost.json"  # in each workdir
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is not trained yet, prints the table, draws the picture."""
+    from vitattn import train
+
     parser = cli.parser("python -m benchmarks.reproduce_detection", "Compare three detectors.")
     parser.add_argument("--bccd", required=True, type=Path, metavar="DIR", help="where BCCD lies")
     parser.add_argument("--runs", default="runs/reproduce_detection", type=Path, metavar="DIR")
@@ -61,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
     if not args.bccd.is_dir():
         raise DataError(f"--bccd={shown(args.bccd)} is no folder.")
     runs = [
-        planned(args.runs / split, kind, seed, data | overrides)
+        sweep.planned(f"{CONFIG}:{kind}", args.runs / split, kind, seed, data | overrides)
         for seed in range(args.seeds)
         for kind in args.kinds.split(",")
     ]
     sweep.check(runs)
-    sweep.complete(runs, train)
+    sweep.complete(runs, sweep.costed(train.run))
     results = [measured(run) for run in runs]
     (args.runs / split / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print_table(split, results)
@@ -76,30 +74,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
-    """One network with one seed, and its workdir."""
-    config = load.from_flags(f"{CONFIG}:{kind}", overrides | {"seed": str(seed)}).config
-    # The budget is part of the name: a run is never prolonged past the end of its schedule.
-    return sweep.Run(kind, seed, config, folder / f"{kind}_{config.steps}_steps_seed{seed}")
-
-
-def train(config: ConfigDict, workdir: Path) -> int:
-    """Trains and evaluates one network, and keeps what that cost."""
-    from vitattn import train
-
-    wall, cpu = time.monotonic(), cpu_seconds()
-    code = train.run(config, workdir)
-    cost = {"wall_seconds": time.monotonic() - wall, "cpu_seconds": cpu_seconds() - cpu}
-    (workdir / COST).write_text(json.dumps(cost) + "\n")
-    return code
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of those it waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
 def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
     from vitattn.models.counts import forward_flops
@@ -107,7 +81,6 @@ def measured(run: sweep.Run) -> dict[str, Any]:
 
     plan = make(run.config)
     summary = json.loads((run.workdir / "summary.json").read_text())
-    cost = json.loads((run.workdir / COST).read_text())
     return {
         "kind": run.kind,
         "seed": run.seed,
@@ -117,7 +90,7 @@ def measured(run: sweep.Run) -> dict[str, Any]:
         "params": plan.abstract.param_count,
         "flops": forward_flops(plan.abstract, plan.model.size),
         **{name: summary[name] for name in (*FIGURES, "examples")},
-        **cost,
+        **sweep.cost(run),
         "workdir": str(run.workdir),
     }
 
@@ -147,9 +120,7 @@ def print_table(split: str, results: list[dict[str, Any]]) -> None:
         f"\nBCCD, {split} split, {one['examples']:,} images of {width} x {height} pixels, after "
         f"{one['steps']} steps of {one['batch_size']} images, {len(results) // len(kinds)} seeds"
     )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(sweep.aligned(rows)))
     for kind in kinds:
         cpu, wall = (of_kind(results, kind, f"{clock}_seconds") for clock in ("cpu", "wall"))
         each = ", ".join(f"{seconds:.0f}" for seconds in cpu)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import sweep
-from configs.common import load
 from launch import cli
 
 CONFIG = "configs/st_moe_stability.py"
@@ -61,9 +60,7 @@ def main(argv: Sequence[str]) -> int:
 def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sweep.Run:
     """One setting with one seed, and its workdir."""
     name = f"{CONFIG}:{kind}" if kind else CONFIG
-    config = load.from_flags(name, overrides | {"seed": str(seed)}).config
-    workdir = folder / f"{kind or 'baseline'}_{config.steps}_steps_seed{seed}"
-    return sweep.Run(kind, seed, config, workdir)
+    return sweep.planned(name, folder, kind, seed, overrides, kind or "baseline")
 
 
 def measured(run: sweep.Run) -> dict[str, Any]:
@@ -106,9 +103,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
             )
         )
     print("\nNegative held-out cross-entropy (nats a token) after the last step")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(sweep.aligned(rows)))
 
 
 def plot(results: list[dict[str, Any]], folder: Path) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import json
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,6 +16,7 @@ from trainlib.config import differences, flatten
 from trainlib.errors import ConfigError
 
 Train = Callable[[ConfigDict, Path], int]
+COST = "cost.json"  # in each workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,79 @@ def check(runs: Iterable[Run]) -> None:
 def complete(runs: Iterable[Run], train: Train) -> None:
     """Trains what is not trained yet, or goes on with it."""
     for run in runs:
-        if not (run.workdir / "summary.json").exists():
+        if not finished(run):
             train(run.config, run.workdir)
+
+
+def planned(
+    name: str, folder: Path, kind: str, seed: int, overrides: Mapping[str, str], label: str = ""
+) -> Run:
+    """One kind with one seed, and its workdir.
+
+    Args:
+      name: of the configuration, with its variant after a colon.
+      folder: where the workdir lies.
+      kind: what the run counts as.
+      seed: of its weights and its data.
+      overrides: key -> value, as on a command line.
+      label: what the workdir is called by; "" for the kind.
+    """
+    config = load.from_flags(name, {**overrides, "seed": str(seed)}).config
+    # The budget is part of the name: a run is never prolonged past the end of its schedule.
+    workdir = folder / f"{label or kind}_{config.steps}_steps_seed{seed}"
+    return Run(kind, seed, config, workdir)
+
+
+def finished(run: Run) -> bool:
+    """Whether it was trained to its end."""
+    return (run.workdir / "summary.json").exists()
+
+
+def costed(train: Train) -> Train:
+    """Trains, and adds what that cost to `COST` in the workdir: of a run that was stopped and went
+    on, the sum. What was done before a kill is not in it.
+    """
+
+    def counted(config: ConfigDict, workdir: Path) -> int:
+        wall, cpu = time.monotonic(), cpu_seconds()
+        try:
+            return train(config, workdir)
+        finally:
+            if workdir.is_dir():
+                used = {
+                    "wall_seconds": time.monotonic() - wall,
+                    "cpu_seconds": cpu_seconds() - cpu,
+                }
+                before = _read_cost(workdir)
+                total = {name: before.get(name, 0.0) + value for name, value in used.items()}
+                (workdir / COST).write_text(json.dumps(total) + "\n")
+
+    return counted
+
+
+def cost(run: Run) -> dict[str, float]:
+    """`wall_seconds` and `cpu_seconds` of a run that `costed` trained; empty of others."""
+    return _read_cost(run.workdir)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of those it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, with columns of one width each."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _read_cost(workdir: Path) -> dict[str, float]:
+    file = workdir / COST
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _compare(run: Run) -> None:

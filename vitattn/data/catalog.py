@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from trainlib import extension
 from trainlib.errors import ConfigError, DataError, nearest
-from vitattn.data import cifar100, digits, folder, imagenet, synthetic
+from vitattn.data import cifar100, digits, folder, idx, imagenet, synthetic
 from vitattn.data.source import SPLITS, AnySource, Kind, Labelled, Source
 from vitattn.images.decode import Rgb
 
@@ -22,6 +22,8 @@ KINDS: dict[str, Kind[Source]] = {
     "imagenet": imagenet.KIND,
     "folder": folder.KIND,
     "cifar100": cifar100.KIND,
+    "fashion_mnist": idx.FASHION,
+    "idx": idx.KIND,
     "digits": digits.KIND,
     "synthetic": synthetic.KIND,
 }

@@ -30,6 +30,8 @@ _BACKBONES = {  # model -> its name and paper
 _DATA = {  # kind of data set -> how it is called, its id on the hub
     "imagenet": ("ImageNet (ILSVRC 2012)", "ILSVRC/imagenet-1k"),
     "cifar100": ("CIFAR-100", "uoft-cs/cifar100"),
+    "fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist"),
+    "idx": ("images in IDX files", ""),
     "digits": ("handwritten digits of scikit-learn", ""),
     "folder": ("images in class folders", ""),
     "synthetic": ("synthetic images, which mean nothing", ""),

@@ -110,7 +110,7 @@ def body_entries(
             entries.append(Entry(f"{theirs}{norm}.{part}", name, (), form))
 
     normed("conv1", "bn1", "stem.conv", "stem.norm")
-    for number, (stage, count) in enumerate(zip(STAGES, _blocks(model), strict=True), 1):
+    for number, (stage, count) in enumerate(model.blocks_of.items(), 1):
         for block in range(count):
             there, here = f"layer{number}.{block}", f"conv{stage}_x.{block}"
             for i in range(1, 4 if model.bottleneck else 3):
@@ -146,6 +146,7 @@ def obstacles(model: Any) -> list[str]:
         (model.attention is None, "attention (model.attention)"),
         (model.gate == "none", f"gate (model.gate={model.gate})"),
         (model.stem == "conv", f"model.stem={model.stem}"),
+        (len(model.stages) == len(STAGES), f"stages left out (model.blocks={model.blocks})"),
     ]
     return [text for fine, text in asked if not fine]
 
@@ -157,10 +158,6 @@ def not_there(model: Any) -> str:
     if model.blocks:
         return f"of {model.blocks} blocks"
     return f"of depth {model.depth}" if model.depth in (26, 38) else ""
-
-
-def _blocks(model: ResNetConfig) -> tuple[int, ...]:
-    return model.blocks or DEPTHS[model.depth][1]
 
 
 def recognise(shapes: Shapes, path: Path, config: ConfigDict) -> None:

@@ -13,7 +13,6 @@ from vitattn.models import ModelConfig, from_config
 from vitattn.models.counts import forward_flops
 from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
-    DEPTHS,
     STAGE_WIDTHS,
     STAGES,
     LocalConfig,
@@ -59,9 +58,9 @@ def _counted(config: ModelConfig) -> int:
 
 def _layers(config: ResNetConfig) -> Iterator[tuple[int, int, int, int]]:
     """Stage, width, pixels of the input and of the output of each 3x3 layer of the blocks."""
-    height, width = (strided(size, 4) for size in config.size)
-    counts = config.blocks or DEPTHS[config.depth][1]
-    for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
+    height, width = (strided(size, config.stem_stride) for size in config.size)
+    for stage, count in config.blocks_of.items():
+        base = STAGE_WIDTHS[stage - STAGES[0]]
         for index in range(count):
             before = height * width
             if index == 0 and stage > STAGES[0]:

@@ -112,7 +112,7 @@ def test_the_table_of_kinds_makes_the_help_and_the_messages():
         make_source(config(source="nothing"), "train")
     _, meaning = data_defaults()["source"]
     for text in (str(caught.value), meaning):
-        assert "imagenet, folder:PATH, cifar100, digits, synthetic, synthetic:CLASSES" in text
+        assert "imagenet, folder:PATH, cifar100, fashion_mnist, idx:DIR, digits, synthetic" in text
     named = {form.partition(":")[0] for form in catalog.usage().split(", ")}
     assert named == {*catalog.KINDS, "module"}  # and those of users
 

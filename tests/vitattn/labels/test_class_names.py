@@ -79,6 +79,7 @@ def test_an_empty_name_in_a_manifest_is_refused():
     [
         ("imagenet", 1000, "n15075141"),
         ("cifar100", 100, "worm"),
+        ("fashion_mnist", 10, "Ankle boot"),
         ("digits", 10, "9"),
         ("synthetic:7", 7, "class 6"),
         ("imagenet", 3, None),

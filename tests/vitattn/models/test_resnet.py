@@ -245,8 +245,8 @@ def test_forward_flops_are_within_three_percent_of_the_published(config, publish
 def test_stems():
     image = jax.ShapeDtypeStruct((2, 30, 20, 3), jnp.float32)
 
-    def shapes(stem):
-        model = build(TINY | {"stem": stem, "image_size": (30, 20)})
+    def shapes(stem, **values):
+        model = build(TINY | {"stem": stem, "image_size": (30, 20)} | values)
         spec = nn.abstract(model)
         arrays = [
             {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in specs.items()}
@@ -264,6 +264,17 @@ def test_stems():
         (2, 8, 5, 128),
         (2, 4, 3, 256),
     ]
+    assert shapes("strided") == [(2, 15, 10, 32), (2, 8, 5, 64), (2, 4, 3, 128), (2, 2, 2, 256)]
+    assert shapes("strided", blocks=(2, 1)) == [(2, 15, 10, 32), (2, 8, 5, 64)]
+
+
+def test_a_network_of_three_stages_classifies_by_the_last_of_them():
+    values = TINY | {"blocks": (1, 2, 1), "attention": augmented(num_heads=2, stages=(4,))}
+    model = nn.abstract(build(values))
+    assert not [name for name in model.params if name.startswith("conv5_x")]
+    assert model.params["head.kernel"].shape[0] == 128  # 4 x 256 / 8
+    with pytest.raises(ConfigError, match="model.attention.stages"):
+        build(values | {"attention": augmented(num_heads=2, stages=(4, 5))})
 
 
 @pytest.mark.slow
@@ -320,7 +331,7 @@ def test_bfloat16_is_close_to_float32_and_gives_float32_logits():
     [
         ({"depth": 51}, "model.depth.*Did you mean '50'|model.depth=51"),
         ({"stem": "smal_image"}, "Did you mean 'small_image'"),
-        ({"blocks": (1, 2, 3)}, "list of 0 or 4 entries, each a whole number from 1"),
+        ({"blocks": (1, 2, 3, 1, 1)}, "or 3 or 4 entries, each a whole number from 1"),
         ({"width": 0.001}, "model.width"),
         ({"dtype": "float16"}, "model.dtype"),
         ({"attention": augmented(num_heads=7, stages=(3, 6))}, "model.attention.stages"),

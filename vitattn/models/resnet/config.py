@@ -39,11 +39,14 @@ DEPTHS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 # Stems of arXiv 1906.05909 by the values of their attention.
 ATTENTION_STEMS = {"attention": "mixed", "attention_plain": "plain", "attention_conv": "conv"}
-STEMS = ("conv", "small_image", *ATTENTION_STEMS)
+STEMS = ("conv", "small_image", "strided", *ATTENTION_STEMS)
+# Stems of one 3x3 convolution -> its stride; the others end at 1/4 of the image.
+SINGLE_STEMS = {"small_image": 1, "strided": 2}
 DTYPES = ("float32", "bfloat16")
 
 # What fields of several models take.
 Blocks = Annotated[tuple[int, ...], many(whole(1, 1000), 0, len(STAGES))]
+UpToBlocks = Annotated[tuple[int, ...], many(whole(1, 1000), *range(len(STAGES) + 1))]
 Width = Annotated[float, number(above=0, high=1000)]
 Classes = Annotated[int, whole(1)]
 Pixels = Annotated[
@@ -79,13 +82,15 @@ class ResNetConfig:
 
     Attributes:
       depth: 18, 26, 34, 38, 50, 101 or 152.
-      blocks: blocks of each stage; empty takes those of `depth`.
+      blocks: blocks of each stage; empty takes those of `depth`, fewer than four leave the last
+        stages out.
       width: multiplier of every width, stem included.
       num_classes: logits.
       image_size: pixels of the (square) image, or (height, width): relative positions depend on it.
       stem: "conv" (7x7 stride 2, then 3x3 max pool), "small_image" (3x3, no pool: CIFAR, digits),
-        or "attention", "attention_plain", "attention_conv" (attention in 4x4 blocks, then 4x4 max
-        pool; values mixed by position, by one projection, by a convolution).
+        "strided" (the same with stride 2), or "attention", "attention_plain", "attention_conv"
+        (attention in 4x4 blocks, then 4x4 max pool; values mixed by position, by one projection,
+        by a convolution).
       stem_relative: relative positions in the logits of an attention stem.
       zero_init: residual branches start as nothing (scale of their last normalisation is 0), as in
         the public TPU recipe.
@@ -101,7 +106,7 @@ class ResNetConfig:
     """
 
     depth: Annotated[int, choice(*DEPTHS)] = 50
-    blocks: Blocks = ()
+    blocks: UpToBlocks = ()
     width: Width = 1.0
     num_classes: Classes = 1000
     image_size: Pixels = 224
@@ -118,7 +123,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         check_fields(self, "model")
-        check_stages(self.attention, STAGES)
+        check_stages(self.attention, self.stages)
         if self.channels(STAGE_WIDTHS[0]) < 1:
             raise ConfigError(f"model.width={self.width} leaves no channel in conv2_x.")
 
@@ -133,10 +138,28 @@ class ResNetConfig:
         return sides(self.image_size)
 
     @property
+    def blocks_of(self) -> dict[int, int]:
+        """Stage -> its blocks."""
+        return dict(zip(STAGES, self.blocks or DEPTHS[self.depth][1], strict=False))
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Those that there are, of conv2_x .. conv5_x."""
+        return tuple(self.blocks_of)
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels of the image, in one row, for one of the first map."""
+        return SINGLE_STEMS.get(self.stem, 4)
+
+    @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the outputs of conv2_x .. conv5_x."""
+        """Channels of the outputs of the stages."""
         expansion = 4 if self.bottleneck else 1
-        return tuple(expansion * self.channels(base) for base in STAGE_WIDTHS)
+        return tuple(
+            expansion * self.channels(base)
+            for base, _ in zip(STAGE_WIDTHS, self.stages, strict=False)
+        )
 
     def channels(self, base: int) -> int:
         """A width scaled by the multiplier."""

@@ -31,7 +31,7 @@ from vitattn.layers.residual import add_relu
 from vitattn.layers.squeeze import BETWEEN_STAGES
 from vitattn.models.resnet.config import (
     ATTENTION_STEMS,
-    DEPTHS,
+    SINGLE_STEMS,
     STAGE_WIDTHS,
     STAGES,
     ResNetConfig,
@@ -171,7 +171,7 @@ class BasicBlock(Branch):
 
 
 class Stem(Layer):
-    """Image -> first map, at 1/4 of the image, or at full size for small images."""
+    """Image -> first map, at 1/4 of the image, or for small ones at their size or half of it."""
 
     def __init__(self, config: ResNetConfig, channels: int, *, rngs: Rngs = None):
         self.kind = config.stem
@@ -185,7 +185,8 @@ class Stem(Layer):
                 rngs=rngs,
             )
         else:
-            size, stride = (3, 1) if self.kind == "small_image" else (7, 2)
+            single = self.kind in SINGLE_STEMS
+            size, stride = (3, config.stem_stride) if single else (7, 2)
             self.conv = Conv(
                 3,
                 channels,
@@ -200,7 +201,7 @@ class Stem(Layer):
     def __call__(
         self, images: jax.Array, *, train: bool = False, weights: Weights = None
     ) -> jax.Array:
-        """Images [B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), C], or [B, H, W, C]."""
+        """Images [B, H, W, 3] -> [B, ceil(H / s), ceil(W / s), C], s the `stem_stride`."""
         attends = self.kind in ATTENTION_STEMS
         if attends and min(images.shape[1:3]) < STEM_POOL:
             raise InputError(
@@ -209,7 +210,7 @@ class Stem(Layer):
                 f"{images.shape}."
             )
         x = self.attention(images) if attends else self.conv(images)
-        if self.kind == "small_image":
+        if self.kind in SINGLE_STEMS:
             return jax.nn.relu(self.norm(x, train=train, weights=weights))
         pool = (STEM_POOL, STEM_POOL) if attends else (3, 2)
         if platform() == "cpu":
@@ -231,10 +232,10 @@ class Backbone(Layer):
         self.config = config
         channels = config.channels(STAGE_WIDTHS[0])
         self.stem = Stem(config, channels, rngs=rngs)
-        height, width = (strided(n, 1 if config.stem == "small_image" else 4) for n in config.size)
+        height, width = (strided(n, config.stem_stride) for n in config.size)
         block = Bottleneck if config.bottleneck else BasicBlock
-        counts = config.blocks or DEPTHS[config.depth][1]
-        for stage, base, count in zip(STAGES, STAGE_WIDTHS, counts, strict=True):
+        for stage, count in config.blocks_of.items():
+            base = STAGE_WIDTHS[stage - STAGES[0]]
             stage_width, blocks = config.channels(base), []
             for index in range(count):
                 stride = 2 if index == 0 and stage > STAGES[0] else 1
@@ -242,7 +243,7 @@ class Backbone(Layer):
                 site = Site(stage, stride, height, width)
                 blocks.append(block(config, channels, stage_width, site, rngs=rngs))
                 channels = stage_width * block.expansion
-            if config.gate in BETWEEN_STAGES and stage < STAGES[-1]:
+            if config.gate in BETWEEN_STAGES and stage < config.stages[-1]:
                 blocks.append(config.make_gate(channels, rngs=rngs))
             setattr(self, f"conv{stage}_x", nnx.List(blocks))
 
@@ -250,13 +251,13 @@ class Backbone(Layer):
     def features(
         self, images: jax.Array, *, train: bool = False, weights: Weights = None
     ) -> list[jax.Array]:
-        """Images [B, H, W, 3] -> outputs of conv2_x .. conv5_x, each [B, H', W', C] in the compute
+        """Images [B, H, W, 3] -> outputs of the stages, each [B, H', W', C] in the compute
         type.
         """
         check_array("An image model", images, "B H W C", C=3)
         x = self.stem(images.astype(self.config.dtype), train=train, weights=weights)
         outputs = []
-        for stage in STAGES:
+        for stage in self.config.stages:
             for block in getattr(self, f"conv{stage}_x"):
                 x = block(x, train=train, weights=weights)
             outputs.append(x)

@@ -19,7 +19,7 @@ from vitattn.models.resnet.config import ResNetConfig
 
 HEADS, WINDOW = 8, 7  # of attention in pyramid and heads, arXiv 1906.05909
 LAST_STAGE = 5  # conv5_x, at 1/32 of the image: the levels beyond it are made of the one before
-STEMS = tuple(stem for stem in resnet.STEMS if stem != "small_image")
+STEMS = tuple(stem for stem in resnet.STEMS if stem not in resnet.SINGLE_STEMS)
 
 
 def frozen_stages(count: int) -> tuple[str, ...]:
