@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-detection reproduce-stability compile-32b compile-all compile-papers soak wheel wheel-check nightly fuzz clean
+.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-fashion reproduce-detection reproduce-stability compile-32b compile-all compile-papers soak wheel wheel-check nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -41,6 +41,10 @@ bench: $(VENV)/.bench
 # CIFAR-100 as well: make reproduce-small CIFAR100=DIR
 reproduce-small: $(VENV)/.train
 	$(BIN)/python -m benchmarks.reproduce_small $(if $(CIFAR100),--cifar100=$(CIFAR100))
+
+# Fashion-MNIST of Debian's package, or: make reproduce-fashion FASHION=DIR
+reproduce-fashion: $(VENV)/.train
+	$(BIN)/python -m benchmarks.reproduce_fashion $(if $(FASHION),--fashion="$(FASHION)")
 
 # Blood cells as COCO json: make reproduce-detection BCCD=DIR
 reproduce-detection: $(VENV)/.test

@@ -53,7 +53,7 @@ EXPECTED = {
 
 # Variants that are no row of a table, because the papers have none (or print it for depth 50 only).
 UNPUBLISHED = re.compile(
-    r":digits|reproduce_small|:halo|:gather_excite|sasa.*:width"
+    r":digits|reproduce_|:halo|:gather_excite|sasa.*:width"
     r"|sasa_resnet(26|38):(stem|position|window|stages)"
 )
 

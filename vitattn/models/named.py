@@ -56,6 +56,16 @@ NAMED: dict[str, dict[str, Any]] = {
         "image_size": 8,
         "num_classes": 10,
     },
+    # A small network of three stages for the 28x28 images of Fashion-MNIST.
+    "reproduce_fashion": {
+        "name": "resnet",
+        "depth": 26,
+        "blocks": (1, 2, 2),
+        "width": 0.247,
+        "stem": "strided",
+        "image_size": 28,
+        "num_classes": 10,
+    },
     # A small detector for photographs of 4:3.
     "reproduce_detection": {
         "name": "retinanet",

@@ -273,7 +273,7 @@ def test_a_network_of_three_stages_classifies_by_the_last_of_them():
     model = nn.abstract(build(values))
     assert not [name for name in model.params if name.startswith("conv5_x")]
     assert model.params["head.kernel"].shape[0] == 128  # 4 x 256 / 8
-    with pytest.raises(ConfigError, match="model.attention.stages"):
+    with pytest.raises(ConfigError, match=r"model\.attention\.stages"):
         build(values | {"attention": augmented(num_heads=2, stages=(4, 5))})
 
 
