@@ -10,6 +10,7 @@ aspect W/H in place of the papers' squares, so that pictures are distorted no mo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -161,15 +162,25 @@ def normalise(levels: np.ndarray, mean: Rgb, std: Rgb, out: np.ndarray) -> None:
     Pixels of 8 bits are taken in rows of 3 W numbers, ten times as fast as in threes; others are
     views of planes, and taken plane by plane.
     """
-    scale = 1 / (255 * np.asarray(std, np.float32))
-    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     if levels.dtype == np.uint8:
         high, wide, _ = levels.shape
+        scale, offset = _affine(tuple(mean), tuple(std), wide)
         rows = out.reshape(high, 3 * wide)  # a view
-        np.multiply(levels.reshape(rows.shape), np.tile(scale, wide), out=rows)
-        np.subtract(rows, np.tile(offset, wide), out=rows)
+        np.multiply(levels.reshape(rows.shape), scale, out=rows)
+        np.subtract(rows, offset, out=rows)
         return
+    scale, offset = _affine(tuple(mean), tuple(std), 1)
     planes = levels.transpose(2, 1, 0)
     scaled = np.multiply(planes, scale[:, None, None], out=scratch.empty("levels", planes.shape))
     for channel in range(3):
         np.subtract(scaled[channel].T, offset[channel], out=out[..., channel])
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(mean: Rgb, std: Rgb, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What levels in a row of so many RGB pixels are multiplied by, and what is subtracted then:
+    float32 [3 pixels] each. To make them takes longer than to use them on a small image.
+    """
+    scale = 1 / (255 * np.asarray(std, np.float32))
+    offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    return np.tile(scale, pixels), np.tile(offset, pixels)
