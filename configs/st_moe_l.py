@@ -16,7 +16,9 @@ Variants: `dense` is Dense-L, 783,150,080 parameters; `long` trains 500k steps a
 with its vocabulary, 20k steps, no router z-loss. Its languages and their rates are those of mT5
 (arXiv 2010.11934), which registers them with seqio as the Mixture mc4: a file of one line, `import
 multilingual_t5.tasks`, is what `python -m launch.prepare --config=configs/st_moe_l.py:mc4
---tasks=FILE.py` takes.
+--tasks=FILE.py` takes. `lm_adapt` goes on from a run of the plain one or of `long`, which
+--config.init_from names, as a prefix language model; `ul2` pre-trains with the seven
+denoisers of UL2 (arXiv 2205.05131).
 """
 
 from __future__ import annotations
@@ -46,11 +48,28 @@ VARIANTS = {
         "published.neg_log_perplexity": -1.755,
         "published.source": "arXiv 2202.08906 table 2",
     },
+    # LM adaptation as of T5 (arXiv 2104.08691, section 3.1): 100k more steps, 512 tokens on both
+    # sides. The inverse square root of T5's steps 1.0M to 1.1M is 1.00e-3 to 0.95e-3.
+    "lm_adapt": {
+        "init_from": "CHECKPOINT",  # its user names it
+        "data.objective": "prefix_lm",
+        "data.decoder_length": 512,
+        "steps": 100_000,
+        "seed": 1,
+        "schedule.name": "constant",
+        "schedule.learning_rate": 1e-3,
+        "published.neg_log_perplexity": 0.0,
+    },
+    "ul2": {
+        "data.objective": "ul2",
+        "data.decoder_length": 512,
+        "published.neg_log_perplexity": 0.0,
+    },
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration; variants: dense, long, mc4."""
+    """The configuration; variants: dense, long, mc4, lm_adapt, ul2."""
     config = default_config()
     config.name = "st_moe_l"
     config.published.params = "4.1B"

@@ -8,7 +8,9 @@ here: 2,494,720 parameters. Hardware: 2 CPU cores. No paper has a score at this 
 the unigram entropy of its targets, 3.55 nats, which a model that learns nothing but frequencies
 reaches. Measured here: see docs/results.md.
 
-Variant `dense`: the same without experts, 1,707,008 parameters. Variant `deepseek`: experts and
+Variant `dense`: the same without experts, 1,707,008 parameters. Variant `lm_adapt` goes on from a
+run of the plain one, which --config.init_from names, as a prefix language model; `ul2` pre-trains
+with the seven denoisers of UL2 (arXiv 2205.05131). Variant `deepseek`: experts and
 router after DeepSeek-V3 (arXiv 2412.19437), each of the four experts cut into four and one of the
 two choices made a shared expert, 2,694,400 parameters; see docs/router_options.md.
 """
@@ -22,6 +24,18 @@ from moe.config import default_config
 
 VARIANTS = {
     "dense": {"routing.num_experts": 0},
+    # LM adaptation (arXiv 2104.08691, section 3.1), a tenth of pre-training as there: T5 went on
+    # for 100k steps after 1M. The rate is the one that pre-training ended with.
+    "lm_adapt": {
+        "init_from": "CHECKPOINT",  # its user names it
+        "data.objective": "prefix_lm",
+        "data.decoder_length": 128,
+        "steps": 24,
+        "seed": 1,
+        "eval_every": 24,
+        "checkpoint.every": 24,
+    },
+    "ul2": {"data.objective": "ul2", "data.decoder_length": 128},
     "deepseek": {
         "model.expert_d_ff": 64,
         "model.shared_experts": 4,
@@ -45,7 +59,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration; variants: dense, deepseek."""
+    """The configuration; variants: dense, lm_adapt, ul2, deepseek."""
     config = default_config()
     config.name = "st_moe_tiny"
 

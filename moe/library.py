@@ -148,8 +148,9 @@ class LoadedModel:
           >>> best = loaded.answer(texts, num_beams=4, num_return_sequences=2, max_length=16)
           >>> print(best[0].text, best[0].score, [other.text for other in best[0].all])
 
-        A run of pre-training by span corruption answers as well, with what would fill gaps: the
-        words that it gives between sentinels, put together. It says so once as a warning.
+        A run of pre-training answers as well: after span corruption with what would fill gaps, the
+        words that it gives between sentinels, put together; as a prefix language model with how
+        the text goes on. It says so once as a warning.
 
         Args:
           texts: what the encoder reads, in the form in which the run was trained, such as "rte
@@ -170,7 +171,7 @@ class LoadedModel:
             self._warned = True
             warnings.warn(
                 f"{self._origin} was pre-trained ({self.config.data.objective}) and not fine-tuned "
-                "on questions: its answers are what it would fill into gaps.",
+                "on questions: its answers are what it would fill into gaps, or how it goes on.",
                 stacklevel=2,
             )
         answerer = self._answerer(batch_size, options)

@@ -57,14 +57,15 @@ def fields(plan: Plan[Architecture]) -> tuple[str, ...]:
 
 def check_objective(kind: str, objective: str) -> None:
     """Raises ConfigError where a kind of model does not learn `data.objective`: a decoder alone
-    would see targets of span corruption without the text that they belong to.
+    would see targets without the text that they belong to.
     """
-    wanted = "language_model" if kind == "decoder" else "span_corruption"
-    if objective != wanted:
+    causal = kind == "decoder"
+    if (objective == "language_model") != causal:
+        wanted = "language_model" if causal else "span_corruption"
         raise ConfigError(
             f"model.kind={kind!r} and data.objective={objective!r} do not fit: a decoder alone "
-            "learns a language model, an encoder-decoder span corruption or pairs. Set "
-            f"--config.data.objective={wanted}, or another model.kind."
+            "learns a language model, an encoder-decoder span corruption, a prefix language model, "
+            f"UL2 or pairs. Set --config.data.objective={wanted}, or another model.kind."
         )
 
 

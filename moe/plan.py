@@ -50,7 +50,12 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
     options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)
     optimizer = make_optimizer(options, schedule, abstract.params, STACKED_AXES)
     shardings = state_shardings(
-        abstract, optimizer, mesh, rules, with_ema=False, slot_rules=slot_rules(config)
+        abstract,
+        optimizer,
+        mesh,
+        rules,
+        with_ema=bool(config.ema_decay),
+        slot_rules=slot_rules(config),
     )
     return Plan(
         config=config,

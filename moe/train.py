@@ -84,6 +84,7 @@ FIXED = (
     "data.decoder_length",
     "upcycle.",
     "data.objective",
+    "data.mode_tokens",
     "data.sentinels",
     "finetune.train",
     "finetune.router_with_moe",
@@ -165,14 +166,14 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
             probe.begin(state.weights)
         if session.eval_pending:
             with session.evaluating(session.start):
-                session.result = measure(state.weights)
+                session.result = measure(state.evaluated)
         for number, batch in session.steps(batches):
             on_devices = step.put_batch({n: batch[n] for n in fields}, plan.batch_sharding)
             state, sums = train_step(state, on_devices)
             session.record(number, sums)
             if session.eval_due(number):
                 with session.evaluating(number):
-                    session.result = measure(state.weights)
+                    session.result = measure(state.evaluated)
             if session.save_due(number):
                 session.measured(number, "router", functools.partial(probe.moved, state.weights))
                 session.save(number, state)

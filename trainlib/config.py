@@ -66,6 +66,12 @@ COMMON: dict[str, tuple[Any, str]] = {
         "step, from all pieces",
         whole(1),
     ),
+    "ema_decay": key(
+        0.0,
+        "decay of the moving average of weights, float32 as they are, that is evaluated, predicts "
+        "and is exported in their place; 0 = off",
+        number(0, below=1),
+    ),
     "max_skipped_steps": key(
         10,
         "consecutive updates that may be skipped because they are not finite; one more exits 70",

@@ -49,11 +49,6 @@ NEWEST = whole(1, also={0: "the newest"})
 GENERAL = config_lib.COMMON | {
     # What is trained.
     "family": key("vitattn", "model family; picks the training loop", choice("vitattn")),
-    "ema_decay": key(
-        0.0,
-        "decay of the moving average of weights that is evaluated; 0 = off",
-        number(0, below=1),
-    ),
     # Where it starts.
     "init_from": key(
         "",

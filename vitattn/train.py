@@ -145,7 +145,7 @@ def evaluate_state(
     state: TrainState,
 ) -> Evaluation:
     """Evaluates the weights of a state, their moving averages where it has any."""
-    weights = state.ema or {**state.params, **state.model_state}
+    weights = state.evaluated
     params = {name: weights[name] for name in plan.abstract.params}
     statistics = {name: weights[name] for name in plan.abstract.model_state}
     return task.over_split(eval_step, params, statistics, splits.held_out, plan, between)

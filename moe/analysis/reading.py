@@ -16,8 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe.data import eval_batches, make_source
-from moe.data.sources.packing import Example, batch_fields, fill_batch, pack_starts
-from moe.data.sources.span_corruption import SpanCorruption, corrupt, window_length
+from moe.data.denoisers.denoiser import Denoiser, Example
+from moe.data.sources.from_cache import texts_of
+from moe.data.sources.packing import batch_fields, fill_batch, pack_starts
 from moe.models.architecture import Architecture
 from moe.text.json_rows import Bad, input_rows
 from moe.text.vocabulary import EOS, Vocabulary
@@ -81,8 +82,8 @@ def of_split(plan: Plan[Architecture], split: str) -> Reading:
 
 def of_file(plan: Plan[Architecture], path: Path, vocabulary: Vocabulary) -> Reading:
     """The lines of a JSONL file: text in the field `data.text_feature`, which is corrupted or
-    continued as in training, or a pair in the fields `inputs` and (for the decoder) `targets`. A
-    field `language` is its label.
+    continued as in training (by R_3_0.15 where the objective is UL2), or a pair in the fields
+    `inputs` and (for the decoder) `targets`. A field `language` is its label.
 
     Raises:
       DataError: the file is absent, or has no line, or lines without text; names them.
@@ -139,14 +140,14 @@ def _maker(
     """What makes examples of a line."""
     data, number = plan.config.data, iter(range(1 << 62))
     causal = data.objective == "language_model"
-    corruption = SpanCorruption(data.noise_density, data.mean_span, vocabulary.size)
-    lengths = data.encoder_length, data.decoder_length
 
     @functools.cache
     def window() -> int:
-        if causal:
-            return data.decoder_length
-        return window_length(*lengths, vocabulary.extra_ids, corruption)
+        return data.decoder_length if causal else denoiser()[1]
+
+    @functools.cache
+    def denoiser() -> tuple[Denoiser, int]:
+        return next(iter(texts_of(vocabulary, data).values()))
 
     def make(fields: dict[str, str]) -> list[Example]:
         if INPUTS in fields and not causal:
@@ -158,7 +159,8 @@ def _maker(
         pieces = [ids[start : start + window()] for start in range(0, len(ids), window())]
         if causal:
             return [(piece[:0], piece) for piece in pieces]
-        return corrupt(corruption, pieces, [(_SEED, 0, next(number)) for _ in pieces])
+        made = denoiser()[0].examples(pieces, [(_SEED, 0, next(number)) for _ in pieces])
+        return [example for of_piece in made for example in of_piece]
 
     return make
 

@@ -113,10 +113,15 @@ def make_source(config: ConfigDict, split: str) -> Source:
         parts = [part for part in parts if holds_out(config, part[0])]
     if not parts:
         raise _nothing(config, split)
-    sources = [_open(config, source, split, vocabulary) for source, _ in parts]
+    opened = [_open(config, source, split, vocabulary) for source, _ in parts]
+    sources = [source for of_part in opened for source in of_part]
     if len(sources) == 1:
         return sources[0]
-    mixture = Mixture(config.source, sources, _rates(config, sources, [rate for _, rate in parts]))
+    rates = _rates(config, parts, [of_part[0] for of_part in opened])
+    each = [  # the denoisers of an objective make as many rows each
+        rate / len(of_part) for rate, of_part in zip(rates, opened, strict=True) for _ in of_part
+    ]
+    mixture = Mixture(config.source, sources, each)
     if config.pretraining_share and split == "train":
         share = f"{100 * config.pretraining_share:.3g} % of the rows are of"
         mixture.notes += (f"mixed in: {share} {config.pretraining_source}, as in pre-training",)
@@ -140,23 +145,23 @@ def _nothing(config: ConfigDict, split: str) -> ConfigError | DataError:
 
 
 def _rates(
-    config: ConfigDict, sources: list[Windows | Examples], given: list[float]
+    config: ConfigDict, parts: list[tuple[str, float]], sources: list[Windows | Examples]
 ) -> list[float]:
     """The rates of a mixture as they are given; of fine-tuning tasks, every training example
     equally often, except that a task counts as `most_examples` at most. Text that is mixed in has
     its share of the rows.
     """
-    kind = kind_of(config.source)
+    kind, given = kind_of(config.source), [rate for _, rate in parts]
     if kind is None or kind.parts is None:
         return given
     if (most := kind.most_examples) is not None:
         given = [len(source) * min(1.0, most / source.cache.documents) for source in sources]
-    return shared(config, [source.name for source in sources], given)
+    return shared(config, [name for name, _ in parts], given)
 
 
 def _open(
     config: ConfigDict, source: str, split: str, vocabulary: Vocabulary
-) -> Windows | Examples:
+) -> list[Windows | Examples]:
     reader, directory = open_reader(config, source, split, vocabulary)
     again = is_stale(source, reader, directory, f"{source} ({split})")
     if again or not is_complete(directory):
@@ -185,9 +190,10 @@ def _open(
     if _changed(reader, cache):
         raise DataError(f"{source} ({split}) changes while it is read. Let nothing write there.")
     opened = from_cache(source, cache, vocabulary, config)
-    opened.notes = (
+    opened[0].notes = (
         *(f"passed over in {source}: {line}" for line in reader.passed_over),
         *unknown(source, cache),
+        *opened[0].notes,
     )
     return opened
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from moe.data.data_sets import usage
+from moe.data.denoisers.ul2 import MODE_TOKENS
 from moe.data.mixtures import MIXTURES
 from trainlib.keys import choice, either, key, many, number, pair, switch, text, whole
 
-OBJECTIVES = ("span_corruption", "language_model")
+OBJECTIVES = ("span_corruption", "prefix_lm", "ul2", "language_model")
 
 
 def data_defaults() -> dict[str, tuple[Any, str]]:
@@ -86,9 +87,16 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "objective": key(
             "span_corruption",
-            "what is learned of running text: span_corruption (encoder-decoder), or language_model "
-            "(model.kind=decoder): the next token, documents joined with an end of sequence each",
+            "what is learned of running text: span_corruption, prefix_lm (how a text goes on) or "
+            "ul2 (seven denoisers) in an encoder-decoder, language_model in model.kind=decoder: "
+            "the next token, documents joined with an end of sequence each",
             choice(*OBJECTIVES),
+        ),
+        "mode_tokens": key(
+            "words",
+            "of ul2: what tells the encoder the kind of a text: words ([NLU], [S2S] and [NLG] in "
+            "the vocabulary's own pieces), ids (one each, of the lowest sentinels) or none",
+            choice(*MODE_TOKENS),
         ),
         "noise_density": key(
             0.15, "fraction of the tokens that span corruption hides", number(above=0, below=1)
@@ -101,8 +109,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "pack": key(
             True,
-            "put several pairs, or documents with merge_documents=False, in one row, in segments "
-            "of their own",
+            "put several pairs, documents with merge_documents=False, or the two windows of a "
+            "prefix language model in one row, in segments of their own",
             switch(),
         ),
         "workers": key(

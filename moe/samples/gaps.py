@@ -2,7 +2,7 @@
 
 The text is given with its gaps, as in an evaluation, and the answer is searched as
 `launch.predict` does. A gap is filled right where all of its tokens are. Examples without gaps
-(pairs of inputs and targets) have one answer each.
+(pairs of inputs and targets, texts that are to go on) have one answer each.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def sample(example: HeldOut, words: np.ndarray, vocabulary: Vocabulary) -> Sampl
     """
     ends = np.flatnonzero(words == EOS)
     said = parts(words[: ends[0]] if len(ends) else words, vocabulary)
-    truth, given = parts(example.targets, vocabulary), parts(example.inputs, vocabulary)
+    # A sentinel of the inputs that no target names tells what kind of text it is (UL2).
+    named = np.isin(example.inputs, example.targets)
+    own = (example.inputs < vocabulary.size - vocabulary.extra_ids) | named
+    truth, given = parts(example.targets, vocabulary), parts(example.inputs[own], vocabulary)
     gaps: list[Gap] = [number for number in truth if number is not None] or [None]
     rows = [_compared(number, truth, said, vocabulary) for number in gaps[:_MOST]]
     more = f", the first {_MOST} of {len(gaps)} gaps" if len(gaps) > _MOST else ""

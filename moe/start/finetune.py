@@ -1,7 +1,8 @@
 """Fine-tuning: which weights learn, and starting from the checkpoint of another run.
 
 Protocol and figures: ST-MoE, arXiv 2202.08906, section 4 and table 20. A run starts from the
-weights that `init_from` names, all of which have to fit. With `finetune.keep_slots` the optimiser
+weights that `init_from` names, or from their moving averages where its step holds any; all have to
+fit. With `finetune.keep_slots` the optimiser
 slots are loaded too; the learning rate always starts anew.
 """
 
@@ -14,13 +15,13 @@ from typing import Any
 import jax
 
 from moe.models.architecture import Architecture
-from moe.start.misfits import Misfits, misfits
+from moe.start.misfits import Misfits, are_averaged, misfits
 from trainlib.checkpoint.checkpoints import Checkpoints, to_flat
 from trainlib.checkpoint.find import find
 from trainlib.errors import CheckpointError, ConfigError
 from trainlib.run.progress import summary
 from trainlib.step.plan import Plan
-from trainlib.step.train_state import TrainState
+from trainlib.step.train_state import TrainState, first_average
 
 _TASKS = ("task", "sample", "pairs")  # kinds of data.source that can be scored
 _RESTARTED = "opt_state/rate/"  # the count of updates that the learning rate follows
@@ -53,14 +54,20 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
     names = [name for name in wanted if name.startswith(held) and name in stored]
     if config.finetune.keep_slots:
         names += _slots(stored, wanted, where)
-    read = checkpoints.restore_some(number, {name: wanted[name] for name in names})
+    averaged = are_averaged(stored)
+    places = {name: f"ema/{name.partition('/')[2]}" for name in names if name.startswith(held)}
+    places = dict(zip(names, names, strict=True)) | (places if averaged else {})
+    read = checkpoints.restore_some(number, {places[name]: wanted[name] for name in names})
     checkpoints.close()
-    flat = to_flat(state) | read
+    flat = to_flat(state) | {name: read[places[name]] for name in names}
     leaves = [flat[name] for name in to_flat(state)]
     started = jax.tree.unflatten(jax.tree.structure(state), leaves)
+    ema = first_average(started.weights, plan.shardings)
+    started = dataclasses.replace(started, ema=ema)
+    kind = ", moving averages" if averaged else ""
     slots = sum(name.startswith("opt_state/") for name in names)
     rows = [
-        ("weights", f"{len(plan.abstract.params)}, {plan.abstract.param_count:,} numbers"),
+        ("weights", f"{len(plan.abstract.params)}, {plan.abstract.param_count:,} numbers{kind}"),
         ("slots", f"{slots} kept" if slots else "new"),
         ("learning", learning(plan)),
     ]

@@ -9,6 +9,13 @@ from typing import Any
 _SHOWN = 12  # weights of one kind that the table lists
 
 
+def are_averaged(stored: Iterable[str]) -> bool:
+    """Whether a checkpoint holds moving averages of its weights, by the names in it. They are what
+    its run evaluated, and what another run starts from.
+    """
+    return any(name.startswith("ema/") for name in stored)
+
+
 @dataclasses.dataclass(frozen=True)
 class Misfits:
     """Leaves of a checkpoint that do not fit a model: names, with shapes.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig, policy_name
-from moe.start.misfits import misfits
+from moe.start.misfits import are_averaged, misfits
 from trainlib.checkpoint.checkpoints import Checkpoints
 from trainlib.checkpoint.find import find
 from trainlib.config import differences, flatten
@@ -36,7 +36,7 @@ from trainlib.model.weights import Arrays
 from trainlib.run.progress import summary
 from trainlib.sharding.rules import resolve_specs
 from trainlib.step.plan import Plan
-from trainlib.step.train_state import TrainState
+from trainlib.step.train_state import TrainState, first_average
 
 # What changes the meaning of dense weights and not their shapes.
 _MEANING = (
@@ -162,7 +162,8 @@ class DenseRun:
     Attributes:
       directory: of its checkpoints.
       step: that was read.
-      params: its weights, flat, on the devices of the sparse run.
+      params: its weights, or their moving averages where it has any, flat, on the devices of the
+        sparse run.
       config: its configuration, flat; empty where the checkpoint does not hold it.
     """
 
@@ -190,16 +191,17 @@ def read(plan: Plan[Architecture]) -> DenseRun:
     directory, step = find(options.workdir, "upcycle.workdir")
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         number = checkpoints.pick(options.step or step)
+        kind = "ema/" if are_averaged(checkpoints.shapes(number)) else "params/"
         abstract = weights.abstract(Transformer(dense_of(plan.model)))
         shardings = resolve_specs(abstract.params, plan.rules, plan.mesh)
         wanted = {
-            f"params/{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
+            f"{kind}{name}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
             for name, spec in abstract.params.items()
         }
-        _check_fit(checkpoints, number, wanted)
+        _check_fit(checkpoints, number, wanted, kind)
         stored = checkpoints.restore_some(number, wanted)
         config = checkpoints.meta(number).get("config", {})
-    params = {name.removeprefix("params/"): value for name, value in stored.items()}
+    params = {name.removeprefix(kind): value for name, value in stored.items()}
     return DenseRun(directory, number, params, config)
 
 
@@ -215,7 +217,9 @@ def start(plan: Plan[Architecture], state: TrainState, dense: DenseRun) -> tuple
       The state, and a table of what was copied, what is new and what the first step computes.
     """
     assert plan.model.routing is not None, "`read` refuses a dense model"
-    state = dataclasses.replace(state, params=upcycle(state.params, dense.params, plan.model))
+    params = upcycle(state.params, dense.params, plan.model)
+    ema = first_average({**params, **state.model_state}, plan.shardings)
+    state = dataclasses.replace(state, params=params, ema=ema)
     title = f"Upcycled from step {dense.step} in {dense.directory}"
     return state, summary(title, _rows(plan, plan.model.routing, dense.config))
 
@@ -237,7 +241,7 @@ def _check_pieces(model: Architecture, routing: RoutingConfig) -> None:
 
 
 def _check_fit(
-    checkpoints: Checkpoints, number: int, wanted: dict[str, jax.ShapeDtypeStruct]
+    checkpoints: Checkpoints, number: int, wanted: dict[str, jax.ShapeDtypeStruct], kind: str
 ) -> None:
     stored = checkpoints.shapes(number)
     where = f"Step {number} in {checkpoints.directory} (upcycle.workdir)"
@@ -246,7 +250,7 @@ def _check_fit(
             f"{where} has experts already, and upcycling fills experts from a dense model. Give a "
             "run of routing.num_experts=0, or start from this one with --config.init_from."
         )
-    if misfitting := misfits(stored, wanted, ["params/"]):
+    if misfitting := misfits(stored, wanted, [kind]):
         raise CheckpointError(
             f"{where} is not the dense form of this model: the weights below differ. Nothing was "
             "loaded. Set the keys of model. as in the config.json beside that checkpoint; only "

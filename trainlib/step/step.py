@@ -242,7 +242,7 @@ def compile_train(loss_fn: LossFn, plan: Plan[Any]) -> Any:
     """The jitted train step of a plan, `(state, batch) -> (state, sums)`, which moves the weights
     down the gradient of `loss_fn`. It compiles when it is first called.
 
-    Reads `seed`, `microbatches` and, where the family has it, `ema_decay`.
+    Reads `seed`, `microbatches` and `ema_decay`.
     """
     config = plan.config
     train_step = make_train_step(
@@ -250,7 +250,7 @@ def compile_train(loss_fn: LossFn, plan: Plan[Any]) -> Any:
         plan.optimizer,
         seed=config.seed,
         microbatches=config.microbatches,
-        ema_decay=config.get("ema_decay", 0.0),
+        ema_decay=config.ema_decay,
         trained=None if plan.trained == set(plan.abstract.params) else plan.trained,
         gradient_norms=plan.gradient_norms,
     )

@@ -46,6 +46,11 @@ class TrainState:
         """Weights and running statistics by their names, as an evaluation reads them."""
         return {**self.params, **self.model_state}
 
+    @property
+    def evaluated(self) -> Arrays:
+        """What is evaluated of a run: moving averages where there are any, else `weights`."""
+        return self.ema or self.weights
+
 
 def state_shardings(
     abstract: Abstract,
@@ -116,13 +121,22 @@ def create(
     params: Arrays = initialise(abstract.params, key, shardings.params)
     model_state: Arrays = initialise(abstract.model_state, key, shardings.model_state)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
     return TrainState(
         step=jax.device_put(jnp.int32(0), shardings.step),
         params=params,
         model_state=model_state,
         opt_state=opt_state,
-        ema=copy({**params, **model_state}) if shardings.ema else {},
+        ema=first_average({**params, **model_state}, shardings),
         skipped=jax.device_put(jnp.zeros(2, jnp.int32), shardings.skipped),
         counts=jax.device_put(statistics.fresh(model_state), shardings.counts),
     )
+
+
+def first_average(weights: Arrays, shardings: TrainState) -> Arrays:
+    """The moving averages of a run that begins with `weights`: copies of them, or {} where it has
+    none.
+    """
+    if not shardings.ema:
+        return {}
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)
+    return copy(weights)

@@ -39,7 +39,7 @@ from trainlib.model.weights import Arrays, Spec
 from trainlib.run.progress import summary
 from trainlib.step import optimizers
 from trainlib.step.plan import Plan
-from trainlib.step.train_state import TrainState
+from trainlib.step.train_state import TrainState, first_average
 from vitattn.labels import class_names, matching
 from vitattn.labels.class_names import Names
 from vitattn.models import ModelConfig
@@ -218,12 +218,10 @@ def _filled(
     plan: Plan[ModelConfig], state: TrainState, arrays: Arrays, counts: np.ndarray
 ) -> TrainState:
     """The state with `arrays` in the place of its own, and moving averages that start from them."""
-    params = {name: arrays.get(name, value) for name, value in state.params.items()}
-    running = {name: arrays.get(name, value) for name, value in state.model_state.items()}
-    ema = state.ema
-    if ema:
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=plan.shardings.ema)
-        ema = copy({**params, **running})
+    params = state.params | {name: arrays[name] for name in state.params if name in arrays}
+    known = [name for name in state.model_state if name in arrays]
+    running = state.model_state | {name: arrays[name] for name in known}
+    ema = first_average({**params, **running}, plan.shardings)
     filled = dataclasses.replace(state, params=params, model_state=running, ema=ema)
     if len(counts):
         counted = jax.device_put(counts, plan.shardings.counts)

@@ -1,14 +1,16 @@
-"""Documents that stay apart: pairs, or texts whose spans are corrupted; packed where asked for."""
+"""Documents that stay apart: pairs, or texts of which an objective makes pairs; packed where asked
+for.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from moe.data.cache.read import Cache, Damage
+from moe.data.denoisers.denoiser import Denoiser
 from moe.data.sources.cached import EVAL_SEED, CachedSource
 from moe.data.sources.packing import pack_starts
 from moe.data.sources.source import Record
-from moe.data.sources.span_corruption import SpanCorruption, corrupt, corrupted_counts
 from moe.text.vocabulary import EOS, Vocabulary
 from trainlib.data.order import record_order
 
@@ -17,11 +19,11 @@ _PACK_SEED = 22_02_08906
 
 
 class Examples(CachedSource):
-    """Documents that stay apart: pairs of inputs and targets, or text that is corrupted.
+    """Documents that stay apart: pairs of inputs and targets, or text that becomes such pairs.
 
-    Text is first cut into pieces of at most n tokens. A record is one example, or as many as
-    fit when they are packed; which ones share a record is fixed. The positions of all
-    examples are held in each process, about 40 bytes an example.
+    Text is first cut into pieces of at most n tokens, each of which becomes one example. A record
+    is one example, or as many as fit when they are packed; which ones share a record is fixed. The
+    positions of all examples are held in each process, about 40 bytes an example.
     """
 
     def __init__(
@@ -31,16 +33,17 @@ class Examples(CachedSource):
         vocabulary: Vocabulary,
         lengths: tuple[int, int],
         pack: bool,
-        corruption: SpanCorruption | None,
+        denoiser: Denoiser | None,
         tokens: int,
+        stream: int = 0,
     ):
-        super().__init__(name, cache, vocabulary, (lengths, pack, corruption, tokens))
-        self.corruption = corruption
+        super().__init__(name, cache, vocabulary, (lengths, pack, denoiser, tokens), stream)
+        self.denoiser = denoiser
         ends = np.concatenate(
             [e + start for e, start in zip(cache.array("ends"), cache.starts, strict=False)]
         )
         starts = np.concatenate([[0], ends[:-1]])
-        if corruption is None:
+        if denoiser is None:
             self.starts, self.sizes = starts, ends - starts
             self.inputs = np.concatenate(cache.array("inputs")).astype(np.int64)
         else:
@@ -52,11 +55,11 @@ class Examples(CachedSource):
 
     def _packed_starts(self, limits: tuple[int, int]) -> np.ndarray:
         sizes = self.sizes[self.order]
-        if self.corruption is None:
+        if self.denoiser is None:
             encoder = self.inputs[self.order]
             decoder = sizes - encoder
         else:
-            encoder, decoder = self.corruption.lengths(sizes)
+            encoder, decoder = self.denoiser.lengths(sizes)
         # Each side is trimmed to its limit and ends with EOS.
         sides = [
             np.minimum(length, limit - 1) + 1
@@ -73,7 +76,7 @@ class Examples(CachedSource):
     def read(self, records: np.ndarray, epochs: np.ndarray | None, seed: int) -> list[Record]:
         read: list[Record] = []
         for i, record in enumerate(records.tolist()):
-            key = (EVAL_SEED, 0) if epochs is None else (seed, int(epochs[i]))
+            key = (EVAL_SEED, 0) if epochs is None else (self._own_seed(seed), int(epochs[i]))
             read.append(self._record(self._members(record), key))
         return read
 
@@ -85,24 +88,25 @@ class Examples(CachedSource):
             if isinstance(text, Damage):
                 return text
             texts.append(text)
-        if self.corruption is not None:
-            return corrupt(self.corruption, texts, [(*key, example) for example in members])
+        if self.denoiser is not None:
+            made = self.denoiser.examples(texts, [(*key, example) for example in members])
+            return [example for of_text in made for example in of_text]
         cuts = [int(self.inputs[example]) for example in members]
         return [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
 
     def longer(self, inputs: int, targets: int) -> np.ndarray:
         """int64 [3]: pairs with more inputs, and with more targets, than so many tokens, and all
-        pairs; nothing of text that is corrupted.
+        pairs; nothing of text, none of which is cut off.
         """
-        if self.corruption is not None:
+        if self.denoiser is not None:
             return np.zeros(3, np.int64)
         sizes = self.sizes - self.inputs  # of the targets
         return np.asarray([(self.inputs > inputs).sum(), (sizes > targets).sum(), len(sizes)])
 
     def target_counts(self) -> np.ndarray:
         counts = self.counts()
-        if self.corruption is not None:
-            return corrupted_counts(counts, self.sizes, self.corruption)
+        if self.denoiser is not None:
+            return self.denoiser.target_counts(counts, self.sizes)
         counts[EOS] += len(self.starts)
         return counts
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe.data.cache.read import Cache, Damage
-from moe.data.sources.packing import Example
+from moe.data.denoisers.denoiser import Example, Key
 from moe.data.sources.windows import Windows
 from moe.text.vocabulary import EOS, Vocabulary
 
@@ -66,8 +66,8 @@ class LanguageModel(Windows):
         positions = [self._end(d) - start - (d - first) for d in range(first, last)]
         return np.insert(text, positions, EOS)
 
-    def _examples(self, texts: list[np.ndarray], keys: list[tuple[int, int, int]]) -> list[Example]:
-        return [(text[:0], text) for text in texts]
+    def _examples(self, texts: list[np.ndarray], keys: list[Key]) -> list[list[Example]]:
+        return [[(text[:0], text)] for text in texts]
 
     def target_counts(self) -> np.ndarray:
         counts = self.counts()

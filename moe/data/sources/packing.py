@@ -18,10 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe.data.denoisers.denoiser import Example
 from moe.text.vocabulary import EOS
 from trainlib.errors import ConfigError
-
-Example = tuple[np.ndarray, np.ndarray]
 
 _ENCODER = ("encoder_inputs", "encoder_segments")
 _DECODER = ("decoder_inputs", "decoder_segments", "decoder_targets", "decoder_weights")

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from moe.data.cache.read import Damage
-from moe.data.sources.packing import Example
+from moe.data.denoisers.denoiser import Example
 from moe.text.vocabulary import Vocabulary
 
 Record = list[Example] | Damage  # the examples of a record, or what of it cannot be read

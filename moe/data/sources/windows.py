@@ -1,4 +1,4 @@
-"""Running text in windows of n tokens, whose spans are corrupted."""
+"""Running text in windows of n tokens, each of which becomes a row of what the objective asks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import functools
 import numpy as np
 
 from moe.data.cache.read import Cache, Damage
+from moe.data.denoisers.denoiser import Denoiser, Example, Key
 from moe.data.sources.cached import EVAL_SEED, CachedSource
-from moe.data.sources.packing import Example
 from moe.data.sources.source import Record
-from moe.data.sources.span_corruption import SpanCorruption, corrupt, corrupted_counts
 from moe.text.vocabulary import Vocabulary
 
 # Separates where an epoch's windows begin from the other random streams of a seed.
@@ -19,7 +18,7 @@ _SHIFT_ROLE = 2
 
 class Windows(CachedSource):
     """Running text, joined end to end and cut into windows of n tokens; a record is one
-    window, corrupted.
+    window.
 
     In training the cuts lie elsewhere in each epoch and the last window goes on at the beginning;
     in evaluation they start at 0 and the last window is short.
@@ -30,11 +29,12 @@ class Windows(CachedSource):
         name: str,
         cache: Cache,
         vocabulary: Vocabulary,
-        corruption: SpanCorruption | None,
+        denoiser: Denoiser | None,
         tokens: int,
+        stream: int = 0,
     ):
-        super().__init__(name, cache, vocabulary, (corruption, tokens))
-        self.corruption = corruption
+        super().__init__(name, cache, vocabulary, (denoiser, tokens), stream)
+        self.denoiser = denoiser
         self.total = self._total()
         self.window = min(tokens, self.total)
 
@@ -61,23 +61,24 @@ class Windows(CachedSource):
             keys = [(EVAL_SEED, 0, record) for record in numbers]
             texts = [self._text(record * self.window, False) for record in numbers]
         else:
+            seed = self._own_seed(seed)
             keys = [(seed, int(e), r) for r, e in zip(numbers, epochs.tolist(), strict=True)]
             texts = [self._text(self._start(r, e, s), True) for s, e, r in keys]
         good = [i for i, text in enumerate(texts) if not isinstance(text, Damage)]
         read: list[Record] = [text if isinstance(text, Damage) else [] for text in texts]
         whole = [text for text in texts if not isinstance(text, Damage)]
         examples = self._examples(whole, [keys[i] for i in good])
-        for i, example in zip(good, examples, strict=True):
-            read[i] = [example]
+        for i, of_window in zip(good, examples, strict=True):
+            read[i] = of_window
         return read
 
-    def _examples(self, texts: list[np.ndarray], keys: list[tuple[int, int, int]]) -> list[Example]:
-        assert self.corruption is not None
-        return corrupt(self.corruption, texts, keys) if texts else []
+    def _examples(self, texts: list[np.ndarray], keys: list[Key]) -> list[list[Example]]:
+        assert self.denoiser is not None
+        return self.denoiser.examples(texts, keys)
 
     def target_counts(self) -> np.ndarray:
-        assert self.corruption is not None
-        return corrupted_counts(self.counts(), np.asarray([self.window]), self.corruption)
+        assert self.denoiser is not None
+        return self.denoiser.target_counts(self.counts(), np.asarray([self.window]))
 
 
 @functools.lru_cache(maxsize=64)

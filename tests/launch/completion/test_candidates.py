@@ -59,6 +59,8 @@ def test_a_configuration_after_a_blank_and_as_a_file(tmp_path, monkeypatch):
         "st_moe_tiny",
         "st_moe_tiny:deepseek",
         "st_moe_tiny:dense",
+        "st_moe_tiny:lm_adapt",
+        "st_moe_tiny:ul2",
     ]
     assert after("train --config st_moe_t") == ["st_moe_tasks", "st_moe_tiny"]
     assert after("train --config=con") == ["--config=configs/"]

@@ -57,6 +57,17 @@ def test_text_is_corrupted_and_packed_by_language(plan, tmp_path):
     assert packed > 1  # short lines share rows
 
 
+def test_text_goes_on_in_the_decoder_of_a_prefix_language_model(plan, tmp_path):
+    path = written(tmp_path / "in.jsonl", [{"text": "abc" * 50}])
+    (batch,) = rows_of(reading.of_file(plan(objective="prefix_lm"), path, VOCABULARY), 0)
+    whole = []
+    for row in range(4):
+        for segment in range(1, batch["encoder_segments"][row].max() + 1):
+            whole.append(batch["encoder_inputs"][row][batch["encoder_segments"][row] == segment])
+            whole.append(batch["decoder_targets"][row][batch["decoder_segments"][row] == segment])
+    assert VOCABULARY.decode(np.concatenate(whole)) == "abc" * 50
+
+
 def test_pairs(plan, tmp_path):
     rows = [{"inputs": "a b", "targets": "c"}, {"inputs": "d"}]
     found = reading.of_file(plan(), written(tmp_path / "in.jsonl", rows), VOCABULARY)

@@ -6,8 +6,8 @@ import pytest
 from moe.analysis import words
 from moe.analysis.record import Record, StackRecord
 from moe.analysis.texts import PLACES, Texts, is_sentinel, original, shown_token
+from moe.data.denoisers.span_corruption import SpanCorruption
 from moe.data.sources.packing import fill_batch
-from moe.data.sources.span_corruption import SpanCorruption, corrupt
 from moe.text.vocabulary import ByteVocabulary, make_vocabulary
 
 VOCABULARY = ByteVocabulary(100)
@@ -16,7 +16,7 @@ TEXT = "In Zürich, 12 trains were going north; the red one\u2019s name is »Ada
 
 def corrupted(text, seed=0):
     corruption = SpanCorruption(0.15, 3.0, VOCABULARY.size)
-    return corrupt(corruption, [VOCABULARY.encode(text)], [(seed, 0, 0)])[0]
+    return corruption.examples([VOCABULARY.encode(text)], [(seed, 0, 0)])[0][0]
 
 
 def record_of(examples):

@@ -54,6 +54,16 @@ def test_long_texts_show_their_first_gaps():
     assert [row.name for row in sample.compared][-1] == "⟨8⟩"
 
 
+def test_a_sentinel_that_says_the_kind_of_text_is_no_gap():
+    kind = np.asarray([BYTES.size - BYTES.extra_ids], np.int32)
+    inputs = np.concatenate([kind, ids("a<1>c")])
+    sample = gaps.sample(HeldOut("a", inputs, ids("<1>b")), ids("<1>b"), BYTES)
+    assert (
+        sample.fields == gaps.sample(HeldOut("a", inputs[1:], ids("<1>b")), ids(""), BYTES).fields
+    )
+    assert [row.right for row in sample.compared] == [True]
+
+
 def test_pairs_without_gaps_have_one_answer():
     sample = gaps.sample(HeldOut("a", ids("2 + 2"), ids("4")), ids("5"), BYTES)
     assert sample.compared == (Compared("answer", "4", "5", False),)

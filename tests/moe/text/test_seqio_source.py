@@ -17,8 +17,8 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from moe import prepare  # noqa: E402
 from moe.data import make_source, make_vocabulary  # noqa: E402
+from moe.data.denoisers.span_corruption import SpanCorruption  # noqa: E402
 from moe.data.sources.packing import fill_batch, pack_starts  # noqa: E402
-from moe.data.sources.span_corruption import SpanCorruption  # noqa: E402
 from moe.text import seqio_source as tasks  # noqa: E402
 from moe.text.pydoc_topics import Pydoc  # noqa: E402
 from trainlib.errors import ConfigError, DataError  # noqa: E402
@@ -197,7 +197,7 @@ def test_text_task_is_corrupted_by_the_pipeline(data_config):
     config = prepared(data_config, "seqio:running")
     source = make_source(config, "train")
     assert source.cache.read(0, 99).tolist() == [b + 3 for b in b"some textmore text"]
-    assert isinstance(source.corruption, SpanCorruption)
+    assert isinstance(source.denoiser, SpanCorruption)
 
 
 def test_mixture_of_tasks(data_config):

@@ -26,3 +26,13 @@ def test_ema_moves_by_steps_far_below_the_precision_of_the_decay():
     np.testing.assert_allclose(ema_update(ema, new, 0.9999)["w"], 1e-4, rtol=1e-6)
     np.testing.assert_allclose(ema_update(ema, new, 0.9999, 10**6)["w"], 1e-4, rtol=1e-6)
     np.testing.assert_allclose(ema_update(ema, new, 0.9999, 0)["w"], 0.9, rtol=1e-6)
+
+
+def test_ema_keeps_dtypes_and_takes_whole_numbers_as_they_are():
+    ema = {"frozen": jnp.asarray([3, -7], jnp.int8), "half": jnp.ones(2, jnp.bfloat16)}
+    new = {"frozen": jnp.asarray([3, -7], jnp.int8), "half": jnp.zeros(2, jnp.bfloat16)}
+    moved = jax.jit(ema_update, static_argnums=2)(ema, new, 0.5, 10**6)
+    assert moved["frozen"].dtype == jnp.int8
+    assert moved["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(moved["frozen"], [3, -7])
+    np.testing.assert_array_equal(moved["half"].astype("f4"), [0.5, 0.5])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe.data.sources.packing import Example
+from moe.data.denoisers.denoiser import Example, Key
 from moe.text.vocabulary import EOS
 from trainlib.data.order import generator
 from trainlib.errors import ConfigError
@@ -65,6 +65,11 @@ class SpanCorruption:
     mean_span: float
     vocabulary_size: int
 
+    @property
+    def windows(self) -> int:
+        """A text becomes one example."""
+        return 1
+
     def words(self, tokens: int) -> int:
         """Returns how many random 64-bit words a row of `tokens` tokens needs."""
         return max(0, tokens - 2)
@@ -79,9 +84,9 @@ class SpanCorruption:
             np.where(single, 1, hidden + spans),
         )
 
-    def spans(self, tokens: int) -> int:
-        """Returns K for a row of `tokens` tokens."""
-        return int(noise_counts(np.asarray([max(tokens, 2)]), *self._noise)[1][0])
+    def spans(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns K of rows of `tokens` tokens, int64; a single token takes one sentinel."""
+        return noise_counts(np.maximum(tokens, 2), *self._noise)[1]
 
     @property
     def _noise(self) -> tuple[float, float]:
@@ -119,6 +124,31 @@ class SpanCorruption:
         inputs = _replace(tokens, is_hidden, hidden_starts, sentinels)
         targets = _replace(tokens, ~is_hidden, kept_starts, sentinels)
         return inputs, targets
+
+    def examples(self, texts: Sequence[np.ndarray], keys: Sequence[Key]) -> list[list[Example]]:
+        """Corrupts texts, those of equal length together; one example each."""
+        examples: list[list[Example]] = [[] for _ in texts]
+        lengths = np.asarray([len(text) for text in texts])
+        for length in np.unique(lengths).tolist():
+            same = np.flatnonzero(lengths == length).tolist()
+            words = np.stack([_random_words(*keys[i], self.words(length)) for i in same])
+            inputs, targets = self.apply(np.stack([texts[i] for i in same]), words)
+            for i, pair in zip(same, zip(inputs, targets, strict=True), strict=True):
+                examples[i] = [pair]
+        return examples
+
+    def target_counts(self, counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Hidden tokens as the text has them, each sentinel once for every text that has so many
+        spans, one EOS a text.
+        """
+        sizes, number = np.unique(sizes, return_counts=True)
+        _, targets = self.lengths(sizes)
+        spans = self.spans(sizes)
+        expected = counts * ((targets - spans) * number).sum() / counts.sum()
+        expected[EOS] += number.sum()
+        for k, n in zip(spans, number, strict=True):
+            expected[self.vocabulary_size - k : self.vocabulary_size] += n
+        return expected
 
 
 def _replace(
@@ -161,7 +191,7 @@ def window_length(
             f"sequence included). Set --config.data.decoder_length={target} or a lower "
             "noise_density."
         )
-    spans = corruption.spans(tokens)
+    spans = int(corruption.spans(np.asarray(tokens)))
     if spans > extra_ids:
         raise ConfigError(
             f"data.extra_ids={extra_ids} gives too few sentinels: a row of {tokens} tokens hides "
@@ -172,31 +202,3 @@ def window_length(
 
 def _random_words(seed: int, epoch: int, record: int, count: int) -> np.ndarray:
     return generator(seed, epoch, record).bit_generator.random_raw(count)  # pyright: ignore
-
-
-def corrupt(
-    corruption: SpanCorruption, texts: Sequence[np.ndarray], keys: Sequence[tuple[int, int, int]]
-) -> list[Example]:
-    """Corrupts texts, those of equal length together; `keys` are (seed, epoch, record)."""
-    examples: list[Example | None] = [None] * len(texts)
-    lengths = np.asarray([len(text) for text in texts])
-    for length in np.unique(lengths).tolist():
-        same = np.flatnonzero(lengths == length).tolist()
-        words = np.stack([_random_words(*keys[i], corruption.words(length)) for i in same])
-        inputs, targets = corruption.apply(np.stack([texts[i] for i in same]), words)
-        for i, pair in zip(same, zip(inputs, targets, strict=True), strict=True):
-            examples[i] = pair
-    return [example for example in examples if example is not None]
-
-
-def corrupted_counts(text: np.ndarray, lengths: np.ndarray, c: SpanCorruption) -> np.ndarray:
-    """Expected target counts when texts of `lengths` are corrupted: hidden tokens as the text has
-    them, each sentinel once for every text that has so many spans, one EOS a text."""
-    sizes, number = np.unique(lengths, return_counts=True)
-    _, targets = c.lengths(sizes)
-    spans = np.asarray([c.spans(size) for size in sizes.tolist()])
-    counts = text * ((targets - spans) * number).sum() / text.sum()
-    counts[EOS] += number.sum()
-    for k, n in zip(spans, number, strict=True):
-        counts[c.vocabulary_size - k : c.vocabulary_size] += n
-    return counts

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from moe.data.sources.span_corruption import SpanCorruption, noise_counts, window_length
+from moe.data.denoisers.span_corruption import SpanCorruption, noise_counts, window_length
 from trainlib.errors import ConfigError
 
 V = 359
