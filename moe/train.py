@@ -190,7 +190,8 @@ class Data:
       source: the training split.
       held_out: the split that is evaluated on; None where data.holdout=0 keeps nothing back.
       unigram: entropy of the target tokens without context, in nats.
-      tasks: that are scored while fine-tuning; None while pre-training.
+      tasks: that are scored while fine-tuning; None while pre-training, and where nothing is kept
+        back.
     """
 
     source: Source
@@ -212,7 +213,8 @@ def open_data(plan: Plan[Architecture]) -> Data:
     eval_source = make_source(config.data, "holdout") if evaluates(config.data) else None
     check_vocabulary(source.vocabulary, plan.model.vocab_size)
     unigram = unigram_entropy((eval_source or source).target_counts())
-    tasks = Tasks(plan, config.evaluation.limit) if config.task == "finetune" else None
+    scores = config.task == "finetune" and eval_source is not None
+    tasks = Tasks(plan, config.evaluation.limit) if scores else None
     if config.checkpoint.best:
         check_best(config, held_out.figure_names(eval_source, tasks))
     splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})

@@ -17,6 +17,7 @@ from moe.data.sources.from_cache import from_cache
 from moe.data.sources.mixture import Mixture
 from moe.data.sources.source import Source
 from moe.data.sources.windows import Windows
+from moe.pairs import files as pairs
 from moe.text.reader import Reader, ReadsFiles
 from moe.text.vocabulary import Vocabulary, make_vocabulary
 from trainlib import commands, extension
@@ -92,6 +93,7 @@ def check_settings(config: ConfigDict) -> None:
       ConfigError: names the key and what it may be.
     """
     check_section("data", data_defaults(), config)
+    pairs.check_unused(config)
 
 
 def make_source(config: ConfigDict, split: str) -> Source:

@@ -37,6 +37,21 @@ def holds_out(config: ConfigDict) -> bool:
     return bool(config.validation) or config.holdout > 0
 
 
+def check_unused(config: ConfigDict) -> None:
+    """Refuses files of pairs that nothing would read.
+
+    Raises:
+      ConfigError: names the key.
+    """
+    given = [name for name in SPLITS if config[name]]
+    if given and not is_pairs(config.source) and not config.source.startswith("mixture"):
+        raise ConfigError(
+            f"data.{given[0]} is a file of pairs, and data.source={shown(config.source)} reads "
+            "none. Use --config=finetune_pairs, or set --config.data.source=pairs:* with "
+            "--config.task=finetune."
+        )
+
+
 def path_of(config: ConfigDict, split: str) -> tuple[Path, str]:
     """The file of a split, and the key that names it.
 

@@ -11,6 +11,7 @@ from moe import plan as plan_lib
 from moe.eval import submission
 from moe.eval.tasks import Tasks, tasks_of
 from moe.samples.answers import sample
+from moe.train import open_data
 from trainlib.errors import ConfigError, DataError
 
 ROWS = [
@@ -72,3 +73,13 @@ def test_splits_and_metrics_that_are_not_there(config):
     config.data.source, config.evaluation.metrics = "sample:cb", "f1"
     with pytest.raises(ConfigError, match="has tasks with metrics of their own"):
         tasks_of(config, "validation")
+
+
+def test_a_run_that_holds_nothing_out_scores_nothing(config, tmp_path):
+    config.data.validation, config.data.holdout = "", 0.0
+    config.data.cache, config.checkpoint.best = str(tmp_path / "cache"), ""
+    data = open_data(plan_lib.make(config))
+    assert (data.held_out, data.tasks, len(data.source) > 0) == (None, None, True)
+    config.checkpoint.best = "score/mean"
+    with pytest.raises(ConfigError, match="leaves nothing to evaluate on"):
+        open_data(plan_lib.make(config))

@@ -154,6 +154,13 @@ def test_what_is_no_file_is_refused(written, tmp_path):
         make_source(config, "train")
 
 
+def test_files_that_nothing_would_read_are_refused(written):
+    with pytest.raises(
+        ConfigError, match=r"data\.train is a file of pairs, and data\.source=pydoc"
+    ):
+        make_source(written(lines(ROW), source="pydoc"), "train")
+
+
 # --------------------------------------------------------------------------- CSV and Parquet
 def test_csv_gives_the_rows_of_the_csv_module(tmp_path, monkeypatch):
     """Quotes, separators and line ends in cells, empty cells, CRLF, a mark of byte order; the
