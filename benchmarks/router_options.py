@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.harness import sweep
 from configs.common import load
 from launch import cli
+from trainlib.errors import one_of
 
 CONFIG = "configs/st_moe_tiny.py"
 SMALLER = {
@@ -96,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--table", action="store_true", help="train nothing, print what there is")
     args, overrides = cli.parse(parser, argv)
-    kinds = [kind for kind in args.options.split(",") if kind in KINDS]
+    kinds = [kind.strip() for kind in args.options.split(",")]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise one_of("--options", kind, [name or "'' (the baseline)" for name in KINDS])
     runs = [
         planned(args.runs, kind, seed, overrides) for seed in range(args.seeds) for kind in kinds
     ]

@@ -10,16 +10,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe import objective
-from moe.config import STACKED_AXES, check, sharding_rules, slot_rules
+from moe.config import STACKED_AXES, check, schema, sharding_rules, slot_rules
 from moe.data.sources.packing import batch_fields
 from moe.eval.measured import ROUTER
 from moe.kernels.grouped import check_platform
 from moe.models import architecture
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
+from moe.observatory.options import UNWATCHED
+from moe.routing import effects
 from moe.routing.config import capacity
 from moe.routing.placement import group_tokens, resolve_placement
 from moe.start.subsets import frozen_patterns
+from trainlib import config as config_lib
+from trainlib.errors import ConfigError
 from trainlib.model import weights
 from trainlib.sharding.constrain import activate, platform
 from trainlib.sharding.mesh import make_mesh
@@ -42,6 +46,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
     model = architecture(config.model, config.routing)
     batch_fields(model.kind)  # an encoder alone has no targets
     objective.check_objective(model.kind, config.data.objective)
+    _check_effects(config, model)
     _check_routing(config, model, mesh, rules)
     abstract = weights.abstract(Transformer(model))
     schedule = schedules.of_run(config)
@@ -95,6 +100,37 @@ def abstract_batch(plan: Plan[Architecture]) -> dict[str, jax.ShapeDtypeStruct]:
         dtype = jnp.float32 if name.endswith("weights") else jnp.int32
         batch[name] = jax.ShapeDtypeStruct((size, length), dtype, sharding=plan.batch_sharding)
     return batch
+
+
+def _check_effects(config: ConfigDict, model: Architecture) -> None:
+    """Refuses options of routers that do nothing in any sparse stack. What a recipe sets and a
+    command line, or a variant, then puts out of play is no mistake.
+    """
+    if model.routing is None:
+        return
+    values, defaults, origin = config_lib.flatten(config), schema(), config_lib.origin_of(config)
+
+    def rank(key: str) -> int:  # what is set later counts more
+        where = origin.get(key, "")
+        return 2 if where in ("command line", "configs.load") else int("variant" in where)
+
+    def refuse(key: str, needed: str, wanted: str) -> None:
+        if rank(key) < rank(needed):
+            return
+        raise ConfigError(
+            f"{key}={values[key]!r} does nothing here, where {needed}={values[needed]!r}. Leave it "
+            f"at {defaults[key][0]!r}, or set {needed} to {wanted}."
+        )
+
+    routers = [routing for stack in model.stacks if (routing := model.stack_routing(stack))]
+    for option in effects.NEEDS:
+        need = effects.lacking(option, model.routing, routers)
+        if need is not None:
+            refuse(f"routing.{option}", need.key, need.value)
+    for needed, options in UNWATCHED.items():
+        for key in (f"router.{option}" for option in options):
+            if not values[f"router.{needed}"] and values[key] not in (defaults[key][0], 0):
+                refuse(key, f"router.{needed}", repr(defaults[f"router.{needed}"][0]))
 
 
 def _check_routing(config: ConfigDict, model: Architecture, mesh: Mesh, rules: Rules) -> None:

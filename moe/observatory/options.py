@@ -7,6 +7,9 @@ from typing import Annotated
 
 from trainlib.keys import check_fields, number, whole
 
+# Key that turns something off -> the keys that then do nothing.
+_BOUNDS = ("dead_after", "min_spread", "max_dropped", "max_logit", "max_spike")
+UNWATCHED = {"log_every": (*_BOUNDS, "probe_rows"), "alerts": _BOUNDS}
 PROBE_TOKENS = 4096  # most tokens whose routing is compared, whatever `probe_rows` says
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import router_options
 from moe.models import architecture
+from trainlib.errors import ConfigError
 
 
 def test_violation_and_drops_of_records():
@@ -39,3 +40,8 @@ def test_every_option_is_a_model(kind, tmp_path):
     base = router_options.planned(tmp_path, "", 1, {}).config
     assert model.all_sparse_blocks == {"encoder": (0, 1), "decoder": (0, 1)}
     assert (model == architecture(base.model, base.routing)) == (kind == "")
+
+
+def test_an_option_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="Did you mean 'sigmoid'"):
+        router_options.main(["--options=bias,sigmoyd", "--table"])
