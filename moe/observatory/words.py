@@ -12,12 +12,16 @@ from typing import Any
 from moe.observatory.alerts import LOSS, WINDOW, Alert, Cause, Layer, Record, least_spread
 from moe.observatory.options import RouterOptions
 from moe.observatory.spikes import Mover, first_mover, loss_bound
+from moe.routing import effects
+from moe.routing.config import RoutingConfig
+from trainlib.errors import ConfigError
 
 Settings = Mapping[str, Any]  # dotted key -> value of the configuration
 
 # Figures in which a router that goes wrong shows it.
 MOVING = ("grad_norm", "max_logit", "entropy", "spread", "dropped_tokens", "nonfinite")
 BALANCE, Z = 0.01, 1e-3  # coefficients of ST-MoE (arXiv 2202.08906, sections 3.3 and appendix A)
+RATE = 0.001  # of the balance bias (arXiv 2408.15664)
 _LARGEST_Z = 1e-2  # more drives the term to 0 (appendix B)
 
 
@@ -48,7 +52,8 @@ def describe(
             continue
         bound, text = _HAPPENED[alert](values, by_name[where], records, options)
         step, value = int(records[-1]["step"]), max(values.values())
-        advice = _ADVICE[alert](settings)
+        learns = by_name[where].key("grad_norm") in records[-1]
+        advice = _ADVICE[alert](settings) if learns or alert == "dropped" else _frozen(settings)
         alerts.append(Alert(step, alert, where, value, bound, text, advice))
     return alerts
 
@@ -114,11 +119,29 @@ _HAPPENED: Mapping[str, Callable[..., Happened]] = {
 
 
 def _balance_more(settings: Settings) -> str:
-    now = settings["routing.balance_loss_weight"]
-    wanted = BALANCE if now < BALANCE else 10 * now
+    # A bias balances what a loss does not: with one, a balance loss is small and meant to be.
+    name, usual = "balance_loss_weight", BALANCE
+    if settings["routing.balance_bias"]:
+        name, usual = "bias_update_rate", RATE
+    now = settings[f"routing.{name}"]
+    wanted = usual if now < usual else 10 * now
     return (
-        f"Stop the run and go on with --config.routing.balance_loss_weight={wanted:g} (now "
-        f"{now:g}), from a checkpoint before it if the experts do not come back."
+        f"Stop the run and go on with --config.routing.{name}={wanted:g} (now {now:g}), from a "
+        "checkpoint before it if the experts do not come back."
+    )
+
+
+def _frozen(settings: Settings) -> str:
+    """Of a router whose weights do not learn: no loss reaches it."""
+    subset = settings["finetune.train"]
+    if subset == "all":
+        return (
+            "This router does not learn, by optimizer.frozen, so that no loss of routers reaches "
+            "it: let it learn in a new run, or start from other weights."
+        )
+    return (
+        f"This router does not learn, by finetune.train={subset}, so that no loss of routers "
+        "reaches it: let it learn in a new run, with --config.finetune.train=all."
     )
 
 
@@ -141,11 +164,36 @@ def _smaller_logits(settings: Settings) -> str:
 def _more_room(settings: Settings) -> str:
     now = settings["routing.capacity_factor"]
     wanted = next((factor for factor in (1.25, 2.0) if factor > now), 2 * now)
-    return (
-        f"Stop the run and go on with --config.routing.capacity_factor={wanted:g} (now {now:g}), "
-        "or with --config.routing.dispatch=dropless, which drops nothing and takes as long as the "
-        "busiest expert does."
+    flags = _without_capacity(settings)
+    other = (
+        f", or with {flags}, which drops nothing and takes as long as the busiest expert does"
+        if flags
+        else ""
     )
+    return (
+        f"Stop the run and go on with --config.routing.capacity_factor={wanted:g} (now {now:g})"
+        f"{other}."
+    )
+
+
+def _without_capacity(settings: Settings) -> str:
+    """The flags of a run without capacity, with those of options that would do nothing there; ""
+    where the others do not go with it.
+    """
+    options = {name: settings[f"routing.{name}"] for name in effects.NEEDS}
+    try:
+        asked = RoutingConfig(**options | {"dispatch": "dropless", "exchange_chunks": 0})
+    except ConfigError:
+        return ""
+    changes: dict[str, Any] = {"dispatch": "dropless"}
+    if options["exchange_chunks"] > 1:
+        changes["exchange_chunks"] = 0
+    changes |= {
+        option: effects.DEFAULTS[option]
+        for option in effects.NEEDS
+        if effects.lacking(option, asked, [asked])
+    }
+    return " ".join(f"--config.routing.{name}={value}" for name, value in changes.items())
 
 
 _ADVICE: Mapping[str, Callable[[Settings], str]] = {
