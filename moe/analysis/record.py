@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,14 @@ from moe.models.output import router_outputs
 from moe.models.transformer import Transformer
 from trainlib.errors import DataError, NumericAbort, shown
 from trainlib.files import write_atomically
+from trainlib.formats.npz import read_arrays
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import Batch
+from trainlib.untrusted_files import parse_json, physical_memory
 
 FORMAT = 1  # of the file; changes when an older reader would misread it
+STACKS = {"encoder", "decoder"}
 _ARRAYS = ("tokens", "segments", "targets", "expert", "gate", "placed", "entropy")
 
 
@@ -235,32 +237,65 @@ def write(record: Record, path: Path) -> None:
 
 
 def read(path: Path) -> Record:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote, of anybody: nothing in it is believed, and no array is unpacked
+    before its size is known to fit this machine.
 
     Raises:
-      DataError: it is no such file, or a damaged one.
+      DataError: it is no such file, a damaged one, or one too large for this machine.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, np.ndarray] = {name: file[name] for name in _names(file.files)}
-        about = json.loads(str(arrays.pop("about")))
+        arrays = read_arrays(path, physical_memory() // 2)
+        about = parse_json(str(arrays.pop("about")).encode(), "its `about`", error=DataError)
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}")
-        stacks = {}
-        for name, facts in about["stacks"].items():
-            own = {field: arrays[f"{name}/{field}"] for field in _ARRAYS}
-            shape = own["expert"].shape
-            bits = np.unpackbits(own["placed"], count=own["expert"].size)
-            own["placed"] = bits.astype(bool).reshape(shape)
-            facts["blocks"] = tuple(facts["blocks"])
-            stacks[name] = StackRecord(**own, **facts)
-        return Record(stacks, arrays["label"], tuple(about["labels"]), about["facts"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        label, labels = arrays["label"], tuple(map(str, about["labels"]))
+        _check("label", label, np.integer, (len(label),), len(labels))
+        if not about["stacks"].keys() <= STACKS:
+            raise ValueError(f"stacks {', '.join(map(str, about['stacks']))}")
+        stacks = {
+            name: _stack(name, facts, arrays, len(label)) for name, facts in about["stacks"].items()
+        }
+        return Record(stacks, label, labels, dict(about["facts"]))
+    except (DataError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"{shown(path)} is no record of routing that can be read "
-            f"({shown(str(error), 80)}). Write it again with the analyse command."
+            f"({shown(str(error), 160)}). Write it again with the analyse command."
         ) from None
 
 
-def _names(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name in ("about", "label") or "/" in name]
+def _stack(
+    name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], rows: int
+) -> StackRecord:
+    """The record of a stack that read so many rows.
+
+    Raises:
+      ValueError, KeyError, TypeError: something in it is not as `StackRecord` says.
+    """
+    own = {field: arrays[f"{name}/{field}"] for field in _ARRAYS}
+    blocks, experts, ordered = tuple(facts["blocks"]), facts["experts"], facts["ordered"]
+    for number in (*blocks, experts):
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError(f"{name} has {number!r} for a number")
+    if own["expert"].ndim != 4 or len(own["expert"]) != len(blocks):
+        raise ValueError(f"{name}/expert has the shape {own['expert'].shape}")
+    _, _, length, choices = own["expert"].shape
+    tokens, of_choices = (rows, length), (len(blocks), rows, length, choices)
+    for field in ("tokens", "segments", "targets"):
+        _check(f"{name}/{field}", own[field], np.integer, tokens, 2**31)
+    _check(f"{name}/expert", own["expert"], np.unsignedinteger, of_choices, experts + 1)
+    _check(f"{name}/gate", own["gate"], np.floating, of_choices)
+    _check(f"{name}/entropy", own["entropy"], np.floating, of_choices[:3])
+    count = own["expert"].size
+    _check(f"{name}/placed", own["placed"], np.uint8, (-(-count // 8),))
+    own["placed"] = np.unpackbits(own["placed"], count=count).astype(bool).reshape(of_choices)
+    return StackRecord(**own, blocks=blocks, experts=experts, ordered=bool(ordered))
+
+
+def _check(
+    name: str, array: np.ndarray, kind: Any, shape: tuple[int, ...], end: int | None = None
+) -> None:
+    """Refuses an array of another type or shape, or with values outside of 0 to `end`."""
+    if not np.issubdtype(array.dtype, kind) or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, and not {shape}")
+    if end is not None and array.size and not (array.min() >= 0 and array.max() < end):
+        raise ValueError(f"{name} has values outside of 0 to {end - 1}")

@@ -413,7 +413,36 @@ def read_pairs(folder: Path) -> Any:
     return [list(survey(path, "data.train").tasks) for path in sorted(folder.glob("rows.*"))]
 
 
+def make_routing(folder: Path) -> Path:
+    """A record of routing, as the analysis writes it."""
+    import numpy as np
+
+    from moe.analysis.record import Record, StackRecord, write
+
+    ones = np.ones((2, 3, 5, 2), np.uint8)
+    tokens = np.arange(15, dtype=np.int32).reshape(3, 5)
+    stack = StackRecord(
+        *(tokens, tokens, tokens, ones, ones.astype(np.float16), ones > 0),
+        ones[..., 0].astype(np.float16),
+        blocks=(1, 3),
+        experts=4,
+    )
+    write(Record({"encoder": stack}, tokens[:, 0] // 5, ("a", "b", "c"), {"step": 3}), folder / "r")
+    return folder
+
+
+def read_routing(path: Path) -> Any:
+    """Everything in it, as text."""
+    from moe.analysis.record import read
+
+    found = read(path / "r")
+    (stack,) = found.stacks.values()
+    values = [v.tolist() if hasattr(v, "tolist") else v for v in vars(stack).values()]
+    return [values, found.label.tolist(), found.labels, found.facts]
+
+
 READERS: dict[str, Reader] = {
+    "routing": Reader(make_routing, read_routing, DataError, sealed),
     "configurations": Reader(make_configurations, read_configurations, ConfigError, in_range),
     "cache": Reader(make_cache, read_cache, UserError, sealed),
     "cache_on_disk": Reader(make_cache, lambda p: read_cache(p, False), UserError, sealed),

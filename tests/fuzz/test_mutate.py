@@ -86,3 +86,9 @@ def test_no_flipped_bit_changes_a_token_in_silence(tmp_path, kind):
             refused += 1
         file.write_bytes(content)
     assert refused
+
+
+def test_damaged_records_of_routing_are_refused_or_whole(tmp_path):
+    said = mutate.run(100, 2, tmp_path, ["routing"])
+    assert " 0 crashes, 0 silent" in said
+    assert int(re.search(r"(\d+) refused", said)[1]) > 50

@@ -1,6 +1,7 @@
 """The file of a record, and what does not get into one."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -61,6 +62,62 @@ def test_a_file_that_was_cut(made, tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="no record of routing"):
         record.read(path)
+
+
+def changed(made, path, **arrays):
+    """A file of the record with other arrays; `about` is changed by a function."""
+    record.write(made, path)
+    with np.load(path) as file:
+        found = {name: file[name] for name in file.files}
+    for name, value in arrays.items():
+        name = name.replace("__", "/")
+        found[name] = value(found[name]) if callable(value) else value
+    np.savez(path, **found)
+
+
+def other_facts(**facts):
+    def change(about):
+        content = json.loads(str(about))
+        content["stacks"]["encoder"] |= facts
+        return np.asarray(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"label": np.asarray([0, 1, 2])},
+        {"label": np.asarray([0, 1])},
+        {"label": np.asarray(["a", "b", "c"])},
+        {"about": np.asarray('{"format": 9}')},
+        {"about": np.asarray("[" * 100_000)},
+        {"about": np.asarray("[1]")},
+        {"about": other_facts(blocks=[1])},
+        {"about": other_facts(blocks=["x", "y"])},
+        {"about": other_facts(experts=3)},
+        {"about": other_facts(experts=10**30)},
+        {"encoder__expert": lambda x: x.astype(np.int64) - 9},
+        {"encoder__expert": lambda x: x[..., None]},
+        {"encoder__gate": lambda x: x[:1]},
+        {"encoder__gate": lambda x: x.astype(object)},
+        {"encoder__placed": lambda x: x[:-1]},
+        {"encoder__tokens": lambda x: -x - 1},
+        {"encoder__entropy": lambda x: x.astype("U4")},
+    ],
+    ids=str,
+)
+def test_a_file_that_says_something_else_is_refused(arrays, made, tmp_path):
+    changed(made, tmp_path / "r.npz", **arrays)
+    with pytest.raises(DataError, match="no record of routing"):
+        record.read(tmp_path / "r.npz")
+
+
+def test_a_file_of_another_stack_is_refused(made, tmp_path):
+    other = dataclasses.replace(made, stacks={"../up": made.stacks["encoder"]})
+    record.write(other, tmp_path / "r.npz")
+    with pytest.raises(DataError, match="no record of routing"):
+        record.read(tmp_path / "r.npz")
 
 
 def test_logits_that_are_not_finite_are_named(small):
