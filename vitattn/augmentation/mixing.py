@@ -6,7 +6,7 @@ random order are as random as any other pairs, and lie on one host and in one pi
 number of hosts. Each of the two is mixed with its own draws, from (seed, epoch, record), so that a
 batch is a function of the seed and its number, as without mixing.
 
-It is done where images are made: there it costs a few per cent of decoding, 8 bytes more an image
+It is done where images are made: there it costs a tenth of an image at most, 8 bytes more an image
 on the way to the device, and nothing on the chip, and no row of a batch on the device depends on
 another, so that microbatches and meshes change nothing.
 """

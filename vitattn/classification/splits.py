@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from trainlib.data.batches import Batches
 from trainlib.step.plan import Plan
 from vitattn import data
+from vitattn.augmentation import settings as augmentation
 from vitattn.data import Source
 from vitattn.data.unlabelled import Unlabelled
 from vitattn.images.size import Size
@@ -29,7 +30,7 @@ def open_training(plan: Plan[ModelConfig]) -> Splits[Source]:
     Raises:
       DataError: a split is absent, has more classes than the model has outputs, or the evaluation
         split has a class that the training split lacks.
-      ConfigError: a value of the `data` section cannot work.
+      ConfigError: a value of the `data` section cannot work, on so many processes.
     """
     config = plan.config.data
     train = data.make_source(config, "train")
@@ -40,6 +41,7 @@ def open_training(plan: Plan[ModelConfig]) -> Splits[Source]:
     where = f"the split {config.eval_split}"
     held_out = matching.by_name(held_out, trained, where, Relabelled)
     data.check_settings(train, config, plan.model.size)
+    augmentation.check(config, plan.config.batch_size, jax.process_count())
     return Splits(train, held_out, names)
 
 
