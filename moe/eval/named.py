@@ -153,8 +153,19 @@ def settle(value: str, tasks: Sequence[Benchmark]) -> list[Benchmark]:
 
 
 def combined(names: str) -> Metric:
-    """The metric that gives the figures of several, of which the first is the main one."""
-    metrics = [_one(name) for name in names.split(",")]
+    """The metric that gives the figures of several, of which the first is the main one.
+
+    Raises:
+      ConfigError: there is none of a name, or two would give figures of one name.
+    """
+    listed = list(dict.fromkeys(names.split(",")))
+    metrics = [_one(name) for name in listed]
+    figures_of = [name.rpartition(":")[2] for name in listed]
+    twice = [name for name in figures_of if figures_of.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"{KEY}={shown(names)} gives two figures the name {twice[0]!r}: rename one."
+        )
 
     def figures(examples: Examples, answers: Sequence[str]) -> Figures:
         found: Figures = {}
@@ -162,8 +173,7 @@ def combined(names: str) -> Metric:
             found |= metric.figures(examples, answers)
         return found
 
-    first = names.partition(",")[0]
-    return Metric(figures, metrics[0].main or (first.rpartition(":")[2],))
+    return Metric(figures, metrics[0].main or (figures_of[0],))
 
 
 def _one(name: str) -> Metric:

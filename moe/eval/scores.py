@@ -18,6 +18,7 @@ from moe.eval.classification import accuracy, gender_parity, macro_f1, matthews,
 from moe.eval.named import Figures, Metric, class_of, classes
 from moe.eval.overlap import rouge
 from moe.eval.text_match import answer_scores, names_referent, normalise_trivia
+from moe.pairs import files as pairs
 from moe.tasks.question_answering import UNANSWERABLE
 from moe.tasks.registry import SUPERGLUE, benchmark
 from moe.tasks.task import Benchmark, TextExample
@@ -195,6 +196,8 @@ class Scores:
         if not rows:
             return []
         limit, source = config.evaluation.limit, config.data.source
+        if self.own:
+            source = pairs.described(config.data, config.evaluation.split)
         first = f", the first {limit:,} of a task" if limit else ""
         sample = ": samples of this package, no benchmark" if source.startswith("sample:") else ""
         return [("scored", f"{source}, split '{config.evaluation.split}'{first}{sample}"), *rows]

@@ -136,6 +136,8 @@ def _chosen(config: ConfigDict, source: str, there: list[str]) -> set[str]:
     names = [name.strip() for name in source.removeprefix(PREFIX).split(",") if name.strip()]
     if names == [ALL]:
         return set(there)
+    if set(names) <= set(there):
+        return set(names)
     known = list(dict.fromkeys([*there, *_surveyed(config, TRAIN).tasks]))
     for name in names:
         if name not in known:
@@ -185,6 +187,13 @@ def read(
             if held != (split == VALIDATION):
                 continue
         yield where, dataclasses.replace(example, where=where)
+
+
+def described(config: ConfigDict, split: str) -> str:
+    """Which rows a split has, in words."""
+    shared = ", what is held out" if split == VALIDATION else ", but what is held out"
+    path, _ = path_of(config, split)
+    return f"{shown(path)}{shared if _is_shared(config, split) else ''}"
 
 
 def notes(config: ConfigDict) -> list[str]:

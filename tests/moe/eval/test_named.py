@@ -102,6 +102,8 @@ def test_metrics_are_given_to_all_tasks_or_to_one():
         named.settle("acuracy", tasks)
     with pytest.raises(ConfigError, match=r"no task 'title' .* Did you mean 'titles'"):
         named.settle("title=rouge", tasks)
+    with pytest.raises(ConfigError, match="two figures the name 'accuracy'"):
+        scores.metric_of(task("accuracy,my_metrics:accuracy"))
     own = {t.name: t for t in tasks}
     found = Scores({"spam": {"accuracy": 50.0}, "titles": {"exact_match": 20.0, "f1": 90.0}}, own)
     assert found.averages() == {"mean": 35.0}

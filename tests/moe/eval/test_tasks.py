@@ -55,6 +55,11 @@ def test_tasks_of_one_file_are_scored_each(config, tmp_path):
     shown = dict(tasks.rows(scored))
     assert shown["truncated"].startswith("1 of 5 inputs")
     assert shown["too long"] == "1 of 5 right answers (limit 8 tokens: decoding.max_length)"
+    scored_rows = dict(scored.rows(config))["scored"]
+    assert scored_rows == f"{tmp_path}/rows.jsonl, split 'validation'"
+    config.data.validation, config.data.holdout = "", 0.5
+    scored_rows = dict(scored.rows(config))["scored"]
+    assert scored_rows == f"{tmp_path}/rows.jsonl, what is held out, split 'validation'"
     # Its name is SuperGLUE's, and its file is one's own.
     written = submission.write(tmp_path, tasks.examples, answers, tasks.own)
     assert [path.name for path in written] == ["boolq.jsonl", "titles.jsonl"]
