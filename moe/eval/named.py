@@ -159,13 +159,14 @@ def combined(names: str) -> Metric:
       ConfigError: there is none of a name, or two would give figures of one name.
     """
     listed = list(dict.fromkeys(names.split(",")))
-    metrics = [_one(name) for name in listed]
     figures_of = [name.rpartition(":")[2] for name in listed]
     twice = [name for name in figures_of if figures_of.count(name) > 1]
     if twice:
         raise ConfigError(
             f"{KEY}={shown(names)} gives two figures the name {twice[0]!r}: rename one."
         )
+
+    metrics = [_one(name) for name in listed]
 
     def figures(examples: Examples, answers: Sequence[str]) -> Figures:
         found: Figures = {}
