@@ -1,6 +1,6 @@
 """Says whether a router is right: `python -m launch.conformance --adapter=NAME`.
 
-300 cases from files (logits, masks and settings; slots, gates, drops, losses and gradients) are
+360 cases from files (logits, masks and settings; slots, gates, drops, losses and gradients) are
 given to a router, and its answers are compared: right, by another convention, or a bug, by name
 where it is known. NAME is a router of this package (`moe`) or of another that is installed, or
 MODULE:NAME of your own adapter; docs/router_conformance.md writes one. Exit code 1 when there is a

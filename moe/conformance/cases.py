@@ -33,6 +33,7 @@ class Case:
       logits: float32 [B, L, E]; of several layers [N, B, L, E].
       mask: bool [B, L], False for padding.
       draws: float32 [B, L, K - 1], uniform in [0, 1), for the policy "random".
+      bias: float32 [E], for `balance_bias`; zeros where there is none.
       choices: what becomes of each choice; None of several layers.
       expected: the answer; of several layers the losses alone.
     """
@@ -42,6 +43,7 @@ class Case:
     logits: np.ndarray
     mask: np.ndarray
     draws: np.ndarray
+    bias: np.ndarray
     choices: Choices | None
     expected: Answer
 
@@ -134,9 +136,16 @@ def decode(data: Mapping[str, Any]) -> Case:
     if "draws" in data:
         draws = _array(data["draws"], "draws", draws.shape)
         _within("draws", draws, (draws >= 0) & (draws < 1))
-    case = Case(name, settings, logits, mask.astype(bool), draws.astype(np.float32), None, Answer())
+    bias = np.zeros(settings.num_experts)
+    if settings.balance_bias:
+        bias = _array(data["bias"], "bias", bias.shape)
+    draws, bias = (array.astype(np.float32) for array in (draws, bias))
+    case = Case(name, settings, logits, mask.astype(bool), draws, bias, None, Answer())
     expected = data["expected"]
-    balance, z = (float(_array(expected[n], n, ())) for n in ("balance", "z"))
+    z = float(_array(expected["z"], "z", ()))
+    balance = None
+    if not settings.experts_choose:
+        balance = float(_array(expected["balance"], "balance", ()))
     if case.layers > 1:
         return dataclasses.replace(case, expected=Answer(balance=balance, z=z))
     choices = _choices(case, expected)
@@ -147,17 +156,19 @@ def decode(data: Mapping[str, Any]) -> Case:
         at = b, l, choices.expert[b, l, k]
         answer.combine[at], answer.position[at] = choices.gate[b, l, k], choices.position[b, l, k]
     answer.gradients = {
-        n: _array(expected["gradients"][n], f"gradients.{n}", logits.shape) for n in GRADIENTS
+        n: _array(expected["gradients"][n], f"gradients.{n}", logits.shape)
+        for n in GRADIENTS
+        if balance is not None or n != "balance"
     }
     return dataclasses.replace(case, choices=choices, expected=answer)
 
 
 def _choices(case: Case, expected: Mapping[str, Any]) -> Choices:
-    """[B, L, K] of [expert, slot, gate]."""
+    """[B, L, K] of [expert, slot, gate]; K is E where experts choose."""
     settings, capacity = case.settings, case.capacity
     if expected["capacity"] != capacity:
         raise ValueError(f"capacity {expected['capacity']}, and the settings give {capacity}")
-    shape = (*case.mask.shape, settings.top_k, 3)
+    shape = (*case.mask.shape, settings.width, 3)
     expert, position, gate = np.moveaxis(_array(expected["choices"], "choices", shape), -1, 0)
     for what, values, size in (
         ("an expert of choices", expert, settings.num_experts),
@@ -201,6 +212,8 @@ def encode(case: Case) -> str:
         data["mask"] = case.mask.astype(int).tolist()
     if case.settings.second_policy == "random":
         data["draws"] = _plain(case.draws)
+    if case.settings.balance_bias:
+        data["bias"] = _plain(case.bias)
     expected: dict[str, Any] = {}
     if case.choices is not None:
         places = (case.choices.expert, case.choices.position, case.choices.gate)
@@ -212,7 +225,8 @@ def encode(case: Case) -> str:
             ]
             for row in _tokens(places)
         ]
-    expected["balance"] = _rounded(case.expected.balance)
+    if case.expected.balance is not None:
+        expected["balance"] = _rounded(case.expected.balance)
     expected["z"] = _rounded(case.expected.z)
     if case.expected.gradients:
         expected["gradients"] = {

@@ -17,6 +17,7 @@ import numpy as np
 
 from moe.conformance import cases, oracle, reference
 from moe.conformance.cases import Case
+from moe.conformance.reference import Answer
 from moe.conformance.settings import Settings, rules
 
 Shape = tuple[int, int, int]  # B, L, E
@@ -85,6 +86,34 @@ PLAIN: dict[str, tuple[Setting, ...]] = {
         ((2, 6, 4), {"scores": "sigmoid", "dispatch": "dropless", "balance_choices": "all"}),
         ((2, 6, 4), {"scores": "sigmoid", "capacity_factor": 1.25}),
     ),
+    "bias": (
+        ((2, 6, 4), {"balance_bias": True, "scores": "sigmoid", "capacity_factor": 1.25}),
+        ((2, 6, 4), {"balance_bias": True, "balance_choices": "all", "dispatch": "dropless"}),
+        ((2, 6, 4), {"balance_bias": True, "top_k": 1, "capacity_factor": 1.0}),
+        # All of DeepSeek-V3.
+        (
+            (1, 8, 8),
+            {"balance_bias": True, "scores": "sigmoid", "top_k": 3, "dispatch": "dropless"}
+            | {"expert_groups": 4, "groups_per_token": 2, "gate_scale": 2.5},
+        ),
+    ),
+    "expert_groups": (
+        ((2, 6, 8), {"expert_groups": 4, "groups_per_token": 2, "capacity_factor": 1.25}),
+        (
+            (2, 6, 6),
+            {"expert_groups": 2, "expert_group_score": "best", "dispatch": "dropless"},
+        ),
+        (
+            (1, 8, 8),
+            {"expert_groups": 4, "groups_per_token": 2, "expert_group_score": "best"}
+            | {"top_k": 3, "normalize_gates": False, "gate_scale": 16.0, "dispatch": "dropless"},
+        ),
+    ),
+    "experts_choose": (
+        ((2, 6, 4), {"router": "experts_choose", "capacity_factor": 2.0}),
+        ((4, 3, 4), {"router": "experts_choose", "capacity_factor": 1.0, "group_sequences": 2}),
+        ((2, 6, 4), {"router": "experts_choose", "scores": "sigmoid", "capacity_factor": 1.25}),
+    ),
 }
 
 # Each of these is one case, or two with other numbers.
@@ -132,14 +161,18 @@ def make(theme: str, number: int) -> Case:
     what, shape, options = _setting(theme, number)
     settings = Settings(shape[-1], **options)
     place = ["edges", *PLAIN].index(theme)
+    bias = np.zeros(settings.num_experts, np.float32)
     for attempt in range(1000):
         random = np.random.default_rng([place, number, attempt])
         draws = random.integers(0, 64, (*shape[:2], settings.top_k - 1)) / np.float32(64)
         count = (3, *shape) if theme == "layers" else shape
         logits = _logits(theme, what, count, random).astype(np.float32)
         mask = _mask(theme, what, shape, random)
-        if theme == "ties" or _decided(logits, mask, draws, settings):
-            return _answered(f"{theme}/{number:02d}", settings, logits, mask, draws)
+        if settings.balance_bias:
+            bias = random.integers(-24, 25, settings.num_experts).astype(np.float32) / 64
+        case = Case(f"{theme}/{number:02d}", settings, logits, mask, draws, bias, None, Answer())
+        if theme == "ties" or (_decided(logits, mask, draws, settings) and _apart(case)):
+            return _answered(case)
     raise ValueError(f"no case {theme}/{number} without close decisions")
 
 
@@ -219,23 +252,46 @@ def _decided(logits: np.ndarray, mask: np.ndarray, draws: np.ndarray, settings: 
     return True
 
 
-def _answered(
-    name: str, settings: Settings, logits: np.ndarray, mask: np.ndarray, draws: np.ndarray
-) -> Case:
-    asked = rules(settings)
+def _apart(case: Case) -> bool:
+    """Whether that by which experts, their groups or tokens are compared is apart, where it is more
+    than logits.
+    """
+    settings = case.settings
+    if not settings.extensions:
+        return True
+    x = case.logits.astype(float)
+    scores = np.array([[oracle.scores_of(t, settings)[0] for t in row] for row in x])  # pyright: ignore[reportArgumentType]
+    if settings.experts_choose:
+        scores = scores.reshape(-1, case.group_size, x.shape[-1])
+        return _is_apart(np.moveaxis(scores, 1, -1))
+    affinity = np.sort((scores + case.bias).reshape(*x.shape[:2], settings.expert_groups, -1))
+    count = {"top2": 2, "best": 1}[settings.expert_group_score]
+    worth = affinity[..., -count:].sum(-1)
+    return _is_apart(worth) and _is_apart(scores + case.bias)
+
+
+def _is_apart(values: np.ndarray) -> bool:
+    """Whether no two along the last axis are close."""
+    return bool((np.diff(np.sort(values, axis=-1), axis=-1) > APART / 10).all())
+
+
+def _answered(case: Case) -> Case:
+    """With its answer."""
+    logits, mask, draws, asked = case.logits, case.mask, case.draws, rules(case.settings)
     if logits.ndim == 4:
         answer = reference.answer_of_layers(logits, mask, draws, asked)
-        return Case(name, settings, logits, mask, draws, None, answer)
-    answer = reference.answer(logits, mask, draws, asked)
+        return dataclasses.replace(case, expected=answer)
+    answer = reference.answer(logits, mask, draws, asked, bias=case.bias)
     finite = np.asarray(np.isfinite(logits).all(-1))
     usable = np.where(finite[..., None], logits, 0.0).astype(float)
-    choices = reference.choose(usable, mask & finite, draws, asked)
+    bias = case.bias if case.settings.balance_bias else None
+    choices = reference.choose(usable, mask & finite, draws, asked, bias)
     assert answer.combine is not None
     gate = np.zeros(choices.expert.shape)
     for b, l, k in np.argwhere(choices.position >= 0):
         gate[b, l, k] = answer.combine[b, l, choices.expert[b, l, k]]
     choices = dataclasses.replace(choices, gate=gate)
-    return Case(name, settings, logits, mask, draws, choices, answer)
+    return dataclasses.replace(case, choices=choices, expected=answer)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,22 @@ def route_group(
     return Routed(assignment, gates, losses, metrics)
 
 
+def experts_choose(
+    logits: np.ndarray, mask: np.ndarray, config: RoutingConfig, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(slot int, gate), [S, E] both, of one group in which each expert takes its `rows` likeliest
+    tokens, equal ones from left to right (arXiv 2202.09368); slot -1 and gate 0: not taken.
+    """
+    slots, gates = np.full(logits.shape, -1), np.zeros(logits.shape, logits.dtype)
+    tokens = np.flatnonzero(mask & np.isfinite(logits).all(-1)).tolist()
+    scores = {s: scores_of(clipped(logits[s], config), config)[0] for s in tokens}
+    for e in range(logits.shape[1]):
+        likeliest = sorted(tokens, key=lambda s: (-scores[s][e], s))
+        for slot, s in enumerate(likeliest[:rows]):
+            slots[s, e], gates[s, e] = slot, scores[s][e] * config.gate_scale
+    return slots, gates
+
+
 def _fill(
     best: Mapping[int, Sequence[int]],
     sent: np.ndarray,

@@ -70,6 +70,7 @@ def answer(
     draws: np.ndarray,
     rules: Rules,
     parts: Sequence[str] = PARTS,
+    bias: np.ndarray | None = None,
 ) -> Answer:
     """The figures of one layer.
 
@@ -79,7 +80,9 @@ def answer(
       draws: [B, L, K - 1].
       rules: the settings, and how they are read.
       parts: those of `PARTS` that are wanted.
+      bias: [E], where the settings have one.
     """
+    bias = bias if rules.balance_bias else None
     logits, finite = _finite(logits)
     counted = finite & (mask | rules.padding_counted)
     found = Answer()
@@ -90,12 +93,12 @@ def answer(
         return found
     # The balance loss seldom hangs on what became of the choices.
     needed = "routing" in parts or rules.counted_when_placed
-    choices = choose(logits, mask & finite, draws, rules) if needed else None
-    if "balance" in parts:
-        found.balance, by_balance = _balance([logits], [choices], counted, rules)
+    choices = choose(logits, mask & finite, draws, rules, bias) if needed else None
+    if "balance" in parts and not rules.experts_choose:
+        found.balance, by_balance = _balance([logits], [choices], counted, rules, bias)
         found.gradients["balance"] = by_balance[0]
     if "routing" in parts and choices is not None:
-        found.combine, found.gradients["combine"] = _combine(logits, choices, rules)
+        found.combine, found.gradients["combine"] = _combine(logits, choices, rules, bias)
         found.position = _positions(choices, rules.num_experts)
         if rules.pass_through:
             found.combine = _pass_through(logits, found.combine, choices, rules)
@@ -131,24 +134,38 @@ def _groups(rules: Rules, shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(first, first + rules.group_sequences)
 
 
-def choose(logits: np.ndarray, valid: np.ndarray, draws: np.ndarray, rules: Rules) -> Choices:
+def choose(
+    logits: np.ndarray,
+    valid: np.ndarray,
+    draws: np.ndarray,
+    rules: Rules,
+    bias: np.ndarray | None = None,
+) -> Choices:
     """What becomes of each choice of logits [B, L, E], group by group."""
     routed = np.ones_like(valid) if rules.padding_routed else valid
-    shape = (*valid.shape, rules.top_k)
+    shape = (*valid.shape, rules.width)
     expert, position, gate = np.full(shape, -1), np.full(shape, -1), np.zeros(shape)
     for rows in _groups(rules, logits.shape):
         flat = logits[rows].reshape(-1, rules.num_experts)
         size, length = len(flat), logits.shape[1]
+        if rules.experts_choose:
+            rows_of = rules.capacity(size)
+            taken = oracle.experts_choose(flat, routed[rows].reshape(size), rules, rows_of)  # pyright: ignore[reportArgumentType]
+            position[rows], gate[rows] = (v.reshape(gate[rows].shape) for v in taken)
+            index = np.arange(rules.num_experts)
+            expert[rows] = np.where(position[rows] >= 0, index, -1)
+            continue
         result = oracle.route_group(
             flat,
             routed[rows].reshape(size),
             draws[rows].reshape(size, -1),
             rules,  # pyright: ignore[reportArgumentType]
             True,
+            bias,
             token_major=rules.token_major,
         )
         for s, places in enumerate(result.assignment):
-            best = oracle.best_experts(oracle.clipped(flat[s], rules), rules.top_k)  # pyright: ignore[reportArgumentType]
+            best = _chosen(flat[s], rules, bias)
             at = (rows.start + s // length, s % length)
             for k, place in enumerate(places):
                 if place != "unsent":
@@ -157,6 +174,19 @@ def choose(logits: np.ndarray, valid: np.ndarray, draws: np.ndarray, rules: Rule
                     position[at][k] = place[1]
         gate[rows] = result.gates.reshape(gate[rows].shape)
     return Choices(expert, position, gate)
+
+
+def _chosen(logits: np.ndarray, rules: Rules, bias: np.ndarray | None) -> list[int]:
+    """The experts that a token with logits [E] takes, best first."""
+    x = oracle.clipped(logits, rules)  # pyright: ignore[reportArgumentType]
+    return oracle.chosen_experts(x, _scores(x, rules), rules, bias)  # pyright: ignore[reportArgumentType]
+
+
+def _best(x: np.ndarray, rules: Rules, bias: np.ndarray | None) -> np.ndarray:
+    """int [B, L, K]: the same of all tokens."""
+    if bias is None and rules.expert_groups == 1:
+        return np.argsort(-x, axis=-1, kind="stable")[..., : rules.top_k]
+    return np.array([[_chosen(token, rules, bias) for token in row] for row in x])
 
 
 def _positions(choices: Choices, experts: int) -> np.ndarray:
@@ -198,14 +228,18 @@ def _scores_back(x: np.ndarray, ds: np.ndarray, rules: Rules) -> np.ndarray:
 
 
 # -------------------------------------------------------------------------------------- gates
-def _combine(logits: np.ndarray, choices: Choices, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+def _combine(
+    logits: np.ndarray, choices: Choices, rules: Rules, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Combine weights [B, L, E], and the gradient of their product with the cotangent."""
     x, passes = _clipped(logits, rules)
     scores = _scores(x, rules)
-    best = np.argsort(-x, axis=-1, kind="stable")[..., : rules.top_k]
+    best = _best(x, rules, bias)
+    if rules.experts_choose:  # choice e is expert e, and a gate is the score
+        best = np.broadcast_to(np.arange(rules.num_experts), x.shape)
     raw, weight = (np.take_along_axis(v, best, axis=-1) for v in (scores, cotangent(x.shape)))
-    placed = (choices.position >= 0).astype(float)
-    over = placed if rules.renormalize else np.ones(raw.shape)
+    placed = rules.gate_scale * (choices.position >= 0)
+    over = (choices.position >= 0) if rules.renormalize else np.ones(raw.shape)
     total = np.sum(over * raw, axis=-1, keepdims=True) + _GATE_EPSILON
     if not _normalizes(rules):
         total, over = np.ones_like(total), np.zeros(raw.shape)
@@ -220,6 +254,8 @@ def _combine(logits: np.ndarray, choices: Choices, rules: Rules) -> tuple[np.nda
 
 
 def _normalizes(rules: Rules) -> bool:
+    if rules.experts_choose:
+        return False
     if rules.normalize_one and rules.top_k == 1:
         return True
     several = rules.top_k > 1 and rules.second_policy != "if_dropped"
@@ -237,12 +273,16 @@ def _pass_through(
 
 # ------------------------------------------------------------------------------------- losses
 def _balance(
-    layers: list[np.ndarray], choices: list[Choices | None], counted: np.ndarray, rules: Rules
+    layers: list[np.ndarray],
+    choices: list[Choices | None],
+    counted: np.ndarray,
+    rules: Rules,
+    bias: np.ndarray | None = None,
 ) -> tuple[float, list[np.ndarray]]:
     """E * sum_i f_i P_i, a mean over groups; its gradient by the logits of each layer."""
     inputs = [_clipped(logits, rules) for logits in layers]
     shares = [_shares(x, rules) for x, _ in inputs]
-    hits = [_hits(x, found, rules) for (x, _), found in zip(inputs, choices, strict=True)]
+    hits = [_hits(x, found, rules, bias) for (x, _), found in zip(inputs, choices, strict=True)]
     back = [np.zeros_like(x) for x, _ in inputs]
     values = []
     units = [[n] for n in range(len(layers))]
@@ -297,14 +337,16 @@ def _shares_back(x: np.ndarray, dp: np.ndarray, rules: Rules) -> np.ndarray:
     return slope * _softmax_back(p, dp)
 
 
-def _hits(x: np.ndarray, choices: Choices | None, rules: Rules) -> np.ndarray:
+def _hits(
+    x: np.ndarray, choices: Choices | None, rules: Rules, bias: np.ndarray | None
+) -> np.ndarray:
     """[B, L, E], how often a token counts for an expert in the balance loss."""
     hits = np.zeros(x.shape)
     if rules.counted_full:
         size = rules.group_sequences * x.shape[1]
         return hits + rules.capacity(size) / size
     count = 1 if rules.balance_choices == "first" else rules.top_k
-    best = np.argsort(-x, axis=-1, kind="stable")[..., :count]
+    best = _best(x, rules, bias)[..., :count]
     counts = np.ones(best.shape)
     if rules.counted_when_placed and choices is not None:
         counts = choices.position[..., :count] >= 0

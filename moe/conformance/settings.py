@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from moe.conformance import oracle
 from trainlib import keys
@@ -16,6 +16,9 @@ from trainlib.errors import ConfigError, nearest, shown
 from trainlib.keys import choice, number, whole
 
 LARGEST = 10**6  # of what is counted in a case
+# Settings of today's routers, which adapters have to say that they know: an older one would take a
+# case that has them for one without.
+EXTENSIONS = ("router", "gate_scale", "balance_bias", "expert_groups")
 Count = Annotated[int, whole(1, LARGEST)]
 
 
@@ -42,6 +45,15 @@ class Settings:
       logit_clip: bound of logits, 0: none.
       dispatch: "index", or "dropless": there is no capacity.
       scores: "softmax" or "sigmoid".
+      router: "tokens_choose", or "experts_choose": each expert takes its C likeliest tokens, the
+        likeliest first; there is no balance loss.
+      gate_scale: all gates are multiplied by it.
+      balance_bias: the bias of the case is added to the scores by which a token chooses, and is not
+        in its gates.
+      expert_groups: a token takes its experts from the best of so many groups of neighbours.
+      groups_per_token: from how many of them.
+      expert_group_score: of a group: "top2", the sum of its two best scores (with their biases), or
+        "best".
     """
 
     num_experts: Count
@@ -62,6 +74,12 @@ class Settings:
     logit_clip: Annotated[float, number(0)] = 0.0
     dispatch: Annotated[str, choice("index", "dropless")] = "index"
     scores: Annotated[str, choice("softmax", "sigmoid")] = "softmax"
+    router: Annotated[str, choice("tokens_choose", "experts_choose")] = "tokens_choose"
+    gate_scale: Annotated[float, number(above=0)] = 1.0
+    balance_bias: bool = False
+    expert_groups: Count = 1
+    groups_per_token: Count = 1
+    expert_group_score: Annotated[str, choice("top2", "best")] = "top2"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -84,7 +102,34 @@ class Settings:
             raise ConfigError(
                 f"settings.top_k={made.top_k} is more than settings.num_experts={made.num_experts}."
             )
+        each, rest = divmod(made.num_experts, made.expert_groups)
+        if rest or not made.top_k <= made.groups_per_token * each <= made.num_experts:
+            raise ConfigError(
+                f"settings.top_k={made.top_k} experts of {made.groups_per_token} of "
+                f"{made.expert_groups} groups do not fit settings.num_experts={made.num_experts}."
+            )
+        if made.experts_choose and (made.balance_bias or made.expert_groups > 1):
+            raise ConfigError(
+                "settings.router='experts_choose' goes with no bias and no groups of experts, by "
+                "which tokens choose."
+            )
         return made
+
+    @property
+    def experts_choose(self) -> bool:
+        """Whether experts choose."""
+        return self.router == "experts_choose"
+
+    @property
+    def width(self) -> int:
+        """Choices of a token: K; E where experts choose, and choice e is expert e."""
+        return self.num_experts if self.experts_choose else self.top_k
+
+    @property
+    def extensions(self) -> list[str]:
+        """Those of `EXTENSIONS` that are asked for."""
+        values = self.values()
+        return [name for name in EXTENSIONS if name in values]
 
     def values(self) -> dict[str, Any]:
         """What a file says: all that is not as above."""
@@ -122,10 +167,6 @@ class Rules(Settings):
       z_of: "logits", "probabilities" (of them all) or "largest" (of the largest alone).
       z_squared: it is the mean of squares.
     """
-
-    # Options of `moe.RoutingConfig` that no case asks for.
-    expert_groups: ClassVar[int] = 1
-    gate_scale: ClassVar[float] = 1.0
 
     normalize_one: bool = False
     renormalize: bool = False

@@ -55,6 +55,9 @@ class Adapter(Protocol):
       declares: names of conventions that the router is known to follow, which are tried first.
         "no capacity" belongs there where it is meant: a router that drops nothing and does not
         say so has ignored its capacity.
+
+    It may have an attribute `understands` too, those of `moe.conformance.settings.EXTENSIONS` that
+    it reads; a case with others is not put to it and counts as not expressed.
     """
 
     name: str
@@ -108,7 +111,7 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
             continue
         answer = _checked(case, answer)
         for part in PARTS:
-            if not _told(answer, part):
+            if not (_told(answer, part) and _told(case.expected, part)):
                 found.append(Finding(case.name, part, UNTOLD))
             elif detail := difference(case, answer, case.expected, part):
                 wrong[part].append((case, answer, detail))
@@ -129,6 +132,10 @@ def judge(adapter: Adapter, cases: Sequence[Case]) -> list[Finding]:
 
 
 def _answer(adapter: Adapter, case: Case) -> Answer | Finding:
+    understood = getattr(adapter, "understands", ())
+    beyond = [name for name in case.settings.extensions if name not in understood]
+    if beyond:
+        return Finding(case.name, "", UNEXPRESSED, detail=f"no {' and no '.join(beyond)}")
     try:
         # A copy: an adapter that writes into its case would be held against what it wrote.
         answer = adapter.route(copy.deepcopy(case))
@@ -359,7 +366,7 @@ class _Trial:
         if case.layers > 1:
             return reference.answer_of_layers(case.logits, case.mask, case.draws, asked)
         logits = case.logits + order
-        return reference.answer(logits, case.mask, case.draws, asked, (self.part,))
+        return reference.answer(logits, case.mask, case.draws, asked, (self.part,), case.bias)
 
     @functools.cached_property
     def orders(self) -> list[np.ndarray]:

@@ -39,6 +39,7 @@ class _Function:
 
     def __init__(self, name: str, route: Callable[[Case], Answer]):
         self.name, self._route = name, route
+        self.understands: Sequence[str] = getattr(route, "understands", ())
 
     def route(self, case: Case) -> Answer:
         return self._route(case)

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe.conformance.cases import Case
 from moe.conformance.reference import Answer
-from moe.conformance.settings import Settings
+from moe.conformance.settings import EXTENSIONS, Settings
 from moe.conformance.verdict import CannotExpress
 from moe.routing.config import RoutingConfig
 from moe.routing.route import route
@@ -25,6 +25,7 @@ class Ours:
 
     name = "moe"
     declares = ()
+    understands = EXTENSIONS
 
     def route(self, case: Case) -> Answer:
         config = _config(case.settings)
@@ -45,7 +46,8 @@ class Ours:
             grouped(x) for x in (logits, case.mask, case.draws, case.cotangent.astype(np.float32))
         ]
         run = _compiled(config, case.mask.shape[1])
-        combine, position, balance, z, gradients = jax.device_get(run(*arrays))
+        bias = case.bias if config.balance_bias else None
+        combine, position, balance, z, gradients = jax.device_get(run(*arrays, bias))
         return Answer(
             combine.reshape(shape),
             position.reshape(shape),
@@ -68,12 +70,14 @@ def _config(settings: Settings) -> RoutingConfig:
 @functools.cache
 def _compiled(config: RoutingConfig, length: int) -> Any:
     """(combine, position, balance, z, gradients) of logits, mask, draws and cotangent, by groups of
-    sequences of `length`.
+    sequences of `length`, and of the bias or None.
     """
 
-    def run(logits: jax.Array, mask: Any, draws: Any, cotangent: Any) -> Any:
+    def run(logits: jax.Array, mask: Any, draws: Any, cotangent: Any, bias: Any) -> Any:
         def figures(logits: jax.Array) -> Any:
-            routed = route(logits, config, train=True, mask=mask, draws=draws, length=length)
+            routed = route(
+                logits, config, train=True, mask=mask, draws=draws, length=length, bias=bias
+            )
             combine = jnp.sum(routed.combine_weights(), axis=-1)
             parts = {
                 n: jnp.sum(t) / jnp.maximum(jnp.sum(c), 1) for n, (t, c) in routed.losses.items()

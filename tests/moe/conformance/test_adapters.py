@@ -19,8 +19,14 @@ def names(findings, part):
 
 @pytest.mark.thorough
 def test_our_router_is_right_in_a_few_themes():
-    findings = judged("moe", "top2", "padding", "groups", step=4)
+    findings = judged("moe", "top2", "padding", "groups", "bias", "expert_groups", step=4)
     assert {f.outcome for f in findings} == {verdict.RIGHT}
+    chosen = judged("moe", "experts_choose", step=7)
+    assert {(f.part, f.outcome) for f in chosen} == {
+        ("routing", verdict.RIGHT),
+        ("balance", verdict.UNTOLD),
+        ("z", verdict.RIGHT),
+    }
     answer = known.load("moe").route(cases.load(("top2",))[0])
     assert set(answer.gradients) == {"combine", "balance", "z"}
     assert answer.position is not None

@@ -1,5 +1,7 @@
 """The reference against finite differences and the oracle, and the files against both."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,17 +23,22 @@ CHANGES = (
     {"padding_counted": True},
 )
 # One of each kind of router.
-SOME = ("top1/00", "top2/00", "top3/01", "raw_gates/01", "padding/00", "sigmoid/00", "sigmoid/01")
+SOME = (
+    *("top1/00", "top2/00", "top3/01", "raw_gates/01", "padding/00", "sigmoid/00", "sigmoid/01"),
+    *("bias/00", "bias/03", "expert_groups/02", "experts_choose/00", "experts_choose/02"),
+)
 
 
 def answers(case, asked, **changes):
-    return reference.answer(case.logits, case.mask, case.draws, asked, **changes)
+    return reference.answer(case.logits, case.mask, case.draws, asked, bias=case.bias, **changes)
 
 
-def test_there_are_300_cases_with_different_questions():
-    assert len(CASES) == 300
+def test_there_are_360_cases_with_different_questions():
+    assert len(CASES) == 360
     questions = {(c.logits.tobytes(), c.mask.tobytes(), c.settings) for c in CASES.values()}
-    assert len(questions) == 300
+    assert len(questions) == 360
+    # Those of the routers of the papers, which every adapter is asked.
+    assert sum(not c.settings.extensions for c in CASES.values()) == 300
 
 
 def test_the_files_hold_what_the_generator_makes():
@@ -44,8 +51,11 @@ def test_the_files_hold_what_the_generator_makes():
 
 def test_the_files_hold_what_the_reference_answers():
     for case in CASES.values():
-        one = reference.answer if case.layers == 1 else reference.answer_of_layers
-        found = one(case.logits, case.mask, case.draws, rules(case.settings))
+        asked = rules(case.settings)
+        if case.layers == 1:
+            found = answers(case, asked)
+        else:
+            found = reference.answer_of_layers(case.logits, case.mask, case.draws, asked)
         for name in ("combine", "position", "balance", "z"):
             want = getattr(case.expected, name)
             if want is not None:
@@ -55,9 +65,9 @@ def test_the_files_hold_what_the_reference_answers():
 def test_weights_are_the_gates_of_the_oracle():
     for name in SOME:
         case = CASES[name]
-        found = reference.choose(
-            case.logits.astype(float), case.mask, case.draws, rules(case.settings)
-        )
+        asked = rules(case.settings)
+        bias = case.bias if case.settings.balance_bias else None
+        found = reference.choose(case.logits.astype(float), case.mask, case.draws, asked, bias)
         combine = answers(case, rules(case.settings)).combine
         for b, l, k in np.argwhere(found.position >= 0):
             np.testing.assert_allclose(combine[b, l, found.expert[b, l, k]], found.gate[b, l, k])
@@ -72,7 +82,7 @@ def test_gradients_are_those_of_finite_differences(changes):
         direction = np.random.default_rng(0).normal(size=case.logits.shape)
         step = 1e-6
         ahead, behind = (
-            reference.answer(case.logits + s * direction, case.mask, case.draws, asked)
+            answers(dataclasses.replace(case, logits=case.logits + s * direction), asked)
             for s in (step, -step)
         )
         exact = answers(case, asked).gradients
@@ -81,7 +91,9 @@ def test_gradients_are_those_of_finite_differences(changes):
             "balance": lambda a: a.balance,
             "z": lambda a: a.z,
         }
-        for figure, total in totals.items():
+        assert set(exact) == {*totals} - ({"balance"} if case.settings.experts_choose else set())
+        for figure in exact:
+            total = totals[figure]
             slope = (total(ahead) - total(behind)) / (2 * step)
             np.testing.assert_allclose(
                 np.sum(exact[figure] * direction), slope, rtol=1e-5, atol=1e-7, err_msg=figure
@@ -109,3 +121,33 @@ def test_sigmoids_below_every_epsilon_still_cost_at_least_one():
     assert reference.answer(logits, mask, draws, right).balance >= 1.0
     wrong = rules(right, share_epsilon=1e-20)
     assert reference.answer(logits, mask, draws, wrong).balance < 1e-4
+
+
+def test_experts_that_choose_by_hand():
+    """Capacity 1.0 * 4 / 2 = 2: each expert takes the two tokens that like it best, a token may be
+    taken by both or by none, and its gate is the probability itself.
+    """
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
+    asked = Rules(2, router="experts_choose", capacity_factor=1.0)
+    found = reference.answer(np.log(p)[None], np.ones((1, 4), bool), np.zeros((1, 4, 1)), asked)
+    np.testing.assert_array_equal(found.position[0], [[0, -1], [1, -1], [-1, 0], [-1, 1]])
+    np.testing.assert_allclose(found.combine[0], [[0.9, 0], [0.6, 0], [0, 0.7], [0, 0.45]])
+    assert found.balance is None
+
+
+def test_a_bias_and_groups_of_experts_by_hand():
+    """Four experts of scores 0.4, 0.3, 0.2, 0.1; top-1, gates without the bias."""
+    logits = np.log([[[0.4, 0.3, 0.2, 0.1]]])
+    mask, draws = np.ones((1, 1), bool), np.zeros((1, 1, 0))
+
+    def gates(bias=(0, 0, 0, 0), **options):
+        asked = Rules(4, top_k=1, dispatch="dropless", balance_bias=True, **options)
+        return reference.answer(logits, mask, draws, asked, bias=np.array(bias)).combine[0, 0]
+
+    np.testing.assert_allclose(gates((0, 0, 0, 0.35)), [0, 0, 0, 0.1])
+    np.testing.assert_allclose(gates((0, 0, 0, 0.35), gate_scale=2.0), [0, 0, 0, 0.2])
+    # Groups {0, 1} and {2, 3}: sums 0.7 and 0.3 + 0.35; best 0.4 and 0.45.
+    groups = {"expert_groups": 2, "groups_per_token": 1}
+    np.testing.assert_allclose(gates((0, 0, 0, 0.35), **groups), [0.4, 0, 0, 0])
+    best = gates((0, 0, 0, 0.35), **groups, expert_group_score="best")
+    np.testing.assert_allclose(best, [0, 0, 0, 0.1])

@@ -10,7 +10,7 @@ import pytest
 from moe.conformance import cases, reference, report, verdict
 from moe.conformance.readings import BUG, CONVENTION, READINGS
 from moe.conformance.reference import Answer
-from moe.conformance.settings import rules
+from moe.conformance.settings import EXTENSIONS, rules
 from trainlib.errors import ConfigError, DataError
 
 ALL = cases.load()
@@ -40,17 +40,22 @@ SHOWN_BY = {
 }
 
 
+TODAY = ("bias", "expert_groups", "experts_choose")
+
+
 class Planted:
     """The reference itself, under other rules."""
 
-    name, declares = "planted", ("no capacity",)
+    name, declares, understands = "planted", ("no capacity",), EXTENSIONS
 
     def __init__(self, **changes):
         self.changes = changes
 
     def route(self, case):
-        one = reference.answer if case.layers == 1 else reference.answer_of_layers
-        return one(case.logits, case.mask, case.draws, rules(case.settings, **self.changes))
+        asked = case.logits, case.mask, case.draws, rules(case.settings, **self.changes)
+        if case.layers > 1:
+            return reference.answer_of_layers(*asked)
+        return reference.answer(*asked, bias=case.bias)
 
 
 def of(*themes):
@@ -77,7 +82,7 @@ def test_several_readings_are_found_together():
 
 
 def test_the_reference_is_right():
-    findings = verdict.judge(Planted(), of("ties", "edges", "layers"))
+    findings = verdict.judge(Planted(), of("ties", "edges", "layers", *TODAY))
     outcomes = {f.outcome for f in findings}
     assert outcomes <= {verdict.RIGHT, verdict.UNTOLD}
     assert report.summary(findings) == "right"
@@ -105,6 +110,37 @@ def test_nothing_explains_nonsense():
     text = report.text("Nonsense", findings)
     assert "unexplained (balance, 1 case)" in text
     assert "balance is -1, not" in text
+
+
+def test_settings_that_an_adapter_does_not_know_are_not_put_to_it():
+    class Older(Planted):
+        understands = ("gate_scale",)
+
+        def route(self, case):
+            raise AssertionError("it would take the case for another one")
+
+    findings = verdict.judge(Older(), of(*TODAY))
+    assert {f.outcome for f in findings} == {verdict.UNEXPRESSED}
+    details = {f.detail for f in findings}
+    assert details == {"no balance_bias", "no balance_bias and no expert_groups"} | {
+        "no expert_groups",
+        "no router",
+    }
+
+
+@pytest.mark.parametrize(
+    ("theme", "changes"),
+    [
+        ("bias", {"balance_bias": False}),
+        ("bias", {"gate_scale": 1.0}),
+        ("expert_groups", {"expert_groups": 1, "groups_per_token": 1}),
+        ("expert_groups", {"expert_group_score": "top2"}),
+        ("experts_choose", {"router": "tokens_choose"}),
+    ],
+)
+def test_a_router_that_leaves_out_what_todays_routers_do_is_not_right(theme, changes):
+    findings = verdict.judge(Planted(**changes), of(theme)[:4])
+    assert BUG in {f.outcome for f in findings if f.part == "routing"}
 
 
 def test_a_lost_gradient_is_a_bug_of_its_own():
@@ -238,6 +274,11 @@ def changed(**values):
         (changed(expected__choices=[[[[-1, 0, 0.5]] * 2] * 6] * 2), "without an expert"),
         (changed(expected__gradients__z=[0.0]), "gradients.z of shape"),
         (changed(expected__gradients__z=...), "lacks 'z'"),
+        (changed(settings__balance_bias=True), "lacks 'bias'"),
+        (changed(settings__balance_bias=True, bias=[0.0]), "bias of shape"),
+        (changed(settings__expert_groups=3), "of 1 of 3 groups do not fit"),
+        (changed(settings__groups_per_token=2), "of 2 of 1 groups do not fit"),
+        (changed(settings__router="experts_choose", settings__balance_bias=True), "goes with no"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, line, words):
@@ -247,7 +288,7 @@ def test_a_damaged_file_is_named(tmp_path, line, words):
 
 
 def test_what_is_written_is_read(tmp_path):
-    some = of("random", "padding", "layers")[::7]
+    some = of("random", "padding", "layers", *TODAY)[::7]
     cases.write(some, tmp_path)
     assert [cases.encode(case) for case in cases.load((), tmp_path)] == sorted(
         map(cases.encode, some), key=lambda line: json.loads(line)["name"]
