@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/aa_resnet50_digits
 
-.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-fashion reproduce-detection reproduce-stability compile-32b compile-all compile-papers soak wheel wheel-check nightly fuzz clean
+.PHONY: train test test-all test-text docs lint bench reproduce-small reproduce-fashion reproduce-detection reproduce-stability reproduce-sparse compile-32b compile-all compile-papers soak wheel wheel-check nightly fuzz clean
 
 train: $(VENV)/.train
 	$(BIN)/python -m launch.train --config=configs/aa_resnet50.py:digits --workdir=$(WORKDIR)
@@ -53,6 +53,12 @@ reproduce-detection: $(VENV)/.test
 
 reproduce-stability: $(VENV)/.train
 	$(BIN)/python -m benchmarks.reproduce_stability
+
+# The tagged Brown corpus, as unpacked: make reproduce-sparse BROWN=DIR
+reproduce-sparse: $(VENV)/.train
+	@test -n "$(BROWN)" || { echo "Say where the Brown corpus lies: make reproduce-sparse BROWN=DIR"; exit 64; }
+	@$(BIN)/python -m pip install -q -c constraints.txt sentencepiece
+	$(BIN)/python -m benchmarks.reproduce_sparse --brown="$(BROWN)"
 
 # The 269-billion-parameter step for its pods, and every configuration for the pod that it names;
 # nothing is run on a device. Minutes to an hour on two cores.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from moe.pairs import reader as pairs_reader
 from moe.tasks import task_reader
-from moe.text import jsonl, pydoc_topics, seqio_source, text_folder
+from moe.text import brown, jsonl, pydoc_topics, seqio_source, text_folder
 from moe.text.reader import Kind
 from trainlib import extension
 
@@ -17,6 +17,7 @@ KINDS: dict[str, Kind] = {
     "pydoc": pydoc_topics.KIND,
     "text": text_folder.KIND,
     "jsonl": jsonl.KIND,
+    "brown": brown.KIND,
     "c4": seqio_source.C4,
     "tfds": seqio_source.TFDS,
     "seqio": seqio_source.SEQIO,

@@ -73,8 +73,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         ),
         "holdout": key(
             0.01,
-            "fraction of the documents of text: and jsonl:, and of the rows of pairs without "
-            "data.validation, kept out of training",
+            "fraction of the documents of text:, jsonl: and brown:, and of the rows of pairs "
+            "without data.validation, kept out of training",
             number(0, below=1),
         ),
         "eval_split": key(

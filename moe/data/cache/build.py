@@ -63,7 +63,8 @@ def _begin(job: _Job, shards: int) -> dict[str, Any]:
     if fingerprint is None:
         raise DataError(
             f"{job.reader.name}: there is nothing to read. Give a folder of text (text:, .txt or "
-            ".md) or JSON files (jsonl:, .jsonl or .json), or the path of one file."
+            ".md) or JSON files (jsonl:, .jsonl or .json), the path of one file, or the folder of "
+            "the Brown corpus (brown:)."
         )
     plan = {
         "format": FORMAT,
