@@ -1,7 +1,7 @@
 """Does sparsity pay on the Brown corpus, and from how many tokens on? A table and a picture.
 
     make reproduce-sparse BROWN=DIR         # about 50 CPU minutes
-    python -m benchmarks.reproduce_sparse --brown=DIR --finished      # what is there by now
+    python -m benchmarks.reproduce_sparse --brown=DIR --so-far        # what is there by now
 
 Trains the variants of configs/reproduce_sparse.py: a sparse model, a dense one of equal FLOPs a
 token and a dense one of equal parameters, by bytes and by a SentencePiece vocabulary, which is
@@ -9,6 +9,9 @@ trained first, on the training texts alone. Seeds are the outer loop, so that a 
 stopped leaves whole comparisons. Each run is a workdir of its own, as `launch.train` makes it: a
 stopped one goes on from its checkpoint, a finished one is only printed again. With more time, give
 more `--steps`.
+
+The rate of learning does not depend on how many steps a run has, so that runs which are not
+finished can be compared with `--so-far`: after the last step that all of them have evaluated.
 
 Losses are nats a target token. Those of bytes and of pieces are not compared: spans of three tokens
 are hidden, which are three letters of a word or three words, and so are not one task.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from ml_collections import ConfigDict
 from benchmarks.harness import cpu_clock, sweep
 from configs.common import load
 from launch import cli
-from trainlib.errors import ConfigError, DataError, shown
+from trainlib.errors import ConfigError, DataError, one_of, shown
 
 CONFIG = "configs/reproduce_sparse.py"
 SPARSE, DENSE = "sparse", ("dense_flops", "dense_params")
@@ -67,11 +70,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--vocabularies", default=",".join(VOCABULARIES), metavar="A,B", help="bytes, pieces"
     )
-    parser.add_argument("--finished", action="store_true", help="print what is trained, no more")
+    parser.add_argument("--kinds", default=",".join(TITLES), metavar="A,B", help="which models")
+    parser.add_argument(
+        "--so-far", action="store_true", help="print what is measured by now, and train nothing"
+    )
     args, overrides = cli.parse(parser, argv)
-    vocabularies = args.vocabularies.split(",")
-    if unknown := set(vocabularies) - set(VOCABULARIES):
-        raise ConfigError(f"--vocabularies={shown(unknown.pop())}: give bytes, pieces or both.")
+    vocabularies = named("--vocabularies", args.vocabularies, VOCABULARIES)
+    kinds = named("--kinds", args.kinds, TITLES)
     if not args.brown.is_dir():
         raise DataError(f"--brown={shown(args.brown)} is no folder.")
     given = {"data.source": f"brown:{args.brown}", "writers.extra": cpu_clock.NAME} | overrides
@@ -79,32 +84,49 @@ def main(argv: Sequence[str]) -> int:
         given["steps"] = str(args.steps)
     words = {"bytes": {}}
     if "pieces" in vocabularies:
-        words["pieces"] = {"data.vocabulary": f"sentencepiece:{pieces(args.runs, given)}"}
+        words["pieces"] = {
+            "data.vocabulary": f"sentencepiece:{pieces(args.runs, given, train=not args.so_far)}"
+        }
     runs = [
         planned(args.runs, kind, vocabulary, seed, given | words[vocabulary])
         for seed in range(args.seeds)
         for vocabulary in vocabularies
-        for kind in TITLES
+        for kind in kinds
     ]
     sweep.check(runs)
-    if not args.finished:
+    if not args.so_far:
         sweep.complete(runs, sweep.costed(train.run))
-    results = [measured(run) for run in runs if sweep.finished(run)]
+    results = [result for run in runs if (result := measured(run))["curve"]]
     if not results:
-        print("No run is finished yet.", flush=True)
+        print("Nothing is evaluated yet.", flush=True)
         return 0
     (args.runs / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     for vocabulary in vocabularies:
         if of_vocabulary := [r for r in results if r["vocabulary"] == vocabulary]:
             print_table(vocabulary, of_vocabulary, args.seeds)
-    print(f"\nall: {sum(r['cpu_seconds'] for r in results) / 60:.1f} CPU minutes with compilation")
+    spent = sum(result.get("cpu_seconds", 0.0) for result in results) / 60
+    print(f"\nall: {spent:.1f} CPU minutes with compilation and evaluation")
     print(f"plot: {plot(results, args.runs)}\n", flush=True)
     return 0
 
 
-def pieces(folder: Path, overrides: dict[str, str]) -> Path:
+def named(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """The names in a list with commas.
+
+    Raises:
+      ConfigError: one of them is not known.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise one_of(flag, name, known)
+    return names
+
+
+def pieces(folder: Path, overrides: dict[str, str], *, train: bool = True) -> Path:
     """Trains a SentencePiece vocabulary on the training texts, with the ids of T5 and as many
-    pieces as the model has words beside the sentinels; one that is there is kept.
+    pieces as the model has words beside the sentinels; one that is there is kept, and without
+    `train` only its name is told.
 
     Raises:
       ConfigError: the package sentencepiece is not installed.
@@ -127,7 +149,7 @@ def pieces(folder: Path, overrides: dict[str, str]) -> Path:
     }
     known = digest(corpus.fingerprint(), config.data.holdout, settings)
     path = folder / f"brown_{size}_{known}.model"
-    if path.exists():
+    if path.exists() or not train:
         return path
     try:
         import sentencepiece  # pyright: ignore[reportMissingImports]  # an extra
@@ -166,12 +188,15 @@ def planned(
 
 
 def measured(run: sweep.Run) -> Result:
-    """The figures of a finished run, from its files."""
+    """The figures of a run, from its files; without curves where it has not begun."""
     from moe.describe import describe
     from trainlib.run.metric_writers import read
 
-    lines = list(read(run.workdir / "metrics.jsonl"))
-    summary = json.loads((run.workdir / "summary.json").read_text())
+    file = run.workdir / "metrics.jsonl"
+    lines = list(read(file)) if file.exists() else []
+    summary = {}
+    if sweep.finished(run):
+        summary = json.loads((run.workdir / "summary.json").read_text())
     facts = describe(run.config)
     kind = run.kind.removesuffix(VOCABULARIES["pieces"])
     return {
@@ -182,9 +207,9 @@ def measured(run: sweep.Run) -> Result:
         "tokens_a_step": run.config.batch_size * text_tokens(run.config),
         "params": facts["params"],
         "flops": facts["flops_per_example"],
-        "cross_entropy": summary["cross_entropy"],
-        "unigram": summary["unigram_entropy"],
-        "tokens": summary["tokens"],
+        "finished": bool(summary),
+        "unigram": summary.get("unigram_entropy"),
+        "tokens": summary.get("tokens"),
         "curve": [(r["step"], r["cross_entropy"]) for r in lines if r["kind"] == "eval"],
         "train": [(r["step"], r["cross_entropy"]) for r in lines if r["kind"] == "train"],
         "step_cpu_seconds": cpu_clock.seconds_a_step(run.workdir),
@@ -202,6 +227,11 @@ def text_tokens(config: ConfigDict) -> int:
     return window_length(data.encoder_length, data.decoder_length, data.extra_ids, corruption)
 
 
+def last_common(results: Sequence[Result]) -> int:
+    """How many evaluations all of some runs have."""
+    return min(len(result["curve"]) for result in results)
+
+
 def of_kind(results: Sequence[Result], kind: str) -> list[Result]:
     """The runs of one kind of model."""
     return [result for result in results if result["kind"] == kind]
@@ -213,7 +243,7 @@ def mean_curve(results: Sequence[Result], *, cpu: bool = False) -> Curve:
     unit = one["tokens_a_step"]
     if cpu:
         unit = statistics.mean(result["step_cpu_seconds"] for result in results)
-    by_step = zip(*(result["curve"] for result in results), strict=True)
+    by_step = zip(*(result["curve"][: last_common(results)] for result in results), strict=True)
     return [(at[0][0] * unit, statistics.mean(value for _, value in at)) for at in by_step]
 
 
@@ -236,13 +266,14 @@ def pays_from(sparse: Curve, dense: Curve) -> float | None:
 
 def print_table(vocabulary: str, results: list[Result], seeds: int) -> None:
     """Prints each model with every seed, and what sparsity gives or takes."""
-    one = results[0]
+    last = last_common(results) - 1
+    one = next((result for result in results if result["finished"]), results[0])
     rows: list[tuple[str, ...]] = [COLUMNS]
     for kind, title in TITLES.items():
         if not (runs := of_kind(results, kind)):
             rows.append((title, *["no run"] * (len(COLUMNS) - 1)))
             continue
-        losses = [run["cross_entropy"] for run in runs]
+        losses = [run["curve"][last][1] for run in runs]
         rows.append(
             (
                 title,
@@ -256,10 +287,15 @@ def print_table(vocabulary: str, results: list[Result], seeds: int) -> None:
         )
     counts = ", ".join(f"{len(of_kind(results, kind))} {kind}" for kind in TITLES)
     print(
-        f"\nBrown corpus by {vocabulary}: held-out loss after {one['steps']} steps of "
-        f"{one['tokens_a_step']:,} tokens of text, on {one['tokens']:,} target tokens whose "
-        f"unigram entropy is {one['unigram']:.4f} nats; runs of {seeds} seeds: {counts}"
+        f"\nBrown corpus by {vocabulary}: held-out loss after {one['curve'][last][0]} of "
+        f"{one['steps']} steps of {one['tokens_a_step']:,} tokens of text; runs of {seeds} seeds: "
+        f"{counts}; finished: {sum(result['finished'] for result in results)}"
     )
+    if one["finished"]:
+        print(
+            f"{one['tokens']:,} target tokens are held out, whose unigram entropy is "
+            f"{one['unigram']:.4f} nats"
+        )
     print("\n".join(sweep.aligned(rows)))
     for dense in DENSE:
         compare(results, dense)
@@ -273,10 +309,14 @@ def compare(results: list[Result], dense: str) -> None:
     pairs = [(sparse[r["seed"]], r) for r in of_kind(results, dense) if r["seed"] in sparse]
     if not pairs:
         return
-    each = [ours["cross_entropy"] - theirs["cross_entropy"] for ours, theirs in pairs]
-    shown_each = ", ".join(f"{value:+.4f}" for value in each)
-    print(f"sparse minus {TITLES[dense]}: {statistics.mean(each):+.4f} nats a token ({shown_each})")
     ours, theirs = zip(*pairs, strict=True)
+    last = last_common([*ours, *theirs]) - 1
+    each = [ours["curve"][last][1] - theirs["curve"][last][1] for ours, theirs in pairs]
+    shown_each = ", ".join(f"{value:+.4f}" for value in each)
+    print(
+        f"sparse minus {TITLES[dense]}, step {ours[0]['curve'][last][0]}: "
+        f"{statistics.mean(each):+.4f} nats a token ({shown_each})"
+    )
     for clock, cpu in (("tokens of text", False), ("CPU seconds of training", True)):
         place = pays_from(mean_curve(ours, cpu=cpu), mean_curve(theirs, cpu=cpu))
         said = (

@@ -41,7 +41,9 @@ class CpuClock:
 
 def seconds_a_step(workdir: Path) -> float:
     """The median CPU seconds of a step of a run, over stretches of ten; NaN where there is none."""
-    lines = [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+    file = workdir / FILE
+    text = file.read_text() if file.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
     stretches = [
         (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
         for before, after in itertools.pairwise(lines)

@@ -54,7 +54,7 @@ def result(kind, seed, loss, **more):
         "tokens_a_step": 100,
         "params": 1234,
         "flops": 5e6,
-        "cross_entropy": loss,
+        "finished": True,
         "unigram": 3.0,
         "tokens": 77,
         "curve": [(10, 3.0), (20, loss)],
@@ -74,11 +74,21 @@ def test_differences_are_of_the_seeds_that_both_have(capsys, tmp_path):
     assert "2.1000" in out
     assert "no run" in out
     assert "runs of 3 seeds: 2 sparse, 1 dense_flops, 0 dense_params" in out
-    assert "sparse minus dense, equal FLOPs: -0.5000 nats a token (-0.5000)" in out
+    assert "sparse minus dense, equal FLOPs, step 20: -0.5000 nats a token (-0.5000)" in out
     assert "by tokens of text: stays below from 2,000 on" in out
     # The sparse one has its first evaluation after 20 s; the dense one ended after 10.
     assert "by CPU seconds of training: is not below it at the end" in out
     assert reproduce_sparse.plot(results, tmp_path).stat().st_size > 1000
+
+
+def test_runs_that_are_not_finished_are_compared_after_the_last_step_that_all_have(capsys):
+    unfinished = {"finished": False, "unigram": None, "tokens": None, "curve": [(10, 2.9)]}
+    results = [result("sparse", 0, 2.0), result("dense_flops", 0, 9.0, **unfinished)]
+    reproduce_sparse.print_table("bytes", results, 1)
+    out = capsys.readouterr().out
+    assert "after 10 of 20 steps" in out
+    assert "finished: 1" in out
+    assert "equal FLOPs, step 10: +0.1000" in out
 
 
 def test_cpu_time_of_a_step_leaves_out_what_is_rare(tmp_path):
@@ -104,8 +114,10 @@ def test_cpu_time_of_a_step_leaves_out_what_is_rare(tmp_path):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(DataError, match="is no folder"):
         reproduce_sparse.main([f"--brown={tmp_path / 'none'}"])
-    with pytest.raises(ConfigError, match="give bytes, pieces or both"):
+    with pytest.raises(ConfigError, match="--vocabularies='words'"):
         reproduce_sparse.main([f"--brown={tmp_path}", "--vocabularies=words"])
+    with pytest.raises(ConfigError, match="Did you mean 'dense_flops'"):
+        reproduce_sparse.main([f"--brown={tmp_path}", "--kinds=sparse,dense_flop"])
 
 
 SHORT = (
@@ -140,12 +152,12 @@ def test_runs_are_measured_drawn_and_then_only_printed(corpus, tmp_path, capsys,
         f"--config.data.cache={tmp_path / 'cache'}",
         *SHORT,
     ]
-    assert reproduce_sparse.main([*arguments, "--finished"]) == 0
-    assert "No run is finished yet" in capsys.readouterr().out
+    assert reproduce_sparse.main([*arguments, "--so-far"]) == 0
+    assert "Nothing is evaluated yet" in capsys.readouterr().out
     assert reproduce_sparse.main(arguments) == 0
     results = json.loads((runs / "results.json").read_text())
     assert [r["kind"] for r in results] == list(reproduce_sparse.TITLES)
-    assert all(r["curve"][-1] == [2, r["cross_entropy"]] for r in results)
+    assert all(r["finished"] and r["curve"][-1][0] == 2 for r in results)
     assert all(r["cpu_seconds"] > 0 for r in results)
     assert {r["tokens_a_step"] for r in results} == {2 * 141}  # for encoder rows of 128
     capsys.readouterr()
@@ -159,6 +171,9 @@ def test_pieces_are_trained_once_on_the_training_texts(corpus, tmp_path):
     given = {"data.source": f"brown:{corpus}", "model.vocab_size": "376"}
     path = reproduce_sparse.pieces(tmp_path / "runs", given)
     before = path.stat().st_mtime_ns
+    named = reproduce_sparse.pieces(tmp_path / "other", given, train=False)
+    assert named.name == path.name
+    assert not named.exists()
     assert reproduce_sparse.pieces(tmp_path / "runs", given) == path
     assert path.stat().st_mtime_ns == before
     assert reproduce_sparse.pieces(tmp_path / "runs", given | {"data.holdout": "0.5"}) != path
