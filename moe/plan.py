@@ -103,19 +103,22 @@ def abstract_batch(plan: Plan[Architecture]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _check_effects(config: ConfigDict, model: Architecture) -> None:
-    """Refuses options of routers that do nothing in any sparse stack. What a recipe sets and a
-    command line, or a variant, then puts out of play is no mistake.
+    """Refuses options of routers that do nothing in any sparse stack, where it is known who set
+    them. What a recipe sets and a command line, or a variant, then puts out of play is no mistake,
+    and runs and imports have what they had.
     """
-    if model.routing is None:
+    origin = config_lib.origin_of(config)
+    if model.routing is None or not origin:
         return
-    values, defaults, origin = config_lib.flatten(config), schema(), config_lib.origin_of(config)
+    values, defaults = config_lib.flatten(config), schema()
 
     def rank(key: str) -> int:  # what is set later counts more
         where = origin.get(key, "")
         return 2 if where in ("command line", "configs.load") else int("variant" in where)
 
     def refuse(key: str, needed: str, wanted: str) -> None:
-        if rank(key) < rank(needed):
+        noted = origin.get(key, "").endswith((".json", "init_from"))
+        if noted or rank(key) < rank(needed):
             return
         raise ConfigError(
             f"{key}={values[key]!r} does nothing here, where {needed}={values[needed]!r}. Leave it "

@@ -16,6 +16,7 @@ from moe.routing.choice import BiasStep
 from moe.routing.config import RoutingConfig
 from moe.routing.losses import auxiliary_loss
 from moe.routing.route import route
+from trainlib.config import to_json
 from trainlib.errors import ConfigError
 
 G, S, E = 3, 8, 8
@@ -175,3 +176,14 @@ def test_what_does_nothing_is_refused(keys, words):
 )
 def test_what_a_recipe_says_and_what_acts_somewhere_is_taken(keys):
     plan.make(load.from_flags(TINY, {"routing.num_experts": "8", "batch_size": "8"} | keys).config)
+
+
+def test_what_a_run_or_an_import_has_noted_is_taken(tmp_path):
+    """A Switch of transformers has raw gates and one choice; runs of before must go on."""
+    keys = {"routing.num_experts": "8", "batch_size": "8"}
+    config = load.from_flags(TINY, keys).config
+    config.routing.update(top_k=1, normalize_gates=False, second_policy="all")
+    (tmp_path / "config.json").write_text(to_json(config))
+    plan.make(load.of_workdir(tmp_path, {}))
+    with pytest.raises(ConfigError, match=r"second_threshold=0\.5 does nothing"):
+        plan.make(load.of_workdir(tmp_path, {"routing.second_threshold": "0.5"}))
