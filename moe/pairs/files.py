@@ -164,7 +164,7 @@ def read(
     """
     path, key = path_of(config, split)
     shared = _is_shared(config, split)
-    facts = survey(path, key).tasks[name] if shared else None
+    limit = survey(path, key).tasks[name].limit(config.holdout) if shared else 0
     for number, (position, row) in enumerate(rows_of(path, key), start=1):
         where = f"{shown(path)} {position}"
         task = ""
@@ -182,10 +182,8 @@ def read(
             if (task == name or strays) and not (shared and split == VALIDATION):
                 yield where, error
             continue
-        if facts is not None:
-            held = facts.held_out(key_of(name, example.inputs), config.holdout)
-            if held != (split == VALIDATION):
-                continue
+        if shared and (key_of(name, example.inputs) < limit) != (split == VALIDATION):
+            continue
         yield where, dataclasses.replace(example, where=where)
 
 
@@ -213,8 +211,8 @@ def _divided(config: ConfigDict, train: Survey) -> str:
     whole = [name for name, facts in train.tasks.items() if not facts.divisible]
     lacking = f"; nothing of {', '.join(whole[:5])}, which has one input" if whole else ""
     return (
-        f"held out about {100 * config.holdout:.3g} % of the rows of data.train, by their inputs "
-        f"(data.holdout){lacking}"
+        f"held out {train.held_out(config.holdout):,} of {len(train.keys):,} rows of data.train, "
+        f"by their inputs (data.holdout={config.holdout:g}){lacking}"
     )
 
 

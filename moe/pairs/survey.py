@@ -54,12 +54,13 @@ class TaskFacts:
         self.with_choices += bool(example.choices)
         self.same_choices &= example.choices == self.choices
 
-    def held_out(self, key: int, fraction: float) -> bool:
-        """Whether a row with this draw is held out: about the fraction, at least one input of two,
-        and never all.
+    def limit(self, fraction: float) -> int:
+        """Rows with a draw below it are held out: about the fraction, at least one input of two,
+        and never all; 0 where nothing is.
         """
-        limit = min(max(int(fraction * 2**64), self.low + 1), self.high)
-        return fraction > 0 and key < limit
+        if not fraction or not self.divisible:
+            return 0
+        return min(max(int(fraction * 2**64), self.low + 1), self.high)
 
     @property
     def divisible(self) -> bool:
@@ -74,12 +75,19 @@ class Survey:
     Attributes:
       tasks: by name, in the order of their first rows.
       keys: uint64 [rows], the draw of each row that can be used.
+      owners: uint32 [rows], the number of its task.
       unread: fields that are not read -> in how many rows they are.
     """
 
     tasks: Mapping[str, TaskFacts]
     keys: np.ndarray
+    owners: np.ndarray
     unread: Mapping[str, int]
+
+    def held_out(self, fraction: float) -> int:
+        """How many rows are held out."""
+        limits = [facts.limit(fraction) for facts in self.tasks.values()]
+        return int((self.keys < np.asarray(limits, np.uint64)[self.owners]).sum())
 
     def notes(self, key: str) -> list[str]:
         """What a user may not expect of the file that a configuration key names, as lines."""
@@ -126,7 +134,7 @@ def survey(path: Path, key: str) -> Survey:
 @functools.lru_cache(maxsize=8)
 def _survey(path: Path, key: str, looks: tuple[int, ...]) -> Survey:
     tasks: dict[str, TaskFacts] = {}
-    keys = array.array("Q")
+    keys, owners, numbers = array.array("Q"), array.array("I"), dict[str, int]()
     unread: collections.Counter[str] = collections.Counter()
     bad: list[str] = []
     for number, (where, row) in enumerate(rows_of(path, key), start=1):
@@ -142,10 +150,11 @@ def _survey(path: Path, key: str, looks: tuple[int, ...]) -> Survey:
         facts = tasks.setdefault(task, TaskFacts(example.choices))
         facts.add(drawn, example)
         keys.append(drawn)
+        owners.append(numbers.setdefault(task, len(numbers)))
     if not tasks:
         why = f"no row that can be used: {'; '.join(bad)}" if bad else "no rows"
         raise DataError(
             f"{key}={shown(path)} has {why}. A row has text in the field 'inputs' and what is "
             'right in \'targets\', such as {"inputs": "Is it so?", "targets": "yes"}.'
         )
-    return Survey(tasks, np.frombuffer(keys, np.uint64), unread)
+    return Survey(tasks, np.frombuffer(keys, np.uint64), np.frombuffer(owners, np.uint32), unread)

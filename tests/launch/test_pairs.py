@@ -41,7 +41,7 @@ def test_training_scores_and_files(tmp_path, capsys):
     first = tmp_path / "first"
     assert typed(train, f"--workdir={first}", *data, *TINY, *SHORT) == 0
     out = capsys.readouterr().out
-    assert "held out about 10 %" in out
+    assert "of 50 rows of data.train, by their inputs (data.holdout=0.1)" in out
     assert "train.jsonl, what is held out, split 'validation'" in out
 
     # From that run, whose model it takes, scored on a file that the training file holds.

@@ -264,6 +264,7 @@ def test_the_held_out_share_follows_the_content(written):
     assert held | kept == {row["inputs"] for row in rows}
     assert not held & kept
     assert 20 <= len(held) <= 60  # 40 expected
+    assert files.notes(config)[0].startswith(f"held out {len(held)} of 400 rows of data.train")
     # Another order, more rows and the same question with another answer move nothing.
     again = [{"inputs": row["inputs"], "targets": "other"} for row in rows]
     config = written(lines(*again, *questions(500)[::-1]), holdout=0.1)
