@@ -201,6 +201,20 @@ def chip_of(kind: str) -> Chip | None:
     return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
 
 
+def reaches_all(kind: str, devices: int) -> bool:
+    """Whether every chip of a slice reaches every other without help of software.
+
+    On larger slices of v5e libtpu 0.0.42 has neither ragged nor asynchronous all-to-alls ("not
+    supported in limited ICI routing settings").
+
+    Args:
+      kind: what JAX calls the chip.
+      devices: of the slice.
+    """
+    chip = chip_of(kind)
+    return chip is None or chip.name != "v5e" or devices <= 16
+
+
 def usable_cores() -> int:
     """CPU cores that this process may use; all of the machine where the system knows no other, as
     on a Mac.

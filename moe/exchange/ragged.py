@@ -5,7 +5,7 @@ before and after, D width.
 
 On a TPU this is the operation of that name (`jax.lax.ragged_all_to_all`), which sends what the
 slices hold and nothing else. XLA has it for no CPU, and for no slice of TPU v5e of more than 16
-chips ("not supported in limited ICI routing settings", libtpu 0.0.42): there, each device fills a
+chips (`trainlib.chips.reaches_all`): there, each device fills a
 packet of one size for each other, and receives as many. On GPUs packets are sent too, because the
 operation was not tried there.
 """
@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainlib.chips import chip_of
+from trainlib.chips import reaches_all
 from trainlib.sharding.constrain import device_kind, platform
 
 _LANES, _TILE = 128, 8 * 128  # a row of such a width fills whole tiles on its own
-_V5E_CHIPS = 16  # of a slice in which every chip reaches every other without help of software
 
 
 class Slices(NamedTuple):
@@ -45,9 +44,7 @@ def is_ragged() -> bool:
     """Whether rows are sent as they are, without packets, in the program that is being traced."""
     if platform() != "tpu":
         return False
-    chip = chip_of(device_kind())
-    devices = jax.sharding.get_abstract_mesh().size
-    return chip is None or chip.name != "v5e" or devices <= _V5E_CHIPS
+    return reaches_all(device_kind(), jax.sharding.get_abstract_mesh().size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
+from trainlib.chips import reaches_all
+
 # All-to-alls that begin, and end when what they bring is needed. Left to itself (libtpu 0.0.42) the
 # compiler makes every other collective asynchronous and lets the core wait for these.
 TPU: Mapping[str, bool] = {"xla_tpu_enable_async_all_to_all": True}
@@ -17,6 +19,8 @@ def options(mesh: Mesh) -> dict[str, bool] | None:
     Example:
       >>> step = jax.jit(step, compiler_options=trainlib.sharding.compiler.options(mesh))
     """
-    several = mesh.size > 1 and mesh.devices.flat[0].platform == "tpu"
+    device = mesh.devices.flat[0]
+    if mesh.size == 1 or device.platform != "tpu" or not reaches_all(device.device_kind, mesh.size):
+        return None
     # With columns as well, some programs make this compiler abort, and nothing is gained there.
-    return dict(TPU) if several and mesh.shape.get("model", 1) == 1 else None
+    return dict(TPU) if mesh.shape.get("model", 1) == 1 else None

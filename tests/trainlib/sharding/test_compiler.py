@@ -15,7 +15,10 @@ def test_a_cpu_is_told_nothing():
 
 @needs_libtpu
 def test_several_tpus_are_told_to_exchange_asynchronously():
-    for target, told in (("v5e-1", None), ("v5e-4", {"xla_tpu_enable_async_all_to_all": True})):
+    asynchronous = {"xla_tpu_enable_async_all_to_all": True}
+    # A slice of v5e of more than 16 chips has no such operation: libtpu 0.0.42 ends with an error.
+    slices = {"v5e-1": None, "v5e-4": asynchronous, "v5e-64": None, "v6e-64": asynchronous}
+    for target, told in slices.items():
         found = devices(chips.target(target))
         assert options(make_mesh(data=len(found), devices=found)) == told
 
