@@ -112,12 +112,13 @@ def _run(args: Any, config: ConfigDict) -> None:
 
     give_memory_back()
     interop = families.of(config).interop
-    abstract = interop.abstract(config)
+    stored, plain = interop.abstract(config), interop.base(config)
+    abstract = interop.abstract(plain)
     name = DTYPES.get(args.dtype, args.dtype)
     dtype = jnp.dtype(name) if name else None
     kind = "t5x" if args.format == "t5x" else "safetensors"
     names = "own" if args.format == "stablehlo" else args.names
-    layout = interop.layout(config, kind, names, name or "float32")
+    layout = interop.layout(plain, kind, names, name or "float32")
     share = export.Share(*cli.part(args.part))
     if share.parts > 1 and not isinstance(args.step, int) and not is_export(args.workdir):
         raise ConfigError(
@@ -125,9 +126,11 @@ def _run(args: Any, config: ConfigDict) -> None:
             "the next part starts, and all parts must hold the same."
         )
     step = cli.chosen_step(args.step, config, args.workdir)
-    source = open_weights(args.workdir, abstract, step, args.weights)
+    opened = open_weights(args.workdir, stored, step, args.weights)
+    source, notes = interop.merged(config, opened)
     beside = interop.beside(config, args.workdir, source.step)
-    layout = dataclasses.replace(layout, files={**layout.files, **beside})
+    files, notes = {**layout.files, **beside}, (*layout.notes, *notes)
+    layout = dataclasses.replace(layout, files=files, notes=notes)
     dtypes = export.result_dtypes(source, list(abstract.model_state), dtype)
     about = {"name": config.name, "step": source.step, "moving_averages": source.averaged}
     about |= {"format": args.format, "names": layout.title}
@@ -148,7 +151,7 @@ def _run(args: Any, config: ConfigDict) -> None:
         if args.format == "stablehlo":
             extra |= dict.fromkeys(stablehlo.FILES, b"")
             if share.first:
-                extra |= _program(args, config, interop.serving(config), abstract, dtypes)
+                extra |= _program(args, config, interop.serving(plain), abstract, dtypes)
         written = export.safetensors(
             source, layout, args.out, **to_write, shard_size=args.shard_size, extra=extra
         )

@@ -20,7 +20,7 @@ from moe.models.architecture import Architecture
 from moe.objective import Objective
 from moe.observatory.options import RouterOptions
 from moe.routing.config import RoutingConfig
-from moe.start import subsets
+from moe.start import tuned
 from trainlib import config as config_lib
 from trainlib.keys import choice, fit, key, number, text, whole
 from trainlib.step import optimizers, schedules
@@ -29,7 +29,7 @@ from trainlib.step import optimizers, schedules
 # paper they are split over the data axis, or whole on each of its devices.
 RULES = {"fsdp": "data", "zero": None, "replicated": None}
 MODEL_AXES = ("heads", "head", "mlp", "vocab", "table", "expert_mlp")  # split over the model axis
-WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router")
+WHOLE_AXES = ("period", "layer", "norm", "buckets", "tokens", "expert_embed", "router", "lora")
 STACKED_AXES = ("period", "layer", "expert")  # Adafactor treats each index as a weight of its own
 
 NEWEST, REST = whole(1, also={0: "the newest"}), whole(1, also={-1: "the rest"})
@@ -135,7 +135,7 @@ def schema(values: Mapping[str, Any] | None = None) -> dict[str, tuple[Any, str]
         **config_lib.prefixed("router", config_lib.dataclass_schema(RouterOptions)),
         **config_lib.prefixed("objective", config_lib.dataclass_schema(Objective)),
         **config_lib.prefixed("data", data_defaults()),
-        **config_lib.prefixed("finetune", subsets.defaults()),
+        **config_lib.prefixed("finetune", tuned.defaults()),
         **config_lib.prefixed("decoding", config_lib.dataclass_schema(Decoding)),
         **config_lib.prefixed("batching", config_lib.dataclass_schema(Batching)),
         **config_lib.prefixed("optimizer", optimizers.defaults()),

@@ -11,17 +11,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
 from moe.routing.config import RoutingConfig, policy_name
+from moe.start.tuned import is_adapter, tuned
 from trainlib.model import weights
 from trainlib.model.weights import Abstract
 
 
 def params_by_part(abstract: Abstract) -> dict[str, int]:
-    """Parameters of attention, dense feed-forward layers, experts, shared experts, routers, norms
-    and tables.
+    """Parameters of attention, dense feed-forward layers, experts, shared experts, routers, norms,
+    tables and adapters.
     """
     parts = Counter()
     for name, spec in abstract.params.items():
@@ -30,6 +30,8 @@ def params_by_part(abstract: Abstract) -> dict[str, int]:
 
 
 def _part(name: str) -> str:
+    if is_adapter(name):
+        return "adapters"
     for part, words in (
         ("tables", ("embedding.", "output.")),
         ("routers", ("experts.router",)),
@@ -89,7 +91,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
       encoder, where there is one, as the papers count), experts, sparse_blocks (stack -> block
       numbers), encoder_length, decoder_length, data, published (those figures that are known).
     """
-    model = architecture(config.model, config.routing)
+    model = tuned(config)
     abstract = weights.abstract(Transformer(model))
     lengths = config.data.encoder_length, config.data.decoder_length
     parts = params_by_part(abstract)

@@ -14,7 +14,6 @@ from moe.config import STACKED_AXES, check, schema, sharding_rules, slot_rules
 from moe.data.sources.packing import batch_fields
 from moe.eval.measured import ROUTER
 from moe.kernels.grouped import check_platform
-from moe.models import architecture
 from moe.models.architecture import Architecture, is_sparse
 from moe.models.transformer import Transformer
 from moe.observatory.options import UNWATCHED
@@ -22,6 +21,7 @@ from moe.routing import effects
 from moe.routing.config import capacity
 from moe.routing.placement import group_tokens, resolve_placement
 from moe.start.subsets import frozen_patterns
+from moe.start.tuned import check_frozen, learning, tuned
 from trainlib import config as config_lib
 from trainlib.errors import ConfigError
 from trainlib.model import weights
@@ -43,7 +43,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
     mesh = mesh or make_mesh(config.mesh.replica, config.mesh.data, config.mesh.model)
     rules = sharding_rules(config)
     check(config, batch_parts(rules, mesh))
-    model = architecture(config.model, config.routing)
+    model = tuned(config)
     batch_fields(model.kind)  # an encoder alone has no targets
     objective.check_objective(model.kind, config.data.objective)
     _check_effects(config, model)
@@ -51,8 +51,10 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
     abstract = weights.abstract(Transformer(model))
     schedule = schedules.of_run(config)
     options = dict(config.optimizer.items())
-    subset = config.finetune.train, config.finetune.router_with_moe
-    options["frozen"] = *options["frozen"], *frozen_patterns(*subset, abstract.params)
+    learned = learning(config.finetune, abstract.params)
+    options["frozen"] = *options["frozen"], *frozen_patterns(learned, abstract.params)
+    trained = frozenset(trained_names(options, abstract.params))
+    check_frozen(config, trained)
     optimizer = make_optimizer(options, schedule, abstract.params, STACKED_AXES)
     shardings = state_shardings(
         abstract,
@@ -71,7 +73,7 @@ def make(config: ConfigDict, mesh: Mesh | None = None) -> Plan[Architecture]:
         schedule=schedule,
         optimizer=optimizer,
         shardings=shardings,
-        trained=frozenset(trained_names(options, abstract.params)),
+        trained=trained,
         gradient_norms=_router_norms(model) if config.router.log_every else {},
     )
 

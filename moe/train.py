@@ -88,6 +88,8 @@ FIXED = (
     "data.sentinels",
     "finetune.train",
     "finetune.router_with_moe",
+    "finetune.frozen_dtype",
+    "finetune.lora.",
 )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from trainlib.formats.layout import Foreign, Layout
     from trainlib.formats.model_card import Subject
+    from trainlib.formats.weight_source import Weights
     from trainlib.model.weights import Abstract, Arrays
     from trainlib.report.samples import Samples
     from trainlib.step.plan import Plan
@@ -145,6 +146,14 @@ class Interop(Protocol):
 
     def abstract(self, config: ConfigDict) -> Abstract:
         """The model of a configuration, without arrays."""
+        ...
+
+    def base(self, config: ConfigDict) -> ConfigDict:
+        """The configuration of an export: where fine-tuning stores a model otherwise, without."""
+        ...
+
+    def merged(self, config: ConfigDict, source: Weights) -> tuple[Weights, tuple[str, ...]]:
+        """The weights of a run as those of `base(config)`, and notes on the way there."""
         ...
 
     def layout(

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.kernels.int8 import MATRICES, SCALES, in_type
 from moe.models.architecture import Architecture, is_sparse
 from trainlib.model.weights import Arrays
 from trainlib.step.plan import Plan
 from trainlib.step.step import compile_eval
-
-MATRICES = ("gate", "up", "down")
 
 
 def similarity(plan: Plan[Architecture], weights: Arrays) -> dict[str, dict[int, np.ndarray]]:
@@ -35,7 +34,11 @@ def similarity(plan: Plan[Architecture], weights: Arrays) -> dict[str, dict[int,
                 name = f"{stack}.{tree}.experts"
                 router = jnp.swapaxes(params[f"{name}.router"], 1, 2)  # [P, E, D]
                 found[f"{stack}.{tree} by router"] = _cosines(_products(router))
-                parts = [params[f"{name}.{m}"] for m in MATRICES if f"{name}.{m}" in params]
+                held = params | model_state
+                own = {
+                    m: held[f"{name}.{m}"] for m in (*MATRICES, *SCALES) if f"{name}.{m}" in held
+                }
+                parts = in_type(own, jnp.float32).values()
                 found[f"{stack}.{tree} by weights"] = _cosines(sum(map(_products, parts)))
         return found
 

@@ -23,6 +23,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from moe.kernels.batched import Weights, batched
+from moe.kernels.int8 import in_type
 from moe.kernels.tiled import fits, tiled
 from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.placement import Placement
@@ -81,7 +82,7 @@ def with_capacity(
     Args:
       x: [G, S, D].
       routed: of these tokens.
-      weights: of the experts, float32 or in the type of x.
+      weights: of the experts, see `moe.kernels.int8.in_type`.
       bias_form: see `moe.kernels.batched`.
       hidden_scale: [E, G, C, F] factor of the hidden vectors (dropout), or None.
       placement: the mesh axes.
@@ -192,8 +193,7 @@ def _computed(
         if mode and fits(ready, weights):
             out: jax.Array = tiled(ready, weights, hidden_scale, mode == "interpret")
         else:
-            rounded = {name: value.astype(arrived.dtype) for name, value in weights.items()}
-            out = batched(ready, rounded, bias_form, hidden_scale)
+            out = batched(ready, in_type(weights, arrived.dtype), bias_form, hidden_scale)
     if axis:
         parts = out.reshape(experts, placement.size(axis), -1, width).swapaxes(0, 1)
         out = lax.psum_scatter(_in_order(parts), axis)

@@ -18,6 +18,7 @@ from jax import lax
 
 from moe.kernels.batched import Weights, hidden
 from moe.kernels.chosen import fits, in_turn
+from moe.kernels.int8 import in_type
 from moe.routing.route import Routing
 from moe.routing.slots import sort_by_expert
 from trainlib.sharding.constrain import platform
@@ -54,7 +55,7 @@ def chosen(
     Args:
       x: [G, S, D].
       routed: of these tokens; no expert had to drop one.
-      weights: of all experts of all periods, [P, E, ..], float32 or in the type of x.
+      weights: of all experts of all periods, [P, E, ..], see `moe.kernels.int8.in_type`.
       period: whose experts these are, int32 scalar.
       bias_form: see `moe.kernels.batched`.
 
@@ -81,9 +82,10 @@ def chosen(
         own = {
             name: lax.dynamic_slice(
                 stack, (period, which, *(0,) * (stack.ndim - 2)), (1, 1, *stack.shape[2:])
-            )[0, 0].astype(x.dtype)
+            )[0, 0]
             for name, stack in weights.items()
         }
+        own = in_type(own, x.dtype)
         rows = lax.dynamic_slice_in_dim(sorted_rows, first, several)  # [R, D]
         h = hidden({name: rows @ own[name] for name in names}, own.get("bias"), bias_form)
         # Rows of the next expert among them are wrong, and overwritten when it has its turn.

@@ -34,6 +34,7 @@ from moe.exchange.ragged import Slices, Way, collect, exchange, is_ragged, sprea
 from moe.kernels.batched import Weights
 from moe.kernels.blocked import ALIGN, blocked, room
 from moe.kernels.grouped import TILE, grouped
+from moe.kernels.int8 import in_type
 from moe.routing.config import RoutingConfig
 from moe.routing.dispatch import combine, copy_to_slots
 from moe.routing.placement import Placement
@@ -56,7 +57,7 @@ def dropless(
     Args:
       x: [G, S, D].
       routed: of these tokens.
-      weights: of the experts of this device, float32 or in the type of x.
+      weights: of the experts of this device, see `moe.kernels.int8.in_type`.
       routing: chooses the kernel and the room.
       bias_form: see `moe.kernels.batched`.
       placement: the mesh axes.
@@ -64,7 +65,7 @@ def dropless(
     Returns:
       [G, S, D] in the type of x.
     """
-    weights = {name: value.astype(x.dtype) for name, value in weights.items()}
+    weights = in_type(weights, x.dtype)
     tokens = x.reshape(-1, x.shape[-1])  # [T, D] with T = G * S
     gates, expert = (v.reshape(len(tokens), -1) for v in (routed.gates, routed.expert))  # [T, K]
     kernel = _Kernel(routing.dispatch, bias_form)

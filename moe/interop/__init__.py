@@ -13,13 +13,16 @@ from ml_collections import ConfigDict
 from moe import config as config_lib
 from moe.interop import hf, t5x, t5x_io
 from moe.interop.card import subject
+from moe.interop.merged import Merged, notes
 from moe.interop.parity import COMPARED, compare
 from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.models.transformer import Transformer
+from moe.start.tuned import base, tuned
 from trainlib import config as settings
 from trainlib.errors import CheckpointError, ConfigError, one_of, shown
 from trainlib.formats.layout import Foreign, Layout, own_layout
+from trainlib.formats.weight_source import Weights
 from trainlib.model import weights as nn
 from trainlib.untrusted_files import read_json
 
@@ -28,10 +31,12 @@ __all__ = [
     "COMPARED",
     "Foreign",
     "abstract",
+    "base",
     "beside",
     "check_size",
     "compare",
     "layout",
+    "merged",
     "open_foreign",
     "serving",
     "subject",
@@ -41,8 +46,18 @@ NAMES = ("auto", "hf", "own", *t5x.NAMES)
 
 
 def abstract(config: ConfigDict) -> nn.Abstract:
-    """The model of a configuration, without arrays."""
-    return nn.abstract(Transformer(architecture(config.model, config.routing)))
+    """The model of a configuration, as its checkpoints store it, without arrays."""
+    return nn.abstract(Transformer(tuned(config)))
+
+
+def merged(config: ConfigDict, source: Weights) -> tuple[Weights, tuple[str, ...]]:
+    """The weights of a run as those of `base(config)`, and notes on the way there, a line each."""
+    model = tuned(config)
+    if model.tuned is None:
+        return source, ()
+    plain = abstract(base(config))
+    specs = {**plain.params, **plain.model_state}
+    return Merged(source, model.tuned, specs), notes(model.tuned)
 
 
 def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "float32") -> Layout:
@@ -56,9 +71,15 @@ def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "flo
       dtype: of the exported weights, for Hugging Face's config.json.
 
     Raises:
-      ConfigError: the model cannot be written in these names.
+      ConfigError: the model cannot be written in these names, or is one that fine-tuning stores
+        otherwise.
     """
-    model = architecture(config.model, config.routing)
+    model = tuned(config)
+    if model.tuned is not None:
+        raise ConfigError(
+            "An import or export has the weights of the plain model. Leave finetune.frozen_dtype "
+            "and finetune.lora out: the run that starts from an import by init_from sets them."
+        )
     if kind == "t5x":
         names = t5x.default_names(model) if names == "auto" else names
         if names not in t5x.NAMES:

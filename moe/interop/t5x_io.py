@@ -32,7 +32,7 @@ from trainlib.files import create, make_directory, write_atomically
 from trainlib.formats import layout as interchange
 from trainlib.formats.export import Share, Written, prepare, refused
 from trainlib.formats.layout import Layout
-from trainlib.formats.weight_source import Exported, Saved, nbytes, part_of
+from trainlib.formats.weight_source import Weights, nbytes, part_of
 from trainlib.untrusted_files import MAX_JSON, MIB, integer, open_regular, read_json, read_small
 
 TREE = "checkpoint"
@@ -148,7 +148,7 @@ def write_tree(
 
 
 def write(
-    source: Saved | Exported,
+    source: Weights,
     layout: Layout,
     out: Path,
     *,

@@ -50,6 +50,8 @@ def fits(x: jax.Array, weights: Weights) -> bool:
       weights: see `in_turn`.
     """
     tokens, width = x.shape
+    if not jnp.issubdtype(weights["up"].dtype, jnp.floating):
+        return False
     return 0 < tokens <= _MOST_TOKENS and not width % _LANES and bool(_columns_of(weights))
 
 

@@ -12,7 +12,8 @@ Letters: E experts, N tokens of each, D model width, F hidden width.
 Left to XLA these are nine products. What lies between them is then computed anew for every tile at
 the start of the products that read it, or costs passes over arrays [E, N, F]. Here tokens are read
 once for both projections, weights are rounded on the way in, and gradients of weights leave in
-float32.
+float32. Weights in int8 become bfloat16 on the way in, which is exact, and their scales multiply
+float32 results where a product ends; they have no gradient.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from moe.kernels.batched import Weights, hidden
+from moe.kernels.int8 import scale_of
 from trainlib.model.remat import PRODUCT, keep
 from trainlib.sharding.kernels import core_memory
 
@@ -53,7 +55,8 @@ class Tiles(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
     """Of one kernel and one expert: rows, columns, depth; and bytes, for an element of the left
-    and right operands, and of what lies over the results.
+    and right operands, and of what lies over the results; for an element of right operands in the
+    type of the left, half of them unless it is said.
     """
 
     rows: int
@@ -63,6 +66,7 @@ class _Sizes:
     right: int
     results: int
     sums: int
+    rounded: int = 0
 
     def memory(self, tiles: Tiles) -> int:
         """Bytes of VMEM."""
@@ -72,7 +76,7 @@ class _Sizes:
         blocks = 2 * (tiles.depth * tiles.rows * self.left + right * self.right)
         blocks += 2 * area * self.results
         parts = 4 * self.sums * (0 if tiles.depth == self.depth else area)
-        rounded = right * self.right // 2
+        rounded = right * (self.rounded or self.right // 2)
         chunk = 4 * min(tiles.rows, _CHUNK) * tiles.columns * (self.sums + 3)
         return blocks + parts + rounded + chunk
 
@@ -122,7 +126,8 @@ class _Kernel:
     Attributes:
       form: one of `_FORMS`.
       sums: of each result, the pairs of operands whose products it adds up, by position.
-      finish: float32 results and what lies over them, all [rows, columns] -> what is written.
+      finish: float32 results and what lies over them, all [rows, columns], and what lies across
+        them, [1, columns] -> what is written.
       outputs: types of what is written.
       replaces: so many of what lies over the results are overwritten by the first outputs.
     """
@@ -141,27 +146,28 @@ class _Kernel:
         results = sum(jnp.dtype(kind).itemsize for kind in self.outputs)
         results += sum(value.dtype.itemsize for value in over)
         per_left, per_right = left.dtype.itemsize, right.dtype.itemsize
+        rounded = rights * per_left if per_right < per_left else 0
         return _Sizes(
-            rows, columns, depth, lefts * per_left, rights * per_right, results, len(self.sums)
+            *(rows, columns, depth, lefts * per_left, rights * per_right, results),
+            *(len(self.sums), rounded),
         )
 
-    def body(self, tiles: Tiles, steps: int, counts: tuple[int, int, int], rounds: bool):
+    def body(self, tiles: Tiles, steps: int, counts: tuple[int, int, int, int], rounds: bool):
         """The function of one block; `steps` are the parts of the depth, `counts` the operands on
-        the left, on the right and over the results, `rounds` says that those on the right are
-        wider than those on the left.
+        the left, on the right, over the results and across them, `rounds` says that those on the
+        right are of another type than those on the left.
         """
         from jax.experimental import pallas as pl
 
-        lefts, rights, over = counts
+        lefts, rights, over, across = counts
         chunk = _parts(tiles.rows, _LANES if self.form == "tn" else _SUBLANES, _CHUNK)[-1]
         rows, columns = _FORMS[self.form]
         contracted = ((rows,), (columns,))
 
         def run(*refs):
             refs = iter(refs)
-            left, right, above, out = (
-                list(itertools.islice(refs, n)) for n in (lefts, rights, over, len(self.outputs))
-            )
+            given = (lefts, rights, over, across, len(self.outputs))
+            left, right, above, wide, out = (list(itertools.islice(refs, n)) for n in given)
             rounded = list(itertools.islice(refs, rights)) if rounds else right
             parts = list(refs)
             step = pl.program_id(3)
@@ -169,8 +175,8 @@ class _Kernel:
 
                 @pl.when((pl.program_id(2) == 0) | (steps > 1))
                 def _():
-                    for wide, narrow in zip(right, rounded, strict=True):
-                        narrow[...] = wide[...].astype(narrow.dtype)
+                    for stored, same in zip(right, rounded, strict=True):
+                        same[...] = stored[...].astype(same.dtype)
 
             def one_chunk(i, _):
                 at = pl.ds(pl.multiple_of(i * chunk, chunk), chunk)
@@ -185,7 +191,8 @@ class _Kernel:
                     )
 
                 def write(sums):
-                    values = self.finish(*sums, *(ref[at, :] for ref in above))
+                    rows = (ref[at, :] for ref in above)
+                    values = self.finish(*sums, *rows, *(ref[...] for ref in wide))
                     for ref, value in zip(out, values, strict=True):
                         ref[at, :] = value.astype(ref.dtype)
 
@@ -204,10 +211,11 @@ class _Kernel:
         lefts: Sequence[jax.Array],
         rights: Sequence[jax.Array],
         over: Sequence[jax.Array] = (),
+        across: Sequence[jax.Array] = (),
         *,
         interpret: bool,
     ) -> list[jax.Array]:
-        """Runs it for every expert: operands and results [E, .., ..]."""
+        """Runs it for every expert: operands and results [E, .., ..], `across` [E, columns]."""
         from jax.experimental import pallas as pl
         from jax.experimental.pallas import tpu as pltpu
 
@@ -226,6 +234,7 @@ class _Kernel:
         }
         block = (tiles.rows, tiles.columns)
         result = pl.BlockSpec((None, *block), lambda e, j, i, k: (e, i, j))
+        row = pl.BlockSpec((None, 1, tiles.columns), lambda e, j, i, k: (e, 0, j))
         transposed = self.form[1] == "t"
         scratch = []
         if rounds:
@@ -235,7 +244,7 @@ class _Kernel:
             scratch += [pltpu.VMEM(block, jnp.float32)] * len(self.sums)
         shape = (lefts[0].shape[0], sizes.rows, sizes.columns)
         return pl.pallas_call(
-            self.body(tiles, steps, (len(lefts), len(rights), len(over)), rounds),
+            self.body(tiles, steps, (len(lefts), len(rights), len(over), len(across)), rounds),
             grid=(
                 shape[0],
                 sizes.columns // tiles.columns,
@@ -246,6 +255,7 @@ class _Kernel:
                 *[specs[self.form[0] + "_"]] * len(lefts),
                 *[specs["_" + self.form[1]]] * len(rights),
                 *[result] * len(over),
+                *[row] * len(across),
             ],
             out_specs=[result] * len(self.outputs),
             out_shape=[jax.ShapeDtypeStruct(shape, kind) for kind in self.outputs],
@@ -257,7 +267,7 @@ class _Kernel:
             ),
             cost_estimate=self.cost(sizes, tiles, shape, over),
             interpret=interpret,
-        )(*lefts, *rights, *over)
+        )(*lefts, *rights, *over, *(scale[:, None] for scale in across))
 
     def cost(
         self, sizes: _Sizes, tiles: Tiles, shape: tuple[int, ...], over: Sequence[jax.Array]
@@ -318,7 +328,7 @@ def tiled(
     Args:
       x: bfloat16 [E, N, D]; see `fits`.
       weights: bfloat16, or float32: they are then rounded to the type of x in the kernels, and
-        their gradients are not.
+        their gradients are not; or int8 with scales (`moe.kernels.int8`), without gradients.
       hidden_scale: [E, N, F] factor of the hidden vectors (dropout), or None.
       interpret: run the kernels step by step on any backend, for tests.
 
@@ -332,7 +342,16 @@ def _projections(weights: Weights) -> list[str]:
     return [name for name in ("gate", "up") if name in weights]
 
 
-def _scaled(names: Sequence[str], values: Sequence[jax.Array], scale: Sequence[jax.Array]):
+def _scales(weights: Weights, names: Sequence[str]) -> list[jax.Array]:
+    """float32 [E, columns] of each of these matrices; none where they are no whole numbers."""
+    return [weights[scale_of(name)] for name in names if scale_of(name) in weights]
+
+
+def _times(values: Sequence[jax.Array], scales: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    return [v * s for v, s in zip(values, scales, strict=True)] if scales else values
+
+
+def _dropped(names: Sequence[str], values: Sequence[jax.Array], scale: Sequence[jax.Array]):
     """The hidden vectors from float32 projections, in float32."""
     h = hidden(dict(zip(names, values, strict=True)), None, "none")
     return h * scale[0].astype(h.dtype) if scale else h
@@ -343,8 +362,10 @@ def _forward(x, weights, hidden_scale, interpret, kept=True):
     over = [] if hidden_scale is None else [hidden_scale]
 
     def project(*values):
-        h = _scaled(names, values[:count], values[count:])
-        return (*values[:count], h) if kept else (h,)
+        sums, above, scales = _apart(values, count, len(over))
+        sums = _times(sums, scales)
+        h = _dropped(names, sums, above)
+        return (*sums, h) if kept else (h,)
 
     into = _Kernel(
         form="nn",
@@ -352,9 +373,10 @@ def _forward(x, weights, hidden_scale, interpret, kept=True):
         finish=project,
         outputs=(x.dtype,) * (count * kept + 1),
     )
-    *projected, h = into([x], [weights[name] for name in names], over, interpret=interpret)
-    down = _Kernel("nn", (((0, 0),),), lambda y: (y,), (x.dtype,))
-    (y,) = down([h], [weights["down"]], interpret=interpret)
+    matrices = [weights[name] for name in names]
+    *projected, h = into([x], matrices, over, _scales(weights, names), interpret=interpret)
+    down = _Kernel("nn", (((0, 0),),), lambda y, *s: _times([y], s), (x.dtype,))
+    (y,) = down([h], [weights["down"]], (), _scales(weights, ["down"]), interpret=interpret)
     projected = [keep(PRODUCT, value) for value in projected]
     return y, (x, projected, weights, hidden_scale)
 
@@ -365,15 +387,24 @@ def _backward(interpret, residuals, dy):
     over = [] if hidden_scale is None else [hidden_scale]
 
     def pull_back(dh, *values):
-        values, scale = [v.astype(jnp.float32) for v in values[:count]], values[count:]
-        h, pull = jax.vjp(lambda *values: _scaled(names, values, scale), *values)
-        return (*pull(dh), h)
+        values, above, scales = _apart(values, count, len(over))
+        values = [v.astype(jnp.float32) for v in values]
+        h, pull = jax.vjp(lambda *values: _dropped(names, values, above), *values)
+        return (*_times(pull(dh), scales), h)
 
+    if scales := _scales(weights, ["down"]):
+        dy = (dy.astype(jnp.float32) * scales[0][:, None]).astype(dy.dtype)
     out = _Kernel("nt", (((0, 0),),), pull_back, (x.dtype,) * (count + 1), replaces=count)
-    *dprojected, h = out([dy], [weights["down"]], [*projected, *over], interpret=interpret)
+    *dprojected, h = out(
+        *([dy], [weights["down"]], [*projected, *over], _scales(weights, names)),
+        interpret=interpret,
+    )
     pairs = tuple((i, i) for i in range(count))
     back = _Kernel("nt", (pairs,), lambda dx: (dx,), (x.dtype,))
     (dx,) = back(dprojected, [weights[name] for name in names], interpret=interpret)
+
+    if scales:
+        return dx, None, None
 
     def gradient(right: Sequence[jax.Array], kinds: Sequence[jnp.dtype]) -> _Kernel:
         sums = tuple(((0, i),) for i in range(len(right)))
@@ -386,6 +417,11 @@ def _backward(interpret, residuals, dy):
     # kernels, in a fusion that has not the memory that the kernels ask for (libtpu 0.0.42).
     into, down = lax.optimization_barrier((into, down))
     return dx, dict(zip((*names, "down"), (*into, down), strict=True)), None
+
+
+def _apart(values: Sequence[jax.Array], count: int, over: int) -> Any:
+    """Results or projections, what lies over them, and what lies across them."""
+    return values[:count], values[count : count + over], values[count + over :]
 
 
 tiled.defvjp(_forward, _backward)

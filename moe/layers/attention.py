@@ -26,7 +26,7 @@ from moe.kernels.buckets import MAX_DISTANCE
 from moe.layers.attention_bias import AttentionBias, BiasArrays
 from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
-from moe.layers.product import product
+from moe.layers.product import projected
 from moe.layers.residual import to_layer, to_residual
 from trainlib.errors import InputError
 from trainlib.model.inputs import check_array
@@ -379,6 +379,8 @@ class Attention(Layer):
       rngs: see `trainlib.model.weights.declare`.
     """
 
+    lora_scale = 1.0  # of adapters, see `moe.layers.product.projected`
+
     def __init__(
         self,
         d_model: int,
@@ -424,7 +426,7 @@ class Attention(Layer):
 
     def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, N, H] of a source [B, K, D]."""
-        return self._project(source, self.key), self._project(source, self.value)
+        return self._project(source, "key"), self._project(source, "value")
 
     def attend_to(
         self,
@@ -438,16 +440,16 @@ class Attention(Layer):
         """Attends from `x` [B, Q, D] to ready keys and values [B, K, N, H]; for the other arguments
         and the result see `__call__`.
         """
-        query = self._project(x, self.query)
+        query = self._project(x, "query")
         drop = None
         if dropout_key is not None and self.dropout_rate:
             drop = Drop(self.dropout_rate, dropout_key)
         mixed, normaliser = attend_by(query, keys, values, bias, drop)
         mixed = mixed.reshape(*x.shape[:2], self.num_heads * self.head_dim)  # [B, Q, N*H]
-        return keep(PRODUCT, to_residual(product(mixed, self.out, self.reduce))), normaliser
+        return keep(PRODUCT, to_residual(projected(self, "out", mixed))), normaliser
 
-    def _project(self, x: jax.Array, weight: nnx.Param) -> jax.Array:
+    def _project(self, x: jax.Array, name: str) -> jax.Array:
         """[B, L, D] -> [B, L, N, H]."""
-        y = product(x, weight, self.reduce)
+        y = projected(self, name, x)
         y = y.reshape(*x.shape[:2], self.num_heads, self.head_dim)
         return keep(PRODUCT, constrain(y, "layer_batch", None, "head", None))

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from moe.kernels.attention.blocks import MASKED
 from moe.layers.attention import Attention
 from moe.layers.attention_bias import RelativeBias
-from moe.layers.product import product
+from moe.layers.product import projected
 from moe.layers.residual import to_residual
 from trainlib.sharding.constrain import constrain
 
@@ -61,7 +61,7 @@ def attend_own(
     Returns:
       ([B, 1, D], keys, values with this token).
     """
-    new = (product(x, weight, layer.reduce) for weight in (layer.key, layer.value))  # [B, 1, N*H]
+    new = (projected(layer, name, x) for name in ("key", "value"))  # [B, 1, N*H]
     key, value = (_by_heads(layer, y, keys) for y in new)  # [B, N, 1, H]
     keys = _write(keys, key.swapaxes(-1, -2), position, -1)
     values = _write(values, value, position, -2)
@@ -104,14 +104,14 @@ def _attend(
     layer: Attention, x: jax.Array, keys: jax.Array, values: jax.Array, added: jax.Array | None
 ) -> jax.Array:
     """[B * C, 1, D] attends to keys [B, N, H, L] and values [B, N, L, H] -> [B * C, 1, D]."""
-    query = _by_heads(layer, product(x, layer.query, layer.reduce), keys)  # [B, N, C, H]
+    query = _by_heads(layer, projected(layer, "query", x), keys)  # [B, N, C, H]
     logits = jnp.matmul(query, keys, preferred_element_type=jnp.float32)  # [B, N, C, L]
     if added is not None:
         logits = logits + (added if keys.ndim == added.ndim else added[0])
     probabilities = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     mixed = _placed(jnp.matmul(probabilities, values)).swapaxes(-3, -2)  # [B, C, N, H]
     mixed = mixed.reshape(*x.shape[:2], layer.num_heads * layer.head_dim)
-    return to_residual(product(mixed, layer.out, layer.reduce))
+    return to_residual(projected(layer, "out", mixed))
 
 
 class DecodingBias:

@@ -13,7 +13,7 @@ from flax import nnx
 from moe.kernels.activation import activate
 from moe.layers.dropout import dropout
 from moe.layers.init import scaled_fan_in
-from moe.layers.product import product
+from moe.layers.product import projected
 from moe.layers.residual import to_layer, to_residual
 from trainlib.model.layer import Layer
 from trainlib.model.remat import PRODUCT, keep
@@ -33,6 +33,8 @@ class FeedForward(Layer):
       reduce: see `product`.
       rngs: see `trainlib.model.weights.declare`.
     """
+
+    lora_scale = 1.0  # of adapters, see `moe.layers.product.projected`
 
     def __init__(
         self,
@@ -56,8 +58,8 @@ class FeedForward(Layer):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[B, L, D] -> [B, L, D] in the type of x; `key` None switches dropout off."""
         x = to_layer(x)
-        gate = keep(PRODUCT, product(x, self.gate, self.reduce)) if self.gated else None
-        hidden = activate(gate, keep(PRODUCT, product(x, self.up, self.reduce)))  # [B, L, F]
+        gate = keep(PRODUCT, projected(self, "gate", x)) if self.gated else None
+        hidden = activate(gate, keep(PRODUCT, projected(self, "up", x)))  # [B, L, F]
         hidden = constrain(hidden, "layer_batch", None, "mlp")
         hidden = dropout(hidden, self.dropout_rate, key)
-        return keep(PRODUCT, to_residual(product(hidden, self.down, self.reduce)))
+        return keep(PRODUCT, to_residual(projected(self, "down", hidden)))

@@ -1,8 +1,11 @@
-"""A product with a matrix of weights, and how its gradient is added up over devices."""
+"""A product with a matrix of weights, and how its gradient is added up over devices; and what an
+adapter beside the matrix adds to it.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from jax.typing import DTypeLike
 from trainlib.sharding.constrain import constrain, platform
 
 REDUCE = ("float32", "bfloat16")
+A, B = "_lora_a", "_lora_b"  # the adapter of the matrix `key` is `key_lora_a` and `key_lora_b`
 
 
 def product(
@@ -39,6 +43,24 @@ def product(
     if reduce == "float32":
         return _product(axes, dtype, x, value)
     return jnp.matmul(x, gathered(value, axes, x.dtype), preferred_element_type=dtype)
+
+
+def projected(layer: Any, name: str, x: jax.Array) -> jax.Array:
+    """x [..., in] times the matrix `name` of a layer [in, out] -> [..., out], in the type of x.
+
+    Where there is an adapter of rank R beside it, [in, R] and [R, out], its product is added, times
+    the layer's `lora_scale` (`moe.models.tuned`).
+
+    Args:
+      layer: a module that says with `reduce` how gradients are added up, see `product`.
+      name: of the matrix.
+      x: any leading dimensions.
+    """
+    y = product(x, getattr(layer, name), layer.reduce)
+    if not hasattr(layer, name + A):
+        return y
+    inner = product(x, getattr(layer, name + A), layer.reduce)
+    return y + layer.lora_scale * product(inner, getattr(layer, name + B), layer.reduce)
 
 
 def axes_of(weight: nnx.Param) -> tuple[str, ...]:

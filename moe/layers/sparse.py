@@ -30,6 +30,7 @@ from moe.exchange.dropless import dropless
 from moe.exchange.filled import placed, skips_empty_slots
 from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES, Weights
+from moe.kernels.int8 import MATRICES, SCALES
 from moe.layers.ffn import FeedForward
 from moe.layers.init import ONES, ZEROS, scaled_fan_in
 from moe.routing.choice import BiasStep, scores_of
@@ -50,7 +51,8 @@ from trainlib.sharding.constrain import active, automatic_axes, constrain
 _ROUTER = ("router", "router_history", "expert_embedding", "balance_bias")
 _EVALUATION_SEED = 22_02_08906  # of draws in evaluation, which are the same every time
 Trace = bool | tuple[int, int]  # of all tokens, or of the first (rows, tokens of a row)
-EXPERT_WEIGHTS = ("gate", "up", "down", "bias")  # that have a dimension E of experts
+# What has a dimension E of experts; scales are those of int8 matrices.
+EXPERT_WEIGHTS = (*MATRICES, *SCALES, "bias")
 
 
 @jax.tree_util.register_dataclass

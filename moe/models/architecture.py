@@ -11,6 +11,7 @@ from moe.kernels.activation import ACTIVATIONS
 from moe.kernels.batched import BIASES
 from moe.kernels.buckets import BUCKETS, MAX_DISTANCE
 from moe.layers.product import REDUCE
+from moe.models.tuned import Tuned
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
 from trainlib.keys import check_fields, choice, fit, number, whole
@@ -127,6 +128,7 @@ class Architecture:
       decoder_remat: the same for the decoder alone; "": as `remat`.
       scan_layers: run equal blocks as a loop (compiles once) instead of one after the other; on a
         CPU a stack of few blocks runs one after the other all the same, which is faster there.
+      tuned: how a fine-tuning run stores it, where that is another way.
     """
 
     kind: Annotated[str, choice(*KINDS)] = "encoder_decoder"
@@ -167,6 +169,7 @@ class Architecture:
     remat: Annotated[str, choice(*POLICIES)] = "full"
     decoder_remat: Annotated[str, choice("", *POLICIES)] = ""
     scan_layers: bool = True
+    tuned: Tuned | None = None
 
     def __post_init__(self):
         check_fields(self, "model")

@@ -60,6 +60,8 @@ class Transformer(Layer):
             self.output = Output(
                 config.d_model, config.vocab_size, config.init_scale, config.reduce_dtype, rngs=rngs
             )
+        if config.tuned:
+            config.tuned.declare(self, config.init_scale, rngs)
 
     @named
     def encode(

@@ -71,8 +71,12 @@ class Placement:
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)) if self.mesh else x
 
     def weight_spec(self, name: str) -> P:
-        """The partition of "gate", "up" [E, D, F], "down" [E, F, D] or "bias" [E, F]."""
+        """The partition of "gate", "up" [E, D, F], "down" [E, F, D], "bias" [E, F], and of the
+        scales of the first three [E, F], [E, F], [E, D].
+        """
         experts, mlp = self.expert_axis or None, self.mlp_axis or None
+        if name == "down_scale":
+            return P(experts)
         return P(experts, None, mlp) if name in ("gate", "up") else P(experts, mlp)
 
 

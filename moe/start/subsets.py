@@ -9,7 +9,7 @@ the output matrix belong to `all` and `non_moe` alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from trainlib.errors import ConfigError
@@ -66,8 +66,6 @@ def trained(train: str, router_with_moe: bool, names: Iterable[str]) -> set[str]
     return learned
 
 
-def frozen_patterns(train: str, router_with_moe: bool, names: Iterable[str]) -> tuple[str, ...]:
-    """The same as patterns of `optimizer.frozen`, one a weight that does not learn."""
-    names = list(names)
-    learned = trained(train, router_with_moe, names)
+def frozen_patterns(learned: Container[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The names that do not learn as patterns of `optimizer.frozen`."""
     return tuple(f"^{re.escape(name)}$" for name in names if name not in learned)

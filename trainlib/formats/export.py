@@ -24,7 +24,7 @@ from trainlib.files import check_target, write_atomically
 from trainlib.formats import layout as interchange
 from trainlib.formats import safetensors as safetensors_io
 from trainlib.formats.layout import Entry, Layout
-from trainlib.formats.weight_source import Exported, Saved
+from trainlib.formats.weight_source import Weights
 
 _UNFINISHED = (".partial", ".tmp")  # of a file that is being written
 
@@ -55,7 +55,7 @@ class Written:
 
 
 def result_dtypes(
-    source: Saved | Exported, statistics: Sequence[str], dtype: np.dtype | None
+    source: Weights, statistics: Sequence[str], dtype: np.dtype | None
 ) -> dict[str, np.dtype]:
     """Our name -> dtype in the export; running statistics stay as they are."""
     return {
@@ -110,7 +110,7 @@ def refused(error: OSError, out: Path) -> StorageError:
 
 
 def safetensors(
-    source: Saved | Exported,
+    source: Weights,
     layout: Layout,
     out: Path,
     *,

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +60,8 @@ def is_export(directory: Path) -> bool:
     )
 
 
-class Exported:
-    """Weights in safetensors under our own names.
+class Weights(Protocol):
+    """Weights that are read leaf by leaf, from wherever they lie.
 
     Attributes:
       specs: name -> what the model declares.
@@ -70,6 +70,34 @@ class Exported:
       origin: step, kind and source of the weights, for the files of an export.
       measured: what the run measured at this step with these weights; empty where it is not known.
       versions: package -> version, of the training, where it is known.
+    """
+
+    specs: dict[str, Spec]
+    step: int
+    averaged: bool
+    origin: dict[str, str]
+    measured: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def leaves(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of the leaves asked for, in the dtypes of the model."""
+        ...
+
+    def counts(self) -> np.ndarray | tuple[()]:
+        """Updates of each layer's running statistics, i32 [S], see `trainlib.model.statistics`; ()
+        or 0 each where nobody says them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes what is open."""
+        ...
+
+
+class Exported:
+    """Weights in safetensors under our own names.
+
+    Attributes: as of `Weights`.
     """
 
     def __init__(self, directory: Path, abstract: Abstract):
@@ -104,7 +132,7 @@ class Exported:
 class Saved:
     """Weights in the checkpoints of a run.
 
-    Attributes: as of `Exported`.
+    Attributes: as of `Weights`.
 
     Args:
       directory: the workdir.
@@ -144,9 +172,9 @@ class Saved:
         self._stored = {n: f"{'ema' if self.averaged else k}/{n}" for n, k in kinds.items()}
         manifest = self._checkpoints.manifest(self.step)
         # A run that has averages evaluates them and nothing else.
-        self.measured = manifest.metrics if averaged == self.averaged else {}
+        self.measured: Mapping[str, float] = manifest.metrics if averaged == self.averaged else {}
         versions = manifest.meta.get("versions", {})
-        self.versions = {str(n): str(v) for n, v in versions.items()}
+        self.versions: Mapping[str, str] = {str(n): str(v) for n, v in versions.items()}
         digests = {n: leaf.digest for n, leaf in manifest.leaves.items()}
         named = json.dumps([(n, digests.get(n)) for n in sorted(self._stored.values())])
         self.origin = {

@@ -13,7 +13,7 @@ from trainlib import config as settings
 from trainlib.errors import ConfigError, one_of
 from trainlib.formats.layout import Foreign, Layout, own_layout
 from trainlib.formats.safetensors import Reader
-from trainlib.formats.weight_source import RECORD, is_export
+from trainlib.formats.weight_source import RECORD, Weights, is_export
 from trainlib.model import weights as nn
 from vitattn import config as config_lib
 from vitattn.detection.annotations import official
@@ -36,6 +36,17 @@ DETECTION_SIZE = 1024  # pixels of an image's longer side: objects are then abou
 def abstract(config: ConfigDict) -> nn.Abstract:
     """The model of a configuration, without arrays."""
     return nn.abstract(build(config.model))
+
+
+def base(config: ConfigDict) -> ConfigDict:
+    """The configuration of an export: the same."""
+    return config
+
+
+def merged(config: ConfigDict, source: Weights) -> tuple[Weights, tuple[str, ...]]:
+    """The weights of a run as an export writes them: as they are."""
+    del config
+    return source, ()
 
 
 def layout(config: ConfigDict, kind: str, names: str = "auto", dtype: str = "float32") -> Layout:

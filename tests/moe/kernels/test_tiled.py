@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe.kernels import int8
 from moe.kernels import tiled as module
 from moe.kernels.batched import batched
 from moe.kernels.tiled import fits, tiled
@@ -72,6 +73,27 @@ def test_values_and_gradients_are_those_of_plain_products(monkeypatch, gated, dr
     for value in dweights.values():
         assert value.dtype == jnp.float32
         assert np.any(value != value.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+@pytest.mark.parametrize(("gated", "memory"), [(True, 64 * MIB), (True, MIB), (False, MIB)])
+def test_whole_numbers_are_read_as_they_lie(monkeypatch, gated, memory):
+    """int8 matrices: values, and the gradient of the tokens, are those of the floats that they
+    stand for; blocks hold a byte of each and its bfloat16.
+    """
+    monkeypatch.setattr(module, "_memory", lambda: memory)
+    x, weights, scale, dy = case(gated=gated)
+    whole = {}
+    for name, value in weights.items():
+        whole[name], whole[int8.scale_of(name)] = int8.rounded(value)
+    y, pull = jax.vjp(lambda x: tiled(x, whole, scale, True), x)
+    (dx,) = pull(dy)
+    floats = int8.in_type(whole, jnp.float32)
+    wide = scale.astype(jnp.float32)
+    want, pull = jax.vjp(lambda x: batched(x, floats, "none", wide), x.astype(jnp.float32))
+    (want_dx,) = pull(dy.astype(jnp.float32))
+    for a, b in ((y, want), (dx, want_dx)):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=8e-3 * np.abs(b).max())
 
 
 def kernels_of(tokens, width, hidden):
