@@ -63,6 +63,9 @@ RECIPES = {
         data.decoder_length schedule.learning_rate optimizer.factored_min_size max_skipped_steps
         steps eval_every checkpoint.every""",
     "st_moe_superglue st_moe_tasks": "data.source",
+    "st_moe_superglue st_moe_32b_finetune": """
+        model.d_model model.d_ff model.num_heads model.head_dim routing.num_experts target mesh.
+        finetune.train finetune.frozen_dtype""",
     "st_moe_superglue:sample st_moe_tasks:sample": "data.source data.decoder_length",
     "st_moe_tasks:xsum st_moe_tasks:cnn_dailymail": "data.source",
 }
@@ -108,8 +111,11 @@ def test_sizes_in_the_files_are_those_of_the_table(name):
     assert {key: config.routing[key] for key in routing} == routing
 
 
-def test_fine_tuning_has_the_model_of_st_moe_l_with_dropout():
-    keys = without(differing("st_moe_l", "st_moe_superglue"), "name", PUBLISHED)
+@pytest.mark.parametrize(
+    "names", [("st_moe_l", "st_moe_superglue"), ("st_moe_32b", "st_moe_32b_finetune")]
+)
+def test_fine_tuning_has_the_model_of_pre_training_with_dropout(names):
+    keys = without(differing(*names), "name", PUBLISHED)
     assert {key for key in keys if key.startswith(("model.", "routing.", "objective."))} == {
         "model.dropout",
         "model.expert_dropout",
