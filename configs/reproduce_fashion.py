@@ -23,17 +23,16 @@ from configs.common.variants import pick
 from vitattn.config import default_config
 
 AUGMENTED = {
-    "model.width": 0.254,  # 16, 33 and 65 channels within the blocks
     "model.attention.kind": "augmented",
     "model.attention.stages": (3, 4),
     "model.attention.num_heads": 4,
-    "model.attention.kappa": 0.25,
+    "model.attention.kappa": 0.875,  # deep keys, for the parameters that values do without
     "model.attention.upsilon": 0.25,
     "model.attention.min_key_depth": 4,
     "model.attention.downsample": (),
 }
 STANDALONE = {
-    "model.width": 0.28,  # 18, 36 and 72
+    "model.blocks": (1, 2, 3),  # a block more, for the parameters that windows do without
     "model.attention.kind": "local",
     "model.attention.stages": (4,),
     "model.attention.num_heads": 4,
@@ -54,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.model.depth = 26
     config.model.blocks = (1, 2, 2)
-    config.model.width = 0.247  # 16, 32 and 63 channels within the blocks
+    config.model.width = 0.25
     config.model.stem = "strided"
     config.model.image_size = 28
     config.model.num_classes = 10
@@ -66,21 +65,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.mean = (0.0, 0.0, 0.0)  # the ground is black, and so is what a shift brings in
     config.data.eval_crop = 1.0
 
-    config.batch_size = 128
-    config.steps = 3750
+    config.batch_size = 64
+    config.steps = 5625
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "cosine"
     config.schedule.learning_rate = 0.1
-    config.schedule.warmup_steps = 200
+    config.schedule.warmup_steps = 300
     config.label_smoothing = 0.05
-    config.ema_decay = 0.99
+    config.ema_decay = 0.995
 
     config.target = "v5e-4"
     config.log_every = 50
-    config.eval_every = 470
-    config.checkpoint.every = 470
+    config.eval_every = 1125
+    config.checkpoint.every = 1125
 
     return pick(config, variant, VARIANTS, __file__)

@@ -61,7 +61,7 @@ NAMED: dict[str, dict[str, Any]] = {
         "name": "resnet",
         "depth": 26,
         "blocks": (1, 2, 2),
-        "width": 0.247,
+        "width": 0.25,
         "stem": "strided",
         "image_size": 28,
         "num_classes": 10,
