@@ -29,6 +29,7 @@ MISTAKES = [
     ([*DECODER, *routing(router="experts_choose")], 64, ["would see its future"]),
     (routing(top_k=9), 64, ["top_k=9", "at most 8 different"]),
     (routing(second_policy="randm"), 64, ["'randm'", "Did you mean 'random'"]),
+    (routing(bias_update_rate=0.1), 64, ["does nothing here", "set routing.balance_bias to True"]),
     (routing(dispatch="grouped"), 64, ["runs on TPU and GPU", "'dropless'"]),
     (["--config.model.encoder_blocks=5"], 64, ["model.encoder_blocks=5", "4 or 8"]),
     (["--config.model.vocab_size=256"], 65, ["359 ids", "256", "--config.model.vocab_size=384"]),

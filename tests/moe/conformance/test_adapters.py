@@ -61,7 +61,11 @@ def test_st_moe_pytorch():
     pytest.importorskip("st_moe_pytorch", reason="runs the router of another library")
     findings = judged("st_moe_pytorch", "top2", "random", step=2)
     assert names(findings, "routing") <= {"at least four slots"}
-    assert names(findings, "balance") == {"choices that were dropped are not counted"}
+    # Which choices were dropped hangs on its slots.
+    assert names(findings, "balance") == {
+        "choices that were dropped are not counted",
+        "at least four slots",
+    }
 
 
 def test_a_router_that_is_not_installed_is_named(monkeypatch):
