@@ -44,7 +44,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.decoder_blocks = 24
     config.model.activation = "geglu"
     config.model.dropout = 0.1
-    config.model.expert_dropout = 0.2  # assumed
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.model.sparse_period = 4  # the last of every 4 blocks has experts

@@ -176,7 +176,7 @@ class _Kernel:
                 @pl.when((pl.program_id(2) == 0) | (steps > 1))
                 def _():
                     for stored, same in zip(right, rounded, strict=True):
-                        same[...] = stored[...].astype(same.dtype)
+                        _convert(stored, same)
 
             def one_chunk(i, _):
                 at = pl.ds(pl.multiple_of(i * chunk, chunk), chunk)
@@ -284,6 +284,25 @@ class _Kernel:
             transcendentals=shape[0] * area if over else 0,
             bytes_accessed=shape[0] * (sizes.traffic(tiles) + area * sizes.results),
         )
+
+
+def _convert(stored, same) -> None:
+    """Writes a block [.., ..] of weights in the type of the tokens; whole numbers a part at a time,
+    since the code that unpacks them grows with it.
+    """
+    from jax.experimental import pallas as pl
+
+    if jnp.issubdtype(stored.dtype, jnp.floating):
+        same[...] = stored[...].astype(same.dtype)
+        return
+    rows = stored.shape[0]
+    part = _parts(rows, _LANES, _CHUNK)[-1]
+
+    def one_part(i, _):
+        at = pl.ds(pl.multiple_of(i * part, part), part)
+        same[at, :] = stored[at, :].astype(same.dtype)
+
+    lax.fori_loop(0, rows // part, one_part, None)
 
 
 def _add_up(parts, sums, step: jax.Array, last: jax.Array, at, write: Callable) -> None:
