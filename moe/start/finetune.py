@@ -59,7 +59,9 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
     held = {n: w for n, w in weights.items() if n.startswith(("params/", "model_state/"))}
     averaged = are_averaged(stored)
     read = reading.read(checkpoints, number, stored, held, averaged=averaged)
-    slots = _slots(stored, weights, where) if config.finetune.keep_slots else []
+    # Counts of updates are for all weights at once: new adapters would not be at their beginning.
+    keeps = config.finetune.keep_slots and not new
+    slots = _slots(stored, wanted, where) if keeps else []
     read |= checkpoints.restore_some(number, {name: wanted[name] for name in slots})
     checkpoints.close()
     flat = to_flat(state) | read

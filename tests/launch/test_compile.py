@@ -99,6 +99,31 @@ def test_collectives_of_the_sparse_step(small):
     assert report["rematerialization_warnings"] == []
 
 
+@pytest.mark.slow
+@needs_libtpu
+def test_frozen_experts_in_int8_are_a_byte_a_number_and_have_no_gradient(capsys):
+    """The same step with experts that do not learn: scales of gate and up lie over rows and
+    columns, those of down, of D channels, over rows. Nothing of the experts' size is left over.
+    """
+    frozen = (*SMALL, "--config.finetune.train=non_moe")
+    reports = [
+        run(capsys, *frozen, f"--config.finetune.frozen_dtype={kind}")
+        for kind in ("float32", "int8")
+    ]
+    assert [code for code, _ in reports] == [0, 0]
+    floats, whole = (report["bytes_per_device"] for _, report in reports)
+    experts = E * 3 * D * F // 4
+    scales = 4 * (2 * E * F // 4 + E * D // 2)
+    assert floats["params"] - whole["params"] == 3 * experts
+    assert (floats["model_state"], whole["model_state"]) == (0, scales)
+    assert floats["optimizer"] == whole["optimizer"]
+    saved = floats["arguments"] - whole["arguments"]
+    assert saved == pytest.approx(3 * experts - scales, rel=0.1)
+    assert whole["temporaries"] <= floats["temporaries"]
+    first, second = (report["flops"]["executed_per_step"] for _, report in reports)
+    assert second == pytest.approx(first, rel=0.01)
+
+
 @pytest.mark.thorough
 @needs_libtpu
 def test_arithmetic_time_and_throughput_follow_from_each_other(small):
