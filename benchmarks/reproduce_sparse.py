@@ -220,7 +220,7 @@ def measured(run: sweep.Run) -> Result:
 
 def text_tokens(config: ConfigDict) -> int:
     """How many tokens of text become a row: before some of them are hidden."""
-    from moe.data.sources.span_corruption import SpanCorruption, window_length
+    from moe.data.denoisers.span_corruption import SpanCorruption, window_length
 
     data, size = config.data, config.model.vocab_size
     corruption = SpanCorruption(data.noise_density, data.mean_span, size)
