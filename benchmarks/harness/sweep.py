@@ -121,6 +121,7 @@ def _read_cost(workdir: Path) -> dict[str, float]:
 def _compare(run: Run) -> None:
     stored = load.of_workdir(run.workdir, {})
     changes = differences(flatten(stored), flatten(run.config))
+    changes.pop("writers.extra", None)  # trackers do not change a run, and are not read back
     if changes:
         lines = "; ".join(
             f"{key}: {old!r} there, {new!r} asked for" for key, (old, new) in changes.items()

@@ -73,7 +73,7 @@ def test_runs_are_measured_drawn_and_then_only_printed(cells, tmp_path, capsys, 
     assert reproduce_detection.main(arguments) == 0
     out = capsys.readouterr().out
     assert (
-        "BCCD, test split, 14 images of 64 x 64 pixels, after 1 steps of 8 images, 1 seeds" in out
+        "BCCD, test split, 14 images of 64 x 64 pixels, after 1 steps of 4 images, 1 seeds" in out
     )
     assert f"{results[0]['params']:,}" in out
     assert "goal, AP50 of the best at least 75 %" in out

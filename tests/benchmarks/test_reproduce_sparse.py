@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from benchmarks import reproduce_sparse
-from benchmarks.harness import cpu_clock
+from benchmarks.harness import cpu_clock, sweep
 from configs.common import load
 from moe import describe, plan, train
 from moe.text.vocabulary import SentencePieceVocabulary
+from trainlib import config as config_lib
 from trainlib.errors import ConfigError, DataError
 from trainlib.sharding.mesh import make_mesh
 
@@ -180,3 +181,15 @@ def test_pieces_are_trained_once_on_the_training_texts(corpus, tmp_path):
     with pytest.raises(DataError, match="No vocabulary of 900 pieces"):
         reproduce_sparse.pieces(tmp_path / "runs", given | {"model.vocab_size": "1000"})
     assert SentencePieceVocabulary(str(path), 100).size == 376
+
+
+def test_a_run_that_was_stopped_is_the_same_with_its_tracker(tmp_path):
+    """Trackers are not read back from a workdir, so they cannot tell runs apart."""
+    given = {"writers.extra": cpu_clock.NAME}
+    run = reproduce_sparse.planned(tmp_path, "sparse", "bytes", 0, given)
+    run.workdir.mkdir()
+    (run.workdir / "config.json").write_text(config_lib.to_json(run.config))
+    sweep.check([run])
+    other = reproduce_sparse.planned(tmp_path, "sparse", "bytes", 0, given | {"batch_size": "7"})
+    with pytest.raises(ConfigError, match="batch_size: 32 there, 7 asked for"):
+        sweep.check([other])
