@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -249,7 +250,7 @@ def mean_curve(results: Sequence[Result], *, cpu: bool = False) -> Curve:
 
 def pays_from(sparse: Curve, dense: Curve) -> float | None:
     """From where on the sparse curve stays below the dense one, as far as both go; None if at the
-    end it does not.
+    end it does not, NaN if no evaluation of the sparse one lies within the dense curve.
 
     Args:
       sparse: (tokens or seconds, loss), of each evaluation.
@@ -258,7 +259,9 @@ def pays_from(sparse: Curve, dense: Curve) -> float | None:
     places, values = zip(*dense, strict=True)
     common = [(x, y) for x, y in sparse if places[0] <= x <= places[-1]]
     below = [y < np.interp(x, places, values) for x, y in common]
-    if not below or not below[-1]:
+    if not below:
+        return math.nan
+    if not below[-1]:
         return None
     first = len(below) - below[::-1].index(False) if False in below else 0
     return common[first][0]
@@ -319,9 +322,12 @@ def compare(results: list[Result], dense: str) -> None:
     )
     for clock, cpu in (("tokens of text", False), ("CPU seconds of training", True)):
         place = pays_from(mean_curve(ours, cpu=cpu), mean_curve(theirs, cpu=cpu))
-        said = (
-            "is not below it at the end" if place is None else f"stays below from {place:,.0f} on"
-        )
+        if place is None:
+            said = "is not below it at the end"
+        elif math.isnan(place):
+            said = "not known: they were not evaluated at the same time"
+        else:
+            said = f"stays below from {place:,.0f} on"
         print(f"  by {clock}: {said}")
 
 
