@@ -48,7 +48,8 @@ def data_defaults() -> dict[str, tuple[Any, str]]:
         "source": key("imagenet", f"data set: {catalog.usage()}", text(1)),
         "dir": key(
             "",
-            "directory of the prepared data set; empty is TFDS's own ~/tensorflow_datasets",
+            "directory of the prepared data set; empty is TFDS's own ~/tensorflow_datasets, "
+            "for fashion_mnist where Debian's package puts it",
             text(),
         ),
         "augment": key(
