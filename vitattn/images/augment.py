@@ -109,6 +109,12 @@ def flip_crop(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb)
     return np.asarray(ImageOps.mirror(ground) if rng.random() < 0.5 else ground)
 
 
+def flip(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
+    """Mirrors half of the images and changes nothing else: for few epochs, or small networks."""
+    image = _centre(picture, size)
+    return np.asarray(ImageOps.mirror(image) if rng.random() < 0.5 else image)
+
+
 def shift(picture: Picture, size: Size, rng: np.random.Generator, mean: Rgb) -> np.ndarray:
     """For digits: turns, shifts and scales half of them a little, and flips none, because a
     mirrored digit is another one or none.
@@ -146,6 +152,7 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Size, np.random.Generator, Rgb], np.
     "inception": inception,
     "inception_crop": inception_crop,
     "flip_crop": flip_crop,
+    "flip": flip,
     "shift": shift,
     "none": none,
 }

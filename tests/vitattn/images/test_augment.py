@@ -59,7 +59,8 @@ def test_an_augmentation_is_a_function_of_its_generator(name, size):
 
     np.testing.assert_array_equal(run(1), run(1))
     different = {run(seed).tobytes() for seed in range(12)}
-    assert len(different) == 1 if name == "none" else len(different) > 8
+    expected = {"none": 1, "flip": 2}.get(name)
+    assert len(different) == expected if expected else len(different) > 8
 
 
 def test_flip_crop_moves_by_at_most_an_eighth_and_fills_with_the_mean():
@@ -71,6 +72,14 @@ def test_flip_crop_moves_by_at_most_an_eighth_and_fills_with_the_mean():
     tops, lefts, flips = map(set, zip(*seen, strict=True))
     assert tops == lefts == set(range(9))
     assert flips == {True, False}
+
+
+def test_flip_mirrors_and_does_nothing_else():
+    base = np.asarray(augment.none(open_picture(PICTURE), 32, generator(), MEAN))
+    images = [augment.flip(open_picture(PICTURE), 32, generator(n), MEAN) for n in range(200)]
+    mirrored = [np.array_equal(image, base[:, ::-1]) for image in images]
+    assert all(m or np.array_equal(i, base) for m, i in zip(mirrored, images, strict=True))
+    assert 70 < sum(mirrored) < 130
 
 
 def find_shift(base, image):
