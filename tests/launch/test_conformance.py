@@ -35,6 +35,14 @@ def picky(case):
 
 def wrong(case):
     return answer(case.logits, case.mask, case.draws, rules(case.settings, dispatch="dropless"))
+
+
+class Demanding:
+    def __init__(self, weights):
+        pass
+
+    def route(self, case):
+        return right(case)
 """
 
 
@@ -77,6 +85,11 @@ def test_a_wrong_router_ends_with_1_and_names_the_bug(capsys):
             r"Nothing was judged.*none of the 20 cases \(hash routing alone: 20 cases\)",
         ),
         (["--adapter=command_line_routers:mute", "--only=top1"], ConfigError, "Nothing was judged"),
+        (
+            ["--adapter=command_line_routers:Demanding"],
+            ConfigError,
+            "stops with TypeError when it is made without arguments.*'weights'",
+        ),
         (["--adapter=mo"], ConfigError, "Did you mean 'moe'"),
         (["--adapter=moe", "--config.x=1"], ConfigError, "reads no configuration"),
         (["--adapter=command_line_routers:right", "--only=top9"], DataError, "Themes: "),

@@ -10,7 +10,7 @@ from moe.conformance.cases import Case
 from moe.conformance.reference import Answer
 from moe.conformance.verdict import Adapter
 from trainlib import extension
-from trainlib.errors import ConfigError, nearest, shown
+from trainlib.errors import ConfigError, UserError, nearest, shown
 
 KNOWN = {  # name -> module, class, packages it needs
     "moe": ("moe.conformance.adapters.ours", "Ours", ()),
@@ -50,7 +50,8 @@ def load(word: str) -> Adapter:
     case to an answer.
 
     Raises:
-      ConfigError: there is none, or it needs a package that is not installed.
+      ConfigError: there is none, it needs a package that is not installed, or the class cannot be
+        made without arguments.
     """
     if word in KNOWN:
         module, name, packages = KNOWN[word]
@@ -65,7 +66,16 @@ def load(word: str) -> Adapter:
     value = extension.load_from_flag(word, "--adapter")
     if not isinstance(value, type):
         return _Function(word, value)
-    adapter = value()
+    try:
+        adapter = value()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"--adapter={shown(word, 60)}: the class stops with {type(error).__name__} when it is "
+            f"made without arguments, as this command makes it: {shown(error)}. --debug prints the "
+            "traceback."
+        ) from error
     if not callable(getattr(adapter, "route", None)):
         raise extension.misfit(
             word, "--adapter", value, "a function from a case to an answer, or a class with `route`"
