@@ -141,3 +141,10 @@ def test_controls_change_what_is_shown(pages, chromium):
     page.ask("document.querySelector('.buttons button:last-child').click()")
     assert page.ask("document.querySelectorAll('.panel table tbody tr').length") >= 50
     assert page.complaints == []
+
+
+def test_a_long_word_in_an_alert_fits_a_telephone(pages, chromium):
+    page = opened(chromium, pages / "one.html", 390, phone=True)
+    page.ask("document.querySelector('.alerts b').textContent = 'x'.repeat(200)")
+    page.drawn()
+    assert page.ask("document.documentElement.scrollWidth") <= 390
