@@ -149,10 +149,8 @@ def input_rows(
         ) from None
     if bad or not rows:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        what = (
-            f"{len(bad)} lines of {lines_}: {'; '.join(bad[:_SHOWN])}{more}" if bad else "no line"
-        )
-        raise DataError(f"--input={shown(path)} has {what}. {advice}")
+        what = f"rows that cannot be used ({len(bad)} of {lines_}): {'; '.join(bad[:_SHOWN])}{more}"
+        raise DataError(f"--input={shown(path)} has {what if bad else 'no line'}. {advice}")
 
 
 def array_at_start(file: io.BufferedReader) -> bool:

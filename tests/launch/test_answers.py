@@ -136,7 +136,7 @@ MISTAKES = [
         ["--input={bad}", "--output={out}"],
         65,
         [
-            "7 lines of 9",
+            "rows that cannot be used (7 of 9): line 2",
             "line 2 has no field 'inputs'. Did you mean 'input'",
             "line 3 has an empty field 'inputs'",
             "line 4 is not JSON",

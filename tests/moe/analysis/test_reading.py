@@ -95,7 +95,7 @@ def test_a_decoder_reads_on(plan, tmp_path):
     [
         ("", "has no line"),
         ("\n\n", "has no line"),
-        ('{"text": "a"}\n{"other": 1}\n', "1 lines of 2: line 2 has no text in the"),
+        ('{"text": "a"}\n{"other": 1}\n', r"rows that cannot be used \(1 of 2\): line 2 has no"),
         ('{"text": 3}\n', "has no text in the field 'text'"),
         ('{"text": "a", "language": 7}\n', "has no text in the field 'language'"),
         ("[1]\n", "is no JSON object"),

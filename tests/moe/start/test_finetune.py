@@ -492,7 +492,7 @@ def test_lines_without_text_are_named(tmp_path):
     with pytest.raises(DataError) as error:
         check_input(path)
     for part in (
-        "3 lines of 4",
+        "rows that cannot be used (3 of 4): line 2",
         "line 2 has no field 'inputs'",
         "line 3 has an empty",
         "line 4 is not",
