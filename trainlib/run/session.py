@@ -262,9 +262,13 @@ class Session(Generic[Result]):
         self._checkpoints.poll()
         if number == self.start + 1:
             gc.set_threshold(*_COLLECTIONS)
-        if number == self.start + 1 and self.main:
             jax.block_until_ready(sums)
-            self.progress.message(f"first step after {duration(time.monotonic() - self._began)}")
+            if self.main:
+                took = duration(time.monotonic() - self._began)
+                self.progress.message(f"first step after {took}")
+            # Rates count from here. On CPUs the next dispatch lasts as long as its step, so that
+            # what is read after it would be stamped with the end of the second step.
+            self._recorder.flush()
         last = number == self.config.steps
         self.stopping = not last and peers.stopping(number, self._stop.requested)
 

@@ -159,6 +159,15 @@ def test_a_run_saves_with_what_was_measured_and_is_complete(opened, after, tmp_p
     assert "Complete: 6 steps are done" in capsys.readouterr().out
 
 
+def test_the_first_step_is_read_before_the_second_is_dispatched(opened, tmp_path):
+    session = opened()
+    with session.running():
+        for number, _ in session.steps(iter(range(6))):
+            session.record(number, sums(number))
+            # Rates count from the end of the first step; others are read behind the next.
+            assert logged(tmp_path, "train") == list(range(1, max(2, number)))
+
+
 def test_a_request_saves_after_the_step_and_the_next_start_makes_up(opened, after, tmp_path):
     session = opened()
     with pytest.raises(Preempted, match="after step 4 of 6"):
