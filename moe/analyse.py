@@ -19,7 +19,7 @@ from moe.models import architecture
 from moe.models.architecture import Architecture
 from moe.text.vocabulary import Vocabulary
 from trainlib.config import read_json
-from trainlib.errors import ConfigError, DataError, shown
+from trainlib.errors import ConfigError, DataError, StorageError, shown
 from trainlib.formats.load import load_weights
 from trainlib.model.weights import Arrays
 from trainlib.run.progress import Progress, summary
@@ -58,13 +58,15 @@ def run(
       What `report.json` holds.
 
     Raises:
-      ConfigError: a model without experts, or with one in each layer; or nothing is held out.
+      ConfigError: a model without experts, or with one in each layer; nothing is held out; or
+        `out` is no directory.
       DataError: no text, or a vocabulary that is not that of the run.
       CheckpointError: there is no checkpoint, or not that one.
       NumericAbort: router logits that are not finite.
       StorageError: the report cannot be written.
     """
     _check_experts(architecture(config.model, config.routing), workdir)
+    _check_out(request.out)
     plan = plan_lib.make(config)
     vocabulary = make_vocabulary(config.data)
     _check_vocabulary(config, workdir, vocabulary, plan.model)
@@ -143,6 +145,15 @@ def _check_experts(model: Architecture, workdir: Path) -> None:
         )
 
 
+def _check_out(out: Path) -> None:
+    there = next(place for place in (out, *out.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(
+            f"--out={shown(out)} cannot be made: {shown(there)} is there, and is no directory. "
+            "Give a directory, which may be new."
+        )
+
+
 def _check_vocabulary(
     config: ConfigDict, workdir: Path, vocabulary: Vocabulary, model: Architecture
 ) -> None:
@@ -166,11 +177,18 @@ def _write(
     vocabulary: Vocabulary,
 ) -> None:
     out = request.out
-    os.makedirs(out, exist_ok=True)
-    record.write(found, out / RECORD)
-    drawn = pictures.draw(result, found, vocabulary, out, request.row)
-    report.write(result, drawn, out / REPORT)
-    report.write_data(data, out / DATA)
+    try:
+        os.makedirs(out, exist_ok=True)
+        record.write(found, out / RECORD)
+        drawn = pictures.draw(result, found, vocabulary, out, request.row)
+        report.write(result, drawn, out / REPORT)
+        report.write_data(data, out / DATA)
+    except OSError as error:
+        raise StorageError(
+            f"The report cannot be written to {shown(out)}: {error.strerror or error}. What is "
+            "there now is no whole report. Free space or give another --out; the same command "
+            "writes it anew."
+        ) from error
     rows = [("step", str(found.facts["step"])), *report.headline(result)]
     rows.append(("report", shown(out / REPORT)))
     print(summary(f"{found.facts['run']}: routing of {found.facts['text']}", rows))

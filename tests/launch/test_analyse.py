@@ -113,6 +113,8 @@ def test_a_split_and_a_file_of_languages(saved, tmp_path, capsys):
         (4, ("--config.data.source=text:x", "--config.data.holdout=0"), 64, "nothing of data"),
         (4, ("--input=absent.jsonl",), 65, "cannot be read"),
         (4, ("--input=absent.jsonl", "--split=train"), 64, "both say what is read"),
+        (4, ("--out={there}",), 64, "is no directory"),
+        (4, ("--out={there}/report",), 64, "is no directory"),
         (4, ("--tokens=many",), 64, "no whole number"),
         (4, (), 66, "checkpoint"),
     ],
@@ -121,6 +123,7 @@ def test_what_cannot_be_analysed(experts, flags, code, said, tmp_path, capsys):
     config = tiny(num_experts=experts, top_k=min(2, max(experts, 1)))
     config.data.cache = str(tmp_path / "cache")
     save_config(config, tmp_path)
+    flags = [flag.format(there=tmp_path / "config.json") for flag in flags]
     found, _, error = outcome(capsys, f"--workdir={tmp_path}", *flags)
     assert (found, said in error) == (code, True), error
 
