@@ -28,6 +28,11 @@ def check_target(path: Path) -> None:
         status = path.lstat()
     except FileNotFoundError:
         return
+    if stat.S_ISDIR(status.st_mode):
+        raise ConfigError(
+            f"{shown(path)} is a folder, and a file is to be written there. Nothing was written. "
+            "Name another place, such as a file in that folder, or move the folder away."
+        )
     if not stat.S_ISREG(status.st_mode):
         _refuse(path, what_is(path))
     if status.st_nlink > 1:
