@@ -52,7 +52,7 @@ def test_a_page_is_written_over_a_page_of_its_kind_alone(tmp_path):
     with pytest.raises(ConfigError, match=r"--html: .*page\.html is there already"):
         check_page(path, "<!doctype html>\n<!-- another -->\n", "--html")
     with pytest.raises(
-        ConfigError, match="is a folder, and a file .* such as a file in that folder"
+        ConfigError, match=r"is a folder, and a file .* such as a file in that folder"
     ):
         check_page(tmp_path, MARK, "--html")
     (tmp_path / "file").write_text("")
