@@ -71,7 +71,7 @@ def report(data: str, results: Sequence[accuracy.Result], folder: Path) -> None:
     """Prints the table, what all of it cost and the goal; draws the plot."""
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\n{accuracy.headline(data, results)}")
-    print("\n".join(accuracy.table("ResNet-26, three stages", results, TITLES)))
+    print("\n".join(accuracy.table("ResNet of three stages", results, TITLES)))
     print(f"all runs: {sum(result['cpu_seconds'] for result in results) / 60:.1f} CPU minutes")
     means = {
         kind: statistics.mean(run["top1"] for run in accuracy.of_kind(results, kind))

@@ -59,9 +59,9 @@ NAMED: dict[str, dict[str, Any]] = {
     # A small network of three stages for the 28x28 images of Fashion-MNIST.
     "reproduce_fashion": {
         "name": "resnet",
-        "depth": 26,
-        "blocks": (1, 2, 2),
-        "width": 0.25,
+        "depth": 18,
+        "blocks": (1, 1, 1),
+        "width": 0.461,
         "stem": "strided",
         "image_size": 28,
         "num_classes": 10,
