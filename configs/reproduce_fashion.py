@@ -66,21 +66,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.mean = (0.0, 0.0, 0.0)  # the ground is black
     config.data.eval_crop = 1.0
 
-    config.batch_size = 64
-    config.steps = 4700
+    config.batch_size = 128
+    config.steps = 2350
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 0.1
-    config.schedule.warmup_steps = 300
+    config.schedule.learning_rate = 0.2
+    config.schedule.warmup_steps = 150
     config.label_smoothing = 0.05
-    config.ema_decay = 0.995
+    config.ema_decay = 0.99
 
     config.target = "v5e-4"
     config.log_every = 50
-    config.eval_every = 940
-    config.checkpoint.every = 470
+    config.eval_every = 470
+    config.checkpoint.every = 235
 
     return pick(config, variant, VARIANTS, __file__)
