@@ -250,21 +250,24 @@ def mean_curve(results: Sequence[Result], *, cpu: bool = False) -> Curve:
 
 def pays_from(sparse: Curve, dense: Curve) -> float | None:
     """From where on the sparse curve stays below the dense one, as far as both go; None if at the
-    end it does not, NaN if no evaluation of the sparse one lies within the dense curve.
+    end it does not, NaN if they have nothing in common.
 
     Args:
       sparse: (tokens or seconds, loss), of each evaluation.
-      dense: the same; between two evaluations it is taken as straight.
+      dense: the same; they are compared at the evaluations of either, and between two of its own a
+        curve is taken as straight.
     """
-    places, values = zip(*dense, strict=True)
-    common = [(x, y) for x, y in sparse if places[0] <= x <= places[-1]]
-    below = [y < np.interp(x, places, values) for x, y in common]
-    if not below:
+    curves = [np.asarray(curve).T for curve in (sparse, dense)]
+    first, last = (f(places[end] for places, _ in curves) for f, end in ((max, 0), (min, -1)))
+    places = np.unique(np.concatenate([places for places, _ in curves]))
+    places = places[(places >= first) & (places <= last)]
+    if not len(places):
         return math.nan
-    if not below[-1]:
-        return None
-    first = len(below) - below[::-1].index(False) if False in below else 0
-    return common[first][0]
+    ours, theirs = (np.interp(places, *curve) for curve in curves)
+    above = np.flatnonzero(ours >= theirs)
+    if not len(above):
+        return float(places[0])
+    return None if above[-1] == len(places) - 1 else float(places[above[-1] + 1])
 
 
 def print_table(vocabulary: str, results: list[Result], seeds: int) -> None:
@@ -344,17 +347,19 @@ def plot(results: list[Result], folder: Path) -> Path:
         for number, (kind, title) in enumerate(TITLES.items()):
             runs = [r for r in of_kind(results, kind) if r["vocabulary"] == vocabulary]
             for axes, cpu in zip(row, (False, True), strict=True) if runs else ():
+                unit = 1.0 if cpu else 1e6
                 for run in runs:
-                    x, y = zip(*mean_curve([run], cpu=cpu), strict=True)
-                    axes.plot(x, y, color=f"C{number}", alpha=0.3, lw=1)
-                x, y = zip(*mean_curve(runs, cpu=cpu), strict=True)
+                    x, y = np.asarray(mean_curve([run], cpu=cpu)).T
+                    axes.plot(x / unit, y, color=f"C{number}", alpha=0.3, lw=1)
+                x, y = np.asarray(mean_curve(runs, cpu=cpu)).T
                 label = f"{title} ({len(runs)} seed{'s' * (len(runs) != 1)})"
-                axes.plot(x, y, "o-", color=f"C{number}", markersize=3, label=label)
+                axes.plot(x / unit, y, "o-", color=f"C{number}", markersize=3, label=label)
         row[0].set_ylabel("held-out loss, nats a token")
-        row[0].set_title(f"{vocabulary}, over tokens of text", fontsize=10)
-        row[1].set_title(f"{vocabulary}, over CPU seconds of training steps", fontsize=10)
+        row[0].set_xlabel("million tokens of text")
+        row[1].set_xlabel("CPU seconds of training steps")
         row[0].legend(fontsize=8)
         for axes in row:
+            axes.set_title(f"Brown corpus by {vocabulary}", fontsize=10)
             axes.grid(alpha=0.3)
     path = folder / "sparse.png"
     figure.savefig(path, dpi=110)

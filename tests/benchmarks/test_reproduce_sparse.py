@@ -39,6 +39,7 @@ def test_dense_models_are_equal_in_what_they_say(vocabulary):
         ([(1, 3.0), (3, 2.0)], [(1, 4.0), (3, 3.0)], 1),
         ([(1, 3.0), (3, 3.0)], [(1, 4.0), (3, 3.0)], None),  # equal is not below
         ([(2, 3.4), (6, 1.0)], [(1, 4.0), (3, 3.0)], 2),  # against 3.5; 6 is past the other's end
+        ([(2, 3.4), (6, 3.2)], [(1, 4.0), (3, 3.0)], None),  # where the other one ends: 3.35
         ([(9, 1.0)], [(1, 4.0), (3, 3.0)], math.nan),  # nothing in common
     ],
 )
