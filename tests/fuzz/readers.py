@@ -248,6 +248,7 @@ def _idx(folder: Path) -> Path:
 
 def read_idx(path: Path) -> list[tuple[int, ...]]:
     """The labels of both splits, each with the sum of its pixels."""
+    import numpy as np
     from ml_collections import ConfigDict
 
     from vitattn.data import data_defaults, make_source
@@ -256,7 +257,7 @@ def read_idx(path: Path) -> list[tuple[int, ...]]:
     config = ConfigDict(values | {"source": f"idx:{path}"})
     sources = [make_source(config, split) for split in ("train", "test")]
     return [
-        (example.label, example.image.sum())
+        (example.label, int(np.sum(np.asarray(example.image))))
         for source in sources
         for example in (source[record] for record in range(len(source)))
     ]
