@@ -1,6 +1,6 @@
 """Does sparsity pay on the Brown corpus, and from how many tokens on? A table and a picture.
 
-    make reproduce-sparse BROWN=DIR         # about 50 CPU minutes
+    make reproduce-sparse BROWN=DIR         # about 60 CPU minutes
     python -m benchmarks.reproduce_sparse --brown=DIR --so-far        # what is there by now
 
 Trains the variants of configs/reproduce_sparse.py: a sparse model, a dense one of equal FLOPs a
