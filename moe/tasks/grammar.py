@@ -15,7 +15,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from moe.tasks.task import (
     TEST,
@@ -30,8 +30,7 @@ from moe.tasks.task import (
     field,
     words,
 )
-from moe.text.files import BOM, GZIP_ERRORS, damaged_gzip
-from moe.text.json_rows import LARGEST_BYTES, lines, not_utf8, open_rows, too_long
+from moe.text.json_rows import text_lines
 
 # Edits that change nothing: the sentence is right, or nobody knew what to put there.
 _NO_CHANGE = frozenset(("noop", "UNK"))
@@ -88,7 +87,7 @@ def _m2_row(block: list[str]) -> dict[str, Any]:
 def _m2_rows(path: Path) -> Rows:
     """The sentences of an M2 file; those of a file `.orig`, one a line, are without corrections."""
     if path.suffix == ".orig":
-        for number, line in _lines(path):
+        for number, line in text_lines(path):
             if isinstance(line, Bad) or line.strip():
                 plain = line if isinstance(line, Bad) else {"source": " ".join(line.split())}
                 yield f"line {number}", plain
@@ -102,7 +101,7 @@ def _m2_rows(path: Path) -> Rows:
 
 def _blocks(path: Path) -> Iterator[tuple[int, list[str] | Bad]]:
     """(number of its first line, lines) of each sentence; why not, where a line is none of M2."""
-    groups = itertools.groupby(_lines(path), key=lambda n_line: _is_blank(n_line[1]))
+    groups = itertools.groupby(text_lines(path), key=lambda n_line: _is_blank(n_line[1]))
     for blank, group in groups:
         if blank:
             continue
@@ -125,27 +124,6 @@ def _is_blank(line: str | Bad) -> bool:
     return isinstance(line, str) and not line.strip()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | Bad]]:
-    """(number from 1, line without its end, or why it cannot be read)."""
-    try:
-        with open_rows(path) as file:
-            yield from _decoded(file)
-    except GZIP_ERRORS as error:
-        raise damaged_gzip(path, error) from None
-
-
-def _decoded(file: BinaryIO) -> Iterator[tuple[int, str | Bad]]:
-    for number, (offset, line) in enumerate(lines(file, 0), start=1):
-        if len(line) > LARGEST_BYTES:
-            yield number, Bad(too_long())
-            continue
-        try:
-            content = line.removeprefix(BOM if number == 1 else b"")
-            yield number, content.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            yield number, Bad(not_utf8(line, error, offset))
-
-
 def _pair_rows(path: Path) -> Rows:
     """`FOLDER/sentence_pairs.tsv` -> the pairs of all its shards, in their order."""
     found = [(file, _SHARD.fullmatch(file.name)) for file in path.parent.iterdir()]
@@ -165,7 +143,7 @@ def _pair_rows(path: Path) -> Rows:
 
 
 def _pairs(path: Path, where: str) -> Rows:
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         if isinstance(line, Bad):
             yield f"{where}line {number}", line
         elif line.strip():

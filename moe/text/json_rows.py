@@ -153,6 +153,29 @@ def input_rows(
         raise DataError(f"--input={shown(path)} has {what if bad else 'no line'}. {advice}")
 
 
+def text_lines(path: Path) -> Iterator[tuple[int, str | Bad]]:
+    """(number from 1, line without its end, or why it cannot be used) of a file of text.
+
+    Raises:
+      OSError: it is not there.
+      DataError: it is no regular file, or a damaged gzip file.
+    """
+    try:
+        with open_rows(path) as file:
+            for number, (offset, line) in enumerate(lines(file, 0), start=1):
+                if len(line) > LARGEST_BYTES:
+                    yield number, Bad(too_long())
+                    continue
+                try:
+                    text = line.removeprefix(BOM if number == 1 else b"").decode()
+                except UnicodeDecodeError as error:
+                    yield number, Bad(not_utf8(line, error, offset))
+                else:
+                    yield number, text.rstrip("\r\n")
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from None
+
+
 def array_at_start(file: io.BufferedReader) -> bool:
     """Whether a file that can be peeked into begins with `[`."""
     return file.peek(64)[:64].removeprefix(BOM).lstrip().startswith(b"[")

@@ -4,8 +4,6 @@ import pytest
 
 from moe.eval.overlap import rouge
 
-pytest.importorskip("rouge_score", reason="the package rouge-score is optional")
-
 
 def test_scores_are_those_of_the_definition():
     # Prediction "the cat sat" and summary "the cat lay down":

@@ -166,7 +166,6 @@ def test_csv_gives_the_rows_of_the_csv_module(tmp_path, monkeypatch):
     """Quotes, separators and line ends in cells, empty cells, CRLF, a mark of byte order; the
     reference is Python's reader. In small blocks, so that rows lie across their ends.
     """
-    pytest.importorskip("pyarrow")
     from moe.pairs import tables
 
     cells = [["a, b", "x"], ['say "so"\r\nor not', "007"], ["NA", ""], ["é☃", "null"]] * 40
@@ -194,7 +193,6 @@ def test_csv_gives_the_rows_of_the_csv_module(tmp_path, monkeypatch):
 
 
 def test_lists_in_csv_are_json(written):
-    pytest.importorskip("pyarrow")
     text = 'inputs,targets,choices\nq,"[""a"", ""b""]",\nr,yes,"[""no"", ""yes""]"\ns,[unk] it,\n'
     found = examples(written(text, "train.csv"))
     assert [e.targets for e in found] == [("a", "b"), ("yes",), ("[unk] it",)]
@@ -202,7 +200,6 @@ def test_lists_in_csv_are_json(written):
 
 
 def test_rows_of_csv_that_are_ragged_or_no_text_are_named(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
     from moe.pairs import tables
 
     path = tmp_path / "t.csv"
@@ -219,7 +216,7 @@ def test_rows_of_csv_that_are_ragged_or_no_text_are_named(tmp_path, monkeypatch)
 
 
 def test_parquet_gives_what_was_written(tmp_path, written):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = {

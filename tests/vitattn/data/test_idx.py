@@ -209,9 +209,12 @@ def test_fashion_mnist_has_its_names_and_says_where_to_get_it(tmp_path, monkeypa
         make_source(config(source="fashion_mnist", dir=str(tmp_path / "own")), "test")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.isdir(idx.PACKAGED),
+    reason="the data of Debian's dataset-fashion-mnist, 31 MB, which no Python package brings",
+)
 def test_fashion_mnist_where_debian_puts_it():
-    if not os.path.isdir(idx.PACKAGED):
-        pytest.skip("the package dataset-fashion-mnist is not installed")
     train = idx.make_fashion(config(source="fashion_mnist"), "train")
     assert isinstance(train, Arrays)
     assert train.images.shape == (60000, 28, 28, 1)
