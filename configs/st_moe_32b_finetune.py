@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.decoder_blocks = 24
     config.model.activation = "geglu"
     config.model.dropout = 0.1
+    config.model.expert_dropout = 0.0  # experts do not learn here; none is published for the 32B
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.model.sparse_period = 4  # the last of every 4 blocks has experts

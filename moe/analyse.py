@@ -190,5 +190,10 @@ def _write(
             "writes it anew."
         ) from error
     rows = [("step", str(found.facts["step"])), *report.headline(result)]
+    last = len(found.label) - 1
+    if request.row > last:
+        rows.append(
+            ("row", f"there is no --row={request.row}: sentence.png shows the last, {last}")
+        )
     rows.append(("report", shown(out / REPORT)))
     print(summary(f"{found.facts['run']}: routing of {found.facts['text']}", rows))

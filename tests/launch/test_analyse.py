@@ -93,8 +93,12 @@ def test_a_split_and_a_file_of_languages(saved, tmp_path, capsys):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     other = tmp_path / "new" / "report"
-    code, out, error = outcome(capsys, *flags, f"--input={path}", f"--out={other}", "--tokens=0")
+    code, out, error = outcome(
+        capsys, *flags, f"--input={path}", f"--out={other}", "--tokens=0", "--row=999"
+    )
     assert code == 0, error
+    last = len(record.read(other / "tokens.npz").label) - 1
+    assert f"there is no --row=999: sentence.png shows the last, {last}" in out
     assert (other / "languages.png").is_file()
     (layer,) = json.loads((other / "report.json").read_text())["stacks"]["decoder"]["layers"]
     assert {group["name"] for group in layer["labels"]} == {"English", "русский"}
