@@ -9,9 +9,9 @@ parameters with 4 experts on the embedded text, at five times the usual learning
 model this small is stable at the usual one. Hardware: 2 CPU cores. What it shows holds for this
 size; measured here: see docs/results.md.
 
-Variants: `z_loss` adds the router z-loss (1e-3), `jitter` input jitter of 1e-2, `clip` an update
-clip of 0.1, `relu` two matrices instead of GEGLU at equal parameters. The plain configuration is
-the baseline, without z-loss.
+Variants: `z_loss` adds the router z-loss (1e-3), `jitter` input jitter of 1e-2, `dropout` a rate of
+0.1, `clip` an update clip of 0.1, `relu` two matrices instead of GEGLU at equal parameters,
+`no_scale` norms without a learned scale. The plain configuration is the baseline, without z-loss.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from moe.config import default_config
 VARIANTS = {
     "z_loss": {"routing.z_loss_weight": 1e-3},
     "jitter": {"routing.jitter": 0.01},
+    "dropout": {"model.dropout": 0.1},
     "clip": {"optimizer.update_clip": 0.1},
     "relu": {"model.activation": "relu", "model.d_ff": 192},
+    "no_scale": {"model.norm_scale": False},
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration; variants: z_loss, jitter, clip, relu."""
+    """The configuration; variants: z_loss, jitter, dropout, clip, relu, no_scale."""
     config = default_config()
     config.name = "st_moe_stability"
 

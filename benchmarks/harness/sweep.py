@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.common import load
+from trainlib import compile_cache
 from trainlib.config import differences, flatten
 from trainlib.errors import ConfigError
 
@@ -41,7 +42,8 @@ def check(runs: Iterable[Run]) -> None:
 
 
 def complete(runs: Iterable[Run], train: Train) -> None:
-    """Trains what is not trained yet, or goes on with it."""
+    """Trains what is not trained yet, or goes on with it; a kind is compiled for its first seed."""
+    compile_cache.enable()
     for run in runs:
         if not finished(run):
             train(run.config, run.workdir)

@@ -43,13 +43,13 @@ def fashion(tmp_path):
     return folder
 
 
-def test_all_networks_have_as_many_parameters_within_two_hundredths():
+def test_all_networks_have_as_many_parameters_within_four_hundredths():
     configs = [
         load.from_flags(f"{reproduce_fashion.CONFIG}:{kind}", {}).config
         for kind in reproduce_fashion.TITLES
     ]
     counts = [abstract(build(config.model)).param_count for config in configs]
-    assert max(counts) <= 1.02 * min(counts)
+    assert max(counts) <= 1.04 * min(counts)
     ways = {(config.steps, config.batch_size, config.optimizer.to_json()) for config in configs}
     assert len(ways) == 1
 

@@ -60,8 +60,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "reproduce_fashion": {
         "name": "resnet",
         "depth": 18,
-        "blocks": (1, 1, 1),
-        "width": 0.461,
+        "blocks": (2, 1, 1),
+        "width": 0.375,
         "stem": "strided",
         "image_size": 28,
         "num_classes": 10,
