@@ -63,8 +63,7 @@ def forward_flops(model: Architecture, encoder_length: int, decoder_length: int)
         if stack == "decoder" and "encoder" in model.stacks:
             cross = 2 * d * inner * (tokens + encoder_length) + 2 * encoder_length * inner * tokens
             total += blocks * cross
-        beside = sparse if model.extra_ffn != "none" else 0
-        total += (blocks - sparse + beside) * ffn * tokens
+        total += (blocks - sparse + len(model.extra_blocks(stack))) * ffn * tokens
         if model.routing is not None:
             copies = model.routing.capacity_factor  # of each token, as far as experts compute
             if model.routing.dropless or model.routing.capacity_per_choice:

@@ -59,6 +59,7 @@ FIXED = (
     "model.activation",
     "model.sparse_",  # all keys that begin so
     "model.extra_ffn",
+    "model.decoder_extra_ffn",
     "model.tie_word_embeddings",
     "model.encoder_blocks",
     "model.decoder_blocks",

@@ -331,13 +331,19 @@ def _routed(choices: int, train: str, held_out: str, **more: str) -> Values:
 
 
 def _pretrained(
-    rows: dict[str, Values], few: tuple[str, ...], minutes: float, measure: Measure = QUALITY
+    rows: dict[str, Values],
+    few: tuple[str, ...],
+    minutes: float,
+    measure: Measure = QUALITY,
+    tiny: dict[str, Values] | None = None,
 ) -> dict[str, Any]:
-    """Rows of ST-MoE-L for 100k steps, and the few of them that a laptop trains."""
+    """Rows of ST-MoE-L for 100k steps, and the few of them that a laptop trains; `tiny`: its keys
+    of them, where they are others.
+    """
     return {
         "needs": C4,
         "full": settings({row: ("st_moe_l", values) for row, values in rows.items()}),
-        "tiny": settings({row: (_Z_LOSS, {**_PRETRAINED, **rows[row]}) for row in few}),
+        "tiny": settings({row: (_Z_LOSS, {**_PRETRAINED, **(tiny or rows)[row]}) for row in few}),
         "measures": (measure,),
         "tiny_is": SHORT_STABILITY,
         "minutes": minutes,
@@ -402,18 +408,39 @@ def _routing() -> Known:
     )
 
 
-def _architecture() -> Known:
-    beside: dict[str, Values] = {
+def _extra_layers(sparse: str, encoder: str, decoder: str) -> dict[str, Values]:
+    """Rows of table 16.
+
+    The dense model has its extra layers in those blocks that the sparse one makes sparse.
+
+    Args:
+      sparse: these blocks.
+      encoder: blocks of the encoder that have them at random.
+      decoder: the same of the decoder.
+    """
+    elsewhere = {"model.extra_ffn_blocks": encoder, "model.decoder_extra_ffn_blocks": decoder}
+    return {
         "Dense": _DENSE,
+        "Dense, extra FFN layers": {**_DENSE, "model.extra_ffn_blocks": sparse},
         "Sparse": {"model.extra_ffn": "none"},
         "Sparse, extra FFN after": {"model.extra_ffn": "after"},
         "Sparse, extra FFN before": {"model.extra_ffn": "before"},
+        "Sparse, extra FFN placed at random": elsewhere,
     }
+
+
+def _architecture() -> Known:
+    # As many blocks as have experts, of those that have none, by NumPy's default_rng(0): first of
+    # the encoder, then of the decoder. A test draws them again.
+    rows = _extra_layers("3,7,11,15,19,23", "0,5,6,9,10,14", "9,12,14,16,20,22")
+    few = _extra_layers("3", "2", "1")
     yield (
         "table 16",
         {
-            **_pretrained(beside, tuple(beside), 3),
-            "note": "extra dense layers without experts, or at random places, cannot be configured",
+            **_pretrained(rows, tuple(few), 5, tiny=few),
+            "note": "the paper says neither where a dense model has extra layers nor which places "
+            "were drawn: read as the blocks that the sparse model makes sparse, and as blocks "
+            "without experts, drawn with seed 0",
         },
     )
     biases: dict[str, Values] = {

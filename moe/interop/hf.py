@@ -23,6 +23,7 @@ from moe.models.architecture import Architecture, is_sparse
 from trainlib.errors import CheckpointError, shown
 from trainlib.formats.layout import TRANSPOSED, Entry, Layout, prefix_before, strip_advice
 from trainlib.formats.safetensors import Reader
+from trainlib.keys import brief
 
 __all__ = ["from_config", "layout", "obstacles", "tensors", "to_config"]
 
@@ -61,12 +62,21 @@ def same_experts(model: Architecture) -> list[tuple[bool, str]]:
     ]
 
 
+def listed_extra(model: Architecture) -> list[tuple[bool, str]]:
+    """Whether a key lists no extra dense layers, for which models of others have no place, and what
+    it says.
+    """
+    keys = ("extra_ffn_blocks", "decoder_extra_ffn_blocks")
+    return [(not (places := getattr(model, key)), f"model.{key}={brief(places)}") for key in keys]
+
+
 def obstacles(model: Architecture) -> list[str]:
     """What keeps a model from being written in these names; empty when nothing does."""
     asked: list[tuple[bool, str]] = [
         (model.kind == "encoder_decoder", f"model.kind={model.kind}, not encoder_decoder"),
         (model.norm_scale, "model.norm_scale=False"),
         (model.residual_scale == 1, f"model.residual_scale={model.residual_scale}"),
+        *listed_extra(model),
     ]
     routing = model.routing
     if routing is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moe.interop.hf import blocks, same_experts
+from moe.interop.hf import blocks, listed_extra, same_experts
 from moe.interop.placement import placement
 from moe.kernels.buckets import MAX_DISTANCE
 from moe.models.architecture import Architecture, is_sparse
@@ -91,6 +91,7 @@ def obstacles(model: Architecture, names: str) -> list[str]:
         (model.expert_bias == "none", f"model.expert_bias={model.expert_bias}"),
         *same_experts(model),
         (model.extra_ffn != "before" or model.routing is None, "model.extra_ffn=before"),
+        *listed_extra(model),
         (
             names.startswith("flaxformer") or model.routing is None,
             f"routing.num_experts > 0, which {names} has not",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Collection
 from typing import Annotated
 
 import numpy as np
@@ -14,7 +16,7 @@ from moe.layers.product import REDUCE
 from moe.models.tuned import Tuned
 from moe.routing.config import RoutingConfig
 from trainlib.errors import ConfigError
-from trainlib.keys import check_fields, choice, fit, number, whole
+from trainlib.keys import brief, check_fields, choice, fit, number, whole
 from trainlib.model.remat import POLICIES
 
 KINDS = ("encoder_decoder", "encoder", "decoder")
@@ -27,6 +29,7 @@ MOST_BLOCKS = 1000
 
 Width = Annotated[int, whole(1, 2**24)]
 Blocks = Annotated[int, whole(1, MOST_BLOCKS, also={0: "none, where `kind` has no such stack"})]
+Places = tuple[Annotated[int, whole(0, MOST_BLOCKS - 1)], ...]
 
 TREES = ("dense", "sparse", "tail")  # in the order in which a period runs them
 
@@ -45,12 +48,18 @@ class Section:
       first: number of its first block.
       periods: P.
       counts: blocks of each of `TREES` in a period.
+      extra: which of `TREES` has an extra dense layer in its blocks; "": none.
     """
 
     prefix: str
     first: int
     periods: int
     counts: tuple[int, int, int]
+    extra: str = ""
+
+    def has_extra(self, tree: str) -> bool:
+        """Whether the blocks of one of its trees have an extra dense layer."""
+        return bool(self.extra) and tree == self.prefix + self.extra
 
     @property
     def blocks(self) -> int:
@@ -67,6 +76,25 @@ class Section:
                 numbers[self.prefix + name] = np.add.outer(starts, inside)
             position += count
         return numbers
+
+
+def _cut(blocks: int, sparse: Collection[int], extra: Collection[int]) -> tuple[Section, ...]:
+    """A stack whose extra layers stand anywhere: a period ends with each block that has experts or
+    an extra layer, and equal neighbours are one section.
+    """
+    periods, first = [], 0
+    for end in sorted({*sparse, *extra, blocks - 1}):
+        last = "sparse" if end in sparse else "tail" if end in extra else "dense"
+        plain = end - first + (last == "dense")
+        counts = plain, int(last == "sparse"), int(last == "tail")
+        periods.append((counts, last if end in extra else ""))
+        first = end + 1
+    sections, first = [], 0
+    for part, ((counts, last), equal) in enumerate(itertools.groupby(periods)):
+        prefix = f"part{part}_" if part else ""
+        sections.append(Section(prefix, first, len(list(equal)), counts, last))
+        first += sections[-1].blocks
+    return tuple(sections)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +132,11 @@ class Architecture:
         periods has its last.
       partial_period: True lets a stack end inside of a period.
       extra_ffn: dense feed-forward layer beside the experts: "none", "before" or "after" them.
+      extra_ffn_blocks: numbers, from 0, of the blocks of each stack that have such an extra layer,
+        ascending; empty: those with experts. A block without experts has it after its own (ST-MoE,
+        arXiv 2202.08906, appendix C: in a dense model, or at random places).
+      decoder_extra_ffn_blocks: the same for a decoder beside an encoder; empty: as
+        `extra_ffn_blocks`.
       expert_bias: bias of the experts' hidden vectors: "none", "additive" or "multiplicative".
       expert_dropout: of the experts' hidden vectors, beside `dropout`.
       router_init_scale: s of the router's initialiser; 0 takes `init_scale`.
@@ -152,6 +185,8 @@ class Architecture:
     sparse_offset: Annotated[int, whole(0, also={-1: "the last"})] = -1
     partial_period: bool = False
     extra_ffn: Annotated[str, choice(*EXTRA_FFN)] = "after"
+    extra_ffn_blocks: Places = ()
+    decoder_extra_ffn_blocks: Places = ()
     expert_bias: Annotated[str, choice(*BIASES)] = "none"
     expert_dropout: Annotated[float, number(0, below=1)] = 0.0
     router_init_scale: Annotated[float, number(above=0, also={0: "init_scale"})] = 0.0
@@ -185,6 +220,7 @@ class Architecture:
             self._check_periods()
             if self.kind == "decoder":
                 self.routing.check_causal()
+        self._check_extra()
 
     def _check_positions(self) -> None:
         """A decoder has half of its buckets for single distances, an encoder a quarter a side; the
@@ -230,6 +266,43 @@ class Architecture:
                 f"blocks. Nearest: {' or '.join(map(str, fits))}{cut}."
             )
 
+    def _check_extra(self) -> None:
+        for key in ("extra_ffn_blocks", "decoder_extra_ffn_blocks"):
+            places = tuple(getattr(self, key))
+            object.__setattr__(self, key, places)  # a list of a caller's has no hash
+            if places and self.extra_ffn == "none":
+                raise ConfigError(
+                    f"model.{key} says where extra layers stand, and model.extra_ffn=none makes "
+                    "none. Use extra_ffn=after or before, or leave the list empty."
+                )
+            if list(places) != sorted(set(places)):
+                raise ConfigError(
+                    f"model.{key}={brief(places)} is to name each block once, in their order: "
+                    f"{', '.join(map(str, sorted(set(places))))}."
+                )
+        if self.decoder_extra_ffn_blocks and self.kind != "encoder_decoder":
+            raise ConfigError(
+                "model.decoder_extra_ffn_blocks is that of a decoder beside an encoder, and "
+                f"model.kind={self.kind} is one stack. Use model.extra_ffn_blocks."
+            )
+        for stack, key in self.stacks.items():
+            blocks, places = getattr(self, key), self._extra_places(stack)
+            if places and places[-1] >= blocks:
+                apart = stack == "decoder" and "encoder" in self.stacks
+                own = apart and bool(self.decoder_extra_ffn_blocks)
+                name = "decoder_extra_ffn_blocks" if own else "extra_ffn_blocks"
+                way = ", or list those of the decoder in model.decoder_extra_ffn_blocks"
+                raise ConfigError(
+                    f"model.{name}: block {places[-1]} is outside the {stack}, whose "
+                    f"model.{key}={blocks} blocks count from 0. Use 0 to {blocks - 1}"
+                    f"{way if apart and not own else ''}."
+                )
+
+    def _extra_places(self, stack: str) -> tuple[int, ...]:
+        """The blocks with an extra layer where they are listed."""
+        own = self.decoder_extra_ffn_blocks if stack == "decoder" else ()
+        return own or self.extra_ffn_blocks
+
     @property
     def expert_width(self) -> int:
         """Hidden width of one expert."""
@@ -266,6 +339,12 @@ class Architecture:
         trees = self.trees(stack).items()
         return tuple(int(n) for tree, numbers in trees if is_sparse(tree) for n in numbers)
 
+    def extra_blocks(self, stack: str) -> tuple[int, ...]:
+        """Numbers of the blocks of a stack that have an extra dense layer, from 0."""
+        if self.extra_ffn == "none":
+            return ()
+        return self._extra_places(stack) or self.sparse_blocks(stack)
+
     def history_length(self, stack: str) -> int:
         """Rows of the table of `router_history` in a stack: its sparse blocks; 0 without it."""
         return len(self.sparse_blocks(stack)) if self.router_history else 0
@@ -288,15 +367,26 @@ class Architecture:
         return blocks // period, before, 1, period - 1 - before
 
     def sections(self, stack: str) -> tuple[Section, ...]:
-        """The whole periods of a stack, and the rest where it ends inside of one."""
+        """The whole periods of a stack, and the rest where it ends inside of one; where extra
+        layers are listed, what they and the experts cut it into.
+        """
+        regular, places = self._regular(stack), self._extra_places(stack)
+        if not places:
+            return regular
+        trees = {k: v for part in regular for k, v in part.numbers().items()}
+        sparse = {int(n) for tree, v in trees.items() if is_sparse(tree) for n in v}
+        return _cut(getattr(self, self.stacks[stack]), sparse, places)
+
+    def _regular(self, stack: str) -> tuple[Section, ...]:
         blocks = getattr(self, self.stacks[stack])
         periods, before, sparse, after = self.periods(stack)
-        whole = Section("", 0, periods, (before, sparse, after))
+        extra = "" if self.extra_ffn == "none" else "sparse"
+        whole = Section("", 0, periods, (before, sparse, after), extra)
         rest = blocks - whole.blocks
         if not rest:
             return (whole,)
         cut = min(rest, before), int(rest > before), max(rest - before - 1, 0)
-        return whole, Section("rest_", whole.blocks, 1, cut)
+        return whole, Section("rest_", whole.blocks, 1, cut, extra)
 
     def trees(self, stack: str) -> dict[str, np.ndarray]:
         """Tree of weights of a stack -> numbers of its blocks, stacked as they are: [P] of sparse

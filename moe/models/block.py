@@ -7,7 +7,7 @@ width. Each sublayer is x + dropout(layer(norm(x))):
     dense decoder   self-, cross-attention, FFN     sparse decoder  self-, cross-, experts, FFN
 
 The FFN beside the experts (ST-MoE, arXiv 2202.08906, appendix C) stands after them, before them, or
-not at all.
+not at all. A dense block may have a second one, after its own.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class Block(Layer):
     Args:
       config: the model.
       routing: of the experts; None makes the block dense.
+      extra: an extra dense layer: beside the experts, as `config.extra_ffn` says, or after the
+        layer of a dense block.
       causal: the block is in a decoder.
       cross: the block reads the encoder's output.
       rngs: see `trainlib.model.weights.declare`.
@@ -95,6 +97,7 @@ class Block(Layer):
         config: Architecture,
         routing: RoutingConfig | None = None,
         *,
+        extra: bool = False,
         causal: bool = False,
         cross: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -121,21 +124,27 @@ class Block(Layer):
                 causal=causal,
                 rngs=rngs,
             )
-        self.dense = routing is None or config.extra_ffn != "none"
+        self.dense = routing is None or extra
         if self.dense:
-            self.ffn_norm = self._norm(rngs)
-            self.ffn = FeedForward(
-                config.d_model,
-                config.d_ff,
-                activation=config.activation,
-                init_scale=config.init_scale,
-                dropout_rate=config.dropout,
-                reduce=config.reduce_dtype,
-                rngs=rngs,
-            )
+            self.ffn_norm, self.ffn = self._norm(rngs), self._ffn(rngs)
+        self.second = routing is None and extra
+        if self.second:
+            self.extra_ffn_norm, self.extra_ffn = self._norm(rngs), self._ffn(rngs)
 
     def _norm(self, rngs: nnx.Rngs | None) -> RMSNorm:
         return RMSNorm(self.config.d_model, self.config.norm_scale, rngs=rngs)
+
+    def _ffn(self, rngs: nnx.Rngs | None) -> FeedForward:
+        config = self.config
+        return FeedForward(
+            config.d_model,
+            config.d_ff,
+            activation=config.activation,
+            init_scale=config.init_scale,
+            dropout_rate=config.dropout,
+            reduce=config.reduce_dtype,
+            rngs=rngs,
+        )
 
     def _attention(self, rngs: nnx.Rngs | None) -> Attention:
         config = self.config
@@ -292,8 +301,9 @@ class Block(Layer):
         period: int | None = None,
         trace: Trace = False,
     ) -> tuple[jax.Array, Aux]:
-        """The dense layer and the experts, in their order; `keys` are those of the dense layer, its
-        branch, the experts and their branch; for `period` see `decode_step`.
+        """The dense layer and the experts, or a second dense layer, in their order; `keys` are
+        those of the dense layer, its branch, the experts or second layer and their branch; for
+        `period` see `decode_step`.
         """
         aux: Aux = {}
         before = self.config.extra_ffn == "before"
@@ -317,6 +327,9 @@ class Block(Layer):
             x = self._add(x, y, keys[3])
         if self.dense and not before:
             x = self._add(x, self.ffn(self.ffn_norm(x), keys[0]), keys[1])
+        if self.second:
+            key = keys[2] if train else None  # in evaluation it is that of a random policy
+            x = self._add(x, self.extra_ffn(self.extra_ffn_norm(x), key), keys[3])
         return x, aux
 
 

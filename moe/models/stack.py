@@ -6,7 +6,9 @@ A stack with one sparse block in four holds two trees of weights, `dense` with l
 `sparse` with leaves [P, ..]: an outer loop over periods and an inner one over the dense blocks. One
 tree of [P, 4, ..] would be sliced inside the loop, which copies weights. Dense blocks after the
 sparse one of their period are a third tree, `tail`. A stack that ends inside of a period has the
-rest in trees of its own, `rest_dense` and so on, of one period. Each block is recomputed in the
+rest in trees of its own, `rest_dense` and so on, of one period. Where `extra_ffn_blocks` lists the
+extra dense layers, a period ends at each of them as at each sparse block; equal neighbours are one
+loop, and others have trees of their own, `part1_dense` and so on. Each block is recomputed in the
 backward pass on its own: recomputing whole periods would hold the attention logits of all their
 blocks at once.
 """
@@ -58,11 +60,12 @@ class Stack(Layer):
             rngs=rngs,
         )
         self.sections, self.routing = config.sections(name), config.stack_routing(name)
-        for tree, numbers in config.trees(name).items():
-            routing = self.routing if is_sparse(tree) else None
-            block = Block(config, routing, causal=self.causal, cross=cross)
-            axes = ("period",) if is_sparse(tree) else ("period", "layer")
-            setattr(self, tree, stack(block, numbers.shape, axes, rngs))
+        for section in self.sections:
+            for tree, numbers in section.numbers().items():
+                routing, extra = self.routing if is_sparse(tree) else None, section.has_extra(tree)
+                block = Block(config, routing, extra=extra, causal=self.causal, cross=cross)
+                axes = ("period",) if is_sparse(tree) else ("period", "layer")
+                setattr(self, tree, stack(block, numbers.shape, axes, rngs))
         self.norm = RMSNorm(config.d_model, config.norm_scale, rngs=rngs)
 
     def __call__(

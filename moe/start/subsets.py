@@ -42,7 +42,7 @@ def kind_of(name: str, router_with_moe: bool) -> str:
         return "moe"
     if _ATTENTION.search(name):
         return "attention"
-    return "ffn" if ".ffn." in name else "other"
+    return "ffn" if "ffn." in name else "other"
 
 
 def trained(train: str, router_with_moe: bool, names: Iterable[str]) -> set[str]:

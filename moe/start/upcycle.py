@@ -4,7 +4,8 @@ Each expert of a sparse block starts as a copy of the dense feed-forward layer t
 router is new, and so is the optimiser state. The gates of a token add up to 1, so the layer
 computes what the dense one did as long as no choice is held back or dropped: `departures` names the
 settings that do. What is computed beside the routed experts, a dense layer (`model.extra_ffn`) or
-shared experts, starts with a zero last matrix and adds nothing at first.
+shared experts, starts with a zero last matrix and adds nothing at first; so do extra dense layers
+elsewhere (`model.extra_ffn_blocks`), which the dense model has not.
 
 Experts that are m times as narrow as the dense layer (`model.expert_d_ff`) are its m pieces, again
 and again: m neighbours make one copy of it. Their columns of the router start equal, so that a
@@ -45,18 +46,21 @@ _MEANING = (
     "model.residual_scale",
     "model.relative_attention_max_distance",
 )
-# Beginnings of what no dense block has.
+# Beginnings of what no block of the dense model has.
+_EXTRA = "extra_ffn"
 _NEW = (
     *("experts.router", "experts.expert_embedding", "experts.bias", "experts.shared"),
     "experts.balance_bias",
     "ffn",
 )
-_SILENT = ("ffn.down", "experts.shared.down")  # start at zero
+_SILENT = ("ffn.down", "extra_ffn.down", "experts.shared.down")  # start at zero
 
 
 def dense_of(model: Architecture) -> Architecture:
     """The dense model that `model` can start from."""
-    return dataclasses.replace(model, routing=None)
+    return dataclasses.replace(
+        model, routing=None, extra_ffn_blocks=(), decoder_extra_ffn_blocks=()
+    )
 
 
 def upcycle(params: Arrays, dense: Arrays, model: Architecture) -> Arrays:
@@ -70,6 +74,10 @@ def upcycle(params: Arrays, dense: Arrays, model: Architecture) -> Arrays:
     return {name: _filled(name, value, dense, model) for name, value in params.items()}
 
 
+def _is_new(tree: str, weight: str) -> bool:
+    return weight.startswith(_NEW if is_sparse(tree) else _EXTRA)
+
+
 def _filled(name: str, value: jax.Array, dense: Arrays, model: Architecture) -> jax.Array:
     stack, _, rest = name.partition(".")
     tree, _, weight = rest.partition(".")
@@ -77,7 +85,7 @@ def _filled(name: str, value: jax.Array, dense: Arrays, model: Architecture) -> 
     if tree not in trees:
         return dense[name]
     pieces = pieces_of(model)
-    if is_sparse(tree) and weight.startswith(_NEW):
+    if _is_new(tree, weight):
         if weight == "experts.router" and pieces > 1:
             return _jitted(lambda x: jnp.repeat(x[..., ::pieces], pieces, axis=-1), value)(value)
         return jnp.zeros_like(value) if weight in _SILENT else value
@@ -245,7 +253,7 @@ def _check_fit(
 ) -> None:
     stored = checkpoints.shapes(number)
     where = f"Step {number} in {checkpoints.directory} (upcycle.workdir)"
-    if any(".sparse." in name for name in stored):
+    if any("sparse." in name for name in stored):
         raise CheckpointError(
             f"{where} has experts already, and upcycling fills experts from a dense model. Give a "
             "run of routing.num_experts=0, or start from this one with --config.init_from."
@@ -254,8 +262,8 @@ def _check_fit(
         raise CheckpointError(
             f"{where} is not the dense form of this model: the weights below differ. Nothing was "
             "loaded. Set the keys of model. as in the config.json beside that checkpoint; only "
-            "what sparse blocks alone have (model.sparse_*, extra_ffn, expert_*, shared_experts, "
-            "router_*) may be another.",
+            "what sparse blocks alone have (model.sparse_*, expert_*, shared_experts, router_*) "
+            "and extra layers (extra_ffn*), of which the dense run has none, may be another.",
             misfitting.table(),
         )
 
@@ -266,8 +274,8 @@ def _rows(plan: Plan[Architecture], routing: RoutingConfig, meta: dict) -> list[
     if pieces > 1:
         copies = f"{routing.num_experts} pieces, {pieces} to a copy,"
     names = [*plan.abstract.params, *plan.abstract.model_state]
-    inside = {name.partition(".sparse.")[2] for name in names}
-    new = sorted(name for name in inside if name.startswith(_NEW))
+    inside = (name.split(".", 2)[1:] for name in names)  # tree, weight
+    new = sorted({path[-1] for path in inside if len(path) == 2 and _is_new(*path)})
     rows = [
         ("experts", f"{copies} of the feed-forward layer in {blocks} blocks"),
         ("new", ", ".join(new) + ", optimiser slots"),

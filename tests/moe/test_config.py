@@ -77,6 +77,20 @@ def test_slots_of_the_optimiser_follow_their_weights():
     assert slots.v_col[name].spec == P(None, "data", "model")
 
 
+def test_extra_layers_are_split_as_dense_ones_are():
+    """And their places come from the JSON of a run as from a command line."""
+    config = config_lib.default_config("dense_tiny")
+    key = "model.extra_ffn_blocks"
+    override(config, key, [1, 3], "config.json", typed=True)
+    assert config.model.extra_ffn_blocks == (1, 3)
+    override(config, key, "0,2", "--config")
+    assert config.model.extra_ffn_blocks == (0, 2)
+    plan = plan_lib.make(config, make_mesh(1, 4, 2))
+    place = plan.shardings.params["encoder.tail.extra_ffn.up"].spec
+    assert place == plan.shardings.params["encoder.tail.ffn.up"].spec
+    assert place == P(None, None, "data", "model")
+
+
 def test_zero_splits_the_slots_of_whole_weights():
     config = config_lib.default_config("st_moe_tiny")
     config.sharding, config.optimizer.factored_min_size = "zero", 64

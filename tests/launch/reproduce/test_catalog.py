@@ -1,5 +1,6 @@
 """The experiments: one for each table and figure, of configurations that there are."""
 
+import numpy as np
 import pytest
 
 from configs.common.cite import _table_fields
@@ -79,6 +80,19 @@ def test_rows_that_are_left_out_are_said():
         labels, full = set(experiment.exhibit.labels), {s.row for s in experiment.full}
         if key[0] == "st_moe" and labels - full and not experiment.compute:
             assert experiment.note, key
+
+
+def test_places_at_random_are_those_that_are_drawn():
+    """Of the blocks without experts as many as have some: by default_rng(0), stack after stack."""
+    experiment = EXPERIMENTS["st_moe", "table 16"]
+    for blocks, settings in ((24, experiment.full), (4, experiment.tiny)):
+        assert {setting.row for setting in settings} == set(experiment.exhibit.labels)
+        rng = np.random.default_rng(0)
+        plain = [n for n in range(blocks) if n % 4 != 3]
+        drawn = [sorted(rng.choice(plain, blocks // 4, replace=False)) for _ in range(2)]
+        model = {s.row: s.load().model for s in settings}["Sparse, extra FFN placed at random"]
+        places = model.extra_ffn_blocks, model.decoder_extra_ffn_blocks
+        assert [list(of_stack) for of_stack in places] == drawn
 
 
 @pytest.mark.parametrize(

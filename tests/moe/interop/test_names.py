@@ -157,6 +157,7 @@ def test_copies_that_differ_are_refused():
     [
         ({"model": {"residual_scale": 0.5}}, "residual_scale"),
         ({"model": {"extra_ffn": "after"}}, "extra_ffn"),
+        ({"model": {"extra_ffn": "after", "extra_ffn_blocks": (0,)}}, "extra_ffn_blocks="),
         ({"model": {"activation": "geglu"}}, "activation"),
         ({"model": {"sparse_offset": 0}}, "sparse_offset"),
         ({"model": {"norm_scale": False}}, "norm_scale"),
@@ -171,6 +172,14 @@ def test_what_hugging_face_has_not_is_named(change, named):
     with pytest.raises(ConfigError, match=named):
         interop.layout(config, "safetensors", "hf")
     assert interop.layout(config, "safetensors", "auto").title == "own names"
+
+
+@pytest.mark.parametrize(("name", "names"), [("t5", "hf"), ("t5", "t5"), ("st_moe", "flaxformer")])
+def test_listed_extra_layers_have_no_names_of_others(name, names):
+    config = models.config(name)
+    config.model.extra_ffn_blocks = (0,)
+    with pytest.raises(ConfigError, match=r"model\.extra_ffn_blocks=\(0,\)"):
+        interop.layout(config, "safetensors" if names == "hf" else "t5x", names)
 
 
 @pytest.mark.parametrize("name", [n for n in models.MODELS if not n.startswith("st_moe")])

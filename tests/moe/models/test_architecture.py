@@ -12,6 +12,19 @@ from trainlib.errors import ConfigError
     [
         ({"activation": "swiglu"}, "geglu"),
         ({"extra_ffn": "both"}, "one of none, before, after"),
+        ({"extra_ffn": "none", "extra_ffn_blocks": (1,)}, "extra_ffn=none makes none"),
+        ({"extra_ffn_blocks": (1, 0, 1)}, "each block once, in their order: 0, 1"),
+        ({"extra_ffn_blocks": (-1,)}, "entry 1 is -1. It takes a list, each a whole number from 0"),
+        ({"extra_ffn_blocks": (4,)}, "encoder, whose model.encoder_blocks=4 .* Use 0 to 3[.]"),
+        (
+            {"extra_ffn_blocks": (3,)},
+            "extra_ffn_blocks: block 3 .*decoder_blocks=2 .* Use 0 to 1, or list",
+        ),
+        ({"decoder_extra_ffn_blocks": (2,)}, "decoder_extra_ffn_blocks: block 2 .* Use 0 to 1[.]"),
+        (
+            {"kind": "decoder", "decoder_extra_ffn_blocks": (1,)},
+            "kind=decoder is one stack. Use model.extra_ffn_blocks",
+        ),
         ({"encoder_blocks": 5}, r"model.encoder_blocks=5 .* Nearest: 4 or 6"),
         ({"sparse_offset": 2}, "use 0 to 1, or -1"),
         ({"decoder_sparse_period": 3}, r"decoder_blocks=2 .* model.decoder_sparse_period=3"),
@@ -81,3 +94,34 @@ def test_a_stack_may_end_inside_of_a_period(small, blocks, offset, trees):
     places = {"sparse_period": 3, "sparse_offset": offset, "partial_period": True}
     config = small(kind="encoder", encoder_blocks=blocks, **places)
     assert {tree: numbers.tolist() for tree, numbers in config.trees("encoder").items()} == trees
+
+
+@pytest.mark.parametrize(
+    ("experts", "blocks", "places", "trees"),
+    [
+        (4, 4, (1, 3), {"dense": [[0], [2]], "sparse": [1, 3]}),  # as if they were not listed
+        (0, 5, (1, 3), {"dense": [[0], [2]], "tail": [[1], [3]], "part1_dense": [[4]]}),
+        (0, 3, (1, 2), {"dense": [[0]], "tail": [[1]], "part1_tail": [[2]]}),
+        (
+            4,
+            4,
+            (0, 2, 3),
+            {"tail": [[0]], "part1_sparse": [1], "part2_tail": [[2]], "part3_sparse": [3]},
+        ),
+    ],
+)
+def test_listed_layers_cut_a_stack(small, experts, blocks, places, trees):
+    config = small(experts, kind="encoder", encoder_blocks=blocks, extra_ffn_blocks=list(places))
+    assert {tree: numbers.tolist() for tree, numbers in config.trees("encoder").items()} == trees
+    assert config.sparse_blocks("encoder") == ((1, 3) if experts else ())
+    assert config.extra_blocks("encoder") == places
+
+
+def test_extra_layers_stand_beside_the_experts_unless_listed(small):
+    assert small().extra_blocks("encoder") == (1, 3)
+    assert small(extra_ffn="none").extra_blocks("encoder") == ()
+    assert small(0).extra_blocks("encoder") == ()
+    config = small(extra_ffn_blocks=(0,), decoder_extra_ffn_blocks=(1,))
+    assert [config.extra_blocks(stack) for stack in config.stacks] == [(0,), (1,)]
+    config = small(decoder_extra_ffn_blocks=(0,))
+    assert [config.extra_blocks(stack) for stack in config.stacks] == [(1, 3), (0,)]

@@ -53,7 +53,7 @@ def builders(small):
     routing = config.stack_routing("decoder")
     return {
         "sparse": lambda **rngs: SparseFFN(16, 24, ROUTING, expert_bias="additive", **rngs),
-        "block": lambda **rngs: Block(config, routing, causal=True, cross=True, **rngs),
+        "block": lambda **rngs: Block(config, routing, extra=True, causal=True, cross=True, **rngs),
         "stack": lambda **rngs: Stack(config, "decoder", **rngs),
         "model": lambda **rngs: Transformer(config, **rngs),
     }

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from moe.describe import forward_flops
 from moe.models import SIZES, named
 from moe.models.transformer import Transformer
 from trainlib.errors import ConfigError
@@ -72,6 +73,24 @@ def test_other_readings_of_the_paper():
     shape = {"d_model": 2048, "d_ff": 5120, "num_heads": 32}
     wide = [count(named("st_moe_l", {"num_experts": n}, **shape)) for n in (16, 32)]
     assert wide == [8_889_972_736, 14_930_163_712]
+
+
+def test_extra_layers_at_other_places():
+    """Table 16 of the paper: 12 layers of 3 * 1024 * 2816 + 1024 more than dense; at random places
+    as many as beside the experts.
+    """
+    beside = (3, 7, 11, 15, 19, 23)
+    assert count(named("dense_l", extra_ffn_blocks=beside)) == EXACT["dense_l"] + 12 * 8_651_776
+    large = named("st_moe_l")
+    random = named(
+        "st_moe_l",
+        extra_ffn_blocks=(0, 5, 6, 9, 10, 14),
+        decoder_extra_ffn_blocks=(9, 12, 14, 16, 20, 22),
+    )
+    assert count(random) == EXACT["st_moe_l"]
+    assert forward_flops(random, 512, 114) == forward_flops(large, 512, 114)
+    listed = nn.abstract(Transformer(dataclasses.replace(large, extra_ffn_blocks=beside)))
+    assert listed.params == nn.abstract(Transformer(large)).params
 
 
 def test_where_the_parameters_of_the_largest_are():

@@ -51,7 +51,8 @@ def one_by_one(config, params, x, segments):
     for number in range(config.encoder_blocks):
         tree, index = places[number]
         routing = config.routing if tree.endswith("sparse") else None
-        block = nn.abstract(Block(config, routing, causal=False, cross=False))
+        extra = number in config.extra_blocks("encoder")
+        block = nn.abstract(Block(config, routing, extra=extra, causal=False, cross=False))
         weights = {n: w[index] for n, w in pick(params, f"encoder.{tree}.").items()}
         x, _ = block.bind(weights, {})(x, context, None, train=False)
     return stack.norm(x)

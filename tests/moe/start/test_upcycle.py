@@ -27,6 +27,7 @@ from trainlib.sharding.mesh import make_mesh
         {"sparse_period": 4, "sparse_offset": 1, "extra_ffn": "before", "kind": "encoder"},
         {"sparse_period": 1, "extra_ffn": "none", "activation": "relu", "kind": "decoder"}
         | {"router_history": True, "expert_embedding": True},
+        {"kind": "encoder", "extra_ffn_blocks": (0, 3)},
         pytest.param(
             {"encoder_blocks": 3, "partial_period": True, "sparse_offset": 0, "decoder_blocks": 1}
             | {"sparse_stacks": "encoder"},
