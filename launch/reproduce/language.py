@@ -48,7 +48,7 @@ LARGEST = Measure("ours: largest |logit|", lambda run: run.largest("max_logit"),
 SCORE = Measure("ours: mean score", lambda run: run.last("score/mean"))
 TRAINED = Measure("ours: training cross-entropy", lambda run: run.trained("cross_entropy"), 3)
 DROPPED = Measure("ours: tokens dropped %", lambda run: run.mean_percent("dropped_tokens"))
-_DONE = "`make reproduce-stability`: five of the seven settings, three seeds, docs/results.md"
+_DONE = "`make reproduce-stability`: all seven settings, six seeds, docs/results.md"
 
 
 def experiments() -> Known:
