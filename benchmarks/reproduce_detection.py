@@ -42,10 +42,9 @@ def main(argv: Sequence[str]) -> int:
     from vitattn import train
 
     parser = cli.parser("python -m benchmarks.reproduce_detection", "Compare three detectors.")
-    parser.add_argument("--bccd", required=True, type=Path, metavar="DIR", help="where BCCD lies")
-    parser.add_argument("--runs", default="runs/reproduce_detection", type=Path, metavar="DIR")
+    cli.add_path(parser, "--bccd", required=True, metavar="DIR", help="where BCCD lies")
+    sweep.add_flags(parser, "runs/reproduce_detection")
     parser.add_argument("--kinds", default=",".join(TITLES), metavar="A,B", help="which of them")
-    parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each network")
     parser.add_argument(
         "--validation", action="store_true", help="evaluate on the validation split instead"
     )
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     runs = [
         sweep.planned(f"{CONFIG}:{kind}", args.runs / split, kind, seed, data | overrides)
         for seed in range(args.seeds)
-        for kind in args.kinds.split(",")
+        for kind in sweep.named("--kinds", args.kinds, TITLES)
     ]
     sweep.check(runs)
     sweep.complete(runs, sweep.costed(train.run))

@@ -42,9 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
     parser = cli.parser("python -m benchmarks.reproduce_fashion", "Compare small networks.")
     parser.add_argument("--fashion", default="", metavar="DIR", help="where Fashion-MNIST lies")
-    parser.add_argument("--runs", default="runs/reproduce_fashion", type=Path, metavar="DIR")
+    sweep.add_flags(parser, "runs/reproduce_fashion")
     parser.add_argument("--kinds", default=",".join(TITLES), metavar="A,B", help="which of them")
-    parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each network")
     parser.add_argument(
         "--validation", action="store_true", help="evaluate on held-out training images instead"
     )
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     runs = [
         sweep.planned(f"{CONFIG}:{kind}", folder, kind, seed, data | overrides)
         for seed in range(args.seeds)
-        for kind in args.kinds.split(",")
+        for kind in sweep.named("--kinds", args.kinds, TITLES)
     ]
     sweep.check(runs)
     if not args.table:

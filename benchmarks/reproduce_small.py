@@ -30,9 +30,8 @@ def main(argv: Sequence[str]) -> int:
     from vitattn import train
 
     parser = cli.parser("python -m benchmarks.reproduce_small", "Compare three small networks.")
-    parser.add_argument("--runs", default="runs/reproduce_small", type=Path, metavar="DIR")
+    sweep.add_flags(parser, "runs/reproduce_small")
     parser.add_argument("--cifar100", default="", metavar="DIR", help="where CIFAR-100 lies")
-    parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each network")
     parser.add_argument("--steps", default=0, type=int, metavar="N", help="0: as configured")
     args, overrides = cli.parse(parser, argv)
     if args.steps:

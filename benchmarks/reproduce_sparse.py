@@ -25,7 +25,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from benchmarks.harness import cpu_clock, sweep
 from configs.common import load
 from launch import cli
-from trainlib.errors import ConfigError, DataError, one_of, shown
+from trainlib.errors import ConfigError, DataError, shown
 
 CONFIG = "configs/reproduce_sparse.py"
 SPARSE, DENSE = "sparse", ("dense_flops", "dense_params")
@@ -64,9 +64,8 @@ def main(argv: Sequence[str]) -> int:
     from moe import train
 
     parser = cli.parser("python -m benchmarks.reproduce_sparse", "Compare sparse and dense models.")
-    parser.add_argument("--brown", required=True, type=Path, metavar="DIR", help="the Brown corpus")
-    parser.add_argument("--runs", default="runs/reproduce_sparse", type=Path, metavar="DIR")
-    parser.add_argument("--seeds", default=3, type=int, metavar="N", help="seeds of each model")
+    cli.add_path(parser, "--brown", required=True, metavar="DIR", help="the Brown corpus")
+    sweep.add_flags(parser, "runs/reproduce_sparse")
     parser.add_argument("--steps", default=0, type=int, metavar="N", help="0: as configured")
     parser.add_argument(
         "--vocabularies", default=",".join(VOCABULARIES), metavar="A,B", help="bytes, pieces"
@@ -76,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
         "--so-far", action="store_true", help="print what is measured by now, and train nothing"
     )
     args, overrides = cli.parse(parser, argv)
-    vocabularies = named("--vocabularies", args.vocabularies, VOCABULARIES)
-    kinds = named("--kinds", args.kinds, TITLES)
+    vocabularies = sweep.named("--vocabularies", args.vocabularies, VOCABULARIES)
+    kinds = sweep.named("--kinds", args.kinds, TITLES)
     if not args.brown.is_dir():
         raise DataError(f"--brown={shown(args.brown)} is no folder.")
     given = {"data.source": f"brown:{args.brown}", "writers.extra": cpu_clock.NAME} | overrides
@@ -109,19 +108,6 @@ def main(argv: Sequence[str]) -> int:
     print(f"\nall: {spent:.1f} CPU minutes with compilation and evaluation")
     print(f"plot: {plot(results, args.runs)}\n", flush=True)
     return 0
-
-
-def named(flag: str, text: str, known: Collection[str]) -> list[str]:
-    """The names in a list with commas.
-
-    Raises:
-      ConfigError: one of them is not known.
-    """
-    names = text.split(",")
-    for name in names:
-        if name not in known:
-            raise one_of(flag, name, known)
-    return names
 
 
 def pieces(folder: Path, overrides: dict[str, str], *, train: bool = True) -> Path:

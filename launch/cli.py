@@ -22,6 +22,7 @@ from trainlib.errors import (
     open_streams,
     paragraph,
     run_command,
+    shown,
 )
 from trainlib.run.interrupt import leave_until_saving, leave_when_asked
 from trainlib.step import heap
@@ -156,6 +157,13 @@ def chosen_step(given: int | str | None, config: ConfigDict, workdir: Path) -> i
     if weight_source.is_export(workdir):
         raise weight_source.one_step(workdir)
     return best_step(config, workdir)
+
+
+def seeds(text: str) -> int:
+    """The value of `--seeds`: how many of each run."""
+    if not text.isdecimal() or not 0 < int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"'{shown(text)}' is no number of seeds, 1 to 100")
+    return int(text)
 
 
 def part(text: str) -> tuple[int, int]:

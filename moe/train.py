@@ -219,7 +219,7 @@ def open_data(plan: Plan[Architecture]) -> Data:
     scores = config.task == "finetune" and eval_source is not None
     tasks = Tasks(plan, config.evaluation.limit) if scores else None
     if config.checkpoint.best:
-        check_best(config, held_out.figure_names(eval_source, tasks))
+        check_best(config, held_out.figure_names(eval_source, tasks, config.data.holdout))
     splits = {"train": source} | ({} if eval_source is None else {"held_out": eval_source})
     peers.agree(split_facts(**splits), DataError)
     return Data(source, eval_source, unigram, tasks)
@@ -272,7 +272,7 @@ def opening(plan: Plan[Architecture], data: Data, start: int) -> str:
     config, mesh, source = plan.config, plan.mesh, data.source
     tokens = " + ".join(map(str, lengths(plan).values()))
     count = "no" if data.held_out is None else f"{len(data.held_out):,}"
-    nothing = "held out nothing (data.holdout=0): nothing is evaluated"
+    nothing = f"held out nothing (data.holdout={config.data.holdout:g}): nothing is evaluated"
     resumed = f", going on from {start}" if start else ""
     epochs = f" ({config.epochs:g} epoch{'s' * (config.epochs != 1)})" if config.epochs else ""
     lines = [
@@ -327,7 +327,7 @@ def report(
     pictures = curves(session.workdir), plots.expert_load(session.workdir, loads)
     speed = session.progress.average().examples_per_second or 0.0
     tokens = next(iter(lengths(plan).values()))  # of the encoder, where there is one
-    measured = {"evaluation": "none: data.holdout=0 holds nothing out"}
+    measured = {"evaluation": f"none: data.holdout={config.data.holdout:g} holds nothing out"}
     if result is not None:
         measured = dict(result.rows(config))
     alerts = watch.alerts(session.workdir)

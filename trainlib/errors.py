@@ -190,7 +190,11 @@ def _edged(name: str, inner: Callable[[str], str] = shown) -> str:
 def nearest(word: str, options: Iterable[str]) -> str:
     """Returns `Did you mean 'x'? ` for the closest option, or "" when nothing is close."""
     # The comparison is quadratic, and no key or name is longer.
-    close = difflib.get_close_matches(word[:100], list(options), n=1, cutoff=0.5)
+    asked, names = word[:100], list(options)
+    close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+    if not close:  # as in ADAMW, of which no letter is one of adamw
+        small = {name.lower(): name for name in reversed(names)}
+        close = [small[n] for n in difflib.get_close_matches(asked.lower(), small, 1, cutoff=0.5)]
     if not close:
         return ""
     (given,), (found,) = told_apart([word], [close[0]])

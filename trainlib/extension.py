@@ -261,11 +261,14 @@ def _imported(name: str, where: str) -> Any:
 
 
 def _broken(name: str, where: str, error: BaseException) -> ConfigError:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, SyntaxError):  # its place is in no frame
+        file, line, why = error.filename, error.lineno, error.msg
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        file, line, why = frame.filename, frame.lineno, error
     return ConfigError(
         f"{where}: the module '{name}' stops with {type(error).__name__} while it is imported "
-        f"({shown(frame.filename)}, line {frame.lineno}): {shown(error)}. --debug prints the "
-        "traceback."
+        f"({shown(file)}, line {line}): {shown(why)}. --debug prints the traceback."
     )
 
 

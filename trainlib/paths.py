@@ -24,7 +24,7 @@ KEYS = (
 )
 # Values that hold a path after a colon: key -> the words before it.
 WITH_PATHS = {
-    "data.source": ("folder", "coco", "voc", "yolo", "text", "jsonl"),
+    "data.source": ("folder", "idx", "coco", "voc", "yolo", "text", "jsonl", "brown"),
     "data.vocabulary": ("sentencepiece",),
 }
 _PARTS = "data.parts"  # of a mixture: sources and rates

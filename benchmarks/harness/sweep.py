@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs.common import load
+from launch import cli
+from launch.reproduce.runs import COST, cpu_seconds, read_cost
 from trainlib import compile_cache
 from trainlib.config import differences, flatten
-from trainlib.errors import ConfigError
+from trainlib.errors import ConfigError, one_of
+from trainlib.files import write_atomically
+from trainlib.run.summary import read_summary
 
 Train = Callable[[ConfigDict, Path], int]
-COST = "cost.json"  # in each workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,34 @@ class Run:
     workdir: Path
 
 
+def add_flags(parser: cli.Parser, folder: str) -> None:
+    """Adds `--runs`, which `folder` stands for, and `--seeds`."""
+    cli.add_path(parser, "--runs", default=folder, metavar="DIR", help="where the runs are kept")
+    parser.add_argument("--seeds", default=3, type=cli.seeds, metavar="N", help="of each kind (3)")
+
+
+def named(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """The names in a list with commas.
+
+    Raises:
+      ConfigError: one of them is not known.
+    """
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise one_of(flag, name, known)
+    return names
+
+
 def check(runs: Iterable[Run]) -> None:
     """Refuses runs whose workdirs hold something else, before any of them is trained.
 
     Raises:
       ConfigError: a workdir holds a run of another configuration; names the keys.
+      DataError: the summary of a finished run is damaged.
     """
     for run in runs:
+        read_summary(run.workdir)
         if any((run.workdir / name).exists() for name in ("config.json", "summary.json")):
             _compare(run)
 
@@ -88,22 +111,16 @@ def costed(train: Train) -> Train:
                     "wall_seconds": time.monotonic() - wall,
                     "cpu_seconds": cpu_seconds() - cpu,
                 }
-                before = _read_cost(workdir)
+                before = read_cost(workdir)
                 total = {name: before.get(name, 0.0) + value for name, value in used.items()}
-                (workdir / COST).write_text(json.dumps(total) + "\n")
+                write_atomically(workdir / COST, json.dumps(total) + "\n")
 
     return counted
 
 
 def cost(run: Run) -> dict[str, float]:
     """`wall_seconds` and `cpu_seconds` of a run that `costed` trained; empty of others."""
-    return _read_cost(run.workdir)
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of those it waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return read_cost(run.workdir)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -113,11 +130,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def _read_cost(workdir: Path) -> dict[str, float]:
-    file = workdir / COST
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _compare(run: Run) -> None:

@@ -46,14 +46,14 @@ def find(paper: str, kind: str, number: str) -> Experiment:
     return named[name]
 
 
-def of_paper(paper: str) -> list[Experiment]:
-    """The experiments of a paper, by its name or its arXiv id; of all for "".
+def of_paper(paper: str | None) -> list[Experiment]:
+    """The experiments of a paper, by its name or its arXiv id; of all for None.
 
     Raises:
       ConfigError: there is no such paper.
     """
     every = experiments()
-    if not paper:
+    if paper is None:
         return every
     papers = {e.exhibit.paper.name: e.exhibit.paper for e in every}
     name = {p.arxiv: p.name for p in papers.values()}.get(paper, paper)

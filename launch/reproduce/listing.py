@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.reproduce.experiment import Experiment
+from launch.reproduce.experiment import Experiment, Setting
 from launch.reproduce.runs import finished
 from trainlib import commands
 
@@ -83,9 +83,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:most]) + more
 
 
-def full_commands(experiment: Experiment) -> Iterator[str]:
-    """What one types on the pod of each row, at the paper's scale."""
-    train = commands.name("train")
-    for setting in experiment.full:
-        yield f"# {setting.row}"
-        yield f"{train} {setting.flags} --workdir=DIR"
+def full_command(setting: Setting) -> str:
+    """What one types on the pod of a row, at the paper's scale."""
+    return f"{commands.name('train')} {setting.flags} --workdir=DIR"

@@ -6,12 +6,15 @@ import datetime
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.reproduce.experiment import Experiment, Measure
 from launch.reproduce.runs import Record, cost
+from trainlib.errors import StorageError, shown
+from trainlib.files import check_target, save_picture, write_atomically
 from trainlib.papers.exhibit import number
 
 _ACROSS = 4  # panels in a row of a picture
@@ -142,17 +145,40 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell or '' for cell in cells)} |"
 
 
+def check_folder(experiment: Experiment, folder: Path) -> None:
+    """Makes the folder, and refuses one where the outcome cannot be written, before anything is
+    trained for it.
+
+    Raises:
+      ConfigError: something other than a file has the name of one that is written.
+      StorageError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"--workdir={shown(folder)} cannot be made: {error.strerror}. Choose a directory that "
+            "you may write to."
+        ) from None
+    for path in _files(experiment, folder):
+        check_target(path)
+
+
+def _files(experiment: Experiment, folder: Path) -> list[Path]:
+    """Table, data and picture."""
+    base = folder / file_name(experiment)
+    return [base.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
+
+
 def write(result: dict[str, Any], experiment: Experiment, folder: Path, command: str) -> list[Path]:
     """Writes table, data and picture; returns the files. Without matplotlib, or anything to draw,
     there is no picture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    base = folder / file_name(experiment)
-    page, data = base.with_suffix(".md"), base.with_suffix(".json")
-    page.write_text(to_text(result, command))
-    data.write_text(json.dumps({**result, "command": command}, indent=2) + "\n")
-    picture = draw(result, experiment, base.with_suffix(".png"))
-    return [page, data, *([picture] if picture else [])]
+    page, data, picture = _files(experiment, folder)
+    write_atomically(page, to_text(result, command))
+    write_atomically(data, json.dumps({**result, "command": command}, indent=2) + "\n")
+    drawn = draw(result, experiment, picture)
+    return [page, data, *([drawn] if drawn else [])]
 
 
 def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | None:
@@ -167,7 +193,7 @@ def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | N
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: matplotlib is not installed (the extra plots)", flush=True)
+        print("no picture: matplotlib is not installed (the extra plots)", file=sys.stderr)
         return None
     rows, panels = list(result["rows"]), {**published, **ours}
     across = min(len(panels), _ACROSS)
@@ -190,7 +216,7 @@ def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | N
     places[0].set_yticks(range(len(rows)), rows)
     places[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(f"arXiv {result['arxiv']}, {result['name']}: {result['title']}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dots=110)
     return path
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import resource
 import statistics
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,11 @@ from typing import Any
 
 from launch import families
 from launch.reproduce.experiment import Setting
-from trainlib.errors import DataError
+from trainlib.errors import DataError, shown
+from trainlib.files import write_atomically
+from trainlib.untrusted_files import read_json
 
+METRICS = "metrics.jsonl"
 COST = "cost.json"  # in each workdir: CPU seconds that it took
 MARGIN = 0.1  # nats above the best evaluation at which a run no longer counts as stable
 # The plan of a run on another machine decides nothing here, nor does what it is compared with.
@@ -61,8 +65,7 @@ def train(setting: Setting, seed: int, folder: Path) -> Path:
     if setting.start is not None:
         more["init_from"] = str(train(setting.start, seed, folder))
     config = setting.load(**more)
-    before = cpu_seconds()
-    with _kept_cost(workdir, before):
+    with _kept_cost(workdir):
         code = families.of(config).train.run(config, workdir)
     if code or not finished(setting, seed, folder):
         raise DataError(
@@ -73,20 +76,38 @@ def train(setting: Setting, seed: int, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _kept_cost(workdir: Path, before: float) -> Iterator[None]:
+def _kept_cost(workdir: Path) -> Iterator[None]:
     """Adds what a run took to what it took before it was stopped."""
+    before = cpu_seconds() - cost(workdir)
     try:
         yield
     finally:
         if workdir.is_dir():
-            taken = cost(workdir) + cpu_seconds() - before
-            (workdir / COST).write_text(json.dumps({"cpu_seconds": round(taken, 1)}) + "\n")
+            text = json.dumps({"cpu_seconds": round(cpu_seconds() - before, 1)})
+            write_atomically(workdir / COST, f"{text}\n")
 
 
 def cost(workdir: Path) -> float:
     """CPU seconds that a run took so far."""
+    return read_cost(workdir).get("cpu_seconds", 0.0)
+
+
+def read_cost(workdir: Path) -> dict[str, float]:
+    """What `COST` in a workdir says; nothing where there is none.
+
+    Raises:
+      DataError: it holds something else than seconds.
+    """
     path = workdir / COST
-    return json.loads(path.read_text())["cpu_seconds"] if path.is_file() else 0.0
+    if not os.path.lexists(path):
+        return {}
+    content = read_json(path, error=DataError)
+    if not all(type(value) in (int, float) and value >= 0 for value in content.values()):
+        raise DataError(
+            f"{shown(path)} holds something else than seconds. Remove it, to go on without what "
+            "the run took so far."
+        )
+    return content
 
 
 def cpu_seconds() -> float:
@@ -111,10 +132,35 @@ class Record:
 
     @functools.cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines of its metrics."""
-        from trainlib.run.metric_writers import read
+        """All lines of its metrics, read once."""
+        return self.read()
 
-        return list(read(self.workdir / "metrics.jsonl"))
+    def read(self) -> list[dict[str, Any]]:
+        """The lines of its metrics.
+
+        Raises:
+          DataError: they, or the summary of the run, are damaged or not there as a whole, so that
+            a figure of them would be wrong.
+        """
+        from trainlib.run.metric_writers import read
+        from trainlib.run.summary import read_summary
+
+        damaged: list[int] = []
+        try:
+            summary = read_summary(self.workdir) or {}
+            found = list(read(self.workdir / METRICS, damaged.append))
+        except DataError as error:
+            raise DataError(f"{error} {self._advice}") from None
+        end, last = summary.get("step"), max((line["step"] for line in found), default=None)
+        if damaged or last != end:
+            what = f"damaged lines ({damaged[0]:,})" if damaged else f"no line of step {end}"
+            raise DataError(f"{shown(self.workdir / METRICS)} has {what}. {self._advice}")
+        read_cost(self.workdir)
+        return found
+
+    @property
+    def _advice(self) -> str:
+        return f"Remove {shown(self.workdir)}, and the same command trains this run again."
 
     def curve(self, name: str, kind: str) -> list[tuple[int, float]]:
         """(step, value) of a figure, of kind "train" or "eval"."""

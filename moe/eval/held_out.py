@@ -86,16 +86,29 @@ def _over_part(
     return Measured.of(total, plan.model.all_sparse_blocks), int(total["cross_entropy"].count)
 
 
-def figure_names(source: Source | None, tasks: Tasks | None) -> list[str]:
+def figure_names(source: Source | None, tasks: Tasks | None, holdout: float) -> list[str]:
     """Names of the figures that evaluations of a run give, before there is one.
+
+    Args:
+      source: what is held out; None where nothing is.
+      tasks: that are scored.
+      holdout: the share that was to be held out.
 
     Raises:
       ConfigError: nothing is held out, and so nothing measured.
     """
+    if source is None and holdout:
+        raise ConfigError(
+            f"checkpoint.best keeps the best evaluation, and data.holdout={holdout:g} leaves "
+            "nothing to evaluate on: every task has one input, on which it is trained. Give rows "
+            "of other inputs, in a file of their own with --config.data.validation=FILE if you "
+            "like, or evaluate nothing: --config.data.holdout=0 --config.checkpoint.best=."
+        )
     if source is None:
         raise ConfigError(
             "checkpoint.best keeps the best evaluation, and data.holdout=0 leaves nothing to "
-            "evaluate on. Unset checkpoint.best, or hold a part out: --config.data.holdout=0.01."
+            "evaluate on. Unset it with --config.checkpoint.best=, or hold a part out: "
+            "--config.data.holdout=0.01."
         )
     parts: Sequence[str] = [part.name for part, _ in source.parts()]
     of_parts = [f"{PART}{part}/{name}" for part in parts for name in FIGURES]

@@ -8,6 +8,7 @@ of texts), and returns a number or a dictionary of named numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -225,8 +226,8 @@ def try_out(metric: Metric, examples: Examples, own: bool) -> Figures:
     if not tried:
         return {}
     for name, value in metric.figures(tried, [e.answers[0] for e in tried]).items():
-        if value != value:
-            raise ConfigError(f"{KEY}: {name} is NaN where every answer is right.")
+        if not math.isfinite(value):
+            raise ConfigError(f"{KEY}: {name} is {value} where every answer is right.")
     return metric.figures(tried, [""] * len(tried))
 
 
@@ -245,9 +246,11 @@ def _called(
         raise
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        own = frame.filename != __file__  # else it does not take these arguments
+        place = f" ({shown(frame.filename)}, line {frame.lineno})" if own else ""
         raise ConfigError(
-            f"{KEY}: {name} stops with {type(error).__name__} on {len(answers):,} answers "
-            f"({shown(frame.filename)}, line {frame.lineno}): {shown(error)}. It is called with a "
+            f"{KEY}: {name} stops with {type(error).__name__} on {len(answers):,} answers"
+            f"{place}: {shown(error)}. It is called with a "
             "list of answers, some of them empty perhaps, and for each a list of texts that are "
             "right. --debug prints the traceback."
         ) from error
@@ -276,4 +279,7 @@ def _figure(name: str, value: Any) -> float:
             f"{KEY}: {name} returns {brief(value, 80)}, where a number is needed, or a dictionary "
             "of named numbers."
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an int of Python has no largest value
+        return math.inf if int(value) > 0 else -math.inf

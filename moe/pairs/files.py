@@ -19,7 +19,16 @@ from ml_collections import ConfigDict
 from moe.pairs.example import example_of, task_of
 from moe.pairs.rows import rows_of
 from moe.pairs.survey import Survey, key_of, survey
-from moe.tasks.task import SPLITS, TEST, TRAIN, VALIDATION, Bad, Benchmark, TextExample
+from moe.tasks.task import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Bad,
+    Benchmark,
+    TextExample,
+    no_answer,
+)
 from trainlib import paths
 from trainlib.errors import ConfigError, DataError, nearest, shown
 
@@ -176,7 +185,7 @@ def read(
                 continue
             example = example_of(row, number)
             if split != TEST and not example.known:
-                raise Bad("has no answer in the field 'targets': only the test split may lack it")
+                raise no_answer(row, "targets")
         except Bad as error:
             # Of a divided file, what cannot be read counts as training.
             if (task == name or strays) and not (shared and split == VALIDATION):

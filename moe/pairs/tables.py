@@ -209,10 +209,15 @@ def parquet_rows(path: Path, key: str, fields: Sequence[str]) -> Rows:
         ) as file,
     ):
         names = file.schema_arrow.names
-        if "inputs" not in names or len(set(names)) < len(names):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if "inputs" not in names or twice is not None:
+            what = (
+                f"two columns {shown(twice)!r}. "
+                if twice is not None
+                else (f"no column 'inputs'. {nearest('inputs', names)}")
+            )
             raise DataError(
-                f"{key}={shown(path)} has no column 'inputs', or a name twice. "
-                f"{nearest('inputs', names)}Columns: {', '.join(map(shown, names[:20]))}."
+                f"{key}={shown(path)} has {what}Columns: {', '.join(map(shown, names[:20]))}."
             )
         wanted = [name for name in names if name in fields]
         others = dict.fromkeys(name for name in names if name not in fields)

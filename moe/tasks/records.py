@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe.tasks.registry import benchmark, task_names
-from moe.tasks.task import TEST, Bad, Benchmark, Note, Record, TextExample
+from moe.tasks.task import TEST, Bad, Benchmark, Note, Record, TextExample, no_answer
 from trainlib import paths
 from trainlib.data import tfds_files
 from trainlib.errors import DataError
@@ -88,9 +88,7 @@ def read(config: ConfigDict, source: str, split: str) -> Iterator[tuple[str, Tex
                 raise record
             example = task.text(record)
             if split != TEST and not example.known:
-                raise Bad(
-                    f"has no answer in the field '{task.answer}': only the test split may lack it"
-                )
+                raise no_answer(record, task.answer)
             if example.key in seen:
                 raise Bad(f"repeats the id {_shown(example.key)} of {seen[example.key]}")
             if example.key:

@@ -22,6 +22,7 @@ Rows = Iterator[tuple[str, Any]]  # (position in the file, row as published, a `
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
+_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 class Note(str):
@@ -129,13 +130,24 @@ def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> A
         raise Bad(f"has {_shown(row)} where an object with the field '{name}' is needed")
     if name not in row:
         there = sorted(row)
-        raise Bad(f"has no field '{name}'. {nearest(name, there)}Fields: {', '.join(there)}")
+        raise Bad(f"has no field '{name}'. {nearest(name, there)}{_fields(row)}")
     value = row[name]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(k.__name__ for k in kinds)
+        wanted = " or ".join(_NAMES.get(k, k.__name__) for k in kinds)
         raise Bad(f"has {_shown(value)} in the field '{name}', where {wanted} is needed")
     return value
+
+
+def no_answer(row: Any, name: str) -> Bad:
+    """A row without the field of its answer outside of the test split."""
+    absent = isinstance(row, Mapping) and name not in row
+    hint = f". {nearest(name, row)}{_fields(row)}" if absent else ""
+    return Bad(f"has no answer in the field '{name}': only the test split may lack it{hint}")
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    return f"Fields: {', '.join(sorted(row)) or 'none'}"
 
 
 def words(row: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -103,11 +103,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad | None]]:
             if array_at_start(file):
                 yield from ((f"element {n}", row) for n, row in array_rows(file, path))
                 return
-            for number, (_, line) in enumerate(lines(file, 0), start=1):
+            for number, (offset, line) in enumerate(lines(file, 0), start=1):
                 row: dict[str, Any] | Bad | None = None
                 if line.removeprefix(BOM if number == 1 else b"").strip():
                     try:
-                        row = parse_row(line)
+                        row = parse_row(line, offset)
                     except Bad as error:
                         row = error
                 yield f"line {number}", row

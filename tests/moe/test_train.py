@@ -203,7 +203,7 @@ def test_parts_of_a_mixture_are_evaluated_each_and_weighted_by_their_rates(confi
     assert set(result.flat()) == {"cross_entropy", "accuracy"} | {
         f"part/{name}/{value}" for name in names for value in ("cross_entropy", "accuracy")
     }
-    assert set(held_out.figure_names(source, None)) == set(result.flat())
+    assert set(held_out.figure_names(source, None, 0.1)) == set(result.flat())
     of_parts = {f"part/{names[0]}/tokens": tokens[0], f"part/{names[1]}/tokens": tokens[1]}
     assert result.everything() == {
         **result.flat(),

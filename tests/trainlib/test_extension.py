@@ -71,7 +71,8 @@ def test_what_cannot_be_loaded_is_explained(own, reference, words):
 @pytest.mark.parametrize("line", ["1 / 0", "raise SystemExit(3)", "import no_such_package", "(("])
 def test_a_module_that_stops_is_explained(own, line):
     (own / "own_code.py").write_text(f"\n\n{line}\n")
-    refused("'own_code' stops with", call=extension.load, reference="own_code:a", key=KEY)
+    words = ["'own_code' stops with", "own_code.py, line 3"]
+    refused(*words, call=extension.load, reference="own_code:a", key=KEY)
 
 
 def test_a_key_that_is_not_checked_loads_nothing(own):

@@ -9,12 +9,14 @@ gzip. N images of H x W pixels are [N, H, W], or [N, H, W, C] with 1 or 3 channe
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -114,6 +116,8 @@ def _split(
             "labels: they are not of one data set, or one is damaged. Get both again."
         )
     _check_labels(labels, marked, len(names) or _MOST_CLASSES)
+    if split == "test" and (trained := files.get(("train", "images"))):
+        _check_alike(pixels, images.shape, trained)
     if not names:
         known = labels
         if split == "test" and (of_training := files.get(("train", "labels"))):
@@ -148,9 +152,15 @@ def _files(root: Path) -> dict[tuple[str, str], Path]:
 def _file(files: dict[tuple[str, str], Path], prefix: str, role: str, root: Path) -> Path:
     if (prefix, role) not in files:
         there = some(sorted(path.name for path in files.values())) or "none of them"
+        hint = ""
+        if prefix == _PREFIX["test"]:
+            hint = (
+                " To evaluate on training images that are held out: --config.data.holdout=0.1 "
+                "--config.data.eval_split=holdout."
+            )
         raise DataError(
             f"{shown(root)} has no file {prefix}-{role}-idx{_DIMENSIONS[role][0]}-ubyte[.gz]. "
-            f"{_expected()} There is: {there}."
+            f"{_expected()} There is: {there}.{hint}"
         )
     return files[prefix, role]
 
@@ -173,6 +183,20 @@ def _check_labels(labels: np.ndarray, path: Path, classes: int) -> None:
         )
 
 
+def _check_alike(path: Path, shape: tuple[int, ...], trained: Path) -> None:
+    """Refuses test images of other sides or channels than the training images have."""
+    with _opened(trained) as stream:
+        header = _header(stream, trained)
+    _check_header(header, trained, "images")
+    own, others = ((*s[1:3], *(s[3:] or (1,))) for s in (shape, header.shape))
+    if own != others:
+        raise DataError(
+            f"{shown(path)} holds images of {_times(own)} numbers and {shown(trained)} of "
+            f"{_times(others)}: they are not of one data set. Give each a folder of its "
+            "own, or images of one size as files (data.source=folder:PATH)."
+        )
+
+
 class _Header(NamedTuple):
     """Type and dimensions of the numbers that follow."""
 
@@ -186,16 +210,23 @@ class _Header(NamedTuple):
 
 def _read(path: Path, role: str) -> tuple[Path, np.ndarray]:
     """The file, and what it holds: images uint8 [N, H, W] or [N, H, W, C], or labels int64 [N]."""
+    with _opened(path) as stream:
+        content = _numbers(stream, path, role)
+    return path, content if role == "images" else content.astype(np.int64)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """A file of numbers, unpacked when it is gzip."""
     with open_regular(path, error=DataError) as file:
         packed = file.peek(2)[:2] == _GZIP
         try:
-            content = _numbers(gzip.GzipFile(fileobj=file) if packed else file, path, role)
+            yield gzip.GzipFile(fileobj=file) if packed else file
         except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
             raise DataError(
                 f"{shown(path)} cannot be unpacked ({shown(str(error))}): it is truncated or "
                 "damaged. Get it again."
             ) from error
-    return path, content if role == "images" else content.astype(np.int64)
 
 
 def _numbers(stream: BinaryIO | gzip.GzipFile, path: Path, role: str) -> np.ndarray:

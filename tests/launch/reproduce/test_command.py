@@ -42,6 +42,9 @@ def test_commands_of_the_papers_scale(capsys):
     assert "--config=st_moe_superglue" in out
     assert "--config.routing.capacity_factor=0.75" in out
     assert out.count("--workdir=DIR") == 8
+    assert run("--paper=st_moe", "--table=5", "--scale=full", "--rows=0.75, eval", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["train 0.75, eval 2.0, aux loss", "train 0.75, eval 2.0, no aux loss"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,12 @@ def test_commands_of_the_papers_scale(capsys):
         (["--paper=aa", "--table=7", "--plan"], "pass --scale=full as well"),
         (["--paper=aa", "--table=7", "--scale=full", "--target=v5e-16"], "pass --plan as well"),
         (["--paper=aa", "--table=7", "--scale=tiny", "--workdir=x", "--seeds=0"], "no number of"),
+        (["--paper=aa", "--table=7", "--cache=x"], "pass --plan as well"),
+        (["--paper=aa", "--table=7", "--rows=none"], "pass --scale as well"),
+        (["--paper=aa", "--table=7", "--seeds=2"], "pass that as well"),
+        (["--paper=aa", "--table=7", "--scale=full", "--workdir=x"], "leave it out"),
+        (["--paper="], "Allowed: aa, sasa, st_moe"),
+        (["--paper=AA"], "Did you mean 'aa'"),
         (["--paper=aa", "--table=7", "--config.steps=3"], "sets its own keys"),
         (["--paper=st_moe", "--table=9", "--scale=tiny", "--workdir=x"], "There is --scale=full"),
         (["--paper=sasa", "--figure=1", "--scale=full"], "a drawing; nothing in it is measured"),

@@ -9,6 +9,7 @@ from launch.reproduce import __main__ as reproduce
 from launch.reproduce import catalog, costs, outcome, runs
 from launch.reproduce.experiment import Measure, Setting
 from trainlib.errors import DataError, run_command
+from trainlib.run.summary import save_summary
 
 TABLE_2 = ("st_moe", "table", "2")
 
@@ -29,7 +30,7 @@ class Loop:
         ]
         (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
         if not self.code:
-            (workdir / "summary.json").write_text("{}")
+            save_summary(workdir, "done", {}, {"step": 1})
         return self.code
 
 
@@ -76,11 +77,65 @@ def test_tables_share_the_runs_that_they_have_in_common(loop, tmp_path):
 
 def test_some_rows_alone_and_what_is_left_out(loop, tmp_path, capsys):
     assert command(tmp_path, "--table=2", "--rows=geglu", "--json") == 0
-    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    data = json.loads(capsys.readouterr().out)
     assert list(data["rows"]) == ["Remove GEGLU"]
     assert data["left_out"] == ["Baseline", "Remove RMS Norm. Scale Param"]
+    assert "--rows=geglu" in (tmp_path / "st_moe_table_2.md").read_text()
     assert command(tmp_path, "--table=2", "--rows=gelu") == 64
     assert "no row of table 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_that_were_trained_before_stay_in_the_table(loop, tmp_path):
+    assert command(tmp_path, "--table=2", "--rows=baseline") == 0
+    assert command(tmp_path, "--table=2", "--rows=geglu") == 0
+    page = (tmp_path / "st_moe_table_2.md").read_text()
+    assert "| Baseline |" in page
+    assert "| Remove GEGLU |" in page
+    assert len(loop.trained) == 2
+
+
+def _spoil(path):
+    path.write_text(f"x\n{path.read_text()}")
+
+
+def _cut(path):
+    path.write_text(path.read_text().splitlines()[0].replace('"step": 1', '"step": 0') + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("metrics.jsonl", _cut, "no line of step 1"),
+        ("metrics.jsonl", _spoil, "damaged lines (1)"),
+        ("metrics.jsonl", lambda path: path.unlink(), "metrics.jsonl"),
+        ("summary.json", lambda path: path.write_text("{}"), "not what the run wrote"),
+        ("cost.json", lambda path: path.write_text('{"cpu_seconds": "x"}'), "else than seconds"),
+    ],
+)
+def test_a_damaged_run_is_named_before_others_are_trained(
+    name, damage, message, loop, tmp_path, capsys
+):
+    assert command(tmp_path, "--table=2", "--rows=geglu") == 0
+    (workdir,) = (tmp_path / "runs").iterdir()
+    damage(workdir / name)
+    capsys.readouterr()
+    assert command(tmp_path, "--table=2") == 65
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert str(workdir) in said
+    assert "Remove" in said
+    assert len(loop.trained) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_training(loop, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/x"):
+        assert command(tmp_path / folder, "--table=2") == 74
+        assert "cannot be made" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "st_moe_table_2.md").mkdir()
+    assert command(tmp_path, "--table=2") == 64
+    assert "is a folder" in " ".join(capsys.readouterr().err.split())
+    assert not loop.trained
 
 
 def test_a_run_that_starts_from_another_trains_that_first_and_once(loop, tmp_path):
@@ -129,6 +184,7 @@ def test_when_a_run_counts_as_stable(tmp_path, evaluated, skipped, stable):
     lines = [{"step": 1, "kind": "train", "skipped": skipped}]
     lines += [{"step": 1, "kind": "eval", "cross_entropy": value} for value in evaluated]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    save_summary(tmp_path, "done", {}, {"step": 1})
     assert runs.Record(Setting("a", "b"), 0, tmp_path).stable == stable
 
 
@@ -152,7 +208,7 @@ def test_a_real_run_is_read_as_it_was_written(tmp_path):
     (record,) = runs.records([setting], 2, tmp_path)
     summary = json.loads((workdir / "summary.json").read_text())
     assert record.percent("top1") == pytest.approx(100 * summary["top1"])
-    assert record.trained("loss") > 0
+    assert (record.trained("loss") or 0) > 0
     assert record.params > 10_000
     assert runs.cost(workdir) > 1
 

@@ -152,6 +152,9 @@ def strange(answers, right):
 def not_a_number(answers, right):
     return float("nan")
 
+def too_large(answers, right):
+    return 10 ** 400
+
 def correlation(answers, right):
     return float("nan") if not answers[0] else 1.0
 
@@ -184,7 +187,8 @@ def test_functions_of_ones_own(module):
         ("listed", r"returns \[1.0\], where a number is needed"),
         ("nothing", "returns no figure"),
         ("strange", "names a figure 'a/b'"),
-        ("not_a_number", "not_a_number is NaN where every answer is right"),
+        ("not_a_number", "not_a_number is nan where every answer is right"),
+        ("too_large", "too_large is inf where every answer is right"),
         ("CONSTANT", "must be a function of answers"),
         ("lenght", "Did you mean 'length'"),
     ],

@@ -354,7 +354,7 @@ def test_long_inputs_are_cut_and_counted(config_of, capsys):
     config.routing.capacity_factor_eval = 4.0
     tasks = Tasks(plan_lib.make(config, one_device()))
     assert {"score/cb/f1", "score/copa/accuracy", "score/mean"} < set(
-        held_out.figure_names(make_source(config.data, "holdout"), tasks)
+        held_out.figure_names(make_source(config.data, "holdout"), tasks, 0.1)
     )
     long = [e for e in tasks.examples["copa"] if len(e.inputs) > 99]
     assert tasks.truncated >= len(long) > 0

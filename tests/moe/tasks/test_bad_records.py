@@ -34,7 +34,7 @@ BAD = [
         "boolq",
         "BoolQ/train.jsonl",
         BOOLQ | {"idx": "0"},
-        "'0' in the field 'idx', where int is needed",
+        "'0' in the field 'idx', where a whole number is needed",
     ),
     (
         "record",
@@ -52,7 +52,7 @@ BAD = [
         "record",
         "ReCoRD/train.jsonl",
         RECORD | {"passage": RECORD["passage"] | {"entities": "Ann"}},
-        "'Ann' in the field 'entities', where list is needed",
+        "'Ann' in the field 'entities', where a list is needed",
     ),
     (
         "record",
@@ -64,13 +64,13 @@ BAD = [
         "multirc",
         "MultiRC/train.jsonl",
         MULTIRC | {"passage": MULTIRC["passage"]["text"]},
-        "in the field 'passage', where dict is needed",
+        "in the field 'passage', where an object is needed",
     ),
     (
         "wsc",
         "WSC/train.jsonl",
         WSC | {"target": WSC["target"] | {"span2_index": "12"}},
-        "'12' in the field 'span2_index', where int is needed",
+        "'12' in the field 'span2_index', where a whole number is needed",
     ),
     (
         "boolq",
@@ -186,7 +186,7 @@ OF_TFDS = [
     ("boolq", {"passage": b" "}, "an empty field 'passage'"),
     ("boolq", {"label": np.int64(2)}, "the label 2, which is none of 0 to 1"),
     ("boolq", {"label": np.int64(-1)}, "no answer in the field 'label'"),
-    ("boolq", {"idx": b"0"}, "'0' in the field 'idx', where int is needed"),
+    ("boolq", {"idx": b"0"}, "'0' in the field 'idx', where a whole number is needed"),
     ("boolq", {"question": b"\xff"}, "is not UTF-8"),
     ("record", {"answers": np.asarray([b"Zoe"], object)}, "'Zoe', which is not in the passage"),
     ("record", {"entities": np.asarray([], object)}, "names no entities"),

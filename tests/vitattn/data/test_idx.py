@@ -178,6 +178,20 @@ def test_what_unpacks_to_more_than_it_announces_takes_no_memory(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 3)])
+def test_test_images_of_another_shape_are_refused(tmp_path, shape):
+    written(tmp_path, names=("train",), counts=(12,))
+    c = written(tmp_path, names=("t10k",), counts=(4,), shape=shape)
+    with pytest.raises(DataError, match=r"t10k-images.*train-images.* of 6 x 5 x 1: they are not"):
+        make_source(c, "test")
+
+
+def test_grey_images_with_and_without_a_channel_are_alike(tmp_path):
+    written(tmp_path, names=("train",), counts=(12,))
+    c = written(tmp_path, names=("t10k",), counts=(4,), shape=(6, 5, 1))
+    assert len(make_source(c, "test")) == 4
+
+
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(ConfigError, match=r"needs a folder: .*idx:DIR"):
         make_source(config(source="idx"), "train")
@@ -186,7 +200,8 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(DataError, match=r"no file train-images-idx3-ubyte.*There is: none of them"):
         make_source(config(source=f"idx:{tmp_path}"), "train")
     written(tmp_path, names=("train",), counts=(12,))
-    with pytest.raises(DataError, match=r"no file t10k-images-idx3-ubyte\[\.gz\]"):
+    missing = r"no file t10k-images-idx3-ubyte\[\.gz\].*data\.holdout=0\.1 .*eval_split=holdout"
+    with pytest.raises(DataError, match=missing):
         make_source(config(source=f"idx:{tmp_path}"), "test")
     assert len(make_source(config(source=f"idx:{tmp_path}"), "train")) == 12
 
