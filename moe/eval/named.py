@@ -282,4 +282,4 @@ def _figure(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # an int of Python has no largest value
-        return math.inf if int(value) > 0 else -math.inf
+        raise ConfigError(f"{KEY}: {name} returns a number that no float can hold.") from None

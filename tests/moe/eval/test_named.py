@@ -152,6 +152,9 @@ def strange(answers, right):
 def not_a_number(answers, right):
     return float("nan")
 
+def unbounded(answers, right):
+    return float("inf")
+
 def too_large(answers, right):
     return 10 ** 400
 
@@ -188,7 +191,8 @@ def test_functions_of_ones_own(module):
         ("nothing", "returns no figure"),
         ("strange", "names a figure 'a/b'"),
         ("not_a_number", "not_a_number is nan where every answer is right"),
-        ("too_large", "too_large is inf where every answer is right"),
+        ("unbounded", "unbounded is inf where every answer is right"),
+        ("too_large", "returns a number that no float can hold"),
         ("CONSTANT", "must be a function of answers"),
         ("lenght", "Did you mean 'length'"),
     ],
