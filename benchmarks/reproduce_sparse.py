@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from benchmarks.harness import cpu_clock, sweep
 from configs.common import load
 from launch import cli
+from trainlib import commands
 from trainlib.errors import ConfigError, DataError, shown
 
 CONFIG = "configs/reproduce_sparse.py"
@@ -142,8 +143,8 @@ def pieces(folder: Path, overrides: dict[str, str], *, train: bool = True) -> Pa
         import sentencepiece  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise ConfigError(
-            "A vocabulary of pieces needs the package sentencepiece: pip install sentencepiece, or "
-            "leave it out with --vocabularies=bytes."
+            "A vocabulary of pieces needs the package sentencepiece: "
+            f"{commands.install('text')}, or leave it out with --vocabularies=bytes."
         ) from None
     print(f"training a vocabulary of {size:,} pieces: {path}", flush=True)
     lines = (

@@ -91,6 +91,12 @@ class Chosen(NamedTuple):
 
 
 OFF = Chosen()
+# Key -> those of which one at least has to be on, or the key does nothing.
+_SWITCHES = {
+    "mix_probability": ("mixup", "cutmix"),
+    **dict.fromkeys(("rand_augment_magnitude", "rand_augment_deviation"), ("rand_augment",)),
+    **dict.fromkeys(("erase_area", "erase_aspect", "erase_fill"), ("erase",)),
+}
 
 
 def mixes(config: ConfigDict) -> bool:
@@ -134,10 +140,11 @@ def check(config: ConfigDict, batch_size: int, hosts: int = 1) -> None:
       hosts: that share it.
 
     Raises:
-      ConfigError: a range ends before it begins, the batch cannot hold each record so often, or has
-        no pairs to mix.
+      ConfigError: a range ends before it begins, a key does nothing, the batch cannot hold each
+        record so often, or has no pairs to mix.
     """
     chosen(config, 0)
+    _check_switches(config)
     repeats, share = config.repeats, batch_size // hosts
     if batch_size % repeats:
         raise ConfigError(
@@ -159,6 +166,26 @@ def check(config: ConfigDict, batch_size: int, hosts: int = 1) -> None:
             f"data.repeats={repeats} fills the batch of {batch_size} with one record, and "
             f"data.{name}={getattr(config, name):g} would mix it with itself. Use fewer repeats, a "
             f"larger batch_size, or data.{name}=0."
+        )
+
+
+def _check_switches(config: ConfigDict) -> None:
+    """Refuses keys that were set for an augmentation that is off."""
+    for name, switches in _SWITCHES.items():
+        value, default = getattr(config, name), KEYS[name][0]
+        if value != default and not any(getattr(config, switch) for switch in switches):
+            raise ConfigError(
+                f"data.{name}={value} changes nothing while "
+                f"{' and '.join(f'data.{switch}=0' for switch in switches)}, which is off. Turn "
+                f"it on with --config.data.{switches[0]}, or leave data.{name} at {default}."
+            )
+    if config.cutmix_probability != KEYS["cutmix_probability"][0] and not (
+        config.mixup and config.cutmix
+    ):
+        raise ConfigError(
+            f"data.cutmix_probability={config.cutmix_probability:g} divides mixed images between "
+            "data.mixup and data.cutmix, and they are not both on. Set both, or leave it at "
+            f"{KEYS['cutmix_probability'][0]:g}."
         )
 
 

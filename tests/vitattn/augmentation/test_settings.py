@@ -62,6 +62,10 @@ def test_a_value_out_of_range(values, words):
         ({"cutmix": 1.0, "repeats": 4}, 4, ["data.cutmix=1", "with itself"]),
         ({"erase_area": (0.5, 0.1), "erase": 0.5}, 96, ["data.erase_area=0.1,0.5"]),
         ({"erase_aspect": (2.0, 1.0)}, 96, ["data.erase_aspect=1,2"]),
+        ({"mix_probability": 0.5}, 96, ["changes nothing while data.mixup=0 and data.cutmix=0"]),
+        ({"rand_augment_magnitude": 5.0}, 96, ["data.rand_augment=0", "data.rand_augment,"]),
+        ({"erase_fill": "constant"}, 96, ["--config.data.erase", "or leave data.erase_fill"]),
+        ({"mixup": 0.2, "cutmix_probability": 0.3}, 96, ["not both on"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_read(values, batch_size, words):
