@@ -65,9 +65,8 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(
         "python -m benchmarks.reproduce_stability", "Compare stability interventions."
     )
-    parser.add_argument("--runs", default="runs/reproduce_stability", type=Path, metavar="DIR")
+    sweep.add_flags(parser, "runs/reproduce_stability", seeds=6)
     parser.add_argument("--setting", default="rough", metavar="NAME", help=", ".join(SETTINGS))
-    parser.add_argument("--seeds", default=6, type=int, metavar="N", help="seeds of each setting")
     args, overrides = cli.parse(parser, argv)
     if args.setting not in SETTINGS:
         raise one_of("--setting", args.setting, SETTINGS)
@@ -153,7 +152,8 @@ def agreement(results: list[dict[str, Any]]) -> tuple[float, int]:
     ]
     if len(pairs) < 2:
         return math.nan, len(pairs)
-    return float(kendalltau(*zip(*pairs, strict=True)).statistic), len(pairs)
+    found: Any = kendalltau(*zip(*pairs, strict=True))  # scipy has no types
+    return float(found.statistic), len(pairs)
 
 
 def plot(results: list[dict[str, Any]], folder: Path) -> Path:

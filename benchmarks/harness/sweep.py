@@ -32,10 +32,11 @@ class Run:
     workdir: Path
 
 
-def add_flags(parser: cli.Parser, folder: str) -> None:
-    """Adds `--runs`, which `folder` stands for, and `--seeds`."""
+def add_flags(parser: cli.Parser, folder: str, seeds: int = 3) -> None:
+    """Adds `--runs`, which `folder` stands for, and `--seeds`, which are so many."""
     cli.add_path(parser, "--runs", default=folder, metavar="DIR", help="where the runs are kept")
-    parser.add_argument("--seeds", default=3, type=cli.seeds, metavar="N", help="of each kind (3)")
+    help = f"of each kind ({seeds})"
+    parser.add_argument("--seeds", default=seeds, type=cli.seeds, metavar="N", help=help)
 
 
 def named(flag: str, text: str, known: Collection[str]) -> list[str]:
