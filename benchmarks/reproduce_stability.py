@@ -107,6 +107,7 @@ def measured(run: sweep.Run) -> dict[str, Any]:
         "max_logit": max(logits),
         "curve": curve,
         "train": [(line["step"], line["cross_entropy"]) for line in steps],
+        **sweep.cost(run),
         "workdir": str(run.workdir),
     }
 
