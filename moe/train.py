@@ -143,9 +143,9 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     )
     if session.complete:
         return session.report_complete()
-    if not (
-        session.state or config.init_from or config.upcycle.workdir
-    ):  # what those refuse is said at once
+    if not (session.state or config.init_from or config.upcycle.workdir):
+        finetune.check_learns(plan)
+        # With those, what is refused is said before anything is compiled.
         train_step = compiled_ahead(train_step, plan.abstract_state(), abstract_batch(plan))
     state = session.state or first_state(plan)
     session.announce(opening(plan, data, session.start))

@@ -97,6 +97,25 @@ def test_subsets_that_do_not_exist_are_refused(config_of):
         plan_lib.make(dense, one_device())
 
 
+def test_weights_that_would_stay_random_are_refused_by_the_keys_that_freeze_them(config_of):
+    finetune.check_learns(plan_lib.make(config_of(), one_device()))
+    frozen = config_of(train="non_moe")
+    frozen.finetune.frozen_dtype = "int8"
+    frozen.optimizer.frozen = ("^embedding",)
+    with pytest.raises(ConfigError, match="weights stay as they start") as error:
+        finetune.check_learns(plan_lib.make(frozen, one_device()))
+    advice = str(error.value).rpartition("learn with ")[2].rstrip(".").split()
+    assert advice == [
+        "--config.finetune.train=all",
+        "--config.finetune.frozen_dtype=float32",
+        "--config.optimizer.frozen=",
+    ]
+    adapted = config_of()
+    adapted.finetune.lora.rank = 2
+    with pytest.raises(ConfigError, match=r"finetune\.lora\.rank=2 .* --config\.init_from=DIR"):
+        finetune.check_learns(plan_lib.make(adapted, one_device()))
+
+
 @pytest.mark.slow
 def test_non_moe_allocates_nothing_for_experts_and_leaves_them_bit_identical(config_of):
     """AdamW keeps two numbers a learned weight and nothing of the others; the compiled step needs
