@@ -437,7 +437,7 @@ def _architecture() -> Known:
     yield (
         "table 16",
         {
-            **_pretrained(rows, tuple(few), 5, tiny=few),
+            **_pretrained(rows, tuple(few), 9, tiny=few),
             "note": "the paper says neither where a dense model has extra layers nor which places "
             "were drawn: read as the blocks that the sparse model makes sparse, and as blocks "
             "without experts, drawn with seed 0",

@@ -209,6 +209,7 @@ def draw(result: dict[str, Any], experiment: Experiment, path: Path) -> Path | N
                 axes.plot(dots, [height] * len(dots), "o", color=colour, markersize=4)
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(alpha=0.3)
         axes.margins(x=0.15)
     for axes in places[len(panels) :]:
