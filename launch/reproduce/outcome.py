@@ -13,9 +13,9 @@ from typing import Any
 
 from launch.reproduce.experiment import Experiment, Measure
 from launch.reproduce.runs import Record, cost
-from trainlib.errors import StorageError, shown
 from trainlib.files import check_target, save_picture, write_atomically
 from trainlib.papers.exhibit import number
+from trainlib.run import workdir
 
 _ACROSS = 4  # panels in a row of a picture
 _COSTS = ("parameters", "GFLOP")  # beginnings of columns that are not drawn
@@ -153,13 +153,7 @@ def check_folder(experiment: Experiment, folder: Path) -> None:
       ConfigError: something other than a file has the name of one that is written.
       StorageError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"--workdir={shown(folder)} cannot be made: {error.strerror}. Choose a directory that "
-            "you may write to."
-        ) from None
+    workdir.make(folder)
     for path in _files(experiment, folder):
         check_target(path)
 

@@ -93,12 +93,11 @@ def _is_beside(entry: os.DirEntry[str]) -> bool:
     return hidden_or_note and name not in (*_FILES, *_FOLDERS) and entry.is_file()
 
 
-def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Checkpoints:
-    """Makes the workdir, takes its lock and opens its checkpoints; closing them gives it back.
+def make(workdir: Path) -> None:
+    """Makes the directory that `--workdir` names.
 
     Raises:
-      ConfigError: another run is at work there, or it is no workdir, see `check_workdir`.
-      StorageError: the directory cannot be made or written.
+      StorageError: it cannot be made.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -107,6 +106,16 @@ def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Check
             f"--workdir={shown(workdir)} cannot be made: {error.strerror}. Choose a directory that "
             "you may write to."
         ) from None
+
+
+def open_workdir(config: ConfigDict, workdir: Path, abstract: Abstract) -> Checkpoints:
+    """Makes the workdir, takes its lock and opens its checkpoints; closing them gives it back.
+
+    Raises:
+      ConfigError: another run is at work there, or it is no workdir, see `check_workdir`.
+      StorageError: the directory cannot be made or written.
+    """
+    make(workdir)
     check_workdir(workdir)
     options = config.checkpoint
     checkpoints = Checkpoints(
