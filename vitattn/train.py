@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from trainlib.data.folders import once
 from trainlib.data.order import split_facts
-from trainlib.errors import ConfigError, DataError
+from trainlib.errors import DataError
 from trainlib.model.weights import Arrays
 from trainlib.run import peers
 from trainlib.run.curves import curves
@@ -21,7 +21,7 @@ from trainlib.run.session import Session
 from trainlib.run.workdir import check_best
 from trainlib.step import step, train_state
 from trainlib.step.ahead import compiled_ahead
-from trainlib.step.plan import Plan
+from trainlib.step.plan import Plan, check_learns
 from trainlib.step.profile import Steps
 from trainlib.step.schedules import settle_epochs
 from trainlib.step.step import Batch
@@ -82,7 +82,8 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
         return session.report_complete()
     # What a start from elsewhere refuses is said at once, and not after the compilation.
     if not (session.state or config.init_from):
-        check_learns(plan)
+        frozen = list(config.optimizer.frozen)
+        check_learns(plan, {"optimizer.frozen": (frozen, [])})
         train_step = compiled_ahead(train_step, plan.abstract_state(), abstract_batch(plan))
     state = session.state or first_state(plan, splits.names)
     if session.main:
@@ -107,22 +108,6 @@ def run(config: ConfigDict, workdir: Path, profile: Steps | None = None) -> int:
     if session.main:
         report(session, batches.bad)
     return 0
-
-
-def check_learns(plan: Plan[ModelConfig]) -> None:
-    """Of a run that starts from new weights.
-
-    Raises:
-      ConfigError: weights would stay as they are drawn at random.
-    """
-    weights, learn = len(plan.abstract.params), len(plan.trained)
-    if learn < weights:
-        raise ConfigError(
-            f"optimizer.frozen={list(plan.config.optimizer.frozen)} keeps {weights - learn} of "
-            f"{weights} weights as they start, and without init_from they start at random. Name "
-            "weights with --config.init_from=DIR, or let all of them learn with "
-            "--config.optimizer.frozen=."
-        )
 
 
 def first_state(plan: Plan[ModelConfig], names: Names) -> TrainState:

@@ -22,8 +22,8 @@ from moe.start.tuned import is_adapter, is_expert
 from trainlib.checkpoint.checkpoints import Checkpoints, to_flat
 from trainlib.checkpoint.find import find
 from trainlib.errors import CheckpointError, ConfigError
-from trainlib.keys import brief
 from trainlib.run.progress import summary
+from trainlib.step import plan as plan_lib
 from trainlib.step.plan import Plan
 from trainlib.step.train_state import TrainState, first_average
 
@@ -81,29 +81,15 @@ def start(plan: Plan[Architecture], state: TrainState) -> tuple[TrainState, str]
 
 
 def check_learns(plan: Plan[Architecture]) -> None:
-    """Of a run that starts from new weights.
-
-    Raises:
-      ConfigError: weights would stay as they are drawn at random.
-    """
-    weights, learn = len(plan.abstract.params), len(plan.trained)
-    if learn == weights:
-        return
-    tune, patterns = plan.config.finetune, list(plan.config.optimizer.frozen)
-    set_by = {
+    """Of a run that starts from new weights; see `trainlib.step.plan.check_learns`."""
+    tune = plan.config.finetune
+    freezing = {
         "finetune.lora.rank": (tune.lora.rank, 0),
         "finetune.train": (tune.train, "all"),
         "finetune.frozen_dtype": (tune.frozen_dtype, "float32"),
-        "optimizer.frozen": (patterns, []),
+        "optimizer.frozen": (list(plan.config.optimizer.frozen), []),
     }
-    named = {key: pair for key, pair in set_by.items() if pair[0] != pair[1]}
-    keys = " and ".join(f"{key}={brief(value)}" for key, (value, _) in named.items())
-    way = " ".join(f"--config.{key}={'' if off == [] else off}" for key, (_, off) in named.items())
-    raise ConfigError(
-        f"With {keys} {weights - learn} of {weights} weights stay as they start, and without "
-        "init_from they start at random. Name a run or an import with --config.init_from=DIR, or "
-        f"let all of them learn with {way}."
-    )
+    plan_lib.check_learns(plan, freezing)
 
 
 def _kept(plan: Plan[Architecture]) -> list[tuple[str, str]]:

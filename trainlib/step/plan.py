@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from trainlib.errors import ConfigError
+from trainlib.keys import brief
 from trainlib.model.weights import Abstract
 from trainlib.sharding import rules as sharding
 from trainlib.sharding.rules import Rules
@@ -65,3 +67,28 @@ class Plan(Generic[Model]):
     def abstract_state(self) -> TrainState:
         """The train state as shapes with shardings."""
         return train_state.abstract_state(self.abstract, self.optimizer, self.shardings)
+
+
+def check_learns(plan: Plan[Model], freezing: Mapping[str, tuple[Any, Any]]) -> None:
+    """Of a run that starts from new weights.
+
+    Args:
+      plan: of the run.
+      freezing: keys that keep weights as they are -> their values here, and with which they do not.
+
+    Raises:
+      ConfigError: weights would stay as they are drawn at random.
+    """
+    weights, learn = len(plan.abstract.params), len(plan.trained)
+    if learn == weights:
+        return
+    changed = {key: (value, off) for key, (value, off) in freezing.items() if value != off}
+    keys = " and ".join(f"{key}={brief(value)}" for key, (value, _) in changed.items())
+    way = " ".join(
+        f"--config.{key}={'' if off == [] else off}" for key, (_, off) in changed.items()
+    )
+    raise ConfigError(
+        f"With {keys} {weights - learn} of {weights} weights stay as they start, and without "
+        "init_from they start at random. Name a run or an import with --config.init_from=DIR, or "
+        f"let all of them learn with {way}."
+    )
