@@ -26,7 +26,11 @@ from typing import Any
 
 from benchmarks.harness import sweep
 from launch import cli
+from launch.reproduce.experiment import Setting
+from launch.reproduce.runs import Record
+from moe.papers.stability import stability
 from trainlib.errors import one_of
+from trainlib.papers.exhibit import number
 
 CONFIG = "configs/st_moe_stability.py"
 SETTINGS = {
@@ -44,18 +48,18 @@ SETTINGS = {
     },
     "calm": {},
 }
-# Variant -> (title, stable runs of the paper, quality there: negative log perplexity).
+# Variant -> its title, and its row in tables 2 to 4 of the paper.
 KINDS = {
-    "": ("baseline", "4/6", -1.755),
-    "z_loss": ("router z-loss", "3/3", -1.741),
-    "jitter": ("input jitter 1e-2", "3/3", -1.777),
-    "dropout": ("dropout 0.1", "3/3", -1.822),
-    "relu": ("no GEGLU", "3/3", -1.849),
-    "no_scale": ("no RMSNorm scale", "3/3", -2.020),
-    "clip": ("update clip 0.1", "3/3", -4.206),
+    "": ("baseline", "Baseline"),
+    "z_loss": ("router z-loss", "Router Z-Loss"),
+    "jitter": ("input jitter 1e-2", "Input jitter (1e-2)"),
+    "dropout": ("dropout 0.1", "Dropout (0.1)"),
+    "relu": ("no GEGLU", "Remove GEGLU"),
+    "no_scale": ("no RMSNorm scale", "Remove RMS Norm. Scale Param"),
+    "clip": ("update clip 0.1", "Update clipping (clip = 0.1)"),
 }
+PUBLISHED = {label: cells for exhibit in stability() for label, cells in exhibit.rows}
 COLUMNS = ("setting", "stable", "mean of stable", "sd", "each seed", "largest |logit|", "paper")
-MARGIN = 0.1  # nats above the best evaluation at which a run no longer counts as stable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,22 +95,15 @@ def planned(folder: Path, kind: str, seed: int, overrides: dict[str, str]) -> sw
 
 def measured(run: sweep.Run) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
-    from trainlib.run.metric_writers import read
-
-    lines = list(read(run.workdir / "metrics.jsonl"))
-    steps = [line for line in lines if line["kind"] == "train"]
-    curve = [(r["step"], r["cross_entropy"]) for r in lines if r["kind"] == "eval"]
-    last, best = curve[-1][1], min(value for _, value in curve)
-    finite = math.isfinite(last) and not any(line["skipped"] for line in steps)
-    logits = [v for line in steps for n, v in line.items() if n.endswith("/max_logit")]
+    record = Record(Setting(run.kind, CONFIG), run.seed, run.workdir)
     return {
         "kind": run.kind,
         "seed": run.seed,
-        "stable": finite and last <= best + MARGIN,
-        "cross_entropy": last,
-        "max_logit": max(logits),
-        "curve": curve,
-        "train": [(line["step"], line["cross_entropy"]) for line in steps],
+        "stable": bool(record.stable),
+        "cross_entropy": record.last("cross_entropy"),
+        "max_logit": record.largest("max_logit"),
+        "curve": record.curve("cross_entropy", "eval"),
+        "train": record.curve("cross_entropy", "train"),
         **sweep.cost(run),
         "workdir": str(run.workdir),
     }
@@ -115,7 +112,7 @@ def measured(run: sweep.Run) -> dict[str, Any]:
 def print_table(results: list[dict[str, Any]]) -> None:
     """Prints stable runs, mean and spread over the stable ones, and every seed."""
     rows: list[tuple[str, ...]] = [COLUMNS]
-    for kind, (title, stable_there, quality) in KINDS.items():
+    for kind, (title, row) in KINDS.items():
         runs = [result for result in results if result["kind"] == kind]
         stable = stable_qualities(results, kind)
         rows.append(
@@ -126,7 +123,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
                 f"{statistics.stdev(stable):.3f}" if len(stable) > 1 else "-",
                 ", ".join(f"{-r['cross_entropy']:.3f}" for r in runs),
                 f"{max(r['max_logit'] for r in runs):.1f}",
-                f"{stable_there}  {quality:.3f}",
+                "  ".join(PUBLISHED[row]),
             )
         )
     print("\nNegative held-out cross-entropy (nats a token) after the last step")
@@ -147,8 +144,8 @@ def agreement(results: list[dict[str, Any]]) -> tuple[float, int]:
     from scipy.stats import kendalltau
 
     pairs = [
-        (statistics.mean(stable), quality)
-        for kind, (_, _, quality) in KINDS.items()
+        (statistics.mean(stable), number(PUBLISHED[row][1]))
+        for kind, (_, row) in KINDS.items()
         if (stable := stable_qualities(results, kind))
     ]
     if len(pairs) < 2:
@@ -166,12 +163,12 @@ def plot(results: list[dict[str, Any]], folder: Path) -> Path:
     for axes, curve, title in zip(
         panels, ("train", "curve"), ("training", "held out"), strict=True
     ):
-        for number, (kind, (label, *_)) in enumerate(KINDS.items()):
+        for place, (kind, (label, _)) in enumerate(KINDS.items()):
             for result in results:
                 if result["kind"] == kind:
                     steps, values = zip(*result[curve], strict=True)
                     name = label if result["seed"] == 0 else None
-                    axes.plot(steps, values, color=f"C{number}", alpha=0.6, lw=1, label=name)
+                    axes.plot(steps, values, color=f"C{place}", alpha=0.6, lw=1, label=name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
